@@ -1,0 +1,1 @@
+"""Meta-learning, ensembles and per-sample gradients on ``torch.func``."""

@@ -1,0 +1,124 @@
+"""Inner-loop optimisers as pure pairs of functions.
+
+``init(params) -> state`` and ``update(grads, state, params) -> (updates, state)``; the caller adds
+the updates. Nothing is written in place, so a pair works inside ``vmap`` and can be differentiated
+through. The interface is that of optax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core.tree import tree_map
+from metalearn.errors import SettingError
+
+__all__ = ["InnerOptimizer", "adam", "sgd"]
+
+
+@dataclass(frozen=True)
+class InnerOptimizer:
+    """A pure optimiser: ``init(params)`` and ``update(grads, state, params)``."""
+
+    init: Callable[[Any], Any]
+    update: Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def sgd(lr: float | Tensor, *, momentum: float = 0.0, weight_decay: float = 0.0) -> InnerOptimizer:
+    """Gradient descent: ``m ← momentum · m + (g + weight_decay · θ)``, update ``−lr · m``.
+
+    Args:
+        lr: step size, above 0; a scalar tensor may require gradients.
+        momentum: in [0, 1); the convention of ``torch.optim.SGD`` without dampening.
+        weight_decay: factor of the L2 term, at least 0.
+
+    Raises:
+        SettingError: a value outside its range.
+    """
+    _check_lr(lr)
+    _check_unit("momentum", momentum)
+    _check_not_negative("weight_decay", weight_decay)
+
+    def init(params: Any) -> Any:
+        return tree_map(torch.zeros_like, params) if momentum else ()
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        if weight_decay:
+            grads = tree_map(lambda g, p: g + weight_decay * p, grads, params)
+        if momentum:
+            state = grads = tree_map(lambda m, g: momentum * m + g, state, grads)
+        return tree_map(lambda g: -lr * g, grads), state
+
+    return InnerOptimizer(init, update)
+
+
+def adam(
+    lr: float | Tensor,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    eps_root: float = 1e-16,
+) -> InnerOptimizer:
+    """Adam: update ``−lr · m̂ / (√(v̂ + eps_root) + eps)`` with bias-corrected moments m̂, v̂.
+
+    ``eps_root`` keeps the derivative of the root finite where a gradient is exactly zero; without
+    it the second order is NaN there.
+
+    Args:
+        lr: step size, above 0; a scalar tensor may require gradients.
+        betas: decay of the first and second moment, each in [0, 1).
+        eps: added to the root, at least 0.
+        eps_root: added under the root, above 0.
+
+    Raises:
+        SettingError: a value outside its range.
+
+    Source: Kingma and Ba, "Adam", ICLR 2015.
+    """
+    _check_lr(lr)
+    beta1, beta2 = betas
+    _check_unit("betas[0]", beta1)
+    _check_unit("betas[1]", beta2)
+    _check_not_negative("eps", eps)
+    if not eps_root > 0:
+        raise SettingError("eps_root", eps_root, "a number above 0 is needed")
+
+    def init(params: Any) -> Any:
+        return 0, tree_map(torch.zeros_like, params), tree_map(torch.zeros_like, params)
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        count, first, second = state
+        count = count + 1
+        first = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, first, grads)
+        second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, second, grads)
+        correction1, correction2 = 1 - beta1**count, 1 - beta2**count
+
+        def step(m: Tensor, v: Tensor) -> Tensor:
+            root = torch.sqrt(v / correction2 + eps_root)
+            return -lr * (m / correction1) / (root + eps)
+
+        return tree_map(step, first, second), (count, first, second)
+
+    return InnerOptimizer(init, update)
+
+
+def _check_lr(lr: float | Tensor) -> None:
+    if isinstance(lr, Tensor):
+        if lr.ndim:
+            raise SettingError("lr", list(lr.shape), "a number or a scalar tensor is needed")
+    elif not lr > 0 or lr == float("inf"):
+        raise SettingError("lr", lr, "a finite number above 0 is needed")
+
+
+def _check_unit(setting: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise SettingError(setting, value, "a number in [0, 1) is needed")
+
+
+def _check_not_negative(setting: str, value: float) -> None:
+    if not value >= 0:
+        raise SettingError(setting, value, "a number of at least 0 is needed")

@@ -1,0 +1,120 @@
+"""From an ``nn.Module`` to a pure function of its parameters.
+
+What a pure function cannot do (keep running statistics, draw from the global random state) is
+refused here, with the layer's name and what to do instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import UninitializedTensorMixin
+
+from metalearn.errors import SettingError
+
+__all__ = ["Norm", "convert_norm", "functionalize"]
+
+Norm = Literal["batch_stats", "group"]
+
+Apply = Callable[..., Any]
+
+
+def functionalize(
+    module: nn.Module, *, vectorize: bool = True
+) -> tuple[Apply, dict[str, Tensor], dict[str, Tensor]]:
+    """Split a module into a pure function, its parameters and its buffers.
+
+    ``apply(params, buffers, *args, **kwargs)`` equals ``module(*args, **kwargs)`` with those
+    values. The trees hold detached tensors that share storage with the module, so an optimiser
+    that steps the module's parameters in place steps them too. Tied weights appear once. Attention
+    runs on torch's MATH backend, the one that has second derivatives.
+
+    Args:
+        module: any module whose forward pass is a function of its parameters, buffers and inputs.
+        vectorize: whether the function is meant for ``vmap``; with False, recurrent layers that
+            vmap cannot take are let through.
+
+    Raises:
+        SettingError: a layer that cannot work, by name, with what to do instead.
+    """
+    for name, layer in module.named_modules():
+        reason = _refusal(layer, vectorize)
+        if reason:
+            raise SettingError(f"module[{name}]", type(layer).__name__, reason)
+    params = {name: p.detach() for name, p in module.named_parameters()}
+    buffers = {name: b.detach() for name, b in module.named_buffers()}
+
+    def apply(params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return functional_call(module, (params, buffers), args, kwargs)
+
+    return apply, params, buffers
+
+
+def convert_norm(module: nn.Module, norm: Norm) -> nn.Module:
+    """A copy of the module in which batch and instance norms that keep running statistics do not.
+
+    Args:
+        module: left as it is.
+        norm: ``"batch_stats"`` keeps each layer and normalises with the statistics of the batch
+            at hand (as MAML does); ``"group"`` puts GroupNorm in its place, with as many groups,
+            at most 8, as divide the channels. Scale and shift are kept.
+
+    Raises:
+        SettingError: an unknown norm.
+    """
+    if norm not in get_args(Norm):
+        raise SettingError("norm", norm, f"one of {', '.join(get_args(Norm))} is needed")
+    converted = copy.deepcopy(module)
+    for name, layer in list(converted.named_modules()):
+        if isinstance(layer, _NormBase) and layer.track_running_stats:
+            new = _without_running_stats(layer, norm)
+            if not name:
+                return new
+            parent, _, child = name.rpartition(".")
+            setattr(converted.get_submodule(parent), child, new)
+    return converted
+
+
+def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
+    """Why a layer cannot work and what to do instead; None where it can."""
+    if isinstance(layer, _NormBase) and layer.track_running_stats and layer.training:
+        return (
+            "running statistics are written in place, which a pure function cannot do; "
+            "set track_running_stats=False, or convert with convert_norm(module, 'batch_stats') "
+            "or 'group' (maml.norm=batch_stats, maml.norm=group)"
+        )
+    if isinstance(layer, nn.AlphaDropout | _DropoutNd) and layer.training and layer.p > 0:
+        return (
+            f"dropout with p={layer.p} draws from the global random state; "
+            "set p=0 or put the layer in eval mode"
+        )
+    if vectorize and isinstance(layer, nn.RNNBase):
+        return (
+            f"vmap cannot take fused recurrent layers; loop over nn.{type(layer).__name__}Cell, "
+            "or run tasks in a plain loop with vectorize=False (maml.vectorize=false)"
+        )
+    if any(isinstance(p, UninitializedTensorMixin) for p in layer.parameters(recurse=False)):
+        return "a lazy layer has no parameters yet; run one batch through the module first"
+    return None
+
+
+def _without_running_stats(layer: _NormBase, norm: Norm) -> nn.Module:
+    if norm == "group":
+        groups = math.gcd(layer.num_features, 8)
+        new: nn.Module = nn.GroupNorm(groups, layer.num_features, layer.eps, layer.affine)
+        if layer.affine:
+            new.load_state_dict({"weight": layer.weight, "bias": layer.bias})
+            new = new.to(layer.weight.device, layer.weight.dtype)
+        return new
+    layer.track_running_stats = False
+    layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return layer

@@ -1,0 +1,103 @@
+"""Arithmetic and names over parameter trees.
+
+A tree is any nesting of dicts, lists, tuples and named tuples with tensors at its leaves.
+Axes: P parameters (all elements of all leaves).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metalearn.errors import SettingError
+
+__all__ = [
+    "add_scaled",
+    "flatten",
+    "global_norm",
+    "is_finite",
+    "leaf_names",
+    "leaves",
+    "match_names",
+    "scale",
+    "tree_map",
+    "unflatten",
+]
+
+TreeSpec = pytree.TreeSpec
+
+
+def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Apply ``function`` to the leaves of one tree, or leaf by leaf to several of one shape."""
+    return pytree.tree_map(function, tree, *rest)
+
+
+def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
+    """Leaves in a fixed order, and the shape of the tree."""
+    return pytree.tree_flatten(tree)
+
+
+def unflatten(values: Sequence[Any], spec: TreeSpec) -> Any:
+    """The tree of shape ``spec`` with ``values`` as its leaves; inverse of `flatten`."""
+    return pytree.tree_unflatten(values, spec)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """Leaves in the order of `flatten`."""
+    return pytree.tree_leaves(tree)
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Dotted names of the leaves: ``{"a": [x, y]}`` gives ``["a.0", "a.1"]``."""
+    paths, _ = pytree.tree_flatten_with_path(tree)
+    return [".".join(_key_name(key) for key in path) for path, _ in paths]
+
+
+def match_names(tree: Any, patterns: str | Sequence[str] | None, setting: str) -> list[bool]:
+    """Which leaves have a name that one of the shell-style ``patterns`` matches.
+
+    ``*`` matches any characters, dots too: ``"blocks.*"`` takes everything below ``blocks``.
+
+    Raises:
+        SettingError: a pattern that matches no leaf; ``setting`` names it in the message.
+    """
+    names = leaf_names(tree)
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns or ())
+    for pattern in wanted:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+            raise SettingError(setting, pattern, f"a pattern that matches a parameter of {shown}")
+    return [any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted) for name in names]
+
+
+def add_scaled(tree: Any, other: Any, factor: float | Tensor) -> Any:
+    """``tree + factor · other``, leaf by leaf."""
+    return tree_map(lambda a, b: a + factor * b, tree, other)
+
+
+def scale(tree: Any, factor: float | Tensor) -> Any:
+    """``factor · tree``, leaf by leaf."""
+    return tree_map(lambda a: factor * a, tree)
+
+
+def global_norm(tree: Any) -> Tensor:
+    """Euclidean norm over all P elements of the tree, a scalar."""
+    squares = [leaf.square().sum() for leaf in leaves(tree)]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+
+
+def is_finite(tree: Any) -> bool:
+    """Whether every element of every leaf is finite. Reads values: not for use inside vmap."""
+    return all(bool(torch.isfinite(leaf).all()) for leaf in leaves(tree))
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)

@@ -1,0 +1,86 @@
+"""Small array files: what took long to read is kept packed, checked by a checksum.
+
+Axes: free; a pack holds named arrays of any shape and a line of text that says what they came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Pack", "read_pack", "write_pack"]
+
+_HEADER = "header"
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Arrays by name, and the identity of the source that they were made from."""
+
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+    source: str
+
+
+def read_pack(path: Path) -> Pack | None:
+    """The pack in a file, or None where there is none or where it is damaged.
+
+    A pack is a convenience: whoever gets None builds it again from the source.
+    """
+    try:
+        # Opened here because np.load leaves the file open when it is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            header = json.loads(str(stored[_HEADER]))
+            arrays = {name: stored[name] for name in stored.files if name != _HEADER}
+            if header["sha256"] == _digest(arrays, header["source"]):
+                return Pack(arrays, header["source"])
+    except FileNotFoundError:
+        return None
+    except _UNREADABLE as error:
+        _log.warning("%s is damaged and is left aside: %s", path, error)
+        return None
+    _log.warning("%s is damaged and is left aside: its checksum does not fit", path)
+    return None
+
+
+def write_pack(path: Path, pack: Pack) -> None:
+    """Write a pack whole or not at all: a temporary file beside it, then one rename.
+
+    A folder that cannot be written to costs speed, not the run: a warning is logged.
+    """
+    header = {"source": pack.source, "sha256": _digest(pack.arrays, pack.source)}
+    # Not tempfile: its files are closed to others, and a cache may be shared.
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            columns: dict[str, Any] = {_HEADER: np.array(json.dumps(header)), **pack.arrays}
+            np.savez_compressed(file, **columns)
+        os.replace(temporary, path)
+    except OSError as error:
+        _log.warning("%s could not be written, the next load is slower: %s", path, error)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _digest(arrays: Mapping[str, np.ndarray[Any, Any]], source: str) -> str:
+    digest = hashlib.sha256(source.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

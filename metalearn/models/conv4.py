@@ -1,0 +1,114 @@
+"""The four-block convolutional network of the few-shot literature.
+
+Axes: N pictures, [channels, height, width] of a picture, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.errors import SettingError
+
+__all__ = ["Conv4"]
+
+Downsample = Literal["stride", "max_pool"]
+Pool = Literal["flatten", "mean"]
+
+
+class Conv4(nn.Sequential):
+    """Four blocks of 3×3 convolution, batch normalisation, ReLU, then one linear layer.
+
+    Maps pictures ``[N, channels, height, width]`` to logits ``[N, outputs]``. Normalisation uses
+    the statistics of the batch at hand and keeps none. The weights are drawn from a generator of
+    their own, seeded by ``seed`` (Glorot uniform, biases 0).
+
+    Args:
+        input_shape: ``(channels, height, width)``, height and width at least 16 for max-pooling.
+        outputs: C.
+        filters: channels of each block.
+        downsample: ``"stride"`` halves height and width by a stride of 2 (MAML's Omniglot runs),
+            ``"max_pool"`` by 2×2 max-pooling (its MiniImagenet runs).
+        pool: what the linear layer sees: all positions (``"flatten"``) or their mean.
+        seed: of the weights.
+
+    Raises:
+        SettingError: a value out of range.
+
+    Source: Vinyals et al., "Matching Networks", 2016; Finn, Abbeel and Levine, "MAML", 2017.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        outputs: int,
+        *,
+        filters: int = 64,
+        downsample: Downsample = "stride",
+        pool: Pool = "flatten",
+        seed: int = 0,
+    ) -> None:
+        if len(input_shape) != 3:
+            raise SettingError(
+                "input_shape",
+                tuple(input_shape),
+                "Conv4 takes pictures (channels, height, width); for vectors use the mlp",
+            )
+        for name, value, known in (
+            ("downsample", downsample, get_args(Downsample)),
+            ("pool", pool, get_args(Pool)),
+        ):
+            if value not in known:
+                raise SettingError(name, value, f"one of {', '.join(known)} is needed")
+        if filters < 1:
+            raise SettingError("filters", filters, "a whole number of at least 1 is needed")
+        channels, height, width = input_shape
+        if downsample == "max_pool" and min(height, width) < 16:
+            raise SettingError(
+                "input_shape",
+                tuple(input_shape),
+                "four poolings need a height and width of at least 16; use downsample=stride",
+            )
+        blocks = []
+        for _ in range(4):
+            blocks.append(_block(channels, filters, downsample))
+            channels = filters
+            height, width = ((height + 1) // 2, (width + 1) // 2) if downsample == "stride" else (
+                height // 2,
+                width // 2,
+            )
+        features = filters * (height * width if pool == "flatten" else 1)
+        gather = [nn.Flatten()] if pool == "flatten" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.gather = nn.Sequential(*gather)
+        self.head = nn.Linear(features, outputs)
+        _initialise(self, seed)
+
+
+def _block(channels: int, filters: int, downsample: Downsample) -> nn.Sequential:
+    stride = 2 if downsample == "stride" else 1
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, filters, kernel_size=3, stride=stride, padding=1),
+        nn.BatchNorm2d(filters, track_running_stats=False),
+        nn.ReLU(),
+    ]
+    if downsample == "max_pool":
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
+
+
+def _initialise(module: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            _zero(layer.bias)
+
+
+def _zero(bias: Tensor | None) -> None:
+    if bias is not None:
+        nn.init.zeros_(bias)

@@ -1,0 +1,73 @@
+"""Regression of sine waves, the toy problem of the MAML paper.
+
+Axes: T tasks, S support points (shots), Q query points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn.errors import SettingError
+from metalearn.tasks.addressing import AddressedStream
+from metalearn.types import Split, TaskBatch
+
+__all__ = ["SinusoidTasks"]
+
+
+class SinusoidTasks:
+    """y = A · sin(x − φ) with A uniform in [0.1, 5], φ in [0, π], x in [−5, 5]: a
+    `TaskDistribution`.
+
+    Args:
+        shot: S, at least 1.
+        query: Q, at least 1.
+        seed: of the tasks.
+
+    Raises:
+        SettingError: a value out of range.
+
+    Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning", ICML 2017, section 5.1.
+    """
+
+    kind: Literal["regression"] = "regression"
+    input_shape = (1,)
+    outputs = 1
+
+    def __init__(self, *, shot: int = 5, query: int = 10, seed: int = 0) -> None:
+        for name, value in (("shot", shot), ("query", query)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingError(name, value, "a whole number of at least 1 is needed")
+        self.shot, self.query, self.seed = shot, query, seed
+
+    def sample(
+        self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"
+    ) -> TaskBatch:
+        """Tasks ``indices`` of a split: inputs and targets ``[T, S or Q, 1]``, float32.
+
+        Raises:
+            SettingError: an unknown split, or no index.
+        """
+        if not len(indices):
+            raise SettingError("indices", indices, "at least one task index is needed")
+        drawn = np.stack(
+            [
+                AddressedStream(self.seed, split, int(i)).uniform(2 + self.shot + self.query)
+                for i in indices
+            ]
+        )
+        amplitude, phase = 0.1 + 4.9 * drawn[:, :1], np.pi * drawn[:, 1:2]
+        x = -5 + 10 * drawn[:, 2:]
+        y = amplitude * np.sin(x - phase)
+
+        def pair(part: slice) -> tuple[Tensor, Tensor]:
+            return tuple(  # type: ignore[return-value]
+                torch.as_tensor(a[:, part, None], dtype=torch.float32, device=device)
+                for a in (x, y)
+            )
+
+        return TaskBatch(pair(slice(None, self.shot)), pair(slice(self.shot, None)))

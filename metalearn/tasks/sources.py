@@ -1,0 +1,96 @@
+"""Few-shot tasks from each source of pictures, by name.
+
+Each function loads a data set and hands it, with the settings of `FewShotTasks` (way, shot, query,
+rotations, seed), to the episode sampler.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from metalearn.data import OmniglotSplit, load_folder, load_glyphs, load_omniglot
+from metalearn.tasks.episodes import FewShotTasks
+
+__all__ = ["folder_tasks", "glyph_tasks", "omniglot_tasks"]
+
+
+def glyph_tasks(
+    *, image_size: int = 28, **episodes: Annotated[Any, FewShotTasks]
+) -> FewShotTasks:
+    """Letters of the world's scripts, drawn from fonts that come with matplotlib; no download.
+
+    Args:
+        image_size: height and width in pixels.
+        episodes: settings of `FewShotTasks`.
+
+    Raises:
+        SettingError: a setting that cannot work.
+        DataError: the fonts are missing.
+    """
+    return FewShotTasks(load_glyphs(size=image_size), **episodes)
+
+
+def omniglot_tasks(
+    *,
+    root: str | Path | None = None,
+    split: OmniglotSplit = "random",
+    image_size: int = 28,
+    download: bool = True,
+    **episodes: Annotated[Any, FewShotTasks],
+) -> FewShotTasks:
+    """Handwritten characters of 50 alphabets (Lake et al., Science 2015).
+
+    Args:
+        root: folder of the archives; None looks under ``METALEARN_DATA``, then downloads.
+        split: ``"random"`` (1100, 100 and 423 characters), ``"alphabets"`` (background against
+            evaluation), ``"small1"``, ``"small2"`` (five background alphabets).
+        image_size: height and width in pixels.
+        download: whether to download what is not there.
+        episodes: settings of `FewShotTasks`.
+
+    Raises:
+        SettingError: a setting that cannot work.
+        DataError: the set is missing, incomplete or corrupt.
+    """
+    data = load_omniglot(root, split=split, image_size=image_size, download=download)
+    return FewShotTasks(data, **episodes)
+
+
+def folder_tasks(
+    root: str | Path,
+    *,
+    image_size: int = 28,
+    channels: Literal[1, 3] = 3,
+    invert: bool = False,
+    on_corrupt: Literal["refuse", "skip"] = "refuse",
+    validation_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    **episodes: Annotated[Any, FewShotTasks],
+) -> FewShotTasks:
+    """Pictures of your own: a folder of class folders.
+
+    Args:
+        root: the folder; see `metalearn.data.load_folder` for its layout.
+        image_size: height and width in pixels.
+        channels: 1 for grey, 3 for colour.
+        invert: swap light and dark.
+        on_corrupt: ``"refuse"`` or ``"skip"`` files that cannot be read.
+        validation_fraction: share of the classes for validation, where the layout has no splits.
+        test_fraction: share of the classes for test.
+        episodes: settings of `FewShotTasks`.
+
+    Raises:
+        SettingError: a setting that cannot work.
+        DataError: no pictures, or files that cannot be read.
+    """
+    data = load_folder(
+        root,
+        image_size=image_size,
+        channels=channels,
+        invert=invert,
+        on_corrupt=on_corrupt,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+    )
+    return FewShotTasks(data, **episodes)

@@ -1,0 +1,116 @@
+"""The progress bar: one line on a terminal, nothing anywhere else.
+
+Axes: none; the bar counts outer steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+__all__ = ["Progress"]
+
+_FORMAT = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
+
+
+class Progress:
+    """A bar with the newest numbers behind it and the time left; a context manager.
+
+    Silent by itself when the stream is not a terminal, so logs and pipes stay clean.
+
+    Args:
+        total: steps of the whole run.
+        initial: steps already done, when a run is resumed; the time left counts only new ones.
+        enabled: show the bar; None shows it if ``stream`` is a terminal.
+        stream: where to draw; standard error if None.
+        interval: seconds between two drawings, at least.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        initial: int = 0,
+        *,
+        enabled: bool | None = None,
+        stream: TextIO | None = None,
+        interval: float = 0.25,
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self.enabled = _is_terminal(self._stream) if enabled is None else enabled
+        # A disabled tqdm would still start its watcher thread: make none at all.
+        self._bar: tqdm[None] | None = None
+        if self.enabled:
+            self._bar = tqdm(
+                total=total,
+                initial=initial,
+                file=self._stream,
+                bar_format=_FORMAT,
+                mininterval=interval,
+                miniters=1,
+                dynamic_ncols=True,
+            )
+
+    def update(self, n: int = 1, **numbers: float) -> None:
+        """Advance by ``n`` steps and show ``numbers`` behind the bar.
+
+        ``loss=0.51234`` shows as ``loss 0.512``, ``accuracy=0.873`` (any name with "accuracy") as
+        ``accuracy 87.3%``, ``tasks_per_s=1234.5`` as ``tasks/s 1.23k``. The line is redrawn at
+        most once an interval; numbers stay until others replace them.
+        """
+        if self._bar is None:
+            return
+        if numbers:
+            text = ", ".join(_show(name, value) for name, value in numbers.items())
+            self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(n)
+
+    def write(self, text: str) -> None:
+        """Print a line above the bar; nothing when the bar is off."""
+        if self._bar is not None:
+            tqdm.write(text, file=self._stream)
+
+    def close(self) -> None:
+        """Draw the last state and leave the line; a second call does nothing."""
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    # Windowed programs have no standard error at all; a closed stream raises ValueError.
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def _show(name: str, value: float) -> str:
+    label = name.replace("_per_", "/").replace("_", " ")
+    return f"{label} {_percent(value) if 'accuracy' in name else _compact(value)}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _compact(value: float) -> str:
+    value = float(value)
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if size <= abs(value) < 1e9:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,230 @@
+"""Where a run's numbers and pictures go: nowhere, or a folder with JSON lines and TensorBoard.
+
+Axes: none; a step is one outer (meta) step, counted from 0 over all resumptions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import SettingError
+from metalearn.tracking.provenance import plain, replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["NullTracker", "RunTracker", "Tracker"]
+
+_LARGEST = 1e20  # the outermost bin of TensorBoard's histograms
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """What a trainer asks of the place that its numbers go to."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record numbers of one step, named like ``"train/loss"``."""
+
+    def histograms(self, step: int, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Record the distribution of each tensor's entries as ``"<name>/<leaf>"``."""
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Record a figure; it belongs to the tracker from then on."""
+
+    def curves(self, step: int, name: str, values: Mapping[str, float]) -> None:
+        """Record numbers that belong in one chart, as ``"<name>/<key>"``."""
+
+    def hparams(
+        self, settings: Mapping[str, bool | int | float | str], results: Mapping[str, float]
+    ) -> None:
+        """Record what was set and what came of it, for the comparison of runs."""
+
+    def flush(self) -> None:
+        """Bring everything recorded so far to disk."""
+
+    def close(self) -> None:
+        """Flush and let go of the files; a second call does nothing."""
+
+
+class NullTracker:
+    """Takes everything, keeps nothing."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def histograms(self, step: int, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Do nothing."""
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Do nothing."""
+
+    def curves(self, step: int, name: str, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def hparams(
+        self, settings: Mapping[str, bool | int | float | str], results: Mapping[str, float]
+    ) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class RunTracker:
+    """Writes ``folder/metrics.jsonl`` and ``folder/tensorboard/``.
+
+    ``metrics.jsonl`` has one object a line for each call of ``scalars`` or ``curves``:
+    ``{"step": 10, "time": 1760000000.0, "train/loss": 0.5}``, time in Unix seconds. A non-finite
+    number is written as ``null``, so that every line is valid JSON; TensorBoard keeps it as it is.
+
+    A run in a folder that already has one is continued: new lines follow the old, without the torn
+    last line that a crash may have left. With ``resume_step=k`` whatever an interrupted run wrote
+    after step k is dropped first, in both places.
+
+    Args:
+        folder: the run's folder, made if missing.
+        resume_step: the last step whose records stay; None keeps all.
+        bands: names of scalars with companions ``<name>_low`` and ``<name>_high`` (the ends of a
+            95% interval); each is drawn as a band in TensorBoard's Custom Scalars tab.
+
+    Raises:
+        SettingError: a negative ``resume_step``.
+    """
+
+    def __init__(
+        self, folder: Path, *, resume_step: int | None = None, bands: Sequence[str] = ()
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import: only if asked for
+
+        if resume_step is not None and resume_step < 0:
+            raise SettingError("resume_step", resume_step, "a step of at least 0, or None")
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = folder / "metrics.jsonl"
+        last = _tidy(metrics, resume_step)
+        self._lines: IO[str] = metrics.open("a", encoding="utf-8")
+        self._writer: Any = SummaryWriter(
+            str(folder / "tensorboard"),
+            purge_step=None if resume_step is None else resume_step + 1,
+            flush_secs=20,
+        )
+        self._last_step = last
+        self._charts: dict[str, dict[str, list[object]]] = {}
+        if bands:
+            self._charts["95% confidence intervals"] = {
+                name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in bands
+            }
+            self._writer.add_custom_scalars(self._charts)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one JSON line, and each number to TensorBoard under its name."""
+        numbers = {name: float(value) for name, value in values.items()}
+        record = plain({"step": step, "time": round(time.time(), 3), **numbers})
+        self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+        self._lines.flush()
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._last_step = max(self._last_step, step)
+
+    def histograms(self, step: int, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write the histogram of each tensor as ``<name>/<leaf>``.
+
+        Left out, since TensorBoard cannot draw them: empty tensors, and those with an entry that
+        is not finite or lies beyond ±1e20.
+        """
+        for leaf, tensor in tensors.items():
+            # In float64 the sum of squares that TensorBoard stores cannot overflow.
+            values = tensor.detach().to("cpu").to(torch.float64).flatten()
+            if values.numel() and bool((values.abs() < _LARGEST).all()):
+                self._writer.add_histogram(f"{name}/{leaf}", values.numpy(), step)
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Draw the figure into TensorBoard's Images and close it."""
+        self._writer.add_figure(name, figure, step, close=True)
+
+    def curves(self, step: int, name: str, values: Mapping[str, float]) -> None:
+        """Write scalars ``<name>/<key>``; the Custom Scalars tab shows them in one chart."""
+        self.scalars(step, {f"{name}/{key}": value for key, value in values.items()})
+        charts = self._charts.setdefault("curves", {})
+        if name not in charts:
+            charts[name] = ["Multiline", [f"^{re.escape(name)}/"]]
+            self._writer.add_custom_scalars(self._charts)  # the newest layout counts
+
+    def hparams(
+        self, settings: Mapping[str, bool | int | float | str], results: Mapping[str, float]
+    ) -> None:
+        """Make this run one row of TensorBoard's HParams table.
+
+        The results are scalars of the last step seen (so they stand in the JSON lines too). Only
+        the first call's settings count.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        # SummaryWriter.add_hparams would open a second run inside this one. And of its three
+        # records the first (the "experiment") stays away: TensorBoard would take the columns of
+        # all runs from one run's list; without it, they are the union over the runs.
+        records: Callable[..., tuple[Any, Any, Any]] = hparams
+        _, start, end = records({k: _setting(v) for k, v in settings.items()}, {})
+        file = self._writer._get_file_writer()
+        file.add_summary(start)
+        file.add_summary(end)
+        if results:
+            self.scalars(self._last_step, results)
+        self.flush()
+
+    def flush(self) -> None:
+        """Bring everything recorded so far to disk."""
+        if not self._lines.closed:
+            self._lines.flush()
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close both files; a second call does nothing."""
+        if not self._lines.closed:
+            self._lines.close()
+            self._writer.close()
+
+
+def _setting(value: bool | int | float | str) -> int | float | str:
+    # The table shows booleans as 0 and 1, and breaks on numbers that JSON cannot hold.
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tidy(path: Path, resume_step: int | None) -> int:
+    """Drop torn lines and those after ``resume_step``; return the last step that stays, or 0."""
+    if not path.exists():
+        return 0
+    old = path.read_bytes()
+    kept: list[bytes] = []
+    last = 0
+    for line in old.splitlines():
+        step = _step(line)
+        if step is not None and (resume_step is None or step <= resume_step):
+            kept.append(line + b"\n")
+            last = max(last, step)
+    new = b"".join(kept)
+    if new != old:
+        replace_file(path, lambda file: file.write(new))
+    return last
+
+
+def _step(line: bytes) -> int | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None

@@ -1,0 +1,17 @@
+"""Trainers: import them into your own code, or run them from ``scripts/train.py``."""
+
+from metalearn.trainers.base import FitResult, LoopSettings, Trainer
+from metalearn.trainers.learner import MAML, MetaLearner, TaskScores, mean_interval
+from metalearn.trainers.meta import MetaTrainer, TestReport
+
+__all__ = [
+    "MAML",
+    "FitResult",
+    "LoopSettings",
+    "MetaLearner",
+    "MetaTrainer",
+    "TaskScores",
+    "TestReport",
+    "Trainer",
+    "mean_interval",
+]

@@ -1,0 +1,362 @@
+"""The loop that every trainer shares: step, validate, log, save, resume, stop."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.checkpoint import load_checkpoint, save_checkpoint
+from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.tracking import NullTracker, Progress, Tracker
+from metalearn.trainers.signals import StopRequest
+
+__all__ = ["FitResult", "LoopSettings", "StepReport", "Trainer"]
+
+log = logging.getLogger(__name__)
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+_CHECKPOINT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long to train and how often to look.
+
+    Attributes:
+        steps: outer steps in all, at least 1.
+        schedule: learning rate over the run: ``"cosine"`` falls to 0 at the last step,
+            ``"constant"`` stays.
+        warmup: steps over which the rate rises linearly from 0 before that, below ``steps``.
+        clip: largest norm of the outer gradient; larger ones are scaled down to it. None: no limit.
+        log_every: steps between two records of the training itself.
+        eval_every: steps between two validations.
+        checkpoint_every: steps between two saves of ``checkpoints/last.pt``.
+        patience: validations without improvement after which training stops; None never stops.
+        progress: show a bar; None shows it on a terminal.
+
+    Raises:
+        SettingError: a value out of range.
+    """
+
+    steps: int = 1000
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: int = 0
+    clip: float | None = 10.0
+    log_every: int = 50
+    eval_every: int = 250
+    checkpoint_every: int = 250
+    patience: int | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        least = {"warmup": 0}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("schedule", "clip", "progress") or (
+                field.name == "patience" and value is None
+            ):
+                continue
+            low = least.get(field.name, 1)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise SettingError(field.name, value, f"a whole number of at least {low} is needed")
+        if self.warmup >= self.steps:
+            raise SettingError("warmup", self.warmup, f"fewer than steps={self.steps} are accepted")
+        if self.schedule not in ("cosine", "constant"):
+            raise SettingError("schedule", self.schedule, "cosine or constant is needed")
+        if self.clip is not None and not self.clip > 0:
+            raise SettingError("clip", self.clip, "None or a number above 0 is needed")
+
+    def rate(self, step: int) -> float:
+        """Factor of the learning rate at a step counted from 0, in (0, 1]."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        if self.schedule == "constant":
+            return 1.0
+        done = (step - self.warmup) / (self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a subclass says of one step's gradient."""
+
+    loss: Tensor
+    """Training loss, a scalar."""
+    grads: Mapping[str, Tensor]
+    """Gradient of each named parameter of the module."""
+    samples: int
+    """How many tasks (or samples) it took."""
+    suspects: Callable[[], str]
+    """Names the tasks or samples behind a non-finite value."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a training ended."""
+
+    step: int
+    reason: Literal["finished", "patience", "interrupted"]
+    best_step: int
+    best_value: float
+    best_name: str
+    seconds: float
+    """Wall time in training and validation, over all resumptions."""
+    signal: int | None = None
+
+
+class Trainer(ABC):
+    """The loop around a subclass's `gradient` and `validate`.
+
+    Args:
+        module: whose parameters are trained, in place.
+        settings: length and cadence.
+        optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
+        tracker: where numbers and figures go; nowhere by default.
+        folder: of the run; ``checkpoints/last.pt`` and ``best.pt`` are kept in it. None saves
+            nothing.
+        device: where the module is moved.
+    """
+
+    monitor: str
+    """Name of the validation number that decides what is best."""
+    larger_is_better: bool
+    unit: str = "samples"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: LoopSettings,
+        *,
+        optimizer: OptimizerFactory | None = None,
+        tracker: Tracker | None = None,
+        folder: str | Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.module = module.to(device)
+        self.settings = settings
+        self.device = torch.device(device)
+        self.tracker: Tracker = tracker or NullTracker()
+        self.folder = None if folder is None else Path(folder)
+        self.optimizer = (optimizer or _adam)(self.module.parameters())
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.step = 0
+        self.seconds = 0.0
+        self.best_step, self.best_value = -1, math.nan
+        self._best: dict[str, Tensor] = {}
+        self._stale = 0
+
+    @abstractmethod
+    def gradient(self, step: int) -> StepReport:
+        """Loss and gradients of training step ``step``, which must depend on nothing but it."""
+
+    @abstractmethod
+    def validate(self) -> Mapping[str, float]:
+        """Validation numbers at the current parameters; ``monitor`` is one of them."""
+
+    def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
+        """Further numbers of a step that is logged, before its update."""
+        return {}
+
+    def fit(self) -> FitResult:
+        """Train to the last step, to the end of patience, or to a signal; then save.
+
+        Raises:
+            NonFiniteError: a loss or gradient that is not finite; the state before that step has
+                been saved if the trainer has a folder.
+        """
+        reason: Literal["finished", "patience", "interrupted"] = "finished"
+        total, start = self.settings.steps, time.monotonic()
+        before = self.seconds
+        with (
+            StopRequest() as stop,
+            Progress(total, self.step, enabled=self.settings.progress) as bar,
+        ):
+            if self.step == 0:
+                self._evaluate(bar)
+            clock = _Clock()
+            while self.step < total:
+                self._train_step(bar, clock)
+                self.seconds = before + time.monotonic() - start
+                if self._due(self.settings.eval_every):
+                    clock.pause()
+                    self._evaluate(bar)
+                    clock.go()
+                out_of_patience = (
+                    self.settings.patience is not None and self._stale >= self.settings.patience
+                )
+                ending = stop.received is not None or out_of_patience
+                if ending or self._due(self.settings.checkpoint_every):
+                    self.save("last")
+                if ending and self.step < total:
+                    reason = "interrupted" if stop.received is not None else "patience"
+                    break
+            self.seconds = before + time.monotonic() - start
+        self.tracker.flush()
+        return FitResult(
+            self.step, reason, self.best_step, self.best_value, self.monitor, self.seconds,
+            stop.received,
+        )
+
+    def save(self, name: str) -> Path | None:
+        """Write ``checkpoints/<name>.pt``: all that `resume` needs. None without a folder."""
+        if self.folder is None:
+            return None
+        path = self.folder / "checkpoints" / f"{name}.pt"
+        save_checkpoint(
+            path,
+            {
+                "version": _CHECKPOINT_VERSION,
+                "step": self.step,
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best_step": self.best_step,
+                "best_value": self.best_value,
+                "stale": self._stale,
+                "seconds": self.seconds,
+            },
+        )
+        return path
+
+    def resume(self, path: str | Path) -> None:
+        """Go on from a checkpoint as if the run had never stopped.
+
+        Raises:
+            DataError: a file that is no checkpoint, or one of another module or optimiser.
+        """
+        state = load_checkpoint(Path(path), device=self.device)
+        try:
+            if state["version"] != _CHECKPOINT_VERSION:
+                raise DataError(f"{path}: checkpoint version {state['version']} is not known here")
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.best_step, self.best_value = state["best_step"], state["best_value"]
+            self._stale = state["stale"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{path}: this checkpoint does not fit the run ({reason})") from error
+        best = Path(path).with_name("best.pt")
+        self._best = load_checkpoint(best, device=self.device)["module"] if best.is_file() else {}
+
+    def load_best(self) -> None:
+        """Put the parameters of the best validation into the module."""
+        if self._best:
+            self.module.load_state_dict(self._best)
+
+    def _train_step(self, bar: Progress, clock: _Clock) -> None:
+        step = self.step
+        report = self.gradient(step)
+        parameters = dict(self.module.named_parameters())
+        for name, parameter in parameters.items():
+            parameter.grad = report.grads[name]
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
+        loss = float(report.loss)
+        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+            self._refuse_non_finite(step, loss, float(norm), report)
+        due = (step + 1) % self.settings.log_every == 0 or step == 0
+        extra = dict(self.log_training(step + 1, report)) if due else {}
+        factor = self.settings.rate(step)
+        for group, rate in zip(self.optimizer.param_groups, self._rates):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        self.step += 1
+        clock.count(report.samples)
+        shown = {k.rsplit("/", 1)[-1]: v for k, v in extra.items() if k.endswith("accuracy_after")}
+        bar.update(loss=loss, **shown, **{f"{self.unit}_per_s": clock.rate()})
+        if due:
+            numbers = {
+                "train/loss": loss,
+                "train/gradient_norm": float(norm),
+                "train/learning_rate": self._rates[0] * factor,
+                f"speed/{self.unit}_per_s": clock.rate(),
+                "speed/memory_gb": _peak_memory(self.device),
+                **extra,
+            }
+            self.tracker.scalars(self.step, numbers)
+            clock.restart()
+
+    def _refuse_non_finite(
+        self, step: int, loss: float, norm: float, report: StepReport
+    ) -> None:
+        path = self.save(f"non_finite_step_{step}")
+        self.tracker.flush()
+        where = f"; the state before the step is in {path}" if path else ""
+        raise NonFiniteError(
+            f"step {step}: loss {loss:g} and gradient norm {norm:g} are not both finite, from "
+            f"{report.suspects()}{where}; a lower inner or outer learning rate may help"
+        )
+
+    def _evaluate(self, bar: Progress) -> None:
+        numbers = dict(self.validate())
+        self.tracker.scalars(self.step, numbers)
+        self.tracker.histograms(self.step, "parameters", dict(self.module.named_parameters()))
+        grads = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
+        self.tracker.histograms(self.step, "gradients", grads)
+        value = numbers[self.monitor]
+        better = value > self.best_value if self.larger_is_better else value < self.best_value
+        if self.best_step < 0 or better:
+            self.best_step, self.best_value, self._stale = self.step, value, 0
+            self._best = copy.deepcopy(self.module.state_dict())
+            self.save("best")
+        else:
+            self._stale += 1
+        text = f"step {self.step}/{self.settings.steps}: {self.monitor} {value:.4g}"
+        text += f" (best {self.best_value:.4g} at step {self.best_step})"
+        (bar.write if bar.enabled else log.info)(text)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.settings.steps
+
+
+class _Clock:
+    """Samples a second since the last restart, validation left out."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._samples, self._spent, self._since = 0, 0.0, time.monotonic()
+
+    def count(self, samples: int) -> None:
+        self._samples += samples
+
+    def pause(self) -> None:
+        self._spent += time.monotonic() - self._since
+
+    def go(self) -> None:
+        self._since = time.monotonic()
+
+    def rate(self) -> float:
+        spent = self._spent + time.monotonic() - self._since
+        return self._samples / max(spent, 1e-9)
+
+
+def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Peak memory in GB: of the device, or of this process on a CPU; NaN where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+        import sys
+    except ImportError:  # Windows
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+

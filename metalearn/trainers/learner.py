@@ -1,0 +1,254 @@
+"""A meta-learner: a module, how it adapts, and how it is scored.
+
+Axes: T tasks, K inner steps, N query samples, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalearn.core import (
+    InnerOptimizer,
+    MetaGradient,
+    adam,
+    convert_norm,
+    eager_grad_and_value,
+    functionalize,
+    inner_trajectory,
+    map_tasks,
+    meta_gradient,
+    sgd,
+)
+from metalearn.core.module import Norm
+from metalearn.core.tree import match_names
+from metalearn.errors import SettingError
+from metalearn.types import Batch, Params, TaskBatch
+
+__all__ = ["MAML", "MetaLearner", "TaskScores", "mean_interval"]
+
+InnerName = Literal["sgd", "adam"]
+_OPTIMIZERS: dict[str, Callable[[float], InnerOptimizer]] = {"sgd": sgd, "adam": adam}
+
+
+@dataclass(frozen=True)
+class MAML:
+    """How a learner adapts, and how the gradient through adaptation is taken.
+
+    Attributes:
+        inner_lr: step size of the inner loop, above 0.
+        inner_steps: inner steps in training, at least 0.
+        eval_steps: inner steps in validation and test, at least 0.
+        first_order: ignore second derivatives (FOMAML).
+        inner_optimizer: ``"sgd"`` or ``"adam"``.
+        frozen: shell-style pattern, or several, over names of parameters that the inner loop
+            leaves alone (``"blocks.*"`` adapts the head alone).
+        norm: None, or what to make of norms with running statistics: ``"batch_stats"``,
+            ``"group"``.
+        chunk_size: tasks at a time; None takes a whole meta-batch.
+        vectorize: False runs tasks in a plain loop, for models that vmap cannot take.
+
+    Raises:
+        SettingError: a value out of range.
+    """
+
+    inner_lr: float = 0.4
+    inner_steps: int = 1
+    eval_steps: int = 3
+    first_order: bool = False
+    inner_optimizer: InnerName = "sgd"
+    frozen: str | Sequence[str] | None = None
+    norm: Norm | None = None
+    chunk_size: int | None = None
+    vectorize: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("inner_steps", 0), ("eval_steps", 0), ("chunk_size", 1)):
+            value = getattr(self, name)
+            if name == "chunk_size" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise SettingError(name, value, f"a whole number of at least {least} is needed")
+        if not 0 < self.inner_lr < math.inf:
+            raise SettingError("inner_lr", self.inner_lr, "a finite number above 0 is needed")
+        for name, known in (("inner_optimizer", InnerName), ("norm", Norm)):
+            value = getattr(self, name)
+            if value not in get_args(known) and not (name == "norm" and value is None):
+                accepted = ", ".join(get_args(known))
+                raise SettingError(name, value, f"one of {accepted} is needed")
+
+
+class TaskScores(NamedTuple):
+    """How T tasks went, before and after each of K inner steps."""
+
+    losses: Tensor
+    """``[T, K+1]``: mean query loss."""
+    accuracies: Tensor | None
+    """``[T, K+1]``: share of queries classified rightly; None for regression."""
+    predictions: Tensor
+    """``[T, K+1, N]`` predicted classes, or ``[T, K+1, N, outputs]`` for regression."""
+
+
+class MetaLearner:
+    """A module whose parameters are the starting point of adaptation.
+
+    The learner shares the module's parameters: an optimiser that steps ``learner.module`` steps
+    the learner.
+
+    Args:
+        module: maps inputs ``[N, ...]`` to logits ``[N, C]`` or values ``[N, outputs]``.
+        maml: how it adapts.
+        kind: ``"classification"`` (cross-entropy, accuracy) or ``"regression"`` (mean squared
+            error).
+
+    Raises:
+        SettingError: a module with layers that cannot work, by name; an unknown kind; a pattern in
+            ``maml.frozen`` that matches no parameter.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        maml: MAML | None = None,
+        *,
+        kind: Literal["classification", "regression"] = "classification",
+    ) -> None:
+        if kind not in ("classification", "regression"):
+            raise SettingError("kind", kind, "classification or regression is needed")
+        self.maml = maml or MAML()
+        self.kind = kind
+        self.module = convert_norm(module, self.maml.norm) if self.maml.norm else module
+        self.apply, self.params, self.buffers = functionalize(
+            self.module, vectorize=self.maml.vectorize
+        )
+        match_names(self.params, self.maml.frozen, "frozen")
+        self.optimizer = _OPTIMIZERS[self.maml.inner_optimizer](self.maml.inner_lr)
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """Mean loss of a batch ``(inputs, targets)`` at given parameters, a scalar."""
+        inputs, targets = batch
+        return self._criterion(self.apply(params, self.buffers, inputs), targets)
+
+    def meta_gradient(self, tasks: TaskBatch) -> MetaGradient:
+        """The meta-gradient at the module's parameters; see `metalearn.core.meta_gradient`."""
+        return meta_gradient(
+            self.loss,
+            self.params,
+            tasks,
+            optimizer=self.optimizer,
+            steps=self.maml.inner_steps,
+            method="first_order" if self.maml.first_order else "reverse",
+            chunk_size=self.maml.chunk_size,
+            vectorize=self.maml.vectorize,
+            frozen=self.maml.frozen,
+        )
+
+    def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
+        """A copy of the module, adapted to one support set ``(inputs [N, ...], targets [N])``.
+
+        The copy is an ordinary module with nothing of the learner in it: call it, save it, move
+        it. Where it normalises with the statistics of the batch at hand, a prediction depends on
+        the other inputs of its batch.
+
+        Args:
+            support: the labelled examples.
+            steps: inner steps; None takes ``maml.eval_steps``.
+        """
+        params: Params = self.params
+        for params, _ in self._trajectory(self.params, support, self._steps(steps)):
+            pass
+        adapted = copy.deepcopy(self.module)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                parameter.copy_(params[name])
+                parameter.grad = None
+        return adapted.eval()
+
+    def score(
+        self, tasks: TaskBatch, *, steps: int | None = None, inductive: bool = False
+    ) -> TaskScores:
+        """Adapt to each task and score its query set at every inner step 0..K.
+
+        Args:
+            tasks: ``TaskBatch``, every leaf ``[T, N, ...]``.
+            steps: K; None takes ``maml.eval_steps``.
+            inductive: False shares normalisation statistics over a task's query set
+                (transductive, what the MAML papers report); True predicts each query alone.
+        """
+        count = self._steps(steps)
+
+        def one(params: Params, support: Batch, query: Batch) -> tuple[Tensor, Tensor]:
+            losses, outputs = [], []
+            for theta, _ in self._trajectory(params, support, count):
+                output = self._predict(theta, query[0], inductive)
+                losses.append(self._criterion(output, query[1]))
+                outputs.append(output)
+            return torch.stack(losses), torch.stack(outputs)
+
+        with torch.no_grad():
+            losses, outputs = map_tasks(
+                one,
+                self.params,
+                tasks,
+                chunk_size=self.maml.chunk_size,
+                vectorize=self.maml.vectorize,
+            )
+        if self.kind == "regression":
+            return TaskScores(losses, None, outputs)
+        predictions = outputs.argmax(-1)
+        right = predictions == tasks.query[1][:, None]
+        return TaskScores(losses, right.to(losses.dtype).mean(-1), predictions)
+
+    def _trajectory(self, params: Params, support: Batch, steps: int):  # type: ignore[no-untyped-def]
+        eager = None if self.maml.vectorize else eager_grad_and_value(create_graph=False)
+        return inner_trajectory(
+            self.loss,
+            params,
+            support,
+            optimizer=self.optimizer,
+            steps=steps,
+            frozen=self.maml.frozen,
+            grad_and_value=eager,
+        )
+
+    def _predict(self, params: Params, inputs: Tensor, inductive: bool) -> Tensor:
+        def alone(one: Tensor) -> Tensor:
+            return self.apply(params, self.buffers, one[None])[0]
+
+        if not inductive:
+            return self.apply(params, self.buffers, inputs)
+        if self.maml.vectorize:
+            return torch.vmap(alone)(inputs)
+        return torch.stack([alone(one) for one in inputs])
+
+    def _criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.kind == "classification":
+            return F.cross_entropy(outputs, targets)
+        return F.mse_loss(outputs, targets)
+
+    def _steps(self, steps: int | None) -> int:
+        count = self.maml.eval_steps if steps is None else steps
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise SettingError("steps", count, "a whole number of at least 0 is needed")
+        return count
+
+
+def mean_interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over tasks and half-width of its 95 % interval: 1.96 · s / √T, s with divisor T − 1.
+
+    Args:
+        values: ``[T, ...]``.
+
+    Returns:
+        Two tensors ``[...]``; the half-width is NaN-free and 0 where T is 1.
+    """
+    count = values.shape[0]
+    spread = values.std(0) if count > 1 else torch.zeros_like(values[0])
+    return values.mean(0), 1.96 * spread / math.sqrt(count)

@@ -1,0 +1,211 @@
+"""Meta-training: MAML over a distribution of tasks.
+
+Axes: T tasks of a meta-batch, K inner steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.errors import SettingError
+from metalearn.tracking import Tracker
+from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
+from metalearn.trainers.base import LoopSettings, OptimizerFactory, StepReport, Trainer
+from metalearn.trainers.learner import MAML, MetaLearner, TaskScores, mean_interval
+from metalearn.types import Split, TaskBatch, TaskDistribution
+
+__all__ = ["MetaTrainer", "TestReport"]
+
+
+@dataclass(frozen=True)
+class TestReport:
+    """Mean and half-width of the 95 % interval over tasks, at every inner step 0..K."""
+
+    tasks: int
+    losses: Tensor
+    """``[2, K+1]``: mean, half-width."""
+    accuracies: Tensor | None
+    """``[2, K+1]``; None for regression."""
+
+
+class MetaTrainer(Trainer):
+    """Trains a module to adapt to the tasks of a distribution.
+
+    Step s takes the training tasks s·T .. (s+1)·T − 1, so a run is a function of its settings and
+    can be stopped and resumed anywhere.
+
+    Args:
+        model: maps inputs to ``tasks.outputs`` logits or values; trained in place (a converted
+            copy of it where ``maml.norm`` is set: see ``trainer.module``).
+        tasks: where tasks come from.
+        maml: how to adapt, and how to differentiate through adaptation.
+        steps: outer steps.
+        meta_batch: T, tasks a step.
+        validation_tasks: tasks of the validation split, always the same.
+        optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
+        tracker: where numbers and figures go.
+        folder: of the run, for checkpoints.
+        device: where to train.
+        settings: the rest of `LoopSettings` by name: ``schedule``, ``clip``, ``eval_every``, …
+
+    Raises:
+        SettingError: a setting out of range, a module that cannot work, a model whose output does
+            not fit the tasks.
+    """
+
+    unit = "tasks"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tasks: TaskDistribution,
+        *,
+        maml: MAML | None = None,
+        steps: int = 1000,
+        meta_batch: int = 32,
+        validation_tasks: int = 200,
+        optimizer: OptimizerFactory | None = None,
+        tracker: Tracker | None = None,
+        folder: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        **settings: Annotated[Any, LoopSettings],
+    ) -> None:
+        for name, value in (("meta_batch", meta_batch), ("validation_tasks", validation_tasks)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingError(name, value, "a whole number of at least 1 is needed")
+        self.learner = MetaLearner(model.to(device), maml, kind=tasks.kind)
+        super().__init__(
+            self.learner.module,
+            LoopSettings(steps=steps, **settings),
+            optimizer=optimizer,
+            tracker=tracker,
+            folder=folder,
+            device=device,
+        )
+        self.tasks = tasks
+        self.meta_batch, self.validation_tasks = meta_batch, validation_tasks
+        self.larger_is_better = tasks.kind == "classification"
+        self.monitor = "validation/" + ("accuracy" if self.larger_is_better else "loss") + "_after"
+        self._check_outputs()
+
+    def gradient(self, step: int) -> StepReport:
+        """Meta-gradient of step ``step``."""
+        indices = self._train_indices(step)
+        batch = self.tasks.sample("train", indices, device=self.device)
+        result = self.learner.meta_gradient(batch)
+
+        def suspects() -> str:
+            finite = torch.isfinite(result.query_losses)
+            bad = [i for i, good in zip(indices, finite.tolist()) if not good] or list(indices)
+            return f"training tasks {', '.join(map(str, bad))}"
+
+        return StepReport(result.loss, result.grads, len(indices), suspects)
+
+    def validate(self) -> Mapping[str, float]:
+        """Scores on the fixed validation tasks, before and after adaptation, with intervals."""
+        scores = self._score("validation", self.validation_tasks)
+        self._draw(scores)
+        return _numbers("validation", scores, every_step=True)
+
+    def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
+        """Scores of the meta-batch at hand, before and after its inner steps."""
+        batch = self.tasks.sample("train", self._train_indices(step - 1), device=self.device)
+        scores = self.learner.score(batch, steps=self.learner.maml.inner_steps)
+        return _numbers("train", scores, every_step=False)
+
+    def test(
+        self, count: int = 600, *, split: Split = "test", inductive: bool = False
+    ) -> TestReport:
+        """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K."""
+        scores = self._score(split, count, inductive=inductive)
+        accuracies = scores.accuracies
+        return TestReport(
+            count,
+            torch.stack(mean_interval(scores.losses)).cpu(),
+            None if accuracies is None else torch.stack(mean_interval(accuracies)).cpu(),
+        )
+
+    def _train_indices(self, step: int) -> range:
+        return range(step * self.meta_batch, (step + 1) * self.meta_batch)
+
+    def _score(self, split: Split, count: int, *, inductive: bool = False) -> TaskScores:
+        parts = []
+        for start in range(0, count, self.meta_batch):
+            indices = range(start, min(start + self.meta_batch, count))
+            batch = self.tasks.sample(split, indices, device=self.device)
+            parts.append(self.learner.score(batch, inductive=inductive))
+        accuracies = [p.accuracies for p in parts if p.accuracies is not None]
+        return TaskScores(
+            torch.cat([p.losses for p in parts]),
+            torch.cat(accuracies) if accuracies else None,
+            torch.cat([p.predictions for p in parts]),
+        )
+
+    def _draw(self, scores: TaskScores) -> None:
+        """Figures of a validation: one task, and the adaptation curve."""
+        task = self.tasks.sample("validation", [0])
+        support, query = _first(task.support), _first(task.query)
+        predictions = scores.predictions[0].cpu()
+        title = f"validation task 0, step {self.step}"
+        values = scores.losses if scores.accuracies is None else scores.accuracies
+        if self.tasks.kind == "classification":
+            figure = task_figure(support, query, predictions[-1], title=title)
+        else:
+            figure = regression_figure(support, query, predictions[0], predictions[-1], title=title)
+        self.tracker.figure(self.step, "validation/task", figure)
+        mean, half = mean_interval(values)
+        name = "accuracy" if self.larger_is_better else "mean squared error"
+        curve = adaptation_figure(
+            {"validation": (mean.cpu(), half.cpu())},
+            ylabel=f"query {name}",
+            title=f"adaptation on {len(values)} validation tasks, step {self.step}",
+            chance=1 / self.tasks.outputs if self.larger_is_better else None,
+            trained_steps=self.learner.maml.inner_steps,
+        )
+        self.tracker.figure(self.step, "validation/adaptation", curve)
+
+    def _check_outputs(self) -> None:
+        """Run one task's support set through the model before any training."""
+        inputs, _ = _first(self.tasks.sample("train", [0], device=self.device).support)
+        try:
+            with torch.no_grad():
+                outputs = self.learner.apply(self.learner.params, self.learner.buffers, inputs)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise SettingError(
+                "model", type(self.module).__name__,
+                f"a model that takes inputs {list(inputs.shape)} is needed ({reason})",
+            ) from error
+        wanted = [len(inputs), self.tasks.outputs]
+        if list(outputs.shape) != wanted:
+            raise SettingError(
+                "model", type(self.module).__name__,
+                f"outputs {wanted} are needed for these tasks, not {list(outputs.shape)}",
+            )
+
+
+def _first(batch: Any) -> tuple[Tensor, Tensor]:
+    inputs, targets = batch
+    return inputs[0], targets[0]
+
+
+def _numbers(prefix: str, scores: TaskScores, *, every_step: bool) -> dict[str, float]:
+    """Means before and after adaptation, ends of their 95 % intervals, and each inner step."""
+    numbers = {}
+    for name, values in (("loss", scores.losses), ("accuracy", scores.accuracies)):
+        if values is None:
+            continue
+        mean, half = mean_interval(values)
+        for when, k in (("before", 0), ("after", -1)):
+            centre, width = float(mean[k]), float(half[k])
+            key = f"{prefix}/{name}_{when}"
+            numbers |= {key: centre, f"{key}_low": centre - width, f"{key}_high": centre + width}
+        if every_step:
+            numbers |= {f"{prefix}_by_step/{name}_{k}": float(m) for k, m in enumerate(mean)}
+    return numbers
