@@ -76,7 +76,7 @@ def train(config: DictConfig) -> None:
             str(folder),
             f"this folder holds a run already; go on with it by resume={folder}, or name another",
         )
-    tasks, trainer = build(config, folder=folder)
+    _, trainer = build(config, folder=folder)
     if resuming:
         trainer.resume(folder / "checkpoints" / "last.pt")
     _write_config(folder, config)
@@ -144,9 +144,7 @@ def evaluate(config: DictConfig) -> None:
     print(f"written: {path}")
 
 
-def load_learner(
-    run: str | Path, *, checkpoint: str = "best", device: str = "cpu"
-) -> MetaLearner:
+def load_learner(run: str | Path, *, checkpoint: str = "best", device: str = "cpu") -> MetaLearner:
     """The trained learner of a run's folder: ``load_learner("outputs/…").adapt((x, y))``.
 
     Args:
@@ -175,9 +173,7 @@ def build(config: DictConfig, *, folder: Path | None) -> tuple[TaskDistribution,
     maml = _make(config.maml, "maml")
     optimizer = _make(config.optimizer, "optimizer")
     tasks: TaskDistribution = _make(config.task, "task")
-    model = _make(
-        config.model, "model", input_shape=list(tasks.input_shape), outputs=tasks.outputs
-    )
+    model = _make(config.model, "model", input_shape=list(tasks.input_shape), outputs=tasks.outputs)
     trainer = _make(
         config.trainer,
         "trainer",
@@ -279,7 +275,9 @@ def _resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
         key, _, _ = override.partition("=")
         key = key.lstrip("+")
         if key in (*_GROUPS, "experiment") or override.startswith("~"):
-            raise SettingError("resume", override, "a resumed run keeps its groups; change single settings")
+            raise SettingError(
+                "resume", override, "a resumed run keeps its groups; change single settings"
+            )
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
     return saved
 
@@ -310,7 +308,9 @@ def _finish(
     numbers = {f"best/{result.best_name.rsplit('/', 1)[-1]}": result.best_value}
     for report in reports.values():
         values = report.losses if report.accuracies is None else report.accuracies
-        numbers[f"test/{'loss' if report.accuracies is None else 'accuracy'}"] = float(values[0, -1])
+        numbers[f"test/{'loss' if report.accuracies is None else 'accuracy'}"] = float(
+            values[0, -1]
+        )
     trainer.tracker.hparams(_flat(config), numbers)
 
 
@@ -379,7 +379,9 @@ def _suggestion(key: str) -> str:
         group = path.parent.name if path.parent.name != "conf" else ""
         node = OmegaConf.load(path)
         if isinstance(node, DictConfig):
-            known |= {f"{group}.{k}" if group else str(k) for k in node if not str(k).startswith("_")}
+            known |= {
+                f"{group}.{k}" if group else k for k in map(str, node) if not k.startswith("_")
+            }
     near = difflib.get_close_matches(key, sorted(known), n=1)
     return f"; did you mean {near[0]}?" if near else "; --help lists all"
 
@@ -388,5 +390,3 @@ def _fail(sentence: str, code: int) -> None:
     sys.stdout.flush()
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(code)
-
-

@@ -49,4 +49,6 @@ class TaskDistribution(Protocol):
 
     def sample(
         self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"
-    ) -> TaskBatch: ...
+    ) -> TaskBatch:
+        """Tasks ``indices`` of a split."""
+        ...

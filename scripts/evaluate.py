@@ -8,6 +8,7 @@ from metalearn import cli
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
+    """Compose the configuration and score a run."""
     cli.evaluate(config)
 
 

@@ -8,6 +8,7 @@ from metalearn import cli
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> None:
+    """Compose the configuration and train."""
     cli.train(config)
 
 

@@ -6,7 +6,7 @@ Axes: K inner steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +20,12 @@ from metalearn.types import Batch, LossFn, Params
 __all__ = [
     "Adapted",
     "GradAndValue",
+    "InnerStep",
     "adapt",
     "check_inner",
     "eager_grad_and_value",
     "inner_trajectory",
-    "stack_losses",
+    "last_of",
 ]
 
 GradAndValue = Callable[[Callable[[Any], Tensor], Any], tuple[Any, Tensor]]
@@ -38,6 +39,15 @@ class Adapted(NamedTuple):
     """θ_K, a tree like the one that went in."""
     losses: Tensor
     """``[K]``: support loss before each step."""
+
+
+class InnerStep(NamedTuple):
+    """A point of the inner loop."""
+
+    params: Params
+    """θ_k."""
+    loss: Tensor | None
+    """Support loss at θ_{k−1}, whose gradient led here; None at the start."""
 
 
 def adapt(
@@ -70,15 +80,9 @@ def adapt(
         SettingError: negative steps, a pattern that matches nothing, parameters that are not
             floating-point tensors.
     """
-    check_inner(params, steps)
-    losses = []
-    adapted = params
-    for adapted, loss in inner_trajectory(
-        loss_fn, params, support, optimizer=optimizer, steps=steps, frozen=frozen
-    ):
-        if loss is not None:
-            losses.append(loss)
-    return Adapted(adapted, stack_losses(losses, params))
+    return last_of(
+        inner_trajectory(loss_fn, params, support, optimizer=optimizer, steps=steps, frozen=frozen)
+    )
 
 
 def inner_trajectory(
@@ -90,11 +94,13 @@ def inner_trajectory(
     steps: int,
     frozen: str | Sequence[str] | None = None,
     grad_and_value: GradAndValue | None = None,
-) -> Iterator[tuple[Params, Tensor | None]]:
-    """Yield ``(θ_k, loss of the step that led there)`` for k = 0..K; the first loss is None.
+) -> Iterator[InnerStep]:
+    """Yield θ_0 .. θ_K, each with the support loss of the step that led there.
 
-    ``grad_and_value(function, leaves)`` replaces ``torch.func.grad_and_value`` where it is given.
+    Arguments and errors are those of `adapt`. ``grad_and_value(function, leaves)`` replaces
+    ``torch.func.grad_and_value`` where it is given.
     """
+    check_inner(params, steps)
     take = grad_and_value or (lambda f, x: torch.func.grad_and_value(f)(x))
     values, spec = flatten(params)
     moving = [not fixed for fixed in match_names(params, frozen, "frozen")]
@@ -105,12 +111,12 @@ def inner_trajectory(
 
     current = [v for m, v in zip(moving, values) if m]
     state = optimizer.init(current)
-    yield params, None
+    yield InnerStep(params, None)
     for _ in range(steps):
         grads, loss = take(lambda part: loss_fn(merge(part), support), current)
         updates, state = optimizer.update(grads, state, current)
         current = [p + u for p, u in zip(current, updates)]
-        yield merge(current), loss
+        yield InnerStep(merge(current), loss)
 
 
 def eager_grad_and_value(*, create_graph: bool) -> GradAndValue:
@@ -148,9 +154,13 @@ def check_inner(params: Params, steps: int) -> None:
             raise SettingError(f"params[{name}]", got, "a floating-point tensor is needed")
 
 
-def stack_losses(losses: Sequence[Tensor], params: Params) -> Tensor:
-    """``[K]``; empty, with the dtype and device of the parameters, where there are none."""
-    if losses:
-        return torch.stack(tuple(losses))
+def last_of(trajectory: Iterable[InnerStep]) -> Adapted:
+    """Where a trajectory ends, and the losses on the way."""
+    losses: list[Tensor] = []
+    params: Params = None
+    for point in trajectory:
+        params = point.params
+        if point.loss is not None:
+            losses.append(point.loss)
     leaf = flatten(params)[0][0]
-    return torch.zeros(0, dtype=leaf.dtype, device=leaf.device)
+    return Adapted(params, torch.stack(losses) if losses else leaf.new_zeros(0))

@@ -97,11 +97,12 @@ def adam(
         second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, second, grads)
         correction1, correction2 = 1 - beta1**count, 1 - beta2**count
 
-        def step(m: Tensor, v: Tensor) -> Tensor:
+        def move(m: Tensor, v: Tensor) -> Tensor:
             root = torch.sqrt(v / correction2 + eps_root)
-            return -lr * (m / correction1) / (root + eps)
+            step: Tensor = -lr * (m / correction1) / (root + eps)
+            return step
 
-        return tree_map(step, first, second), (count, first, second)
+        return tree_map(move, first, second), (count, first, second)
 
     return InnerOptimizer(init, update)
 

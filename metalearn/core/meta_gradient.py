@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from metalearn.core.adapt import (
+    Adapted,
     adapt,
     check_inner,
     eager_grad_and_value,
     inner_trajectory,
-    stack_losses,
+    last_of,
 )
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.tree import add_scaled, flatten, leaves, match_names, scale, tree_map, unflatten
@@ -104,7 +105,9 @@ def meta_gradient(
     query, support = [], []
     for start in range(0, count, size):
         chunk = tree_map(lambda x, s=start: x[s : s + size], tasks)
-        grads, query_losses, support_losses = _batched(one, loss_fn, params, chunk, inner, vectorize)
+        grads, query_losses, support_losses = _batched(
+            one, loss_fn, params, chunk, inner, vectorize
+        )
         total = grads if total is None else add_scaled(total, grads, 1.0)
         query.append(query_losses.detach())
         support.append(support_losses.detach())
@@ -199,19 +202,10 @@ def _first_order_loop(
 
 def _walk(
     loss_fn: LossFn, params: Params, support: Batch, inner: dict[str, Any], *, create_graph: bool
-) -> tuple[Params, Tensor]:
+) -> Adapted:
     """θ_K and the support losses by ordinary autograd."""
-    losses, adapted = [], params
-    for adapted, loss in inner_trajectory(
-        loss_fn,
-        params,
-        support,
-        grad_and_value=eager_grad_and_value(create_graph=create_graph),
-        **inner,
-    ):
-        if loss is not None:
-            losses.append(loss)
-    return adapted, stack_losses(losses, params)
+    eager = eager_grad_and_value(create_graph=create_graph)
+    return last_of(inner_trajectory(loss_fn, params, support, grad_and_value=eager, **inner))
 
 
 def _unbind(tasks: TaskBatch) -> list[TaskBatch]:
@@ -220,11 +214,11 @@ def _unbind(tasks: TaskBatch) -> list[TaskBatch]:
 
 def _task_count(tasks: TaskBatch) -> int:
     """T, which all leaves of support and query must share."""
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves(tasks)}
-    if len(sizes) != 1 or None in sizes or 0 in sizes:
+    sizes = {int(leaf.shape[0]) if leaf.ndim else 0 for leaf in leaves(tasks)}
+    if len(sizes) != 1 or 0 in sizes:
         raise SettingError(
             "tasks",
-            sorted(map(str, sizes)),
+            sorted(sizes),
             "every leaf of support and query needs the same leading task axis of at least 1",
         )
-    return int(sizes.pop())
+    return sizes.pop()

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from metalearn.errors import SettingError
 
@@ -102,7 +102,7 @@ def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
             f"vmap cannot take fused recurrent layers; loop over nn.{type(layer).__name__}Cell, "
             "or run tasks in a plain loop with vectorize=False (maml.vectorize=false)"
         )
-    if any(isinstance(p, UninitializedTensorMixin) for p in layer.parameters(recurse=False)):
+    if any(is_lazy(p) for p in layer.parameters(recurse=False)):
         return "a lazy layer has no parameters yet; run one batch through the module first"
     return None
 

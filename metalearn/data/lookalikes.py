@@ -5,7 +5,7 @@ Axes: L letters, [height, width] pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ def stray_ink(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
     return distances
 
 
-def pick_distinct(distances: NDArray[np.float64], *, threshold: float) -> Sequence[int]:
+def pick_distinct(distances: NDArray[np.floating[Any]], *, threshold: float) -> list[int]:
     """Letters, in order, that lie at least ``threshold`` from every letter picked before.
 
     Args:

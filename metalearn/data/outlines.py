@@ -198,11 +198,12 @@ def _elastic(x: Floats, y: Floats, k: Floats) -> tuple[Floats, Floats]:
 def _segments(commands: Sequence[tuple[str, tuple[Any, ...]]]) -> list[tuple[Any, Any, Any]]:
     """(start, control, end) of every line and curve that a pen drew; contours are closed."""
     segments: list[tuple[Any, Any, Any]] = []
-    start = here = (0, 0)
+    start: Any = (0, 0)
+    here: Any = start
     for command, points in commands:
         if command == "moveTo":
             start = here = points[0]
-        elif command == "lineTo" or command == "closePath":
+        elif command in ("lineTo", "closePath"):
             end = points[0] if points else start
             if end != here:
                 segments.append((here, _middle(here, end), end))

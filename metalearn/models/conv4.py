@@ -76,9 +76,13 @@ class Conv4(nn.Sequential):
         for _ in range(4):
             blocks.append(_block(channels, filters, downsample))
             channels = filters
-            height, width = ((height + 1) // 2, (width + 1) // 2) if downsample == "stride" else (
-                height // 2,
-                width // 2,
+            height, width = (
+                ((height + 1) // 2, (width + 1) // 2)
+                if downsample == "stride"
+                else (
+                    height // 2,
+                    width // 2,
+                )
             )
         features = filters * (height * width if pool == "flatten" else 1)
         gather = [nn.Flatten()] if pool == "flatten" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

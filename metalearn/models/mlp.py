@@ -5,6 +5,7 @@ Axes: N samples, H hidden units.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ class MLP(nn.Sequential):
                 raise SettingError(name, list(sizes), "whole numbers of at least 1 are needed")
         widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for wide, narrow in zip(widths, widths[1:]):
+        for wide, narrow in itertools.pairwise(widths):
             layers += [nn.Linear(wide, narrow), nn.ReLU()]
         super().__init__(*layers, nn.Linear(widths[-1], outputs))
         generator = torch.Generator().manual_seed(seed)

@@ -68,7 +68,9 @@ class FewShotTasks:
         self._turns = {"train": rotate_train, "validation": rotate_eval, "test": rotate_eval}
         if (rotate_train or rotate_eval) and self.input_shape[1] != self.input_shape[2]:
             raise SettingError(
-                "rotate_train", rotate_train, f"turning needs square pictures, not {data.image_shape}"
+                "rotate_train",
+                rotate_train,
+                f"turning needs square pictures, not {data.image_shape}",
             )
         order = torch.argsort(data.labels, stable=True)
         counts = torch.bincount(data.labels, minlength=len(data.class_names))
@@ -122,9 +124,7 @@ class FewShotTasks:
         stream = AddressedStream(self.seed, split, index)
         classes, turns = self._draw_classes(stream, split)
         each = self.shot + self.query
-        rows = [
-            self._pictures[c][stream.distinct(len(self._pictures[c]), each)] for c in classes
-        ]
+        rows = [self._pictures[c][stream.distinct(len(self._pictures[c]), each)] for c in classes]
         return np.stack(rows), np.asarray(turns)
 
     def _gather(self, pictures: Tensor, turns: Tensor, device: torch.device) -> Tensor:

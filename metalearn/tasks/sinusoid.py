@@ -20,8 +20,9 @@ __all__ = ["SinusoidTasks"]
 
 
 class SinusoidTasks:
-    """y = A · sin(x − φ) with A uniform in [0.1, 5], φ in [0, π], x in [−5, 5]: a
-    `TaskDistribution`.
+    """Sine waves y = A · sin(x − φ) as tasks: a `TaskDistribution`.
+
+    The amplitude A is uniform in [0.1, 5], the phase φ in [0, π], x in [−5, 5].
 
     Args:
         shot: S, at least 1.

@@ -15,9 +15,7 @@ from metalearn.tasks.episodes import FewShotTasks
 __all__ = ["folder_tasks", "glyph_tasks", "omniglot_tasks"]
 
 
-def glyph_tasks(
-    *, image_size: int = 28, **episodes: Annotated[Any, FewShotTasks]
-) -> FewShotTasks:
+def glyph_tasks(*, image_size: int = 28, **episodes: Annotated[Any, FewShotTasks]) -> FewShotTasks:
     """Letters of the world's scripts, drawn from fonts that come with matplotlib; no download.
 
     Args:

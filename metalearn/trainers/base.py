@@ -204,7 +204,12 @@ class Trainer(ABC):
             self.seconds = before + time.monotonic() - start
         self.tracker.flush()
         return FitResult(
-            self.step, reason, self.best_step, self.best_value, self.monitor, self.seconds,
+            self.step,
+            reason,
+            self.best_step,
+            self.best_value,
+            self.monitor,
+            self.seconds,
             stop.received,
         )
 
@@ -274,7 +279,7 @@ class Trainer(ABC):
         self.step += 1
         clock.count(report.samples)
         shown = {k.rsplit("/", 1)[-1]: v for k, v in extra.items() if k.endswith("accuracy_after")}
-        bar.update(loss=loss, **shown, **{f"{self.unit}_per_s": clock.rate()})
+        bar.update(1, **{"loss": loss, **shown, f"{self.unit}_per_s": clock.rate()})
         if due:
             numbers = {
                 "train/loss": loss,
@@ -287,9 +292,7 @@ class Trainer(ABC):
             self.tracker.scalars(self.step, numbers)
             clock.restart()
 
-    def _refuse_non_finite(
-        self, step: int, loss: float, norm: float, report: StepReport
-    ) -> None:
+    def _refuse_non_finite(self, step: int, loss: float, norm: float, report: StepReport) -> None:
         path = self.save(f"non_finite_step_{step}")
         self.tracker.flush()
         where = f"; the state before the step is in {path}" if path else ""
@@ -358,5 +361,3 @@ def _peak_memory(device: torch.device) -> float:
         return math.nan
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -27,6 +27,7 @@ from metalearn.core import (
     meta_gradient,
     sgd,
 )
+from metalearn.core.adapt import InnerStep, last_of
 from metalearn.core.module import Norm
 from metalearn.core.tree import match_names
 from metalearn.errors import SettingError
@@ -161,9 +162,7 @@ class MetaLearner:
             support: the labelled examples.
             steps: inner steps; None takes ``maml.eval_steps``.
         """
-        params: Params = self.params
-        for params, _ in self._trajectory(self.params, support, self._steps(steps)):
-            pass
+        params = last_of(self._trajectory(self.params, support, self._steps(steps))).params
         adapted = copy.deepcopy(self.module)
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():
@@ -186,8 +185,8 @@ class MetaLearner:
 
         def one(params: Params, support: Batch, query: Batch) -> tuple[Tensor, Tensor]:
             losses, outputs = [], []
-            for theta, _ in self._trajectory(params, support, count):
-                output = self._predict(theta, query[0], inductive)
+            for point in self._trajectory(params, support, count):
+                output = self._predict(point.params, query[0], inductive)
                 losses.append(self._criterion(output, query[1]))
                 outputs.append(output)
             return torch.stack(losses), torch.stack(outputs)
@@ -206,7 +205,7 @@ class MetaLearner:
         right = predictions == tasks.query[1][:, None]
         return TaskScores(losses, right.to(losses.dtype).mean(-1), predictions)
 
-    def _trajectory(self, params: Params, support: Batch, steps: int):  # type: ignore[no-untyped-def]
+    def _trajectory(self, params: Params, support: Batch, steps: int) -> Iterator[InnerStep]:
         eager = None if self.maml.vectorize else eager_grad_and_value(create_graph=False)
         return inner_trajectory(
             self.loss,
@@ -219,11 +218,15 @@ class MetaLearner:
         )
 
     def _predict(self, params: Params, inputs: Tensor, inductive: bool) -> Tensor:
+        def together(batch: Tensor) -> Tensor:
+            outputs: Tensor = self.apply(params, self.buffers, batch)
+            return outputs
+
         def alone(one: Tensor) -> Tensor:
-            return self.apply(params, self.buffers, one[None])[0]
+            return together(one[None])[0]
 
         if not inductive:
-            return self.apply(params, self.buffers, inputs)
+            return together(inputs)
         if self.maml.vectorize:
             return torch.vmap(alone)(inputs)
         return torch.stack([alone(one) for one in inputs])

@@ -18,7 +18,7 @@ from metalearn.tracking import Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.base import LoopSettings, OptimizerFactory, StepReport, Trainer
 from metalearn.trainers.learner import MAML, MetaLearner, TaskScores, mean_interval
-from metalearn.types import Split, TaskBatch, TaskDistribution
+from metalearn.types import Split, TaskDistribution
 
 __all__ = ["MetaTrainer", "TestReport"]
 
@@ -179,13 +179,15 @@ class MetaTrainer(Trainer):
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise SettingError(
-                "model", type(self.module).__name__,
+                "model",
+                type(self.module).__name__,
                 f"a model that takes inputs {list(inputs.shape)} is needed ({reason})",
             ) from error
         wanted = [len(inputs), self.tasks.outputs]
         if list(outputs.shape) != wanted:
             raise SettingError(
-                "model", type(self.module).__name__,
+                "model",
+                type(self.module).__name__,
                 f"outputs {wanted} are needed for these tasks, not {list(outputs.shape)}",
             )
 
@@ -197,7 +199,7 @@ def _first(batch: Any) -> tuple[Tensor, Tensor]:
 
 def _numbers(prefix: str, scores: TaskScores, *, every_step: bool) -> dict[str, float]:
     """Means before and after adaptation, ends of their 95 % intervals, and each inner step."""
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, values in (("loss", scores.losses), ("accuracy", scores.accuracies)):
         if values is None:
             continue

@@ -1,0 +1,35 @@
+# `make train` and `make test` do all the set-up by themselves; nothing is repeated the second time.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help train test setup clean
+
+help:
+	@echo "make train   set up, then train the default learner (letters of the world's scripts)"
+	@echo "make test    set up, then lint, type-check, check the import layers, run the tests"
+	@echo "make clean   remove the environment and the caches of the tools"
+
+train: $(VENV)/.installed
+	$(BIN)/python scripts/train.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,85 @@
+"""Packs: whole or not at all, and never believed when damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metalearn.data.packed import Pack, read_pack, write_pack
+
+ARRAYS = {"images": np.arange(600, dtype=np.uint8).reshape(6, 10, 10), "names": np.array(["a"])}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "things.npz"
+    write_pack(path, Pack(ARRAYS, "a source"))
+    pack = read_pack(path)
+    assert pack is not None and pack.source == "a source" and set(pack.arrays) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert np.array_equal(pack.arrays[name], array) and pack.arrays[name].dtype == array.dtype
+    assert [file.name for file in path.parent.iterdir()] == ["things.npz"]
+
+
+def test_missing_pack_is_none_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_pack(tmp_path / "things.npz") is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "rubbish", "empty", "array", "object"])
+def test_damaged_pack_is_none(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "things.npz"
+    write_pack(path, Pack(ARRAYS, "a source"))
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(b"images.npy") + 200] ^= 255
+    with np.load(path) as stored:
+        header = stored["header"]
+    if damage == "array":
+        np.savez(path, header=header, **{**ARRAYS, "images": ARRAYS["images"] ^ 1})
+    elif damage == "object":
+        np.savez(path, header=header, images=np.array([{}], dtype=object))
+    else:
+        contents = {"truncated": whole[:-50], "flipped": flipped, "rubbish": b"x" * 99}
+        path.write_bytes(contents.get(damage, b""))
+    assert read_pack(path) is None
+    assert "things.npz is damaged and is left aside" in caplog.text
+
+
+def test_source_is_under_the_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "things.npz"
+    write_pack(path, Pack(ARRAYS, "a source"))
+    with np.load(path) as stored:
+        header = str(stored["header"]).replace("a source", "b source")
+    np.savez(path, header=np.array(header), **ARRAYS)
+    assert read_pack(path) is None
+
+
+def test_folder_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    write_pack(tmp_path / "file" / "things.npz", Pack(ARRAYS, ""))
+    assert "things.npz could not be written, the next load is slower" in caplog.text
+
+
+def test_interrupted_write_leaves_the_old_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "things.npz"
+    write_pack(path, Pack(ARRAYS, "old"))
+
+    def interrupted(file: object, **arrays: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_pack(path, Pack(ARRAYS, "new"))
+    pack = read_pack(path)
+    assert pack is not None and pack.source == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["things.npz"]

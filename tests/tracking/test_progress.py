@@ -1,0 +1,126 @@
+"""The progress bar on a fake terminal, and its silence elsewhere."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import pytest
+from tqdm import tqdm
+
+from metalearn.tracking import Progress
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_silent_when_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    stream, before = io.StringIO(), threading.active_count()
+    with Progress(10, stream=stream) as bar, Progress(10) as default:
+        for each in (bar, default):
+            each.update(3, loss=0.5)
+            each.write("hello")
+        assert not bar.enabled
+    assert stream.getvalue() == ""
+    assert capsys.readouterr() == ("", "")
+    assert threading.active_count() == before
+
+
+def test_a_terminal_sees_numbers_in_compact_form() -> None:
+    stream = _Terminal()
+    with Progress(20, stream=stream, interval=0) as bar:
+        bar.update(
+            5, loss=0.51234, accuracy=0.8734, accuracy_after=0.99, tasks_per_s=1234.5, steps=2e6
+        )
+    text = stream.getvalue()
+    assert "5/20" in text
+    assert " 25%" in text
+    assert "left" in text
+    assert "loss 0.512, accuracy 87.3%, accuracy after 99.0%, tasks/s 1.23k, steps 2M" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+        (3e-7, "3e-07"),
+        (-1500.0, "-1.5k"),
+        (2e12, "2e+12"),
+        (999.99, "1e+03"),
+    ],
+)
+def test_number_formats(value: float, shown: str) -> None:
+    stream = _Terminal()
+    with Progress(1, stream=stream) as bar:
+        bar.update(loss=value)
+    assert f"loss {shown}" in stream.getvalue().splitlines()[-1]
+
+
+def test_resumed_bar_starts_where_the_run_stopped() -> None:
+    stream = _Terminal()
+    with Progress(100, 40, stream=stream) as bar:
+        bar.update()
+    assert "40/100" in stream.getvalue()
+    assert "41/100" in stream.getvalue()
+
+
+def test_redraws_are_throttled_but_the_last_numbers_show() -> None:
+    stream = _Terminal()
+    with Progress(1000, stream=stream, interval=60) as bar:
+        for step in range(1000):
+            bar.update(loss=float(step))
+    drawings = stream.getvalue().count("\r")
+    assert drawings <= 4
+    assert "1000/1000" in stream.getvalue()
+    assert "loss 999" in stream.getvalue()
+
+
+def test_numbers_stay_until_replaced() -> None:
+    stream = _Terminal()
+    with Progress(3, stream=stream, interval=0) as bar:
+        bar.update(loss=0.25)
+        bar.update()
+    assert "loss 0.25" in stream.getvalue().split("\r")[-1]
+
+
+def test_written_lines_stand_alone() -> None:
+    stream = _Terminal()
+    with Progress(4, stream=stream, interval=0) as bar:
+        bar.update(loss=1.0)
+        bar.write("validation: 95.2%")
+        bar.update(loss=0.5)
+    lines = [line.split("\r")[-1] for line in stream.getvalue().split("\n")]
+    assert "validation: 95.2%" in lines
+
+
+def test_enabled_overrides_the_stream_and_close_is_idempotent() -> None:
+    loud, quiet = io.StringIO(), _Terminal()
+    bar = Progress(2, enabled=True, stream=loud)
+    bar.update(2, loss=0.5)
+    bar.close()
+    length = len(loud.getvalue())
+    bar.close()
+    bar.update(1)
+    assert len(loud.getvalue()) == length > 0
+    with Progress(2, enabled=False, stream=quiet) as off:
+        off.update()
+    assert quiet.getvalue() == ""
+
+
+def test_an_error_inside_closes_the_bar() -> None:
+    stream = _Terminal()
+    with pytest.raises(KeyError, match="gone"), Progress(3, stream=stream) as bar:
+        bar.update()
+        raise KeyError("gone")
+    assert stream.getvalue().endswith("\n")
+    assert not tqdm._instances
+
+
+def test_a_closed_stream_is_no_terminal() -> None:
+    stream = io.StringIO()
+    stream.close()
+    assert not Progress(3, stream=stream).enabled

@@ -1,0 +1,238 @@
+"""The tracker's two records: JSON lines and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from metalearn.errors import SettingError
+from metalearn.tracking import NullTracker, RunTracker, Tracker
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def _events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder / "tensorboard")).Reload()
+
+
+def _layout(events: EventAccumulator) -> layout_pb2.Layout:
+    newest = events.Tensors("custom_scalars__config__")[-1]
+    return layout_pb2.Layout.FromString(newest.tensor_proto.string_val[0])
+
+
+def _figure() -> Figure:
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1])
+    return figure
+
+
+def _steps(tracker: RunTracker, steps: range) -> None:
+    for step in steps:
+        tracker.scalars(step, {"train/loss": 1 / (1 + step)})
+
+
+@pytest.mark.parametrize("kind", ["null", "run"])
+def test_both_trackers_keep_the_protocol(kind: str, tmp_path: Path) -> None:
+    tracker: Tracker = NullTracker() if kind == "null" else RunTracker(tmp_path / "new" / "run")
+    assert isinstance(tracker, Tracker)
+    tracker.scalars(0, {"a": 1.0})
+    tracker.histograms(0, "b", {"w": torch.ones(2)})
+    tracker.figure(0, "c", _figure())
+    tracker.curves(0, "d", {"e": 1.0})
+    tracker.hparams({"f": 1}, {"g": 1.0})
+    tracker.flush()
+    for _ in range(2):
+        tracker.close()
+    tracker.flush()
+    assert (tmp_path / "new").exists() == (kind == "run")
+
+
+def test_each_line_is_json_at_once_and_nan_is_null(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    tracker.scalars(0, {"train/loss": math.nan, "train/norm": math.inf, "train/accuracy": 0.5})
+    tracker.scalars(10, {"train/loss": torch.tensor(0.25)})  # type: ignore[dict-item]
+    first, second = _lines(tmp_path)  # nothing was flushed or closed by hand
+    assert first["time"] <= second["time"]
+    assert {k: v for k, v in first.items() if k != "time"} == {
+        "step": 0,
+        "train/loss": None,
+        "train/norm": None,
+        "train/accuracy": 0.5,
+    }
+    assert (second["step"], second["train/loss"]) == (10, 0.25)
+    tracker.close()
+    losses = _events(tmp_path).Scalars("train/loss")
+    assert math.isnan(losses[0].value)
+    assert (losses[1].step, losses[1].value) == (10, 0.25)
+
+
+def test_resume_drops_later_lines_and_the_torn_one(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    _steps(tracker, range(6))
+    tracker.close()
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 3, "ti')
+    tracker = RunTracker(tmp_path, resume_step=3)
+    assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2, 3]
+    tracker.scalars(4, {"train/loss": 9.0})
+    tracker.close()
+    assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2, 3, 4]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+    read = {event.step: event.value for event in _events(tmp_path).Scalars("train/loss")}
+    assert read == pytest.approx({0: 1.0, 1: 1 / 2, 2: 1 / 3, 3: 1 / 4, 4: 9.0})
+
+
+def test_continuing_without_resume_step_drops_only_the_torn_line(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    _steps(tracker, range(3))
+    tracker.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 7, "name": "\xc3')
+    RunTracker(tmp_path).close()
+    assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2]
+
+
+def test_a_whole_last_line_without_its_newline_stays(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}')
+    tracker = RunTracker(tmp_path, resume_step=5)
+    tracker.scalars(2, {})
+    tracker.close()
+    assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2]
+
+
+def test_an_untouched_file_is_not_rewritten(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    _steps(tracker, range(3))
+    tracker.close()
+    before = (tmp_path / "metrics.jsonl").stat().st_ino
+    RunTracker(tmp_path, resume_step=2).close()
+    assert (tmp_path / "metrics.jsonl").stat().st_ino == before
+
+
+def test_negative_resume_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="resume_step=-1: a step of at least 0, or None"):
+        RunTracker(tmp_path, resume_step=-1)
+
+
+def test_histograms_leave_out_what_cannot_be_drawn(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    tensors = {
+        "weight": torch.linspace(-1, 1, 100, requires_grad=True).reshape(10, 10),
+        "half": torch.ones(4, dtype=torch.bfloat16),
+        "count": torch.arange(3),
+        "flag": torch.tensor(True),
+        "empty": torch.zeros(0, 3),
+        "nan": torch.tensor([1.0, math.nan]),
+        "infinite": torch.tensor([math.inf]),
+        "huge": torch.full((3,), 1e30),
+        "large": torch.full((3,), 9e19),
+    }
+    tracker.histograms(5, "parameters", tensors)
+    tracker.close()
+    events = _events(tmp_path)
+    drawn = {"weight", "half", "count", "flag", "large"}
+    assert set(events.Tags()["histograms"]) == {f"parameters/{leaf}" for leaf in drawn}
+    (event,) = events.Histograms("parameters/weight")
+    assert event.step == 5
+    value = event.histogram_value
+    assert (value.num, value.min, value.max) == (100, -1.0, 1.0)
+    assert value.sum_squares == pytest.approx(float(torch.linspace(-1, 1, 100).square().sum()))
+
+
+def test_figures_become_pictures(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    tracker.figure(3, "validation/task", _figure())
+    tracker.close()
+    (event,) = _events(tmp_path).Images("validation/task")
+    assert (event.step, event.width, event.height) == (3, 200, 100)
+    assert event.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_bands_and_curves_share_one_layout(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path, bands=["validation/accuracy_after"])
+    for step in range(2):
+        tracker.curves(step, "validation/by_step", {"k=0": 0.2, "k=1": 0.9})
+    tracker.close()
+    events = _events(tmp_path)
+    bands, curves = _layout(events).category
+    assert bands.title == "95% confidence intervals"
+    (series,) = bands.chart[0].margin.series
+    assert (series.value, series.lower, series.upper) == (
+        "validation/accuracy_after",
+        "validation/accuracy_after_low",
+        "validation/accuracy_after_high",
+    )
+    assert list(curves.chart[0].multiline.tag) == ["^validation/by_step/"]
+    assert len(events.Tensors("custom_scalars__config__")) == 2  # bands; bands and curves
+    assert [event.value for event in events.Scalars("validation/by_step/k=1")] == pytest.approx(
+        [0.9, 0.9]
+    )
+    assert _lines(tmp_path)[0]["validation/by_step/k=0"] == 0.2
+
+
+def test_no_bands_no_layout(tmp_path: Path) -> None:
+    RunTracker(tmp_path).close()
+    assert _events(tmp_path).Tags()["tensors"] == []
+
+
+def test_hparams_stand_in_the_run_itself(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    _steps(tracker, range(8))
+    settings: dict[str, bool | int | float | str] = {
+        "maml/lr": 0.5,
+        "task/way": 5,
+        "first_order": True,
+        "max_norm": math.inf,
+        "model": "conv4",
+    }
+    tracker.hparams(settings, {"test/accuracy": 0.75})
+    tracker.close()
+    files = [path.name for path in (tmp_path / "tensorboard").iterdir()]
+    assert len(files) == 1  # no run within the run
+    events = _events(tmp_path)
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    values = {k: v.string_value or v.number_value for k, v in start.hparams.items()}
+    assert values == settings | {"first_order": "true", "max_norm": "inf"}
+    assert events.SummaryMetadata("_hparams_/session_end_info").plugin_data.content
+    # With an "experiment" TensorBoard would show the columns of this run alone.
+    with pytest.raises(KeyError, match="experiment"):
+        events.SummaryMetadata("_hparams_/experiment")
+    (result,) = events.Scalars("test/accuracy")
+    assert (result.step, result.value) == (7, 0.75)
+    assert _lines(tmp_path)[-1]["test/accuracy"] == 0.75
+
+
+def test_results_of_a_resumed_run_stand_at_its_last_step(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    _steps(tracker, range(8))
+    tracker.close()
+    tracker = RunTracker(tmp_path, resume_step=5)
+    tracker.hparams({"way": 5}, {"test/accuracy": 0.5})
+    tracker.close()
+    assert _lines(tmp_path)[-1]["step"] == 5
+    assert _events(tmp_path).Scalars("test/accuracy")[0].step == 5
+
+
+def test_a_closed_tracker_takes_nothing_more(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    tracker.close()
+    with pytest.raises(ValueError, match="closed file"):
+        tracker.scalars(1, {"a": 1.0})
+    assert _lines(tmp_path) == []
