@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from metalearn.errors import DataError
+from metalearn.files import replace_file
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -21,16 +21,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     The file is complete or absent, whatever interrupts: it is written beside its place, flushed to
     the disk, and moved there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.files import replace_file
 from metalearn.signatures import check_settings
 from metalearn.tracking import RunTracker, provenance, write_json
 from metalearn.trainers import FitResult, MetaLearner, MetaTrainer, TestReport
@@ -88,7 +89,7 @@ def train(config: DictConfig) -> None:
     print(f"run folder: {folder}")
     try:
         result = trainer.fit()
-        if result.signal is not None:
+        if result.reason == "interrupted" and result.signal is not None:
             print(f"stopped at step {result.step}; go on with resume={folder}")
             raise SystemExit(128 + result.signal)
         trainer.load_best()
@@ -261,10 +262,8 @@ def _saved_config(folder: Path) -> DictConfig:
 
 
 def _write_config(folder: Path, config: DictConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".config.yaml.partial"
-    OmegaConf.save(config, partial, resolve=True)
-    partial.replace(folder / "config.yaml")
+    text = OmegaConf.to_yaml(config, resolve=True)
+    replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))
 
 
 def _resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:

@@ -5,12 +5,9 @@ Axes: free; a pack holds named arrays of any shape and a line of text that says 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,6 +18,8 @@ from typing import Any
 import numpy as np
 
 __all__ = ["Pack", "read_pack", "write_pack"]
+
+from metalearn.files import replace_file
 
 _HEADER = "header"
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -62,19 +61,11 @@ def write_pack(path: Path, pack: Pack) -> None:
     A folder that cannot be written to costs speed, not the run: a warning is logged.
     """
     header = {"source": pack.source, "sha256": _digest(pack.arrays, pack.source)}
-    # Not tempfile: its files are closed to others, and a cache may be shared.
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}")
+    columns: dict[str, Any] = {_HEADER: np.array(json.dumps(header)), **pack.arrays}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            columns: dict[str, Any] = {_HEADER: np.array(json.dumps(header)), **pack.arrays}
-            np.savez_compressed(file, **columns)
-        os.replace(temporary, path)
+        replace_file(path, lambda file: np.savez_compressed(file, **columns))
     except OSError as error:
         _log.warning("%s could not be written, the next load is slower: %s", path, error)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _digest(arrays: Mapping[str, np.ndarray[Any, Any]], source: str) -> str:

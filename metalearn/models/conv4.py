@@ -48,7 +48,7 @@ class Conv4(nn.Sequential):
         *,
         filters: int = 64,
         downsample: Downsample = "stride",
-        pool: Pool = "flatten",
+        pool: Pool = "mean",
         seed: int = 0,
     ) -> None:
         if len(input_shape) != 3:

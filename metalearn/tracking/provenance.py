@@ -11,14 +11,14 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import IO
 
 import torch
+
+from metalearn.files import replace_file
 
 __all__ = ["plain", "provenance", "replace_file", "write_json"]
 
@@ -67,7 +67,6 @@ def write_json(path: Path, value: object) -> None:
         TypeError: a value that has no JSON form.
     """
     text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda file: file.write(text.encode() + b"\n"))
 
 
@@ -84,29 +83,6 @@ def plain(value: object) -> object:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return value
-
-
-def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in the place of ``path``.
-
-    A reader sees the old file or the new one, never a part; if ``write`` raises, the old file
-    stays and the temporary one is removed.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, _mode(path))  # mkstemp gives 0600; others may read results
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _mode(path: Path) -> int:
-    return path.stat().st_mode & 0o777 if path.exists() else 0o644
 
 
 def _version(package: str) -> str | None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import SettingError
-from metalearn.tracking.provenance import plain, replace_file
+from metalearn.files import replace_file
+from metalearn.tracking.provenance import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

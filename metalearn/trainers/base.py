@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -175,33 +176,29 @@ class Trainer(ABC):
             NonFiniteError: a loss or gradient that is not finite; the state before that step has
                 been saved if the trainer has a folder.
         """
-        reason: Literal["finished", "patience", "interrupted"] = "finished"
-        total, start = self.settings.steps, time.monotonic()
-        before = self.seconds
+        total, start, before = self.settings.steps, time.monotonic(), self.seconds
         with (
             StopRequest() as stop,
             Progress(total, self.step, enabled=self.settings.progress) as bar,
         ):
             if self.step == 0:
                 self._evaluate(bar)
+                self.save("last")
             clock = _Clock()
-            while self.step < total:
+            while self.step < total and not self._out_of_patience() and stop.received is None:
                 self._train_step(bar, clock)
                 self.seconds = before + time.monotonic() - start
                 if self._due(self.settings.eval_every):
-                    clock.pause()
-                    self._evaluate(bar)
-                    clock.go()
-                out_of_patience = (
-                    self.settings.patience is not None and self._stale >= self.settings.patience
-                )
-                ending = stop.received is not None or out_of_patience
-                if ending or self._due(self.settings.checkpoint_every):
+                    with clock.paused():
+                        self._evaluate(bar)
+                if self._due(self.settings.checkpoint_every):
                     self.save("last")
-                if ending and self.step < total:
-                    reason = "interrupted" if stop.received is not None else "patience"
-                    break
             self.seconds = before + time.monotonic() - start
+            self.save("last")
+        if self.step == total:
+            reason: Literal["finished", "patience", "interrupted"] = "finished"
+        else:
+            reason = "patience" if self._out_of_patience() else "interrupted"
         self.tracker.flush()
         return FitResult(
             self.step,
@@ -271,7 +268,8 @@ class Trainer(ABC):
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             self._refuse_non_finite(step, loss, float(norm), report)
         due = (step + 1) % self.settings.log_every == 0 or step == 0
-        extra = dict(self.log_training(step + 1, report)) if due else {}
+        with clock.paused():
+            extra = dict(self.log_training(step, report)) if due else {}
         factor = self.settings.rate(step)
         for group, rate in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * factor
@@ -319,6 +317,9 @@ class Trainer(ABC):
         text += f" (best {self.best_value:.4g} at step {self.best_step})"
         (bar.write if bar.enabled else log.info)(text)
 
+    def _out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self._stale >= self.settings.patience
+
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
 
@@ -335,10 +336,10 @@ class _Clock:
     def count(self, samples: int) -> None:
         self._samples += samples
 
-    def pause(self) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
         self._spent += time.monotonic() - self._since
-
-    def go(self) -> None:
+        yield
         self._since = time.monotonic()
 
     def rate(self) -> float:

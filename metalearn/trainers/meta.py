@@ -115,7 +115,7 @@ class MetaTrainer(Trainer):
 
     def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
         """Scores of the meta-batch at hand, before and after its inner steps."""
-        batch = self.tasks.sample("train", self._train_indices(step - 1), device=self.device)
+        batch = self.tasks.sample("train", self._train_indices(step), device=self.device)
         scores = self.learner.score(batch, steps=self.learner.maml.inner_steps)
         return _numbers("train", scores, every_step=False)
 
