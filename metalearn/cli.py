@@ -19,7 +19,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.errors import DataError, NonFiniteError, SettingError, check_whole
 from metalearn.files import replace_file
 from metalearn.signatures import check_settings
 from metalearn.tracking import RunTracker, provenance, write_json
@@ -119,7 +119,7 @@ def evaluate(config: DictConfig) -> None:
             saved.maml.eval_steps = config.eval_steps
     if config.checkpoint not in ("best", "last"):
         raise SettingError("checkpoint", config.checkpoint, "best or last is needed")
-    check_count("tasks", config.tasks)
+    check_whole("tasks", config.tasks, 1)
     _, trainer = build(saved, folder=None)
     trainer.resume(folder / "checkpoints" / f"{config.checkpoint}.pt")
     started = time.monotonic()
@@ -167,8 +167,8 @@ def load_learner(run: str | Path, *, checkpoint: str = "best", device: str = "cp
 def build(config: DictConfig, *, folder: Path | None) -> tuple[TaskDistribution, MetaTrainer]:
     """Tasks and trainer of a configuration, every setting checked before anything is loaded."""
     device = _device(config.device)
-    check_count("seed", config.seed, least=0)
-    check_count("test_tasks", config.test_tasks, least=0)
+    check_whole("seed", config.seed, 0)
+    check_whole("test_tasks", config.test_tasks, 0)
     for group in _GROUPS:
         _check(config[group], group)
     maml = _make(config.maml, "maml")
@@ -186,12 +186,6 @@ def build(config: DictConfig, *, folder: Path | None) -> tuple[TaskDistribution,
         device=device,
     )
     return tasks, trainer
-
-
-def check_count(setting: str, value: object, *, least: int = 1) -> None:
-    """Refuse what is not a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SettingError(setting, value, f"a whole number of at least {least} is needed")
 
 
 def _check(node: DictConfig, group: str) -> None:

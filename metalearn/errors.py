@@ -1,6 +1,6 @@
 """Errors that a person can act on: one sentence, no traceback needed."""
 
-__all__ = ["DataError", "NonFiniteError", "SettingError"]
+__all__ = ["DataError", "NonFiniteError", "SettingError", "check_whole"]
 
 
 class SettingError(ValueError):
@@ -23,3 +23,13 @@ class DataError(RuntimeError):
 
 class NonFiniteError(FloatingPointError):
     """A loss or gradient became infinite or NaN; the message says where."""
+
+
+def check_whole(setting: str, value: object, least: int) -> None:
+    """Refuse what is not a whole number of at least ``least``.
+
+    Raises:
+        SettingError: names the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SettingError(setting, value, f"a whole number of at least {least} is needed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ def task_list(tasks: TaskBatch) -> list[tuple[Any, Any]]:
     while not isinstance(leaf, Tensor):
         leaf = next(iter(leaf.values())) if isinstance(leaf, dict) else leaf[0]
     return [
-        (tree_map(lambda x: x[t], tasks.support), tree_map(lambda x: x[t], tasks.query))
+        (tree_map(itemgetter(t), tasks.support), tree_map(itemgetter(t), tasks.query))
         for t in range(len(leaf))
     ]
 
@@ -228,7 +229,7 @@ def conv(norm: Callable[[int], nn.Module] | None = None, seed: int = 0) -> nn.Mo
 
 def assert_trees(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
     """Same structure, and every leaf within ``tolerance``, relative to the largest entry."""
-    largest = max(float(value.abs().max()) for value in expected.values() if value.numel())
+    largest = max(float(value.detach().abs().max()) for value in expected.values() if value.numel())
     assert set(actual) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(

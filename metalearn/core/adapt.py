@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.tree import flatten, leaf_names, match_names, unflatten
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = [
@@ -65,13 +65,13 @@ def adapt(
 
     Args:
         loss_fn: ``loss_fn(params, batch)``, the mean loss of a batch, a scalar.
-        params: any pytree of floating-point tensors; a parameter that the loss does not use keeps
-            its value.
+        params: any pytree of floating-point tensors; a parameter that the loss does not use has a
+            gradient of zero.
         support: one task's support set, without a task axis.
         optimizer: `sgd` or `adam` of `metalearn.core`, or any other pure pair.
         steps: K, at least 0.
         frozen: shell-style pattern, or several, over dotted parameter names; matching parameters
-            stay as they are.
+            stay as they are. Where all of them match, nothing is adapted.
 
     Returns:
         ``Adapted(params, losses)``, losses ``[K]``.
@@ -127,6 +127,8 @@ def eager_grad_and_value(*, create_graph: bool) -> GradAndValue:
     """
 
     def take(function: Callable[[Any], Tensor], inputs: Sequence[Tensor]) -> tuple[Any, Tensor]:
+        if not inputs:
+            return [], function(inputs).detach()
         with torch.enable_grad():
             if not create_graph:
                 inputs = [v.detach() for v in inputs]
@@ -143,8 +145,7 @@ def eager_grad_and_value(*, create_graph: bool) -> GradAndValue:
 
 def check_inner(params: Params, steps: int) -> None:
     """Refuse what the inner loop cannot take: steps below 0, parameters that are not floats."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise SettingError("steps", steps, "a whole number of at least 0 is needed")
+    check_whole("steps", steps, 0)
     values, _ = flatten(params)
     if not values:
         raise SettingError("params", params, "a tree with at least one tensor is needed")

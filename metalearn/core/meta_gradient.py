@@ -25,7 +25,7 @@ from metalearn.core.adapt import (
 )
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.tree import add_scaled, flatten, leaves, match_names, scale, tree_map, unflatten
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
 __all__ = ["MetaGradient", "Method", "map_tasks", "meta_gradient"]
@@ -77,7 +77,8 @@ def meta_gradient(
         vectorize: False runs the tasks in a plain loop with ordinary autograd, for models that
             vmap cannot take.
         frozen: shell-style pattern, or several, over parameter names that the inner loop leaves
-            alone; the meta-gradient still has entries for them.
+            alone; the meta-gradient still has entries for them. Where all of them match, the
+            result is the ordinary gradient of the query loss.
 
     Returns:
         ``MetaGradient(grads, loss, query_losses [T], support_losses [T, K])``, detached.
@@ -92,8 +93,7 @@ def meta_gradient(
         raise SettingError("method", method, f"one of {', '.join(get_args(Method))} is needed")
     match_names(params, frozen, "frozen")
     count = _task_count(tasks)
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise SettingError("chunk_size", chunk_size, "None or a whole number of at least 1")
+    _check_chunk(chunk_size)
     inner = {"optimizer": optimizer, "steps": steps, "frozen": frozen}
     params = tree_map(Tensor.detach, params)
     if not vectorize:
@@ -112,6 +112,7 @@ def meta_gradient(
         query.append(query_losses.detach())
         support.append(support_losses.detach())
     query_losses = torch.cat(query)
+    total = tree_map(Tensor.detach, total)
     return MetaGradient(
         scale(total, 1 / count), query_losses.mean(), query_losses, torch.cat(support)
     )
@@ -130,6 +131,7 @@ def map_tasks(
     By ``vmap``, ``chunk_size`` tasks at a time, or in a plain loop where ``vectorize`` is False.
     """
     _task_count(tasks)
+    _check_chunk(chunk_size)
     if vectorize:
         batched = vmap(function, in_dims=(None, 0, 0), chunk_size=chunk_size)
         return batched(params, tasks.support, tasks.query)
@@ -206,6 +208,11 @@ def _walk(
     """θ_K and the support losses by ordinary autograd."""
     eager = eager_grad_and_value(create_graph=create_graph)
     return last_of(inner_trajectory(loss_fn, params, support, grad_and_value=eager, **inner))
+
+
+def _check_chunk(chunk_size: int | None) -> None:
+    if chunk_size is not None:
+        check_whole("chunk_size", chunk_size, 1)
 
 
 def _unbind(tasks: TaskBatch) -> list[TaskBatch]:

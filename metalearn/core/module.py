@@ -26,6 +26,9 @@ Norm = Literal["batch_stats", "group"]
 
 Apply = Callable[..., Any]
 
+_DROPOUT = dict.fromkeys((nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN), "dropout")
+"""Layers with a dropout of their own, and the attribute that holds its probability."""
+
 
 def functionalize(
     module: nn.Module, *, vectorize: bool = True
@@ -35,7 +38,8 @@ def functionalize(
     ``apply(params, buffers, *args, **kwargs)`` equals ``module(*args, **kwargs)`` with those
     values. The trees hold detached tensors that share storage with the module, so an optimiser
     that steps the module's parameters in place steps them too. Tied weights appear once. Attention
-    runs on torch's MATH backend, the one that has second derivatives.
+    runs on torch's MATH backend, the one that has second derivatives. The module's mode (train or
+    eval) is to stay as it is now.
 
     Args:
         module: any module whose forward pass is a function of its parameters, buffers and inputs.
@@ -51,8 +55,12 @@ def functionalize(
             raise SettingError(f"module[{name}]", type(layer).__name__, reason)
     params = {name: p.detach() for name, p in module.named_parameters()}
     buffers = {name: b.detach() for name, b in module.named_buffers()}
+    names, held = frozenset(params), frozenset(buffers)
 
     def apply(params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
+        for setting, given, known in (("params", params, names), ("buffers", buffers, held)):
+            if not given.keys() >= known:
+                raise SettingError(setting, sorted(given), f"{sorted(known)} are all needed")
         with sdpa_kernel(SDPBackend.MATH):
             return functional_call(module, (params, buffers), args, kwargs)
 
@@ -60,12 +68,12 @@ def functionalize(
 
 
 def convert_norm(module: nn.Module, norm: Norm) -> nn.Module:
-    """A copy of the module in which batch and instance norms that keep running statistics do not.
+    """A copy of the module whose batch and instance norms keep no running statistics.
 
     Args:
         module: left as it is.
-        norm: ``"batch_stats"`` keeps each layer and normalises with the statistics of the batch
-            at hand (as MAML does); ``"group"`` puts GroupNorm in its place, with as many groups,
+        norm: ``"batch_stats"`` keeps the layers and normalises with the statistics of the batch
+            at hand (as MAML does); ``"group"`` puts GroupNorm in their place, with as many groups,
             at most 8, as divide the channels. Scale and shift are kept.
 
     Raises:
@@ -73,15 +81,15 @@ def convert_norm(module: nn.Module, norm: Norm) -> nn.Module:
     """
     if norm not in get_args(Norm):
         raise SettingError("norm", norm, f"one of {', '.join(get_args(Norm))} is needed")
-    converted = copy.deepcopy(module)
-    for name, layer in list(converted.named_modules()):
-        if isinstance(layer, _NormBase) and layer.track_running_stats:
-            new = _without_running_stats(layer, norm)
-            if not name:
-                return new
+    root = nn.ModuleDict({"module": copy.deepcopy(module)})
+    converted: dict[nn.Module, nn.Module] = {}  # a layer used twice stays one layer
+    for name, layer in list(root.named_modules(remove_duplicate=False)):
+        if isinstance(layer, _NormBase):
+            if layer not in converted:
+                converted[layer] = _without_running_stats(layer, norm)
             parent, _, child = name.rpartition(".")
-            setattr(converted.get_submodule(parent), child, new)
-    return converted
+            setattr(root.get_submodule(parent), child, converted[layer])
+    return root["module"]
 
 
 def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
@@ -92,10 +100,13 @@ def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
             "set track_running_stats=False, or convert with convert_norm(module, 'batch_stats') "
             "or 'group' (maml.norm=batch_stats, maml.norm=group)"
         )
-    if isinstance(layer, nn.AlphaDropout | _DropoutNd) and layer.training and layer.p > 0:
+    if layer.training and isinstance(layer, nn.RReLU):
+        return "random slopes come from the global random state; use nn.LeakyReLU or eval mode"
+    dropout = float(getattr(layer, _DROPOUT.get(type(layer), "p"), 0.0))
+    if layer.training and dropout > 0 and isinstance(layer, (_DropoutNd, *_DROPOUT)):
         return (
-            f"dropout with p={layer.p} draws from the global random state; "
-            "set p=0 or put the layer in eval mode"
+            f"dropout with p={dropout} draws from the global random state; "
+            "set it to 0 or put the layer in eval mode"
         )
     if vectorize and isinstance(layer, nn.RNNBase):
         return (
@@ -110,10 +121,9 @@ def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
 def _without_running_stats(layer: _NormBase, norm: Norm) -> nn.Module:
     if norm == "group":
         groups = math.gcd(layer.num_features, 8)
-        new: nn.Module = nn.GroupNorm(groups, layer.num_features, layer.eps, layer.affine)
+        new = nn.GroupNorm(groups, layer.num_features, layer.eps, layer.affine)
         if layer.affine:
-            new.load_state_dict({"weight": layer.weight, "bias": layer.bias})
-            new = new.to(layer.weight.device, layer.weight.dtype)
+            new.weight, new.bias = layer.weight, layer.bias
         return new
     layer.track_running_stats = False
     layer.running_mean = layer.running_var = layer.num_batches_tracked = None

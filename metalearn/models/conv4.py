@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 
 __all__ = ["Conv4"]
 
@@ -32,7 +32,8 @@ class Conv4(nn.Sequential):
         filters: channels of each block.
         downsample: ``"stride"`` halves height and width by a stride of 2 (MAML's Omniglot runs),
             ``"max_pool"`` by 2×2 max-pooling (its MiniImagenet runs).
-        pool: what the linear layer sees: all positions (``"flatten"``) or their mean.
+        pool: what the linear layer sees: the mean over positions (``"mean"``, as in MAML's
+            Omniglot runs) or all of them (``"flatten"``).
         seed: of the weights.
 
     Raises:
@@ -63,8 +64,10 @@ class Conv4(nn.Sequential):
         ):
             if value not in known:
                 raise SettingError(name, value, f"one of {', '.join(known)} is needed")
-        if filters < 1:
-            raise SettingError("filters", filters, "a whole number of at least 1 is needed")
+        for size in input_shape:
+            check_whole("input_shape", size, 1)
+        check_whole("outputs", outputs, 1)
+        check_whole("filters", filters, 1)
         channels, height, width = input_shape
         if downsample == "max_pool" and min(height, width) < 16:
             raise SettingError(
@@ -72,24 +75,19 @@ class Conv4(nn.Sequential):
                 tuple(input_shape),
                 "four poolings need a height and width of at least 16; use downsample=stride",
             )
-        blocks = []
-        for _ in range(4):
-            blocks.append(_block(channels, filters, downsample))
-            channels = filters
-            height, width = (
-                ((height + 1) // 2, (width + 1) // 2)
-                if downsample == "stride"
-                else (
-                    height // 2,
-                    width // 2,
-                )
-            )
-        features = filters * (height * width if pool == "flatten" else 1)
+        with torch.random.fork_rng(devices=[]):  # torch's own initialisation, overwritten below
+            blocks = []
+            for _ in range(4):
+                blocks.append(_block(channels, filters, downsample))
+                channels = filters
+                up = 1 if downsample == "stride" else 0  # a stride rounds up, a pooling down
+                height, width = (height + up) // 2, (width + up) // 2
+            head = nn.Linear(filters * (height * width if pool == "flatten" else 1), outputs)
         gather = [nn.Flatten()] if pool == "flatten" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.gather = nn.Sequential(*gather)
-        self.head = nn.Linear(features, outputs)
+        self.head = head
         _initialise(self, seed)
 
 
@@ -110,9 +108,5 @@ def _initialise(module: nn.Module, seed: int) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
-            _zero(layer.bias)
-
-
-def _zero(bias: Tensor | None) -> None:
-    if bias is not None:
-        nn.init.zeros_(bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

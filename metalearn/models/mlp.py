@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 
 __all__ = ["MLP"]
 
@@ -41,14 +41,19 @@ class MLP(nn.Sequential):
         hidden: Sequence[int] = (40, 40),
         seed: int = 0,
     ) -> None:
-        for name, sizes in (("hidden", hidden), ("input_shape", input_shape)):
-            if any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
-                raise SettingError(name, list(sizes), "whole numbers of at least 1 are needed")
+        for name, sizes in (("input_shape", input_shape), ("hidden", hidden)):
+            for size in sizes:
+                check_whole(name, size, 1)
+        check_whole("outputs", outputs, 1)
+        if not input_shape:
+            raise SettingError("input_shape", (), "at least one axis is needed")
         widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for wide, narrow in itertools.pairwise(widths):
-            layers += [nn.Linear(wide, narrow), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(widths[-1], outputs))
+        with torch.random.fork_rng(devices=[]):  # torch's own initialisation, overwritten below
+            for wide, narrow in itertools.pairwise(widths):
+                layers += [nn.Linear(wide, narrow), nn.ReLU()]
+            layers.append(nn.Linear(widths[-1], outputs))
+        super().__init__(*layers)
         generator = torch.Generator().manual_seed(seed)
         *inner, last = [layer for layer in self if isinstance(layer, nn.Linear)]
         for layer in inner:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metalearn.data.images import LabelledImages
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.tasks.addressing import AddressedStream, check_split
 from metalearn.types import Split, TaskBatch
 
@@ -60,8 +60,7 @@ class FewShotTasks:
         seed: int = 0,
     ) -> None:
         for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise SettingError(name, value, f"a whole number of at least {least} is needed")
+            check_whole(name, value, least)
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
         self.input_shape = data.image_shape
         self.outputs = way

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.tasks.addressing import AddressedStream
 from metalearn.types import Split, TaskBatch
 
@@ -41,8 +41,7 @@ class SinusoidTasks:
 
     def __init__(self, *, shot: int = 5, query: int = 10, seed: int = 0) -> None:
         for name, value in (("shot", shot), ("query", query)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(name, value, "a whole number of at least 1 is needed")
+            check_whole(name, value, 1)
         self.shot, self.query, self.seed = shot, query, seed
 
     def sample(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
-from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.errors import DataError, NonFiniteError, SettingError, check_whole
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.signals import StopRequest
 
@@ -69,8 +69,7 @@ class LoopSettings:
             ):
                 continue
             low = least.get(field.name, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise SettingError(field.name, value, f"a whole number of at least {low} is needed")
+            check_whole(field.name, value, low)
         if self.warmup >= self.steps:
             raise SettingError("warmup", self.warmup, f"fewer than steps={self.steps} are accepted")
         if self.schedule not in ("cosine", "constant"):

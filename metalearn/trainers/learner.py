@@ -30,13 +30,15 @@ from metalearn.core import (
 from metalearn.core.adapt import InnerStep, last_of
 from metalearn.core.module import Norm
 from metalearn.core.tree import match_names
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params, TaskBatch
 
 __all__ = ["MAML", "MetaLearner", "TaskScores", "mean_interval"]
 
 InnerName = Literal["sgd", "adam"]
 _OPTIMIZERS: dict[str, Callable[[float], InnerOptimizer]] = {"sgd": sgd, "adam": adam}
+
+_QUERIES_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,10 @@ class MAML:
     vectorize: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("inner_steps", 0), ("eval_steps", 0), ("chunk_size", 1)):
-            value = getattr(self, name)
-            if name == "chunk_size" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise SettingError(name, value, f"a whole number of at least {least} is needed")
+        check_whole("inner_steps", self.inner_steps, 0)
+        check_whole("eval_steps", self.eval_steps, 0)
+        if self.chunk_size is not None:
+            check_whole("chunk_size", self.chunk_size, 1)
         if not 0 < self.inner_lr < math.inf:
             raise SettingError("inner_lr", self.inner_lr, "a finite number above 0 is needed")
         for name, known in (("inner_optimizer", InnerName), ("norm", Norm)):
@@ -179,14 +179,16 @@ class MetaLearner:
             tasks: ``TaskBatch``, every leaf ``[T, N, ...]``.
             steps: K; None takes ``maml.eval_steps``.
             inductive: False shares normalisation statistics over a task's query set
-                (transductive, what the MAML papers report); True predicts each query alone.
+                (transductive, what the MAML papers report); True predicts each query alone, in a
+                batch with the support set and no other query (Nichol, Achiam and Schulman, "On
+                First-Order Meta-Learning Algorithms", 2018, section 6.1).
         """
         count = self._steps(steps)
 
         def one(params: Params, support: Batch, query: Batch) -> tuple[Tensor, Tensor]:
             losses, outputs = [], []
             for point in self._trajectory(params, support, count):
-                output = self._predict(point.params, query[0], inductive)
+                output = self._predict(point.params, query[0], support[0] if inductive else None)
                 losses.append(self._criterion(output, query[1]))
                 outputs.append(output)
             return torch.stack(losses), torch.stack(outputs)
@@ -217,19 +219,22 @@ class MetaLearner:
             grad_and_value=eager,
         )
 
-    def _predict(self, params: Params, inputs: Tensor, inductive: bool) -> Tensor:
+    def _predict(self, params: Params, inputs: Tensor, support: Tensor | None) -> Tensor:
+        """Outputs for a query set, or, with a support set, for each query beside that alone."""
+
         def together(batch: Tensor) -> Tensor:
             outputs: Tensor = self.apply(params, self.buffers, batch)
             return outputs
 
-        def alone(one: Tensor) -> Tensor:
-            return together(one[None])[0]
-
-        if not inductive:
+        if support is None:
             return together(inputs)
+
+        def alone(query: Tensor) -> Tensor:
+            return together(torch.cat([support, query[None]]))[-1]
+
         if self.maml.vectorize:
-            return torch.vmap(alone)(inputs)
-        return torch.stack([alone(one) for one in inputs])
+            return torch.vmap(alone, chunk_size=_QUERIES_AT_A_TIME)(inputs)
+        return torch.stack([alone(query) for query in inputs])
 
     def _criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.kind == "classification":
@@ -238,8 +243,7 @@ class MetaLearner:
 
     def _steps(self, steps: int | None) -> int:
         count = self.maml.eval_steps if steps is None else steps
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise SettingError("steps", count, "a whole number of at least 0 is needed")
+        check_whole("steps", count, 0)
         return count
 
 

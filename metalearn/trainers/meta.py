@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.tracking import Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.base import LoopSettings, OptimizerFactory, StepReport, Trainer
@@ -77,8 +77,7 @@ class MetaTrainer(Trainer):
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
         for name, value in (("meta_batch", meta_batch), ("validation_tasks", validation_tasks)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(name, value, "a whole number of at least 1 is needed")
+            check_whole(name, value, 1)
         self.learner = MetaLearner(model.to(device), maml, kind=tasks.kind)
         super().__init__(
             self.learner.module,

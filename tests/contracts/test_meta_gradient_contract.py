@@ -55,9 +55,7 @@ def test_equals_plain_maml(
     method: str, vectorize: bool, optimizer: str, steps: int, problem: str
 ) -> None:
     case, (pair, rule) = PROBLEMS[problem](), OPTIMIZERS[optimizer]
-    result = meta_gradient(
-        *case, optimizer=pair, steps=steps, method=method, vectorize=vectorize
-    )
+    result = meta_gradient(*case, optimizer=pair, steps=steps, method=method, vectorize=vectorize)
     grads, queries, supports = oracles.maml(case, rule, steps, first_order=method == "first_order")
     assert_trees(result.grads, grads, tolerance_of(optimizer))
     close = {"rtol": 1e-9, "atol": 1e-9}
@@ -190,9 +188,7 @@ def test_chunked_equals_whole(method: str, vectorize: bool, chunk_size: int) -> 
 @pytest.mark.parametrize(("tasks", "samples"), [(1, 4), (3, 1), (1, 1)])
 def test_one_task_and_one_sample(method: str, vectorize: bool, tasks: int, samples: int) -> None:
     case = oracles.classification(oracles.mlp(), (2,), tasks=tasks, samples=samples)
-    result = meta_gradient(
-        *case, optimizer=sgd(0.3), steps=2, method=method, vectorize=vectorize
-    )
+    result = meta_gradient(*case, optimizer=sgd(0.3), steps=2, method=method, vectorize=vectorize)
     first = method == "first_order"
     grads, queries, _ = oracles.maml(case, oracles.sgd_rule(0.3), 2, first_order=first)
     assert_trees(result.grads, grads)
@@ -201,9 +197,7 @@ def test_one_task_and_one_sample(method: str, vectorize: bool, tasks: int, sampl
 
 @methods
 @both_ways
-def test_frozen_parameters_stay_and_still_have_meta_gradients(
-    method: str, vectorize: bool
-) -> None:
+def test_frozen_parameters_stay_and_still_have_meta_gradients(method: str, vectorize: bool) -> None:
     case = oracles.classification(oracles.mlp(), (2,))
     result = meta_gradient(
         *case, optimizer=sgd(0.3), steps=2, method=method, vectorize=vectorize, frozen=["0.*"]

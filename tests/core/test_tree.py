@@ -1,0 +1,98 @@
+"""Arithmetic and names over parameter trees."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from metalearn.core import tree
+from metalearn.errors import SettingError
+
+
+class Layer(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+
+
+def nested() -> dict[str, Any]:
+    return {
+        "net": [Layer(torch.tensor([1.0, 2.0]), torch.tensor(3.0)), torch.tensor([[4.0]])],
+        "pair": (torch.tensor(5.0), {"deep": torch.tensor([6.0])}),
+    }
+
+
+NAMES = ["net.0.weight", "net.0.bias", "net.1", "pair.0", "pair.1.deep"]
+
+
+def test_names_are_dotted_paths_in_the_order_of_the_leaves() -> None:
+    names = tree.leaf_names(nested())
+    assert names == NAMES
+    values = [value.flatten().tolist() for value in tree.leaves(nested())]
+    assert values == [[1.0, 2.0], [3.0], [4.0], [5.0], [6.0]]
+
+
+def test_unflatten_undoes_flatten() -> None:
+    values, spec = tree.flatten(nested())
+    back = tree.unflatten(values, spec)
+    assert isinstance(back["net"][0], Layer) and isinstance(back["pair"], tuple)
+    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(back), tree.leaves(nested())))
+
+
+def test_arithmetic_leaf_by_leaf() -> None:
+    total = tree.add_scaled(nested(), nested(), torch.tensor(2.0))
+    assert total["net"][0].weight.tolist() == [3.0, 6.0]
+    assert total["pair"][1]["deep"].tolist() == [18.0]
+    assert tree.scale(nested(), -1)["pair"][0] == -5
+    doubled = tree.tree_map(lambda a, b: a * b, nested(), nested())
+    assert [float(leaf.sum()) for leaf in tree.leaves(doubled)] == [5.0, 9.0, 16.0, 25.0, 36.0]
+
+
+def test_dicts_in_another_order_are_matched_by_key() -> None:
+    one = {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}
+    other = {"b": torch.tensor(20.0), "a": torch.tensor(10.0)}
+    assert tree.add_scaled(one, other, 1.0) == {"a": torch.tensor(11.0), "b": torch.tensor(22.0)}
+
+
+def test_global_norm() -> None:
+    assert tree.global_norm(nested()).item() == pytest.approx(math.sqrt(1 + 4 + 9 + 16 + 25 + 36))
+    assert tree.global_norm({}).item() == 0.0
+    assert tree.global_norm(torch.tensor([3.0, 4.0])).item() == 5.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_is_finite(bad: float) -> None:
+    assert tree.is_finite(nested())
+    assert not tree.is_finite({**nested(), "more": torch.tensor([0.0, bad])})
+
+
+@pytest.mark.parametrize(
+    ("patterns", "hits"),
+    [
+        (None, []),
+        ([], []),
+        ("*", NAMES),
+        ("net.*", NAMES[:3]),
+        ("*.bias", NAMES[1:2]),
+        (["pair.0", "net.?"], ["net.1", "pair.0"]),
+        ("pair.1.deep", ["pair.1.deep"]),
+    ],
+)
+def test_match_names(patterns: Any, hits: list[str]) -> None:
+    found = tree.match_names(nested(), patterns, "frozen")
+    assert [name for name, hit in zip(NAMES, found) if hit] == hits
+
+
+@pytest.mark.parametrize("patterns", ["nett.*", ["net.*", "nett.*"], "NET.*"])
+def test_a_pattern_that_matches_nothing_is_named(patterns: Any) -> None:
+    with pytest.raises(SettingError, match=r"frozen='(nett|NET)\.\*'.*net\.0\.weight"):
+        tree.match_names(nested(), patterns, "frozen")
+
+
+def test_works_inside_vmap() -> None:
+    stacked = {"a": torch.tensor([[3.0, 4.0], [6.0, 8.0]])}
+    norms = torch.func.vmap(lambda p: tree.global_norm(tree.scale(p, 2.0)))(stacked)
+    assert norms.tolist() == [10.0, 20.0]
