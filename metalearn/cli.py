@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,12 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -35,6 +41,7 @@ _BANDS = [
     for name in ("accuracy", "loss")
     for when in ("before", "after")
 ]
+_FULL_NAMES = ("maml.", "model", "module", "optimizer")
 _GROUPS = ("task", "model", "maml", "optimizer", "trainer")
 
 
@@ -77,12 +84,16 @@ def train(config: DictConfig) -> None:
             str(folder),
             f"this folder holds a run already; go on with it by resume={folder}, or name another",
         )
-    _, trainer = build(config, folder=folder)
-    if resuming:
-        trainer.resume(folder / "checkpoints" / "last.pt")
+    try:
+        _, trainer = build(config, folder=folder)
+        if resuming:
+            trainer.resume(folder / "checkpoints" / "last.pt")
+    except (SettingError, DataError):
+        _discard_if_empty(folder)
+        raise
     _write_config(folder, config)
-    history = folder / "provenance.json"
-    write_json(history.with_name(f"provenance{'.resumed' if resuming else ''}.json"), provenance())
+    suffix = f"-resumed-at-{trainer.step}" if resuming else ""
+    write_json(folder / f"provenance{suffix}.json", provenance())
     trainer.tracker = RunTracker(
         folder, resume_step=trainer.step if resuming else None, bands=_BANDS
     )
@@ -110,6 +121,7 @@ def evaluate(config: DictConfig) -> None:
     """
     folder = _existing_run(config.run, "run")
     saved = _saved_config(folder)
+    trained_way = saved.task.get("way")
     with open_dict(saved):
         saved.device = config.device
         for key, value in config.task.items():
@@ -117,6 +129,8 @@ def evaluate(config: DictConfig) -> None:
                 saved.task[key] = value
         if config.eval_steps is not None:
             saved.maml.eval_steps = config.eval_steps
+    if config.task.way not in (None, trained_way):
+        raise SettingError("task.way", config.task.way, f"the model was built for {trained_way}")
     if config.checkpoint not in ("best", "last"):
         raise SettingError("checkpoint", config.checkpoint, "best or last is needed")
     check_whole("tasks", config.tasks, 1)
@@ -218,6 +232,9 @@ def _make(node: DictConfig, group: str, **objects: Any) -> Any:
 
 
 def _placed(error: SettingError, group: str) -> SettingError:
+    """The error under its full name, where it does not have one already."""
+    if error.setting.startswith(_FULL_NAMES):
+        return error
     return SettingError(f"{group}.{error.setting}", error.value, error.accepted)
 
 
@@ -247,6 +264,13 @@ def _existing_run(name: str, setting: str) -> Path:
     if not (folder / "config.yaml").is_file():
         raise SettingError(setting, name, "the folder of a run, with its config.yaml, is needed")
     return folder
+
+
+def _discard_if_empty(folder: Path) -> None:
+    """Take away a new run's folder in which nothing but an empty log stands."""
+    held = list(folder.iterdir()) if folder.is_dir() else []
+    if all(path.suffix == ".log" and path.stat().st_size == 0 for path in held):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _saved_config(folder: Path) -> DictConfig:
@@ -357,12 +381,17 @@ def _one_sentence(error: BaseException) -> str:
         if isinstance(cause, SettingError | DataError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
-    text = " ".join(str(error).split())
-    missing = re.search(r"Could not override '([^']+)'", text)
-    if missing:
-        return f"{missing.group(1)}: there is no such setting{_suggestion(missing.group(1))}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: this cannot be read as setting=value"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}: there is no choice {choice!r}; known: {', '.join(error.options)}"
     if isinstance(error, MissingMandatoryValue):
-        return f"{text.removeprefix('Missing mandatory value: ')}: this setting has to be given"
+        return f"{error.full_key}: this setting has to be given"
+    text = " ".join(str(error).split())
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return f"{unknown.group(1)}: there is no such setting{_suggestion(unknown.group(1))}"
     return text
 
 

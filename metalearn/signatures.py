@@ -58,7 +58,7 @@ def check_settings(function: Callable[..., Any], values: Mapping[str, Any], pref
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is acceptable for a hint; hints that are not plain accept all."""
+    """Whether a plain value is acceptable for a hint; hints beyond these accept all."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in arguments)
@@ -81,6 +81,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list | tuple) and (
             not inner or all(any(_fits(v, a) for a in inner) for v in value)
         )
+    if inspect.isclass(hint) and origin is None:
+        return isinstance(value, hint)
     return True
 
 

@@ -148,7 +148,10 @@ class Trainer(ABC):
         self.device = torch.device(device)
         self.tracker: Tracker = tracker or NullTracker()
         self.folder = None if folder is None else Path(folder)
-        self.optimizer = (optimizer or _adam)(self.module.parameters())
+        try:
+            self.optimizer = (optimizer or _adam)(self.module.parameters())
+        except (TypeError, ValueError) as error:
+            raise SettingError("optimizer", optimizer, f"torch refuses it: {error}") from error
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
         self.seconds = 0.0
@@ -301,9 +304,9 @@ class Trainer(ABC):
     def _evaluate(self, bar: Progress) -> None:
         numbers = dict(self.validate())
         self.tracker.scalars(self.step, numbers)
-        self.tracker.histograms(self.step, "parameters", dict(self.module.named_parameters()))
+        self.tracker.histograms(self.step, "weights", dict(self.module.named_parameters()))
         grads = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
-        self.tracker.histograms(self.step, "gradients", grads)
+        self.tracker.histograms(self.step, "weights_gradient", grads)
         value = numbers[self.monitor]
         better = value > self.best_value if self.larger_is_better else value < self.best_value
         if self.best_step < 0 or better:

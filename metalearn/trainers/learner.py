@@ -129,7 +129,7 @@ class MetaLearner:
         self.apply, self.params, self.buffers = functionalize(
             self.module, vectorize=self.maml.vectorize
         )
-        match_names(self.params, self.maml.frozen, "frozen")
+        match_names(self.params, self.maml.frozen, "maml.frozen")
         self.optimizer = _OPTIMIZERS[self.maml.inner_optimizer](self.maml.inner_lr)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
