@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,20 @@ from metalearn.errors import DataError
 from metalearn.files import replace_file
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
+
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -33,9 +49,13 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[s
     if not path.is_file():
         raise DataError(f"{path}: there is no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself does not look at the checksums
+        if damaged is not None:
+            raise DataError(f"{path}: this checkpoint is damaged, its checksums do not fit")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
+    except _UNREADABLE as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise DataError(f"{path}: this file is not a readable checkpoint ({reason})") from error
     if not isinstance(state, dict):
         raise DataError(f"{path}: this file holds a {type(state).__name__}, not a checkpoint")

@@ -7,7 +7,6 @@ refused here, with the layer's name and what to do instead.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -26,9 +25,6 @@ Norm = Literal["batch_stats", "group"]
 
 Apply = Callable[..., Any]
 
-_DROPOUT = dict.fromkeys((nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN), "dropout")
-"""Layers with a dropout of their own, and the attribute that holds its probability."""
-
 
 def functionalize(
     module: nn.Module, *, vectorize: bool = True
@@ -37,9 +33,10 @@ def functionalize(
 
     ``apply(params, buffers, *args, **kwargs)`` equals ``module(*args, **kwargs)`` with those
     values. The trees hold detached tensors that share storage with the module, so an optimiser
-    that steps the module's parameters in place steps them too. Tied weights appear once. Attention
-    runs on torch's MATH backend, the one that has second derivatives. The module's mode (train or
-    eval) is to stay as it is now.
+    that steps the module's parameters in place steps them too. Tied weights appear once. Parameters
+    with ``requires_grad=False`` stay as they are: they stand among the buffers. Attention runs on
+    torch's MATH backend, the one that has second derivatives. The module's mode (train or eval) is
+    to stay as it is now.
 
     Args:
         module: any module whose forward pass is a function of its parameters, buffers and inputs.
@@ -53,8 +50,9 @@ def functionalize(
         reason = _refusal(layer, vectorize)
         if reason:
             raise SettingError(f"module[{name}]", type(layer).__name__, reason)
-    params = {name: p.detach() for name, p in module.named_parameters()}
-    buffers = {name: b.detach() for name, b in module.named_buffers()}
+    params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+    fixed = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
+    buffers = fixed | {n: b.detach() for n, b in module.named_buffers()}
     names, held = frozenset(params), frozenset(buffers)
 
     def apply(params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,12 +100,13 @@ def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
         )
     if layer.training and isinstance(layer, nn.RReLU):
         return "random slopes come from the global random state; use nn.LeakyReLU or eval mode"
-    dropout = float(getattr(layer, _DROPOUT.get(type(layer), "p"), 0.0))
-    if layer.training and dropout > 0 and isinstance(layer, (_DropoutNd, *_DROPOUT)):
-        return (
-            f"dropout with p={dropout} draws from the global random state; "
-            "set it to 0 or put the layer in eval mode"
-        )
+    if layer.training and isinstance(layer, _DropoutNd | nn.MultiheadAttention | nn.RNNBase):
+        dropout = layer.p if isinstance(layer, _DropoutNd) else layer.dropout
+        if dropout > 0:
+            return (
+                f"dropout with p={dropout} draws from the global random state; "
+                "set it to 0 or put the layer in eval mode"
+            )
     if vectorize and isinstance(layer, nn.RNNBase):
         return (
             f"vmap cannot take fused recurrent layers; loop over nn.{type(layer).__name__}Cell, "
@@ -120,7 +119,7 @@ def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
 
 def _without_running_stats(layer: _NormBase, norm: Norm) -> nn.Module:
     if norm == "group":
-        groups = math.gcd(layer.num_features, 8)
+        groups = max(g for g in range(1, 9) if layer.num_features % g == 0)
         new = nn.GroupNorm(groups, layer.num_features, layer.eps, layer.affine)
         if layer.affine:
             new.weight, new.bias = layer.weight, layer.bias

@@ -19,7 +19,6 @@ from metalearn.errors import SettingError
 __all__ = [
     "add_scaled",
     "flatten",
-    "global_norm",
     "is_finite",
     "leaf_names",
     "leaves",
@@ -83,12 +82,6 @@ def add_scaled(tree: Any, other: Any, factor: float | Tensor) -> Any:
 def scale(tree: Any, factor: float | Tensor) -> Any:
     """``factor · tree``, leaf by leaf."""
     return tree_map(lambda a: factor * a, tree)
-
-
-def global_norm(tree: Any) -> Tensor:
-    """Euclidean norm over all P elements of the tree, a scalar."""
-    squares = [leaf.square().sum() for leaf in leaves(tree)]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
 
 
 def is_finite(tree: Any) -> bool:

@@ -22,7 +22,7 @@ from metalearn.errors import DataError, SettingError
 __all__ = ["load_folder"]
 
 _LEAST = 2  # classes of a split: a task tells at least two apart
-_NAMED = 5  # unreadable files that a message names
+_NAMED = 5  # unreadable files that a refusal names
 _log = logging.getLogger(__name__)
 
 
@@ -155,12 +155,14 @@ def _read(
 
 
 def _report(root: Path, faults: list[str], on_corrupt: str) -> None:
-    more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
-    named = ", ".join(faults[:_NAMED]) + more
     count = "1 file" if len(faults) == 1 else f"{len(faults)} files"
     if on_corrupt == "refuse":
+        more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        named = ", ".join(faults[:_NAMED]) + more
         raise DataError(
             f"{root}: {count} cannot be read as a picture: {named}; mend or remove what is "
             "damaged, or set on_corrupt=skip to leave it out"
         )
-    _log.warning("%s: %s cannot be read as a picture and left out: %s", root, count, named)
+    _log.warning(
+        "%s: %s cannot be read as a picture and left out: %s", root, count, ", ".join(faults)
+    )

@@ -54,19 +54,19 @@ FONTS_SHA256 = "9b1e90cc8b3ea5b0a3c10b20c6e66c10df6ff5f6c4f3fb18979672ae1ddedcfe
 
 
 def load_glyphs(
-    *, size: int = 28, renderings: int = 24, cache: Path | None = None
+    *, image_size: int = 28, renderings: int = 24, cache: Path | None = None
 ) -> LabelledImages:
     """Letters of twelve scripts, ``renderings`` pictures of each, in splits that share no script.
 
-    Pictures are uint8 ``[L·R, 1, size, size]``, ink 255 on 0, those of a letter side by side;
-    classes are named ``"Greek/GREEK SMALL LETTER ALPHA"`` and grouped by script. Each picture
+    Pictures are uint8 ``[L·R, 1, image_size, image_size]``, ink 255 on 0, those of a letter side by
+    side; classes are named ``"Greek/GREEK SMALL LETTER ALPHA"`` and grouped by script. Each picture
     depends on its letter, face, number and size alone, and is the same to the last bit on any
     machine. The first call draws for about ten seconds; later ones read a cache, and a damaged
     cache is drawn afresh. A ``UserWarning`` tells when the installed fonts are not DejaVu 2.35
     as matplotlib ships it, since classes and pictures can then differ from published ones.
 
     Args:
-        size: pixels along a side, 8 to 128.
+        image_size: pixels along a side, 8 to 128.
         renderings: pictures of a letter, 1 to 1000.
         cache: folder for the cache; ``None`` for ``metalearn.data.locations.cache_folder()``.
 
@@ -74,16 +74,16 @@ def load_glyphs(
         SettingError: a size or number of renderings outside its range.
         DataError: matplotlib or its fonts are missing.
     """
-    _check("size", size, 8, 128)
+    _check("image_size", image_size, 8, 128)
     _check("renderings", renderings, 1, 1000)
     folder = font_folder()
     fonts = _checksum(folder)
-    source = f"glyphs {VERSION}, size {size}, renderings {renderings}, fonts {fonts}"
-    name = f"glyphs-{VERSION}-{size}-{renderings}-{fonts[:8]}.npz"
+    source = f"glyphs {VERSION}, size {image_size}, renderings {renderings}, fonts {fonts}"
+    name = f"glyphs-{VERSION}-{image_size}-{renderings}-{fonts[:8]}.npz"
     path = (cache_folder() if cache is None else Path(cache)) / name
     pack = read_pack(path)
     if pack is None or pack.source != source:
-        pack = Pack(_draw(folder, size, renderings), source)
+        pack = Pack(_draw(folder, image_size, renderings), source)
         write_pack(path, pack)
     return _labelled(pack.arrays["letters"].tolist(), pack.arrays["images"])
 

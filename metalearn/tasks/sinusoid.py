@@ -65,9 +65,7 @@ class SinusoidTasks:
         y = amplitude * np.sin(x - phase)
 
         def pair(part: slice) -> tuple[Tensor, Tensor]:
-            return tuple(  # type: ignore[return-value]
-                torch.as_tensor(a[:, part, None], dtype=torch.float32, device=device)
-                for a in (x, y)
-            )
+            inputs, targets = (torch.from_numpy(a[:, part, None]).float() for a in (x, y))
+            return inputs.to(device), targets.to(device)
 
         return TaskBatch(pair(slice(None, self.shot)), pair(slice(self.shot, None)))

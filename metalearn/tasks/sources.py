@@ -26,7 +26,7 @@ def glyph_tasks(*, image_size: int = 28, **episodes: Annotated[Any, FewShotTasks
         SettingError: a setting that cannot work.
         DataError: the fonts are missing.
     """
-    return FewShotTasks(load_glyphs(size=image_size), **episodes)
+    return FewShotTasks(load_glyphs(image_size=image_size), **episodes)
 
 
 def omniglot_tasks(

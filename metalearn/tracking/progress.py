@@ -6,10 +6,12 @@ Axes: none; the bar counts outer steps.
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 __all__ = ["Progress"]
 
@@ -42,6 +44,7 @@ class Progress:
         self.enabled = _is_terminal(self._stream) if enabled is None else enabled
         # A disabled tqdm would still start its watcher thread: make none at all.
         self._bar: tqdm[None] | None = None
+        self._logging: AbstractContextManager[None] | None = None
         if self.enabled:
             self._bar = tqdm(
                 total=total,
@@ -80,6 +83,9 @@ class Progress:
             self._bar = None
 
     def __enter__(self) -> Progress:
+        if self._bar is not None:  # log lines go above the bar instead of through it
+            self._logging = logging_redirect_tqdm()
+            self._logging.__enter__()
         return self
 
     def __exit__(
@@ -89,6 +95,9 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if self._logging is not None:
+            self._logging.__exit__(kind, error, trace)
+            self._logging = None
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -20,7 +20,7 @@ import torch
 
 from metalearn.files import replace_file
 
-__all__ = ["plain", "provenance", "replace_file", "write_json"]
+__all__ = ["plain", "provenance", "write_json"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DISTRIBUTIONS = {

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
+from metalearn.core.tree import is_finite
 from metalearn.errors import DataError, NonFiniteError, SettingError, check_whole
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.signals import StopRequest
@@ -36,7 +37,7 @@ class LoopSettings:
 
     Attributes:
         steps: outer steps in all, at least 1.
-        schedule: learning rate over the run: ``"cosine"`` falls to 0 at the last step,
+        schedule: learning rate over the run: ``"cosine"`` falls towards 0 at the last step,
             ``"constant"`` stays.
         warmup: steps over which the rate rises linearly from 0 before that, below ``steps``.
         clip: largest norm of the outer gradient; larger ones are scaled down to it. None: no limit.
@@ -151,13 +152,15 @@ class Trainer(ABC):
         try:
             self.optimizer = (optimizer or _adam)(self.module.parameters())
         except (TypeError, ValueError) as error:
-            raise SettingError("optimizer", optimizer, f"torch refuses it: {error}") from error
+            reason = f"torch refuses these settings: {error}"
+            raise SettingError("optimizer", _options(optimizer), reason) from error
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
         self.seconds = 0.0
         self.best_step, self.best_value = -1, math.nan
         self._best: dict[str, Tensor] = {}
         self._stale = 0
+        self._shown: dict[str, float] = {}
 
     @abstractmethod
     def gradient(self, step: int) -> StepReport:
@@ -183,8 +186,8 @@ class Trainer(ABC):
             StopRequest() as stop,
             Progress(total, self.step, enabled=self.settings.progress) as bar,
         ):
-            if self.step == 0:
-                self._evaluate(bar)
+            if self.best_step < 0:
+                self._evaluate()
                 self.save("last")
             clock = _Clock()
             while self.step < total and not self._out_of_patience() and stop.received is None:
@@ -192,7 +195,7 @@ class Trainer(ABC):
                 self.seconds = before + time.monotonic() - start
                 if self._due(self.settings.eval_every):
                     with clock.paused():
-                        self._evaluate(bar)
+                        self._evaluate()
                 if self._due(self.settings.checkpoint_every):
                     self.save("last")
             self.seconds = before + time.monotonic() - start
@@ -216,6 +219,7 @@ class Trainer(ABC):
         """Write ``checkpoints/<name>.pt``: all that `resume` needs. None without a folder."""
         if self.folder is None:
             return None
+        self._refuse_non_finite_parameters()
         path = self.folder / "checkpoints" / f"{name}.pt"
         save_checkpoint(
             path,
@@ -223,6 +227,7 @@ class Trainer(ABC):
                 "version": _CHECKPOINT_VERSION,
                 "step": self.step,
                 "module": self.module.state_dict(),
+                "optimizer_class": type(self.optimizer).__name__,
                 "optimizer": self.optimizer.state_dict(),
                 "best_step": self.best_step,
                 "best_value": self.best_value,
@@ -242,8 +247,16 @@ class Trainer(ABC):
         try:
             if state["version"] != _CHECKPOINT_VERSION:
                 raise DataError(f"{path}: checkpoint version {state['version']} is not known here")
+            if state["optimizer_class"] != type(self.optimizer).__name__:
+                raise DataError(
+                    f"{path}: this checkpoint is of the optimiser {state['optimizer_class']}, "
+                    f"not {type(self.optimizer).__name__}"
+                )
             self.module.load_state_dict(state["module"])
+            options = [{**group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, option in zip(self.optimizer.param_groups, options):
+                group.update({k: v for k, v in option.items() if k != "params"})
             self.step, self.seconds = state["step"], state["seconds"]
             self.best_step, self.best_value = state["best_step"], state["best_value"]
             self._stale = state["stale"]
@@ -254,14 +267,19 @@ class Trainer(ABC):
         self._best = load_checkpoint(best, device=self.device)["module"] if best.is_file() else {}
 
     def load_best(self) -> None:
-        """Put the parameters of the best validation into the module."""
-        if self._best:
-            self.module.load_state_dict(self._best)
+        """Put the parameters of the best validation into the module.
+
+        Raises:
+            DataError: none are known, because ``best.pt`` was not beside the resumed checkpoint.
+        """
+        if not self._best:
+            raise DataError("the best checkpoint is missing, so the best parameters are not known")
+        self.module.load_state_dict(self._best)
 
     def _train_step(self, bar: Progress, clock: _Clock) -> None:
         step = self.step
         report = self.gradient(step)
-        parameters = dict(self.module.named_parameters())
+        parameters = {n: p for n, p in self.module.named_parameters() if n in report.grads}
         for name, parameter in parameters.items():
             parameter.grad = report.grads[name]
         limit = math.inf if self.settings.clip is None else self.settings.clip
@@ -278,8 +296,9 @@ class Trainer(ABC):
         self.optimizer.step()
         self.step += 1
         clock.count(report.samples)
-        shown = {k.rsplit("/", 1)[-1]: v for k, v in extra.items() if k.endswith("accuracy_after")}
-        bar.update(1, **{"loss": loss, **shown, f"{self.unit}_per_s": clock.rate()})
+        if "train/accuracy_after" in extra:
+            self._shown = {"accuracy": extra["train/accuracy_after"]}  # until the next record
+        bar.update(1, **{"loss": loss, **self._shown, f"{self.unit}_per_s": clock.rate()})
         if due:
             numbers = {
                 "train/loss": loss,
@@ -301,7 +320,15 @@ class Trainer(ABC):
             f"{report.suspects()}{where}; a lower inner or outer learning rate may help"
         )
 
-    def _evaluate(self, bar: Progress) -> None:
+    def _refuse_non_finite_parameters(self) -> None:
+        if not is_finite(dict(self.module.named_parameters())):
+            raise NonFiniteError(
+                f"step {self.step}: the outer update made parameters that are not finite; "
+                "a lower outer learning rate may help"
+            )
+
+    def _evaluate(self) -> None:
+        self._refuse_non_finite_parameters()
         numbers = dict(self.validate())
         self.tracker.scalars(self.step, numbers)
         self.tracker.histograms(self.step, "weights", dict(self.module.named_parameters()))
@@ -309,15 +336,21 @@ class Trainer(ABC):
         self.tracker.histograms(self.step, "weights_gradient", grads)
         value = numbers[self.monitor]
         better = value > self.best_value if self.larger_is_better else value < self.best_value
-        if self.best_step < 0 or better:
+        if self.best_step < 0 or better or math.isnan(self.best_value):
             self.best_step, self.best_value, self._stale = self.step, value, 0
             self._best = copy.deepcopy(self.module.state_dict())
             self.save("best")
         else:
             self._stale += 1
-        text = f"step {self.step}/{self.settings.steps}: {self.monitor} {value:.4g}"
-        text += f" (best {self.best_value:.4g} at step {self.best_step})"
-        (bar.write if bar.enabled else log.info)(text)
+        log.info(
+            "step %d/%d: %s %.4g (best %.4g at step %d)",
+            self.step,
+            self.settings.steps,
+            self.monitor,
+            value,
+            self.best_value,
+            self.best_step,
+        )
 
     def _out_of_patience(self) -> bool:
         return self.settings.patience is not None and self._stale >= self.settings.patience
@@ -353,8 +386,13 @@ def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 
+def _options(factory: object) -> object:
+    """What an optimiser's factory was given, where it tells."""
+    return getattr(factory, "keywords", None) or getattr(factory, "__name__", "a factory")
+
+
 def _peak_memory(device: torch.device) -> float:
-    """Peak memory in GB: of the device, or of this process on a CPU; NaN where unknown."""
+    """Peak memory in GB: of a CUDA device, else of this process; NaN where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:

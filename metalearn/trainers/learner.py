@@ -53,8 +53,8 @@ class MAML:
         inner_optimizer: ``"sgd"`` or ``"adam"``.
         frozen: shell-style pattern, or several, over names of parameters that the inner loop
             leaves alone (``"blocks.*"`` adapts the head alone).
-        norm: None, or what to make of norms with running statistics: ``"batch_stats"``,
-            ``"group"``.
+        norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
+            at hand, none kept), ``"group"`` (GroupNorm).
         chunk_size: tasks at a time; None takes a whole meta-batch.
         vectorize: False runs tasks in a plain loop, for models that vmap cannot take.
 

@@ -5,6 +5,7 @@ Axes: T tasks of a meta-batch, K inner steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import SettingError, check_whole
-from metalearn.tracking import Tracker
+from metalearn.tracking import NullTracker, Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.base import LoopSettings, OptimizerFactory, StepReport, Trainer
 from metalearn.trainers.learner import MAML, MetaLearner, TaskScores, mean_interval
@@ -109,14 +110,16 @@ class MetaTrainer(Trainer):
     def validate(self) -> Mapping[str, float]:
         """Scores on the fixed validation tasks, before and after adaptation, with intervals."""
         scores = self._score("validation", self.validation_tasks)
-        self._draw(scores)
-        return _numbers("validation", scores, every_step=True)
+        if not isinstance(self.tracker, NullTracker):
+            self._draw(scores)
+            self.tracker.curves(self.step, "validation_by_step", _by_step(scores))
+        return _numbers("validation", scores)
 
     def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
         """Scores of the meta-batch at hand, before and after its inner steps."""
         batch = self.tasks.sample("train", self._train_indices(step), device=self.device)
         scores = self.learner.score(batch, steps=self.learner.maml.inner_steps)
-        return _numbers("train", scores, every_step=False)
+        return _numbers("train", scores)
 
     def test(
         self, count: int = 600, *, split: Split = "test", inductive: bool = False
@@ -153,11 +156,14 @@ class MetaTrainer(Trainer):
         predictions = scores.predictions[0].cpu()
         title = f"validation task 0, step {self.step}"
         values = scores.losses if scores.accuracies is None else scores.accuracies
-        if self.tasks.kind == "classification":
+        shape = (self.tasks.kind, len(self.tasks.input_shape), math.prod(self.tasks.input_shape))
+        figure = None  # tasks of other shapes have no picture
+        if shape[:2] == ("classification", 3):
             figure = task_figure(support, query, predictions[-1], title=title)
-        else:
+        elif shape == ("regression", 1, 1) and self.tasks.outputs == 1:
             figure = regression_figure(support, query, predictions[0], predictions[-1], title=title)
-        self.tracker.figure(self.step, "validation/task", figure)
+        if figure is not None:
+            self.tracker.figure(self.step, "validation/task", figure)
         mean, half = mean_interval(values)
         name = "accuracy" if self.larger_is_better else "mean squared error"
         curve = adaptation_figure(
@@ -196,8 +202,16 @@ def _first(batch: Any) -> tuple[Tensor, Tensor]:
     return inputs[0], targets[0]
 
 
-def _numbers(prefix: str, scores: TaskScores, *, every_step: bool) -> dict[str, float]:
-    """Means before and after adaptation, ends of their 95 % intervals, and each inner step."""
+def _by_step(scores: TaskScores) -> dict[str, float]:
+    """The score at each inner step: accuracy, or loss for regression."""
+    values, name = (scores.losses, "loss")
+    if scores.accuracies is not None:
+        values, name = scores.accuracies, "accuracy"
+    return {f"{name}_{k}": float(mean) for k, mean in enumerate(values.mean(0))}
+
+
+def _numbers(prefix: str, scores: TaskScores) -> dict[str, float]:
+    """Means before and after adaptation, and the ends of their 95 % intervals."""
     numbers: dict[str, float] = {}
     for name, values in (("loss", scores.losses), ("accuracy", scores.accuracies)):
         if values is None:
@@ -207,6 +221,4 @@ def _numbers(prefix: str, scores: TaskScores, *, every_step: bool) -> dict[str, 
             centre, width = float(mean[k]), float(half[k])
             key = f"{prefix}/{name}_{when}"
             numbers |= {key: centre, f"{key}_low": centre - width, f"{key}_high": centre + width}
-        if every_step:
-            numbers |= {f"{prefix}_by_step/{name}_{k}": float(m) for k, m in enumerate(mean)}
     return numbers

@@ -130,7 +130,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run: Run, tmp_path: Path) 
         (["trainer.clip=0"], "trainer.clip=0: None or a number above 0"),
         (["trainer.meta_batch=0"], "trainer.meta_batch=0: a whole number"),
         (["optimizer.lr=abc"], "optimizer.lr='abc': a number"),
-        (["optimizer.lr=-1"], "torch refuses it: Invalid learning rate: -1"),
+        (["optimizer.lr=-1"], "torch refuses these settings: Invalid learning rate: -1"),
         (["maml.inner_lr=0"], "maml.inner_lr=0: a finite number above 0"),
         (["maml.inner_steps=-1"], "maml.inner_steps=-1: a whole number of at least 0"),
         (
@@ -208,11 +208,11 @@ def test_bad_evaluations_end_in_one_sentence(
     assert outcome.err.count("\n") == 1, outcome.err
 
 
-def test_a_resumed_run_keeps_its_groups(run: Run, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_settings(run: Run, tmp_path: Path) -> None:
     assert run("train", *TINY, f"hydra.run.dir={tmp_path / 'out'}").code == 0
     outcome = run("train", "resume=out", "model=conv4")
     assert outcome.code == 2
-    assert "a resumed run keeps its groups" in outcome.err
+    assert "a resumed run keeps its settings" in outcome.err
 
 
 def test_divergence_is_reported_with_a_saved_state(run: Run, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_a_damaged_cache_is_drawn_afresh(tmp_path: Path, damage: str) -> None:
 @pytest.mark.usefixtures("few_letters")
 def test_the_usual_cache_folder_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "deep" / "down"))
-    load_glyphs(size=16, renderings=1)
+    load_glyphs(image_size=16, renderings=1)
     (path,) = (tmp_path / "deep" / "down").iterdir()
     assert path.name.startswith("glyphs-1-16-1-")
 
@@ -223,7 +223,7 @@ def test_the_usual_cache_folder_is_used(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("few_letters")
 @pytest.mark.parametrize("size", [8, 20, 128])
 def test_other_sizes(tmp_path: Path, size: int) -> None:
-    assert load_glyphs(size=size, renderings=1, cache=tmp_path).image_shape == (1, size, size)
+    assert load_glyphs(image_size=size, renderings=1, cache=tmp_path).image_shape == (1, size, size)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def few_letters(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", [7, 129, 28.0, True, "28"])
 def test_a_bad_size_is_refused(size: object) -> None:
     with pytest.raises(SettingError, match=r"size=.*: a whole number from 8 to 128 is needed"):
-        load_glyphs(size=size)  # type: ignore[arg-type]
+        load_glyphs(image_size=size)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("renderings", [0, -1, 1001, None])

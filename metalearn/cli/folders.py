@@ -1,0 +1,119 @@
+"""A run's folder: its name, its lock, its configuration."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from metalearn.cli.building import GROUPS
+from metalearn.errors import DataError, SettingError
+from metalearn.files import replace_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "claimed",
+    "discard_if_empty",
+    "existing_run",
+    "resumed_config",
+    "run_folder",
+    "saved_config",
+    "write_config",
+]
+
+_LOCK = ".lock"
+
+
+def run_folder(resume: str | None, task: str) -> str:
+    """The run's folder: that of ``resume``, or a new one named after the task and the time."""
+    if resume is not None:
+        return str(existing_run(resume, "resume"))
+    folder = name = f"outputs/{task}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    count = 1
+    while Path(folder).exists():
+        count += 1
+        folder = f"{name}-{count}"
+    return folder
+
+
+def existing_run(name: str, setting: str) -> Path:
+    """The folder ``name`` if a run stands in it; SettingError otherwise."""
+    folder = Path(name)
+    if not (folder / "config.yaml").is_file():
+        raise SettingError(setting, name, "the folder of a run, with its config.yaml, is needed")
+    return folder
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run's folder; the lock goes when the process does."""
+    if fcntl is None:
+        yield
+        return
+    path = folder / _LOCK
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingError(
+                "hydra.run.dir", str(folder), "another process is running in this folder"
+            ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def discard_if_empty(folder: Path) -> None:
+    """Take away a new run's folder in which nothing but a log stands."""
+    held = list(folder.iterdir()) if folder.is_dir() else []
+    if all(path.name == _LOCK or path.suffix == ".log" for path in held):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def saved_config(folder: Path) -> DictConfig:
+    """The configuration that a run was started with; DataError where it cannot be read."""
+    path = folder / "config.yaml"
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: this file cannot be read as a run's configuration") from error
+    if not isinstance(config, DictConfig) or not all(group in config for group in GROUPS):
+        raise DataError(f"{path}: a run's configuration has {', '.join(GROUPS)}")
+    return config
+
+
+def write_config(folder: Path, config: DictConfig) -> None:
+    """Write the resolved configuration into the run's folder."""
+    shown = config.copy()
+    shown.resume = None  # where this process began is told by the provenance files
+    text = OmegaConf.to_yaml(shown, resolve=True)
+    replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))
+
+
+def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The interrupted run's own configuration, with the overrides given now."""
+    saved = saved_config(Path(config.resume))
+    for override in overrides:
+        key, _, _ = override.partition("=")
+        if key == "resume":
+            continue
+        if key not in ("device", "test_tasks") and not key.startswith("trainer."):
+            raise SettingError(
+                "resume",
+                config.resume,
+                f"a resumed run keeps its settings; device, test_tasks and trainer.* may change, "
+                f"not {override}",
+            )
+        OmegaConf.update(saved, key, OmegaConf.select(config, key))
+    return saved
