@@ -12,13 +12,16 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from metalearn.errors import SettingError
 
 __all__ = ["accepted_settings", "check_settings"]
+
+_LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
+_POSITIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
 
 
 def accepted_settings(function: Callable[..., Any]) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def accepted_settings(function: Callable[..., Any]) -> dict[str, Any]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             if get_origin(hint) is Annotated:
                 settings |= accepted_settings(get_args(hint)[1])
-        elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+        elif parameter.kind not in _POSITIONAL:
             settings[name] = hint
     return settings
 
@@ -62,28 +65,28 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in arguments)
-    if origin is Literal:
-        return value in arguments
+    if origin is Literal:  # 1, 1.0 and True are equal, but not the same setting
+        return any(value == option and type(value) is type(option) for option in arguments)
     if hint is None or hint is type(None):
         return value is None
-    if hint is bool:
-        return isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-        )
+        return _fits(value, int) or (isinstance(value, float) and not math.isnan(value))
     if hint in (str, Path):
         return isinstance(value, str)
-    if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
-        inner = [a for a in arguments if a is not Ellipsis]
-        return isinstance(value, list | tuple) and (
-            not inner or all(any(_fits(v, a) for a in inner) for v in value)
-        )
-    if inspect.isclass(hint) and origin is None:
+    if origin in _LISTS:
+        return isinstance(value, list | tuple) and _all_fit(value, origin, arguments)
+    if inspect.isclass(hint) and hint is not Any and origin is None:
         return isinstance(value, hint)
     return True
+
+
+def _all_fit(values: Sequence[Any], origin: Any, arguments: tuple[Any, ...]) -> bool:
+    """Entries of a list: of one kind, or each of its own for a tuple of fixed length."""
+    if origin is tuple and Ellipsis not in arguments:
+        return len(values) == len(arguments) and all(map(_fits, values, arguments))
+    return all(_fits(value, arguments[0]) for value in values)
 
 
 def _describe(hint: Any) -> str:
@@ -102,6 +105,8 @@ def _describe(hint: Any) -> str:
         str: "a text",
         Path: "a path",
     }
-    if origin is not None:
-        return "a list"
+    if origin is tuple and Ellipsis not in arguments:
+        return f"a list of {len(arguments)} values ({', '.join(map(_describe, arguments))})"
+    if origin in _LISTS:
+        return f"a list of {_describe(arguments[0]).removeprefix('a ')}s"
     return words.get(hint, getattr(hint, "__name__", str(hint)))

@@ -42,10 +42,20 @@ class TaskDistribution(Protocol):
     indices, classification) or ``[T, N, outputs]`` (float32, regression).
     """
 
-    kind: Literal["classification", "regression"]
-    input_shape: tuple[int, ...]
-    outputs: int
-    """Classes of a task (its way), or the size of a regression target."""
+    @property
+    def kind(self) -> Literal["classification", "regression"]:
+        """What the targets are."""
+        ...
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """Classes of a task (its way), or the size of a regression target."""
+        ...
 
     def sample(
         self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"

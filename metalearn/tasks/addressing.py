@@ -13,7 +13,7 @@ import numpy as np
 from metalearn.errors import SettingError
 from metalearn.types import Split
 
-__all__ = ["AddressedStream", "check_split"]
+__all__ = ["AddressedStream", "check_seed", "check_split"]
 
 _SPLIT_NUMBER = {name: number for number, name in enumerate(get_args(Split))}
 
@@ -29,10 +29,8 @@ class AddressedStream:
 
     def __init__(self, seed: int, split: Split, index: int) -> None:
         check_split(split)
-        if not 0 <= seed < 2**64:
-            raise SettingError("seed", seed, "a whole number in 0..2^64-1 is needed")
-        if not 0 <= index < 2**62:
-            raise SettingError("index", index, "a whole number in 0..2^62-1 is needed")
+        check_seed(seed)
+        _check_bits("index", index, 62)
         self._raw = np.random.Philox(key=[seed, index * 4 + _SPLIT_NUMBER[split]])
 
     def uniform(self, count: int) -> np.ndarray:
@@ -53,7 +51,17 @@ class AddressedStream:
         return drawn
 
 
+def check_seed(seed: int) -> None:
+    """Refuse what is not a seed: a whole number in 0..2^64-1."""
+    _check_bits("seed", seed, 64)
+
+
 def check_split(split: str) -> None:
     """Refuse what is not a split."""
     if split not in _SPLIT_NUMBER:
         raise SettingError("split", split, f"one of {', '.join(_SPLIT_NUMBER)} is needed")
+
+
+def _check_bits(setting: str, value: int, bits: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**bits:
+        raise SettingError(setting, value, f"a whole number in 0..2^{bits}-1 is needed")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metalearn.data.images import LabelledImages
 from metalearn.errors import SettingError, check_whole
-from metalearn.tasks.addressing import AddressedStream, check_split
+from metalearn.tasks.addressing import AddressedStream, check_seed, check_split
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["FewShotTasks"]
@@ -61,14 +61,15 @@ class FewShotTasks:
     ) -> None:
         for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 1)):
             check_whole(name, value, least)
+        check_seed(seed)
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
         self.input_shape = data.image_shape
         self.outputs = way
         self._turns = {"train": rotate_train, "validation": rotate_eval, "test": rotate_eval}
-        if (rotate_train or rotate_eval) and self.input_shape[1] != self.input_shape[2]:
+        if any(self._turns.values()) and self.input_shape[1] != self.input_shape[2]:
             raise SettingError(
-                "rotate_train",
-                rotate_train,
+                "rotate_train" if rotate_train else "rotate_eval",
+                True,
                 f"turning needs square pictures, not {data.image_shape}",
             )
         order = torch.argsort(data.labels, stable=True)
@@ -88,9 +89,7 @@ class FewShotTasks:
         Raises:
             SettingError: a split that the data do not have, or no index.
         """
-        check_split(split)
-        if split not in self._pools:
-            raise SettingError("split", split, f"these data have {', '.join(self._pools)}")
+        self._check_split(split)
         if not len(indices):
             raise SettingError("indices", indices, "at least one task index is needed")
         drawn = [self._draw(split, int(index)) for index in indices]
@@ -104,9 +103,15 @@ class FewShotTasks:
 
     def class_names(self, split: Split, index: int) -> tuple[str, ...]:
         """Names of the W classes of a task, in the order of its labels."""
+        self._check_split(split)
         classes, turns = self._draw_classes(AddressedStream(self.seed, split, index), split)
         names = self.data.class_names
         return tuple(names[c] + (f" turned {90 * t}°" if t else "") for c, t in zip(classes, turns))
+
+    def _check_split(self, split: Split) -> None:
+        check_split(split)
+        if split not in self._pools:
+            raise SettingError("split", split, f"these data have {', '.join(self._pools)}")
 
     def _draw_classes(self, stream: AddressedStream, split: Split) -> tuple[list[int], list[int]]:
         pools, sizes = self._pools[split]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import SettingError, check_whole
-from metalearn.tasks.addressing import AddressedStream
+from metalearn.tasks.addressing import AddressedStream, check_seed
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["SinusoidTasks"]
@@ -42,6 +42,7 @@ class SinusoidTasks:
     def __init__(self, *, shot: int = 5, query: int = 10, seed: int = 0) -> None:
         for name, value in (("shot", shot), ("query", query)):
             check_whole(name, value, 1)
+        check_seed(seed)
         self.shot, self.query, self.seed = shot, query, seed
 
     def sample(

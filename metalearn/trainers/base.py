@@ -244,14 +244,15 @@ class Trainer(ABC):
             DataError: a file that is no checkpoint, or one of another module or optimiser.
         """
         state = load_checkpoint(Path(path), device=self.device)
+        if state.get("version") != _CHECKPOINT_VERSION:
+            raise DataError(f"{path}: checkpoint version {state.get('version')} is not known here")
+        optimizer = type(self.optimizer).__name__
+        if state.get("optimizer_class") != optimizer:
+            raise DataError(
+                f"{path}: this checkpoint is of the optimiser {state.get('optimizer_class')}, "
+                f"not {optimizer}"
+            )
         try:
-            if state["version"] != _CHECKPOINT_VERSION:
-                raise DataError(f"{path}: checkpoint version {state['version']} is not known here")
-            if state["optimizer_class"] != type(self.optimizer).__name__:
-                raise DataError(
-                    f"{path}: this checkpoint is of the optimiser {state['optimizer_class']}, "
-                    f"not {type(self.optimizer).__name__}"
-                )
             self.module.load_state_dict(state["module"])
             options = [{**group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])

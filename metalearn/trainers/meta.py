@@ -125,6 +125,7 @@ class MetaTrainer(Trainer):
         self, count: int = 600, *, split: Split = "test", inductive: bool = False
     ) -> TestReport:
         """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K."""
+        check_whole("count", count, 1)
         scores = self._score(split, count, inductive=inductive)
         accuracies = scores.accuracies
         return TestReport(
@@ -178,22 +179,19 @@ class MetaTrainer(Trainer):
     def _check_outputs(self) -> None:
         """Run one task's support set through the model before any training."""
         inputs, _ = _first(self.tasks.sample("train", [0], device=self.device).support)
+        name = type(self.module).__name__
         try:
             with torch.no_grad():
                 outputs = self.learner.apply(self.learner.params, self.learner.buffers, inputs)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise SettingError(
-                "model",
-                type(self.module).__name__,
-                f"a model that takes inputs {list(inputs.shape)} is needed ({reason})",
-            ) from error
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            accepted = f"a model that takes inputs {list(inputs.shape)} is needed ({reason})"
+            raise SettingError("model", name, accepted) from error
         wanted = [len(inputs), self.tasks.outputs]
-        if list(outputs.shape) != wanted:
+        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if got != wanted:
             raise SettingError(
-                "model",
-                type(self.module).__name__,
-                f"outputs {wanted} are needed for these tasks, not {list(outputs.shape)}",
+                "model", name, f"outputs {wanted} are needed for these tasks, not {got}"
             )
 
 

@@ -56,6 +56,7 @@ def test_dicts_in_another_order_are_matched_by_key() -> None:
     assert tree.add_scaled(one, other, 1.0) == {"a": torch.tensor(11.0), "b": torch.tensor(22.0)}
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_is_finite(bad: float) -> None:
     assert tree.is_finite(nested())
     assert not tree.is_finite({**nested(), "more": torch.tensor([0.0, bad])})

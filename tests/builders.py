@@ -1,0 +1,270 @@
+"""Tiny pictures, tasks, models, trackers and trainers for the tests of the rooms above the core.
+
+Axes: N pictures, C classes, T tasks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from metalearn.data import LabelledImages
+from metalearn.models import MLP
+from metalearn.tasks import FewShotTasks, SinusoidTasks
+from metalearn.trainers import MAML, LoopSettings, MetaTrainer, Trainer
+from metalearn.trainers.base import StepReport
+from metalearn.types import Split, TaskBatch
+
+SPLITS: Mapping[str, tuple[int, ...]] = {
+    "train": tuple(range(8)),
+    "validation": tuple(range(8, 12)),
+    "test": tuple(range(12, 16)),
+}
+_BOOKS: dict[int, tuple[LabelledImages, dict[bytes, tuple[int, int, int]]]] = {}
+
+
+def labelled(
+    counts: Sequence[int] = (6,) * 16,
+    *,
+    splits: Mapping[str, tuple[int, ...]] | None = None,
+    groups: Sequence[str] | None = None,
+    shape: tuple[int, int, int] = (1, 4, 4),
+) -> LabelledImages:
+    """``counts[c]`` pictures of class c, all different in every turn, classes interleaved."""
+    rows = sorted((n, c) for c, count in enumerate(counts) for n in range(count))
+    size = int(np.prod(shape))
+    images = torch.empty(len(rows), size, dtype=torch.uint8)
+    for i, (n, c) in enumerate(rows):
+        images[i] = torch.tensor([(37 * c + 101 * n + 13 * k * k) % 200 for k in range(size)])
+        images[i, :3] = torch.tensor([255, c, n])
+    names = tuple(f"class{c}" for c in range(len(counts)))
+    return LabelledImages(
+        images.reshape(-1, *shape),
+        torch.tensor([c for _, c in rows]),
+        names,
+        tuple(groups or ["all"] * len(counts)),
+        SPLITS if splits is None else splits,
+    )
+
+
+def read_pictures(data: LabelledImages, inputs: Tensor) -> list[tuple[int, int, int]]:
+    """(class, picture, quarter turns) of each input, found by comparing with all pictures."""
+    if _BOOKS.get(id(data), (None,))[0] is not data:
+        _BOOKS[id(data)] = data, _book(data)
+    _, book = _BOOKS[id(data)]
+    back = (inputs * 255).round().to(torch.uint8)
+    return [book[picture.contiguous().numpy().tobytes()] for picture in back]
+
+
+def _book(data: LabelledImages) -> dict[bytes, tuple[int, int, int]]:
+    book = {
+        torch.rot90(image, turn, (-2, -1)).contiguous().numpy().tobytes(): (int(label), i, turn)
+        for turn in range(4)
+        for i, (image, label) in enumerate(zip(data.images, data.labels))
+    }
+    square = data.images.shape[-1] == data.images.shape[-2]
+    assert not square or len(book) == 4 * len(data.images), "pictures are not told apart"
+    return book
+
+
+def patterns(classes: int = 16, each: int = 8, side: int = 4) -> LabelledImages:
+    """Classes that can be learnt: a class is a few bright pixels, its pictures are noisy."""
+    random = np.random.default_rng(0)
+    ink = random.random((classes, 1, 1, side, side)) < 0.4
+    pixels = 200 * ink + random.integers(0, 56, (classes, each, 1, side, side))
+    third = classes // 4
+    return LabelledImages(
+        torch.as_tensor(pixels.reshape(-1, 1, side, side).astype(np.uint8)),
+        torch.arange(classes).repeat_interleave(each),
+        tuple(f"pattern{c}" for c in range(classes)),
+        ("all",) * classes,
+        {
+            "train": tuple(range(2 * third)),
+            "validation": tuple(range(2 * third, 3 * third)),
+            "test": tuple(range(3 * third, classes)),
+        },
+    )
+
+
+class Poisoned:
+    """Tasks, some of which (training alone) have a support set of NaN."""
+
+    def __init__(self, tasks: Any, bad: Sequence[int]) -> None:
+        self.tasks, self.bad = tasks, set(bad)
+        self.kind, self.input_shape, self.outputs = tasks.kind, tasks.input_shape, tasks.outputs
+
+    def sample(
+        self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"
+    ) -> TaskBatch:
+        batch: TaskBatch = self.tasks.sample(split, indices, device=device)
+        for row, index in enumerate(indices):
+            if split == "train" and index in self.bad:
+                batch.support[0][row] = torch.nan
+        return batch
+
+
+class Recorder:
+    """A tracker that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.numbers: list[tuple[int, dict[str, float]]] = []
+        self.drawn: list[tuple[int, str, Figure]] = []
+        self.distributions: list[tuple[int, str, dict[str, Tensor]]] = []
+        self.flushes = 0
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.numbers.append((step, dict(values)))
+
+    def histograms(self, step: int, name: str, tensors: Mapping[str, Tensor]) -> None:
+        copies = {leaf: value.detach().clone() for leaf, value in tensors.items()}
+        self.distributions.append((step, name, copies))
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        self.drawn.append((step, name, figure))
+
+    def curves(self, step: int, name: str, values: Mapping[str, float]) -> None:
+        self.numbers.append((step, {f"{name}/{key}": value for key, value in values.items()}))
+
+    def hparams(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+    def close(self) -> None: ...
+
+    def steps(self, name: str) -> list[int]:
+        """Steps at which ``name`` was recorded."""
+        return [step for step, values in self.numbers if name in values]
+
+    def series(self, name: str) -> list[float]:
+        return [values[name] for _, values in self.numbers if name in values]
+
+
+class Scripted(Trainer):
+    """A trainer whose gradients and validations are written down beforehand.
+
+    Validation i gives ``scores[i]``, or the last one; a step's gradient is drawn from its number.
+    """
+
+    monitor = "validation/score"
+
+    def __init__(
+        self,
+        scores: Sequence[float] = (0.5,),
+        *,
+        larger: bool = True,
+        gradient_of: Callable[[int, Tensor], Tensor] | None = None,
+        module: nn.Module | None = None,
+        **settings: Any,
+    ) -> None:
+        apart = ("optimizer", "tracker", "folder", "device")
+        rest = {key: settings.pop(key) for key in apart if key in settings}
+        super().__init__(module or linear(), LoopSettings(**settings), **rest)
+        self.larger_is_better = larger
+        self.scores, self.gradient_of = list(scores), gradient_of or drawn_gradient
+        self.loss_of: Callable[[int], float] = lambda step: 1.0 / (1 + step)
+        self.seen: list[int] = []
+
+    def gradient(self, step: int) -> StepReport:
+        self.seen.append(step)
+        named = self.module.named_parameters()
+        grads = {name: self.gradient_of(step, value.detach()) for name, value in named}
+        return StepReport(torch.tensor(self.loss_of(step)), grads, 4, lambda: f"step {step}'s own")
+
+    def validate(self) -> Mapping[str, float]:
+        done = -(-self.step // self.settings.eval_every)
+        return {self.monitor: self.scores[min(done, len(self.scores) - 1)]}
+
+
+def drawn_gradient(step: int, value: Tensor) -> Tensor:
+    """Depends on the step and on the parameter, so a step left out or doubled shows."""
+    generator = torch.Generator().manual_seed(step)
+    return value + torch.randn(value.shape, generator=generator)
+
+
+def linear(seed: int = 0) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, 3, 2)  # its own draws would be global ones
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in layer.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator))
+    return layer
+
+
+def sinusoid_trainer(**settings: Any) -> MetaTrainer:
+    tasks = settings.pop("tasks", None) or SinusoidTasks(shot=4, query=4)
+    settings = {"steps": 6, "meta_batch": 4, "validation_tasks": 5, "progress": False} | settings
+    settings.setdefault("maml", MAML(inner_lr=0.02, eval_steps=2))
+    return MetaTrainer(MLP((1,), 1, hidden=(8,)), tasks, **settings)
+
+
+def episode_trainer(**settings: Any) -> MetaTrainer:
+    tasks = settings.pop("tasks", None) or FewShotTasks(patterns(), way=3, shot=1, query=2)
+    settings = {"steps": 6, "meta_batch": 4, "validation_tasks": 5, "progress": False} | settings
+    settings.setdefault("maml", MAML(inner_lr=0.2, eval_steps=2))
+    return MetaTrainer(MLP((1, 4, 4), 3, hidden=(8,)), tasks, **settings)
+
+
+def signal_in_step(trainer: Trainer, step: int, number: int) -> None:
+    """Make the trainer send its own process a signal in the middle of a step."""
+    original = trainer.gradient
+
+    def gradient(current: int) -> StepReport:
+        if current == step:
+            os.kill(os.getpid(), number)
+        return original(current)
+
+    trainer.gradient = gradient  # type: ignore[method-assign]
+
+
+def signal_in_validation(trainer: Trainer, number: int) -> None:
+    """The same in the middle of the next validation."""
+    original = trainer.validate
+
+    def validate() -> Mapping[str, float]:
+        os.kill(os.getpid(), number)
+        trainer.validate = original  # type: ignore[method-assign]
+        return original()
+
+    trainer.validate = validate  # type: ignore[method-assign]
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """All that a checkpoint holds but the time spent."""
+    return {
+        "step": trainer.step,
+        "module": trainer.module.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "best_step": trainer.best_step,
+        "best_value": trainer.best_value,
+        "stale": trainer._stale,
+        "best": trainer._best,
+    }
+
+
+def assert_same(one: Any, other: Any, where: str = "state") -> None:
+    """Equal to the last bit, tensors and all, through dicts, lists and tuples."""
+    assert type(one) is type(other), where
+    if isinstance(one, Mapping):
+        assert list(one) == list(other), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}[{key!r}]")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other)):
+            assert_same(a, b, f"{where}[{i}]")
+    elif isinstance(one, Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    else:
+        assert one == other or (one != one and other != other), where
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.pt"

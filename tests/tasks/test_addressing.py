@@ -1,0 +1,169 @@
+"""The stream of an address: equal everywhere, uniform, and a fair shuffle."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metalearn.errors import SettingError
+from metalearn.tasks.addressing import AddressedStream, check_split
+
+WORD = 2**64 - 1
+
+# Recorded once, to notice a drift of the tasks from one version to the next.
+FIRST = [0.011546754286331562, 0.24154919656271812, 0.11142585551493822]
+SHUFFLED = [1, 24, 12, 57, 52, 31, 94, 98]
+
+
+def philox(seed: int, second: int) -> Iterator[int]:
+    """Philox4x64-10 from its paper (Salmon et al., SC 2011), counter from 1, in plain integers."""
+    for counter in itertools.count(1):
+        words, keys = [counter, 0, 0, 0], [seed, second]
+        for _ in range(10):
+            a, b = 0xD2E7470EE14C6C93 * words[0], 0xCA5A826395121157 * words[2]
+            words = [
+                (b >> 64) ^ words[1] ^ keys[0],
+                b & WORD,
+                (a >> 64) ^ words[3] ^ keys[1],
+                a & WORD,
+            ]
+            keys = [(keys[0] + 0x9E3779B97F4A7C15) & WORD, (keys[1] + 0xBB67AE8584CAA73B) & WORD]
+        yield from words
+
+
+def plain_uniform(seed: int, split: str, index: int) -> Iterator[float]:
+    """The documented stream: key (seed, 4·index + split), the upper 53 bits of each word."""
+    number = ("train", "validation", "test").index(split)
+    return ((word >> 11) / 2**53 for word in philox(seed, 4 * index + number))
+
+
+def plain_shuffle(draws: Iterator[float], population: int, count: int) -> list[int]:
+    """Fisher and Yates on a list that is really there."""
+    items = list(range(population))
+    for i in range(count):
+        j = i + int(next(draws) * (population - i))
+        items[i], items[j] = items[j], items[i]
+    return items[:count]
+
+
+def assert_fair(counts: Any, cells: int) -> None:
+    """Chi-square of equal cells, within six standard deviations of its expectation."""
+    counts = list(counts) + [0] * (cells - len(counts))
+    expected = sum(counts) / cells
+    chi = sum((c - expected) ** 2 / expected for c in counts)
+    assert chi < cells - 1 + 6 * math.sqrt(2 * (cells - 1)), counts
+
+
+ADDRESSES = [(0, "train", 0), (7, "validation", 3), (WORD, "test", 2**62 - 1), (1, "train", 10**9)]
+
+
+@pytest.mark.parametrize(("seed", "split", "index"), ADDRESSES)
+def test_equals_an_independent_philox(seed: int, split: Any, index: int) -> None:
+    expected = list(itertools.islice(plain_uniform(seed, split, index), 11))
+    assert AddressedStream(seed, split, index).uniform(11).tolist() == expected
+
+
+def test_the_first_draws_never_change() -> None:
+    draws = AddressedStream(0, "train", 0).uniform(3)
+    assert draws.dtype == np.float64
+    assert draws.tolist() == FIRST
+    assert AddressedStream(0, "train", 0).distinct(100, 8) == SHUFFLED
+
+
+def test_draws_in_parts_equal_draws_at_once() -> None:
+    parts, whole = AddressedStream(3, "test", 5), AddressedStream(3, "test", 5)
+    taken = np.concatenate([parts.uniform(n) for n in (1, 0, 4, 2)])
+    assert taken.tolist() == whole.uniform(7).tolist()
+
+
+def test_every_part_of_an_address_counts() -> None:
+    near = [
+        (seed, split, index)
+        for seed in (0, 1, 2, 4, 8)
+        for split in ("train", "validation", "test")
+        for index in (0, 1, 2, 4, 8)
+    ]
+    first = {AddressedStream(*address).uniform(1)[0] for address in near}  # type: ignore[arg-type]
+    assert len(first) == len(near)
+
+
+def test_uniform_lies_in_the_unit_interval_and_is_even() -> None:
+    draws = AddressedStream(0, "train", 1).uniform(20_000)
+    assert draws.shape == (20_000,)
+    assert draws.min() >= 0 and draws.max() < 1
+    assert ((draws * 2**53) % 1 == 0).all()
+    assert_fair(np.bincount((draws * 50).astype(int), minlength=50), 50)
+
+
+def test_neighbouring_addresses_are_unrelated() -> None:
+    draws = np.stack([AddressedStream(0, "train", i).uniform(2) for i in range(3000)])
+    assert_fair(np.bincount((draws[:, 0] * 20).astype(int), minlength=20), 20)
+    for a, b in ((draws[:-1, 0], draws[1:, 0]), (draws[:, 0], draws[:, 1])):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 5 / math.sqrt(3000)
+
+
+@pytest.mark.parametrize(("population", "count"), [(1, 1), (5, 5), (30, 7), (1000, 3), (40, 40)])
+def test_distinct_is_a_partial_shuffle(population: int, count: int) -> None:
+    drawn = AddressedStream(2, "test", 9).distinct(population, count)
+    assert drawn == plain_shuffle(plain_uniform(2, "test", 9), population, count)
+    assert len(set(drawn)) == count
+    assert all(0 <= d < population for d in drawn)
+
+
+@pytest.mark.parametrize("population", [1, 2, 17, 300])
+def test_drawing_all_is_a_permutation(population: int) -> None:
+    for index in range(10):
+        drawn = AddressedStream(0, "train", index).distinct(population, population)
+        assert sorted(drawn) == list(range(population))
+
+
+def test_every_order_is_equally_likely() -> None:
+    orders = Counter(tuple(AddressedStream(5, "train", i).distinct(4, 4)) for i in range(4800))
+    assert_fair(orders.values(), math.factorial(4))
+
+
+def test_every_subset_is_equally_likely() -> None:
+    drawn = (AddressedStream(6, "test", i).distinct(6, 3) for i in range(4000))
+    assert_fair(Counter(frozenset(d) for d in drawn).values(), math.comb(6, 3))
+
+
+def test_nothing_drawn_is_an_empty_list() -> None:
+    assert AddressedStream(0, "train", 0).distinct(5, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("seed", "index", "message"),
+    [
+        (-1, 0, r"seed=-1: a whole number in 0\.\.2\^64-1 is needed"),
+        (2**64, 0, r"seed=18446744073709551616: a whole number"),
+        (1.5, 0, r"seed=1\.5: a whole number"),
+        (True, 0, r"seed=True: a whole number"),
+        (0, -1, r"index=-1: a whole number in 0\.\.2\^62-1 is needed"),
+        (0, 2**62, r"index=4611686018427387904: a whole number"),
+        (0, 0.5, r"index=0\.5: a whole number"),
+    ],
+)
+def test_addresses_out_of_range_are_refused(seed: Any, index: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        AddressedStream(seed, "train", index)
+
+
+@pytest.mark.parametrize("split", ["val", "Train", "", "train "])
+def test_unknown_splits_are_refused(split: Any) -> None:
+    message = rf"split='{split}': one of train, validation, test is needed"
+    with pytest.raises(SettingError, match=message):
+        check_split(split)
+    with pytest.raises(SettingError, match=message):
+        AddressedStream(0, split, 0)
+
+
+def test_the_global_generators_are_left_alone() -> None:
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    AddressedStream(0, "train", 0).distinct(100, 50)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002

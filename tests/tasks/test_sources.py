@@ -1,0 +1,112 @@
+"""The sources: each hands its own settings to its data set and the rest to the episodes."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metalearn.data import LabelledImages, load_folder, load_glyphs, load_omniglot
+from metalearn.errors import DataError, SettingError
+from metalearn.tasks import FewShotTasks, folder_tasks, glyph_tasks, omniglot_tasks, sources
+from tests.builders import labelled
+
+LOADERS = {"load_glyphs": load_glyphs, "load_omniglot": load_omniglot, "load_folder": load_folder}
+
+SPLIT_NAMES: tuple[Any, ...] = ("train", "validation", "test")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the loaders were called with; they give tiny pictures instead of a data set."""
+    made: list[dict[str, Any]] = []
+
+    def replace(name: str) -> None:
+        signature = inspect.signature(LOADERS[name])
+
+        def load(*args: Any, **kwargs: Any) -> LabelledImages:
+            made.append(dict(signature.bind(*args, **kwargs).arguments))
+            return labelled()
+
+        monkeypatch.setattr(sources, name, load)
+
+    for name in LOADERS:
+        replace(name)
+    return made
+
+
+EPISODES = {"way": 3, "shot": 2, "query": 3, "rotate_train": True, "seed": 4}
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "expected"),
+    [
+        (glyph_tasks, {"image_size": 20}, {"image_size": 20}),
+        (
+            omniglot_tasks,
+            {"root": "a/b", "split": "small1", "image_size": 20, "download": False},
+            {"root": "a/b", "split": "small1", "image_size": 20, "download": False},
+        ),
+        (
+            folder_tasks,
+            {"root": "a", "image_size": 9, "channels": 1, "invert": True, "on_corrupt": "skip",
+             "validation_fraction": 0.3, "test_fraction": 0.1},
+            {"root": "a", "image_size": 9, "channels": 1, "invert": True, "on_corrupt": "skip",
+             "validation_fraction": 0.3, "test_fraction": 0.1},
+        ),
+    ],
+)  # fmt: skip
+def test_settings_reach_the_data_and_the_episodes(
+    source: Any, settings: dict[str, Any], expected: dict[str, Any], calls: list[dict[str, Any]]
+) -> None:
+    tasks = source(**settings, **EPISODES)
+    assert calls == [expected]
+    assert isinstance(tasks, FewShotTasks)
+    assert (tasks.way, tasks.shot, tasks.query, tasks.seed) == (3, 2, 3, 4)
+    assert any("turned" in n for i in range(9) for n in tasks.class_names("train", i))
+
+
+@pytest.mark.parametrize("source", [glyph_tasks, omniglot_tasks])
+def test_defaults_are_those_of_the_episodes(source: Any, calls: list[dict[str, Any]]) -> None:
+    tasks = source(way=2)
+    assert (tasks.shot, tasks.query, tasks.seed) == (1, 1, 0)
+    assert calls[0]["image_size"] == 28
+
+
+def test_bad_episodes_are_refused(calls: list[dict[str, Any]]) -> None:
+    with pytest.raises(SettingError, match="way=1: a whole number of at least 2 is needed"):
+        glyph_tasks(way=1)
+    with pytest.raises(TypeError, match="wya"):
+        glyph_tasks(wya=5)
+
+
+def _draw(root: Path) -> None:
+    random = np.random.default_rng(0)
+    for c in range(6):
+        for n in range(4):
+            path = root / f"class{c}" / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (6, 6), dtype=np.uint8)).save(path)
+
+
+def test_tasks_from_a_folder_of_pictures(tmp_path: Path) -> None:
+    _draw(tmp_path)
+    tasks = folder_tasks(tmp_path, image_size=6, channels=1, way=2, shot=1, query=3)
+    assert tasks.input_shape == (1, 6, 6)
+    again = folder_tasks(str(tmp_path), image_size=6, channels=1, way=2, shot=1, query=3)
+    names = {s: {n for i in range(30) for n in tasks.class_names(s, i)} for s in SPLIT_NAMES}
+    assert [len(names[s]) for s in SPLIT_NAMES] == [2, 2, 2]
+    assert len(set().union(*names.values())) == 6
+    for split in SPLIT_NAMES:
+        one, other = tasks.sample(split, [3]), again.sample(split, [3])
+        assert one.query[0].shape == (1, 6, 1, 6, 6)
+        assert one.query[0].equal(other.query[0])
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises((DataError, SettingError), match="nowhere"):
+        folder_tasks(tmp_path / "nowhere", way=2)

@@ -1,0 +1,111 @@
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from metalearn.files import replace_file
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_writes_into_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.bin"
+    replace_file(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+
+
+def test_replaces_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"a much longer old content")
+    replace_file(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, ValueError])
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    def fail(file: IO[bytes]) -> None:
+        file.write(b"half of the n")
+        file.flush()
+        raise error("disk full")
+
+    with pytest.raises(error, match="disk full"):
+        replace_file(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_first_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail(file: IO[bytes]) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_file(tmp_path / "file.bin", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_file_stays_readable_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    seen: list[bytes] = []
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"new")
+        file.flush()
+        seen.append(path.read_bytes())
+
+    replace_file(path, write)
+    assert seen == [b"old"]
+    assert path.read_bytes() == b"new"
+
+
+def test_who_reads_the_old_file_meanwhile_reads_it_to_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old content")
+    with path.open("rb", buffering=0) as reader:
+        assert reader.read(3) == b"old"
+        replace_file(path, lambda file: file.write(b"new"))
+        assert reader.read() == b" content"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_is_what_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    path, before = tmp_path / "file.bin", os.umask(umask)
+    try:
+        replace_file(path, lambda file: file.write(b"1"))
+    finally:
+        os.umask(before)
+    assert _mode(path) == mode
+
+
+def test_many_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    contents = [bytes([65 + i]) * 5000 for i in range(8)]
+
+    def write(content: bytes) -> None:
+        for _ in range(5):
+            replace_file(
+                path, lambda file: [file.write(content[:2500]), file.write(content[2500:])]
+            )
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() in contents
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
