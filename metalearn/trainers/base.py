@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,74 +18,18 @@ from torch import Tensor, nn
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core.tree import is_finite
-from metalearn.errors import DataError, NonFiniteError, SettingError, check_whole
+from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.tracking import NullTracker, Progress, Tracker
+from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.signals import StopRequest
 
-__all__ = ["FitResult", "LoopSettings", "StepReport", "Trainer"]
+__all__ = ["FitResult", "StepReport", "Trainer"]
 
 log = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 _CHECKPOINT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How long to train and how often to look.
-
-    Attributes:
-        steps: outer steps in all, at least 1.
-        schedule: learning rate over the run: ``"cosine"`` falls towards 0 at the last step,
-            ``"constant"`` stays.
-        warmup: steps over which the rate rises linearly from 0 before that, below ``steps``.
-        clip: largest norm of the outer gradient; larger ones are scaled down to it. None: no limit.
-        log_every: steps between two records of the training itself.
-        eval_every: steps between two validations.
-        checkpoint_every: steps between two saves of ``checkpoints/last.pt``.
-        patience: validations without improvement after which training stops; None never stops.
-        progress: show a bar; None shows it on a terminal.
-
-    Raises:
-        SettingError: a value out of range.
-    """
-
-    steps: int = 1000
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: int = 0
-    clip: float | None = 10.0
-    log_every: int = 50
-    eval_every: int = 250
-    checkpoint_every: int = 250
-    patience: int | None = None
-    progress: bool | None = None
-
-    def __post_init__(self) -> None:
-        least = {"warmup": 0}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("schedule", "clip", "progress") or (
-                field.name == "patience" and value is None
-            ):
-                continue
-            low = least.get(field.name, 1)
-            check_whole(field.name, value, low)
-        if self.warmup >= self.steps:
-            raise SettingError("warmup", self.warmup, f"fewer than steps={self.steps} are accepted")
-        if self.schedule not in ("cosine", "constant"):
-            raise SettingError("schedule", self.schedule, "cosine or constant is needed")
-        if self.clip is not None and not self.clip > 0:
-            raise SettingError("clip", self.clip, "None or a number above 0 is needed")
-
-    def rate(self, step: int) -> float:
-        """Factor of the learning rate at a step counted from 0, in (0, 1]."""
-        if step < self.warmup:
-            return (step + 1) / (self.warmup + 1)
-        if self.schedule == "constant":
-            return 1.0
-        done = (step - self.warmup) / (self.steps - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True)
