@@ -166,7 +166,8 @@ def _train_and_test(folder: Path, config: DictConfig, trainer: MetaTrainer) -> N
         _finish(folder, config, result, reports, trainer)
     finally:
         trainer.tracker.close()
-    print(report_table(reports))
+    if reports:
+        print(report_table(reports))
     print(f"dashboard: tensorboard --logdir {folder.parent}")
 
 
