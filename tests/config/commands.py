@@ -1,5 +1,6 @@
 """Run the scripts inside this process, as a user would from a shell."""
 
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -44,9 +45,16 @@ def call(
     GlobalHydra.instance().clear()
     capsys.readouterr()
     code = 0
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     try:
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    finally:  # Hydra leaves handlers that write to this call's streams and folder
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
     printed = capsys.readouterr()
     return Outcome(code, printed.out, printed.err)
