@@ -51,12 +51,12 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[s
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch itself does not look at the checksums
-        if damaged is not None:
-            raise DataError(f"{path}: this checkpoint is damaged, its checksums do not fit")
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = None if damaged else torch.load(path, map_location=device, weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise DataError(f"{path}: this file is not a readable checkpoint ({reason})") from error
+    if damaged:
+        raise DataError(f"{path}: this checkpoint is damaged, its checksums do not fit")
     if not isinstance(state, dict):
         raise DataError(f"{path}: this file holds a {type(state).__name__}, not a checkpoint")
     return state

@@ -76,8 +76,6 @@ def _make(node: DictConfig, group: str, **objects: Any) -> Any:
             raise _placed(error.__cause__, group) from error
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from error
-        if isinstance(error.__cause__, ValueError):  # a torch optimiser's own check
-            raise SettingError(group, node.get("_target_"), str(error.__cause__)) from error
         raise
 
 

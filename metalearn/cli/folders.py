@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ __all__ = [
 ]
 
 _LOCK = ".lock"
+_LOG = "train.log"
 
 
 def run_folder(resume: str | None, task: str) -> str:
@@ -75,10 +75,13 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def discard_if_empty(folder: Path) -> None:
-    """Take away a new run's folder in which nothing but a log stands."""
-    held = list(folder.iterdir()) if folder.is_dir() else []
-    if all(path.name == _LOCK or path.suffix == ".log" for path in held):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Take away the folder of a run that never began, if it holds nothing but our log and lock."""
+    ours = {_LOCK, _LOG}
+    if folder.resolve() == Path.cwd() or not {path.name for path in folder.iterdir()} <= ours:
+        return
+    for name in ours:
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def saved_config(folder: Path) -> DictConfig:

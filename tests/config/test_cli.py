@@ -208,6 +208,15 @@ def test_bad_evaluations_end_in_one_sentence(
     assert outcome.err.count("\n") == 1, outcome.err
 
 
+def test_a_refused_run_leaves_files_of_others_alone(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "mine.log").write_text("notes")
+    outcome = run("train", *TINY, "seed=-1", f"hydra.run.dir={folder}")
+    assert outcome.code == 2
+    assert (folder / "mine.log").read_text() == "notes"
+
+
 def test_a_resumed_run_keeps_its_settings(run: Run, tmp_path: Path) -> None:
     assert run("train", *TINY, f"hydra.run.dir={tmp_path / 'out'}").code == 0
     outcome = run("train", "resume=out", "model=conv4")
