@@ -1,21 +1,27 @@
 """The mathematics: pure functions over parameter trees."""
 
-from metalearn.core.adapt import Adapted, adapt, eager_grad_and_value, inner_trajectory
+from metalearn.core.adapt import Adapted, adapt, inner_trajectory
+from metalearn.core.calculus import Eager
+from metalearn.core.engines import Engine
 from metalearn.core.inner import InnerOptimizer, adam, sgd
-from metalearn.core.meta_gradient import MetaGradient, map_tasks, meta_gradient
+from metalearn.core.meta_gradient import MetaGradient, Method, along_adaptation, meta_gradient
+from metalearn.core.methods import Implicit
 from metalearn.core.module import convert_norm, functionalize
 
 __all__ = [
     "Adapted",
+    "Eager",
+    "Engine",
+    "Implicit",
     "InnerOptimizer",
     "MetaGradient",
+    "Method",
     "adam",
     "adapt",
+    "along_adaptation",
     "convert_norm",
-    "eager_grad_and_value",
     "functionalize",
     "inner_trajectory",
-    "map_tasks",
     "meta_gradient",
     "sgd",
 ]

@@ -7,11 +7,13 @@ Axes: K inner steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from metalearn.core.calculus import Calculus, Functional
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.tree import flatten, leaf_names, match_names, unflatten
 from metalearn.errors import SettingError, check_whole
@@ -19,17 +21,14 @@ from metalearn.types import Batch, LossFn, Params
 
 __all__ = [
     "Adapted",
-    "GradAndValue",
+    "InnerLoop",
     "InnerStep",
     "adapt",
     "check_inner",
-    "eager_grad_and_value",
+    "inner_loop",
     "inner_trajectory",
     "last_of",
 ]
-
-GradAndValue = Callable[[Callable[[Any], Tensor], Any], tuple[Any, Tensor]]
-"""``(function, leaves) -> (gradients, value)``: how a gradient is taken."""
 
 
 class Adapted(NamedTuple):
@@ -48,6 +47,64 @@ class InnerStep(NamedTuple):
     """θ_k."""
     loss: Tensor | None
     """Support loss at θ_{k−1}, whose gradient led here; None at the start."""
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """The inner step (θ, s) → (θ', s') on lists of leaves, s the state of the optimiser."""
+
+    loss: Callable[[list[Tensor], Batch], Tensor]
+    """Loss of all leaves and a batch."""
+    moving: Sequence[bool]
+    """Which leaves adapt."""
+    optimizer: InnerOptimizer
+    calculus: Calculus
+
+    def start(self, values: Sequence[Tensor]) -> Any:
+        """State of the optimiser before the first step."""
+        return self.optimizer.init(self.adapting(values))
+
+    def step(
+        self, values: Sequence[Tensor], state: Any, support: Batch, *, differentiable: bool = True
+    ) -> tuple[list[Tensor], Any, Tensor]:
+        """θ', s', and the support loss at θ."""
+        part = self.adapting(values)
+        grads, loss = self.calculus.gradient(
+            lambda x: self.loss(self.merge(values, x), support), part, differentiable=differentiable
+        )
+        updates, state = self.optimizer.update(grads, state, part)
+        return self.merge(values, [p + u for p, u in zip(part, updates)]), state, loss
+
+    def adapting(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The leaves that adapt."""
+        return [v for v, moves in zip(values, self.moving) if moves]
+
+    def merge(self, values: Sequence[Tensor], part: Sequence[Tensor]) -> list[Tensor]:
+        """All leaves, those that adapt taken from ``part``."""
+        supply = iter(part)
+        return [next(supply) if moves else v for v, moves in zip(values, self.moving)]
+
+
+def inner_loop(
+    loss_fn: LossFn,
+    params: Params,
+    *,
+    optimizer: InnerOptimizer,
+    frozen: str | Sequence[str] | None = None,
+    calculus: Calculus | None = None,
+) -> InnerLoop:
+    """The inner step for a loss of trees like ``params``.
+
+    Raises:
+        SettingError: a pattern in ``frozen`` that matches nothing.
+    """
+    _, spec = flatten(params)
+    return InnerLoop(
+        lambda values, batch: loss_fn(unflatten(values, spec), batch),
+        [not fixed for fixed in match_names(params, frozen, "frozen")],
+        optimizer,
+        calculus or Functional(),
+    )
 
 
 def adapt(
@@ -93,54 +150,21 @@ def inner_trajectory(
     optimizer: InnerOptimizer,
     steps: int,
     frozen: str | Sequence[str] | None = None,
-    grad_and_value: GradAndValue | None = None,
+    calculus: Calculus | None = None,
 ) -> Iterator[InnerStep]:
     """Yield θ_0 .. θ_K, each with the support loss of the step that led there.
 
-    Arguments and errors are those of `adapt`. ``grad_and_value(function, leaves)`` replaces
-    ``torch.func.grad_and_value`` where it is given.
+    Arguments and errors are those of `adapt`. With a ``calculus`` gradients are taken by it and
+    not differentiated in turn.
     """
     check_inner(params, steps)
-    take = grad_and_value or (lambda f, x: torch.func.grad_and_value(f)(x))
+    loop = inner_loop(loss_fn, params, optimizer=optimizer, frozen=frozen, calculus=calculus)
     values, spec = flatten(params)
-    moving = [not fixed for fixed in match_names(params, frozen, "frozen")]
-
-    def merge(part: Sequence[Tensor]) -> Params:
-        supply = iter(part)
-        return unflatten([next(supply) if m else v for m, v in zip(moving, values)], spec)
-
-    current = [v for m, v in zip(moving, values) if m]
-    state = optimizer.init(current)
+    state = loop.start(values)
     yield InnerStep(params, None)
     for _ in range(steps):
-        grads, loss = take(lambda part: loss_fn(merge(part), support), current)
-        updates, state = optimizer.update(grads, state, current)
-        current = [p + u for p, u in zip(current, updates)]
-        yield InnerStep(merge(current), loss)
-
-
-def eager_grad_and_value(*, create_graph: bool) -> GradAndValue:
-    """Gradients by ordinary autograd, for functions that torch.func cannot transform.
-
-    With ``create_graph`` the gradients can be differentiated in turn; without it every step
-    starts from fresh leaves. Inputs that the function does not use have gradients of zero.
-    """
-
-    def take(function: Callable[[Any], Tensor], inputs: Sequence[Tensor]) -> tuple[Any, Tensor]:
-        if not inputs:
-            return [], function(inputs).detach()
-        with torch.enable_grad():
-            if not create_graph:
-                inputs = [v.detach() for v in inputs]
-            inputs = [v if v.requires_grad else v.detach().requires_grad_() for v in inputs]
-            value = function(inputs)
-            if not value.requires_grad:
-                return [torch.zeros_like(v) for v in inputs], value.detach()
-            found = torch.autograd.grad(value, inputs, create_graph=create_graph, allow_unused=True)
-        grads = [torch.zeros_like(v) if g is None else g for g, v in zip(found, inputs)]
-        return grads, value.detach()
-
-    return take
+        values, state, loss = loop.step(values, state, support, differentiable=calculus is None)
+        yield InnerStep(unflatten(values, spec), loss)
 
 
 def check_inner(params: Params, steps: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.tree import tree_map
+from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.errors import SettingError
 
 __all__ = ["InnerOptimizer", "adam", "sgd"]
@@ -22,17 +22,36 @@ __all__ = ["InnerOptimizer", "adam", "sgd"]
 
 @dataclass(frozen=True)
 class InnerOptimizer:
-    """A pure optimiser: ``init(params)`` and ``update(grads, state, params)``."""
+    """A pure optimiser: ``init(params)`` and ``update(grads, state, params)``.
+
+    What is learnt beside the parameters, for example step sizes, stands in ``learnt``;
+    ``rebuild(learnt)`` is the same optimiser with other values. ``elementwise`` says that an
+    element of the update depends on nothing but the same element of gradient, state and parameter,
+    so that leaves may carry a task axis in front.
+    """
 
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    learnt: Any = ()
+    rebuild: Callable[[Any], InnerOptimizer] | None = None
+    elementwise: bool = False
+
+    def with_learnt(self, learnt: Any) -> InnerOptimizer:
+        """The same optimiser with other values of what it learns."""
+        return self if self.rebuild is None else self.rebuild(learnt)
 
 
-def sgd(lr: float | Tensor, *, momentum: float = 0.0, weight_decay: float = 0.0) -> InnerOptimizer:
+LearningRate = float | Tensor | Any
+"""A number, a scalar tensor, or a tree of tensors: one for each leaf that adapts (Meta-SGD)."""
+
+
+def sgd(lr: LearningRate, *, momentum: float = 0.0, weight_decay: float = 0.0) -> InnerOptimizer:
     """Gradient descent: ``m ← momentum · m + (g + weight_decay · θ)``, update ``−lr · m``.
 
     Args:
-        lr: step size, above 0; a scalar tensor may require gradients.
+        lr: step size, above 0; a scalar tensor, or a tree of tensors with one leaf for each
+            parameter that adapts (Li et al., "Meta-SGD", 2017), is learnt: `meta_gradient` gives
+            its gradient.
         momentum: in [0, 1); the convention of ``torch.optim.SGD`` without dampening.
         weight_decay: factor of the L2 term, at least 0.
 
@@ -51,13 +70,16 @@ def sgd(lr: float | Tensor, *, momentum: float = 0.0, weight_decay: float = 0.0)
             grads = tree_map(lambda g, p: g + weight_decay * p, grads, params)
         if momentum:
             state = grads = tree_map(lambda m, g: momentum * m + g, state, grads)
-        return tree_map(lambda g: -lr * g, grads), state
+        return tree_map(lambda rate, g: -rate * g, _rates(lr, grads), grads), state
 
-    return InnerOptimizer(init, update)
+    def rebuild(learnt: Any) -> InnerOptimizer:
+        return sgd(learnt, momentum=momentum, weight_decay=weight_decay)
+
+    return _optimizer(init, update, lr, rebuild)
 
 
 def adam(
-    lr: float | Tensor,
+    lr: LearningRate,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -69,7 +91,7 @@ def adam(
     it the second order is NaN there.
 
     Args:
-        lr: step size, above 0; a scalar tensor may require gradients.
+        lr: step size, as for `sgd`.
         betas: decay of the first and second moment, each in [0, 1).
         eps: added to the root, at least 0.
         eps_root: added under the root, above 0.
@@ -97,22 +119,43 @@ def adam(
         second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, second, grads)
         correction1, correction2 = 1 - beta1**count, 1 - beta2**count
 
-        def move(m: Tensor, v: Tensor) -> Tensor:
+        def move(rate: float | Tensor, m: Tensor, v: Tensor) -> Tensor:
             root = torch.sqrt(v / correction2 + eps_root)
-            step: Tensor = -lr * (m / correction1) / (root + eps)
+            step: Tensor = -rate * (m / correction1) / (root + eps)
             return step
 
-        return tree_map(move, first, second), (count, first, second)
+        return tree_map(move, _rates(lr, first), first, second), (count, first, second)
 
-    return InnerOptimizer(init, update)
+    def rebuild(learnt: Any) -> InnerOptimizer:
+        return adam(learnt, betas=betas, eps=eps, eps_root=eps_root)
+
+    return _optimizer(init, update, lr, rebuild)
 
 
-def _check_lr(lr: float | Tensor) -> None:
+def _optimizer(init: Any, update: Any, lr: LearningRate, rebuild: Any) -> InnerOptimizer:
+    if isinstance(lr, int | float):
+        return InnerOptimizer(init, update, elementwise=True)
+    return InnerOptimizer(init, update, lr, rebuild, elementwise=True)
+
+
+def _rates(lr: LearningRate, grads: Any) -> Any:
+    """A step size for each leaf, as a tree like ``grads``."""
+    values, spec = flatten(grads)
+    rates = [lr] * len(values) if isinstance(lr, int | float | Tensor) else leaves(lr)
+    if len(rates) != len(values):
+        raise SettingError("lr", f"{len(rates)} tensors", f"{len(values)} are needed, one a leaf")
+    return unflatten(rates, spec)
+
+
+def _check_lr(lr: LearningRate) -> None:
     if isinstance(lr, Tensor):
         if lr.ndim:
             raise SettingError("lr", list(lr.shape), "a number or a scalar tensor is needed")
-    elif not lr > 0 or lr == float("inf"):
-        raise SettingError("lr", lr, "a finite number above 0 is needed")
+    elif isinstance(lr, int | float):
+        if not lr > 0 or lr == float("inf"):
+            raise SettingError("lr", lr, "a finite number above 0 is needed")
+    elif not leaves(lr) or not all(isinstance(rate, Tensor) for rate in leaves(lr)):
+        raise SettingError("lr", lr, "a number, a scalar tensor or a tree of tensors is needed")
 
 
 def _check_unit(setting: str, value: float) -> None:

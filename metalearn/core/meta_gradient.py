@@ -1,8 +1,7 @@
 """The gradient of the query loss after adaptation with respect to the initial parameters.
 
-Written for one task and batched over tasks in one place. The gradient is taken *inside* the task
-axis, ``vmap(grad(task))``: taken outside it, torch's second order through batch, layer and instance
-normalisation is silently wrong (pytorch/functorch#534).
+How it is found is a *method* (`metalearn.core.methods`), how tasks are batched is an *engine*
+(`metalearn.core.engines`); any method runs on any engine.
 Axes: T tasks, K inner steps.
 """
 
@@ -13,27 +12,25 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
 
-from metalearn.core.adapt import (
-    Adapted,
-    adapt,
-    check_inner,
-    eager_grad_and_value,
-    inner_trajectory,
-    last_of,
+from metalearn.core.adapt import check_inner
+from metalearn.core.engines import (
+    GRADIENTS,
+    VISITS,
+    Engine,
+    Inner,
+    TaskSums,
+    structural_engine,
 )
 from metalearn.core.inner import InnerOptimizer
-from metalearn.core.tree import add_scaled, flatten, leaves, match_names, scale, tree_map, unflatten
+from metalearn.core.methods import Implicit
+from metalearn.core.tree import add_scaled, leaves, match_names, scale, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
-__all__ = ["MetaGradient", "Method", "map_tasks", "meta_gradient"]
+__all__ = ["MetaGradient", "Method", "along_adaptation", "meta_gradient"]
 
-Method = Literal["auto", "reverse", "first_order"]
-
-TaskResult = tuple[Params, Tensor, Tensor]
-"""Gradients, query loss, support losses ``[K]`` of one task (or, batched, of T)."""
+Method = Literal["auto", "reverse", "mixed", "first_order", "implicit"]
 
 
 class MetaGradient(NamedTuple):
@@ -47,6 +44,11 @@ class MetaGradient(NamedTuple):
     """``[T]``: query loss of each task after adaptation."""
     support_losses: Tensor
     """``[T, K]``: support loss of each task before each inner step."""
+    optimizer_grads: Any
+    """Mean over tasks of the gradient of what the inner optimiser learns, a tree like
+    ``optimizer.learnt``."""
+    diagnostics: dict[str, Tensor]
+    """``[T]`` each: how well the implicit method converged (``cg_residual``, ``stationarity``)."""
 
 
 def meta_gradient(
@@ -57,9 +59,10 @@ def meta_gradient(
     optimizer: InnerOptimizer,
     steps: int,
     method: Method = "auto",
+    engine: Engine = "auto",
     chunk_size: int | None = None,
-    vectorize: bool = True,
     frozen: str | Sequence[str] | None = None,
+    implicit: Implicit | None = None,
 ) -> MetaGradient:
     """Mean over tasks of d L(θ_K(θ), query) / dθ, where θ_K comes from K inner steps.
 
@@ -68,155 +71,136 @@ def meta_gradient(
         params: any pytree of floating-point tensors; those that the loss does not use have a
             gradient of zero.
         tasks: ``TaskBatch(support, query)``, every leaf ``[T, ...]``.
-        optimizer: the inner optimiser, for example ``sgd(0.1)``.
+        optimizer: the inner optimiser, for example ``sgd(0.1)``. What it learns (step sizes given
+            as tensors) has gradients in ``optimizer_grads``.
         steps: K, at least 0; K = 0 gives the ordinary gradient of the query loss.
         method: ``"reverse"`` differentiates through the unrolled loop (exact; memory grows with
-            K). ``"first_order"`` takes the gradient at θ_K as if it were the gradient at θ
-            (FOMAML). ``"auto"`` is ``"reverse"``.
+            K). ``"mixed"`` keeps θ_0 … θ_K and recomputes one step at a time on the way back
+            (exact; memory grows with the parameters alone, for about a third more time).
+            ``"first_order"`` takes the gradient at θ_K as if it were the gradient at θ (FOMAML).
+            ``"implicit"`` differentiates the minimum of a regularised inner loss (iMAML).
+            ``"auto"`` is ``"reverse"``; `metalearn.core.plan` chooses by memory.
+        engine: ``"batched"`` runs all tasks at once with task-batched layers (fastest),
+            ``"vmap"`` batches one task's ``torch.func`` gradient, ``"loop"`` runs one task after
+            another, for models that vmap cannot take. ``"auto"`` is ``"batched"``, or ``"vmap"``
+            inside another transform of ``torch.func`` and for inner optimisers that are not
+            elementwise. All give the same gradient.
         chunk_size: tasks at a time; None takes all T at once. The result is the same.
-        vectorize: False runs the tasks in a plain loop with ordinary autograd, for models that
-            vmap cannot take.
         frozen: shell-style pattern, or several, over parameter names that the inner loop leaves
             alone; the meta-gradient still has entries for them. Where all of them match, the
             result is the ordinary gradient of the query loss.
+        implicit: settings of that method; `Implicit()` by default.
 
     Returns:
-        ``MetaGradient(grads, loss, query_losses [T], support_losses [T, K])``, detached.
+        ``MetaGradient``, detached.
 
     Raises:
-        SettingError: an unknown method, values out of range, task leaves whose leading axes differ.
+        SettingError: an unknown method or engine, values out of range, task leaves whose leading
+            axes differ.
+        RuntimeError: a loss that the engine cannot take; ``engine="loop"`` takes any.
 
     Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning", ICML 2017.
     """
     check_inner(params, steps)
     if method not in get_args(Method):
         raise SettingError("method", method, f"one of {', '.join(get_args(Method))} is needed")
-    match_names(params, frozen, "frozen")
+    fixed = match_names(params, frozen, "frozen")
     count = _task_count(tasks)
     _check_chunk(chunk_size)
-    inner = {"optimizer": optimizer, "steps": steps, "frozen": frozen}
+    implicit = implicit or Implicit()
+    if method == "implicit":
+        _check_implicit(implicit, fixed)
+    run = GRADIENTS[_engine(engine, optimizer)]
+    inner = Inner(loss_fn, optimizer, steps, frozen)
+    chosen = "reverse" if method == "auto" else method
     params = tree_map(Tensor.detach, params)
-    if not vectorize:
-        one = _first_order_loop if method == "first_order" else _reverse_loop
-    else:
-        one = _first_order if method == "first_order" else _reverse
-    size = 1 if not vectorize else chunk_size or count
-    total: Params = None
-    query, support = [], []
-    for start in range(0, count, size):
-        chunk = tree_map(lambda x, s=start: x[s : s + size], tasks)
-        grads, query_losses, support_losses = _batched(
-            one, loss_fn, params, chunk, inner, vectorize
-        )
-        total = grads if total is None else add_scaled(total, grads, 1.0)
-        query.append(query_losses.detach())
-        support.append(support_losses.detach())
-    query_losses = torch.cat(query)
-    total = tree_map(Tensor.detach, total)
-    return MetaGradient(
-        scale(total, 1 / count), query_losses.mean(), query_losses, torch.cat(support)
-    )
+    size = chunk_size or count
+    parts = [
+        run(chosen, implicit, inner, params, tree_map(lambda x, s=start: x[s : s + size], tasks))
+        for start in range(0, count, size)
+    ]
+    return _mean(parts, count)
 
 
-def map_tasks(
-    function: Callable[..., Any],
-    params: Params,
-    tasks: TaskBatch,
-    *,
-    chunk_size: int | None = None,
-    vectorize: bool = True,
-) -> Any:
-    """``function(params, support, query)`` over tasks, results stacked on a leading axis ``[T]``.
-
-    By ``vmap``, ``chunk_size`` tasks at a time, or in a plain loop where ``vectorize`` is False.
-    """
-    _task_count(tasks)
-    _check_chunk(chunk_size)
-    if vectorize:
-        batched = vmap(function, in_dims=(None, 0, 0), chunk_size=chunk_size)
-        return batched(params, tasks.support, tasks.query)
-    results = [function(params, *task) for task in _unbind(tasks)]
-    return tree_map(lambda *xs: torch.stack(xs), results[0], *results[1:])
-
-
-def _batched(
-    one: Callable[..., TaskResult],
+def along_adaptation(
+    visit: Callable[[Params, Batch, Batch], Any],
     loss_fn: LossFn,
     params: Params,
     tasks: TaskBatch,
-    inner: dict[str, Any],
-    vectorize: bool,
-) -> TaskResult:
-    """Gradients summed over the tasks of a chunk, query losses ``[T]``, support losses."""
-    grads, query, support = map_tasks(
-        lambda p, s, q: one(loss_fn, p, s, q, inner), params, tasks, vectorize=vectorize
-    )
-    return tree_map(lambda g: g.sum(0), grads), query, support
+    *,
+    optimizer: InnerOptimizer,
+    steps: int,
+    engine: Engine = "auto",
+    chunk_size: int | None = None,
+    frozen: str | Sequence[str] | None = None,
+) -> Any:
+    """``visit(θ_k, support, query)`` at θ_0 … θ_K of every task; leaves ``[T, K+1, ...]``.
 
-
-def _reverse(
-    loss_fn: LossFn, params: Params, support: Batch, query: Batch, inner: dict[str, Any]
-) -> TaskResult:
-    def task(start: Params) -> tuple[Tensor, Tensor]:
-        adapted = adapt(loss_fn, start, support, **inner)
-        return loss_fn(adapted.params, query), adapted.losses
-
-    grads, (loss, losses) = grad_and_value(task, has_aux=True)(params)
-    return grads, loss, losses
-
-
-def _first_order(
-    loss_fn: LossFn, params: Params, support: Batch, query: Batch, inner: dict[str, Any]
-) -> TaskResult:
-    adapted = adapt(loss_fn, params, support, **inner)
-    grads, loss = grad_and_value(loss_fn)(adapted.params, query)
-    return grads, loss, adapted.losses
-
-
-def _reverse_loop(
-    loss_fn: LossFn, params: Params, support: Batch, query: Batch, inner: dict[str, Any]
-) -> TaskResult:
-    """One task with ordinary autograd, for what torch.func cannot transform."""
-    values, spec = flatten(params)
-    support_losses = torch.zeros(0)
-
-    def task(start: Sequence[Tensor]) -> Tensor:
-        nonlocal support_losses
-        adapted, support_losses = _walk(
-            loss_fn, unflatten(start, spec), support, inner, create_graph=True
+    ``visit`` is written for one task. Nothing is differentiable. The other arguments and errors
+    are those of `meta_gradient`.
+    """
+    check_inner(params, steps)
+    count = _task_count(tasks)
+    _check_chunk(chunk_size)
+    engine = _engine(engine, optimizer)
+    size = chunk_size or count
+    parts = [
+        VISITS[engine](
+            visit,
+            Inner(loss_fn, optimizer, steps, frozen),
+            tree_map(Tensor.detach, params),
+            tree_map(lambda x, s=start: x[s : s + size], tasks),
         )
-        return loss_fn(adapted, query)
+        for start in range(0, count, size)
+    ]
+    return tree_map(lambda *xs: torch.cat(xs).detach(), parts[0], *parts[1:])
 
-    grads, loss = eager_grad_and_value(create_graph=False)(task, values)
-    return unflatten(grads, spec), loss, support_losses
+
+def _engine(engine: Engine, optimizer: InnerOptimizer) -> Engine:
+    """The engine to use.
+
+    Raises:
+        SettingError: an unknown one, or ``batched`` where it cannot be.
+    """
+    if engine not in get_args(Engine):
+        raise SettingError("engine", engine, f"one of {', '.join(get_args(Engine))} is needed")
+    found, reason = structural_engine(optimizer)
+    if engine == "batched" != found:
+        raise SettingError("engine", engine, f"{reason}; auto, vmap or loop is needed here")
+    return found if engine == "auto" else engine
 
 
-def _first_order_loop(
-    loss_fn: LossFn, params: Params, support: Batch, query: Batch, inner: dict[str, Any]
-) -> TaskResult:
-    adapted, support_losses = _walk(loss_fn, params, support, inner, create_graph=False)
-    values, spec = flatten(adapted)
-    grads, loss = eager_grad_and_value(create_graph=False)(
-        lambda end: loss_fn(unflatten(end, spec), query), values
+def _mean(parts: Sequence[TaskSums], count: int) -> MetaGradient:
+    """Chunks put together."""
+    grads, learnt = parts[0].grads, parts[0].learnt
+    for part in parts[1:]:
+        grads, learnt = add_scaled(grads, part.grads, 1.0), add_scaled(learnt, part.learnt, 1.0)
+    query = torch.cat([part.query_losses for part in parts]).detach()
+    result = MetaGradient(
+        scale(grads, 1 / count),
+        query.mean(),
+        query,
+        torch.cat([part.support_losses for part in parts]),
+        scale(learnt, 1 / count),
+        {name: torch.cat([p.diagnostics[name] for p in parts]) for name in parts[0].diagnostics},
     )
-    return unflatten(grads, spec), loss, support_losses
+    detached: MetaGradient = tree_map(Tensor.detach, result)
+    return detached
 
 
-def _walk(
-    loss_fn: LossFn, params: Params, support: Batch, inner: dict[str, Any], *, create_graph: bool
-) -> Adapted:
-    """θ_K and the support losses by ordinary autograd."""
-    eager = eager_grad_and_value(create_graph=create_graph)
-    return last_of(inner_trajectory(loss_fn, params, support, grad_and_value=eager, **inner))
+def _check_implicit(implicit: Implicit, fixed: Sequence[bool]) -> None:
+    if not 0 < implicit.regularization < float("inf"):
+        raise SettingError(
+            "regularization", implicit.regularization, "a finite number above 0 is needed"
+        )
+    check_whole("iterations", implicit.iterations, 1)
+    if all(fixed):
+        raise SettingError("frozen", "every parameter", "method=implicit needs one that adapts")
 
 
 def _check_chunk(chunk_size: int | None) -> None:
     if chunk_size is not None:
         check_whole("chunk_size", chunk_size, 1)
-
-
-def _unbind(tasks: TaskBatch) -> list[TaskBatch]:
-    return [tree_map(lambda x, t=t: x[t], tasks) for t in range(_task_count(tasks))]
 
 
 def _task_count(tasks: TaskBatch) -> int:

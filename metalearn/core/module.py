@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
+from metalearn.core.ops import runs_over_tasks, substituting
 from metalearn.errors import SettingError
 
 __all__ = ["Norm", "convert_norm", "functionalize"]
@@ -59,7 +61,8 @@ def functionalize(
         for setting, given, known in (("params", params, names), ("buffers", buffers, held)):
             if not given.keys() >= known:
                 raise SettingError(setting, sorted(given), f"{sorted(known)} are all needed")
-        with sdpa_kernel(SDPBackend.MATH):
+        runs = runs_over_tasks(module) if substituting() else nullcontext()
+        with sdpa_kernel(SDPBackend.MATH), runs:
             return functional_call(module, (params, buffers), args, kwargs)
 
     return apply, params, buffers
@@ -110,7 +113,7 @@ def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
     if vectorize and isinstance(layer, nn.RNNBase):
         return (
             f"vmap cannot take fused recurrent layers; loop over nn.{type(layer).__name__}Cell, "
-            "or run tasks in a plain loop with vectorize=False (maml.vectorize=false)"
+            "or run tasks in a plain loop, with vectorize=False here (maml.engine=loop)"
         )
     if any(is_lazy(p) for p in layer.parameters(recurse=False)):
         return "a lazy layer has no parameters yet; run one batch through the module first"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -16,18 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.core import (
+    Eager,
+    Engine,
+    Implicit,
     InnerOptimizer,
     MetaGradient,
+    Method,
     adam,
+    along_adaptation,
     convert_norm,
-    eager_grad_and_value,
     functionalize,
     inner_trajectory,
-    map_tasks,
     meta_gradient,
     sgd,
 )
-from metalearn.core.adapt import InnerStep, last_of
+from metalearn.core.adapt import last_of
 from metalearn.core.module import Norm
 from metalearn.core.tree import match_names
 from metalearn.errors import SettingError, check_whole
@@ -49,14 +52,18 @@ class MAML:
         inner_lr: step size of the inner loop, above 0.
         inner_steps: inner steps in training, at least 0.
         eval_steps: inner steps in validation and test, at least 0.
-        first_order: ignore second derivatives (FOMAML).
+        first_order: ignore second derivatives (FOMAML); the same as ``method="first_order"``.
+        method: ``"reverse"``, ``"mixed"`` (both exact), ``"first_order"``, ``"implicit"``; see
+            `metalearn.core.meta_gradient`. ``"auto"`` is exact.
+        engine: ``"batched"``, ``"vmap"``, ``"loop"``, or ``"auto"``; all give the same gradient.
         inner_optimizer: ``"sgd"`` or ``"adam"``.
         frozen: shell-style pattern, or several, over names of parameters that the inner loop
             leaves alone (``"blocks.*"`` adapts the head alone).
         norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
             at hand, none kept), ``"group"`` (GroupNorm).
         chunk_size: tasks at a time; None takes a whole meta-batch.
-        vectorize: False runs tasks in a plain loop, for models that vmap cannot take.
+        regularization: λ of the implicit method's inner loss L(φ) + λ/2·‖φ − θ‖², above 0.
+        cg_iterations: conjugate gradient iterations of the implicit method, at least 1.
 
     Raises:
         SettingError: a value out of range.
@@ -66,11 +73,14 @@ class MAML:
     inner_steps: int = 1
     eval_steps: int = 3
     first_order: bool = False
+    method: Method = "auto"
+    engine: Engine = "auto"
     inner_optimizer: InnerName = "sgd"
     frozen: str | Sequence[str] | None = None
     norm: Norm | None = None
     chunk_size: int | None = None
-    vectorize: bool = True
+    regularization: float = 1.0
+    cg_iterations: int = 5
 
     def __post_init__(self) -> None:
         check_whole("inner_steps", self.inner_steps, 0)
@@ -79,11 +89,24 @@ class MAML:
             check_whole("chunk_size", self.chunk_size, 1)
         if not 0 < self.inner_lr < math.inf:
             raise SettingError("inner_lr", self.inner_lr, "a finite number above 0 is needed")
-        for name, known in (("inner_optimizer", InnerName), ("norm", Norm)):
+        check_whole("cg_iterations", self.cg_iterations, 1)
+        if not 0 < self.regularization < math.inf:
+            raise SettingError(
+                "regularization", self.regularization, "a finite number above 0 is needed"
+            )
+        choices = (
+            ("inner_optimizer", InnerName),
+            ("norm", Norm),
+            ("method", Method),
+            ("engine", Engine),
+        )
+        for name, known in choices:
             value = getattr(self, name)
             if value not in get_args(known) and not (name == "norm" and value is None):
                 accepted = ", ".join(get_args(known))
                 raise SettingError(name, value, f"one of {accepted} is needed")
+        if self.first_order and self.method not in ("auto", "first_order"):
+            raise SettingError("method", self.method, "auto is needed with first_order=true")
 
 
 class TaskScores(NamedTuple):
@@ -127,7 +150,7 @@ class MetaLearner:
         self.kind = kind
         self.module = convert_norm(module, self.maml.norm) if self.maml.norm else module
         self.apply, self.params, self.buffers = functionalize(
-            self.module, vectorize=self.maml.vectorize
+            self.module, vectorize=self.maml.engine != "loop"
         )
         match_names(self.params, self.maml.frozen, "maml.frozen")
         self.optimizer = _OPTIMIZERS[self.maml.inner_optimizer](self.maml.inner_lr)
@@ -145,10 +168,11 @@ class MetaLearner:
             tasks,
             optimizer=self.optimizer,
             steps=self.maml.inner_steps,
-            method="first_order" if self.maml.first_order else "reverse",
+            method="first_order" if self.maml.first_order else self.maml.method,
+            engine=self.maml.engine,
             chunk_size=self.maml.chunk_size,
-            vectorize=self.maml.vectorize,
             frozen=self.maml.frozen,
+            implicit=Implicit(self.maml.regularization, self.maml.cg_iterations),
         )
 
     def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
@@ -162,7 +186,16 @@ class MetaLearner:
             support: the labelled examples.
             steps: inner steps; None takes ``maml.eval_steps``.
         """
-        params = last_of(self._trajectory(self.params, support, self._steps(steps))).params
+        points = inner_trajectory(
+            self._inner_loss,
+            self.params,
+            support,
+            optimizer=self.optimizer,
+            steps=self._steps(steps),
+            frozen=self.maml.frozen,
+            calculus=Eager(),
+        )
+        params = last_of(points).params
         adapted = copy.deepcopy(self.module)
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():
@@ -183,43 +216,41 @@ class MetaLearner:
                 batch with the support set and no other query (Nichol, Achiam and Schulman, "On
                 First-Order Meta-Learning Algorithms", 2018, section 6.1).
         """
-        count = self._steps(steps)
+        vectorize = self.maml.engine != "loop"
 
-        def one(params: Params, support: Batch, query: Batch) -> tuple[Tensor, Tensor]:
-            losses, outputs = [], []
-            for point in self._trajectory(params, support, count):
-                output = self._predict(point.params, query[0], support[0] if inductive else None)
-                losses.append(self._criterion(output, query[1]))
-                outputs.append(output)
-            return torch.stack(losses), torch.stack(outputs)
+        def visit(params: Params, support: Batch, query: Batch) -> tuple[Tensor, Tensor]:
+            beside = support[0] if inductive else None
+            output = self._predict(params, query[0], beside, vectorize)
+            return self._criterion(output, query[1]), output
 
-        with torch.no_grad():
-            losses, outputs = map_tasks(
-                one,
-                self.params,
-                tasks,
-                chunk_size=self.maml.chunk_size,
-                vectorize=self.maml.vectorize,
-            )
+        losses, outputs = along_adaptation(
+            visit,
+            self._inner_loss,
+            self.params,
+            tasks,
+            optimizer=self.optimizer,
+            steps=self._steps(steps),
+            engine="vmap" if vectorize and inductive else self.maml.engine,
+            chunk_size=self.maml.chunk_size,
+            frozen=self.maml.frozen,
+        )
         if self.kind == "regression":
             return TaskScores(losses, None, outputs)
         predictions = outputs.argmax(-1)
         right = predictions == tasks.query[1][:, None]
         return TaskScores(losses, right.to(losses.dtype).mean(-1), predictions)
 
-    def _trajectory(self, params: Params, support: Batch, steps: int) -> Iterator[InnerStep]:
-        eager = None if self.maml.vectorize else eager_grad_and_value(create_graph=False)
-        return inner_trajectory(
-            self.loss,
-            params,
-            support,
-            optimizer=self.optimizer,
-            steps=steps,
-            frozen=self.maml.frozen,
-            grad_and_value=eager,
-        )
+    def _inner_loss(self, params: Params, batch: Batch) -> Tensor:
+        """What adaptation descends: the loss, and the implicit method's pull towards the start."""
+        loss = self.loss(params, batch)
+        if self.maml.method != "implicit":
+            return loss
+        moved = torch.stack([((params[n] - p) ** 2).sum() for n, p in self.params.items()]).sum()
+        return loss + 0.5 * self.maml.regularization * moved
 
-    def _predict(self, params: Params, inputs: Tensor, support: Tensor | None) -> Tensor:
+    def _predict(
+        self, params: Params, inputs: Tensor, support: Tensor | None, vectorize: bool
+    ) -> Tensor:
         """Outputs for a query set, or, with a support set, for each query beside that alone."""
 
         def together(batch: Tensor) -> Tensor:
@@ -232,7 +263,7 @@ class MetaLearner:
         def alone(query: Tensor) -> Tensor:
             return together(torch.cat([support, query[None]]))[-1]
 
-        if self.maml.vectorize:
+        if vectorize:
             return torch.vmap(alone, chunk_size=_QUERIES_AT_A_TIME)(inputs)
         return torch.stack([alone(query) for query in inputs])
 

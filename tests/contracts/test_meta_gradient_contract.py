@@ -33,10 +33,12 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     "group": lambda channels: nn.GroupNorm(1, channels),
 }
-METHODS = ("reverse", "first_order")
+METHODS = ("reverse", "mixed", "first_order")
+EXACT = ("reverse", "mixed")
 
 methods = pytest.mark.parametrize("method", METHODS)
-both_ways = pytest.mark.parametrize("vectorize", [True, False], ids=["vmap", "loop"])
+engines = pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
+exact_methods = pytest.mark.parametrize("method", EXACT)
 optimizers = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 problems = pytest.mark.parametrize("problem", PROBLEMS)
 
@@ -48,14 +50,14 @@ def tolerance_of(optimizer: str) -> float:
 
 @problems
 @optimizers
-@both_ways
+@engines
 @methods
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_equals_plain_maml(
-    method: str, vectorize: bool, optimizer: str, steps: int, problem: str
+    method: str, engine: str, optimizer: str, steps: int, problem: str
 ) -> None:
     case, (pair, rule) = PROBLEMS[problem](), OPTIMIZERS[optimizer]
-    result = meta_gradient(*case, optimizer=pair, steps=steps, method=method, vectorize=vectorize)
+    result = meta_gradient(*case, optimizer=pair, steps=steps, method=method, engine=engine)
     grads, queries, supports = oracles.maml(case, rule, steps, first_order=method == "first_order")
     assert_trees(result.grads, grads, tolerance_of(optimizer))
     close = {"rtol": 1e-9, "atol": 1e-9}
@@ -117,32 +119,30 @@ GRADCHECKS = [("mlp", "sgd", 3), ("mlp", "momentum", 2), ("mlp", "adam", 3), ("c
 GRADCHECKS += [("conv", "momentum", 3), ("mlp", "sgd", 1), ("conv", "sgd", 1)]
 
 
-@both_ways
+@exact_methods
+@engines
 @pytest.mark.parametrize(("problem", "optimizer", "steps"), GRADCHECKS)
 def test_exact_methods_pass_gradcheck(
-    vectorize: bool, problem: str, optimizer: str, steps: int
+    engine: str, method: str, problem: str, optimizer: str, steps: int
 ) -> None:
-    assert passes_gradcheck(problem, optimizer, steps, method="reverse", vectorize=vectorize)
+    assert passes_gradcheck(problem, optimizer, steps, method=method, engine=engine)
 
 
-@both_ways
+@engines
 @pytest.mark.parametrize(("problem", "optimizer", "steps"), GRADCHECKS[:4])
-def test_first_order_fails_gradcheck(
-    vectorize: bool, problem: str, optimizer: str, steps: int
-) -> None:
+def test_first_order_fails_gradcheck(engine: str, problem: str, optimizer: str, steps: int) -> None:
     with pytest.raises(GradcheckError, match="Jacobian mismatch"):
-        passes_gradcheck(problem, optimizer, steps, method="first_order", vectorize=vectorize)
+        passes_gradcheck(problem, optimizer, steps, method="first_order", engine=engine)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@both_ways
+@exact_methods
+@engines
 def test_second_order_through_normalisation_equals_finite_differences(
-    norm: str, vectorize: bool
+    norm: str, engine: str, method: str
 ) -> None:
     case = oracles.classification(oracles.conv(NORMS[norm]), (1, 4, 4), tasks=3)
-    result = meta_gradient(
-        *case, optimizer=sgd(0.4), steps=2, method="reverse", vectorize=vectorize
-    )
+    result = meta_gradient(*case, optimizer=sgd(0.4), steps=2, method=method, engine=engine)
     expected = oracles.finite_difference_maml(case, oracles.sgd_rule(0.4), 2)
     assert_trees(result.grads, expected, 1e-7)
 
@@ -169,13 +169,13 @@ def test_second_order_outside_the_task_axis_is_wrong_in_torch() -> None:
 
 
 @methods
-@both_ways
+@engines
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 5, 8])
-def test_chunked_equals_whole(method: str, vectorize: bool, chunk_size: int) -> None:
+def test_chunked_equals_whole(method: str, engine: str, chunk_size: int) -> None:
     case = oracles.classification(oracles.conv(), (1, 4, 4), tasks=5)
     settings = {"optimizer": sgd(0.3), "steps": 2, "method": method}
     whole = meta_gradient(*case, **settings)
-    parts = meta_gradient(*case, **settings, chunk_size=chunk_size, vectorize=vectorize)
+    parts = meta_gradient(*case, **settings, chunk_size=chunk_size, engine=engine)
     assert_trees(parts.grads, whole.grads, 1e-12)
     for name in ("loss", "query_losses", "support_losses"):
         torch.testing.assert_close(
@@ -184,11 +184,11 @@ def test_chunked_equals_whole(method: str, vectorize: bool, chunk_size: int) -> 
 
 
 @methods
-@both_ways
+@engines
 @pytest.mark.parametrize(("tasks", "samples"), [(1, 4), (3, 1), (1, 1)])
-def test_one_task_and_one_sample(method: str, vectorize: bool, tasks: int, samples: int) -> None:
+def test_one_task_and_one_sample(method: str, engine: str, tasks: int, samples: int) -> None:
     case = oracles.classification(oracles.mlp(), (2,), tasks=tasks, samples=samples)
-    result = meta_gradient(*case, optimizer=sgd(0.3), steps=2, method=method, vectorize=vectorize)
+    result = meta_gradient(*case, optimizer=sgd(0.3), steps=2, method=method, engine=engine)
     first = method == "first_order"
     grads, queries, _ = oracles.maml(case, oracles.sgd_rule(0.3), 2, first_order=first)
     assert_trees(result.grads, grads)
@@ -196,11 +196,11 @@ def test_one_task_and_one_sample(method: str, vectorize: bool, tasks: int, sampl
 
 
 @methods
-@both_ways
-def test_frozen_parameters_stay_and_still_have_meta_gradients(method: str, vectorize: bool) -> None:
+@engines
+def test_frozen_parameters_stay_and_still_have_meta_gradients(method: str, engine: str) -> None:
     case = oracles.classification(oracles.mlp(), (2,))
     result = meta_gradient(
-        *case, optimizer=sgd(0.3), steps=2, method=method, vectorize=vectorize, frozen=["0.*"]
+        *case, optimizer=sgd(0.3), steps=2, method=method, engine=engine, frozen=["0.*"]
     )
     expected = oracles.maml(
         case, oracles.sgd_rule(0.3), 2, first_order=method == "first_order",
@@ -211,26 +211,24 @@ def test_frozen_parameters_stay_and_still_have_meta_gradients(method: str, vecto
 
 
 @methods
-@both_ways
-def test_all_frozen_is_the_ordinary_gradient(method: str, vectorize: bool) -> None:
+@engines
+def test_all_frozen_is_the_ordinary_gradient(method: str, engine: str) -> None:
     case = oracles.classification(oracles.mlp(), (2,))
     result = meta_gradient(
-        *case, optimizer=sgd(0.3), steps=2, method=method, vectorize=vectorize, frozen="*"
+        *case, optimizer=sgd(0.3), steps=2, method=method, engine=engine, frozen="*"
     )
     assert_trees(result.grads, oracles.maml(case, oracles.sgd_rule(0.3), 0)[0])
 
 
 @methods
-@both_ways
+@engines
 @optimizers
-def test_unused_parameters_have_gradients_of_zero(
-    method: str, vectorize: bool, optimizer: str
-) -> None:
+def test_unused_parameters_have_gradients_of_zero(method: str, engine: str, optimizer: str) -> None:
     case, (pair, rule) = PROBLEMS["mlp"](), OPTIMIZERS[optimizer]
     spare = torch.ones(3, dtype=torch.float64)
     result = meta_gradient(
         case.loss_fn, {"spare": spare, **case.params}, case.tasks,
-        optimizer=pair, steps=2, method=method, vectorize=vectorize,
+        optimizer=pair, steps=2, method=method, engine=engine,
     )  # fmt: skip
     first = method == "first_order"
     expected = oracles.maml(case, rule, 2, first_order=first)[0]
@@ -238,13 +236,13 @@ def test_unused_parameters_have_gradients_of_zero(
 
 
 @methods
-@both_ways
-def test_a_loss_that_uses_no_parameter_has_gradients_of_zero(method: str, vectorize: bool) -> None:
+@engines
+def test_a_loss_that_uses_no_parameter_has_gradients_of_zero(method: str, engine: str) -> None:
     x = torch.rand(2, 3, dtype=torch.float64)
     theta = torch.ones(2, dtype=torch.float64)
     result = meta_gradient(
         lambda params, batch: batch.mean(), theta, TaskBatch(x, x),
-        optimizer=sgd(0.1), steps=1, method=method, vectorize=vectorize,
+        optimizer=sgd(0.1), steps=1, method=method, engine=engine,
     )  # fmt: skip
     assert torch.equal(result.grads, torch.zeros_like(theta))
     torch.testing.assert_close(result.query_losses, x.mean(1))
@@ -273,13 +271,13 @@ def test_inside_an_outer_vmap(method: str, optimizer: str) -> None:
 
 
 @methods
-@both_ways
-def test_leaves_everything_as_it_was(method: str, vectorize: bool) -> None:
+@engines
+def test_leaves_everything_as_it_was(method: str, engine: str) -> None:
     """Neither the parameters, nor their ``.grad``, nor the grad mode, nor the random state."""
     case = PROBLEMS["mlp"]()
     params = {name: nn.Parameter(value.clone()) for name, value in case.params.items()}
     before, state = {k: v.detach().clone() for k, v in params.items()}, torch.get_rng_state()
-    settings = {"optimizer": adam(0.1), "steps": 2, "method": method, "vectorize": vectorize}
+    settings = {"optimizer": adam(0.1), "steps": 2, "method": method, "engine": engine}
     result = meta_gradient(case.loss_fn, params, case.tasks, **settings)
     with torch.no_grad():
         blind = meta_gradient(case.loss_fn, params, case.tasks, **settings)

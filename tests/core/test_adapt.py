@@ -14,7 +14,6 @@ from metalearn.core import (
     InnerOptimizer,
     adam,
     adapt,
-    eager_grad_and_value,
     inner_trajectory,
     sgd,
 )
@@ -203,23 +202,6 @@ def test_dtype_is_that_of_the_parameters(dtype: torch.dtype, steps: int) -> None
     )  # fmt: skip
     assert adapted.losses.dtype == dtype and adapted.losses.shape == (steps,)
     assert {leaf.dtype for leaf in leaves(adapted.params)} == {dtype}
-
-
-def test_eager_gradients_equal_those_of_torch_func() -> None:
-    def function(inputs: Any) -> Tensor:
-        return (inputs[0] ** 3).sum() * 2
-
-    inputs = [torch.tensor([1.0, 2.0]), torch.ones(2)]
-    for create_graph in (False, True):
-        grads, value = eager_grad_and_value(create_graph=create_graph)(function, inputs)
-        assert grads[0].tolist() == [6.0, 24.0] and grads[1].tolist() == [0.0, 0.0]
-        assert float(value) == 18.0 and not value.requires_grad
-        assert grads[0].requires_grad == create_graph
-    start = torch.tensor([1.0, 2.0], requires_grad=True)
-    grads, _ = eager_grad_and_value(create_graph=True)(function, [start, start])
-    assert torch.autograd.grad(grads[0].sum(), start)[0].tolist() == [12.0, 24.0]
-    grads, _ = eager_grad_and_value(create_graph=False)(function, [start, start])
-    assert not grads[0].requires_grad and start.grad is None
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalearn.core import functionalize, map_tasks, meta_gradient, sgd
+from metalearn.core import along_adaptation, functionalize, meta_gradient, sgd
 from metalearn.errors import SettingError
 from metalearn.types import TaskBatch
 from tests import oracles
 from tests.oracles import Problem, assert_trees
 
-methods = pytest.mark.parametrize("method", ["reverse", "first_order"])
-both_ways = pytest.mark.parametrize("vectorize", [True, False], ids=["vmap", "loop"])
+methods = pytest.mark.parametrize("method", ["reverse", "mixed", "first_order"])
+engines = pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
 
 
 # --- closed forms ----------------------------------------------------------------------------
 
 
-@both_ways
-def test_one_step_of_w_squared_x(vectorize: bool) -> None:
+@engines
+def test_one_step_of_w_squared_x(engine: str) -> None:
     """y = w² x: w' = w (1 − 2αx); dL/dw = 2w'x · dw'/dw, the last factor 1 in first order."""
     alpha, w = 0.1, 1.5
     x = torch.tensor([[0.5], [2.0], [-1.0]], dtype=torch.float64)
@@ -39,14 +39,14 @@ def test_one_step_of_w_squared_x(vectorize: bool) -> None:
             grads = meta_gradient(
                 lambda params, batch: (params["w"] ** 2 * batch).mean(),
                 {"w": torch.tensor(w, dtype=torch.float64)}, TaskBatch(x[chosen], x[chosen]),
-                optimizer=sgd(alpha), steps=1, method=method, vectorize=vectorize,
+                optimizer=sgd(alpha), steps=1, method=method, engine=engine,
             ).grads  # fmt: skip
             assert float(grads["w"]) == pytest.approx(float(expected[chosen].mean()), abs=1e-6)
 
 
-@both_ways
+@engines
 @pytest.mark.parametrize("steps", [0, 1, 5])
-def test_quadratic_bowls(vectorize: bool, steps: int) -> None:
+def test_quadratic_bowls(engine: str, steps: int) -> None:
     """L = ½‖θ − c‖² with support centre s and query centre q.
 
     θ_K − s = r (θ − s) with r = (1 − α)^K, so the query gradient at θ_K is s − q + r (θ − s); the
@@ -60,7 +60,7 @@ def test_quadratic_bowls(vectorize: bool, steps: int) -> None:
     for method, factor in (("reverse", r), ("first_order", 1.0)):
         result = meta_gradient(
             lambda params, c: 0.5 * (params - c).square().sum(), theta, TaskBatch(s, q),
-            optimizer=sgd(alpha), steps=steps, method=method, vectorize=vectorize,
+            optimizer=sgd(alpha), steps=steps, method=method, engine=engine,
         )  # fmt: skip
         torch.testing.assert_close(result.grads, (factor * at_end).mean(0))
         torch.testing.assert_close(result.query_losses, 0.5 * at_end.square().sum(1))
@@ -78,8 +78,8 @@ class Affine(NamedTuple):
 
 
 @methods
-@both_ways
-def test_nested_trees_keep_their_shape(method: str, vectorize: bool) -> None:
+@engines
+def test_nested_trees_keep_their_shape(method: str, engine: str) -> None:
     w, b, spare = (torch.tensor(v, dtype=torch.float64) for v in ([0.5, 1.0], 0.2, 3.0))
     nested = {"layers": [Affine(w, b), (spare,)]}
     x = torch.randn(2, 4, 2, generator=oracles.generator(0), dtype=torch.float64)
@@ -93,7 +93,7 @@ def test_nested_trees_keep_their_shape(method: str, vectorize: bool) -> None:
 
     tasks = TaskBatch({"inputs": [x]}, {"inputs": [x + 1]})
     grads = meta_gradient(
-        loss_fn, nested, tasks, optimizer=sgd(0.4), steps=2, method=method, vectorize=vectorize
+        loss_fn, nested, tasks, optimizer=sgd(0.4), steps=2, method=method, engine=engine
     ).grads
     expected = oracles.maml(
         Problem(flat_loss, {"w": w, "b": b}, TaskBatch(x, x + 1)),
@@ -105,10 +105,8 @@ def test_nested_trees_keep_their_shape(method: str, vectorize: bool) -> None:
 
 
 @methods
-@both_ways
-def test_parameters_that_only_the_support_or_only_the_query_uses(
-    method: str, vectorize: bool
-) -> None:
+@engines
+def test_parameters_that_only_the_support_or_only_the_query_uses(method: str, engine: str) -> None:
     params = {name: torch.tensor(v, dtype=torch.float64) for name, v in (("a", 1.0), ("b", 2.0))}
     side = torch.tensor([1.0, 0.0], dtype=torch.float64)
 
@@ -117,7 +115,7 @@ def test_parameters_that_only_the_support_or_only_the_query_uses(
 
     grads = meta_gradient(
         loss_fn, params, TaskBatch(side[:1], side[1:]),
-        optimizer=sgd(0.1), steps=1, method=method, vectorize=vectorize,
+        optimizer=sgd(0.1), steps=1, method=method, engine=engine,
     ).grads  # fmt: skip
     assert float(grads["a"]) == 0.0 and float(grads["b"]) == pytest.approx(4.0)
 
@@ -136,9 +134,9 @@ class Tied(nn.Module):
 
 
 @methods
-@both_ways
-def test_tied_weights_buffers_and_keywords(method: str, vectorize: bool) -> None:
-    apply, params, buffers = functionalize(oracles.draw(Tied()), vectorize=vectorize)
+@engines
+def test_tied_weights_buffers_and_keywords(method: str, engine: str) -> None:
+    apply, params, buffers = functionalize(oracles.draw(Tied()), vectorize=engine != "loop")
     x = torch.randn(2, 2, 4, 3, generator=oracles.generator(0), dtype=torch.float64)
 
     def loss_fn(p: Any, batch: Tensor) -> Tensor:
@@ -150,7 +148,7 @@ def test_tied_weights_buffers_and_keywords(method: str, vectorize: bool) -> None
 
     tasks = TaskBatch(x[0], x[1])
     grads = meta_gradient(
-        loss_fn, params, tasks, optimizer=sgd(0.2), steps=2, method=method, vectorize=vectorize
+        loss_fn, params, tasks, optimizer=sgd(0.2), steps=2, method=method, engine=engine
     ).grads
     expected = oracles.maml(
         Problem(by_hand, params, tasks), oracles.sgd_rule(0.2), 2,
@@ -161,13 +159,13 @@ def test_tied_weights_buffers_and_keywords(method: str, vectorize: bool) -> None
 
 
 @methods
-@both_ways
+@engines
 def test_a_learning_rate_that_requires_gradients_still_gives_detached_results(
-    method: str, vectorize: bool
+    method: str, engine: str
 ) -> None:
     case = oracles.classification(oracles.mlp(), (2,))
     lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    settings = {"steps": 2, "method": method, "vectorize": vectorize}
+    settings = {"steps": 2, "method": method, "engine": engine}
     result = meta_gradient(*case, optimizer=sgd(lr), **settings)
     plain = meta_gradient(*case, optimizer=sgd(0.3), **settings)
     assert_trees({k: v.detach() for k, v in result.grads.items()}, plain.grads, 1e-12)
@@ -230,7 +228,7 @@ AWKWARD = {
 @pytest.mark.parametrize("kind", AWKWARD)
 def test_the_plain_loop_takes_what_vmap_cannot(method: str, kind: str) -> None:
     case = AWKWARD[kind]()
-    result = meta_gradient(*case, optimizer=sgd(0.1), steps=2, method=method, vectorize=False)
+    result = meta_gradient(*case, optimizer=sgd(0.1), steps=2, method=method, engine="loop")
     grads, queries, supports = oracles.maml(
         case, oracles.sgd_rule(0.1), 2, first_order=method == "first_order"
     )
@@ -259,21 +257,29 @@ def test_attention_in_second_order_equals_finite_differences(steps: int) -> None
         assert_trees(grads, expected, 1e-7)
 
 
-# --- map_tasks -------------------------------------------------------------------------------
+# --- along_adaptation -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"chunk_size": 1}, {"chunk_size": 2}, {"chunk_size": 9}, {"vectorize": False}]
-)
-def test_map_tasks_stacks_results(settings: dict[str, Any]) -> None:
+@engines
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 9])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_along_adaptation_visits_every_point(
+    engine: str, chunk_size: int | None, steps: int
+) -> None:
+    """θ ← θ − α·(θ − s) on L = ½‖θ − s‖²: θ_k − s = (1 − α)^k (θ − s)."""
     support, query = torch.arange(6.0).reshape(3, 2), torch.arange(3.0).reshape(3, 1)
-    result = map_tasks(
-        lambda p, s, q: {"sum": p * s.sum() + q, "pair": (s, q[0])},
-        torch.tensor(2.0), TaskBatch(support, query), **settings,
+    theta = torch.tensor([2.0, -1.0])
+    found = along_adaptation(
+        lambda p, s, q: {"point": p * 1, "pair": (s, q[0])},
+        lambda p, c: 0.5 * (p - c).square().sum(), theta, TaskBatch(support, query),
+        optimizer=sgd(0.25), steps=steps, engine=engine, chunk_size=chunk_size,
     )  # fmt: skip
-    assert result["sum"].tolist() == [[2.0], [11.0], [20.0]]
-    assert torch.equal(result["pair"][0], support)
-    assert torch.equal(result["pair"][1], query[:, 0])
+    powers = torch.tensor([0.75**k for k in range(steps + 1)])[None, :, None]
+    expected = support[:, None] + powers * (theta - support)[:, None]
+    torch.testing.assert_close(found["point"], expected)
+    assert torch.equal(found["pair"][0], support[:, None].expand(-1, steps + 1, -1))
+    assert torch.equal(found["pair"][1], query.expand(-1, steps + 1))
+    assert not found["point"].requires_grad
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -281,7 +287,7 @@ def test_map_tasks_stacks_results(settings: dict[str, Any]) -> None:
 ONE, TWO, NONE = torch.ones(1, 3), torch.ones(2, 3), torch.ones(0, 3)
 
 
-@both_ways
+@engines
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -291,7 +297,10 @@ ONE, TWO, NONE = torch.ones(1, 3), torch.ones(2, 3), torch.ones(0, 3)
         ({"tasks": TaskBatch(torch.ones(()), ONE)}, r"^tasks=.*leading task axis"),
         ({"params": {"w": torch.ones(2).long()}}, r"^params\[w\]=torch\.int64: a floating-point"),
         ({"steps": -1}, r"^steps=-1: a whole number of at least 0"),
-        ({"method": "fomaml"}, r"^method='fomaml': one of auto, reverse, first_order is needed"),
+        (
+            {"method": "fomaml"},
+            r"^method='fomaml': one of auto, reverse, mixed, first_order, implicit is needed",
+        ),
         ({"chunk_size": 0}, r"^chunk_size=0: a whole number of at least 1"),
         ({"chunk_size": -2}, r"^chunk_size=-2: a whole number of at least 1"),
         ({"chunk_size": 1.5}, r"^chunk_size=1\.5: a whole number of at least 1"),
@@ -300,10 +309,10 @@ ONE, TWO, NONE = torch.ones(1, 3), torch.ones(2, 3), torch.ones(0, 3)
         ({"frozen": "head.*", "steps": 0}, r"^frozen='head\.\*': a pattern that matches"),
     ],
 )
-def test_bad_input_is_refused(changes: dict[str, Any], message: str, vectorize: bool) -> None:
+def test_bad_input_is_refused(changes: dict[str, Any], message: str, engine: str) -> None:
     settings = {
         "params": {"w": torch.ones(3)}, "tasks": TaskBatch(ONE, ONE), "steps": 1,
-        "optimizer": sgd(0.1), "vectorize": vectorize, **changes,
+        "optimizer": sgd(0.1), "engine": engine, **changes,
     }  # fmt: skip
     with pytest.raises(SettingError, match=message):
         meta_gradient(lambda p, x: (p["w"] * x).sum(), **settings)

@@ -93,7 +93,7 @@ def test_mlp_shapes(shape: tuple[int, ...], hidden: tuple[int, ...], layers: int
     assert isinstance(net[-1], nn.Linear)
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
 @pytest.mark.parametrize(
     ("net", "shape"),
     [
@@ -103,10 +103,10 @@ def test_mlp_shapes(shape: tuple[int, ...], hidden: tuple[int, ...], layers: int
     ],
 )
 def test_second_order_equals_plain_maml(
-    net: nn.Module, shape: tuple[int, ...], vectorize: bool
+    net: nn.Module, shape: tuple[int, ...], engine: str
 ) -> None:
     case = oracles.classification(net.double(), shape, samples=6, classes=3)
-    result = meta_gradient(*case, optimizer=sgd(0.1), steps=2, vectorize=vectorize)
+    result = meta_gradient(*case, optimizer=sgd(0.1), steps=2, engine=engine)
     expected = oracles.maml(case, oracles.sgd_rule(0.1), 2)[0]
     oracles.assert_trees(result.grads, expected, 1e-9)
     assert functionalize(net)[2] == {}

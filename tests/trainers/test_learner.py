@@ -159,7 +159,7 @@ def test_a_loop_over_tasks_gives_the_same(net: str, inner: Any, inductive: bool)
     module, settings = NETS[net](), {"inner_lr": 0.05, "inner_optimizer": inner}
     scored = [
         MetaLearner(module, MAML(**settings, **way)).score(episodes(), inductive=inductive)
-        for way in ({}, {"vectorize": False}, {"chunk_size": 2})
+        for way in ({}, {"engine": "loop"}, {"chunk_size": 2})
     ]
     assert_scores(scored[0], scored[1])
     assert_scores(scored[0], scored[2])
@@ -212,15 +212,15 @@ def _values(query: int = 8) -> TaskBatch:
     return TaskBatch(*((x, F.one_hot(y, WAY).float()) for x, y in batch))
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_alone_means_that_other_queries_do_not_count(vectorize: bool) -> None:
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
+def test_alone_means_that_other_queries_do_not_count(engine: str) -> None:
     tasks = _values()
     queries = tasks.query[0].clone()
     queries[:, 1:] = 1 - queries[:, 1:]
     other = TaskBatch(tasks.support, (queries, tasks.query[1]))
 
     def first(which: TaskBatch, inductive: bool) -> Tensor:
-        maml = MAML(inner_lr=0.1, vectorize=vectorize)
+        maml = MAML(inner_lr=0.1, engine=engine)
         learner = MetaLearner(batch_norm_net(), maml, kind="regression")
         return learner.score(which, inductive=inductive).predictions[:, :, 0]
 
@@ -228,9 +228,9 @@ def test_alone_means_that_other_queries_do_not_count(vectorize: bool) -> None:
     assert (first(tasks, False) - first(other, False)).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_alone_means_beside_the_support_set(vectorize: bool) -> None:
-    tasks, maml = _values(), MAML(inner_lr=0.1, vectorize=vectorize)
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
+def test_alone_means_beside_the_support_set(engine: str) -> None:
+    tasks, maml = _values(), MAML(inner_lr=0.1, engine=engine)
     learner = MetaLearner(batch_norm_net(), maml, kind="regression")
     scores = learner.score(tasks, steps=2, inductive=True)
     assert scores.predictions.shape == (2, 3, 24, WAY)

@@ -31,9 +31,9 @@ from tests.trainers.test_learner import (
 
 
 @nets
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_an_adapted_module_predicts_what_was_scored(net: str, vectorize: bool) -> None:
-    learner = MetaLearner(NETS[net](), MAML(inner_lr=0.1, vectorize=vectorize))
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
+def test_an_adapted_module_predicts_what_was_scored(net: str, engine: str) -> None:
+    learner = MetaLearner(NETS[net](), MAML(inner_lr=0.1, engine=engine))
     tasks = episodes()
     scores = learner.score(tasks)
     for row in range(3):
@@ -129,12 +129,12 @@ def test_steps_out_of_range(method: str, steps: Any) -> None:
 # --- frozen, tied, normalised, buffers ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
 @pytest.mark.parametrize(("frozen", "fixed"), [("1.*", {"1.weight", "1.bias"}), (
     ["*.bias", "3.weight"], {"1.bias", "3.bias", "3.weight"})])  # fmt: skip
-def test_frozen_parameters_stay(frozen: Any, fixed: set[str], vectorize: bool) -> None:
+def test_frozen_parameters_stay(frozen: Any, fixed: set[str], engine: str) -> None:
     module, (support, _) = NETS["mlp"](), of_task(episodes(), 0)
-    learner = MetaLearner(module, MAML(inner_lr=0.1, frozen=frozen, vectorize=vectorize))
+    learner = MetaLearner(module, MAML(inner_lr=0.1, frozen=frozen, engine=engine))
     adapted = dict(learner.adapt(support, steps=3).named_parameters())
     expected = dict(plain_adapt(module, support, 0.1, 3, tuple(fixed)).named_parameters())
     for name, start in module.named_parameters():

@@ -49,9 +49,9 @@ class Watched:
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("vectorize", [False, True])
-def test_the_gradient_is_that_of_plain_maml(first_order: bool, vectorize: bool) -> None:
-    maml = MAML(inner_lr=0.05, inner_steps=2, first_order=first_order, vectorize=vectorize)
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
+def test_the_gradient_is_that_of_plain_maml(first_order: bool, engine: str) -> None:
+    maml = MAML(inner_lr=0.05, inner_steps=2, first_order=first_order, engine=engine)
     trainer = sinusoid_trainer(maml=maml, meta_batch=3)
     report = trainer.gradient(2)
     module = copy.deepcopy(trainer.module).double()
@@ -103,7 +103,7 @@ def test_every_training_task_is_taken_once_and_none_of_another_split() -> None:
     assert looked == set(range(5))
 
 
-@pytest.mark.parametrize("settings", [{"chunk_size": 1}, {"chunk_size": 3}, {"vectorize": False}])
+@pytest.mark.parametrize("settings", [{"chunk_size": 1}, {"chunk_size": 3}, {"engine": "loop"}])
 def test_how_tasks_are_batched_does_not_matter(settings: dict[str, Any]) -> None:
     base = {"inner_lr": 0.02, "eval_steps": 2}
     one, other = (sinusoid_trainer(maml=MAML(**base, **s)) for s in ({}, settings))
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 # --- what is not finite -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("maml", [{}, {"first_order": True}, {"vectorize": False}])
+@pytest.mark.parametrize("maml", [{}, {"first_order": True}, {"engine": "loop"}])
 def test_the_tasks_behind_a_loss_that_is_not_finite_are_named(
     tmp_path: Path, maml: dict[str, Any]
 ) -> None:

@@ -1,0 +1,9 @@
+"""Task-batched operations: layers with parameters of their own for every task.
+
+Plain torch, on any device. Derivatives up to the second are exact, in reverse mode.
+"""
+
+from metalearn.core.ops.sequence import runs_over_tasks
+from metalearn.core.ops.substitution import substituting, task_operations
+
+__all__ = ["runs_over_tasks", "substituting", "task_operations"]

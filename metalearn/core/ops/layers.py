@@ -1,0 +1,140 @@
+"""Layers whose every operand has a task axis, in torch's layout of pictures.
+
+They give what ``vmap`` of torch's own functions gives. Pictures stay channels-last in memory from
+one layer to the next, so that the permutations here cost nothing between them.
+Axes: T tasks, B samples, C channels, [H, W] of a picture, O output channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metalearn.core.ops.columns import Window
+from metalearn.core.ops.convolution import convolution, task_columns
+from metalearn.core.ops.normalization import normalize
+
+__all__ = [
+    "batch_norm",
+    "conv2d",
+    "conv_batch_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "linear",
+]
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    """x ``[T, B, C, H, W]``, weight ``[T, O, C, kh, kw]``, bias ``[T, O]``; the same axes out."""
+    z = convolution(
+        _channels_last(x), _matrix(weight), None if bias is None else bias[:, None], window
+    )
+    return z.movedim(-1, 2)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x [T, ..., I]``, ``weight [T, O, I]``, ``bias [T, O]``: ``[T, ..., O]``."""
+    rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
+    z = (
+        torch.bmm(rows, weight.mT)
+        if bias is None
+        else torch.baddbmm(bias[:, None], rows, weight.mT)
+    )
+    return z.view(*x.shape[:-1], z.shape[-1])
+
+
+def batch_norm(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, *, eps: float, relu: bool = False
+) -> Tensor:
+    """``x [T, B, C, ...]`` by the moments of its batch; ``gamma``, ``beta`` ``[T, C]``."""
+    last = _channels_last(x)
+    rows = last.flatten(1, -2)
+    y = normalize(rows, _row(gamma), _row(beta), dim=1, eps=eps, relu=relu)
+    return y.view(last.shape).movedim(-1, 2)
+
+
+def instance_norm(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, *, eps: float, relu: bool = False
+) -> Tensor:
+    """``x [T, B, C, ...]`` by the moments of each sample's channels; ``gamma`` ``[T, C]``."""
+    last = _channels_last(x)
+    rows = last.flatten(2, -2)
+    gamma, beta = (None if p is None else p[:, None, None] for p in (gamma, beta))
+    y = normalize(rows, gamma, beta, dim=2, eps=eps, relu=relu)
+    return y.view(last.shape).movedim(-1, 2)
+
+
+def group_norm(
+    x: Tensor, groups: int, gamma: Tensor | None, beta: Tensor | None, *, eps: float
+) -> Tensor:
+    """``x [T, B, C, ...]`` by the moments of groups of each sample's channels."""
+    rows = x.reshape(*x.shape[:2], groups, -1)
+    y = normalize(rows, None, None, dim=-1, eps=eps).view(x.shape)
+    ones = (1,) * (x.dim() - 3)
+    return _affine(y, *(p if p is None else p.view(len(p), 1, -1, *ones) for p in (gamma, beta)))
+
+
+def layer_norm(
+    x: Tensor, axes: int, gamma: Tensor | None, beta: Tensor | None, *, eps: float
+) -> Tensor:
+    """``x [T, ..., *shape]`` by the moments over its last ``axes``; ``gamma`` ``[T, *shape]``."""
+    y = normalize(x.flatten(-axes), None, None, dim=-1, eps=eps).view(x.shape)
+    ones = (1,) * (x.dim() - 1 - axes)
+    shapes = (p if p is None else p.view(len(p), *ones, *p.shape[1:]) for p in (gamma, beta))
+    return _affine(y, *shapes)
+
+
+def conv_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    window: Window,
+    *,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """Convolution, batch norm and ReLU in one; shapes as in `conv2d` and `batch_norm`.
+
+    A bias of the convolution would cancel. Where x is data and has few columns, moments follow
+    from the columns' covariance G: the mean of z = columns·w is mean(columns)·w and its variance
+    wᵀ·G·w, so that the norm folds into the weights and no pass over z is needed.
+    """
+    last, matrix = _channels_last(x), _matrix(weight)
+    columns, outputs = matrix.shape[1:]
+    if x.requires_grad or columns > outputs:
+        z = convolution(last, matrix, None, window).movedim(-1, 2)
+        return batch_norm(z, gamma, beta, eps=eps, relu=relu)
+    rows = task_columns(last, window)
+    rows = rows - rows.mean(1, keepdim=True)
+    covariance = torch.bmm(rows.mT, rows).div_(rows.shape[1])
+    slope = ((matrix * torch.bmm(covariance, matrix)).sum(1, keepdim=True) + eps).rsqrt()
+    if gamma is not None:
+        slope = slope * gamma[:, None]
+    matrix = matrix * slope
+    if beta is not None:  # as one more column of ones
+        rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], -1)
+        matrix = torch.cat([matrix, beta[:, None]], 1)
+    z = torch.bmm(rows, matrix)
+    y = z.relu_() if relu else z
+    return y.view(*x.shape[:2], *window.positions(*x.shape[3:]), outputs).movedim(-1, 2)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.movedim(2, -1).contiguous()
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """``[T, O, C, kh, kw]`` to ``[T, kh·kw·C, O]``; a view where memory has that order."""
+    return weight.permute(0, 3, 4, 2, 1).flatten(1, 3)
+
+
+def _row(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter[:, None]
+
+
+def _affine(y: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    if gamma is not None:
+        y = y * gamma
+    return y if beta is None else y + beta

@@ -1,0 +1,69 @@
+"""From inside a vmapped function to an operation on tensors that show their task axis.
+
+Axes: T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor
+from torch.autograd import Function
+
+__all__ = ["carries_tasks", "over_tasks"]
+
+
+def over_tasks(function: Callable[..., Tensor], *operands: Any) -> Tensor:
+    """``function`` of the same operands with T in front of each tensor, called inside one task.
+
+    Ordinary autograd sees what ``function`` does; vmap does not.
+    """
+    result: Tensor = _OverTasks.apply(function, *operands)
+    return result
+
+
+def carries_tasks(*operands: Tensor | None) -> bool:
+    """Whether any operand is a tensor that vmap batches."""
+    return any(o is not None and is_batchedtensor(o) for o in operands)
+
+
+class _OverTasks(Function):
+    """A function of tensors with a task axis, called under vmap from inside one task."""
+
+    @staticmethod
+    def forward(function: Callable[..., Tensor], *operands: Any) -> Tensor:
+        raise RuntimeError("an operation over tasks was called where no operand has a task axis")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, function: Any, *operands: Any) -> tuple[Tensor, int]:
+        moved = []
+        for operand, dim in zip(operands, in_dims[1:]):
+            if isinstance(operand, Tensor):
+                if dim is None:
+                    operand = operand.expand(info.batch_size, *operand.shape)
+                else:
+                    operand = operand.movedim(dim, 0)
+            moved.append(operand)
+        if torch._C._are_functorch_transforms_active():  # inside a further vmap: fold the two axes
+            return over_tasks(partial(_folded, function, info.batch_size), *moved), 0
+        return function(*moved), 0
+
+
+def _folded(function: Callable[..., Tensor], size: int, *operands: Any) -> Tensor:
+    """``function`` over operands ``[T', T, ...]`` with T = ``size``."""
+    flat = [x.flatten(0, 1) if isinstance(x, Tensor) else x for x in operands]
+    result = function(*flat)
+    return result.reshape(-1, size, *result.shape[1:])
+
+
+def _over_tasks(function: Callable[..., Tensor], *operands: Any) -> Tensor:
+    result: Tensor = _OverTasks.apply(function, *operands)
+    return result

@@ -1,0 +1,153 @@
+"""Whole runs of layers over tasks, for what a ``nn.Sequential`` shows to follow one another.
+
+A run leaves vmap once instead of once a layer, and norms join their neighbours: convolution, batch
+norm and ReLU are one operation.
+Axes: T tasks, B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.core.ops import layers
+from metalearn.core.ops.columns import Window, window_of
+from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
+
+__all__ = ["runs_over_tasks"]
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_WITH_PARAMETERS = (
+    nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm, *_BATCH_NORMS, *_INSTANCE_NORMS,
+)  # fmt: skip
+_SAMPLE_BY_SAMPLE = (
+    nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
+    nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+)  # fmt: skip
+
+
+@contextmanager
+def runs_over_tasks(module: nn.Module) -> Iterator[None]:
+    """Let every plain ``nn.Sequential`` in ``module`` take its known layers over tasks at once."""
+    changed: list[Any] = [
+        layer
+        for layer in module.modules()
+        if type(layer).forward is nn.Sequential.forward and "forward" not in vars(layer)
+    ]
+    for layer in changed:
+        layer.forward = MethodType(_forward, layer)
+    try:
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _forward(self: nn.Sequential, input: Any) -> Any:
+    children = list(_flat(self))
+    start = 0
+    while start < len(children):
+        stop = start
+        while stop < len(children) and _known(children[stop]):
+            stop += 1
+        if stop == start or not isinstance(input, Tensor):
+            input, start = children[start](input), start + 1
+        else:
+            input, start = _run(children[start:stop], input), stop
+    return input
+
+
+def _flat(sequential: nn.Sequential) -> Iterator[nn.Module]:
+    """Layers in order, those of plain inner Sequentials in their place."""
+    for layer in sequential:
+        if "forward" in vars(layer) and not _has_hooks(layer) and isinstance(layer, nn.Sequential):
+            yield from _flat(layer)
+        else:
+            yield layer
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+
+
+def _known(layer: nn.Module) -> bool:
+    kind = type(layer)
+    if _has_hooks(layer):
+        return False
+    if isinstance(layer, nn.Conv2d):
+        return kind is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
+    if isinstance(layer, nn.Flatten):
+        return kind is nn.Flatten and layer.start_dim >= 1
+    if kind in _BATCH_NORMS or kind in _INSTANCE_NORMS:
+        return layer.running_mean is None
+    return kind in _WITH_PARAMETERS or kind in _SAMPLE_BY_SAMPLE
+
+
+def _run(run: Sequence[nn.Module], input: Tensor) -> Tensor:
+    names = [(i, name) for i, layer in enumerate(run) for name in layer._parameters]
+    operands = [getattr(run[i], name) for i, name in names]
+    if not carries_tasks(input, *operands):
+        for layer in run:
+            input = layer(input)
+        return input
+
+    def over(x: Tensor, *values: Tensor | None) -> Tensor:
+        parameters: list[dict[str, Any]] = [{} for _ in run]
+        for (i, name), value in zip(names, values):
+            parameters[i][name] = value
+        return _over(run, parameters, x)
+
+    return over_tasks(over, input, *operands)
+
+
+def _over(run: Sequence[Any], parameters: Sequence[dict[str, Any]], x: Tensor) -> Tensor:
+    """A run on ``x [T, B, ...]`` with parameters ``[T, ...]``."""
+    kinds = [type(layer) for layer in run]
+    i = 0
+    while i < len(run):
+        layer, own = run[i], parameters[i]
+        weight: Any = own.get("weight")
+        bias = own.get("bias")
+        if kinds[i] is nn.Conv2d:
+            window = _window(layer)
+            if kinds[i + 1 : i + 2] == [nn.BatchNorm2d]:
+                norm, relu = parameters[i + 1], kinds[i + 2 : i + 3] == [nn.ReLU]
+                x = layers.conv_batch_norm(
+                    x, weight, norm["weight"], norm["bias"], window, eps=run[i + 1].eps, relu=relu
+                )
+                i += 2 + relu
+                continue
+            x = layers.conv2d(x, weight, bias, window)
+        elif kinds[i] is nn.Linear:
+            x = layers.linear(x, weight, bias)
+        elif kinds[i] in _BATCH_NORMS:
+            relu = kinds[i + 1 : i + 2] == [nn.ReLU]
+            x = layers.batch_norm(x, weight, bias, eps=layer.eps, relu=relu)
+            i += relu
+        elif kinds[i] in _INSTANCE_NORMS:
+            x = layers.instance_norm(x, weight, bias, eps=layer.eps)
+        elif kinds[i] is nn.LayerNorm:
+            x = layers.layer_norm(x, len(layer.normalized_shape), weight, bias, eps=layer.eps)
+        elif kinds[i] is nn.GroupNorm:
+            x = layers.group_norm(x, layer.num_groups, weight, bias, eps=layer.eps)
+        else:
+            x = _sample_by_sample(layer, x)
+        i += 1
+    return x
+
+
+def _sample_by_sample(layer: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.ReLU):
+        return torch.relu(x)  # whether or not the layer works in place
+    y: Tensor = layer(x.flatten(0, 1))
+    return y.view(*x.shape[:2], *y.shape[1:])
+
+
+def _window(conv: nn.Conv2d) -> Window:
+    return window_of(conv.kernel_size, conv.stride, conv.padding, conv.dilation)

@@ -1,0 +1,139 @@
+"""Torch's layers replaced by task-batched ones while a loss runs under ``vmap``.
+
+Inside `task_operations` the functions that convolution and normalisation layers call are answered
+by `metalearn.core.ops.layers` wherever an operand carries a task axis; everything else runs under
+torch's own batching rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from metalearn.core.ops import layers
+from metalearn.core.ops.columns import window_of
+from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
+
+__all__ = ["substituting", "task_operations"]
+
+
+_depth: ContextVar[int] = ContextVar("depth of task_operations", default=0)
+
+
+@contextmanager
+def task_operations() -> Iterator[None]:
+    """Answer torch's layer functions by task-batched ones under vmap."""
+    token = _depth.set(_depth.get() + 1)
+    try:
+        with _Substitution():
+            yield
+    finally:
+        _depth.reset(token)
+
+
+def substituting() -> bool:
+    """Whether `task_operations` is in force."""
+    return _depth.get() > 0
+
+
+class _Substitution(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        substitute = _SUBSTITUTES.get(function)
+        if substitute is not None:
+            answer = substitute(*args, **kwargs)
+            if answer is not None:
+                return answer
+        return function(*args, **kwargs)
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    if groups != 1 or input.dim() != 4 or not carries_tasks(input, weight, bias):
+        return None
+    window = window_of(weight.shape[-2:], stride, padding, dilation)
+    return over_tasks(lambda x, w, b: layers.conv2d(x, w, b, window), input, weight, bias)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if running_mean is not None or not training or not carries_tasks(input, weight, bias):
+        return None
+    return over_tasks(lambda x, w, b: layers.batch_norm(x, w, b, eps=eps), input, weight, bias)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if running_mean is not None or not use_input_stats or not carries_tasks(input, weight, bias):
+        return None
+    return over_tasks(lambda x, w, b: layers.instance_norm(x, w, b, eps=eps), input, weight, bias)
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if not carries_tasks(input, weight, bias):
+        return None
+    axes = len(normalized_shape)
+    return over_tasks(
+        lambda x, w, b: layers.layer_norm(x, axes, w, b, eps=eps), input, weight, bias
+    )
+
+
+def _group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if not carries_tasks(input, weight, bias):
+        return None
+    return over_tasks(
+        lambda x, w, b: layers.group_norm(x, num_groups, w, b, eps=eps), input, weight, bias
+    )
+
+
+_SUBSTITUTES: dict[Any, Callable[..., Tensor | None]] = {
+    torch.conv2d: _conv2d,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    F.layer_norm: _layer_norm,
+    F.group_norm: _group_norm,
+}
