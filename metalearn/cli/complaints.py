@@ -26,7 +26,7 @@ def one_sentence_errors() -> Iterator[None]:
     """Turn errors that a user can mend into a sentence on standard error and SystemExit."""
     try:
         yield
-    except NonFiniteError as error:
+    except (NonFiniteError, MemoryError) as error:
         _fail(str(error), 1)
     except (SettingError, DataError) as error:
         _fail(str(error), _USAGE_ERROR)

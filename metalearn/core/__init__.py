@@ -7,6 +7,7 @@ from metalearn.core.inner import InnerOptimizer, adam, sgd
 from metalearn.core.meta_gradient import MetaGradient, Method, along_adaptation, meta_gradient
 from metalearn.core.methods import Implicit
 from metalearn.core.module import convert_norm, functionalize
+from metalearn.core.plan import Plan, plan_meta_gradient
 
 __all__ = [
     "Adapted",
@@ -16,6 +17,7 @@ __all__ = [
     "InnerOptimizer",
     "MetaGradient",
     "Method",
+    "Plan",
     "adam",
     "adapt",
     "along_adaptation",
@@ -23,5 +25,6 @@ __all__ = [
     "functionalize",
     "inner_trajectory",
     "meta_gradient",
+    "plan_meta_gradient",
     "sgd",
 ]

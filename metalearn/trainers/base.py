@@ -114,6 +114,14 @@ class Trainer(ABC):
     def validate(self) -> Mapping[str, float]:
         """Validation numbers at the current parameters; ``monitor`` is one of them."""
 
+    def extra_state(self) -> dict[str, str | int | None]:
+        """What a subclass keeps in a checkpoint beside the common state."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, str | int | None]) -> None:
+        """Take what `extra_state` gave."""
+        return
+
     def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
         """Further numbers of a step that is logged, before its update."""
         return {}
@@ -177,6 +185,7 @@ class Trainer(ABC):
                 "best_value": self.best_value,
                 "stale": self._stale,
                 "seconds": self.seconds,
+                "extra": self.extra_state(),
             },
         )
         return path
@@ -205,6 +214,7 @@ class Trainer(ABC):
             self.step, self.seconds = state["step"], state["seconds"]
             self.best_step, self.best_value = state["best_step"], state["best_value"]
             self._stale = state["stale"]
+            self.load_extra_state(state.get("extra", {}))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{path}: this checkpoint does not fit the run ({reason})") from error

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,17 +24,20 @@ from metalearn.core import (
     InnerOptimizer,
     MetaGradient,
     Method,
+    Plan,
     adam,
     along_adaptation,
     convert_norm,
     functionalize,
     inner_trajectory,
     meta_gradient,
+    plan_meta_gradient,
     sgd,
 )
 from metalearn.core.adapt import last_of
+from metalearn.core.memory import describe_bytes, free_memory, is_out_of_memory, parse_bytes
 from metalearn.core.module import Norm
-from metalearn.core.tree import match_names
+from metalearn.core.tree import leaves, match_names, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params, TaskBatch
 
@@ -42,6 +47,8 @@ InnerName = Literal["sgd", "adam"]
 _OPTIMIZERS: dict[str, Callable[[float], InnerOptimizer]] = {"sgd": sgd, "adam": adam}
 
 _QUERIES_AT_A_TIME = 16
+_SHARE_OF_FREE = 0.8
+_PLANNED = ("engine", "method", "chunk_size")
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,9 @@ class MAML:
             leaves alone (``"blocks.*"`` adapts the head alone).
         norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
             at hand, none kept), ``"group"`` (GroupNorm).
-        chunk_size: tasks at a time; None takes a whole meta-batch.
+        chunk_size: tasks at a time; None takes a whole meta-batch, or what fits ``memory``.
+        memory: what a meta-gradient may take, for example ``"8GB"``; None is what the device has
+            free. With ``method="auto"`` it decides between reverse and mixed.
         regularization: λ of the implicit method's inner loss L(φ) + λ/2·‖φ − θ‖², above 0.
         cg_iterations: conjugate gradient iterations of the implicit method, at least 1.
 
@@ -79,6 +88,7 @@ class MAML:
     frozen: str | Sequence[str] | None = None
     norm: Norm | None = None
     chunk_size: int | None = None
+    memory: str | int | None = None
     regularization: float = 1.0
     cg_iterations: int = 5
 
@@ -94,6 +104,8 @@ class MAML:
             raise SettingError(
                 "regularization", self.regularization, "a finite number above 0 is needed"
             )
+        if self.memory is not None:
+            parse_bytes(self.memory)
         choices = (
             ("inner_optimizer", InnerName),
             ("norm", Norm),
@@ -149,9 +161,11 @@ class MetaLearner:
         self.maml = maml or MAML()
         self.kind = kind
         self.module = convert_norm(module, self.maml.norm) if self.maml.norm else module
+        self._only_loop = ""
         self.apply, self.params, self.buffers = functionalize(
-            self.module, vectorize=self.maml.engine != "loop"
+            self.module, vectorize=self._vectorize()
         )
+        self.plan: Plan | None = None
         match_names(self.params, self.maml.frozen, "maml.frozen")
         self.optimizer = _OPTIMIZERS[self.maml.inner_optimizer](self.maml.inner_lr)
 
@@ -160,20 +174,45 @@ class MetaLearner:
         inputs, targets = batch
         return self._criterion(self.apply(params, self.buffers, inputs), targets)
 
-    def meta_gradient(self, tasks: TaskBatch) -> MetaGradient:
-        """The meta-gradient at the module's parameters; see `metalearn.core.meta_gradient`."""
-        return meta_gradient(
-            self.loss,
-            self.params,
-            tasks,
-            optimizer=self.optimizer,
-            steps=self.maml.inner_steps,
-            method="first_order" if self.maml.first_order else self.maml.method,
-            engine=self.maml.engine,
-            chunk_size=self.maml.chunk_size,
-            frozen=self.maml.frozen,
-            implicit=Implicit(self.maml.regularization, self.maml.cg_iterations),
+    def settle(self, tasks: TaskBatch, task_count: int) -> Plan:
+        """Decide what ``maml`` leaves to ``"auto"``, by trials on ``tasks``; kept in ``plan``.
+
+        Args:
+            tasks: two are enough.
+            task_count: T of the meta-gradients to come.
+
+        Raises:
+            SettingError: nothing fits ``maml.memory``.
+        """
+        device = next(iter(self.params.values())).device
+        if self.maml.memory is None:
+            free = free_memory(device)
+            budget = None if free is None else int(_SHARE_OF_FREE * free)
+        else:
+            budget = parse_bytes(self.maml.memory)
+        plan = plan_meta_gradient(
+            self.loss, self.params, tasks, memory=budget, task_count=task_count, **self._settings()
         )
+        if self._only_loop:
+            plan = replace(plan, notes=(self._only_loop, *plan.notes))
+        self.plan = plan
+        return plan
+
+    def meta_gradient(self, tasks: TaskBatch) -> MetaGradient:
+        """The meta-gradient at the module's parameters; see `metalearn.core.meta_gradient`.
+
+        By ``plan`` where there is one (`settle`), else as ``maml`` says.
+
+        Raises:
+            MemoryError: it ran out; the message says what would fit.
+        """
+        settings = self._settings()
+        try:
+            return meta_gradient(self.loss, self.params, tasks, **settings)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        raise MemoryError(self._what_fits(tasks))
 
     def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
         """A copy of the module, adapted to one support set ``(inputs [N, ...], targets [N])``.
@@ -216,7 +255,8 @@ class MetaLearner:
                 batch with the support set and no other query (Nichol, Achiam and Schulman, "On
                 First-Order Meta-Learning Algorithms", 2018, section 6.1).
         """
-        vectorize = self.maml.engine != "loop"
+        settings = self._settings()
+        vectorize = settings["engine"] != "loop"
 
         def visit(params: Params, support: Batch, query: Batch) -> tuple[Tensor, Tensor]:
             beside = support[0] if inductive else None
@@ -230,8 +270,8 @@ class MetaLearner:
             tasks,
             optimizer=self.optimizer,
             steps=self._steps(steps),
-            engine="vmap" if vectorize and inductive else self.maml.engine,
-            chunk_size=self.maml.chunk_size,
+            engine="vmap" if vectorize and inductive else settings["engine"],
+            chunk_size=settings["chunk_size"],
             frozen=self.maml.frozen,
         )
         if self.kind == "regression":
@@ -239,6 +279,51 @@ class MetaLearner:
         predictions = outputs.argmax(-1)
         right = predictions == tasks.query[1][:, None]
         return TaskScores(losses, right.to(losses.dtype).mean(-1), predictions)
+
+    def _vectorize(self) -> bool:
+        """Whether tasks can be batched by vmap, as far as the layers tell."""
+        if self.maml.engine == "auto":
+            try:
+                functionalize(self.module)
+            except SettingError as error:
+                functionalize(self.module, vectorize=False)  # or is refused altogether
+                self._only_loop = str(error)
+        return self.maml.engine != "loop" and not self._only_loop
+
+    def _settings(self) -> dict[str, Any]:
+        """Keyword arguments of `metalearn.core.meta_gradient`, by ``plan`` where there is one."""
+        planned = {name: getattr(self.plan, name) for name in _PLANNED} if self.plan else {}
+        return {
+            "optimizer": self.optimizer,
+            "steps": self.maml.inner_steps,
+            "method": "first_order" if self.maml.first_order else self.maml.method,
+            "engine": "loop" if self._only_loop else self.maml.engine,
+            "chunk_size": self.maml.chunk_size,
+            "frozen": self.maml.frozen,
+            "implicit": Implicit(self.maml.regularization, self.maml.cg_iterations),
+            **planned,
+        }
+
+    def _what_fits(self, tasks: TaskBatch) -> str:
+        """A sentence for a meta-gradient that ran out of memory."""
+        count = len(leaves(tasks)[0])
+        now = self.plan or Plan(self.maml.engine, self.maml.method, self.maml.chunk_size)
+        few = tree_map(lambda x: x[:2], tasks)
+        exact = {**self._settings(), "chunk_size": None}
+        if not self.maml.first_order and self.maml.method in ("auto", "reverse"):
+            exact["method"] = "auto"
+        search = partial(plan_meta_gradient, self.loss, self.params, few, task_count=count)
+        size = now.chunk_size or count
+        head = f"out of memory with method {now.method}, {size} of {count} tasks at a time"
+        try:
+            whole = search(memory=sys.maxsize, **{**exact, "method": now.method}).peak or 0
+            fitting = search(memory=int(whole * size / count / 2), **exact)
+        except (SettingError, MemoryError, RuntimeError):
+            return f"{head}; maml.method=mixed with maml.chunk_size=1 takes least"
+        return (
+            f"{head}; about {describe_bytes(fitting.peak or 0)} would do with "
+            f"maml.method={fitting.method} maml.chunk_size={fitting.chunk_size or count}"
+        )
 
     def _inner_loss(self, params: Params, batch: Batch) -> Tensor:
         """What adaptation descends: the loss, and the implicit method's pull towards the start."""

@@ -5,6 +5,7 @@ Axes: T tasks of a meta-batch, K inner steps.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from metalearn.core import Plan
 from metalearn.errors import SettingError, check_whole
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
@@ -23,6 +25,8 @@ from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.types import Split, TaskDistribution
 
 __all__ = ["MetaTrainer", "TestReport"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class MetaTrainer(Trainer):
     def gradient(self, step: int) -> StepReport:
         """Meta-gradient of step ``step``."""
         indices = self._train_indices(step)
+        self._settle()
         batch = self.tasks.sample("train", indices, device=self.device)
         result = self.learner.meta_gradient(batch)
 
@@ -135,10 +140,36 @@ class MetaTrainer(Trainer):
             None if accuracies is None else torch.stack(mean_interval(accuracies)).cpu(),
         )
 
+    def extra_state(self) -> dict[str, str | int | None]:
+        """How meta-gradients are taken, so that a resumed run goes on in the same way."""
+        plan = self.learner.plan
+        if plan is None:
+            return {}
+        return {
+            "engine": plan.engine,
+            "method": plan.method,
+            "chunk_size": plan.chunk_size,
+            "device": self.device.type,
+        }
+
+    def load_extra_state(self, state: Mapping[str, str | int | None]) -> None:
+        """Take the plan of the run, unless it was made for another kind of device."""
+        if state and state["device"] == self.device.type:
+            planned: dict[str, Any] = {k: v for k, v in state.items() if k != "device"}
+            self.learner.plan = Plan(**planned, notes=("as before the interruption",))
+            log.info("%s", self.learner.plan)
+
+    def _settle(self) -> None:
+        """Decide once how meta-gradients are taken, and say so."""
+        if self.learner.plan is None:
+            few = self.tasks.sample("train", range(min(2, self.meta_batch)), device=self.device)
+            log.info("%s", self.learner.settle(few, self.meta_batch))
+
     def _train_indices(self, step: int) -> range:
         return range(step * self.meta_batch, (step + 1) * self.meta_batch)
 
     def _score(self, split: Split, count: int, *, inductive: bool = False) -> TaskScores:
+        self._settle()
         parts = []
         for start in range(0, count, self.meta_batch):
             indices = range(start, min(start + self.meta_batch, count))

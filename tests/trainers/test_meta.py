@@ -85,6 +85,7 @@ def test_second_order_matters() -> None:
 def test_a_step_takes_the_tasks_of_its_number() -> None:
     tasks = Watched(WAVES)
     trainer = sinusoid_trainer(tasks=tasks, meta_batch=4)
+    trainer.gradient(0)  # tries out on two tasks how gradients are to be taken
     tasks.asked.clear()
     trainer.gradient(0)
     trainer.gradient(5)

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    """Convolve ``[T, B, C, H, W]``; weight ``[T, O, C, kh, kw]``, bias ``[T, O]``; the same axes out."""
+    """Weight ``[T, O, C, kh, kw]`` and bias ``[T, O]`` over ``[T, B, C, H, W]``; same axes out."""
     z = convolution(
         _channels_last(x), _matrix(weight), None if bias is None else bias[:, None], window
     )

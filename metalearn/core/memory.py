@@ -1,0 +1,142 @@
+"""How much memory a computation takes, and how much there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metalearn.core.tree import leaves
+from metalearn.errors import SettingError
+
+__all__ = ["describe_bytes", "free_memory", "is_out_of_memory", "parse_bytes", "peak_memory"]
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_bytes(value: str | int, setting: str = "memory") -> int:
+    """``"8GB"``, ``"500 MiB"`` or a number of bytes as bytes.
+
+    Raises:
+        SettingError: anything else.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(value))
+    factor = _UNITS.get(match[2].lower()) if match else None
+    amount = float(match[1]) * factor if match and factor else 0.0
+    if isinstance(value, bool) or amount < 1:
+        raise SettingError(setting, value, "an amount above 0 such as 8GB, 500MiB is needed")
+    return int(amount)
+
+
+def describe_bytes(amount: float) -> str:
+    """``1.23 GB``, three digits."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if amount >= size:
+            return f"{amount / size:.3g} {unit}"
+    return f"{amount:.0f} bytes"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that the device has free; None where that is not known."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    if device.type != "cpu":
+        return None
+    found = [_available_in_system(), _left_in_cgroup()]
+    known = [amount for amount in found if amount is not None]
+    return min(known) if known else None
+
+
+def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes of tensors that were alive at once while ``function`` ran, its result included.
+
+    Tensors made before are counted where ``function`` makes views of them. Work space within one
+    operation of torch is not seen, except on CUDA, whose allocator is asked.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = function()
+        torch.cuda.synchronize(device)
+        del result
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    ledger = _Ledger()
+    with ledger:
+        function()
+    return ledger.peak
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in text or "can't allocate memory" in text or "out of memory" in text
+    )
+
+
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages from their first appearance to their end."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in leaves(result):
+            if isinstance(leaf, Tensor):
+                self._enter(leaf.untyped_storage())
+        return result
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._alive:
+            self._alive[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._leave, key)
+
+    def _leave(self, key: int) -> None:
+        self.now -= self._alive.pop(key, 0)
+
+
+def _available_in_system() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _left_in_cgroup() -> int | None:
+    """Bytes below the limit of a container."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return max(0, int((root / limit).read_text()) - int((root / used).read_text()))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+    return None
