@@ -1,0 +1,110 @@
+"""Times in interleaved rounds, memory in processes of their own, errors against float64."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metalearn.benchmarks.contestants import CONTESTANTS
+from metalearn.benchmarks.workloads import Workload
+
+__all__ = ["Timing", "curve", "race"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contestant on one workload."""
+
+    contestant: str
+    milliseconds: float
+    """Median over rounds."""
+    floors: float
+    """Median over rounds of time ÷ the floor's time in the same round."""
+    error: float
+    """‖g − g₆₄‖ / ‖g₆₄‖, g₆₄ the gradient of a plain loop in float64."""
+    memory: float
+    """Peak bytes above those after the first import, in a process of its own; NaN if not asked."""
+
+
+def race(
+    workload: Workload, names: Sequence[str], *, rounds: int, memory_of: str | None = None
+) -> list[Timing]:
+    """Time contestants in turn, round by round, each beside the floor of its order.
+
+    Args:
+        workload: what is timed.
+        names: keys of `CONTESTANTS`.
+        rounds: how often each runs, after one round that does not count.
+        memory_of: name of the workload, to measure peak memory as well.
+    """
+    runs: dict[str, Callable[[], object]] = {
+        name: CONTESTANTS[name].prepare(workload, torch.float32) for name in names
+    }
+    floors = {order: workload.floor(second_order=order) for order in (True, False)}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds + 1):
+        base = {order: _seconds(run) for order, run in floors.items()}
+        for name, run in runs.items():
+            spent = _seconds(run)
+            seconds[name].append(spent)
+            ratios[name].append(spent / base[CONTESTANTS[name].second_order])
+    exact = {
+        order: CONTESTANTS["loop" if order else "first_order_loop"].prepare(
+            workload, torch.float64
+        )()
+        for order in {CONTESTANTS[name].second_order for name in names}
+    }
+    return [
+        Timing(
+            name,
+            1e3 * statistics.median(seconds[name][1:]),
+            statistics.median(ratios[name][1:]),
+            _error(
+                CONTESTANTS[name].prepare(workload, torch.float32)(),
+                exact[CONTESTANTS[name].second_order],
+            ),
+            _alone(memory_of, name, workload.steps)["memory"] if memory_of else math.nan,
+        )
+        for name in names
+    ]
+
+
+def curve(
+    workload: str, names: Sequence[str], steps: Sequence[int]
+) -> dict[str, dict[int, dict[str, float]]]:
+    """Peak memory (bytes) and time (seconds) at several numbers of inner steps.
+
+    Every point is a process of its own.
+    """
+    return {name: {count: _alone(workload, name, count) for count in steps} for name in names}
+
+
+def _alone(workload: str, contestant: str, steps: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "metalearn.benchmarks.alone", workload, contestant, str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"memory": math.nan, "seconds": math.nan}
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _error(actual: Mapping[str, Tensor], exact: object) -> float:
+    assert isinstance(exact, Mapping)
+    gap = sum(float((actual[n].double() - g).square().sum()) for n, g in exact.items())
+    return math.sqrt(gap / sum(float(g.square().sum()) for g in exact.values()))
