@@ -230,14 +230,20 @@ def _tensors(state: Any) -> Values:
 def _conjugate_gradients(
     product: Callable[[Values], Values], target: Values, like: Tensor, iterations: int
 ) -> tuple[Values, Tensor]:
-    """X with product(x) = target, and ‖product(x) − target‖ / ‖target‖, for each task by itself."""
+    """Solve product(x) = target; x and ‖product(x) − target‖ / ‖target‖, each task by itself.
+
+    A task whose curvature along a direction is not positive stays where it is from then on.
+    """
     x = [torch.zeros_like(v) for v in target]
     residual, direction = list(target), list(target)
     square = _dot(residual, residual, like)
     tiny = torch.finfo(like.dtype).tiny
+    going = torch.ones_like(like, dtype=torch.bool)
     for _ in range(iterations):
         curved = product(direction)
-        alpha = square / _dot(direction, curved, like).clamp_min(tiny)
+        curvature = _dot(direction, curved, like)
+        going = going & (curvature > tiny)
+        alpha = torch.where(going, square / torch.where(going, curvature, 1.0), 0.0)
         x = _add(x, alpha, direction)
         residual = _add(residual, -alpha, curved)
         following = _dot(residual, residual, like)

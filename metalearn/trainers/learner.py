@@ -190,9 +190,13 @@ class MetaLearner:
             budget = None if free is None else int(_SHARE_OF_FREE * free)
         else:
             budget = parse_bytes(self.maml.memory)
-        plan = plan_meta_gradient(
-            self.loss, self.params, tasks, memory=budget, task_count=task_count, **self._settings()
-        )
+        settings = self._settings()
+        try:
+            plan = plan_meta_gradient(
+                self.loss, self.params, tasks, memory=budget, task_count=task_count, **settings
+            )
+        except SettingError as error:
+            raise SettingError(f"maml.{error.setting}", error.value, error.accepted) from error
         if self._only_loop:
             plan = replace(plan, notes=(self._only_loop, *plan.notes))
         self.plan = plan
