@@ -131,6 +131,12 @@ def _torchopt(workload: Workload, dtype: torch.dtype) -> Run:
     return run
 
 
+def _jax(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Run:
+    from metalearn.benchmarks.jax_maml import prepare
+
+    return prepare(workload, dtype, batched=batched)
+
+
 def _of(method: str, engine: str) -> Callable[[Workload, torch.dtype], Run]:
     return partial(_ours, method=method, engine=engine)
 
@@ -144,6 +150,8 @@ CONTESTANTS: dict[str, Contestant] = {
     "grad_vmap": Contestant("torch.func grad(vmap)", partial(_plain, outside=True)),
     "higher": Contestant("higher", _higher, needs="higher"),
     "torchopt": Contestant("TorchOpt", _torchopt, needs="torchopt"),
+    "jax_vmap": Contestant("JAX jit(vmap(grad))", partial(_jax, batched=True), needs="jax"),
+    "jax_map": Contestant("JAX jit(lax.map(grad))", partial(_jax, batched=False), needs="jax"),
     "first_order": Contestant(
         "first-order, batched", _of("first_order", "batched"), second_order=False
     ),

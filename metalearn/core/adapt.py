@@ -96,12 +96,20 @@ def inner_loop(
     """The inner step for a loss of trees like ``params``.
 
     Raises:
-        SettingError: a pattern in ``frozen`` that matches nothing.
+        SettingError: a pattern in ``frozen`` that matches nothing; step sizes named otherwise than
+            the parameters that adapt.
     """
     _, spec = flatten(params)
+    moving = [not fixed for fixed in match_names(params, frozen, "frozen")]
+    if isinstance(optimizer.learnt, dict):
+        names = [name for name, moves in zip(leaf_names(params), moving) if moves]
+        if leaf_names(optimizer.learnt) != names:
+            raise SettingError(
+                "lr", leaf_names(optimizer.learnt), f"one for each of {names}, in that order"
+            )
     return InnerLoop(
         lambda values, batch: loss_fn(unflatten(values, spec), batch),
-        [not fixed for fixed in match_names(params, frozen, "frozen")],
+        moving,
         optimizer,
         calculus or Functional(),
     )

@@ -35,6 +35,8 @@ class InnerOptimizer:
     learnt: Any = ()
     rebuild: Callable[[Any], InnerOptimizer] | None = None
     elementwise: bool = False
+    weight_decay: float = 0.0
+    """Of an L2 term that the optimiser adds to the loss by itself."""
 
     def with_learnt(self, learnt: Any) -> InnerOptimizer:
         """The same optimiser with other values of what it learns."""
@@ -75,7 +77,7 @@ def sgd(lr: LearningRate, *, momentum: float = 0.0, weight_decay: float = 0.0) -
     def rebuild(learnt: Any) -> InnerOptimizer:
         return sgd(learnt, momentum=momentum, weight_decay=weight_decay)
 
-    return _optimizer(init, update, lr, rebuild)
+    return _optimizer(init, update, lr, rebuild, weight_decay)
 
 
 def adam(
@@ -132,10 +134,13 @@ def adam(
     return _optimizer(init, update, lr, rebuild)
 
 
-def _optimizer(init: Any, update: Any, lr: LearningRate, rebuild: Any) -> InnerOptimizer:
-    if isinstance(lr, int | float):
-        return InnerOptimizer(init, update, elementwise=True)
-    return InnerOptimizer(init, update, lr, rebuild, elementwise=True)
+def _optimizer(
+    init: Any, update: Any, lr: LearningRate, rebuild: Any, weight_decay: float = 0.0
+) -> InnerOptimizer:
+    learnt = () if isinstance(lr, int | float) else lr
+    return InnerOptimizer(
+        init, update, learnt, rebuild if learnt is lr else None, True, weight_decay
+    )
 
 
 def _rates(lr: LearningRate, grads: Any) -> Any:

@@ -109,7 +109,7 @@ def meta_gradient(
     _check_chunk(chunk_size)
     implicit = implicit or Implicit()
     if method == "implicit":
-        _check_implicit(implicit, fixed)
+        _check_implicit(implicit, fixed, optimizer)
     run = GRADIENTS[_engine(engine, optimizer)]
     inner = Inner(loss_fn, optimizer, steps, frozen)
     chosen = "reverse" if method == "auto" else method
@@ -188,7 +188,11 @@ def _mean(parts: Sequence[TaskSums], count: int) -> MetaGradient:
     return detached
 
 
-def _check_implicit(implicit: Implicit, fixed: Sequence[bool]) -> None:
+def _check_implicit(implicit: Implicit, fixed: Sequence[bool], optimizer: InnerOptimizer) -> None:
+    if optimizer.weight_decay:
+        raise SettingError(
+            "weight_decay", optimizer.weight_decay, "method=implicit needs 0: it has a term itself"
+        )
     if not 0 < implicit.regularization < float("inf"):
         raise SettingError(
             "regularization", implicit.regularization, "a finite number above 0 is needed"

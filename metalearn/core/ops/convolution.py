@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from metalearn.core.ops.columns import Window, from_columns, to_columns
 
@@ -74,8 +73,7 @@ class _Convolution(Function):
         if dcolumns is None:
             given = (dz, columns, weight, ctx.window, ctx.shape, want)
             return *_ConvolutionBackward.apply(*given), None
-        if torch.is_grad_enabled():
-            raise NotImplementedError("third derivatives of a task-batched convolution")
+        _refuse_third()
         dcolumns.baddbmm_(dz, weight.mT)  # ours alone: made by _ConvolutionBackward for this call
         dweight = torch.bmm(columns.mT, dz) if want[1] else None
         dbias = dz.sum(1, keepdim=True) if want[2] else None
@@ -103,10 +101,10 @@ class _ConvolutionBackward(Function):
         return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, ux: Tensor | None, uw: Tensor | None, ub: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        _refuse_third()
         dz, columns, weight = ctx.saved_tensors
         to_dz, to_columns_, to_weight = ctx.needs_input_grad[:3]
         gdz = gcolumns = gweight = None
@@ -120,6 +118,11 @@ class _ConvolutionBackward(Function):
         if ub is not None and to_dz:
             gdz = ub.expand_as(dz).clone() if gdz is None else gdz.add_(ub)
         return gdz, gcolumns, gweight, None, None, None
+
+
+def _refuse_third() -> None:
+    if torch.is_grad_enabled():
+        raise NotImplementedError("third derivatives of a task-batched convolution")
 
 
 def _accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

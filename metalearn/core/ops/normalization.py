@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 __all__ = ["normalize"]
 
@@ -78,8 +77,8 @@ class _Normalize(Function):
         ctx: Any, dy: Tensor | None, dcentred: Tensor | None, _: Any
     ) -> tuple[Tensor | None, ...]:
         gamma, y, centred, r = ctx.saved_tensors
-        if dcentred is not None and torch.is_grad_enabled():
-            raise NotImplementedError("third derivatives of a task-batched normalisation")
+        if dcentred is not None:
+            _refuse_third()
         dz, dgamma, dbeta = dcentred, None, None
         if dy is not None:
             dy = dy.contiguous() if dy.stride() != centred.stride() else dy
@@ -124,11 +123,11 @@ class _NormalizeBackward(Function):
         return dz.addcmul_(g, a), dgamma, dbeta, sums
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, u: Tensor | None, ugamma: Tensor | None, ubeta: Tensor | None, _: Any
     ) -> tuple[Tensor | None, ...]:
         """The tangent along (u, uγ, uβ): the Hessian of the layer is symmetric."""
+        _refuse_third()
         dy, centred, gamma, r, y, (s1, s2) = ctx.saved_tensors
         dim, count = ctx.dim, centred.shape[ctx.dim]
         g = dy if y is None else _mask(dy, y, 0)
@@ -152,3 +151,8 @@ class _NormalizeBackward(Function):
         gz = torch.addcmul(c0, centred, c1_).addcmul_(tangent, c1).addcmul_(g, a_)
         ggamma = None if gamma is None else (s2_ * r + s2 * r_).sum_to_size(gamma.shape)
         return gdy, gz, ggamma, None, None, None
+
+
+def _refuse_third() -> None:
+    if torch.is_grad_enabled():
+        raise NotImplementedError("third derivatives of a task-batched normalisation")

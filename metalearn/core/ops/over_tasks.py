@@ -9,9 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_level
 from torch.autograd import Function
 
 __all__ = ["carries_tasks", "over_tasks"]
@@ -27,8 +26,15 @@ def over_tasks(function: Callable[..., Tensor], *operands: Any) -> Tensor:
 
 
 def carries_tasks(*operands: Tensor | None) -> bool:
-    """Whether any operand is a tensor that vmap batches."""
-    return any(o is not None and is_batchedtensor(o) for o in operands)
+    """Whether any operand has the task axis, the outermost that vmap batches."""
+    return any(o is not None and _outermost_level(o) == 1 for o in operands)
+
+
+def _outermost_level(tensor: Tensor) -> int:
+    level = 0
+    while is_batchedtensor(tensor):
+        level, tensor = maybe_get_level(tensor), get_unwrapped(tensor)
+    return level
 
 
 class _OverTasks(Function):
@@ -52,7 +58,7 @@ class _OverTasks(Function):
                 else:
                     operand = operand.movedim(dim, 0)
             moved.append(operand)
-        if torch._C._are_functorch_transforms_active():  # inside a further vmap: fold the two axes
+        if carries_tasks(*moved):  # inside a further vmap: fold the two axes
             return over_tasks(partial(_folded, function, info.batch_size), *moved), 0
         return function(*moved), 0
 
@@ -62,8 +68,3 @@ def _folded(function: Callable[..., Tensor], size: int, *operands: Any) -> Tenso
     flat = [x.flatten(0, 1) if isinstance(x, Tensor) else x for x in operands]
     result = function(*flat)
     return result.reshape(-1, size, *result.shape[1:])
-
-
-def _over_tasks(function: Callable[..., Tensor], *operands: Any) -> Tensor:
-    result: Tensor = _OverTasks.apply(function, *operands)
-    return result

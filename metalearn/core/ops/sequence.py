@@ -7,6 +7,7 @@ Axes: T tasks, B samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from metalearn.core.ops import layers
 from metalearn.core.ops.columns import Window, window_of
@@ -30,6 +32,11 @@ _SAMPLE_BY_SAMPLE = (
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
     nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 )  # fmt: skip
+_AXES: dict[type[nn.Module], tuple[int, ...]] = {
+    nn.Conv2d: (4,), nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,),
+    nn.InstanceNorm1d: (3,), nn.InstanceNorm2d: (4,), nn.InstanceNorm3d: (5,),
+    nn.MaxPool2d: (4,), nn.AvgPool2d: (4,), nn.AdaptiveAvgPool2d: (4,),
+}  # fmt: skip
 
 
 @contextmanager
@@ -56,10 +63,13 @@ def _forward(self: nn.Sequential, input: Any) -> Any:
         stop = start
         while stop < len(children) and _known(children[stop]):
             stop += 1
-        if stop == start or not isinstance(input, Tensor):
-            input, start = children[start](input), start + 1
-        else:
-            input, start = _run(children[start:stop], input), stop
+        taken = 0
+        if stop > start and isinstance(input, Tensor):
+            taken, input = _run(children[start:stop], input)
+        if start + taken < stop or taken == 0:  # a layer that does not fit is its own judge
+            input = children[start + taken](input)
+            taken += 1
+        start += taken
     return input
 
 
@@ -73,7 +83,9 @@ def _flat(sequential: nn.Sequential) -> Iterator[nn.Module]:
 
 
 def _has_hooks(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+    own = layer._forward_hooks or layer._forward_pre_hooks
+    everywhere = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    return bool(own or layer._backward_hooks or layer._backward_pre_hooks or everywhere)
 
 
 def _known(layer: nn.Module) -> bool:
@@ -84,39 +96,51 @@ def _known(layer: nn.Module) -> bool:
         return kind is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
     if isinstance(layer, nn.Flatten):
         return kind is nn.Flatten and layer.start_dim >= 1
+    if isinstance(layer, nn.MaxPool2d):
+        return kind is nn.MaxPool2d and not layer.return_indices
     if kind in _BATCH_NORMS or kind in _INSTANCE_NORMS:
         return layer.running_mean is None
     return kind in _WITH_PARAMETERS or kind in _SAMPLE_BY_SAMPLE
 
 
-def _run(run: Sequence[nn.Module], input: Tensor) -> Tensor:
+def _run(run: Sequence[nn.Module], input: Tensor) -> tuple[int, Tensor]:
+    """How many layers were run, and their output: up to the first that the data do not fit."""
     names = [(i, name) for i, layer in enumerate(run) for name in layer._parameters]
     operands = [getattr(run[i], name) for i, name in names]
     if not carries_tasks(input, *operands):
-        for layer in run:
-            input = layer(input)
-        return input
+        return 0, input
+    taken = 0
 
     def over(x: Tensor, *values: Tensor | None) -> Tensor:
+        nonlocal taken
         parameters: list[dict[str, Any]] = [{} for _ in run]
         for (i, name), value in zip(names, values):
             parameters[i][name] = value
-        return _over(run, parameters, x)
+        taken, y = _over(run, parameters, x)
+        return y
 
-    return over_tasks(over, input, *operands)
+    if not _fits(run[0], input.shape):
+        return 0, input
+    output = over_tasks(over, input, *operands)
+    return taken, output
 
 
-def _over(run: Sequence[Any], parameters: Sequence[dict[str, Any]], x: Tensor) -> Tensor:
+def _over(
+    run: Sequence[Any], parameters: Sequence[dict[str, Any]], x: Tensor
+) -> tuple[int, Tensor]:
     """A run on ``x [T, B, ...]`` with parameters ``[T, ...]``."""
     kinds = [type(layer) for layer in run]
     i = 0
     while i < len(run):
         layer, own = run[i], parameters[i]
+        if not _fits(layer, x.shape[1:]):
+            break
         weight: Any = own.get("weight")
         bias = own.get("bias")
         if kinds[i] is nn.Conv2d:
             window = _window(layer)
-            if kinds[i + 1 : i + 2] == [nn.BatchNorm2d]:
+            shape = x.shape[1], layer.out_channels, *window.positions(*x.shape[3:])
+            if kinds[i + 1 : i + 2] == [nn.BatchNorm2d] and _fits(run[i + 1], shape):
                 norm, relu = parameters[i + 1], kinds[i + 2 : i + 3] == [nn.ReLU]
                 x = layers.conv_batch_norm(
                     x, weight, norm["weight"], norm["bias"], window, eps=run[i + 1].eps, relu=relu
@@ -139,12 +163,35 @@ def _over(run: Sequence[Any], parameters: Sequence[dict[str, Any]], x: Tensor) -
         else:
             x = _sample_by_sample(layer, x)
         i += 1
-    return x
+    return i, x
+
+
+def _fits(layer: Any, shape: Sequence[int]) -> bool:
+    """Whether a layer takes one task's input of that shape, its sample axis included."""
+    kind = type(layer)
+    if len(shape) not in _AXES.get(kind, (len(shape),)) or len(shape) < 2:
+        return False
+    size = math.prod(shape)
+    if kind is nn.Conv2d:
+        return (
+            bool(shape[1] == layer.in_channels) and min(_window(layer).positions(*shape[2:])) >= 1
+        )
+    if kind in _BATCH_NORMS:
+        return bool(shape[1] == layer.num_features) and size > shape[1]
+    if kind in _INSTANCE_NORMS:
+        return bool(shape[1] == layer.num_features) and size > shape[0] * shape[1]
+    if kind is nn.GroupNorm:
+        return bool(shape[1] == layer.num_channels) and size > shape[0] * layer.num_groups
+    if kind is nn.LayerNorm:
+        return tuple(shape[-len(layer.normalized_shape) :]) == tuple(layer.normalized_shape)
+    return bool(kind is not nn.Linear or shape[-1] == layer.in_features)
 
 
 def _sample_by_sample(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.ReLU):
-        return torch.relu(x)  # whether or not the layer works in place
+        return torch.relu(x)
+    if getattr(layer, "inplace", False):
+        x = x.clone()  # it may be the caller's data
     y: Tensor = layer(x.flatten(0, 1))
     return y.view(*x.shape[:2], *y.shape[1:])
 

@@ -68,6 +68,8 @@ def _conv2d(
     if groups != 1 or input.dim() != 4 or not carries_tasks(input, weight, bias):
         return None
     window = window_of(weight.shape[-2:], stride, padding, dilation)
+    if input.shape[1] != weight.shape[1] or min(window.positions(*input.shape[2:])) < 1:
+        return None  # torch says what is wrong
     return over_tasks(lambda x, w, b: layers.conv2d(x, w, b, window), input, weight, bias)
 
 
@@ -83,6 +85,8 @@ def _batch_norm(
 ) -> Tensor | None:
     if running_mean is not None or not training or not carries_tasks(input, weight, bias):
         return None
+    if input.dim() < 2 or input.numel() <= input.shape[1] or not _sized(input.shape[1], weight):
+        return None  # torch says what is wrong
     return over_tasks(lambda x, w, b: layers.batch_norm(x, w, b, eps=eps), input, weight, bias)
 
 
@@ -98,6 +102,8 @@ def _instance_norm(
 ) -> Tensor | None:
     if running_mean is not None or not use_input_stats or not carries_tasks(input, weight, bias):
         return None
+    if input.dim() < 3 or input[0, 0].numel() < 2 or not _sized(input.shape[1], weight):
+        return None  # torch says what is wrong
     return over_tasks(lambda x, w, b: layers.instance_norm(x, w, b, eps=eps), input, weight, bias)
 
 
@@ -128,6 +134,10 @@ def _group_norm(
     return over_tasks(
         lambda x, w, b: layers.group_norm(x, num_groups, w, b, eps=eps), input, weight, bias
     )
+
+
+def _sized(channels: int, weight: Tensor | None) -> bool:
+    return weight is None or len(weight) == channels
 
 
 _SUBSTITUTES: dict[Any, Callable[..., Tensor | None]] = {

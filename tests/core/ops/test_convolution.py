@@ -32,12 +32,12 @@ def noise(*shape: int, seed: int = 0, grad: bool = True) -> Tensor:
 
 
 def operands(
-    window: str, bias: bool, tasks: int = 2, samples: int = 2
+    window: str, bias: bool, tasks: int = 2, samples: int = 2, outputs: int = 3
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``x [T, B, 4, 3, 2]``, ``weight [T, K, 3]``, ``bias [T, 1, 3]``."""
+    """``x [T, B, 4, 3, 2]``, ``weight [T, K, O]``, ``bias [T, 1, O]``."""
     down, across = window_of(*WINDOWS[window]).size
-    x, weight = noise(tasks, samples, 4, 3, 2), noise(tasks, down * across * 2, 3, seed=1)
-    return x, weight, noise(tasks, 1, 3, seed=2) if bias else None
+    x, weight = noise(tasks, samples, 4, 3, 2), noise(tasks, down * across * 2, outputs, seed=1)
+    return x, weight, noise(tasks, 1, outputs, seed=2) if bias else None
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, window: str) -> Tensor:
@@ -64,7 +64,7 @@ def test_values_are_those_of_each_task(window: str, bias: bool) -> None:
 @windows
 @biased
 def test_first_and_second_derivatives_by_finite_differences(window: str, bias: bool) -> None:
-    x, weight, own = operands(window, bias)
+    x, weight, own = operands(window, bias, samples=1, outputs=2)
     given = tuple(v for v in (x, weight, own) if v is not None)
 
     def function(x: Tensor, weight: Tensor, own: Tensor | None = None) -> Tensor:

@@ -429,3 +429,11 @@ def test_a_sequential_with_a_forward_of_its_own_keeps_it() -> None:
 
     module = nn.Sequential(Twice(nn.Conv2d(2, 2, 3, padding=1), norm(2), nn.ReLU()), *head(2))
     both(oracles.classification(oracles.draw(module), PICTURE))
+
+
+def test_layers_that_work_in_place_leave_the_data_alone() -> None:
+    net = nn.Sequential(nn.LeakyReLU(inplace=True), nn.Flatten(), nn.Linear(4, 2)).double()
+    case = oracles.classification(net, (2, 2))
+    before = case.tasks.support[0].clone()
+    meta_gradient(*case, optimizer=sgd(0.1), steps=1, engine="batched")
+    assert torch.equal(case.tasks.support[0], before)

@@ -1,0 +1,93 @@
+"""The same meta-gradient in JAX, for networks that are plain Sequentials of common layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from torch import nn
+
+from metalearn.benchmarks.workloads import Workload
+
+__all__ = ["prepare"]
+
+
+def prepare(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Callable[[], Any]:
+    """``jit`` of ``vmap(grad(task))``, or of ``lax.map`` over tasks; compiled at the first call."""
+    if dtype == torch.float64:
+        jax.config.update("jax_enable_x64", True)
+    module, batch = workload.module(dtype), workload.batch(dtype)
+    start = {name: jnp.asarray(p.detach().numpy()) for name, p in module.named_parameters()}
+    tasks = tuple(tuple(jnp.asarray(leaf.numpy()) for leaf in half) for half in batch)
+    forward = _network(module)
+
+    def loss(params: Any, batch: Any) -> Any:
+        outputs = forward(params, batch[0])
+        if workload.way is None:
+            return jnp.mean((outputs - batch[1]) ** 2)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), batch[1][:, None], 1)
+        return -chosen.mean()
+
+    def task(params: Any, support: Any, query: Any) -> Any:
+        for _ in range(workload.steps):
+            step = jax.grad(loss)(params, support)
+            params = {name: p - workload.lr * step[name] for name, p in params.items()}
+        return loss(params, query)
+
+    def mean(params: Any, support: Any, query: Any) -> Any:
+        if batched:
+            grads = jax.vmap(jax.grad(task), in_axes=(None, 0, 0))(params, support, query)
+        else:
+            grads = jax.lax.map(lambda one: jax.grad(task)(params, *one), (support, query))
+        return {name: g.mean(0) for name, g in grads.items()}
+
+    compiled = jax.jit(mean)
+
+    def run() -> dict[str, torch.Tensor]:
+        grads = jax.block_until_ready(compiled(start, *tasks))
+        return {
+            name: torch.from_numpy(jnp.asarray(g).__array__().copy()) for name, g in grads.items()
+        }
+
+    return run
+
+
+def _network(module: nn.Module) -> Callable[[Any, Any], Any]:
+    layers = [(name, layer) for name, layer in module.named_modules() if not list(layer.children())]
+
+    def forward(params: Any, x: Any) -> Any:
+        for name, layer in layers:
+            own = {
+                key.rpartition(".")[2]: p
+                for key, p in params.items()
+                if key.rpartition(".")[0] == name
+            }
+            x = _layer(layer, own, x)
+        return x
+
+    return forward
+
+
+def _layer(layer: Any, own: Any, x: Any) -> Any:
+    if isinstance(layer, nn.Conv2d):
+        padding = [(p, p) for p in layer.padding]
+        z = jax.lax.conv_general_dilated(x, own["weight"], layer.stride, padding)
+        return z + own["bias"][:, None, None]
+    if isinstance(layer, nn.Linear):
+        return x @ own["weight"].T + own["bias"]
+    if isinstance(layer, nn.BatchNorm2d):
+        axes = (0, 2, 3)
+        centred = x - x.mean(axes, keepdims=True)
+        y = centred * jax.lax.rsqrt((centred**2).mean(axes, keepdims=True) + layer.eps)
+        return y * own["weight"][:, None, None] + own["bias"][:, None, None]
+    if isinstance(layer, nn.MaxPool2d):
+        window = (1, 1, layer.kernel_size, layer.kernel_size)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+    if isinstance(layer, nn.ReLU):
+        return jax.nn.relu(x)
+    if isinstance(layer, nn.Flatten):
+        return x.reshape(len(x), -1)
+    raise NotImplementedError(type(layer).__name__)
