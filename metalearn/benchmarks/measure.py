@@ -16,8 +16,11 @@ from torch import Tensor
 
 from metalearn.benchmarks.contestants import CONTESTANTS
 from metalearn.benchmarks.workloads import Workload
+from metalearn.core.memory import free_memory
 
 __all__ = ["Timing", "curve", "race"]
+
+_SHARE_OF_FREE = 0.6
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,22 @@ def curve(
 ) -> dict[str, dict[int, dict[str, float]]]:
     """Peak memory (bytes) and time (seconds) at several numbers of inner steps.
 
-    Every point is a process of its own.
+    Every point is a process of its own; NaN where it failed, or would take most of the memory that
+    is free by the one before.
     """
-    return {name: {count: _alone(workload, name, count) for count in steps} for name in names}
+    return {name: _points(workload, name, sorted(steps)) for name in names}
+
+
+def _points(workload: str, name: str, steps: Sequence[int]) -> dict[int, dict[str, float]]:
+    points: dict[int, dict[str, float]] = {}
+    per_step, free = 0.0, free_memory(torch.device("cpu")) or math.inf
+    for count in steps:
+        if per_step * count > _SHARE_OF_FREE * free:
+            points[count] = {"memory": math.nan, "seconds": math.nan}
+            continue
+        points[count] = _alone(workload, name, count)
+        per_step = points[count]["memory"] / count
+    return points
 
 
 def _alone(workload: str, contestant: str, steps: int) -> dict[str, float]:
