@@ -70,8 +70,7 @@ def _gradient_batched(
 ) -> TaskSums:
     """All tasks at once, leaves ``[T, ...]``."""
     stacked, spec = flatten(_stacked(params, tasks))
-    with task_operations():
-        result = _run(method, implicit, _over_tasks(inner), params, stacked, tasks, Eager())
+    result = _run(method, implicit, _over_tasks(inner), params, stacked, tasks, Eager())
     grads = unflatten([_sum_tasks(g) for g in result.grads], spec)
     losses = [x.detach() for x in result.support_losses]
     support = torch.stack(losses, 1) if losses else result.query_loss.new_zeros(_count(tasks), 0)
@@ -120,9 +119,8 @@ def _gradient_looped(
 
 
 def _visit_batched(visit: Visit, inner: Inner, params: Params, tasks: TaskBatch) -> Any:
-    with task_operations():
-        points = _trajectory(_over_tasks(inner), _stacked(params, tasks), tasks.support)
-        found = [vmap(visit)(params, *tasks) for params in points]
+    points = _trajectory(_over_tasks(inner), _stacked(params, tasks), tasks.support)
+    found = [_mapped(visit)(params, *tasks) for params in points]
     return tree_map(lambda *xs: torch.stack(xs, 1), found[0], *found[1:])
 
 
@@ -192,7 +190,17 @@ def _trajectory(
 
 def _over_tasks(inner: Inner) -> Inner:
     """The same with a loss of trees ``[T, ...]``, which gives ``[T]``."""
-    return inner._replace(loss_fn=vmap(inner.loss_fn))
+    return inner._replace(loss_fn=_mapped(inner.loss_fn))
+
+
+def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``vmap`` with task-batched operations in place of torch's layers."""
+
+    def run(*args: Any) -> Any:
+        with task_operations():
+            return vmap(function)(*args)
+
+    return run
 
 
 def _stacked(params: Params, tasks: TaskBatch) -> Params:

@@ -17,6 +17,7 @@ from metalearn.core.inner import InnerOptimizer
 from metalearn.core.memory import describe_bytes, is_out_of_memory, peak_memory
 from metalearn.core.meta_gradient import MetaGradient, Method, meta_gradient
 from metalearn.core.methods import Implicit
+from metalearn.core.ops import counting
 from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError
 from metalearn.types import LossFn, Params, TaskBatch
@@ -118,7 +119,8 @@ def _engine(
     candidates: list[Engine] = ["batched", "vmap", "loop"]
     for engine in candidates[candidates.index(found) :]:
         try:
-            result = attempt(engine, 2, method, steps)
+            with counting() as used:
+                result = attempt(engine, 2, method, steps)
         except SettingError:
             raise
         except Exception as error:
@@ -127,6 +129,9 @@ def _engine(
             notes.append(f"{engine} cannot take this loss ({_first_line(error)})")
             continue
         if engine == "batched":
+            if not used.operations:
+                notes.append("no convolution or normalisation gains from batched")
+                continue
             gap = _distance(result.grads, attempt("loop", 2, method, steps).grads)
             if not gap <= _AGREEMENT:  # NaN is disagreement too
                 notes.append(f"batched differs from a plain loop by {gap:.1g} on this loss")

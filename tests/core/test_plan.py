@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,9 +50,14 @@ def run(case: Problem, found: Plan, **changes: Any) -> Any:
 # --- the engine -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [pictures, vectors])
-def test_batched_where_nothing_speaks_against_it(case: Callable[[], Problem]) -> None:
-    assert plan_of(case()) == Plan("batched", "reverse", None, (), None)
+def test_batched_where_layers_gain_from_it() -> None:
+    assert plan_of(pictures()) == Plan("batched", "reverse", None, (), None)
+
+
+def test_vmap_where_no_layer_gains_from_batched() -> None:
+    found = plan_of(vectors())
+    assert found.engine == "vmap"
+    assert found.notes == ("no convolution or normalisation gains from batched",)
 
 
 def clipped(lr: float) -> InnerOptimizer:

@@ -3,7 +3,8 @@
 Plain torch, on any device. Derivatives up to the second are exact, in reverse mode.
 """
 
+from metalearn.core.ops.over_tasks import counting
 from metalearn.core.ops.sequence import runs_over_tasks
 from metalearn.core.ops.substitution import substituting, task_operations
 
-__all__ = ["runs_over_tasks", "substituting", "task_operations"]
+__all__ = ["counting", "runs_over_tasks", "substituting", "task_operations"]

@@ -5,15 +5,17 @@ Axes: T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_level
 from torch.autograd import Function
 
-__all__ = ["carries_tasks", "over_tasks"]
+__all__ = ["Count", "carries_tasks", "counting", "over_tasks"]
 
 
 def over_tasks(function: Callable[..., Tensor], *operands: Any) -> Tensor:
@@ -21,8 +23,30 @@ def over_tasks(function: Callable[..., Tensor], *operands: Any) -> Tensor:
 
     Ordinary autograd sees what ``function`` does; vmap does not.
     """
+    count = _count.get()
+    if count is not None:
+        count.operations += 1
     result: Tensor = _OverTasks.apply(function, *operands)
     return result
+
+
+class Count:
+    """How many operations over tasks were called."""
+
+    operations = 0
+
+
+_count: ContextVar[Count | None] = ContextVar("count of operations over tasks", default=None)
+
+
+@contextmanager
+def counting() -> Iterator[Count]:
+    """Count the operations over tasks that are called meanwhile."""
+    token = _count.set(Count())
+    try:
+        yield cast(Count, _count.get())
+    finally:
+        _count.reset(token)
 
 
 def carries_tasks(*operands: Tensor | None) -> bool:

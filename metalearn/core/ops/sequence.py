@@ -32,6 +32,10 @@ _SAMPLE_BY_SAMPLE = (
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
     nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 )  # fmt: skip
+_AS_FAST_UNDER_VMAP = (
+    nn.Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
+    nn.Identity, nn.Flatten,
+)  # fmt: skip
 _AXES: dict[type[nn.Module], tuple[int, ...]] = {
     nn.Conv2d: (4,), nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,),
     nn.InstanceNorm1d: (3,), nn.InstanceNorm2d: (4,), nn.InstanceNorm3d: (5,),
@@ -64,11 +68,10 @@ def _forward(self: nn.Sequential, input: Any) -> Any:
         while stop < len(children) and _known(children[stop]):
             stop += 1
         taken = 0
-        if stop > start and isinstance(input, Tensor):
+        if isinstance(input, Tensor) and any(map(_gains, children[start:stop])):
             taken, input = _run(children[start:stop], input)
-        if start + taken < stop or taken == 0:  # a layer that does not fit is its own judge
-            input = children[start + taken](input)
-            taken += 1
+        if taken == 0:  # unknown, or not fitting: the layer is its own judge
+            taken, input = 1, children[start](input)
         start += taken
     return input
 
@@ -86,6 +89,11 @@ def _has_hooks(layer: nn.Module) -> bool:
     own = layer._forward_hooks or layer._forward_pre_hooks
     everywhere = _has_any_global_hook()  # type: ignore[no-untyped-call]
     return bool(own or layer._backward_hooks or layer._backward_pre_hooks or everywhere)
+
+
+def _gains(layer: nn.Module) -> bool:
+    """Whether the layer is faster over tasks than under vmap."""
+    return type(layer) not in _AS_FAST_UNDER_VMAP or getattr(layer, "inplace", False)
 
 
 def _known(layer: nn.Module) -> bool:

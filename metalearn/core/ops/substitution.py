@@ -136,6 +136,12 @@ def _group_norm(
     )
 
 
+def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor | None:
+    if output_size not in (1, (1, 1), [1, 1]) or not carries_tasks(input):
+        return None
+    return input.mean((-2, -1), keepdim=True)
+
+
 def _sized(channels: int, weight: Tensor | None) -> bool:
     return weight is None or len(weight) == channels
 
@@ -146,4 +152,5 @@ _SUBSTITUTES: dict[Any, Callable[..., Tensor | None]] = {
     F.instance_norm: _instance_norm,
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
 }
