@@ -8,17 +8,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from metalearn.benchmarks.contestants import CONTESTANTS
 from metalearn.benchmarks.workloads import Workload
 from metalearn.core.memory import free_memory
 
-__all__ = ["Timing", "curve", "race"]
+__all__ = ["Timing", "curve", "errors", "race"]
 
 _SHARE_OF_FREE = 0.6
 
@@ -33,7 +32,9 @@ class Timing:
     floors: float
     """Median over rounds of time ÷ the floor's time in the same round."""
     error: float
-    """‖g − g₆₄‖ / ‖g₆₄‖, g₆₄ the gradient of a plain loop in float64."""
+    """‖g − g'‖ / ‖g'‖ in float64, g' the gradient of a plain loop: whether it is right."""
+    rounding: float
+    """The same with g in float32: what rounding does, ReLUs that flip included."""
     memory: float
     """Peak bytes above those after the first import, in a process of its own; NaN if not asked."""
 
@@ -61,21 +62,12 @@ def race(
             spent = _seconds(run)
             seconds[name].append(spent)
             ratios[name].append(spent / base[CONTESTANTS[name].second_order])
-    exact = {
-        order: CONTESTANTS["loop" if order else "first_order_loop"].prepare(
-            workload, torch.float64
-        )()
-        for order in {CONTESTANTS[name].second_order for name in names}
-    }
     return [
         Timing(
             name,
             1e3 * statistics.median(seconds[name][1:]),
             statistics.median(ratios[name][1:]),
-            _error(
-                CONTESTANTS[name].prepare(workload, torch.float32)(),
-                exact[CONTESTANTS[name].second_order],
-            ),
+            *errors(workload, name),
             _alone(memory_of, name, workload.steps)["memory"] if memory_of else math.nan,
         )
         for name in names
@@ -120,7 +112,15 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _error(actual: Mapping[str, Tensor], exact: object) -> float:
-    assert isinstance(exact, Mapping)
-    gap = sum(float((actual[n].double() - g).square().sum()) for n, g in exact.items())
-    return math.sqrt(gap / sum(float(g.square().sum()) for g in exact.values()))
+def errors(workload: Workload, name: str) -> tuple[float, float]:
+    """Relative error in float64 and in float32 against a plain loop in float64."""
+    reference = CONTESTANTS["loop" if CONTESTANTS[name].second_order else "first_order_loop"]
+    exact = reference.prepare(workload, torch.float64)()
+    size = sum(float(g.square().sum()) for g in exact.values())
+
+    def error(dtype: torch.dtype) -> float:
+        actual = CONTESTANTS[name].prepare(workload, dtype)()
+        gap = sum(float((actual[n].double() - g).square().sum()) for n, g in exact.items())
+        return math.sqrt(gap / size)
+
+    return error(torch.float64), error(torch.float32)
