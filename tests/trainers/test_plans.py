@@ -1,4 +1,4 @@
-"""Trainers decide once how meta-gradients are taken, say it, keep it; lack of memory is answered."""
+"""Trainers plan once how meta-gradients are taken, say it, keep it, and answer a lack of memory."""
 
 from __future__ import annotations
 
