@@ -83,11 +83,25 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if running_mean is not None or not training or not carries_tasks(input, weight, bias):
+    if not training or not carries_tasks(input, weight, bias):
         return None
+    if running_mean is not None and not carries_tasks(running_mean):
+        return None  # torch says that it cannot be written
     if input.dim() < 2 or input.numel() <= input.shape[1] or not _sized(input.shape[1], weight):
         return None  # torch says what is wrong
+    if running_mean is not None and running_var is not None:
+        _track(input.detach(), running_mean, running_var, momentum)
     return over_tasks(lambda x, w, b: layers.batch_norm(x, w, b, eps=eps), input, weight, bias)
+
+
+def _track(x: Tensor, mean: Tensor, variance: Tensor, momentum: float) -> None:
+    """Move running statistics, which have a row of their own for every task, towards those of x."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    count = x.numel() // x.shape[1]
+    now = x.mean(axes)
+    spread = (x * x).mean(axes) - now * now
+    mean.lerp_(now, momentum)
+    variance.lerp_(spread.clamp_min(0) * (count / (count - 1)), momentum)
 
 
 def _instance_norm(
