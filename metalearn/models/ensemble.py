@@ -38,6 +38,7 @@ class Stack(nn.Module):
         for module in modules:
             check_layers(module, running_stats=True)
         self.network = _template(modules)
+        self.size = len(modules)
         self.indices = tuple(range(len(modules)) if indices is None else indices)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

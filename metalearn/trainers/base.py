@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core.tree import is_finite
 from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.models import set_draw
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.signals import StopRequest
@@ -44,6 +45,8 @@ class StepReport:
     """How many tasks (or samples) it took."""
     suspects: Callable[[], str]
     """Names the tasks or samples behind a non-finite value."""
+    member_losses: Tensor | None = None
+    """``[M]`` in a training of members."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,11 @@ class Trainer(ABC):
     def validate(self) -> Mapping[str, float]:
         """Validation numbers at the current parameters; ``monitor`` is one of them."""
 
-    def extra_state(self) -> dict[str, str | int | None]:
-        """What a subclass keeps in a checkpoint beside the common state."""
+    def extra_state(self) -> dict[str, Any]:
+        """What a subclass keeps in a checkpoint beside the common state: tensors, numbers, texts."""
         return {}
 
-    def load_extra_state(self, state: Mapping[str, str | int | None]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take what `extra_state` gave."""
         return
 
@@ -142,7 +145,7 @@ class Trainer(ABC):
                 self._evaluate()
                 self.save("last")
             clock = _Clock()
-            while self.step < total and not self._out_of_patience() and stop.received is None:
+            while self.step < total and not self.out_of_patience() and stop.received is None:
                 self._train_step(bar, clock)
                 self.seconds = before + time.monotonic() - start
                 if self._due(self.settings.eval_every):
@@ -155,7 +158,7 @@ class Trainer(ABC):
         if self.step == total:
             reason: Literal["finished", "patience", "interrupted"] = "finished"
         else:
-            reason = "patience" if self._out_of_patience() else "interrupted"
+            reason = "patience" if self.out_of_patience() else "interrupted"
         self.tracker.flush()
         return FitResult(
             self.step,
@@ -171,14 +174,14 @@ class Trainer(ABC):
         """Write ``checkpoints/<name>.pt``: all that `resume` needs. None without a folder."""
         if self.folder is None:
             return None
-        self._refuse_non_finite_parameters()
+        self.check_parameters()
         path = self.folder / "checkpoints" / f"{name}.pt"
         save_checkpoint(
             path,
             {
                 "version": _CHECKPOINT_VERSION,
                 "step": self.step,
-                "module": self.module.state_dict(),
+                "module": self._best if name == "best" else self.module.state_dict(),
                 "optimizer_class": type(self.optimizer).__name__,
                 "optimizer": self.optimizer.state_dict(),
                 "best_step": self.best_step,
@@ -233,22 +236,19 @@ class Trainer(ABC):
 
     def _train_step(self, bar: Progress, clock: _Clock) -> None:
         step = self.step
+        set_draw(self.module, step)
         report = self.gradient(step)
-        parameters = {n: p for n, p in self.module.named_parameters() if n in report.grads}
-        for name, parameter in parameters.items():
-            parameter.grad = report.grads[name]
-        limit = math.inf if self.settings.clip is None else self.settings.clip
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
-        loss = float(report.loss)
-        if not (math.isfinite(loss) and math.isfinite(float(norm))):
-            self._refuse_non_finite(step, loss, float(norm), report)
+        for name, parameter in self.module.named_parameters():
+            if name in report.grads:
+                parameter.grad = report.grads[name]
+        loss, norm = self.accept(step, report)
         due = (step + 1) % self.settings.log_every == 0 or step == 0
         with clock.paused():
             extra = dict(self.log_training(step, report)) if due else {}
         factor = self.settings.rate(step)
         for group, rate in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * factor
-        self.optimizer.step()
+        self.update(factor)
         self.step += 1
         clock.count(report.samples)
         if "train/accuracy_after" in extra:
@@ -257,7 +257,7 @@ class Trainer(ABC):
         if due:
             numbers = {
                 "train/loss": loss,
-                "train/gradient_norm": float(norm),
+                "train/gradient_norm": norm,
                 "train/learning_rate": self._rates[0] * factor,
                 f"speed/{self.unit}_per_s": clock.rate(),
                 "speed/memory_gb": _peak_memory(self.device),
@@ -266,16 +266,36 @@ class Trainer(ABC):
             self.tracker.scalars(self.step, numbers)
             clock.restart()
 
-    def _refuse_non_finite(self, step: int, loss: float, norm: float, report: StepReport) -> None:
+    def accept(self, step: int, report: StepReport) -> tuple[float, float]:
+        """Clip the gradient; loss and norm before clipping.
+
+        Raises:
+            NonFiniteError: one of them is not finite; the state before the step has been saved.
+        """
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        values = [p for n, p in self.module.named_parameters() if n in report.grads]
+        norm = float(torch.nn.utils.clip_grad_norm_(values, limit))
+        loss = float(report.loss)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.refuse_non_finite(step, f"loss {loss:g} and gradient norm {norm:g}", report)
+        return loss, norm
+
+    def update(self, factor: float) -> None:
+        """Take the outer step; ``factor`` is that of the schedule, learning rates are set."""
+        self.optimizer.step()
+
+    def refuse_non_finite(self, step: int, what: str, report: StepReport) -> None:
+        """Save the state before the step and raise NonFiniteError."""
         path = self.save(f"non_finite_step_{step}")
         self.tracker.flush()
         where = f"; the state before the step is in {path}" if path else ""
         raise NonFiniteError(
-            f"step {step}: loss {loss:g} and gradient norm {norm:g} are not both finite, from "
+            f"step {step}: {what} are not both finite, from "
             f"{report.suspects()}{where}; a lower inner or outer learning rate may help"
         )
 
-    def _refuse_non_finite_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Refuse parameters that are not finite."""
         if not is_finite(dict(self.module.named_parameters())):
             raise NonFiniteError(
                 f"step {self.step}: the outer update made parameters that are not finite; "
@@ -283,31 +303,37 @@ class Trainer(ABC):
             )
 
     def _evaluate(self) -> None:
-        self._refuse_non_finite_parameters()
+        self.check_parameters()
         numbers = dict(self.validate())
         self.tracker.scalars(self.step, numbers)
         self.tracker.histograms(self.step, "weights", dict(self.module.named_parameters()))
         grads = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
         self.tracker.histograms(self.step, "weights_gradient", grads)
-        value = numbers[self.monitor]
-        better = value > self.best_value if self.larger_is_better else value < self.best_value
-        if self.best_step < 0 or better or math.isnan(self.best_value):
-            self.best_step, self.best_value, self._stale = self.step, value, 0
-            self._best = copy.deepcopy(self.module.state_dict())
+        if self.judge(numbers):
             self.save("best")
-        else:
-            self._stale += 1
         log.info(
             "step %d/%d: %s %.4g (best %.4g at step %d)",
             self.step,
             self.settings.steps,
             self.monitor,
-            value,
+            numbers[self.monitor],
             self.best_value,
             self.best_step,
         )
 
-    def _out_of_patience(self) -> bool:
+    def judge(self, numbers: Mapping[str, float]) -> bool:
+        """Take note of a validation; whether the best state has changed."""
+        value = numbers[self.monitor]
+        better = value > self.best_value if self.larger_is_better else value < self.best_value
+        if not (self.best_step < 0 or better or math.isnan(self.best_value)):
+            self._stale += 1
+            return False
+        self.best_step, self.best_value, self._stale = self.step, value, 0
+        self._best = copy.deepcopy(self.module.state_dict())
+        return True
+
+    def out_of_patience(self) -> bool:
+        """Whether validations have brought nothing for too long."""
         return self.settings.patience is not None and self._stale >= self.settings.patience
 
     def _due(self, every: int) -> bool:

@@ -1,0 +1,414 @@
+"""Training an ensemble on labelled data: M networks as one.
+
+Axes: M members, B samples of a batch, N samples of a split, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalearn.core.ensemble import MemberEngine, member_gradients
+from metalearn.core.memory import free_memory, parse_bytes
+from metalearn.core.tree import tree_map
+from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
+from metalearn.errors import SettingError, check_whole
+from metalearn.evaluation import (
+    EnsembleReport,
+    EnsembleStatistics,
+    OODScores,
+    Temperature,
+    fit_temperature,
+    ood_scores,
+    uncertainty_scores,
+)
+from metalearn.models import Dropout, Ensemble, Stack
+from metalearn.tracking import NullTracker, Tracker
+from metalearn.trainers.base import OptimizerFactory, StepReport
+from metalearn.trainers.ensemble_figures import draw_training, draw_uncertainty
+from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.member_settings import MemberPlan, PerMember, member_values, plan_members
+from metalearn.trainers.member_trainer import MemberTrainer
+from metalearn.types import Split
+
+__all__ = ["EnsembleTest", "EnsembleTrainer"]
+
+log = logging.getLogger(__name__)
+
+Engine = Literal["auto", "batched", "loop"]
+Monitor = Literal["loss", "accuracy"]
+
+_SAMPLES_AT_A_TIME = 1024
+_SHARE_OF_FREE = 0.8
+
+
+@dataclass(frozen=True)
+class EnsembleTest:
+    """How an ensemble does on a split."""
+
+    split: Split
+    report: EnsembleReport
+    temperature: Temperature
+    """Of the ensemble's mean prediction, fitted on the validation split."""
+    ood: Mapping[str, OODScores]
+    """Of each uncertainty of the whole ensemble, against the second data set; may be empty."""
+
+
+class EnsembleTrainer(MemberTrainer):
+    """Trains an `Ensemble` on labelled data, every member as if alone.
+
+    Member k with seed s sees the batches, the augmentation and the dropout masks that a run of it
+    alone with that seed sees. A `Dropout` layer's rate, the learning rate, weight decay and label
+    smoothing may be lists, one value for each member: a sweep is one run.
+
+    Args:
+        model: the members, outputs ``[B, C]`` each; trained in place.
+        data: labelled samples in three splits.
+        members: M, checked against the model; None takes the model's.
+        seeds: of each member's data order, augmentation and dropout; None is 0..M−1.
+        steps: in all.
+        batch_size: B.
+        shuffle: ``"member"``, every member has an order of its own; ``"shared"``, one for all.
+        bootstrap: every member has a resample of the training part of its own.
+        max_shift, flip, rotate: augmentation of pictures; see `metalearn.data.Augmentation`.
+        lr: learning rate of each member; None is the optimiser's.
+        weight_decay: of each member; None is the optimiser's.
+        label_smoothing: of each member, in [0, 1).
+        dropout: rate of each member's `Dropout` layers, in [0, 1); None leaves them.
+        monitor: what decides which state of a member is best, on the validation split.
+        engine: ``"batched"``, ``"loop"``, or ``"auto"``, the faster of the two, measured once.
+        chunk_size: members at a time; None is all, or what fits ``memory``.
+        memory: what gradients may take, for example ``"2GB"``; None is what the device has free.
+        member_curves: record every member's curve as well.
+        ood: a second data set, whose test split should be found uncertain.
+        optimizer: makes the optimiser of the stacked parameters; Adam with rate 1e-3 by default.
+        tracker: where numbers and figures go.
+        folder: of the run, for checkpoints.
+        device: where to train.
+        settings: the rest of `LoopSettings` by name. ``clip`` and ``patience`` are each member's.
+
+    Raises:
+        SettingError: a setting out of range, lists of another length than M, an optimiser that
+            would mix members, a model that does not fit the data.
+    """
+
+    unit = "samples"
+
+    def __init__(
+        self,
+        model: Ensemble,
+        data: ClassificationData,
+        *,
+        members: int | None = None,
+        seeds: Sequence[int] | None = None,
+        steps: int = 1000,
+        batch_size: int = 64,
+        shuffle: Literal["member", "shared"] = "member",
+        bootstrap: bool = False,
+        max_shift: int = 0,
+        flip: bool = False,
+        rotate: float = 0.0,
+        lr: PerMember = None,
+        weight_decay: PerMember = None,
+        label_smoothing: PerMember = 0.0,
+        dropout: PerMember = None,
+        monitor: Monitor = "loss",
+        engine: Engine = "auto",
+        chunk_size: int | None = None,
+        memory: str | int | None = None,
+        member_curves: bool = False,
+        ood: ClassificationData | None = None,
+        optimizer: OptimizerFactory | None = None,
+        tracker: Tracker | None = None,
+        folder: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        **settings: Annotated[Any, LoopSettings],
+    ) -> None:
+        count = len(model)
+        if members not in (None, count):
+            raise SettingError("members", members, f"the model has {count} members")
+        for name, value, kinds in (
+            ("monitor", monitor, Monitor),
+            ("engine", engine, Engine),
+            ("shuffle", shuffle, Literal["member", "shared"]),
+        ):
+            if value not in get_args(kinds):
+                raise SettingError(name, value, f"one of {', '.join(get_args(kinds))} is needed")
+        if chunk_size is not None:
+            check_whole("chunk_size", chunk_size, 1)
+        super().__init__(
+            model,
+            LoopSettings(steps=steps, **settings),
+            optimizer=optimizer,
+            tracker=tracker,
+            folder=folder,
+            device=device,
+        )
+        self.data, self.ood, self.ensemble = data, ood, model
+        self.seeds = list(range(count)) if seeds is None else list(seeds)
+        if len(self.seeds) != count:
+            raise SettingError("seeds", self.seeds, f"{count} are needed, one for each member")
+        self.monitor = f"validation/member_{monitor}"
+        self.larger_is_better = monitor == "accuracy"
+        self.engine, self.chunk_size, self.memory = engine, chunk_size, memory
+        self.member_curves = member_curves
+        self.plan: MemberPlan | None = None
+        smoothing = member_values("label_smoothing", label_smoothing, count, below=1)
+        self._smoothing = torch.tensor(smoothing or [0.0] * count, device=self.device)
+        self._set_dropout(member_values("dropout", dropout, count, below=1))
+        self.batches = MemberBatches(
+            data.splits["train"],
+            batch_size=batch_size,
+            seeds=self.seeds if shuffle == "member" or bootstrap else self.seeds[:1] * count,
+            bootstrap=bootstrap,
+        )
+        self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
+        self.member_rates = member_values("lr", lr, count)
+        self.member_decays = member_values("weight_decay", weight_decay, count)
+        self.begin_members()
+        self._history: dict[str, list[list[float]]] = {"step": [], "loss": [], "accuracy": []}
+        self._check_outputs()
+
+    def gradient(self, step: int) -> StepReport:
+        """Every member's loss and gradient on its batch of step ``step``."""
+        self._settle()
+        assert self.plan is not None
+        batch = self._batch(step)
+        return self._gradients(batch, self.active, self.plan.engine, self.plan.chunk_size)
+
+    def validate(self) -> Mapping[str, float]:
+        """Scores of members and ensemble on the validation split."""
+        report = self._report("validation")
+        self._scores = report.members
+        members = {"loss": report.members.nll, "accuracy": report.members.accuracy}
+        numbers = {f"validation/{name}": value for name, value in report.ensemble().items()}
+        for name, values in members.items():
+            numbers[f"validation/member_{name}"] = float(values.median())
+            numbers[f"validation/member_{name}_low"] = float(values.min())
+            numbers[f"validation/member_{name}_high"] = float(values.max())
+        if not isinstance(self.tracker, NullTracker):
+            if self.member_curves:
+                for name, values in members.items():
+                    rows = {f"member_{i:02d}": float(v) for i, v in enumerate(values)}
+                    self.tracker.curves(self.step, f"validation_{name}_by_member", rows)
+            self._note(members)
+            draw_training(self.tracker, self.step, report, self._history)
+        return numbers
+
+    def member_scores(self) -> Tensor:
+        """``[M]``: validation accuracy or loss of each member."""
+        return self._scores.accuracy if self.larger_is_better else self._scores.nll
+
+    def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
+        """Spread of the members' losses and gradient norms."""
+        assert report.member_losses is not None
+        numbers = {"train/members_active": float(self.active.sum())}
+        for name, values in (
+            ("member_loss", report.member_losses.cpu()),
+            ("member_gradient_norm", self.norms),
+        ):
+            kept = values[self.active]
+            numbers[f"train/{name}"] = float(kept.median())
+            numbers[f"train/{name}_low"] = float(kept.min())
+            numbers[f"train/{name}_high"] = float(kept.max())
+        return numbers
+
+    def test(self, *, split: Split = "test") -> EnsembleTest:
+        """Scores on a split at the present parameters, temperature and out-of-distribution tests."""
+        logits, targets = self._outputs(self.data, "validation")
+        temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
+        report = self._report(split)
+        found: dict[str, OODScores] = {}
+        if self.ood is not None:
+            outside = uncertainty_scores(self._outputs(self.ood, "test")[0])
+            draws = torch.Generator().manual_seed(0)
+            found = {
+                name: ood_scores(inside, outside[name], generator=draws)
+                for name, inside in report.uncertainty.items()
+            }
+            if not isinstance(self.tracker, NullTracker):
+                draw_uncertainty(self.tracker, self.step, report.uncertainty, outside)
+        return EnsembleTest(split, report, temperature, found)
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Logits of every member, ``[M, B, C]``, in evaluation mode."""
+        self.ensemble.eval()
+        engine = self.plan.engine if self.plan else "batched"
+        logits: Tensor = self.ensemble(inputs.to(self.device), engine=engine)
+        return logits
+
+    def extra_state(self) -> dict[str, Any]:
+        """What is known of each member, and how gradients are taken."""
+        state = super().extra_state() | {"history": self._history}
+        if self.plan is not None:
+            plan = {"engine": self.plan.engine, "chunk_size": self.plan.chunk_size}
+            state["plan"] = plan | {"device": self.device.type}
+        return state
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `extra_state` gave."""
+        super().load_extra_state(state)
+        self._history = state["history"]
+        plan = state.get("plan")
+        if plan and plan["device"] == self.device.type:
+            note = ("as before the interruption",)
+            self.plan = MemberPlan(plan["engine"], plan["chunk_size"], note)
+            log.info("%s", self.plan)
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs ``[B, ...]`` and targets ``[B]``, or with M in front where members differ."""
+        x, y = self.data.take(self.batches.indices(step), device=self.device)
+        seeds = self.seeds if y.dim() == 2 else self.seeds[:1]
+        return augment(x, self.augmentation, seeds=seeds, step=step), y
+
+    def _gradients(
+        self, batch: tuple[Tensor, Tensor], chosen: Tensor, engine: MemberEngine, chunk: int | None
+    ) -> StepReport:
+        """Losses and gradients of the chosen members; those of the others are NaN and zero."""
+        self.ensemble.train()
+        x, y = batch
+        losses = torch.full((len(self.ensemble),), float("nan"), device=self.device)
+        grads: dict[str, Tensor] = {}
+        for number, stack in enumerate(self.ensemble.stacks):
+            assert isinstance(stack, Stack)
+            members = torch.tensor(stack.indices)
+            rows = chosen[members].nonzero().flatten()
+            if not len(rows):
+                continue
+            every = len(rows) == stack.size
+            params, buffers = stack.state()
+            if not every:
+                at = rows.to(self.device)
+                params, buffers = tree_map(lambda v, at=at: v.detach()[at], (params, buffers))
+            mine = members[rows].to(self.device)
+            own = y.dim() == 2
+            found = member_gradients(
+                _loss_of(stack),
+                params,
+                buffers,
+                x[mine] if own else x,
+                y[mine] if own else y,
+                self._smoothing[mine],
+                in_dims=(0, 0 if own else None, 0 if own else None, 0),
+                engine=engine,
+                chunk_size=chunk,
+            )
+            losses[mine] = found.losses
+            if not every:
+                _put_rows(stack.state()[1], buffers, at)
+            for name, grad in found.grads.items():
+                if not every:
+                    grad = grad.new_zeros(stack.size, *grad.shape[1:]).index_copy(0, at, grad)
+                grads[f"stacks.{number}.network.{name}"] = grad
+        known = losses[chosen.to(self.device)]
+        return StepReport(
+            known.mean(), grads, len(known) * y.shape[-1], lambda: "their batches", losses
+        )
+
+    def _settle(self) -> None:
+        """Decide once how gradients are taken, and say so."""
+        if self.plan is not None:
+            return
+        batch = self._batch(0)
+        kept = {n: v.clone() for n, v in self.ensemble.named_buffers()}
+
+        def attempt(engine: MemberEngine, members: int) -> object:
+            chosen = torch.arange(len(self.ensemble)) < members
+            return self._gradients(batch, chosen, engine, None)
+
+        if self.memory is not None:
+            budget: int | None = parse_bytes(self.memory)
+        else:
+            free = free_memory(self.device)
+            budget = None if free is None else int(_SHARE_OF_FREE * free)
+        self.plan = plan_members(
+            attempt,
+            len(self.ensemble),
+            engine=self.engine,
+            chunk_size=self.chunk_size,
+            memory=budget,
+            device=self.device,
+        )
+        for name, buffer in self.ensemble.named_buffers():  # trials wrote running statistics
+            buffer.copy_(kept[name])
+        log.info("%s", self.plan)
+
+    def _report(self, split: Split) -> EnsembleReport:
+        statistics = EnsembleStatistics(len(self.ensemble), self.data.outputs)
+        for logits, targets in self._predicted(self.data, split):
+            statistics.update(logits, targets)
+        return statistics.compute()
+
+    def _outputs(self, data: ClassificationData, split: Split) -> tuple[Tensor, Tensor]:
+        """Logits ``[M, N, C]`` and targets ``[N]`` of a split."""
+        parts = list(self._predicted(data, split))
+        return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts])
+
+    def _predicted(
+        self, data: ClassificationData, split: Split
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in data.splits[split].split(_SAMPLES_AT_A_TIME):
+            x, y = data.take(indices, device=self.device)
+            yield self.predict(x), y
+
+    def _note(self, members: Mapping[str, Tensor]) -> None:
+        """Remember a validation for the bands over training."""
+        self._history["step"].append([float(self.step)])
+        for name, values in members.items():
+            self._history[name].append(values.tolist())
+
+    def _set_dropout(self, rates: Sequence[float] | None) -> None:
+        layers = [
+            (stack, layer)
+            for stack in self.ensemble.stacks
+            for layer in stack.modules()
+            if isinstance(layer, Dropout)
+        ]
+        if rates is not None and not layers:
+            raise SettingError("dropout", list(rates), "the model has no metalearn.models.Dropout")
+        for number, (stack, layer) in enumerate(layers):
+            seeds = torch.tensor([self.seeds[i] for i in stack.indices])
+            layer.key.copy_(seeds * 65537 + number)
+            if rates is not None:
+                layer.p.copy_(torch.tensor([rates[i] for i in stack.indices]))
+
+    def _check_outputs(self) -> None:
+        """Run a few samples through the members before any training."""
+        name = type(self.ensemble.member(0)).__name__
+        shape = list(self.data.input_shape)
+        x, _ = self.data.take(self.data.splits["train"][:2], device=self.device)
+        try:
+            got = list(self.predict(x).shape)
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise SettingError("model", name, f"inputs {shape} are what it gets ({reason})") from error
+        wanted = [len(self.ensemble), 2, self.data.outputs]
+        if got != wanted:
+            raise SettingError("model", name, f"outputs {wanted} are needed, not {got}")
+        if self.ood is not None and self.ood.input_shape != self.data.input_shape:
+            raise SettingError("ood", list(self.ood.input_shape), f"inputs {shape} are needed")
+
+
+def _loss_of(stack: Stack) -> Any:
+    """Cross-entropy of one member, its targets smoothed by a share of its own."""
+
+    def loss(params: Any, buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor) -> Tensor:
+        log_p = stack.call(params, buffers, x).log_softmax(-1)
+        hard = F.nll_loss(log_p, y)
+        return (1 - smoothing) * hard - smoothing * log_p.mean()
+
+    return loss
+
+
+def _put_rows(buffers: Mapping[str, Tensor], rows: Mapping[str, Tensor], at: Tensor) -> None:
+    for name, buffer in buffers.items():
+        if not isinstance(buffer, torch.nn.Parameter):
+            buffer[at] = rows[name]
