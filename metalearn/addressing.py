@@ -67,9 +67,15 @@ class AddressedStream:
     def permutation(self, population: int) -> NDArray[np.int64]:
         """``[population]``, all whole numbers below ``population`` in random order.
 
-        The order that sorts as many 64-bit draws: for large populations faster than `distinct`.
+        The order of as many 64-bit draws, whose lowest bits give way to the number they stand for:
+        no two are equal, and one sort of values, faster than a sort of places, does it. The bias
+        is below population^3 / 2^64.
         """
-        return np.argsort(self._raw.random_raw(population), kind="stable").astype(np.int64)
+        number = np.arange(population, dtype=np.uint64)
+        bits = np.uint64(max(population - 1, 0).bit_length())
+        words = (self._raw.random_raw(population) >> bits << bits) | number
+        words.sort()
+        return (words & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
 
     def repeated(self, population: int, count: int) -> NDArray[np.int64]:
         """``[count]`` independent whole numbers below ``population``; bias as in `distinct`."""
