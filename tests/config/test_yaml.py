@@ -14,6 +14,7 @@ from tests.config.commands import ROOT
 CONF = ROOT / "conf"
 GROUPS = ("task", "model", "maml", "optimizer", "trainer")
 NODES = [p for group in GROUPS for p in sorted((CONF / group).glob("*.yaml"))]
+DATA = sorted((CONF / "data").glob("*.yaml"))
 GIVEN_BY_THE_PROGRAM = {
     "model": {"input_shape", "outputs"},
     "trainer": {"model", "tasks", "maml", "optimizer", "tracker", "folder", "device"},
@@ -24,7 +25,7 @@ def choice(path: Path) -> str:
     return f"{path.parent.name}={path.stem}"
 
 
-@pytest.mark.parametrize("path", NODES, ids=choice)
+@pytest.mark.parametrize("path", NODES + DATA, ids=choice)
 def test_a_node_binds_to_its_constructor(path: Path) -> None:
     node = OmegaConf.create({"seed": 0, path.parent.name: OmegaConf.load(path)})[path.parent.name]
     if "root" in OmegaConf.missing_keys(node):

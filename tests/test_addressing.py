@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metalearn.addressing import AddressedStream, check_split
 from metalearn.errors import SettingError
-from metalearn.tasks.addressing import AddressedStream, check_split
 
 WORD = 2**64 - 1
 
