@@ -1,6 +1,8 @@
 """From a configuration to objects to a run: the one room that knows Hydra and OmegaConf."""
 
 from metalearn.cli.benchmarking import benchmark
-from metalearn.cli.commands import evaluate, load_learner, run, train
+from metalearn.cli.commands import run, train
+from metalearn.cli.evaluation import evaluate
+from metalearn.cli.loading import load_ensemble, load_learner
 
-__all__ = ["benchmark", "evaluate", "load_learner", "run", "train"]
+__all__ = ["benchmark", "evaluate", "load_ensemble", "load_learner", "run", "train"]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from metalearn.errors import SettingError, check_whole
+from metalearn.models.dropout import Dropout
 
 __all__ = ["MLP"]
 
@@ -27,10 +28,11 @@ class MLP(nn.Sequential):
         input_shape: shape of one sample.
         outputs: size of the output ``[N, outputs]``.
         hidden: H of each hidden layer; the MAML paper's sinusoid network has ``(40, 40)``.
+        dropout: rate of a `Dropout` after each hidden layer, in [0, 1); 0 puts none there.
         seed: of the weights.
 
     Raises:
-        SettingError: a size below 1.
+        SettingError: a size below 1, a rate out of range.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class MLP(nn.Sequential):
         outputs: int,
         *,
         hidden: Sequence[int] = (40, 40),
+        dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         for name, sizes in (("input_shape", input_shape), ("hidden", hidden)):
@@ -52,6 +55,8 @@ class MLP(nn.Sequential):
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation, overwritten below
             for wide, narrow in itertools.pairwise(widths):
                 layers += [nn.Linear(wide, narrow), nn.ReLU()]
+                if dropout:
+                    layers.append(Dropout(dropout, key=seed * 65537 + len(layers)))
             layers.append(nn.Linear(widths[-1], outputs))
         super().__init__(*layers)
         generator = torch.Generator().manual_seed(seed)

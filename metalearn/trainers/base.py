@@ -118,7 +118,7 @@ class Trainer(ABC):
         """Validation numbers at the current parameters; ``monitor`` is one of them."""
 
     def extra_state(self) -> dict[str, Any]:
-        """What a subclass keeps in a checkpoint beside the common state: tensors, numbers, texts."""
+        """What a subclass keeps in a checkpoint beside the common state, plain or tensors."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:

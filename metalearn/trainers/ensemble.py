@@ -32,7 +32,7 @@ from metalearn.evaluation import (
 from metalearn.models import Dropout, Ensemble, Stack
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
-from metalearn.trainers.ensemble_figures import draw_training, draw_uncertainty
+from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.member_settings import MemberPlan, PerMember, member_values, plan_members
 from metalearn.trainers.member_trainer import MemberTrainer
@@ -160,9 +160,15 @@ class EnsembleTrainer(MemberTrainer):
         self.engine, self.chunk_size, self.memory = engine, chunk_size, memory
         self.member_curves = member_curves
         self.plan: MemberPlan | None = None
-        smoothing = member_values("label_smoothing", label_smoothing, count, below=1)
-        self._smoothing = torch.tensor(smoothing or [0.0] * count, device=self.device)
-        self._set_dropout(member_values("dropout", dropout, count, below=1))
+        self._own = {
+            "lr": member_values("lr", lr, count),
+            "weight_decay": member_values("weight_decay", weight_decay, count),
+            "label_smoothing": member_values("label_smoothing", label_smoothing, count, below=1),
+            "dropout": member_values("dropout", dropout, count, below=1),
+        }
+        smoothing = self._own["label_smoothing"] or [0.0] * count
+        self._smoothing = torch.tensor(smoothing, device=self.device)
+        self._set_dropout(self._own["dropout"])
         self.batches = MemberBatches(
             data.splits["train"],
             batch_size=batch_size,
@@ -170,9 +176,7 @@ class EnsembleTrainer(MemberTrainer):
             bootstrap=bootstrap,
         )
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
-        self.member_rates = member_values("lr", lr, count)
-        self.member_decays = member_values("weight_decay", weight_decay, count)
-        self.begin_members()
+        self.begin_members(self._own["lr"], self._own["weight_decay"])
         self._history: dict[str, list[list[float]]] = {"step": [], "loss": [], "accuracy": []}
         self._check_outputs()
 
@@ -199,7 +203,7 @@ class EnsembleTrainer(MemberTrainer):
                     rows = {f"member_{i:02d}": float(v) for i, v in enumerate(values)}
                     self.tracker.curves(self.step, f"validation_{name}_by_member", rows)
             self._note(members)
-            draw_training(self.tracker, self.step, report, self._history)
+            draw_validation(self.tracker, self.step, report, self._history)
         return numbers
 
     def member_scores(self) -> Tensor:
@@ -221,7 +225,7 @@ class EnsembleTrainer(MemberTrainer):
         return numbers
 
     def test(self, *, split: Split = "test") -> EnsembleTest:
-        """Scores on a split at the present parameters, temperature and out-of-distribution tests."""
+        """Scores on a split as the members stand, temperature, out-of-distribution tests."""
         logits, targets = self._outputs(self.data, "validation")
         temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
         report = self._report(split)
@@ -234,8 +238,19 @@ class EnsembleTrainer(MemberTrainer):
                 for name, inside in report.uncertainty.items()
             }
             if not isinstance(self.tracker, NullTracker):
-                draw_uncertainty(self.tracker, self.step, report.uncertainty, outside)
+                draw_uncertainty(self.tracker, self.step, report.uncertainty, outside, found)
+        if not isinstance(self.tracker, NullTracker):
+            swept = {n: v for n, v in self._own.items() if v and len(set(v)) > 1}
+            draw_sweeps(self.tracker, self.step, swept, report)
         return EnsembleTest(split, report, temperature, found)
+
+    def member_settings(self) -> list[dict[str, float]]:
+        """What was set for each member: its seed, and what was given as a list."""
+        rows: list[dict[str, float]] = [{"seed": seed} for seed in self.seeds]
+        for name, values in self._own.items():
+            for row, value in zip(rows, values or []):
+                row[name] = value
+        return rows
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
@@ -352,10 +367,8 @@ class EnsembleTrainer(MemberTrainer):
         parts = list(self._predicted(data, split))
         return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts])
 
-    def _predicted(
-        self, data: ClassificationData, split: Split
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in data.splits[split].split(_SAMPLES_AT_A_TIME):
+    def _predicted(self, data: ClassificationData, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
             x, y = data.take(indices, device=self.device)
             yield self.predict(x), y
 
@@ -369,6 +382,7 @@ class EnsembleTrainer(MemberTrainer):
         layers = [
             (stack, layer)
             for stack in self.ensemble.stacks
+            if isinstance(stack, Stack)
             for layer in stack.modules()
             if isinstance(layer, Dropout)
         ]
@@ -389,7 +403,9 @@ class EnsembleTrainer(MemberTrainer):
             got = list(self.predict(x).shape)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).partition("\n")[0]
-            raise SettingError("model", name, f"inputs {shape} are what it gets ({reason})") from error
+            raise SettingError(
+                "model", name, f"inputs {shape} are what it gets ({reason})"
+            ) from error
         wanted = [len(self.ensemble), 2, self.data.outputs]
         if got != wanted:
             raise SettingError("model", name, f"outputs {wanted} are needed, not {got}")
@@ -402,8 +418,8 @@ def _loss_of(stack: Stack) -> Any:
 
     def loss(params: Any, buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor) -> Tensor:
         log_p = stack.call(params, buffers, x).log_softmax(-1)
-        hard = F.nll_loss(log_p, y)
-        return (1 - smoothing) * hard - smoothing * log_p.mean()
+        value: Tensor = (1 - smoothing) * F.nll_loss(log_p, y) - smoothing * log_p.mean()
+        return value
 
     return loss
 

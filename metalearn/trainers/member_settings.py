@@ -39,7 +39,9 @@ def member_values(
         return None
     values: Any = value
     if isinstance(value, Mapping):
-        if set(value) != {"low", "high"} or not all(_is_number(v) and v > 0 for v in value.values()):
+        if set(value) != {"low", "high"} or not all(
+            _is_number(v) and v > 0 for v in value.values()
+        ):
             raise SettingError(setting, dict(value), "low and high, both above 0, are needed")
         steps = torch.linspace(0, 1, count, dtype=torch.float64)
         values = (value["low"] * (value["high"] / value["low"]) ** steps).tolist()
@@ -95,7 +97,9 @@ def plan_members(
     """
     notes = []
     if memory is not None and chunk_size is None:
-        one, two = (peak_memory(lambda n=n: attempt("batched", n), device) for n in (1, min(2, count)))
+        one, two = (
+            peak_memory(lambda n=n: attempt("batched", n), device) for n in (1, min(2, count))
+        )
         each = max(two - one, 1) if count > 1 else one
         need = [_WORKSPACE * (one + each * (n - 1)) for n in range(1, count + 1)]
         fits = sum(amount <= memory for amount in need)
@@ -109,7 +113,7 @@ def plan_members(
     if engine == "auto":
         sizes = chunk_size or count
         seconds = {name: _seconds(attempt, name, sizes) for name in ("batched", "loop")}
-        engine = min(seconds, key=lambda name: seconds[name])
+        engine = min(seconds, key=seconds.__getitem__)
         shown = (f"{name} {1e3 * spent:.3g} ms" for name, spent in seconds.items())
         notes.insert(0, f"measured: {', '.join(shown)}")
     return MemberPlan("loop" if engine == "loop" else "batched", chunk_size, tuple(notes))

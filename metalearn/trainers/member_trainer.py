@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.errors import NonFiniteError, SettingError
+from metalearn.errors import NonFiniteError
 from metalearn.models import Ensemble, Stack
 from metalearn.trainers.base import StepReport, Trainer
 from metalearn.trainers.member_update import MemberUpdate
@@ -40,20 +40,23 @@ class MemberTrainer(Trainer):
     """
 
     ensemble: Ensemble
-    member_rates: Sequence[float] | None = None
-    member_decays: Sequence[float] | None = None
 
-    def begin_members(self) -> None:
-        """Set up what is kept for each member; called once by the subclass."""
+    def begin_members(
+        self, rates: Sequence[float] | None = None, decays: Sequence[float] | None = None
+    ) -> None:
+        """Set up what is kept for each member; called once by the subclass.
+
+        Args:
+            rates: learning rate of each; None is the optimiser's.
+            decays: weight decay of each; None is the optimiser's.
+        """
         count = len(self.ensemble)
         self.active = torch.ones(count, dtype=torch.bool)
         self.endings: dict[int, str] = {}
         self.best_values = torch.full((count,), math.nan, dtype=torch.float64)
         self.best_steps = torch.full((count,), -1)
         self._member_stale = torch.zeros(count, dtype=torch.long)
-        self._member_update = MemberUpdate(
-            self.ensemble, self.optimizer, self.member_rates, self.member_decays
-        )
+        self._member_update = MemberUpdate(self.ensemble, self.optimizer, rates, decays)
 
     @abstractmethod
     def member_scores(self) -> Tensor:

@@ -24,9 +24,10 @@ class MemberUpdate:
     """One torch optimiser over the stack, as if each member had one of its own.
 
     A step of these optimisers is elementwise and proportional to the learning rate, so it is taken
-    with the largest rate η and scaled to each member's own: θ' = θ + (η_m / η)·Δθ. A weight decay λ_m is added to the
-    gradient (λ_m·θ), or, for an optimiser whose decay is decoupled, shrinks the parameters first
-    (θ·(1 − η_m·λ_m), Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019).
+    with the largest rate η and scaled to each member's own: θ' = θ + (η_m / η)·Δθ. A weight decay
+    λ_m is added to the gradient (λ_m·θ), or, for an optimiser whose decay is decoupled, shrinks the
+    parameters first (θ·(1 − η_m·λ_m), Loshchilov and Hutter, "Decoupled Weight Decay
+    Regularization", ICLR 2019).
     Members that are not active stay as they are to the last bit.
 
     Args:
@@ -71,7 +72,7 @@ class MemberUpdate:
                 self._decay(active, factor)
             before = {} if whole else {p: p.detach().clone() for p in self.ensemble.parameters()}
             self.optimizer.step()
-            for stack, rows, parameter in self._stacked() if before else []:
+            for rows, parameter in self._stacked() if before else []:
                 old = before[parameter]
                 scale = _column(self.scale[rows], old)
                 moved = torch.where(scale == 1, parameter, torch.lerp(old, parameter, scale))
@@ -79,16 +80,17 @@ class MemberUpdate:
 
     def _decay(self, active: Tensor, factor: float) -> None:
         assert self.decays is not None
-        for _, rows, parameter in self._stacked():
+        for rows, parameter in self._stacked():
             decay = self.decays[rows] * active[rows]
             if self.decoupled:
                 parameter.mul_(_column(1 - self.rates[rows] * factor * decay, parameter))
             elif parameter.grad is not None:
                 parameter.grad.addcmul_(_column(decay, parameter), parameter)
 
-    def _stacked(self) -> list[tuple[Stack, Tensor, torch.nn.Parameter]]:
+    def _stacked(self) -> list[tuple[Tensor, torch.nn.Parameter]]:
+        """Parameters with a gradient, and which members their rows are."""
         return [
-            (stack, torch.tensor(stack.indices), parameter)
+            (torch.tensor(stack.indices), parameter)
             for stack in self.ensemble.stacks
             if isinstance(stack, Stack)
             for parameter in stack.parameters()
@@ -103,7 +105,7 @@ def check_elementwise(optimizer: torch.optim.Optimizer) -> None:
         raise SettingError(
             "optimizer",
             name,
-            f"members are stacked, so an elementwise optimiser is needed: {', '.join(_ELEMENTWISE)}",
+            f"members are stacked, so an elementwise one is needed: {', '.join(_ELEMENTWISE)}",
         )
 
 
