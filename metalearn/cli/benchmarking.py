@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,8 @@ def benchmark(config: DictConfig) -> None:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
+        if config.parallel_metalearn is not None:
+            os.environ["PARALLEL_METALEARN"] = str(Path(config.parallel_metalearn).absolute())
         names = _contestants(config.contestants)
         _known("workloads", config.workloads, WORKLOADS)
         check_whole("rounds", config.rounds, 1)
@@ -55,10 +58,7 @@ def benchmark(config: DictConfig) -> None:
     results: dict[str, list[Timing]] = {}
     for workload in config.workloads:
         print(f"{workload}: {WORKLOADS[workload].title}", flush=True)
-        memory_of = workload if config.memory else None
-        results[workload] = race(
-            WORKLOADS[workload], names, rounds=config.rounds, memory_of=memory_of
-        )
+        results[workload] = race(workload, names, rounds=config.rounds, memory=config.memory)
         print(race_table({workload: results[workload]}), flush=True)
     report: dict[str, Any] = {
         "rounds": config.rounds,

@@ -2,8 +2,9 @@
 
 from metalearn.trainers.base import FitResult, Trainer
 from metalearn.trainers.ensemble import EnsembleTest, EnsembleTrainer
-from metalearn.trainers.learner import MAML, MetaLearner, TaskScores, mean_interval
+from metalearn.trainers.learner import MetaLearner, TaskScores, mean_interval
 from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.maml import MAML
 from metalearn.trainers.meta import MetaTrainer, TestReport
 
 __all__ = [

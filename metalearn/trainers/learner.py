@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,106 +16,25 @@ from torch import Tensor, nn
 
 from metalearn.core import (
     Eager,
-    Engine,
-    Implicit,
-    InnerOptimizer,
     MetaGradient,
-    Method,
     Plan,
-    adam,
     along_adaptation,
     convert_norm,
     functionalize,
     inner_trajectory,
     meta_gradient,
-    plan_meta_gradient,
-    sgd,
 )
 from metalearn.core.adapt import last_of
-from metalearn.core.memory import describe_bytes, free_memory, is_out_of_memory, parse_bytes
-from metalearn.core.module import Norm
-from metalearn.core.tree import leaves, match_names, tree_map
+from metalearn.core.memory import is_out_of_memory
+from metalearn.core.tree import match_names
 from metalearn.errors import SettingError, check_whole
+from metalearn.trainers.maml import MAML
+from metalearn.trainers.planning import planned, settle, what_fits
 from metalearn.types import Batch, Params, TaskBatch
 
-__all__ = ["MAML", "MetaLearner", "TaskScores", "mean_interval"]
-
-InnerName = Literal["sgd", "adam"]
-_OPTIMIZERS: dict[str, Callable[[float], InnerOptimizer]] = {"sgd": sgd, "adam": adam}
+__all__ = ["MetaLearner", "TaskScores", "mean_interval"]
 
 _QUERIES_AT_A_TIME = 16
-_SHARE_OF_FREE = 0.8
-_PLANNED = ("engine", "method", "chunk_size")
-
-
-@dataclass(frozen=True)
-class MAML:
-    """How a learner adapts, and how the gradient through adaptation is taken.
-
-    Attributes:
-        inner_lr: step size of the inner loop, above 0.
-        inner_steps: inner steps in training, at least 0.
-        eval_steps: inner steps in validation and test, at least 0.
-        first_order: ignore second derivatives (FOMAML); the same as ``method="first_order"``.
-        method: ``"reverse"``, ``"mixed"`` (both exact), ``"first_order"``, ``"implicit"``; see
-            `metalearn.core.meta_gradient`. ``"auto"`` is exact.
-        engine: ``"batched"``, ``"vmap"``, ``"loop"``, or ``"auto"``; all give the same gradient.
-        inner_optimizer: ``"sgd"`` or ``"adam"``.
-        frozen: shell-style pattern, or several, over names of parameters that the inner loop
-            leaves alone (``"blocks.*"`` adapts the head alone).
-        norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
-            at hand, none kept), ``"group"`` (GroupNorm).
-        chunk_size: tasks at a time; None takes a whole meta-batch, or what fits ``memory``.
-        memory: what a meta-gradient may take, for example ``"8GB"``; None is what the device has
-            free. With ``method="auto"`` it decides between reverse and mixed.
-        regularization: λ of the implicit method's inner loss L(φ) + λ/2·‖φ − θ‖², above 0.
-        cg_iterations: conjugate gradient iterations of the implicit method, at least 1.
-
-    Raises:
-        SettingError: a value out of range.
-    """
-
-    inner_lr: float = 0.4
-    inner_steps: int = 1
-    eval_steps: int = 3
-    first_order: bool = False
-    method: Method = "auto"
-    engine: Engine = "auto"
-    inner_optimizer: InnerName = "sgd"
-    frozen: str | Sequence[str] | None = None
-    norm: Norm | None = None
-    chunk_size: int | None = None
-    memory: str | int | None = None
-    regularization: float = 1.0
-    cg_iterations: int = 5
-
-    def __post_init__(self) -> None:
-        check_whole("inner_steps", self.inner_steps, 0)
-        check_whole("eval_steps", self.eval_steps, 0)
-        if self.chunk_size is not None:
-            check_whole("chunk_size", self.chunk_size, 1)
-        if not 0 < self.inner_lr < math.inf:
-            raise SettingError("inner_lr", self.inner_lr, "a finite number above 0 is needed")
-        check_whole("cg_iterations", self.cg_iterations, 1)
-        if not 0 < self.regularization < math.inf:
-            raise SettingError(
-                "regularization", self.regularization, "a finite number above 0 is needed"
-            )
-        if self.memory is not None:
-            parse_bytes(self.memory)
-        choices = (
-            ("inner_optimizer", InnerName),
-            ("norm", Norm),
-            ("method", Method),
-            ("engine", Engine),
-        )
-        for name, known in choices:
-            value = getattr(self, name)
-            if value not in get_args(known) and not (name == "norm" and value is None):
-                accepted = ", ".join(get_args(known))
-                raise SettingError(name, value, f"one of {accepted} is needed")
-        if self.first_order and self.method not in ("auto", "first_order"):
-            raise SettingError("method", self.method, "auto is needed with first_order=true")
 
 
 class TaskScores(NamedTuple):
@@ -167,7 +83,7 @@ class MetaLearner:
         )
         self.plan: Plan | None = None
         match_names(self.params, self.maml.frozen, "maml.frozen")
-        self.optimizer = _OPTIMIZERS[self.maml.inner_optimizer](self.maml.inner_lr)
+        self.optimizer = self.maml.optimizer()
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Mean loss of a batch ``(inputs, targets)`` at given parameters, a scalar."""
@@ -184,19 +100,14 @@ class MetaLearner:
         Raises:
             SettingError: nothing fits ``maml.memory``.
         """
-        device = next(iter(self.params.values())).device
-        if self.maml.memory is None:
-            free = free_memory(device)
-            budget = None if free is None else int(_SHARE_OF_FREE * free)
-        else:
-            budget = parse_bytes(self.maml.memory)
-        settings = self._settings()
-        try:
-            plan = plan_meta_gradient(
-                self.loss, self.params, tasks, memory=budget, task_count=task_count, **settings
-            )
-        except SettingError as error:
-            raise SettingError(f"maml.{error.setting}", error.value, error.accepted) from error
+        plan = settle(
+            self.maml,
+            self.loss,
+            self.params,
+            tasks,
+            task_count=task_count,
+            settings=self._settings(),
+        )
         if self._only_loop:
             plan = replace(plan, notes=(self._only_loop, *plan.notes))
         self.plan = plan
@@ -216,7 +127,9 @@ class MetaLearner:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        raise MemoryError(self._what_fits(tasks))
+        raise MemoryError(
+            what_fits(self.maml, self.loss, self.params, tasks, plan=self.plan, settings=settings)
+        )
 
     def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
         """A copy of the module, adapted to one support set ``(inputs [N, ...], targets [N])``.
@@ -296,38 +209,16 @@ class MetaLearner:
 
     def _settings(self) -> dict[str, Any]:
         """Keyword arguments of `metalearn.core.meta_gradient`, by ``plan`` where there is one."""
-        planned = {name: getattr(self.plan, name) for name in _PLANNED} if self.plan else {}
         return {
             "optimizer": self.optimizer,
             "steps": self.maml.inner_steps,
-            "method": "first_order" if self.maml.first_order else self.maml.method,
+            "method": self.maml.wanted_method,
             "engine": "loop" if self._only_loop else self.maml.engine,
             "chunk_size": self.maml.chunk_size,
             "frozen": self.maml.frozen,
-            "implicit": Implicit(self.maml.regularization, self.maml.cg_iterations),
-            **planned,
+            "implicit": self.maml.implicit,
+            **planned(self.plan),
         }
-
-    def _what_fits(self, tasks: TaskBatch) -> str:
-        """A sentence for a meta-gradient that ran out of memory."""
-        count = len(leaves(tasks)[0])
-        now = self.plan or Plan(self.maml.engine, self.maml.method, self.maml.chunk_size)
-        few = tree_map(lambda x: x[:2], tasks)
-        exact = {**self._settings(), "chunk_size": None}
-        if not self.maml.first_order and self.maml.method in ("auto", "reverse"):
-            exact["method"] = "auto"
-        search = partial(plan_meta_gradient, self.loss, self.params, few, task_count=count)
-        size = now.chunk_size or count
-        head = f"out of memory with method {now.method}, {size} of {count} tasks at a time"
-        try:
-            whole = search(memory=sys.maxsize, **{**exact, "method": now.method}).peak or 0
-            fitting = search(memory=int(whole * size / count / 2), **exact)
-        except (SettingError, MemoryError, RuntimeError):
-            return f"{head}; maml.method=mixed with maml.chunk_size=1 takes least"
-        return (
-            f"{head}; about {describe_bytes(fitting.peak or 0)} would do with "
-            f"maml.method={fitting.method} maml.chunk_size={fitting.chunk_size or count}"
-        )
 
     def _inner_loss(self, params: Params, batch: Batch) -> Tensor:
         """What adaptation descends: the loss, and the implicit method's pull towards the start."""

@@ -20,8 +20,9 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.base import OptimizerFactory, StepReport, Trainer
-from metalearn.trainers.learner import MAML, MetaLearner, TaskScores, mean_interval
+from metalearn.trainers.learner import MetaLearner, TaskScores, mean_interval
 from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.maml import MAML
 from metalearn.types import Split, TaskDistribution
 
 __all__ = ["MetaTrainer", "TestReport"]
