@@ -60,7 +60,10 @@ def assert_fair(counts: Any, cells: int) -> None:
     assert chi < cells - 1 + 6 * math.sqrt(2 * (cells - 1)), counts
 
 
-ADDRESSES = [(0, "train", 0), (7, "validation", 3), (WORD, "test", 2**62 - 1), (1, "train", 10**9)]
+ADDRESSES = [
+    (0, "train", 0), (7, "validation", 3), (1, "train", 10**9), (WORD, "test", 2**62 - 1),
+    (WORD, "train", 0), (2**63 + 1, "test", 1), (5, "test", 2**62 - 1),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("seed", "split", "index"), ADDRESSES)
