@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from metalearn.addressing import AddressedStream
 from metalearn.data import MemberBatches
 from metalearn.errors import SettingError
 
@@ -112,28 +111,6 @@ def test_a_resample_has_the_distinct_samples_that_chance_leaves() -> None:
     times = np.stack([np.bincount(row, minlength=count) for row in bags])
     assert times.var() == pytest.approx(1 - 1 / count, rel=0.05)
     assert abs(times.sum(0) - members).max() < 6 * math.sqrt(members)
-
-
-def test_uses_and_epochs_do_not_share_a_stream() -> None:
-    uses: tuple[Any, ...] = ("train", "test", "division", "order", "bootstrap", "augmentation")
-    first = {AddressedStream(3, use, i).uniform(1)[0] for use in uses for i in range(4)}
-    assert len(first) == len(uses) * 4
-    with pytest.raises(SettingError, match=r"index=288230376151711744: a whole number in 0..2\^58"):
-        AddressedStream(0, "order", 2**58)
-
-
-@pytest.mark.parametrize("population", [1, 2, 3, 4, 5, 64, 65, 1000])
-def test_a_permutation_has_every_number(population: int) -> None:
-    for index in range(5):
-        drawn = AddressedStream(0, "order", index).permutation(population)
-        assert sorted(drawn.tolist()) == list(range(population))
-
-
-def test_every_permutation_is_equally_likely() -> None:
-    from tests.test_addressing import assert_fair
-
-    streams = (AddressedStream(1, "order", i) for i in range(4800))
-    assert_fair(Counter(tuple(s.permutation(4).tolist()) for s in streams).values(), 24)
 
 
 @pytest.mark.parametrize(
