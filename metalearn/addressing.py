@@ -45,7 +45,8 @@ class AddressedStream:
             check_split(place)
             _check_bits("index", index, 62)
             address = index * 4 + _SPLIT_NUMBER[place]
-        self._raw = np.random.Philox(key=[seed, address])
+        # As an array: a list of a number above 2^63 and one below would pass through floats.
+        self._raw = np.random.Philox(key=np.array([seed, address], dtype=np.uint64))
 
     def uniform(self, count: int) -> np.ndarray:
         """``[count]`` float64 in [0, 1), multiples of 2^-53."""

@@ -78,6 +78,7 @@ def augment(
     if not augmentation.active:
         return inputs
     _check_inputs(inputs, augmentation, seeds)
+    check_whole("step", step, 0)
     if inputs.ndim == 4 and len(set(seeds)) > 1:
         inputs = inputs.expand(len(seeds), *inputs.shape)
     own = seeds[:1] if inputs.ndim == 4 else seeds
@@ -133,7 +134,7 @@ def rotate(inputs: Tensor, degrees: Tensor) -> Tensor:
     source = torch.stack(
         [(cos * x - sin * y) * (2 / width), (sin * x + cos * y) * (2 / height)], dim=-1
     )
-    return F.grid_sample(inputs, source, padding_mode="zeros", align_corners=False)
+    return F.grid_sample(inputs, source.to(inputs.dtype), padding_mode="zeros", align_corners=False)
 
 
 def _draw(seeds: Sequence[int], step: int, batch: int) -> np.ndarray:

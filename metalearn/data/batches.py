@@ -81,7 +81,7 @@ class MemberBatches:
         """Sample indices of a step, int64: ``[B]`` where all members share them, else ``[M, B]``.
 
         The order of an epoch is kept until another epoch is asked for: the first step of an epoch
-        costs M sorts of N numbers, the others a slice.
+        costs M sorts of N numbers, the others a copy of B.
 
         Args:
             step: of the run, 0 or above.
@@ -93,7 +93,8 @@ class MemberBatches:
         epoch, batch = divmod(step, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._order(epoch)
-        return self._epoch[1][..., batch * self.batch_size : (batch + 1) * self.batch_size]
+        first = batch * self.batch_size
+        return self._epoch[1][..., first : first + self.batch_size].clone()
 
     def _order(self, epoch: int) -> Tensor:
         """Sample indices of an epoch, ``[N]`` or ``[M, N]``."""

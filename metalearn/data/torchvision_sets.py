@@ -75,7 +75,8 @@ def torchvision_data(
         DataError: the set is not there, damaged, or cannot be downloaded.
 
     Sources: LeCun et al., "Gradient-based learning applied to document recognition", 1998; Xiao et
-    al., arXiv 1708.07747; Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    al., arXiv 1708.07747, 2017; Krizhevsky, "Learning multiple layers of features from tiny
+    images", 2009.
     """
     if name not in _KINDS:
         raise SettingError("name", name, f"one of {', '.join(_KINDS)} is needed")
