@@ -117,6 +117,7 @@ class Recorder:
         self.numbers: list[tuple[int, dict[str, float]]] = []
         self.drawn: list[tuple[int, str, Figure]] = []
         self.distributions: list[tuple[int, str, dict[str, Tensor]]] = []
+        self.rows: list[tuple[dict[str, Any], dict[str, float]]] = []
         self.flushes = 0
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -133,6 +134,11 @@ class Recorder:
         self.numbers.append((step, {f"{name}/{key}": value for key, value in values.items()}))
 
     def hparams(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None: ...
+
+    def member_hparams(
+        self, settings: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, float]]
+    ) -> None:
+        self.rows = [(dict(given), dict(numbers)) for given, numbers in zip(settings, results)]
 
     def flush(self) -> None:
         self.flushes += 1

@@ -174,9 +174,12 @@ class EnsembleStatistics:
         expected = spread[: self.members].cumsum(0) / _counts(total)
         mutual = (total - expected).clamp_min(0)
 
+        # the most probable class of NaN is no answer
+        right = torch.where(confidence.isnan(), torch.nan, hit)
+        differing = torch.where(total.isnan(), torch.nan, running_disagreement(logits))
         brier, nll = brier_scores(log_p, targets), negative_log_likelihoods(log_p, targets)
-        self._sums += _summed(hit, nll, brier, spread)
-        self._splits += _summed(expected, mutual, running_disagreement(logits))
+        self._sums += _summed(right, nll, brier, spread)
+        self._splits += _summed(expected, mutual, differing)
         confidence, hit = confidence.float().cpu(), hit.cpu()
         self._bins += bin_sums(confidence, hit, bins=self.bins)
         self._confidences.append(confidence)

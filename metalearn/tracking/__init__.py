@@ -3,6 +3,17 @@
 Axes: T tasks, N samples of a task, K inner steps, C classes.
 """
 
+from metalearn.tracking.diagnostic_figures import (
+    matrix_figure,
+    quantile_bands_figure,
+    spectrum_figure,
+)
+from metalearn.tracking.ensemble_figures import (
+    ensemble_size_figure,
+    reliability_figure,
+    sweep_figure,
+    uncertainty_figure,
+)
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.tracking.progress import Progress
 from metalearn.tracking.provenance import provenance, write_json
@@ -14,8 +25,15 @@ __all__ = [
     "RunTracker",
     "Tracker",
     "adaptation_figure",
+    "ensemble_size_figure",
+    "matrix_figure",
     "provenance",
+    "quantile_bands_figure",
     "regression_figure",
+    "reliability_figure",
+    "spectrum_figure",
+    "sweep_figure",
     "task_figure",
+    "uncertainty_figure",
     "write_json",
 ]
