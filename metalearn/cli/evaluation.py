@@ -41,7 +41,7 @@ def evaluate(config: DictConfig) -> None:
 def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     """Score a run on labelled samples."""
     with open_dict(saved):
-        if config.ood is not None:
+        if config.get("ood") is not None:
             saved.ood = config.ood
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
     check_split(config.split)

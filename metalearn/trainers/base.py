@@ -240,7 +240,7 @@ class Trainer(ABC):
         report = self.gradient(step)
         for name, parameter in self.module.named_parameters():
             if name in report.grads:
-                parameter.grad = report.grads[name]
+                parameter.grad = _laid_out_like(report.grads[name], parameter)
         loss, norm = self.accept(step, report)
         due = (step + 1) % self.settings.log_every == 0 or step == 0
         with clock.paused():
@@ -365,6 +365,17 @@ class _Clock:
 
 def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:
+    """The same gradient with the strides of its parameter.
+
+    Fused optimisers on a CPU pair elements by their place in memory (torch 2.14): with other
+    strides they would step along a shuffled gradient without an error.
+    """
+    if grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
 
 
 def _options(factory: object) -> object:

@@ -35,7 +35,7 @@ def draw_validation(tracker: Tracker, step: int, report: EnsembleReport, history
     tracker.figure(step, "validation/by_size", ensemble_size_figure(report, title=title))
     steps = torch.tensor(history["step"]).flatten()
     for name in ("loss", "accuracy"):
-        values = torch.tensor(history[name])
+        values = torch.tensor(history[name]).T
         figure = quantile_bands_figure(
             steps, values, ylabel=f"validation {name}", title=f"members over training: {name}"
         )
