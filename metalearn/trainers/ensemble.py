@@ -100,6 +100,7 @@ class EnsembleTrainer(MemberTrainer):
     """
 
     unit = "samples"
+    ensemble: Ensemble
 
     def __init__(
         self,
