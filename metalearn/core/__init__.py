@@ -3,7 +3,9 @@
 from metalearn.core.adapt import Adapted, adapt, inner_trajectory
 from metalearn.core.calculus import Eager
 from metalearn.core.engines import Engine
+from metalearn.core.ensemble import MemberGradients, map_members, member_gradients, stack, unstack
 from metalearn.core.inner import InnerOptimizer, adam, sgd
+from metalearn.core.meta_ensemble import member_meta_gradient
 from metalearn.core.meta_gradient import MetaGradient, Method, along_adaptation, meta_gradient
 from metalearn.core.methods import Implicit
 from metalearn.core.module import convert_norm, functionalize
@@ -15,6 +17,7 @@ __all__ = [
     "Engine",
     "Implicit",
     "InnerOptimizer",
+    "MemberGradients",
     "MetaGradient",
     "Method",
     "Plan",
@@ -24,7 +27,12 @@ __all__ = [
     "convert_norm",
     "functionalize",
     "inner_trajectory",
+    "map_members",
+    "member_gradients",
+    "member_meta_gradient",
     "meta_gradient",
     "plan_meta_gradient",
     "sgd",
+    "stack",
+    "unstack",
 ]
