@@ -6,7 +6,8 @@ from metalearn.trainers.learner import MetaLearner
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
-from metalearn.trainers.meta import MemberReport, MetaTrainer, TestReport
+from metalearn.trainers.meta import MetaTrainer
+from metalearn.trainers.task_reports import MemberReport, TestReport
 from metalearn.trainers.task_scores import MemberScores, TaskScores, mean_interval
 
 __all__ = [

@@ -19,18 +19,22 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
+        """Count from now on."""
         self._samples, self._spent, self._since = 0, 0.0, time.monotonic()
 
     def count(self, samples: int) -> None:
+        """Add samples."""
         self._samples += samples
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        """Time spent inside does not count."""
         self._spent += time.monotonic() - self._since
         yield
         self._since = time.monotonic()
 
     def rate(self) -> float:
+        """Samples a second."""
         spent = self._spent + time.monotonic() - self._since
         return self._samples / max(spent, 1e-9)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,40 +25,13 @@ from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.member_trainer import MemberTrainer
-from metalearn.trainers.task_scores import MemberScores, TaskScores, joined_scores, mean_interval
+from metalearn.trainers.task_reports import TestReport, by_step, score_numbers, task_report
+from metalearn.trainers.task_scores import TaskScores, joined_scores, mean_interval
 from metalearn.types import Split, TaskDistribution
 
-__all__ = ["MemberReport", "MetaTrainer", "TestReport"]
+__all__ = ["MetaTrainer"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TestReport:
-    """Mean and half-width of the 95 % interval over tasks, at every inner step 0..K."""
-
-    tasks: int
-    losses: Tensor
-    """``[2, K+1]``: mean, half-width."""
-    accuracies: Tensor | None
-    """``[2, K+1]``; None for regression."""
-    members: MemberReport | None = None
-    """Of an ensemble, whose mean prediction the numbers above are of."""
-
-
-@dataclass(frozen=True)
-class MemberReport:
-    """What an ensemble of learners knows beside the scores of its mean prediction."""
-
-    losses: Tensor
-    """``[M, 2, K+1]``: mean, half-width."""
-    accuracies: Tensor | None
-    """``[M, 2, K+1]``; None for regression."""
-    epistemic: Tensor
-    """``[2]``: mutual information of prediction and member (nats), or variance between members, of
-    a task after K steps."""
-    calibration: Tensor | None
-    """``[2]``: expected calibration error over the queries of a task; None for regression."""
 
 
 class MetaTrainer(MemberTrainer):
@@ -154,12 +126,12 @@ class MetaTrainer(MemberTrainer):
         scores = self._score("validation", self.validation_tasks)
         if not isinstance(self.tracker, NullTracker):
             self._draw(scores)
-            self.tracker.curves(self.step, "validation_by_step", _by_step(scores))
+            self.tracker.curves(self.step, "validation_by_step", by_step(scores))
         if scores.members is not None:
             members = scores.members
             values = members.losses if members.accuracies is None else members.accuracies
             self._newest = values[:, :, -1].mean(0)
-        return _numbers("validation", scores)
+        return score_numbers("validation", scores)
 
     def member_scores(self) -> Tensor:
         """``[M]``: validation accuracy (or loss) of each member after adaptation."""
@@ -169,7 +141,7 @@ class MetaTrainer(MemberTrainer):
         """Scores of the meta-batch at hand, before and after its inner steps."""
         batch = self.tasks.sample("train", self._train_indices(step), device=self.device)
         scores = self.learner.score(batch, steps=self.learner.maml.inner_steps)
-        return _numbers("train", scores)
+        return score_numbers("train", scores)
 
     def test(
         self, count: int = 600, *, split: Split = "test", inductive: bool = False
@@ -177,22 +149,7 @@ class MetaTrainer(MemberTrainer):
         """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K."""
         check_whole("count", count, 1)
         scores = self._score(split, count, inductive=inductive)
-        found = scores.members
-        members = found and MemberReport(
-            _intervals(found.losses),
-            None if found.accuracies is None else _intervals(found.accuracies),
-            torch.stack(mean_interval(found.epistemic)).cpu(),
-            None
-            if found.calibration is None
-            else torch.stack(mean_interval(found.calibration)).cpu(),
-        )
-        accuracies = scores.accuracies
-        return TestReport(
-            count,
-            torch.stack(mean_interval(scores.losses)).cpu(),
-            None if accuracies is None else torch.stack(mean_interval(accuracies)).cpu(),
-            members,
-        )
+        return task_report(scores)
 
     def member_settings(self) -> list[dict[str, float]]:
         """Nothing differs between members but where they start."""
@@ -284,49 +241,3 @@ class MetaTrainer(MemberTrainer):
 def _first(batch: Any) -> tuple[Tensor, Tensor]:
     inputs, targets = batch
     return inputs[0], targets[0]
-
-
-def _intervals(values: Tensor) -> Tensor:
-    """``[T, M, K+1]`` to means and half-widths ``[M, 2, K+1]``."""
-    return torch.stack(mean_interval(values), 1).cpu()
-
-
-def _by_step(scores: TaskScores) -> dict[str, float]:
-    """The score at each inner step: accuracy, or loss for regression."""
-    values, name = (scores.losses, "loss")
-    if scores.accuracies is not None:
-        values, name = scores.accuracies, "accuracy"
-    return {f"{name}_{k}": float(mean) for k, mean in enumerate(values.mean(0))}
-
-
-def _numbers(prefix: str, scores: TaskScores) -> dict[str, float]:
-    """Means before and after adaptation, and the ends of their 95 % intervals."""
-    numbers: dict[str, float] = {}
-    for name, values in (("loss", scores.losses), ("accuracy", scores.accuracies)):
-        if values is None:
-            continue
-        mean, half = mean_interval(values)
-        for when, k in (("before", 0), ("after", -1)):
-            centre, width = float(mean[k]), float(half[k])
-            key = f"{prefix}/{name}_{when}"
-            numbers |= {key: centre, f"{key}_low": centre - width, f"{key}_high": centre + width}
-    return numbers | _member_numbers(prefix, scores.members)
-
-
-def _member_numbers(prefix: str, members: MemberScores | None) -> dict[str, float]:
-    """Median and extremes of members after adaptation, and what they do not agree on."""
-    if members is None:
-        return {}
-    numbers = {f"{prefix}/epistemic": float(members.epistemic.mean())}
-    if members.calibration is not None:
-        numbers[f"{prefix}/calibration_error"] = float(members.calibration.mean())
-    for name, values in (("loss", members.losses), ("accuracy", members.accuracies)):
-        if values is not None:
-            each = values[:, :, -1].mean(0)
-            key = f"{prefix}/member_{name}"
-            numbers |= {
-                key: float(each.median()),
-                f"{key}_low": float(each.min()),
-                f"{key}_high": float(each.max()),
-            }
-    return numbers
