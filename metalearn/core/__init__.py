@@ -2,6 +2,7 @@
 
 from metalearn.core.adapt import Adapted, adapt, inner_trajectory
 from metalearn.core.calculus import Eager
+from metalearn.core.derivatives import ggn_vp, hessian, hvp, jacobian, jacobian_mode, jvp, vjp
 from metalearn.core.engines import Engine
 from metalearn.core.inner import InnerOptimizer, adam, sgd
 from metalearn.core.meta_gradient import MetaGradient, Method, along_adaptation, meta_gradient
@@ -23,8 +24,15 @@ __all__ = [
     "along_adaptation",
     "convert_norm",
     "functionalize",
+    "ggn_vp",
+    "hessian",
+    "hvp",
     "inner_trajectory",
+    "jacobian",
+    "jacobian_mode",
+    "jvp",
     "meta_gradient",
     "plan_meta_gradient",
     "sgd",
+    "vjp",
 ]
