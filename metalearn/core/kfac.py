@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from metalearn.core.fisher import check_targets
+from metalearn.core.fisher_problem import check_targets
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
 from metalearn.core.probes import Layers, ProbedModule
 from metalearn.core.tree import leaves, ravel, tree_map
@@ -77,7 +77,7 @@ class KroneckerFisher(NamedTuple):
         return self._apply(vector, lambda eigenvalues: 1 / (eigenvalues.clamp_min(0) + damping))
 
     def trace(self) -> Tensor:
-        """tr F, a scalar."""
+        """Tr F, a scalar."""
         return torch.stack([block.eigenvalues.sum() for block in self.blocks.values()]).sum()
 
     def dense(self, like: Mapping[str, Tensor]) -> Tensor:
@@ -156,13 +156,13 @@ def fisher_kfac(
         for start in range(0, count, chunk_size):
             part = slice(start, start + chunk_size)
             chunk = tree_map(lambda x, part=part: x if x is None else x[part], data)
-            yield probed.run(*chunk, rule)
+            yield probed.run(chunk[0], chunk[1], chunk[2], rule)
 
-    factors = _sum(({n: _factors(*layer, sharing) for n, layer in p.items()} for p in passes()))
+    factors = _sum({n: _factors(*layer, sharing) for n, layer in p.items()} for p in passes())
     factors = tree_map(lambda x: x / count, factors)
     blocks = {name: _eigen(*pair) for name, pair in factors.items()}
     if corrected:
-        sums = _sum(({n: _squares(*layer, blocks[n]) for n, layer in p.items()} for p in passes()))
+        sums = _sum({n: _squares(*layer, blocks[n]) for n, layer in p.items()} for p in passes())
         blocks = {n: b._replace(eigenvalues=sums[n] / count) for n, b in blocks.items()}
     return KroneckerFisher(blocks)
 

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from metalearn.core.fisher import OutputsFn, fisher_matrix
+from metalearn.core.draws import normal
+from metalearn.core.fisher import fisher_matrix
+from metalearn.core.fisher_problem import OutputsFn
 from metalearn.core.likelihood import LikelihoodName
 from metalearn.core.tree import leaves, match_names, ravel, tree_map
 from metalearn.errors import SettingError, check_whole
@@ -128,8 +130,8 @@ def laplace_predictive(
         half = torch.linalg.solve_triangular(posterior.root, rows.mT, upper=False)
         return outputs(flat), half.mT @ half
 
-    mean, covariance = vmap(one)(inputs)
-    return mean, covariance
+    found: tuple[Tensor, Tensor] = vmap(one)(inputs)
+    return found
 
 
 def laplace_probabilities(
@@ -162,8 +164,6 @@ def laplace_probabilities(
         raise SettingError("generator", None, "method='monte_carlo' needs a torch.Generator")
     check_whole("samples", samples, 1)
     values, vectors = torch.linalg.eigh(covariance)  # semi-definite where C is beyond P
-    noise = torch.randn(
-        (samples, *mean.shape), generator=generator, dtype=mean.dtype, device=generator.device
-    ).to(mean.device)
+    noise = normal((samples, *mean.shape), mean, generator)
     away = (vectors @ (values.clamp_min(0).sqrt() * noise)[..., None])[..., 0]
     return (mean + away).softmax(-1).mean(0)

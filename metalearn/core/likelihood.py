@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.draws import normal, uniform
 from metalearn.errors import SettingError, check_whole
 
 __all__ = ["FisherKind", "Likelihood", "LikelihoodName"]
@@ -75,20 +76,16 @@ class Likelihood:
             return outputs.new_zeros((count, 0))
         if generator is None:
             raise SettingError("generator", None, "kind='monte_carlo' needs a torch.Generator")
-        to = {"dtype": outputs.dtype, "device": generator.device}
         if self.name == "categorical":
-            drawn = torch.rand((count, self.samples), generator=generator, **to)
-        else:
-            shape = (count, self.samples, outputs.shape[-1])
-            drawn = torch.randn(shape, generator=generator, **to)
-        return drawn.to(outputs.device)
+            return uniform((count, self.samples), outputs, generator)
+        return normal((count, self.samples, outputs.shape[-1]), outputs, generator)
 
-    def factor(self, outputs: Tensor, target: Tensor | None, noise: Tensor) -> Tensor:
+    def factor(self, outputs: Tensor, target: Tensor, noise: Tensor) -> Tensor:
         """Sᵀ of one sample, ``[R, C]``.
 
         exact: S·Sᵀ = E[∇ log p ∇ log pᵀ], the Hessian of −log p with respect to f: diag(p) − p·pᵀ
         (categorical), 1/variance on the diagonal (gaussian). Monte Carlo: the mean over D draws
-        from p(y | f). Empirical: the target at hand.
+        from p(y | f). Empirical: the target at hand, which the others do not look at.
         """
         if self.name == "gaussian":
             if self.kind == "exact":
@@ -104,11 +101,9 @@ class Likelihood:
         if self.kind == "monte_carlo":
             drawn = (noise[:, None] >= p.cumsum(-1)).sum(-1).clamp(max=p.shape[0] - 1)
             return (p - (drawn[:, None] == classes).to(p.dtype)) / math.sqrt(self.samples)
-        return (p - (target == classes).to(p.dtype))[None]
+        return (p - torch.eq(target, classes).to(p.dtype))[None]
 
-    def metric(
-        self, outputs: Tensor, target: Tensor | None, noise: Tensor, tangent: Tensor
-    ) -> Tensor:
+    def metric(self, outputs: Tensor, target: Tensor, noise: Tensor, tangent: Tensor) -> Tensor:
         """S·Sᵀ·u of one sample for a tangent u of its outputs, ``[C]``."""
         if self.kind == "exact" and self.name == "categorical":
             p = outputs.softmax(-1)

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.derivatives import SecondMode, ggn_vp, hvp
-from metalearn.core.fisher import FisherProblem, OutputsFn
+from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
+from metalearn.core.products import SecondMode, ggn_vp, hvp
 from metalearn.core.tree import leaves, scale, tree_map
 from metalearn.errors import SettingError
 from metalearn.types import Batch, LossFn, Params
@@ -39,7 +39,7 @@ def hessian_operator(
     *,
     mode: SecondMode = "forward_over_reverse",
 ) -> Operator:
-    """v ↦ ∇²L·v, L = Σ_b (N_b/N)·loss_fn(params, batch b), the mean loss over all samples.
+    """V ↦ ∇²L·v, L = Σ_b (N_b/N)·loss_fn(params, batch b), the mean loss over all samples.
 
     Args:
         loss_fn: mean loss of a batch.
@@ -63,7 +63,7 @@ def ggn_operator(
     params: Params,
     batches: Sequence[Batch],
 ) -> Operator:
-    """v ↦ Jᵀ·∇²_f L·J·v, the generalised Gauss–Newton matrix of the mean loss over all samples.
+    """V ↦ Jᵀ·∇²_f L·J·v, the generalised Gauss–Newton matrix of the mean loss over all samples.
 
     Args:
         outputs_fn: outputs f of parameters and inputs; here a batch is seen whole.
@@ -102,7 +102,7 @@ def fisher_operator(
     variance: float = 1.0,
     chunk_size: int | None = None,
 ) -> Operator:
-    """v ↦ F·v as `metalearn.core.fisher_vp`; Monte Carlo targets are drawn once, here.
+    """V ↦ F·v as `metalearn.core.fisher_vp`; Monte Carlo targets are drawn once, here.
 
     Args:
         outputs_fn: outputs ``[N, C]``; every sample is seen as a batch of one.

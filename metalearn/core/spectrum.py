@@ -10,12 +10,12 @@ Axes: P parameters (dimension of the matrix), K Lanczos iterations, V probes, G 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from metalearn.core.draws import normal, signs
 from metalearn.core.operators import Operator
 from metalearn.core.tree import ravel
 from metalearn.errors import SettingError, check_whole
@@ -83,9 +83,7 @@ class TraceEstimate(NamedTuple):
     """Of the estimate, from the spread of the probes."""
 
 
-def lanczos(
-    matvec: Operator, like: Any, *, iterations: int, generator: torch.Generator
-) -> Lanczos:
+def lanczos(matvec: Operator, like: Any, *, iterations: int, generator: torch.Generator) -> Lanczos:
     """K steps of the Lanczos process with full reorthogonalisation, from a random direction.
 
     Where an invariant subspace is exhausted (β within rounding of 0), β is 0 and the process goes
@@ -108,7 +106,7 @@ def lanczos(
     if iterations > len(flat):
         raise SettingError("iterations", iterations, f"at most P = {len(flat)} are possible")
     tolerance = 10 * torch.finfo(flat.dtype).eps
-    basis = [_unit(_normal(flat, generator))]
+    basis = [_unit(normal(flat.shape, flat, generator))]
     alphas, betas = [], []
     size = flat.new_zeros(())
     for step in range(iterations):
@@ -121,7 +119,7 @@ def lanczos(
         exhausted = beta <= tolerance * size
         betas.append(torch.where(exhausted, 0, beta))
         if step + 1 < iterations:
-            rest = _unit(torch.where(exhausted, _normal(flat, generator), rest))
+            rest = _unit(torch.where(exhausted, normal(flat.shape, flat, generator), rest))
             basis.append(_unit(_without(_unit(_without(rest, known)), known)))
     return Lanczos(torch.stack(alphas), torch.stack(betas), torch.stack(basis))
 
@@ -211,9 +209,9 @@ def spectral_density(
     weights = torch.stack([vectors[0].square() for _, vectors in runs])
     low, high = nodes.amin(), nodes.amax()
     if width is None:
-        least = torch.maximum(low.abs(), high.abs()) * 1e-6 + torch.finfo(low.dtype).tiny
+        floor = torch.maximum(low.abs(), high.abs()) * 1e-6 + torch.finfo(low.dtype).tiny
         spread = (high - low) / ((iterations - 1) * math.sqrt(8 * math.log(3)))
-        around = torch.maximum(spread, least)
+        around = torch.maximum(spread, floor)
     else:
         around = torch.full_like(low, width)
     if grid is None:
@@ -237,7 +235,7 @@ def trace_estimate(
     generator: torch.Generator,
     method: Literal["hutchinson", "hutch++"] = "hutchinson",
 ) -> TraceEstimate:
-    """tr A from random products, with Rademacher probes z (entries ±1).
+    """Tr A from random products, with Rademacher probes z (entries ±1).
 
     ``"hutchinson"``: the mean of zᵀA·z. ``"hutch++"``: tr(QᵀA·Q) for an orthonormal basis Q of A·S
     with a third of the products as random directions S, and the mean of zᵀ(I−QQᵀ)A(I−QQᵀ)z for the
@@ -263,16 +261,17 @@ def trace_estimate(
     flat, unravel = ravel(like)
 
     def times(vector: Tensor) -> Tensor:
-        return ravel(matvec(unravel(vector)))[0]
+        image: Tensor = ravel(matvec(unravel(vector)))[0]
+        return image
 
     exact, basis, left = flat.new_zeros(()), flat.new_zeros((1, len(flat))), products
     if method == "hutch++":
         sketch = min(products // 3, len(flat))
-        images = torch.stack([times(_signs(flat, generator)) for _ in range(sketch)])
+        images = torch.stack([times(signs(flat.shape, flat, generator)) for _ in range(sketch)])
         basis = torch.linalg.qr(images.mT).Q.mT
         exact = torch.stack([row @ times(row) for row in basis]).sum()
         left = products - 2 * sketch
-    probes = [_without(_signs(flat, generator), basis) for _ in range(left)]
+    probes = [_without(signs(flat.shape, flat, generator), basis) for _ in range(left)]
     values = torch.stack([probe @ times(probe) for probe in probes])
     return TraceEstimate(exact + values.mean(), values.std() / math.sqrt(left))
 
@@ -284,15 +283,3 @@ def _unit(vector: Tensor) -> Tensor:
 def _without(vector: Tensor, basis: Tensor) -> Tensor:
     """What is left of a vector ``[P]`` beside orthonormal rows."""
     return vector - basis.mT @ (basis @ vector)
-
-
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(
-        like.shape, generator=generator, dtype=like.dtype, device=generator.device
-    )
-    return drawn.to(like.device)
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
-    return torch.where(drawn < 0.5, -1.0, 1.0).to(like)
