@@ -188,7 +188,8 @@ def effective_rank(matrix: Tensor) -> Tensor:
     """
     values = torch.linalg.eigvalsh(matrix).clamp_min(0)
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-    return torch.special.entr(shares).sum().exp()
+    entropy: Tensor = torch.special.entr(shares).sum()
+    return entropy.exp()
 
 
 def _with_axis(grads: Params) -> Params:

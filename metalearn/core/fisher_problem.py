@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metalearn.core.likelihood import Likelihood
+from metalearn.core.products import jvp
 from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
@@ -89,7 +90,7 @@ class FisherProblem:
 
     def _pushed(self, vector: Params, x: Any, target: Tensor, noise: Tensor) -> Tensor:
         """S·Sᵀ·J·v of one sample, ``[C]``."""
-        outputs, tangent = torch.func.jvp(lambda p: self._one(p, x), (self.params,), (vector,))
+        outputs, tangent = jvp(lambda p: self._one(p, x), (self.params,), (vector,))
         return self.likelihood.metric(outputs, target, noise, tangent)
 
     def _along(self, params: Params, inputs: Any, cotangents: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class FisherProblem:
             )
 
     def _affordable(self) -> int:
-        size = sum(p.numel() * p.element_size() for p in leaves(self.params))
+        size: int = sum(p.numel() * p.element_size() for p in leaves(self.params))
         return max(1, _BUDGET // max(1, size * self.likelihood.columns(self.outputs)))
 
 

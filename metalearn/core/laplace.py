@@ -165,5 +165,5 @@ def laplace_probabilities(
     check_whole("samples", samples, 1)
     values, vectors = torch.linalg.eigh(covariance)  # semi-definite where C is beyond P
     noise = normal((samples, *mean.shape), mean, generator)
-    away = (vectors @ (values.clamp_min(0).sqrt() * noise)[..., None])[..., 0]
+    away: Tensor = (vectors @ (values.clamp_min(0).sqrt() * noise)[..., None])[..., 0]
     return (mean + away).softmax(-1).mean(0)

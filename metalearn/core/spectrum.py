@@ -277,7 +277,8 @@ def trace_estimate(
 
 
 def _unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    length: Tensor = vector.norm()
+    return vector / length.clamp_min(torch.finfo(vector.dtype).tiny)
 
 
 def _without(vector: Tensor, basis: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def ravel(tree: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     shapes, sizes = [v.shape for v in values], [v.numel() for v in values]
 
     def unravel(vector: Tensor) -> Any:
-        parts = vector.split(sizes)
+        parts = torch.split(vector, sizes)
         return unflatten([part.reshape(shape) for part, shape in zip(parts, shapes)], spec)
 
     return torch.cat([v.reshape(-1) for v in values]), unravel
