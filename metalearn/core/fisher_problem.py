@@ -19,7 +19,7 @@ from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
 
-__all__ = ["FisherProblem", "OutputsFn", "check_targets"]
+__all__ = ["FisherProblem", "OutputsFn", "check_targets", "count_samples"]
 
 OutputsFn = Callable[[Params, Any], Tensor]
 """Outputs ``[N, C]`` of a batch of inputs."""
@@ -50,7 +50,7 @@ class FisherProblem:
     ) -> FisherProblem:
         """Check shapes and draw the noise of Monte Carlo targets."""
         inputs, targets = batch
-        count = len(leaves(inputs)[0])
+        count = count_samples(inputs)
         one = outputs_fn(params, tree_map(lambda x: x[:1], inputs)).detach()
         if one.dim() != 2 or len(one) != 1:
             raise SettingError(
@@ -116,10 +116,15 @@ class FisherProblem:
         return max(1, _BUDGET // max(1, size * self.likelihood.columns(self.outputs)))
 
 
+def count_samples(inputs: Any) -> int:
+    """N of a tree of inputs ``[N, ...]``; refuses an empty batch."""
+    count = len(leaves(inputs)[0])
+    check_whole("batch size", count, 1)
+    return count
+
+
 def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood) -> None:
-    """Refuse an empty batch, and targets that do not fit outputs of ``shape`` [N, C]."""
-    if not shape[0]:
-        raise SettingError("batch", shape, "at least one sample is needed")
+    """Refuse targets that are looked at and do not fit outputs of ``shape`` [N, C]."""
     if likelihood.kind != "empirical":
         return
     wanted = shape[:1] if likelihood.name == "categorical" else shape

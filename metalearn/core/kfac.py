@@ -28,10 +28,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from metalearn.core.fisher_problem import check_targets
+from metalearn.core.fisher_problem import check_targets, count_samples
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
 from metalearn.core.probes import Layers, ProbedModule
-from metalearn.core.tree import leaves, ravel, tree_map
+from metalearn.core.tree import ravel, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch
 
@@ -145,7 +145,7 @@ def fisher_kfac(
     rule = Likelihood(likelihood, kind, samples, variance)
     probed = ProbedModule(module, params, buffers)
     inputs, targets = batch
-    count = len(leaves(inputs)[0])
+    count = count_samples(inputs)
     chunk_size = count if chunk_size is None else chunk_size
     check_whole("chunk_size", chunk_size, 1)
     one = probed.outputs(tree_map(lambda x: x[:1], inputs))

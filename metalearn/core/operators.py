@@ -45,7 +45,8 @@ def hessian_operator(
         loss_fn: mean loss of a batch.
         params: any tree.
         batches: a list, of one batch or more; never the batch itself.
-        mode: of `metalearn.core.hvp`.
+        mode: of `metalearn.core.hvp`; ``mse_loss`` with mean reduction and ``huber_loss`` refuse
+            the default (torch 2.14) and need ``"reverse_over_reverse"``.
 
     Raises:
         SettingError: ``batches`` is not a list of batches.
