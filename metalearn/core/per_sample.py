@@ -7,19 +7,19 @@ Axes: N samples, P parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from metalearn.core.chunking import ChunkSize, resolve_chunk, sample_count
-from metalearn.core.ops.sample_substitution import fast_gradients
+from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
+from metalearn.core.ops.sample_layers import Embedding, Layer
+from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.products import check_mode, check_scalar
 from metalearn.core.tree import check_floating, flatten, tree_map, unflatten
 from metalearn.types import Batch, LossFn, Params
 
-__all__ = ["SampleMethod", "gradient_of_one", "per_sample_gradients", "single"]
+__all__ = ["SampleMethod", "gradients_taker", "per_sample_gradients", "single"]
 
 SampleMethod = Literal["layers", "vmap"]
 
@@ -33,8 +33,9 @@ def per_sample_gradients(
     memory: int | str | None = None,
     method: SampleMethod = "layers",
 ) -> Params:
-    """Gradient of every sample's loss: g_i = ∇ℓ_i(θ), without a normaliser; their mean over N is
-    the gradient of a mean loss.
+    """Gradient of every sample's loss: g_i = ∇ℓ_i(θ).
+
+    There is no normaliser: their mean over N is the gradient of a mean loss.
 
     Any loss that ``vmap`` takes will do. Where it calls ``F.linear`` or ``F.conv2d`` with a
     parameter as the weight, that parameter's gradients are taken by batched products of the
@@ -57,28 +58,41 @@ def per_sample_gradients(
         SettingError: a batch whose leaves have different lengths, a loss that is not a scalar,
             parameters that are not floating-point tensors, a chunk size that cannot work.
     """
-    one = gradient_of_one(loss_fn, params, method)
-    mapped = torch.func.vmap(one)
-    size = resolve_chunk(mapped, batch, chunk_size, memory)
-    return torch.func.vmap(one, chunk_size=size)(batch)
+    take = gradients_taker(loss_fn, params, method)
+    size = resolve_chunk(take, batch, chunk_size, memory)
+    parts = [take(part) for part in chunks(batch, size)]
+    return parts[0] if len(parts) == 1 else tree_map(lambda *pieces: torch.cat(pieces), *parts)
 
 
-def gradient_of_one(
+def gradients_taker(
     loss_fn: LossFn, params: Params, method: SampleMethod = "layers"
 ) -> Callable[[Batch], Params]:
-    """The function from one sample, without a sample axis, to its gradient."""
+    """The function from a batch to its gradients; `per_sample_gradients` without chunks."""
     check_mode("method", method, get_args(SampleMethod))
     check_floating(params, "params")
     values, spec = flatten(params)
 
-    def of_one(sample: Batch) -> Params:
-        def loss(values: list[Tensor]) -> Tensor:
-            with fast_gradients(values) if method == "layers" else nullcontext():
-                return check_scalar(loss_fn(unflatten(values, spec), single(sample)), "loss_fn")
+    def loss(values: list[Tensor], sample: Batch) -> Tensor:
+        return check_scalar(loss_fn(unflatten(values, spec), single(sample)), "loss_fn")
 
-        return unflatten(torch.func.grad(loss)(values), spec)
+    def by_layers(batch: Batch) -> Params:
+        found: dict[int, Tensor] = {}
 
-    return of_one
+        def receive(index: int, layer: Layer, x: Tensor, dz: Tensor) -> None:
+            gradient = layer.weight_gradients(x, dz)
+            found[index] = found[index] + gradient if index in found else gradient
+
+        layers = SampleLayers(values, lambda _, kind: not isinstance(kind, Embedding), receive)
+        grads = layers.gradients(loss, batch)
+        for i, gradient in found.items():
+            grads[i] = grads[i] + gradient if i in layers.reached else gradient
+        return unflatten(grads, spec)
+
+    def by_vmap(batch: Batch) -> Params:
+        grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, batch)
+        return unflatten(grads, spec)
+
+    return by_layers if method == "layers" else by_vmap
 
 
 def single(sample: Batch) -> Any:

@@ -1,4 +1,4 @@
-"""Layers whose weight gradients are quick to take for many samples at once.
+"""Weight gradients of layers for many samples at once, and the norms of such gradients.
 
 Each layer is one affine map of columns, z = A·wᵀ + b; the gradient of w for one sample is Bᵀ·A with
 B the gradient of z. Under ``vmap`` over samples, torch's own backward takes these products one
@@ -15,30 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from metalearn.core.ops.columns import Window, to_columns
 
-__all__ = ["Convolution", "Embedding", "Layer", "Linear", "affine"]
+__all__ = ["Convolution", "Embedding", "Layer", "Linear"]
 
 _SLICE = 2**22  # elements of gradients that are held at once where norms need them
-
-
-def affine(
-    layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, slot: Tensor | None = None
-) -> Tensor:
-    """The layer's output for one sample.
-
-    Args:
-        layer: which.
-        x: its input.
-        weight: may be shared by all samples.
-        bias: or None.
-        slot: a scalar without effect on the output; the "gradient" that comes back to it is the
-            squared norm of the weight's gradient, which is not formed.
-    """
-    z: Tensor = _Affine.apply(layer, x, weight, bias, slot)
-    return z
 
 
 class Layer(ABC):
@@ -47,18 +30,6 @@ class Layer(ABC):
     @abstractmethod
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Output z of one sample."""
-
-    @abstractmethod
-    def input_gradient(self, dz: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Gradient of x."""
-
-    @abstractmethod
-    def bias_gradient(self, dz: Tensor) -> Tensor:
-        """Gradient of the bias."""
-
-    @abstractmethod
-    def weight_gradient(self, x: Tensor, dz: Tensor) -> Tensor:
-        """Gradient of the weight for one sample, by torch: what is differentiated in turn."""
 
     @abstractmethod
     def weight_gradients(self, x: Tensor, dz: Tensor) -> Tensor:
@@ -76,15 +47,6 @@ class Linear(Layer):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return F.linear(x, weight, bias)
 
-    def input_gradient(self, dz: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
-        return dz @ weight
-
-    def bias_gradient(self, dz: Tensor) -> Tensor:  # noqa: D102
-        return dz.reshape(-1, dz.shape[-1]).sum(0)
-
-    def weight_gradient(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        return dz.reshape(-1, dz.shape[-1]).mT @ x.reshape(-1, x.shape[-1])
-
     def weight_gradients(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
         return _products(_positions(x), _positions(dz))
 
@@ -101,21 +63,9 @@ class Convolution(Layer):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return F.conv2d(x, weight, bias, self.window.stride, self._padding, self.window.dilation)
 
-    def input_gradient(self, dz: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
-        return torch.nn.grad.conv2d_input(  # type: ignore[no-untyped-call, no-any-return]
-            x.shape, weight, dz, self.window.stride, self._padding, self.window.dilation
-        )
-
-    def bias_gradient(self, dz: Tensor) -> Tensor:  # noqa: D102
-        return dz.sum((0, 2, 3))
-
-    def weight_gradient(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        shape = (dz.shape[1], x.shape[1], *self.window.size)
-        return torch.nn.grad.conv2d_weight(  # type: ignore[no-untyped-call, no-any-return]
-            x, shape, dz, self.window.stride, self._padding, self.window.dilation
-        )
-
     def weight_gradients(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
+        if _is_wrapped(x, dz):
+            return torch.func.vmap(self._by_torch)(x, dz)
         channels, outputs, size = x.shape[2], dz.shape[2], self.window.size
         if channels >= _MANY_CHANNELS and dz.shape[-1] * dz.shape[-2] >= _MANY_POSITIONS:
             return self._by_groups(x, dz)
@@ -126,6 +76,8 @@ class Convolution(Layer):
         return grads.view(len(x), outputs, channels, *size)
 
     def squared_norms(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
+        if _is_wrapped(x, dz):
+            return self.weight_gradients(x, dz).flatten(1).square().sum(1)
         held = self.window.size[0] * self.window.size[1] * x.shape[2] * dz[0, :, 0].numel()
         slices = zip(*(t.split(max(1, _SLICE // held)) for t in (x, dz)))  # type: ignore[no-untyped-call]
         return torch.cat([_norms_of_products(self._columns(x), _outputs(g)) for x, g in slices])
@@ -149,6 +101,12 @@ class Convolution(Layer):
     def _places(self, x: Tensor) -> tuple[int]:
         down, across = self.window.positions(*x.shape[-2:])
         return (down * across,)
+
+    def _by_torch(self, x: Tensor, dz: Tensor) -> Tensor:
+        shape = (dz.shape[1], x.shape[1], *self.window.size)
+        return torch.nn.grad.conv2d_weight(  # type: ignore[no-untyped-call, no-any-return]
+            x, shape, dz, self.window.stride, self._padding, self.window.dilation
+        )
 
     def _by_groups(self, x: Tensor, dz: Tensor) -> Tensor:
         """By torch's convolution with a group for each sample."""
@@ -179,15 +137,6 @@ class Embedding(Layer):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return F.embedding(x, weight, self.padding_idx)
 
-    def input_gradient(self, dz: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
-        raise RuntimeError("indices have no gradient")
-
-    def bias_gradient(self, dz: Tensor) -> Tensor:  # noqa: D102
-        raise RuntimeError("an embedding has no bias")
-
-    def weight_gradient(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        raise RuntimeError("an embedding's gradients are left to torch")
-
     def weight_gradients(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
         raise RuntimeError("an embedding's gradients are left to torch")
 
@@ -201,6 +150,11 @@ class Embedding(Layer):
 
 _MANY_CHANNELS = 8
 _MANY_POSITIONS = 100  # from here on torch's grouped convolution is quicker than copying columns
+
+
+def _is_wrapped(*tensors: Tensor) -> bool:
+    """Whether a further vmap or derivative is under way, for which torch has the rules."""
+    return any(is_functorch_wrapped_tensor(t) or t.requires_grad for t in tensors)
 
 
 def _positions(x: Tensor) -> Tensor:
@@ -254,67 +208,3 @@ def _windows(pictures: Tensor, window: Window) -> Tensor:
     apart = (window.dilation[0] * width, window.dilation[1])
     strides = (channels * area, area, *apart, window.stride[0] * width, window.stride[1])
     return padded.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
-
-
-class _Affine(Function):
-    """A layer; its backward takes weight gradients, or their norms, by `_Kernel`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, slot: Tensor | None
-    ) -> Tensor:
-        return layer.forward(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.layer, x, weight, _, _ = inputs
-        ctx.save_for_backward(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
-        layer: Layer = ctx.layer
-        x, weight = ctx.saved_tensors
-        _, to_x, to_weight, to_bias, to_slot = ctx.needs_input_grad
-        one = (x.unsqueeze(0), dz.unsqueeze(0))
-        return (
-            None,
-            layer.input_gradient(dz, x, weight) if to_x else None,
-            _Kernel.apply(layer, False, *one)[0] if to_weight else None,
-            layer.bias_gradient(dz) if to_bias else None,
-            _Kernel.apply(layer, True, *one)[0] if to_slot else None,
-        )
-
-
-class _Kernel(Function):
-    """A layer's function of tensors with a sample axis; every ``vmap`` joins its axis to that."""
-
-    @staticmethod
-    def forward(layer: Layer, norms: bool, x: Tensor, dz: Tensor) -> Tensor:
-        return layer.squared_norms(x, dz) if norms else layer.weight_gradients(x, dz)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.layer, ctx.norms, x, dz = inputs
-        ctx.save_for_backward(x, dz)
-
-    @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
-        def plain(x: Tensor, dz: Tensor) -> Tensor:
-            grads = torch.func.vmap(ctx.layer.weight_gradient)(x, dz)
-            return grads.flatten(1).square().sum(1) if ctx.norms else grads
-
-        _, pull = torch.func.vjp(plain, *ctx.saved_tensors)[:2]
-        return None, None, *pull(u)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, layer: Layer, norms: bool, *operands: Tensor
-    ) -> tuple[Tensor, int]:
-        size, flat = info.batch_size, []
-        for operand, dim in zip(operands, in_dims[2:]):
-            moved = operand.expand(size, *operand.shape) if dim is None else operand.movedim(dim, 0)
-            flat.append(moved.flatten(0, 1))
-        result: Tensor = _Kernel.apply(layer, norms, *flat)
-        return result.unflatten(0, (size, -1)), 0

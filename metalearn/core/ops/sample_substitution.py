@@ -1,91 +1,118 @@
-"""Torch's layer functions answered by those of `sample_layers` where their weight is a parameter.
+"""What the layers of a loss are given and send back, sample by sample, met at the call.
 
-The functions are met at the call, so that no module has to be known: whatever the loss calls
-``F.linear``, ``F.conv2d`` or ``F.embedding`` with a parameter as its weight is answered, everything
-else runs as it is.
+No module has to be known: whatever the loss calls ``F.linear``, ``F.conv2d`` or ``F.embedding``
+with a parameter as its weight is answered, everything else runs as it is. The loss runs inside
+``vmap(grad(...))`` over samples; the layer's input and the gradient of its output leave both by a
+hook, as tensors that show their sample axis, so that the weight's gradients need not be taken by
+torch.
+Axes: N samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
+from torch._C._functorch import current_level, get_unwrapped, maybe_get_bdim, maybe_get_level
 from torch.overrides import TorchFunctionMode
 
 from metalearn.core.ops.columns import window_of
-from metalearn.core.ops.sample_layers import Convolution, Embedding, Layer, Linear, affine
+from metalearn.core.ops.sample_layers import Convolution, Embedding, Layer, Linear
+from metalearn.core.tree import flatten
 
-__all__ = ["LayerCalls", "fast_gradients", "watched"]
+__all__ = ["Receive", "SampleLayers"]
 
-Answer = Callable[[int, Layer, Tensor, Tensor | None], Tensor | None]
-"""(which parameter is the weight, layer, input, bias) to the output, or None to let it run."""
+Call = tuple[Layer, Tensor, Tensor, Tensor | None]
+"""Layer, input, weight, bias."""
+Receive = Callable[[int, Layer, Tensor, Tensor], None]
+"""(which parameter is the weight, layer, inputs ``[N, ...]``, output gradients ``[N, ...]``)."""
 
 
-class LayerCalls(TorchFunctionMode):
-    """While in force, layer calls whose weight is one of ``values`` are answered by ``answer``."""
+@dataclass
+class SampleLayers:
+    """Takes gradients sample by sample; layer calls are answered, and tell what they received."""
 
-    def __init__(self, values: Sequence[Tensor], answer: Answer) -> None:
+    weights: Sequence[Tensor]
+    """The parameters."""
+    answers: Callable[[int, Layer], bool]
+    """Whether to answer a call, by the number of its weight and its kind."""
+    receive: Receive
+    """Called in the backward pass, once for each answered call."""
+    reached: set[int] = field(default_factory=set)
+    """Parameters to which a gradient came in another way than by an answered call."""
+
+    def gradients(self, loss: Callable[[list[Tensor], Any], Tensor], batch: Any) -> list[Tensor]:
+        """Gradients ``[N, ...]`` of ``loss(params, sample)`` without those of answered calls.
+
+        Parameters that are not among ``reached`` have gradients of zero, which take no memory.
+        """
+        count = len(flatten(batch)[0][0])
+        origin = self.weights[0].new_zeros(())
+
+        def of_one(sample: Any) -> list[Tensor]:
+            def inside(values: list[Tensor]) -> Tensor:
+                level = current_level()
+                seen = [value.view_as(value) for value in values[:-1]]
+                for i, value in enumerate(seen):
+                    value.register_hook(lambda _, i=i: self.reached.add(i))
+                answer = partial(self._answer, values[-1], level, count)
+                with _LayerCalls(seen, answer, level):
+                    return loss(seen, sample)
+
+            return torch.func.grad(inside)([*self.weights, origin])[:-1]
+
+        return torch.func.vmap(of_one)(batch)
+
+    def _answer(self, origin: Tensor, level: int, count: int, index: int, call: Call) -> Any:
+        """The output of a call, with a hook on its gradient; None to let the call run."""
+        layer, x, _, bias = call
+        if not self.answers(index, layer):
+            return None
+        output = layer.forward(x, self.weights[index], bias)
+        if not output.requires_grad:
+            output = output + origin  # so that a gradient comes
+        inputs = _shown(x, level, count)
+        output.register_hook(
+            lambda dz: self.receive(index, layer, inputs, _shown(dz, level, count))
+        )
+        return output
+
+
+def _shown(tensor: Tensor, level: int, count: int) -> Tensor:
+    """A tensor from inside ``vmap(grad)``, ``level`` that of grad, with its sample axis in front.
+    """
+    if maybe_get_level(tensor) == level:
+        tensor = get_unwrapped(tensor)
+    if maybe_get_level(tensor) != level - 1:
+        return tensor.expand(count, *tensor.shape)
+    return get_unwrapped(tensor).movedim(maybe_get_bdim(tensor), 0)
+
+
+class _LayerCalls(TorchFunctionMode):
+    """Offers layer calls whose weight is one of ``values`` to ``answer``."""
+
+    def __init__(
+        self, values: Sequence[Tensor], answer: Callable[[int, Call], Any], level: int
+    ) -> None:
         super().__init__()
         self._index = {id(value): i for i, value in enumerate(values)}
-        self._answer = answer
+        self._answer, self._level = answer, level
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         read = _READERS.get(function)
-        if read is not None:
-            call = read(*args, **kwargs)
-            if call is not None:
-                layer, x, weight, bias = call
-                index = self._index.get(id(weight))
-                if index is not None:
-                    output = self._answer(index, layer, x, bias)
-                    if output is not None:
-                        return output
-        return function(*args, **kwargs)
-
-
-def fast_gradients(values: Sequence[Tensor]) -> LayerCalls:
-    """Linear layers and convolutions with weights among ``values`` have quick weight gradients."""
-
-    def answer(index: int, layer: Layer, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        if isinstance(layer, Embedding):
-            return None
-        return affine(layer, x, values[index], bias)
-
-    return LayerCalls(values, answer)
-
-
-def watched(values: Sequence[Tensor], on_gradient: Callable[[int], None]) -> list[Tensor]:
-    """The same values; ``on_gradient(i)`` is called when a gradient arrives at value i."""
-    return [_Watch.apply(value, i, on_gradient) for i, value in enumerate(values)]
-
-
-class _Watch(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, index: int, on_gradient: Callable[[int], None]) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, ctx.index, ctx.on_gradient = inputs
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
-        if gradient is not None:
-            ctx.on_gradient(ctx.index)
-        return gradient, None, None
-
-
-Call = tuple[Layer, Tensor, Tensor, Tensor | None]
+        # a transform inside of the loss has tensors of its own, which torch knows how to treat
+        call = read(*args, **kwargs) if read and current_level() == self._level else None
+        index = self._index.get(id(call[2])) if call else None
+        answer = self._answer(index, call) if index is not None else None
+        return function(*args, **kwargs) if answer is None else answer
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
