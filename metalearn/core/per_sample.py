@@ -76,16 +76,14 @@ def gradients_taker(
         return check_scalar(loss_fn(unflatten(values, spec), single(sample)), "loss_fn")
 
     def by_layers(batch: Batch) -> Params:
-        found: dict[int, Tensor] = {}
-
-        def receive(index: int, layer: Layer, x: Tensor, dz: Tensor) -> None:
-            gradient = layer.weight_gradients(x, dz)
-            found[index] = found[index] + gradient if index in found else gradient
-
-        layers = SampleLayers(values, lambda _, kind: not isinstance(kind, Embedding), receive)
+        layers = SampleLayers(
+            values,
+            lambda _, kind: not isinstance(kind, Embedding),
+            lambda layer, x, dz: layer.weight_gradients(x, dz),
+        )
         grads = layers.gradients(loss, batch)
-        for i, gradient in found.items():
-            grads[i] = grads[i] + gradient if i in layers.reached else gradient
+        for i, parts in layers.measured.items():
+            grads[i] = sum(parts[1:], grads[i] + parts[0] if i in layers.reached else parts[0])
         return unflatten(grads, spec)
 
     def by_vmap(batch: Batch) -> Params:

@@ -21,7 +21,7 @@ from metalearn.core.ops.columns import Window, to_columns
 
 __all__ = ["Convolution", "Embedding", "Layer", "Linear"]
 
-_SLICE = 2**22  # elements of gradients that are held at once where norms need them
+_SLICE = 2**19  # elements of gradients that are held at once where norms need them
 
 
 class Layer(ABC):

@@ -18,19 +18,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import current_level, get_unwrapped, maybe_get_bdim, maybe_get_level
+from torch._C._functorch import (
+    current_level,
+    get_unwrapped,
+    maybe_get_bdim,
+    maybe_get_level,
+)
 from torch.overrides import TorchFunctionMode
 
 from metalearn.core.ops.columns import window_of
+from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
 from metalearn.core.ops.sample_layers import Convolution, Embedding, Layer, Linear
 from metalearn.core.tree import flatten
 
-__all__ = ["Receive", "SampleLayers"]
+__all__ = ["Measure", "SampleLayers"]
 
 Call = tuple[Layer, Tensor, Tensor, Tensor | None]
 """Layer, input, weight, bias."""
-Receive = Callable[[int, Layer, Tensor, Tensor], None]
-"""(which parameter is the weight, layer, inputs ``[N, ...]``, output gradients ``[N, ...]``)."""
+Measure = Callable[[Layer, Tensor, Tensor], Tensor]
+"""What is wanted of a layer, its inputs ``[N, ...]`` and output gradients ``[N, ...]``."""
 
 
 @dataclass
@@ -41,8 +47,10 @@ class SampleLayers:
     """The parameters."""
     answers: Callable[[int, Layer], bool]
     """Whether to answer a call, by the number of its weight and its kind."""
-    receive: Receive
-    """Called in the backward pass, once for each answered call."""
+    measure: Measure
+    """Taken in the backward pass, once for each answered call."""
+    measured: dict[int, list[Tensor]] = field(default_factory=dict)
+    """What was measured, by the number of the weight."""
     reached: set[int] = field(default_factory=set)
     """Parameters to which a gradient came in another way than by an answered call."""
 
@@ -52,19 +60,20 @@ class SampleLayers:
         Parameters that are not among ``reached`` have gradients of zero, which take no memory.
         """
         count = len(flatten(batch)[0][0])
-        origin = self.weights[0].new_zeros(())
+        values = [*self.weights, self.weights[0].new_zeros(())]
+        keep = is_differentiated([*self.weights, *flatten(batch)[0]])
 
         def of_one(sample: Any) -> list[Tensor]:
             def inside(values: list[Tensor]) -> Tensor:
                 level = current_level()
-                seen = [value.view_as(value) for value in values[:-1]]
-                for i, value in enumerate(seen):
-                    value.register_hook(lambda _, i=i: self.reached.add(i))
                 answer = partial(self._answer, values[-1], level, count)
-                with _LayerCalls(seen, answer, level):
-                    return loss(seen, sample)
+                with _LayerCalls(values[:-1], answer, level):
+                    return loss(values[:-1], sample)
 
-            return torch.func.grad(inside)([*self.weights, origin])[:-1]
+            found = lean_gradient(inside, values, keep_graph=keep)[:-1]
+            self.reached |= {i for i, gradient in enumerate(found) if gradient is not None}
+            zeros = (value.new_zeros(()).expand(value.shape) for value in self.weights)
+            return [zero if g is None else g for g, zero in zip(found, zeros)]
 
         return torch.func.vmap(of_one)(batch)
 
@@ -76,16 +85,20 @@ class SampleLayers:
         output = layer.forward(x, self.weights[index], bias)
         if not output.requires_grad:
             output = output + origin  # so that a gradient comes
-        inputs = _shown(x, level, count)
-        output.register_hook(
-            lambda dz: self.receive(index, layer, inputs, _shown(dz, level, count))
-        )
+        inputs = [_shown(x, level, count)]
+
+        def hook(dz: Tensor) -> None:
+            value = self.measure(layer, inputs.pop(), _shown(dz, level, count))
+            if maybe_get_level(value) == level:  # grad wraps whatever is computed inside
+                value = get_unwrapped(value)
+            self.measured.setdefault(index, []).append(value)
+
+        output.register_hook(hook)
         return output
 
 
 def _shown(tensor: Tensor, level: int, count: int) -> Tensor:
-    """A tensor from inside ``vmap(grad)``, ``level`` that of grad, with its sample axis in front.
-    """
+    """A tensor from inside ``vmap(grad)``, ``level`` that of grad, with its sample axis in front."""
     if maybe_get_level(tensor) == level:
         tensor = get_unwrapped(tensor)
     if maybe_get_level(tensor) != level - 1:
