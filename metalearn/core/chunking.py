@@ -6,6 +6,7 @@ Axes: N samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -76,7 +77,7 @@ def resolve_chunk(
     if memory is None and budget == 0:
         return None  # nothing is known
     few = [next(chunks(batch, n)) for n in (1, min(2, count))]
-    one, two = (peak_memory(lambda few=few: function(few), device) for few in few)
+    one, two = (peak_memory(partial(function, samples), device) for samples in few)
     if one > budget:
         raise SettingError("memory", memory, f"one sample takes {one} bytes")
     return min(count, 1 + (budget - one) // max(two - one, 1)) if count > 1 else 1

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
-from metalearn.core.ops.sample_layers import Layer
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.per_sample import SampleMethod, gradients_taker, single
 from metalearn.core.products import check_scalar

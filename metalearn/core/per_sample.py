@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
-from metalearn.core.ops.sample_layers import Embedding, Layer
+from metalearn.core.ops.sample_layers import Embedding
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.products import check_mode, check_scalar
 from metalearn.core.tree import check_floating, flatten, tree_map, unflatten

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,13 +103,13 @@ class Convolution(Layer):
 
     def _by_torch(self, x: Tensor, dz: Tensor) -> Tensor:
         shape = (dz.shape[1], x.shape[1], *self.window.size)
-        return torch.nn.grad.conv2d_weight(  # type: ignore[no-untyped-call, no-any-return]
+        return torch.nn.grad.conv2d_weight(  # type: ignore[attr-defined, no-any-return]
             x, shape, dz, self.window.stride, self._padding, self.window.dilation
         )
 
     def _by_groups(self, x: Tensor, dz: Tensor) -> Tensor:
         """By torch's convolution with a group for each sample."""
-        n, each, channels = x.shape[:3]
+        n, _, channels = x.shape[:3]
         weight = x.new_empty(n * dz.shape[2], channels, *self.window.size)
         grads: Tensor = torch.ops.aten.convolution_backward(
             dz.transpose(0, 1).flatten(1, 2),

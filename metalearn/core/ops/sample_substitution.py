@@ -24,6 +24,7 @@ from torch._C._functorch import (
     maybe_get_bdim,
     maybe_get_level,
 )
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
 from metalearn.core.ops.columns import window_of
@@ -85,25 +86,30 @@ class SampleLayers:
         output = layer.forward(x, self.weights[index], bias)
         if not output.requires_grad:
             output = output + origin  # so that a gradient comes
-        inputs = [_shown(x, level, count)]
+        inputs = [_unwrapped(x, level)]
 
         def hook(dz: Tensor) -> None:
-            value = self.measure(layer, inputs.pop(), _shown(dz, level, count))
-            if maybe_get_level(value) == level:  # grad wraps whatever is computed inside
-                value = get_unwrapped(value)
-            self.measured.setdefault(index, []).append(value)
+            pair = (inputs.pop(), _unwrapped(dz, level))
+            with temporarily_pop_interpreter_stack(), temporarily_pop_interpreter_stack():
+                value = self.measure(layer, *(_with_axis(*operand, count) for operand in pair))
+                self.measured.setdefault(index, []).append(value)
 
-        output.register_hook(hook)
+        output.register_hook(hook)  # type: ignore[no-untyped-call]
         return output
 
 
-def _shown(tensor: Tensor, level: int, count: int) -> Tensor:
-    """A tensor from inside ``vmap(grad)``, ``level`` that of grad, with its sample axis in front."""
+def _unwrapped(tensor: Tensor, level: int) -> tuple[Tensor, int | None]:
+    """A tensor from inside ``vmap(grad)``, ``level`` that of grad, and where its sample axis is."""
     if maybe_get_level(tensor) == level:
         tensor = get_unwrapped(tensor)
     if maybe_get_level(tensor) != level - 1:
-        return tensor.expand(count, *tensor.shape)
-    return get_unwrapped(tensor).movedim(maybe_get_bdim(tensor), 0)
+        return tensor, None
+    return get_unwrapped(tensor), maybe_get_bdim(tensor)
+
+
+def _with_axis(tensor: Tensor, axis: int | None, count: int) -> Tensor:
+    """The tensor with its sample axis in front."""
+    return tensor.expand(count, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
 
 
 class _LayerCalls(TorchFunctionMode):
@@ -124,7 +130,7 @@ class _LayerCalls(TorchFunctionMode):
         # a transform inside of the loss has tensors of its own, which torch knows how to treat
         call = read(*args, **kwargs) if read and current_level() == self._level else None
         index = self._index.get(id(call[2])) if call else None
-        answer = self._answer(index, call) if index is not None else None
+        answer = self._answer(index, call) if call and index is not None else None
         return function(*args, **kwargs) if answer is None else answer
 
 
