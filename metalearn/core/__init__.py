@@ -13,6 +13,12 @@ from metalearn.core.fisher import (
     fisher_trace,
     fisher_vp,
 )
+from metalearn.core.ghost_norms import (
+    ClippedGradient,
+    clipped_gradient,
+    ghost_parameters,
+    per_sample_norms,
+)
 from metalearn.core.inner import InnerOptimizer, adam, sgd
 from metalearn.core.kfac import KroneckerBlock, KroneckerFisher, fisher_kfac
 from metalearn.core.laplace import (
@@ -26,8 +32,11 @@ from metalearn.core.meta_gradient import MetaGradient, Method, along_adaptation,
 from metalearn.core.methods import Implicit
 from metalearn.core.module import convert_norm, functionalize
 from metalearn.core.natural_gradient import NaturalGradient, natural_gradient, natural_gradient_step
+from metalearn.core.noise_scale import NoiseScale, gradient_noise_scale, noise_average
 from metalearn.core.operators import fisher_operator, ggn_operator, hessian_operator
+from metalearn.core.per_sample import per_sample_gradients
 from metalearn.core.plan import Plan, plan_meta_gradient
+from metalearn.core.sample_checks import check_per_sample, per_sample_module
 from metalearn.core.spectrum import (
     Lanczos,
     SpectralDensity,
@@ -38,9 +47,19 @@ from metalearn.core.spectrum import (
     top_eigenvalues,
     trace_estimate,
 )
+from metalearn.core.streaming import (
+    Reduction,
+    gradient_mean,
+    gradient_norms,
+    gradient_sketches,
+    gradient_variance,
+    norm_quantiles,
+    reduce_per_sample,
+)
 
 __all__ = [
     "Adapted",
+    "ClippedGradient",
     "Eager",
     "Engine",
     "Implicit",
@@ -52,13 +71,17 @@ __all__ = [
     "MetaGradient",
     "Method",
     "NaturalGradient",
+    "NoiseScale",
     "Plan",
+    "Reduction",
     "SpectralDensity",
     "TopEigenvalues",
     "TraceEstimate",
     "adam",
     "adapt",
     "along_adaptation",
+    "check_per_sample",
+    "clipped_gradient",
     "consolidated_loss",
     "consolidation_penalty",
     "convert_norm",
@@ -73,6 +96,12 @@ __all__ = [
     "functionalize",
     "ggn_operator",
     "ggn_vp",
+    "ghost_parameters",
+    "gradient_mean",
+    "gradient_noise_scale",
+    "gradient_norms",
+    "gradient_sketches",
+    "gradient_variance",
     "hessian",
     "hessian_operator",
     "hvp",
@@ -88,7 +117,13 @@ __all__ = [
     "meta_gradient",
     "natural_gradient",
     "natural_gradient_step",
+    "noise_average",
+    "norm_quantiles",
+    "per_sample_gradients",
+    "per_sample_module",
+    "per_sample_norms",
     "plan_meta_gradient",
+    "reduce_per_sample",
     "sgd",
     "spectral_density",
     "top_eigenvalues",

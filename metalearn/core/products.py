@@ -15,7 +15,7 @@ from torch import Tensor
 from metalearn.core.tree import check_floating, flatten, leaf_names, tree_map, unflatten
 from metalearn.errors import SettingError
 
-__all__ = ["SecondMode", "check_mode", "ggn_vp", "hvp", "inner", "jvp", "vjp"]
+__all__ = ["SecondMode", "check_mode", "check_scalar", "ggn_vp", "hvp", "inner", "jvp", "vjp"]
 
 SecondMode = Literal["forward_over_reverse", "reverse_over_reverse"]
 
@@ -54,7 +54,7 @@ def hvp(
     along = _matching(tangents, primals, "tangents")
 
     def scalar(values: Leaves) -> Tensor:
-        return _check_scalar(function(values), "f")
+        return check_scalar(function(values), "f")
 
     gradient = torch.func.grad(scalar)
     if mode == "forward_over_reverse":
@@ -165,7 +165,8 @@ def _matching(tree: Any, like: Any, setting: str) -> Leaves:
     return given
 
 
-def _check_scalar(value: Any, setting: str) -> Tensor:
+def check_scalar(value: Any, setting: str) -> Tensor:
+    """The value, refused where it is not a scalar tensor."""
     if not isinstance(value, Tensor) or value.dim() != 0:
         got = tree_map(lambda x: tuple(getattr(x, "shape", ())), value)
         raise SettingError(setting, got, "a scalar is needed, a tensor without axes")
