@@ -271,7 +271,7 @@ def test_gaussian_jacobian_form() -> None:
         ({"kind": "empirical", "likelihood": "gaussian"},
          r"targets=\(5,\): the shape \(5, 3\) is needed for this likelihood"),
         ({"batch": (torch.zeros(0, 3).double(), None)},
-         "batch size=0: a whole number of at least 1 is needed"),
+         "the same number of samples, at least 1, is needed"),
         ({"outputs_fn": lambda p, x: x.sum(1)},
          r"outputs_fn=\(1,\): outputs \[N, C\] are needed"),
     ],
