@@ -78,7 +78,8 @@ def trained_conv4(
         nn.functional.cross_entropy(module(inputs), targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     count = sum(p.numel() for p in module.parameters())
-    title = f"conv4, {norm}, {filters} filters, P = {count}, N = {samples}"
+    name = "conv4 with batch norm" if norm == "batch_stats" else "conv4 without norms"
+    title = f"{name}, {filters} filters, P = {count}, N = {samples}"
     return CurvatureProblem(title, module, inputs, targets)
 
 

@@ -25,7 +25,6 @@ from tests.curvature_oracles import (
     empirical_fisher,
     exact_fisher,
     flat,
-    jacobians,
     matrix_of,
     member,
     model,
@@ -246,13 +245,6 @@ def test_effective_rank() -> None:
     half = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0]).double())
     ranks = torch.vmap(effective_rank)(torch.stack([eye, half]))
     close(ranks, torch.tensor([4.0, 2.0]).double())
-
-
-def test_gaussian_jacobian_form() -> None:
-    outputs_fn, params, batch = setting("gaussian")
-    rows = jacobians(outputs_fn, params, batch[0]).flatten(0, 1)
-    actual = fisher_matrix(outputs_fn, params, batch, likelihood="gaussian", kind="exact")
-    close(actual, rows.mT @ rows / 5)
 
 
 @pytest.mark.parametrize(
