@@ -1,21 +1,27 @@
 """Convolution with weights of their own for every task, by columns and batched matrix products.
 
-Channels last: z = columns(x) · w + b. Second derivatives are exact; third ones are refused.
+Channels last: z = columns(x) · w + b. Columns are kh·kw times as large as x, so they are made anew
+wherever they are needed, a block of tasks at a time, and never kept: on a CPU a block stays in the
+cache, which is faster than to fetch columns from memory, let alone to ask the system for it.
+Second derivatives are exact; third ones are refused.
 Axes: T tasks, B samples, [H, W, C] of a picture, N = B·H'·W' positions, K = kh·kw·C columns,
 O output channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.ops.columns import Window, from_columns, to_columns
+from metalearn.core.ops.columns import Window, bordered, from_columns, to_columns
 
 __all__ = ["convolution", "task_columns"]
+
+_BLOCK = 2**21  # bytes of columns at a time on a CPU
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
@@ -23,7 +29,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) 
 
     Differentiable twice, in reverse mode.
     """
-    z: Tensor = _Convolution.apply(x, weight, bias, window)[0]
+    z: Tensor = _Convolution.apply(x, weight, bias, window)
     return z.view(*x.shape[:2], *window.positions(*x.shape[2:4]), z.shape[-1])
 
 
@@ -33,97 +39,113 @@ def task_columns(x: Tensor, window: Window) -> Tensor:
     return columns.reshape(x.shape[0], -1, columns.shape[-1])
 
 
-def _gather(columns: Tensor, window: Window, shape: torch.Size) -> Tensor:
-    """Transpose of `task_columns`; ``shape`` is that of x."""
-    down, across = window.positions(*shape[2:4])
-    pictures = from_columns(columns.view(-1, down, across, columns.shape[-1]), window, *shape[2:4])
-    return pictures.view(shape)
+class _Blocks:
+    """Columns of ``[T, B, H, W, C]`` and their transpose, some tasks at a time.
+
+    All blocks are in the same memory: what `columns` gives holds until the next call.
+    """
+
+    def __init__(self, x: Tensor, window: Window) -> None:
+        down, across = window.positions(*x.shape[2:4])
+        width = window.size[0] * window.size[1] * x.shape[-1]
+        self.window, self.count = window, len(x)
+        self.rows = x.shape[1] * down * across
+        size = self.rows * width * x.element_size()
+        self.tasks = min(self.count, max(1, _BLOCK // size)) if x.device.type == "cpu" else len(x)
+        self._columns = x.new_empty(self.tasks * x.shape[1], down, across, width)
+        self._padded = bordered(x[: self.tasks].flatten(0, 1), window)
+
+    def __iter__(self) -> Iterator[slice]:
+        for start in range(0, self.count, self.tasks):
+            yield slice(start, min(start + self.tasks, self.count))
+
+    def columns(self, x: Tensor) -> Tensor:
+        """Of one block of x: ``[t, N, K]``."""
+        n = x.shape[0] * x.shape[1]
+        columns = to_columns(
+            x.flatten(0, 1), self.window, padded=self._padded[:n], out=self._columns[:n]
+        )
+        return columns.reshape(x.shape[0], self.rows, -1)
+
+    def back(self, dz: Tensor, weight: Tensor, out: Tensor) -> None:
+        """Transpose of `columns` at dz · wᵀ, for one block of each, written to ``out``."""
+        columns = self._columns[: out.shape[0] * out.shape[1]]
+        torch.bmm(dz, weight.mT, out=columns.view(len(dz), self.rows, -1))
+        from_columns(columns, self.window, *out.shape[2:4], out=out.flatten(0, 1))
 
 
 class _Convolution(Function):
-    """``(x, w, b) → (z [T, N, O], columns [T, N, K])``.
-
-    The columns come out as well so that `_ConvolutionBackward` can send cotangents to them: those
-    join the ones of z in one product and one summation of windows.
-    """
+    """``(x, w, b) → z [T, N, O]``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window
-    ) -> tuple[Tensor, Tensor]:
-        columns = task_columns(x, window)
-        if window.is_pixel:
-            columns = columns.clone()  # an output must not be a view of an input
-        ctx.window, ctx.shape = window, x.shape
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weight, columns)
-        if bias is None:
-            return torch.bmm(columns, weight), columns
-        return torch.baddbmm(bias, columns, weight), columns
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+        blocks = _Blocks(x, window)
+        z = x.new_empty(len(x), blocks.rows, weight.shape[-1])
+        for part in blocks:
+            columns = blocks.columns(x[part])
+            if bias is None:
+                torch.bmm(columns, weight[part], out=z[part])
+            else:
+                torch.baddbmm(bias[part], columns, weight[part], out=z[part])
+        ctx.window = window
+        ctx.save_for_backward(x, weight)
+        return z
 
     @staticmethod
-    def backward(ctx: Any, dz: Tensor | None, dcolumns: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, columns = ctx.saved_tensors
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         want = ctx.needs_input_grad[:3]
-        if not want[0]:
-            dcolumns = None
-        if dz is None:
-            dx = None if dcolumns is None else _gather(dcolumns, ctx.window, ctx.shape)
-            return dx, None, None, None
-        if dcolumns is None:
-            given = (dz, columns, weight, ctx.window, ctx.shape, want)
-            return *_ConvolutionBackward.apply(*given), None
-        _refuse_third()
-        dcolumns.baddbmm_(dz, weight.mT)  # ours alone: made by _ConvolutionBackward for this call
-        dweight = torch.bmm(columns.mT, dz) if want[1] else None
-        dbias = dz.sum(1, keepdim=True) if want[2] else None
-        return _gather(dcolumns, ctx.window, ctx.shape), dweight, dbias, None
+        return *_ConvolutionBackward.apply(dz, *ctx.saved_tensors, ctx.window, want), None
 
 
 class _ConvolutionBackward(Function):
-    """``(dz, columns, w) → (dx, dw, db)``, linear in dz; its backward is the second order."""
+    """``(dz, x, w) → (dx, dw, db)``, linear in dz; its backward is the second order."""
 
     @staticmethod
     def forward(
         ctx: Any,
         dz: Tensor,
-        columns: Tensor,
+        x: Tensor,
         weight: Tensor,
         window: Window,
-        shape: torch.Size,
         want: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
         ctx.window, ctx.want = window, want
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dz, columns, weight)
-        dx = _gather(torch.bmm(dz, weight.mT), window, shape) if want[0] else None
-        dweight = torch.bmm(columns.mT, dz) if want[1] else None
+        ctx.save_for_backward(dz, x, weight)
+        blocks = _Blocks(x, window)
+        dx = x.new_empty(x.shape) if want[0] else None
+        dweight = x.new_empty(weight.shape) if want[1] else None
+        for part in blocks:
+            if dweight is not None:
+                torch.bmm(blocks.columns(x[part]).mT, dz[part], out=dweight[part])
+            if dx is not None:
+                blocks.back(dz[part], weight[part], dx[part])
         return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
 
     @staticmethod
     def backward(
         ctx: Any, ux: Tensor | None, uw: Tensor | None, ub: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        _refuse_third()
-        dz, columns, weight = ctx.saved_tensors
-        to_dz, to_columns_, to_weight = ctx.needs_input_grad[:3]
-        gdz = gcolumns = gweight = None
-        if ux is not None:
-            ucolumns = task_columns(ux, ctx.window)
-            gdz = torch.bmm(ucolumns, weight) if to_dz else None
-            gweight = torch.bmm(ucolumns.mT, dz) if to_weight else None
-        if uw is not None:
-            gdz = _accumulate(gdz, columns, uw) if to_dz else None
-            gcolumns = torch.bmm(dz, uw.mT) if to_columns_ and ctx.want[0] else None
-        if ub is not None and to_dz:
-            gdz = ub.expand_as(dz).clone() if gdz is None else gdz.add_(ub)
-        return gdz, gcolumns, gweight, None, None, None
-
-
-def _refuse_third() -> None:
-    if torch.is_grad_enabled():
-        raise NotImplementedError("third derivatives of a task-batched convolution")
-
-
-def _accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a, b) if total is None else total.baddbmm_(a, b)
+        if torch.is_grad_enabled():
+            raise NotImplementedError("third derivatives of a task-batched convolution")
+        dz, x, weight = ctx.saved_tensors
+        to_dz, to_x, to_weight = ctx.needs_input_grad[:3]
+        to_x = to_x and ctx.want[0] and uw is not None
+        blocks = _Blocks(x, ctx.window)
+        gdz = None
+        if to_dz:
+            gdz = torch.zeros_like(dz) if ub is None else ub.expand_as(dz).contiguous()
+        gx = x.new_empty(x.shape) if to_x else None
+        gweight = x.new_empty(weight.shape) if to_weight and ux is not None else None
+        for part in blocks:
+            if ux is not None:
+                columns = blocks.columns(ux[part])
+                if gweight is not None:
+                    torch.bmm(columns.mT, dz[part], out=gweight[part])
+                if gdz is not None:
+                    gdz[part].baddbmm_(columns, weight[part])
+            if uw is not None and gdz is not None:
+                gdz[part].baddbmm_(blocks.columns(x[part]), uw[part])
+            if uw is not None and gx is not None:
+                blocks.back(dz[part], uw[part], gx[part])
+        return gdz, gx, gweight, None, None
