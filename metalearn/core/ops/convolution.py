@@ -3,7 +3,8 @@
 Channels last: z = columns(x) · w + b. Columns are kh·kw times as large as x, so they are made anew
 wherever they are needed, a block of tasks at a time, and never kept: on a CPU a block stays in the
 cache, which is faster than to fetch columns from memory, let alone to ask the system for it.
-Second derivatives are exact; third ones are refused.
+A ReLU in front of a convolution joins it, and its mask is applied to blocks too. Second derivatives
+are exact; third ones are refused.
 Axes: T tasks, B samples, [H, W, C] of a picture, N = B·H'·W' positions, K = kh·kw·C columns,
 O output channels.
 """
@@ -21,15 +22,18 @@ from metalearn.core.ops.columns import Window, bordered, from_columns, to_column
 
 __all__ = ["convolution", "task_columns"]
 
+_mask = torch.ops.aten.threshold_backward
 _BLOCK = 2**21  # bytes of columns at a time on a CPU
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, *, rectify: bool = False
+) -> Tensor:
     """``x [T, B, H, W, C]``, ``weight [T, K, O]``, ``bias [T, 1, O]``: ``[T, B, H', W', O]``.
 
-    Differentiable twice, in reverse mode.
+    Of max(0, x) with ``rectify``. Differentiable twice, in reverse mode.
     """
-    z: Tensor = _Convolution.apply(x, weight, bias, window)
+    z: Tensor = _Convolution.apply(x, weight, bias, window, rectify)
     return z.view(*x.shape[:2], *window.positions(*x.shape[2:4]), z.shape[-1])
 
 
@@ -45,10 +49,10 @@ class _Blocks:
     All blocks are in the same memory: what `columns` gives holds until the next call.
     """
 
-    def __init__(self, x: Tensor, window: Window) -> None:
+    def __init__(self, x: Tensor, window: Window, rectify: bool) -> None:
         down, across = window.positions(*x.shape[2:4])
         width = window.size[0] * window.size[1] * x.shape[-1]
-        self.window, self.count = window, len(x)
+        self.window, self.count, self.rectify = window, len(x), rectify
         self.rows = x.shape[1] * down * across
         size = self.rows * width * x.element_size()
         self.tasks = min(self.count, max(1, _BLOCK // size)) if x.device.type == "cpu" else len(x)
@@ -59,42 +63,46 @@ class _Blocks:
         for start in range(0, self.count, self.tasks):
             yield slice(start, min(start + self.tasks, self.count))
 
-    def columns(self, x: Tensor) -> Tensor:
-        """Of one block of x: ``[t, N, K]``."""
+    def columns(self, x: Tensor, gate: Tensor) -> Tensor:
+        """Of one block of x where ``gate`` is above 0: ``[t, N, K]``."""
         n = x.shape[0] * x.shape[1]
-        columns = to_columns(
-            x.flatten(0, 1), self.window, padded=self._padded[:n], out=self._columns[:n]
-        )
+        pictures = (_mask(x, gate, 0) if self.rectify else x).flatten(0, 1)
+        columns = to_columns(pictures, self.window, padded=self._padded[:n], out=self._columns[:n])
         return columns.reshape(x.shape[0], self.rows, -1)
 
-    def back(self, dz: Tensor, weight: Tensor, out: Tensor) -> None:
+    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor) -> None:
         """Transpose of `columns` at dz · wᵀ, for one block of each, written to ``out``."""
         columns = self._columns[: out.shape[0] * out.shape[1]]
         torch.bmm(dz, weight.mT, out=columns.view(len(dz), self.rows, -1))
         from_columns(columns, self.window, *out.shape[2:4], out=out.flatten(0, 1))
+        if self.rectify:
+            _mask.grad_input(out, gate, 0, grad_input=out)
 
 
 class _Convolution(Function):
     """``(x, w, b) → z [T, N, O]``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-        blocks = _Blocks(x, window)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, rectify: bool
+    ) -> Tensor:
+        blocks = _Blocks(x, window, rectify)
         z = x.new_empty(len(x), blocks.rows, weight.shape[-1])
         for part in blocks:
-            columns = blocks.columns(x[part])
+            columns = blocks.columns(x[part], x[part])
             if bias is None:
                 torch.bmm(columns, weight[part], out=z[part])
             else:
                 torch.baddbmm(bias[part], columns, weight[part], out=z[part])
-        ctx.window = window
+        ctx.settings = window, rectify
         ctx.save_for_backward(x, weight)
         return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         want = ctx.needs_input_grad[:3]
-        return *_ConvolutionBackward.apply(dz, *ctx.saved_tensors, ctx.window, want), None
+        grads = _ConvolutionBackward.apply(dz, *ctx.saved_tensors, ctx.settings, want)
+        return *grads, None, None
 
 
 class _ConvolutionBackward(Function):
@@ -106,20 +114,20 @@ class _ConvolutionBackward(Function):
         dz: Tensor,
         x: Tensor,
         weight: Tensor,
-        window: Window,
+        settings: tuple[Window, bool],
         want: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
-        ctx.window, ctx.want = window, want
+        ctx.settings, ctx.want = settings, want
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dz, x, weight)
-        blocks = _Blocks(x, window)
+        blocks = _Blocks(x, *settings)
         dx = x.new_empty(x.shape) if want[0] else None
         dweight = x.new_empty(weight.shape) if want[1] else None
         for part in blocks:
             if dweight is not None:
-                torch.bmm(blocks.columns(x[part]).mT, dz[part], out=dweight[part])
+                torch.bmm(blocks.columns(x[part], x[part]).mT, dz[part], out=dweight[part])
             if dx is not None:
-                blocks.back(dz[part], weight[part], dx[part])
+                blocks.back(dz[part], weight[part], x[part], dx[part])
         return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
 
     @staticmethod
@@ -131,7 +139,7 @@ class _ConvolutionBackward(Function):
         dz, x, weight = ctx.saved_tensors
         to_dz, to_x, to_weight = ctx.needs_input_grad[:3]
         to_x = to_x and ctx.want[0] and uw is not None
-        blocks = _Blocks(x, ctx.window)
+        blocks = _Blocks(x, *ctx.settings)
         gdz = None
         if to_dz:
             gdz = torch.zeros_like(dz) if ub is None else ub.expand_as(dz).contiguous()
@@ -139,13 +147,13 @@ class _ConvolutionBackward(Function):
         gweight = x.new_empty(weight.shape) if to_weight and ux is not None else None
         for part in blocks:
             if ux is not None:
-                columns = blocks.columns(ux[part])
+                columns = blocks.columns(ux[part], x[part])
                 if gweight is not None:
                     torch.bmm(columns.mT, dz[part], out=gweight[part])
                 if gdz is not None:
                     gdz[part].baddbmm_(columns, weight[part])
             if uw is not None and gdz is not None:
-                gdz[part].baddbmm_(blocks.columns(x[part]), uw[part])
+                gdz[part].baddbmm_(blocks.columns(x[part], x[part]), uw[part])
             if uw is not None and gx is not None:
-                blocks.back(dz[part], uw[part], gx[part])
+                blocks.back(dz[part], uw[part], x[part], gx[part])
         return gdz, gx, gweight, None, None

@@ -25,11 +25,14 @@ __all__ = [
 ]
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    """Weight ``[T, O, C, kh, kw]`` and bias ``[T, O]`` over ``[T, B, C, H, W]``; same axes out."""
-    z = convolution(
-        _channels_last(x), _matrix(weight), None if bias is None else bias[:, None], window
-    )
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, *, rectify: bool = False
+) -> Tensor:
+    """Weight ``[T, O, C, kh, kw]`` and bias ``[T, O]`` over ``[T, B, C, H, W]``; same axes out.
+
+    Of max(0, x) with ``rectify``.
+    """
+    z = convolution(_channels_last(x), _matrix(weight), _row(bias), window, rectify=rectify)
     return z.movedim(-1, 2)
 
 
@@ -94,6 +97,7 @@ def conv_batch_norm(
     *,
     eps: float,
     relu: bool,
+    rectify: bool = False,
 ) -> Tensor:
     """Convolution, batch norm and ReLU in one; shapes as in `conv2d` and `batch_norm`.
 
@@ -101,12 +105,12 @@ def conv_batch_norm(
     from the columns' covariance G: the mean of z = columns·w is mean(columns)·w and its variance
     wᵀ·G·w, so that the norm folds into the weights and no pass over z is needed.
     """
-    last, matrix = _channels_last(x), _matrix(weight)
+    matrix = _matrix(weight)
     columns, outputs = matrix.shape[1:]
     if x.requires_grad or columns > outputs:
-        z = convolution(last, matrix, None, window).movedim(-1, 2)
+        z = conv2d(x, weight, None, window, rectify=rectify)
         return batch_norm(z, gamma, beta, eps=eps, relu=relu)
-    rows = task_columns(last, window)
+    rows = task_columns(_channels_last(x.relu() if rectify else x), window)
     rows = rows - rows.mean(1, keepdim=True)
     covariance = torch.bmm(rows.mT, rows).div_(rows.shape[1])
     slope = ((matrix * torch.bmm(covariance, matrix)).sum(1, keepdim=True) + eps).rsqrt()

@@ -138,28 +138,31 @@ def _over(
 ) -> tuple[int, Tensor]:
     """A run on ``x [T, B, ...]`` with parameters ``[T, ...]``."""
     kinds = [type(layer) for layer in run]
-    i = 0
+    i, rectify = 0, False  # rectify: a ReLU is due, and joins a convolution if one follows
     while i < len(run):
         layer, own = run[i], parameters[i]
         if not _fits(layer, x.shape[1:]):
             break
+        if rectify and kinds[i] is not nn.Conv2d:
+            x, rectify = torch.relu(x), False
         weight: Any = own.get("weight")
         bias = own.get("bias")
         if kinds[i] is nn.Conv2d:
             window = _window(layer)
             shape = x.shape[1], layer.out_channels, *window.positions(*x.shape[3:])
             if kinds[i + 1 : i + 2] == [nn.BatchNorm2d] and _fits(run[i + 1], shape):
-                norm, relu = parameters[i + 1], kinds[i + 2 : i + 3] == [nn.ReLU]
+                norm, relu = parameters[i + 1], _joins(kinds, i + 2)
                 x = layers.conv_batch_norm(
-                    x, weight, norm["weight"], norm["bias"], window, eps=run[i + 1].eps, relu=relu
-                )
-                i += 2 + relu
+                    x, weight, norm["weight"], norm["bias"], window,
+                    eps=run[i + 1].eps, relu=relu, rectify=rectify,
+                )  # fmt: skip
+                i, rectify = i + 2 + relu, False
                 continue
-            x = layers.conv2d(x, weight, bias, window)
+            x, rectify = layers.conv2d(x, weight, bias, window, rectify=rectify), False
         elif kinds[i] is nn.Linear:
             x = layers.linear(x, weight, bias)
         elif kinds[i] in _BATCH_NORMS:
-            relu = kinds[i + 1 : i + 2] == [nn.ReLU]
+            relu = _joins(kinds, i + 1)
             x = layers.batch_norm(x, weight, bias, eps=layer.eps, relu=relu)
             i += relu
         elif kinds[i] in _INSTANCE_NORMS:
@@ -168,10 +171,17 @@ def _over(
             x = layers.layer_norm(x, len(layer.normalized_shape), weight, bias, eps=layer.eps)
         elif kinds[i] is nn.GroupNorm:
             x = layers.group_norm(x, layer.num_groups, weight, bias, eps=layer.eps)
+        elif kinds[i] is nn.ReLU:
+            rectify = True
         else:
             x = _sample_by_sample(layer, x)
         i += 1
-    return i, x
+    return i, torch.relu(x) if rectify else x
+
+
+def _joins(kinds: Sequence[type], i: int) -> bool:
+    """Whether layer i is a ReLU that is best taken with what is before it."""
+    return kinds[i : i + 1] == [nn.ReLU] and kinds[i + 1 : i + 2] != [nn.Conv2d]
 
 
 def _fits(layer: Any, shape: Sequence[int]) -> bool:
@@ -196,8 +206,6 @@ def _fits(layer: Any, shape: Sequence[int]) -> bool:
 
 
 def _sample_by_sample(layer: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(layer, nn.ReLU):
-        return torch.relu(x)
     if getattr(layer, "inplace", False):
         x = x.clone()  # it may be the caller's data
     y: Tensor = layer(x.flatten(0, 1))
