@@ -8,6 +8,7 @@ window, [kh, kw] of the window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -108,11 +109,11 @@ def from_columns(
     return pictures
 
 
-def bordered(pictures: Tensor, window: Window) -> Tensor:
-    """Memory for pictures of that shape and a border, which is zero already."""
+def bordered(like: Tensor, shape: Sequence[int], window: Window) -> Tensor:
+    """Memory for pictures ``[n, H, W, C]`` and a border, which is zero already."""
     (top, bottom), (left, right) = window.padding
-    n, height, width, channels = pictures.shape
-    padded = pictures.new_empty(n, top + height + bottom, left + width + right, channels)
+    n, height, width, channels = shape
+    padded = like.new_empty(n, top + height + bottom, left + width + right, channels)
     padded[:, :top].zero_()
     padded[:, top + height :].zero_()
     padded[:, top : top + height, :left].zero_()
@@ -148,7 +149,7 @@ def _pad(pictures: Tensor, window: Window, padded: Tensor | None) -> Tensor:
         return pictures.contiguous()
     (top, _), (left, _) = window.padding
     height, width = pictures.shape[1:3]
-    padded = bordered(pictures, window) if padded is None else padded
+    padded = bordered(pictures, pictures.shape, window) if padded is None else padded
     padded[:, top : top + height, left : left + width].copy_(pictures)
     return padded
 

@@ -12,7 +12,7 @@ O output channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,21 +20,43 @@ from torch.autograd import Function
 
 from metalearn.core.ops.columns import Window, bordered, from_columns, to_columns
 
-__all__ = ["convolution", "task_columns"]
+__all__ = ["Product", "convolution", "task_columns"]
 
 _mask = torch.ops.aten.threshold_backward
 _BLOCK = 2**21  # bytes of columns at a time on a CPU
 
 
+class Product(NamedTuple):
+    """Pictures ``[T, B, H, W, C]`` that are rows · matrix, never held as a whole."""
+
+    rows: Tensor
+    """``[T, B·H·W, K]``, data."""
+    matrix: Tensor
+    """``[T, K, C]``."""
+    shape: tuple[int, ...]
+    """T, B, H, W, C."""
+
+    def whole(self) -> Tensor:
+        """The pictures."""
+        return torch.bmm(self.rows, self.matrix).view(self.shape)
+
+
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, *, rectify: bool = False
+    x: Tensor | Product,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    *,
+    rectify: bool = False,
 ) -> Tensor:
     """``x [T, B, H, W, C]``, ``weight [T, K, O]``, ``bias [T, 1, O]``: ``[T, B, H', W', O]``.
 
     Of max(0, x) with ``rectify``. Differentiable twice, in reverse mode.
     """
-    z: Tensor = _Convolution.apply(x, weight, bias, window, rectify)
-    return z.view(*x.shape[:2], *window.positions(*x.shape[2:4]), z.shape[-1])
+    shape = tuple(x.shape)
+    x, rows = (x.matrix, x.rows) if isinstance(x, Product) else (x, None)
+    z: Tensor = _Convolution.apply(x, weight, bias, rows, _Settings(window, rectify, shape))
+    return z.view(*shape[:2], *window.positions(*shape[2:4]), z.shape[-1])
 
 
 def task_columns(x: Tensor, window: Window) -> Tensor:
@@ -43,40 +65,62 @@ def task_columns(x: Tensor, window: Window) -> Tensor:
     return columns.reshape(x.shape[0], -1, columns.shape[-1])
 
 
-class _Blocks:
-    """Columns of ``[T, B, H, W, C]`` and their transpose, some tasks at a time.
+class _Settings(NamedTuple):
+    window: Window
+    rectify: bool
+    shape: tuple[int, ...]
+    """T, B, H, W, C of the pictures."""
 
-    All blocks are in the same memory: what `columns` gives holds until the next call.
+
+class _Blocks:
+    """Columns of pictures and their transpose, some tasks at a time.
+
+    With ``rows``, what is called x here is the matrix of a `Product`. All blocks are in the same
+    memory: columns hold until the next call.
     """
 
-    def __init__(self, x: Tensor, window: Window, rectify: bool) -> None:
-        down, across = window.positions(*x.shape[2:4])
-        width = window.size[0] * window.size[1] * x.shape[-1]
-        self.window, self.count, self.rectify = window, len(x), rectify
-        self.rows = x.shape[1] * down * across
-        size = self.rows * width * x.element_size()
-        self.tasks = min(self.count, max(1, _BLOCK // size)) if x.device.type == "cpu" else len(x)
-        self._columns = x.new_empty(self.tasks * x.shape[1], down, across, width)
-        self._padded = bordered(x[: self.tasks].flatten(0, 1), window)
+    def __init__(self, rows: Tensor | None, weight: Tensor, settings: _Settings) -> None:
+        self.window, self.rectify, self.shape = settings
+        self.rows = rows
+        count, samples, height, width, channels = self.shape
+        down, across = self.window.positions(height, width)
+        area = self.window.size[0] * self.window.size[1]
+        self.positions = samples * down * across
+        size = self.positions * area * channels * weight.element_size()
+        cached = weight.device.type == "cpu"
+        self.tasks = min(count, max(1, _BLOCK // size)) if cached else count
+        block = self.tasks * samples
+        self._columns = weight.new_empty(block, down, across, area * channels)
+        self._padded = bordered(weight, (block, height, width, channels), self.window)
 
     def __iter__(self) -> Iterator[slice]:
-        for start in range(0, self.count, self.tasks):
-            yield slice(start, min(start + self.tasks, self.count))
+        for start in range(0, self.shape[0], self.tasks):
+            yield slice(start, min(start + self.tasks, self.shape[0]))
 
-    def columns(self, x: Tensor, gate: Tensor) -> Tensor:
-        """Of one block of x where ``gate`` is above 0: ``[t, N, K]``."""
-        n = x.shape[0] * x.shape[1]
-        pictures = (_mask(x, gate, 0) if self.rectify else x).flatten(0, 1)
+    def pictures(self, x: Tensor, part: slice) -> Tensor:
+        """``[t, B, H, W, C]``."""
+        if self.rows is None:
+            return x[part]
+        return torch.bmm(self.rows[part], x[part]).view(-1, *self.shape[1:])
+
+    def columns(self, pictures: Tensor, gate: Tensor) -> Tensor:
+        """``[t, N, K]`` of pictures; with a ReLU, where ``gate`` is above 0."""
+        n = len(pictures) * self.shape[1]
+        pictures = (_mask(pictures, gate, 0) if self.rectify else pictures).flatten(0, 1)
         columns = to_columns(pictures, self.window, padded=self._padded[:n], out=self._columns[:n])
-        return columns.reshape(x.shape[0], self.rows, -1)
+        return columns.reshape(n // self.shape[1], self.positions, -1)
 
-    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor) -> None:
-        """Transpose of `columns` at dz · wᵀ, for one block of each, written to ``out``."""
-        columns = self._columns[: out.shape[0] * out.shape[1]]
-        torch.bmm(dz, weight.mT, out=columns.view(len(dz), self.rows, -1))
-        from_columns(columns, self.window, *out.shape[2:4], out=out.flatten(0, 1))
+    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, part: slice) -> None:
+        """Transpose of `columns` and `pictures` at dz · wᵀ, written to a part of ``out``."""
+        dz, weight = dz[part], weight[part]
+        columns = self._columns[: len(dz) * self.shape[1]]
+        torch.bmm(dz, weight.mT, out=columns.view(len(dz), self.positions, -1))
+        pictures = out[part] if self.rows is None else torch.empty_like(gate)
+        from_columns(columns, self.window, *self.shape[2:4], out=pictures.flatten(0, 1))
         if self.rectify:
-            _mask.grad_input(out, gate, 0, grad_input=out)
+            _mask.grad_input(pictures, gate, 0, grad_input=pictures)
+        if self.rows is not None:
+            torch.bmm(self.rows[part].mT, pictures.flatten(1, 3), out=out[part])
 
 
 class _Convolution(Function):
@@ -84,18 +128,24 @@ class _Convolution(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, rectify: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None,
+        settings: _Settings,
     ) -> Tensor:
-        blocks = _Blocks(x, window, rectify)
-        z = x.new_empty(len(x), blocks.rows, weight.shape[-1])
+        blocks = _Blocks(rows, weight, settings)
+        z = x.new_empty(len(x), blocks.positions, weight.shape[-1])
         for part in blocks:
-            columns = blocks.columns(x[part], x[part])
+            pictures = blocks.pictures(x, part)
+            columns = blocks.columns(pictures, pictures)
             if bias is None:
                 torch.bmm(columns, weight[part], out=z[part])
             else:
                 torch.baddbmm(bias[part], columns, weight[part], out=z[part])
-        ctx.settings = window, rectify
-        ctx.save_for_backward(x, weight)
+        ctx.settings = settings
+        ctx.save_for_backward(x, weight, rows)
         return z
 
     @staticmethod
@@ -114,20 +164,23 @@ class _ConvolutionBackward(Function):
         dz: Tensor,
         x: Tensor,
         weight: Tensor,
-        settings: tuple[Window, bool],
+        rows: Tensor | None,
+        settings: _Settings,
         want: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
         ctx.settings, ctx.want = settings, want
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dz, x, weight)
-        blocks = _Blocks(x, *settings)
+        ctx.save_for_backward(dz, x, weight, rows)
+        blocks = _Blocks(rows, weight, settings)
         dx = x.new_empty(x.shape) if want[0] else None
         dweight = x.new_empty(weight.shape) if want[1] else None
         for part in blocks:
+            pictures = blocks.pictures(x, part)
             if dweight is not None:
-                torch.bmm(blocks.columns(x[part], x[part]).mT, dz[part], out=dweight[part])
+                columns = blocks.columns(pictures, pictures)
+                torch.bmm(columns.mT, dz[part], out=dweight[part])
             if dx is not None:
-                blocks.back(dz[part], weight[part], x[part], dx[part])
+                blocks.back(dz, weight, pictures, dx, part)
         return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
 
     @staticmethod
@@ -136,24 +189,26 @@ class _ConvolutionBackward(Function):
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("third derivatives of a task-batched convolution")
-        dz, x, weight = ctx.saved_tensors
+        dz, x, weight, rows = ctx.saved_tensors
         to_dz, to_x, to_weight = ctx.needs_input_grad[:3]
-        to_x = to_x and ctx.want[0] and uw is not None
-        blocks = _Blocks(x, *ctx.settings)
-        gdz = None
+        blocks = _Blocks(rows, weight, ctx.settings)
+        gdz = gx = gweight = None
         if to_dz:
             gdz = torch.zeros_like(dz) if ub is None else ub.expand_as(dz).contiguous()
-        gx = x.new_empty(x.shape) if to_x else None
-        gweight = x.new_empty(weight.shape) if to_weight and ux is not None else None
+        if to_x and ctx.want[0] and uw is not None:
+            gx = x.new_empty(x.shape)
+        if to_weight and ux is not None:
+            gweight = x.new_empty(weight.shape)
         for part in blocks:
+            pictures = blocks.pictures(x, part)
             if ux is not None:
-                columns = blocks.columns(ux[part], x[part])
+                columns = blocks.columns(blocks.pictures(ux, part), pictures)
                 if gweight is not None:
                     torch.bmm(columns.mT, dz[part], out=gweight[part])
                 if gdz is not None:
                     gdz[part].baddbmm_(columns, weight[part])
             if uw is not None and gdz is not None:
-                gdz[part].baddbmm_(blocks.columns(x[part], x[part]), uw[part])
+                gdz[part].baddbmm_(blocks.columns(pictures, pictures), uw[part])
             if uw is not None and gx is not None:
-                blocks.back(dz[part], uw[part], x[part], gx[part])
-        return gdz, gx, gweight, None, None
+                blocks.back(dz, uw, pictures, gx, part)
+        return gdz, gx, gweight, None, None, None
