@@ -215,8 +215,8 @@ def test_third_derivatives_are_refused_where_x_is_data(window: str) -> None:
 
 
 @pytest.mark.parametrize("window", ["3x3", "pixel"])
-def test_third_derivatives_are_refused_where_cotangents_come_to_columns_alone(window: str) -> None:
-    """A loss linear in z: dw depends on x, not on dz, and x is reached through the columns."""
+def test_third_derivatives_are_refused_of_a_loss_linear_in_z(window: str) -> None:
+    """There dw depends on x alone, not on dz."""
     x, weight, own = operands(window, bias=True)
     loss = convolution(x, weight, own, window_of(*WINDOWS[window])).sum()
     (first,) = torch.autograd.grad(loss, weight, create_graph=True)
