@@ -189,26 +189,34 @@ class _ConvolutionBackward(Function):
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("third derivatives of a task-batched convolution")
+        if ux is None and uw is None and ub is None:
+            return (None,) * 6
         dz, x, weight, rows = ctx.saved_tensors
         to_dz, to_x, to_weight = ctx.needs_input_grad[:3]
         blocks = _Blocks(rows, weight, ctx.settings)
         gdz = gx = gweight = None
         if to_dz:
-            gdz = torch.zeros_like(dz) if ub is None else ub.expand_as(dz).contiguous()
+            gdz = (
+                torch.empty_like(dz)
+                if ub is None
+                else ub.expand_as(dz).clone(memory_format=torch.contiguous_format)
+            )
         if to_x and ctx.want[0] and uw is not None:
             gx = x.new_empty(x.shape)
         if to_weight and ux is not None:
             gweight = x.new_empty(weight.shape)
         for part in blocks:
-            pictures = blocks.pictures(x, part)
+            pictures, kept = blocks.pictures(x, part), ub is not None  # kept: what gdz holds
             if ux is not None:
                 columns = blocks.columns(blocks.pictures(ux, part), pictures)
                 if gweight is not None:
                     torch.bmm(columns.mT, dz[part], out=gweight[part])
                 if gdz is not None:
-                    gdz[part].baddbmm_(columns, weight[part])
+                    gdz[part].baddbmm_(columns, weight[part], beta=int(kept))
+                    kept = True
             if uw is not None and gdz is not None:
-                gdz[part].baddbmm_(blocks.columns(pictures, pictures), uw[part])
+                columns = blocks.columns(pictures, pictures)
+                gdz[part].baddbmm_(columns, uw[part], beta=int(kept))
             if uw is not None and gx is not None:
                 blocks.back(dz, uw, pictures, gx, part)
         return gdz, gx, gweight, None, None, None
