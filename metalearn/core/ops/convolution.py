@@ -23,7 +23,7 @@ from metalearn.core.ops.columns import Window, bordered, from_columns, to_column
 __all__ = ["Product", "convolution", "task_columns"]
 
 _mask = torch.ops.aten.threshold_backward
-_BLOCK = 2**21  # bytes of columns at a time on a CPU
+_BLOCK = 2**22  # bytes of columns at a time on a CPU; less costs barriers between threads
 
 
 class Product(NamedTuple):
