@@ -9,12 +9,20 @@ from typing import Any, get_args
 from matplotlib.figure import Figure
 
 from metalearn.benchmarks.curvature_problem import ProblemNorm, trained_conv4
+from metalearn.benchmarks.derivatives import derivative_race, derivative_table
 from metalearn.benchmarks.ensembles import (
     ENSEMBLES,
     ensemble_figure,
     ensemble_race,
     ensemble_table,
     sweep_race,
+)
+from metalearn.benchmarks.per_sample import (
+    SAMPLE_WORKLOADS,
+    ghost_memory,
+    memory_table,
+    sample_race,
+    sample_table,
 )
 from metalearn.benchmarks.spectrum import spectrum_figure, spectrum_race, spectrum_table
 from metalearn.data import digits_data
@@ -63,5 +71,25 @@ def curvature(rounds: int) -> SuiteResult:
     return SuiteResult("\n\n".join(tables), figures, numbers)
 
 
-SUITES: dict[str, Callable[[int], SuiteResult]] = {"ensembles": ensembles, "curvature": curvature}
+def per_sample(rounds: int) -> SuiteResult:
+    """Per-sample gradients against plain torch.func, a loop, opacus and BackPACK."""
+    results = {name: sample_race(name, rounds=rounds) for name in SAMPLE_WORKLOADS}
+    peaks = {name: ghost_memory(name, (64, 256, 1024)) for name in SAMPLE_WORKLOADS}
+    table = f"{sample_table(results)}\n\n{memory_table(peaks)}"
+    timings = {name: [asdict(t) for t in found] for name, found in results.items()}
+    return SuiteResult(table, {}, {"timings": timings, "peak_bytes": peaks})
+
+
+def derivatives(rounds: int) -> SuiteResult:
+    """Jacobians, Hessians and Hessian products against row-by-row autograd and torch.func."""
+    timings = derivative_race(rounds=rounds)
+    return SuiteResult(derivative_table(timings), {}, [asdict(t) for t in timings])
+
+
+SUITES: dict[str, Callable[[int], SuiteResult]] = {
+    "ensembles": ensembles,
+    "per_sample": per_sample,
+    "derivatives": derivatives,
+    "curvature": curvature,
+}
 """By name; each takes the number of rounds."""
