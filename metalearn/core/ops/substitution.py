@@ -99,9 +99,10 @@ def _track(x: Tensor, mean: Tensor, variance: Tensor, momentum: float) -> None:
     axes = [axis for axis in range(x.dim()) if axis != 1]
     count = x.numel() // x.shape[1]
     now = x.mean(axes)
-    spread = (x * x).mean(axes) - now * now
-    mean.lerp_(now, momentum)
-    variance.lerp_(spread.clamp_min(0) * (count / (count - 1)), momentum)
+    shape = [-1 if axis == 1 else 1 for axis in range(x.dim())]
+    spread = (x - now.view(shape)).square().sum(axes) / (count - 1)
+    mean.mul_(1 - momentum).add_(momentum * now)  # lerp_ has no batching rule in torch 2.14
+    variance.mul_(1 - momentum).add_(momentum * spread)
 
 
 def _instance_norm(
