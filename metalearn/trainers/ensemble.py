@@ -323,7 +323,7 @@ class EnsembleTrainer(MemberTrainer):
                 engine=engine,
                 chunk_size=chunk,
             )
-            losses[mine] = found.losses
+            losses[mine] = found.losses.to(losses.dtype)
             if not every:
                 _put_rows(stack.state()[1], buffers, at)
             for name, grad in found.grads.items():
