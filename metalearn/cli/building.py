@@ -49,6 +49,9 @@ def build(config: DictConfig, *, folder: Path | None) -> AnyTrainer:
     if "ood" in objects:
         channels, *size = source.input_shape
         objects["ood"] = resized(objects["ood"], image_size=size[0], channels=channels)
+    if "seeds" in accepted_settings(_target(config.trainer, "trainer")):
+        check_whole("trainer.members", config.trainer.members, 1)
+        objects["seeds"] = _member_seeds(config)
     trainer: AnyTrainer = _make(
         config.trainer,
         "trainer",
@@ -76,7 +79,21 @@ def _model(config: DictConfig, source: Any) -> nn.Module:
         network: nn.Module = _make(config.model, "model", **own)
         return network
 
-    return Ensemble.from_factory(make, range(config.seed, config.seed + members))
+    return Ensemble.from_factory(make, _member_seeds(config))
+
+
+def _member_seeds(config: DictConfig) -> list[int]:
+    """Of the weights of each member, and of the order in which it sees the data."""
+    given = config.trainer.get("seeds")
+    members = config.trainer.members
+    if given is None:
+        return list(range(config.seed, config.seed + members))
+    if len(given) != members:
+        accepted = f"{members} are needed, one for each member"
+        raise SettingError("trainer.seeds", list(given), accepted)
+    for seed in given:
+        check_whole("trainer.seeds", seed, 0)
+    return list(given)
 
 
 def _target(node: DictConfig, group: str) -> Any:
