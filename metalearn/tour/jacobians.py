@@ -139,6 +139,6 @@ def batched() -> Ways:
 CHAPTER = Chapter(
     "jacobians",
     "Jacobians",
-    "All derivatives of all outputs: by rows or columns, for inputs, weights, whole batches.",
+    "All derivatives of all outputs: rows or columns, for inputs, weights, whole batches.",
     (tall, wide, of_weights, batched),
 )

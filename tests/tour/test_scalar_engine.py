@@ -2,6 +2,7 @@
 
 import math
 import operator
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from metalearn.models import MLP
 from tests.scalar_engine import Scalar, gradients, vmap
 
 
-def values(scalars):
+def values(scalars: Any) -> list[float]:
     return [scalar.value for scalar in scalars]
 
 
 @pytest.mark.parametrize(("a", "b"), [(2.0, 3.0), (-1.5, 0.25), (0.0, -2.0), (0.0, 0.0)])
-def test_polynomial_and_its_second_derivatives_have_their_closed_forms(a, b):
+def test_polynomial_and_its_second_derivatives_have_their_closed_forms(a: float, b: float) -> None:
     x, y = Scalar(a), Scalar(b)
     f = x**4 * y + y**3
     assert f.value == pytest.approx(a**4 * b + b**3, abs=1e-14)
@@ -40,33 +41,33 @@ def test_polynomial_and_its_second_derivatives_have_their_closed_forms(a, b):
         (lambda x: (x * x).tanh() * x, lambda v: _composed(v)),
     ],
 )
-def test_each_operation(f, slope):
+def test_each_operation(f: Any, slope: Any) -> None:
     x = Scalar(0.7)
     assert values(gradients(f(x), [x])) == pytest.approx([slope(0.7)], rel=1e-14)
 
 
-def _composed(v):
+def _composed(v: float) -> float:
     return math.tanh(v * v) + 2 * v * v * (1 - math.tanh(v * v) ** 2)
 
 
-def test_a_number_used_many_times_is_walked_through_once():
+def test_a_number_used_many_times_is_walked_through_once() -> None:
     start = power = Scalar(1.0)
     for _ in range(60):  # as a tree, 2^60 leaves
         power = power + power
     assert values(gradients(power, [start])) == [2.0**60]
 
 
-def test_a_number_without_effect_has_gradient_zero():
+def test_a_number_without_effect_has_gradient_zero() -> None:
     x, y = Scalar(1.0), Scalar(2.0)
     assert values(gradients(x * 3, [x, y])) == [3.0, 0.0]
 
 
-def test_vmap_over_one_and_over_two_lists():
+def test_vmap_over_one_and_over_two_lists() -> None:
     assert vmap(operator.sub, (0, None))([1, 2, 3], 1) == [0, 1, 2]
     assert vmap(vmap(operator.mul, (None, 0)), (0, None))([1, 2], [3, 4]) == [[3, 4], [6, 8]]
 
 
-def test_linear_regression_as_torch_has_it():
+def test_linear_regression_as_torch_has_it() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(12, 3, generator=generator, dtype=torch.float64)
     y = torch.randn(12, generator=generator, dtype=torch.float64)
@@ -87,7 +88,7 @@ def test_linear_regression_as_torch_has_it():
     torch.testing.assert_close(second, 2 / 12 * x.T @ x, rtol=1e-12, atol=1e-12)
 
 
-def test_tanh_network_gradient_and_hessian_as_ours():
+def test_tanh_network_gradient_and_hessian_as_ours() -> None:
     w1, w2 = [[0.3, -0.2], [0.5, 0.1]], [0.7, -0.4]
     x, y = [[1.0, 2.0], [-1.0, 0.5], [0.2, -0.3]], [0.1, 0.4, -0.2]
 
@@ -119,7 +120,7 @@ def test_tanh_network_gradient_and_hessian_as_ours():
     torch.testing.assert_close(own_hessian, hessian(loss, as_matrix=True)(params))
 
 
-def test_a_module_made_functional_by_name():
+def test_a_module_made_functional_by_name() -> None:
     apply, params, buffers = functionalize(MLP((2,), 1, hidden=(), seed=3).double())
     x = torch.tensor([[0.5, -1.0], [2.0, 0.25]], dtype=torch.float64)
     grads = torch.func.grad(lambda p: apply(p, buffers, x).square().sum())(params)

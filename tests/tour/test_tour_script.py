@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "tour.py"
 TOUR = chapters(scalar_engine)
 
 
-def run(monkeypatch, *arguments):
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit code of the script inside this process."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -27,7 +27,9 @@ def run(monkeypatch, *arguments):
     return 0
 
 
-def test_the_whole_tour_prints_every_chapter(monkeypatch, capsys):
+def test_the_whole_tour_prints_every_chapter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch) == 0
     out = capsys.readouterr().out
     for number, chapter in enumerate(TOUR, start=1):
@@ -40,27 +42,31 @@ def test_the_whole_tour_prints_every_chapter(monkeypatch, capsys):
     assert "│     return grad(lambda w: w**2 * x)(w)" in out
 
 
-def test_chapters_by_name(monkeypatch, capsys):
+def test_chapters_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "hessians", "gradients") == 0
     out = capsys.readouterr().out
     assert out.index("━━ 1  Gradients") < out.index("━━ 5  Hessians")
     assert "━━ 2" not in out and out.rstrip().splitlines()[-1].startswith("7 stops, all of them")
 
 
-def test_the_list(monkeypatch, capsys):
+def test_the_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 100 for line in lines)
     assert [line.split()[1] for line in lines] == [chapter.name for chapter in TOUR]
 
 
-def test_help(monkeypatch, capsys):
+def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--help") == 0
     out = capsys.readouterr().out
     assert "--list" in out and all(chapter.name in out for chapter in TOUR)
 
 
-def test_an_unknown_chapter_is_one_sentence(monkeypatch, capsys):
+def test_an_unknown_chapter_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "gradient") == 2
     printed = capsys.readouterr()
     names = ", ".join(chapter.name for chapter in TOUR)
@@ -68,7 +74,7 @@ def test_an_unknown_chapter_is_one_sentence(monkeypatch, capsys):
     assert printed.out == ""
 
 
-def test_a_disagreement_is_one_sentence(capsys):
+def test_a_disagreement_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     class Wrong:
         Scalar, vmap = scalar_engine.Scalar, staticmethod(scalar_engine.vmap)
 
@@ -83,7 +89,7 @@ def test_a_disagreement_is_one_sentence(capsys):
     assert error.startswith("error: A polynomial: ") and error.count("\n") == 1
 
 
-def test_a_reader_who_leaves_early_sees_no_traceback(tmp_path):
+def test_a_reader_who_leaves_early_sees_no_traceback(tmp_path: Path) -> None:
     # from another folder, without PYTHONPATH to the tests: the script finds its engine by itself
     root = SCRIPT.parents[1]
     command = f"{sys.executable} {SCRIPT} gradients | head -n 3"
