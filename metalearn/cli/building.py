@@ -69,6 +69,7 @@ def _model(config: DictConfig, source: Any) -> nn.Module:
         model: nn.Module = _make(config.model, "model", **shape)
         return model
     check_whole("trainer.members", members, 1)
+    networks = getattr(_target(config.trainer, "trainer"), "networks", None) or members
     seeded = "seed" in accepted_settings(_target(config.model, "model"))
 
     def make(seed: int) -> nn.Module:
@@ -76,7 +77,7 @@ def _model(config: DictConfig, source: Any) -> nn.Module:
         network: nn.Module = _make(config.model, "model", **own)
         return network
 
-    return Ensemble.from_factory(make, range(config.seed, config.seed + members))
+    return Ensemble.from_factory(make, range(config.seed, config.seed + networks))
 
 
 def _target(node: DictConfig, group: str) -> Any:
