@@ -39,6 +39,8 @@ def conv2d(
 
     Of max(0, x) with ``rectify``.
     """
+    if not isinstance(x, Product) and not x.requires_grad and not rectify and _is_shared(x):
+        return _conv2d_of_shared(x, weight, bias, window)
     last = x if isinstance(x, Product) else _channels_last(x)
     z = convolution(last, _matrix(weight), _row(bias), window, rectify=rectify)
     return z.movedim(-1, 2)
@@ -134,9 +136,10 @@ def folded_conv_batch_norm(
     Moments follow from the columns' covariance G: the mean of z = columns·w is mean(columns)·w and
     its variance wᵀ·G·w, so that the norm folds into the weights and no pass over z is needed.
     """
-    matrix, rows = _matrix(weight), task_columns(_channels_last(x), window)
+    matrix, own = _matrix(weight), x[:1] if _is_shared(x) else x
+    rows = task_columns(_channels_last(own), window)
     rows = rows - rows.mean(1, keepdim=True)
-    covariance = torch.bmm(rows.mT, rows).div_(rows.shape[1])
+    covariance = torch.bmm(rows.mT, rows).div_(rows.shape[1]).expand(len(x), -1, -1)
     slope = ((matrix * torch.bmm(covariance, matrix)).sum(1, keepdim=True) + eps).rsqrt()
     if gamma is not None:
         slope = slope * gamma[:, None]
@@ -144,8 +147,25 @@ def folded_conv_batch_norm(
     if beta is not None:  # as one more column of ones
         rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], -1)
         matrix = torch.cat([matrix, beta[:, None]], 1)
+    rows = rows.expand(len(x), -1, -1)
     shape = *x.shape[:2], *window.positions(*x.shape[3:]), weight.shape[1]
     return Product(rows, matrix, shape)
+
+
+def _conv2d_of_shared(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    """`conv2d` of the same pictures for all tasks: their columns are made once."""
+    columns = task_columns(_channels_last(x[:1]), window).expand(len(x), -1, -1)
+    matrix = _matrix(weight)
+    if bias is None:
+        z = torch.bmm(columns, matrix)
+    else:
+        z = torch.baddbmm(bias[:, None], columns, matrix)
+    return z.view(*x.shape[:2], *window.positions(*x.shape[3:]), z.shape[-1]).movedim(-1, 2)
+
+
+def _is_shared(x: Tensor) -> bool:
+    """Whether all tasks look at the same memory."""
+    return len(x) > 1 and x.stride(0) == 0
 
 
 def _channels_last(x: Tensor) -> Tensor:

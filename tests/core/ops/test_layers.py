@@ -259,3 +259,32 @@ def test_operands_that_tasks_share_by_expansion() -> None:
 
     found = layers.conv_batch_norm(x, *given, window, eps=EPS, relu=False)
     torch.testing.assert_close(found, over_loop(composite)(x, *given), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_pictures_that_all_tasks_share_give_what_copies_give(bias: bool) -> None:
+    """Their columns are made once, in a convolution and in one folded with its norm."""
+    x, weight, gamma, beta = (
+        noise(*shape, seed=i)
+        for i, shape in enumerate([(3, 2, 7, 6), (4, 20, 2, 3, 3), (4, 20), (4, 20)])
+    )
+    window = window_of(3, 2, 1, 1)
+    shared = x.expand(4, *x.shape)
+
+    def plain(pictures: Tensor, weight: Tensor, beta: Tensor) -> Tensor:
+        return layers.conv2d(pictures, weight, beta if bias else None, window)
+
+    def folded(pictures: Tensor, weight: Tensor, beta: Tensor) -> Tensor:
+        given = (pictures, weight, gamma, beta if bias else None, window)
+        product = layers.folded_conv_batch_norm(*given, eps=1e-5)
+        return product.whole()
+
+    for function in (plain, folded):
+        results = []
+        for pictures in (shared, shared.contiguous()):
+            inputs = [v.clone().requires_grad_() for v in (weight, beta)]
+            y = function(pictures, *inputs)
+            grads = torch.autograd.grad(y.sin().sum(), inputs, allow_unused=True)
+            results.append([y.detach(), *(g for g in grads if g is not None)])
+        for one, other in zip(*results):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
