@@ -130,6 +130,10 @@ class Trainer(ABC):
         """Take what `extra_state` gave."""
         return
 
+    def rate(self, step: int) -> float:
+        """Factor of the learning rate at a step counted from 0."""
+        return self.settings.rate(step)
+
     def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
         """Further numbers of a step that is logged, before its update."""
         return {}
@@ -250,7 +254,7 @@ class Trainer(ABC):
         due = (step + 1) % self.settings.log_every == 0 or step == 0
         with clock.paused():
             extra = dict(self.log_training(step, report)) if due else {}
-        factor = self.settings.rate(step)
+        factor = self.rate(step)
         for group, rate in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * factor
         self.update(factor)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from metalearn.evaluation import (
     ood_scores,
     uncertainty_scores,
 )
-from metalearn.models import Dropout, Ensemble, Stack
+from metalearn.models import Dropout, Ensemble, Predictor, Stack
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
@@ -99,6 +99,8 @@ class EnsembleTrainer(MemberTrainer):
             would mix members, a model that does not fit the data.
     """
 
+    networks: ClassVar[int | None] = None
+    """How many networks are trained; None: as many as members."""
     unit = "samples"
     ensemble: Ensemble
 
@@ -192,7 +194,7 @@ class EnsembleTrainer(MemberTrainer):
 
     def validate(self) -> Mapping[str, float]:
         """Scores of members and ensemble on the validation split."""
-        report = self._report("validation")
+        report = self._report(self.validated(), "validation")
         self._scores = report.members
         members = {"loss": report.members.nll, "accuracy": report.members.accuracy}
         numbers = {f"validation/{name}": value for name, value in report.ensemble().items()}
@@ -208,6 +210,14 @@ class EnsembleTrainer(MemberTrainer):
             self._note(members)
             draw_validation(self.tracker, self.step, report, self._history)
         return numbers
+
+    def validated(self) -> Predictor:
+        """What validation scores: the members as they stand."""
+        return self.ensemble
+
+    def predictive(self) -> Predictor:
+        """What training was for, and `test` and `predict` use: a callable ``x → [M, B, C]``."""
+        return self.validated()
 
     @property
     def bands(self) -> dict[str, list[str]]:
@@ -238,12 +248,13 @@ class EnsembleTrainer(MemberTrainer):
 
     def test(self, *, split: Split = "test") -> EnsembleTest:
         """Scores on a split as the members stand, temperature, out-of-distribution tests."""
-        logits, targets = self._outputs(self.data, "validation")
+        model = self.predictive()
+        logits, targets = self._outputs(model, self.data, "validation")
         temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
-        report = self._report(split)
+        report = self._report(model, split)
         found: dict[str, OODScores] = {}
         if self.ood is not None:
-            outside = uncertainty_scores(self._outputs(self.ood, "test")[0])
+            outside = uncertainty_scores(self._outputs(model, self.ood, "test")[0])
             draws = torch.Generator().manual_seed(0)
             found = {
                 name: ood_scores(inside, outside[name], generator=draws)
@@ -264,14 +275,9 @@ class EnsembleTrainer(MemberTrainer):
                 row[name] = value
         return rows
 
-    @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits of every member, ``[M, B, C]``, in evaluation mode."""
-        self.ensemble.eval()
-        given: MemberEngine = "loop" if self.engine == "loop" else "batched"
-        engine = self.plan.engine if self.plan else given
-        logits: Tensor = self.ensemble(inputs.to(self.device), engine=engine)
-        return logits
+        return self._logits(self.predictive(), inputs)
 
     def extra_state(self) -> dict[str, Any]:
         """What is known of each member, and how gradients are taken."""
@@ -343,21 +349,32 @@ class EnsembleTrainer(MemberTrainer):
             buffer.copy_(kept[name])
         log.info("%s", self.plan)
 
-    def _report(self, split: Split) -> EnsembleReport:
-        statistics = EnsembleStatistics(len(self.ensemble), self.data.outputs)
-        for logits, targets in self._predicted(self.data, split):
+    def _report(self, model: Predictor, split: Split) -> EnsembleReport:
+        statistics = EnsembleStatistics(len(model), self.data.outputs)
+        for logits, targets in self._predicted(model, self.data, split):
             statistics.update(logits, targets)
         return statistics.compute()
 
-    def _outputs(self, data: ClassificationData, split: Split) -> tuple[Tensor, Tensor]:
+    def _outputs(
+        self, model: Predictor, data: ClassificationData, split: Split
+    ) -> tuple[Tensor, Tensor]:
         """Logits ``[M, N, C]`` and targets ``[N]`` of a split."""
-        parts = list(self._predicted(data, split))
+        parts = list(self._predicted(model, data, split))
         return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts])
 
-    def _predicted(self, data: ClassificationData, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    def _predicted(
+        self, model: Predictor, data: ClassificationData, split: Split
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
             x, y = data.take(indices, device=self.device)
-            yield self.predict(x), y
+            yield self._logits(model, x), y
+
+    @torch.no_grad()
+    def _logits(self, model: Predictor, inputs: Tensor) -> Tensor:
+        given: MemberEngine = "loop" if self.engine == "loop" else "batched"
+        engine = self.plan.engine if self.plan else given
+        logits: Tensor = model.eval()(inputs.to(self.device), engine=engine)
+        return logits
 
     def _note(self, members: Mapping[str, Tensor]) -> None:
         """Remember a validation for the bands over training."""
@@ -384,13 +401,13 @@ class EnsembleTrainer(MemberTrainer):
         name, shape = type(self.ensemble.member(0)).__name__, list(self.data.input_shape)
         x, _ = self.data.take(self.data.splits["train"][:2], device=self.device)
         try:
-            got = list(self.predict(x).shape)
+            got = list(self._logits(self.validated(), x).shape)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             raise SettingError(
                 "model", name, f"inputs {shape} are what it gets ({reason})"
             ) from error
-        wanted = [len(self.ensemble), 2, self.data.outputs]
+        wanted = [len(self.validated()), 2, self.data.outputs]
         if got != wanted:
             raise SettingError("model", name, f"outputs {wanted} are needed, not {got}")
         if self.ood is not None and self.ood.input_shape != self.data.input_shape:

@@ -32,7 +32,8 @@ def classification_gradients(
 
     With label smoothing s the loss is (1 − s)·CE + s·mean over classes of −log p (Szegedy et al.,
     "Rethinking the Inception Architecture", CVPR 2016). Members that are not chosen are not
-    computed: their buffers stay as they are.
+    computed: their buffers stay as they are. Where a member's outputs have further axes before
+    ``[B, C]``, as a `BatchEnsemble` has, its loss is the mean over them.
 
     Args:
         ensemble: in training mode.
@@ -103,7 +104,8 @@ def _loss_of(stack: Stack) -> Callable[..., Tensor]:
         params: Mapping[str, Tensor], buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor
     ) -> Tensor:
         log_p = stack.call(params, buffers, x).log_softmax(-1)
-        value: Tensor = (1 - smoothing) * F.nll_loss(log_p, y) - smoothing * log_p.mean()
+        rows, targets = log_p.flatten(0, -2), y.expand(log_p.shape[:-1]).flatten()
+        value: Tensor = (1 - smoothing) * F.nll_loss(rows, targets) - smoothing * log_p.mean()
         return value
 
     return loss
