@@ -112,7 +112,10 @@ class MemberTrainer(Trainer):
         self._put_back(dict.fromkeys(lost, "parameters"), self.step)
 
     def judge(self, numbers: Mapping[str, float]) -> bool:
-        """Keep the state of every member that is better than ever."""
+        """Keep the state of every member that is better than ever.
+
+        ``best_value`` is the median over members of each one's best.
+        """
         values = self.member_scores().double().cpu()
         first = self.best_steps < 0
         gain = values > self.best_values if self.larger_is_better else values < self.best_values
@@ -126,7 +129,7 @@ class MemberTrainer(Trainer):
             for index in (self.active & (self._member_stale >= patience)).nonzero().flatten():
                 self._end(int(index), f"no better since step {int(self.best_steps[index])}")
         self.best_step = int(self.best_steps.max())
-        self.best_value = float(self.best_values.mean())
+        self.best_value = float(self.best_values.nanmedian())
         return bool(better.any())
 
     def out_of_patience(self) -> bool:
