@@ -44,7 +44,7 @@ def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> No
     for name, value in {**given, "eval_steps": config.eval_steps}.items():
         if value is not None:
             raise SettingError(name, value, "the run has no tasks, so null is needed")
-    if config.ood is not None:
+    if config.get("ood") is not None:
         with open_dict(saved):
             saved.ood = config.ood
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
@@ -69,7 +69,7 @@ def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> No
 
 def _evaluate_tasks(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     """Score a run on few-shot tasks."""
-    if config.ood is not None:
+    if config.get("ood") is not None:
         raise SettingError("ood", config.ood._target_, "the run has tasks, so null is needed")
     trained_way = saved.task.get("way")
     changes = {str(key): value for key, value in config.task.items() if value is not None}

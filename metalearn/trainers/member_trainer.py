@@ -122,7 +122,10 @@ class MemberTrainer(Trainer):
         self._put_back(dict.fromkeys(lost, "parameters"), self.step)
 
     def judge(self, numbers: Mapping[str, float]) -> bool:
-        """Keep the state of every member that is better than ever."""
+        """Keep the state of every member that is better than ever.
+
+        ``best_value`` is the median over members of each one's best.
+        """
         if self.ensemble is None:
             return super().judge(numbers)
         values = self.member_scores().double().cpu()
@@ -138,7 +141,7 @@ class MemberTrainer(Trainer):
             for index in (self.active & (self._member_stale >= patience)).nonzero().flatten():
                 self._end(int(index), f"no better since step {int(self.best_steps[index])}")
         self.best_step = int(self.best_steps.max())
-        self.best_value = float(self.best_values.median())
+        self.best_value = float(self.best_values.nanmedian())
         return bool(better.any())
 
     def out_of_patience(self) -> bool:

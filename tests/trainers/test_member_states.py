@@ -40,7 +40,7 @@ def test_the_best_state_is_each_members_own(tmp_path: Path) -> None:
     result = trainer.fit()
     assert trainer.best_steps.tolist() == best_at
     assert trainer.best_values.tolist() == [1.0, 1.0, 0.5, 3.0]
-    assert (result.best_step, result.best_value) == (8, 1.0)  # the median over members
+    assert (result.best_step, result.best_value) == (8, 1.0)
     trainer.load_best()
     for index, step in enumerate(best_at):
         assert_same(rows_of(trainer, index), seen[step][index])
