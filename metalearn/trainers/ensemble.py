@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.core.ensemble import MemberEngine, member_gradients
+from metalearn.core.ensemble import MemberEngine
 from metalearn.core.memory import free_memory, parse_bytes
-from metalearn.core.tree import tree_map
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import (
@@ -29,13 +27,20 @@ from metalearn.evaluation import (
     ood_scores,
     uncertainty_scores,
 )
-from metalearn.models import Dropout, Ensemble, Stack
+from metalearn.models import Ensemble
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
 from metalearn.trainers.loop_settings import LoopSettings
-from metalearn.trainers.member_settings import MemberPlan, PerMember, member_values, plan_members
+from metalearn.trainers.member_settings import (
+    MemberPlan,
+    PerMember,
+    member_values,
+    plan_members,
+    set_dropout,
+)
 from metalearn.trainers.member_trainer import MemberTrainer
+from metalearn.trainers.supervised_gradients import supervised_gradients
 from metalearn.types import Split
 
 __all__ = ["EnsembleTest", "EnsembleTrainer"]
@@ -44,6 +49,7 @@ log = logging.getLogger(__name__)
 
 Engine = Literal["auto", "batched", "loop"]
 Monitor = Literal["loss", "accuracy"]
+Shuffle = Literal["member", "shared"]
 
 _SAMPLES_AT_A_TIME = 1024
 _SHARE_OF_FREE = 0.8
@@ -111,7 +117,7 @@ class EnsembleTrainer(MemberTrainer):
         seeds: Sequence[int] | None = None,
         steps: int = 1000,
         batch_size: int = 64,
-        shuffle: Literal["member", "shared"] = "member",
+        shuffle: Shuffle = "member",
         bootstrap: bool = False,
         max_shift: int = 0,
         flip: bool = False,
@@ -135,13 +141,7 @@ class EnsembleTrainer(MemberTrainer):
         count = len(model)
         if members not in (None, count):
             raise SettingError("members", members, f"the model has {count} members")
-        for name, value, kinds in (
-            ("monitor", monitor, Monitor),
-            ("engine", engine, Engine),
-            ("shuffle", shuffle, Literal["member", "shared"]),
-        ):
-            if value not in get_args(kinds):
-                raise SettingError(name, value, f"one of {', '.join(get_args(kinds))} is needed")
+        _check_choices(monitor=monitor, engine=engine, shuffle=shuffle)
         if bootstrap and shuffle == "shared":
             raise SettingError("shuffle", shuffle, "member is needed beside bootstrap")
         if chunk_size is not None:
@@ -171,7 +171,7 @@ class EnsembleTrainer(MemberTrainer):
         }
         smoothing = self._own["label_smoothing"] or [0.0] * count
         self._smoothing = torch.tensor(smoothing, device=self.device)
-        self._set_dropout(self._own["dropout"])
+        set_dropout(model, self.seeds, self._own["dropout"])
         self.batches = MemberBatches(
             data.splits["train"],
             batch_size=batch_size,
@@ -278,7 +278,7 @@ class EnsembleTrainer(MemberTrainer):
         """Take what `extra_state` gave."""
         super().load_extra_state(state)
         self._history = state["history"]
-        self._set_dropout(self._own["dropout"])  # the rates and seeds of now
+        set_dropout(self.ensemble, self.seeds, self._own["dropout"])  # the rates and seeds of now
         plan = state.get("plan")
         if plan and plan["device"] == self.device.type:
             note = ("as before the interruption",)
@@ -294,45 +294,9 @@ class EnsembleTrainer(MemberTrainer):
     def _gradients(
         self, batch: tuple[Tensor, Tensor], chosen: Tensor, engine: MemberEngine, chunk: int | None
     ) -> StepReport:
-        """Losses and gradients of the chosen members; those of the others are NaN and zero."""
         self.ensemble.train()
-        x, y = batch
-        losses = torch.full((len(self.ensemble),), float("nan"), device=self.device)
-        grads: dict[str, Tensor] = {}
-        for number, stack in enumerate(self.ensemble.stacks):
-            assert isinstance(stack, Stack)
-            members = torch.tensor(stack.indices)
-            rows = chosen[members].nonzero().flatten()
-            if not len(rows):
-                continue
-            every = len(rows) == stack.size
-            params, buffers = stack.state()
-            if not every:
-                at = rows.to(self.device)
-                params, buffers = tree_map(lambda v, at=at: v.detach()[at], (params, buffers))
-            mine = members[rows].to(self.device)
-            own = y.dim() == 2
-            found = member_gradients(
-                _loss_of(stack),
-                params,
-                buffers,
-                x[mine] if own else x,
-                y[mine] if own else y,
-                self._smoothing[mine],
-                in_dims=(0, 0 if own else None, 0 if own else None, 0),
-                engine=engine,
-                chunk_size=chunk,
-            )
-            losses[mine] = found.losses.to(losses.dtype)
-            if not every:
-                _put_rows(stack.state()[1], buffers, at)
-            for name, grad in found.grads.items():
-                if not every:
-                    grad = grad.new_zeros(stack.size, *grad.shape[1:]).index_copy(0, at, grad)
-                grads[f"stacks.{number}.network.{name}"] = grad
-        known = losses[chosen.to(self.device)]
-        return StepReport(
-            known.mean(), grads, len(known) * y.shape[-1], lambda: "their batches", losses
+        return supervised_gradients(
+            self.ensemble, batch, self._smoothing, chosen, engine=engine, chunk_size=chunk
         )
 
     def _settle(self) -> None:
@@ -385,20 +349,6 @@ class EnsembleTrainer(MemberTrainer):
         for name, values in members.items():
             self._history[name].append(values.tolist())
 
-    def _set_dropout(self, rates: Sequence[float] | None) -> None:
-        """Rates of each member, and streams of masks that follow from its seed."""
-        for stack in self.ensemble.stacks:
-            assert isinstance(stack, Stack)
-            layers = [layer for layer in stack.modules() if isinstance(layer, Dropout)]
-            if rates is not None and not layers:
-                accepted = "every member needs a metalearn.models.Dropout for it"
-                raise SettingError("dropout", list(rates), accepted)
-            seeds = torch.tensor([self.seeds[i] for i in stack.indices])
-            for number, layer in enumerate(layers):
-                layer.key.copy_(seeds * 65537 + number)
-                if rates is not None:
-                    layer.p.copy_(torch.tensor([rates[i] for i in stack.indices]))
-
     def _check_outputs(self) -> None:
         """Run a few samples through the members before any training."""
         name, shape = type(self.ensemble.member(0)).__name__, list(self.data.input_shape)
@@ -417,18 +367,9 @@ class EnsembleTrainer(MemberTrainer):
             raise SettingError("ood", list(self.ood.input_shape), f"inputs {shape} are needed")
 
 
-def _loss_of(stack: Stack) -> Any:
-    """Cross-entropy of one member, its targets smoothed by a share of its own."""
-
-    def loss(params: Any, buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor) -> Tensor:
-        log_p = stack.call(params, buffers, x).log_softmax(-1)
-        value: Tensor = (1 - smoothing) * F.nll_loss(log_p, y) - smoothing * log_p.mean()
-        return value
-
-    return loss
-
-
-def _put_rows(buffers: Mapping[str, Tensor], rows: Mapping[str, Tensor], at: Tensor) -> None:
-    for name, buffer in buffers.items():
-        if not isinstance(buffer, torch.nn.Parameter):
-            buffer[at] = rows[name]
+def _check_choices(**given: str) -> None:
+    known = {"monitor": Monitor, "engine": Engine, "shuffle": Shuffle}
+    for name, value in given.items():
+        kinds = get_args(known[name])
+        if value not in kinds:
+            raise SettingError(name, value, f"one of {', '.join(kinds)} is needed")
