@@ -1,4 +1,4 @@
-"""What every way to an ensemble promises: one interface, the same run again, the same after a save."""
+"""What every way to an ensemble promises: one interface, the same run again, nothing lost."""
 
 from __future__ import annotations
 
