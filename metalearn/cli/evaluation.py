@@ -40,8 +40,12 @@ def evaluate(config: DictConfig) -> None:
 
 def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     """Score a run on labelled samples."""
-    with open_dict(saved):
-        if config.get("ood") is not None:
+    given = {f"task.{key}": value for key, value in config.task.items()}
+    for name, value in {**given, "eval_steps": config.eval_steps}.items():
+        if value is not None:
+            raise SettingError(name, value, "the run has no tasks, so null is needed")
+    if config.get("ood") is not None:
+        with open_dict(saved):
             saved.ood = config.ood
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
     check_split(config.split)
@@ -65,6 +69,8 @@ def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> No
 
 def _evaluate_tasks(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     """Score a run on few-shot tasks."""
+    if config.get("ood") is not None:
+        raise SettingError("ood", config.ood._target_, "the run has tasks, so null is needed")
     trained_way = saved.task.get("way")
     changes = {str(key): value for key, value in config.task.items() if value is not None}
     with open_dict(saved):

@@ -40,7 +40,7 @@ class StepReport:
     loss: Tensor
     """Training loss, a scalar."""
     grads: Mapping[str, Tensor]
-    """Gradient of each named parameter of the module."""
+    """Gradient of each named parameter of the module that this step is to change."""
     samples: int
     """How many tasks (or samples) it took."""
     suspects: Callable[[], str]
@@ -248,8 +248,8 @@ class Trainer(ABC):
         set_draw(self.module, step)
         report = self.gradient(step)
         for name, parameter in self.module.named_parameters():
-            if name in report.grads:
-                parameter.grad = _laid_out_like(report.grads[name], parameter)
+            grad = report.grads.get(name)  # none of a stack that is not trained any more
+            parameter.grad = None if grad is None else _laid_out_like(grad, parameter)
         loss, norm = self.accept(step, report)
         due = (step + 1) % self.settings.log_every == 0 or step == 0
         with clock.paused():

@@ -74,8 +74,9 @@ class EnsembleTrainer(MemberTrainer):
         seeds: of each member's data order, augmentation and dropout; None is 0..M−1.
         steps: in all.
         batch_size: B.
-        shuffle: ``"member"``, every member has an order of its own; ``"shared"``, one for all.
-        bootstrap: every member has a resample of the training part of its own.
+        shuffle: ``"member"``, every member has an order and augmentation of its own;
+            ``"shared"``, all have those of the first seed.
+        bootstrap: every member has a resample of the training part of its own, so an order too.
         max_shift, flip, rotate: augmentation of pictures; see `metalearn.data.Augmentation`.
         lr: learning rate of each member; None is the optimiser's.
         weight_decay: of each member; None is the optimiser's.
@@ -143,6 +144,8 @@ class EnsembleTrainer(MemberTrainer):
         ):
             if value not in get_args(kinds):
                 raise SettingError(name, value, f"one of {', '.join(get_args(kinds))} is needed")
+        if bootstrap and shuffle == "shared":
+            raise SettingError("shuffle", shuffle, "member is needed beside bootstrap")
         if chunk_size is not None:
             check_whole("chunk_size", chunk_size, 1)
         super().__init__(
@@ -174,7 +177,7 @@ class EnsembleTrainer(MemberTrainer):
         self.batches = MemberBatches(
             data.splits["train"],
             batch_size=batch_size,
-            seeds=self.seeds if shuffle == "member" or bootstrap else self.seeds[:1] * count,
+            seeds=self.seeds if shuffle == "member" else self.seeds[:1] * count,
             bootstrap=bootstrap,
         )
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
@@ -231,6 +234,8 @@ class EnsembleTrainer(MemberTrainer):
         """Spread of the members' losses and gradient norms."""
         assert report.member_losses is not None
         numbers = {"train/members_active": float(self.active.sum())}
+        if not self.active.any():
+            return numbers
         for name, values in (
             ("member_loss", report.member_losses.cpu()),
             ("member_gradient_norm", self.norms),
@@ -286,6 +291,7 @@ class EnsembleTrainer(MemberTrainer):
         """Take what `extra_state` gave."""
         super().load_extra_state(state)
         self._history = state["history"]
+        self._set_dropout(self._own["dropout"])  # the rates and seeds of now
         plan = state.get("plan")
         if plan and plan["device"] == self.device.type:
             note = ("as before the interruption",)
@@ -365,7 +371,8 @@ class EnsembleTrainer(MemberTrainer):
 
     @torch.no_grad()
     def _logits(self, model: Predictor, inputs: Tensor) -> Tensor:
-        engine = self.plan.engine if self.plan else "batched"
+        given: MemberEngine = "loop" if self.engine == "loop" else "batched"
+        engine = self.plan.engine if self.plan else given
         logits: Tensor = model.eval()(inputs.to(self.device), engine=engine)
         return logits
 
@@ -376,25 +383,22 @@ class EnsembleTrainer(MemberTrainer):
             self._history[name].append(values.tolist())
 
     def _set_dropout(self, rates: Sequence[float] | None) -> None:
-        layers = [
-            (stack, layer)
-            for stack in self.ensemble.stacks
-            if isinstance(stack, Stack)
-            for layer in stack.modules()
-            if isinstance(layer, Dropout)
-        ]
-        if rates is not None and not layers:
-            raise SettingError("dropout", list(rates), "the model has no metalearn.models.Dropout")
-        for number, (stack, layer) in enumerate(layers):
+        """Rates of each member, and streams of masks that follow from its seed."""
+        for stack in self.ensemble.stacks:
+            assert isinstance(stack, Stack)
+            layers = [layer for layer in stack.modules() if isinstance(layer, Dropout)]
+            if rates is not None and not layers:
+                accepted = "every member needs a metalearn.models.Dropout for it"
+                raise SettingError("dropout", list(rates), accepted)
             seeds = torch.tensor([self.seeds[i] for i in stack.indices])
-            layer.key.copy_(seeds * 65537 + number)
-            if rates is not None:
-                layer.p.copy_(torch.tensor([rates[i] for i in stack.indices]))
+            for number, layer in enumerate(layers):
+                layer.key.copy_(seeds * 65537 + number)
+                if rates is not None:
+                    layer.p.copy_(torch.tensor([rates[i] for i in stack.indices]))
 
     def _check_outputs(self) -> None:
         """Run a few samples through the members before any training."""
-        name = type(self.ensemble.member(0)).__name__
-        shape = list(self.data.input_shape)
+        name, shape = type(self.ensemble.member(0)).__name__, list(self.data.input_shape)
         x, _ = self.data.take(self.data.splits["train"][:2], device=self.device)
         try:
             got = list(self._logits(self.validated(), x).shape)

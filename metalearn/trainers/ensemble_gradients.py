@@ -57,7 +57,7 @@ def classification_gradients(
             continue
         mine = members[rows].to(smoothing.device)
         found = _of_stack(stack, rows.to(mine), mine, batch, smoothing[mine], engine, chunk_size)
-        losses[mine] = found[0]
+        losses[mine] = found[0].to(losses.dtype)
         grads |= {f"stacks.{number}.network.{name}": grad for name, grad in found[1].items()}
     return losses, grads
 

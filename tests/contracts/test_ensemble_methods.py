@@ -1,4 +1,4 @@
-"""What every way to an ensemble promises: one interface, the same run again, nothing lost."""
+"""What every way to an ensemble promises: one interface, the same run again and after a save."""
 
 from __future__ import annotations
 
