@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metalearn.core.calculus import Calculus, Functional
 from metalearn.core.inner import InnerOptimizer
-from metalearn.core.tree import flatten, leaf_names, match_names, unflatten
+from metalearn.core.tree import check_floating, flatten, leaf_names, match_names, unflatten
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, LossFn, Params
 
@@ -178,13 +178,7 @@ def inner_trajectory(
 def check_inner(params: Params, steps: int) -> None:
     """Refuse what the inner loop cannot take: steps below 0, parameters that are not floats."""
     check_whole("steps", steps, 0)
-    values, _ = flatten(params)
-    if not values:
-        raise SettingError("params", params, "a tree with at least one tensor is needed")
-    for name, value in zip(leaf_names(params), values):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise SettingError(f"params[{name}]", got, "a floating-point tensor is needed")
+    check_floating(params, "params")
 
 
 def last_of(trajectory: Iterable[InnerStep]) -> Adapted:

@@ -18,6 +18,7 @@ from metalearn.errors import SettingError
 
 __all__ = [
     "add_scaled",
+    "check_floating",
     "flatten",
     "is_finite",
     "leaf_names",
@@ -82,6 +83,23 @@ def add_scaled(tree: Any, other: Any, factor: float | Tensor) -> Any:
 def scale(tree: Any, factor: float | Tensor) -> Any:
     """``factor · tree``, leaf by leaf."""
     return tree_map(lambda a: factor * a, tree)
+
+
+def check_floating(tree: Any, setting: str) -> None:
+    """Refuse trees without leaves and leaves that are not floating-point tensors.
+
+    Raises:
+        SettingError: names ``setting`` and the leaf.
+    """
+    values, _ = flatten(tree)
+    if not values:
+        raise SettingError(setting, tree, "a tree with at least one tensor is needed")
+    for i, value in enumerate(values):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            name = leaf_names(tree)[i]
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            where = f"{setting}[{name}]" if name else setting
+            raise SettingError(where, got, "a floating-point tensor is needed")
 
 
 def is_finite(tree: Any) -> bool:

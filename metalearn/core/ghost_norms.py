@@ -1,0 +1,190 @@
+"""Norms of per-sample gradients without the gradients, and clipping by them.
+
+Axes: N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
+from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
+from metalearn.core.ops.sample_substitution import SampleLayers
+from metalearn.core.per_sample import SampleMethod, gradients_taker, single
+from metalearn.core.products import check_scalar
+from metalearn.core.tree import (
+    check_floating,
+    flatten,
+    leaf_names,
+    leaves,
+    scale,
+    tree_map,
+    unflatten,
+)
+from metalearn.errors import SettingError
+from metalearn.types import Batch, LossFn, Params
+
+__all__ = ["ClippedGradient", "clipped_gradient", "ghost_parameters", "per_sample_norms"]
+
+
+class ClippedGradient(NamedTuple):
+    """A mean of clipped gradients and what was clipped."""
+
+    grads: Params
+    """(1/N) Σ g_i·min(1, C/‖g_i‖), a tree like the parameters."""
+    norms: Tensor
+    """``[N]``: ‖g_i‖ before clipping."""
+    clipped_fraction: Tensor
+    """Scalar: the share of samples with ‖g_i‖ > C."""
+
+
+def per_sample_norms(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    *,
+    by_leaf: bool = False,
+    chunk_size: ChunkSize = None,
+    memory: int | str | None = None,
+    method: SampleMethod = "layers",
+) -> Tensor | Params:
+    """Euclidean norm of every sample's gradient, ‖g_i‖ ``[N]``.
+
+    The gradient of a weight that the loss uses once, in ``F.linear``, ``F.conv2d`` (one group) or
+    ``F.embedding``, is not formed: ‖Bᵀ·A‖² follows from the layer's inputs A and output gradients B
+    in one backward pass (Goodfellow 2015, arXiv 1510.01799). All other parameters (biases, norms,
+    tied weights, …; see `ghost_parameters`) are taken exactly, by ``vmap(grad)``.
+
+    Args:
+        loss_fn: as for `per_sample_gradients`, as are ``params``, ``batch`` and ``memory``.
+        params: see there.
+        batch: see there.
+        by_leaf: a tree of norms ``[N]``, one for each parameter, in place of the total.
+        chunk_size: samples that are taken at once.
+        memory: budget of ``chunk_size="auto"``.
+        method: ``"vmap"`` forms all gradients: the reference.
+
+    Raises:
+        SettingError: as `per_sample_gradients`.
+    """
+    take = _norms_taker(loss_fn, params, batch, method)
+    size = resolve_chunk(take, batch, chunk_size, memory)
+    parts = [take(part) for part in chunks(batch, size)]
+    squares = [torch.cat(pieces) if len(parts) > 1 else pieces[0] for pieces in zip(*parts)]
+    if by_leaf:
+        return unflatten([s.clamp_min(0).sqrt() for s in squares], flatten(params)[1])
+    return torch.stack(squares).sum(0).clamp_min(0).sqrt()
+
+
+def clipped_gradient(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    *,
+    max_norm: float | Tensor,
+    chunk_size: ChunkSize = None,
+    memory: int | str | None = None,
+    method: SampleMethod = "layers",
+) -> ClippedGradient:
+    """Mean of gradients clipped sample by sample: (1/N) Σ g_i·min(1, C/‖g_i‖), C the ``max_norm``.
+
+    Norms are those of `per_sample_norms`; the sum is one more backward pass, of the losses with
+    the clipping factors as weights (Li et al. 2021, arXiv 2110.05679), so that no sample's
+    gradient is held. A gradient of zero stays zero; C = ∞ gives the gradient of the batch.
+
+    Args:
+        loss_fn: as for `per_sample_gradients`, as are ``params``, ``batch`` and ``memory``.
+        params: see there.
+        batch: see there.
+        max_norm: C, above 0.
+        chunk_size: samples that are taken at once.
+        memory: budget of ``chunk_size="auto"``.
+        method: as for `per_sample_norms`.
+
+    Raises:
+        SettingError: a ``max_norm`` that is not above 0; as `per_sample_gradients`.
+    """
+    if not isinstance(max_norm, Tensor) and not max_norm > 0:
+        raise SettingError("max_norm", max_norm, "a number above 0 is needed")
+    take = _norms_taker(loss_fn, params, batch, method)
+    size = resolve_chunk(take, batch, chunk_size, memory)
+    total, norms, count = None, [], 0
+    for part in chunks(batch, size):
+        norm = torch.stack(take(part)).sum(0).clamp_min(0).sqrt()
+        grads = _weighted_gradient(loss_fn, params, part, _factors(norm, max_norm))
+        total = grads if total is None else tree_map(torch.add, total, grads)
+        norms.append(norm)
+        count += norm.shape[0]
+    found = torch.cat(norms)
+    clipped = (found > max_norm).to(found.dtype).mean()
+    return ClippedGradient(scale(total, 1 / count), found, clipped)
+
+
+def ghost_parameters(loss_fn: LossFn, params: Params, batch: Batch) -> dict[str, bool]:
+    """For each parameter by name, whether `per_sample_norms` does without its gradients."""
+    return dict(zip(leaf_names(params), _ghosts(loss_fn, params, batch)))
+
+
+def _norms_taker(
+    loss_fn: LossFn, params: Params, batch: Batch, method: SampleMethod
+) -> Callable[[Batch], list[Tensor]]:
+    """The function from a batch to squared norms ``[N]`` of each parameter's gradients."""
+    if method != "layers":
+        exact = gradients_taker(loss_fn, params, method)
+        return lambda batch: [_squares(g) for g in leaves(exact(batch))]
+    ghosts = _ghosts(loss_fn, params, batch)
+    loss = _leaf_loss(loss_fn, params)
+
+    def take(batch: Batch) -> list[Tensor]:
+        layers = SampleLayers(
+            leaves(params), lambda i, _: ghosts[i], lambda layer, x, dz: layer.squared_norms(x, dz)
+        )
+        grads = layers.gradients(loss, batch)
+        return [layers.measured[i][0] if ghosts[i] else _squares(g) for i, g in enumerate(grads)]
+
+    return take
+
+
+def _ghosts(loss_fn: LossFn, params: Params, batch: Batch) -> list[bool]:
+    """Which parameters are the weight of one layer call and nothing else, seen on one sample."""
+    check_floating(params, "params")
+    values, _ = flatten(params)
+    layers = SampleLayers(values, lambda i, layer: True, lambda layer, x, dz: dz.new_zeros(()))
+    layers.gradients(_leaf_loss(loss_fn, params), next(chunks(batch, 1)))
+    calls = [len(layers.measured.get(i, ())) for i in range(len(values))]
+    return [count == 1 and i not in layers.reached for i, count in enumerate(calls)]
+
+
+def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: Tensor) -> Params:
+    """Σ c_i g_i for weights c ``[N]``."""
+    values, spec = flatten(params)
+    loss = _leaf_loss(loss_fn, params)
+
+    def weighted(values: list[Tensor]) -> Tensor:
+        return torch.dot(torch.func.vmap(loss, in_dims=(None, 0))(values, batch), weights)
+
+    keep = is_differentiated([*values, *leaves(batch)])
+    grads = lean_gradient(weighted, values, keep_graph=keep)
+    return unflatten([torch.zeros_like(v) if g is None else g for g, v in zip(grads, values)], spec)
+
+
+def _leaf_loss(loss_fn: LossFn, params: Params) -> Callable[[list[Tensor], Batch], Tensor]:
+    """Loss of leaves and of one sample without a sample axis."""
+    _, spec = flatten(params)
+    return lambda values, sample: check_scalar(
+        loss_fn(unflatten(values, spec), single(sample)), "loss_fn"
+    )
+
+
+def _factors(norms: Tensor, max_norm: float | Tensor) -> Tensor:
+    """min(1, C/‖g‖), 1 where the norm is zero."""
+    safe = torch.where(norms > max_norm, norms, torch.ones_like(norms))
+    return torch.where(norms > max_norm, max_norm / safe, torch.ones_like(norms))
+
+
+def _squares(grads: Tensor) -> Tensor:
+    return grads.flatten(1).square().sum(1) if grads.dim() > 1 else grads.square()

@@ -1,0 +1,48 @@
+"""Gradients inside torch.func's transforms that keep no graph where nobody asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch._C._functorch import (
+    TransformType,
+    _wrap_for_grad,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+)
+from torch._functorch import eager_transforms
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+__all__ = ["is_differentiated", "lean_gradient"]
+
+
+def lean_gradient(
+    function: Callable[[list[Tensor]], Tensor], values: Sequence[Tensor], *, keep_graph: bool
+) -> list[Tensor | None]:
+    """As torch.func.grad, but None for values without effect, and without ``keep_graph`` no graph.
+
+    torch.func.grad keeps the graph of the backward pass, which takes as much memory again.
+    """
+    with eager_transforms.grad_increment_nesting() as level, torch.enable_grad():
+        inside = [eager_transforms._create_differentiable(_wrap_for_grad(v, level)) for v in values]
+        loss = function(inside)
+        grads = torch.autograd.grad(loss, inside, create_graph=keep_graph, allow_unused=True)
+        return [
+            None if g is None else eager_transforms._undo_create_differentiable(g, level)
+            for g in grads
+        ]
+
+
+def is_differentiated(tensors: Sequence[Tensor]) -> bool:
+    """Whether the result will be differentiated in turn, by torch.func or by autograd."""
+    for interpreter in retrieve_all_functorch_interpreters():
+        if interpreter.key() in (TransformType.Grad, TransformType.Jvp):
+            return True
+    for tensor in tensors:
+        while is_functorch_wrapped_tensor(tensor):
+            tensor = get_unwrapped(tensor)
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return True
+    return False

@@ -1,0 +1,98 @@
+"""Gradients of every sample of a batch.
+
+The loss is an ordinary mean loss; it sees each sample as a batch of one.
+Axes: N samples, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
+from metalearn.core.ops.sample_layers import Embedding
+from metalearn.core.ops.sample_substitution import SampleLayers
+from metalearn.core.products import check_mode, check_scalar
+from metalearn.core.tree import check_floating, flatten, tree_map, unflatten
+from metalearn.types import Batch, LossFn, Params
+
+__all__ = ["SampleMethod", "gradients_taker", "per_sample_gradients", "single"]
+
+SampleMethod = Literal["layers", "vmap"]
+
+
+def per_sample_gradients(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    *,
+    chunk_size: ChunkSize = None,
+    memory: int | str | None = None,
+    method: SampleMethod = "layers",
+) -> Params:
+    """Gradient of every sample's loss: g_i = ∇ℓ_i(θ).
+
+    There is no normaliser: their mean over N is the gradient of a mean loss.
+
+    Any loss that ``vmap`` takes will do. Where it calls ``F.linear`` or ``F.conv2d`` with a
+    parameter as the weight, that parameter's gradients are taken by batched products of the
+    layer's inputs and output gradients; all others are taken by ``vmap(grad)``.
+
+    Args:
+        loss_fn: ``loss_fn(params, batch)``, a mean loss; it is given batches of one sample.
+        params: any tree of floating-point tensors.
+        batch: any tree of tensors with a leading sample axis.
+        chunk_size: samples that are taken at once; None takes all, ``"auto"`` as many as
+            ``memory`` has room for.
+        memory: bytes for ``chunk_size="auto"`` beyond the result, a number or ``"1GB"``; half of
+            what is free by default.
+        method: ``"vmap"`` takes all gradients by ``vmap(grad)``: the reference.
+
+    Returns:
+        A tree like ``params`` with leaves ``[N, ...]``.
+
+    Raises:
+        SettingError: a batch whose leaves have different lengths, a loss that is not a scalar,
+            parameters that are not floating-point tensors, a chunk size that cannot work.
+    """
+    take = gradients_taker(loss_fn, params, method)
+    size = resolve_chunk(take, batch, chunk_size, memory)
+    parts = [take(part) for part in chunks(batch, size)]
+    return parts[0] if len(parts) == 1 else tree_map(lambda *pieces: torch.cat(pieces), *parts)
+
+
+def gradients_taker(
+    loss_fn: LossFn, params: Params, method: SampleMethod = "layers"
+) -> Callable[[Batch], Params]:
+    """The function from a batch to its gradients; `per_sample_gradients` without chunks."""
+    check_mode("method", method, get_args(SampleMethod))
+    check_floating(params, "params")
+    values, spec = flatten(params)
+
+    def loss(values: list[Tensor], sample: Batch) -> Tensor:
+        return check_scalar(loss_fn(unflatten(values, spec), single(sample)), "loss_fn")
+
+    def by_layers(batch: Batch) -> Params:
+        layers = SampleLayers(
+            values,
+            lambda _, kind: not isinstance(kind, Embedding),
+            lambda layer, x, dz: layer.weight_gradients(x, dz),
+        )
+        grads = layers.gradients(loss, batch)
+        for i, parts in layers.measured.items():
+            grads[i] = sum(parts[1:], grads[i] + parts[0] if i in layers.reached else parts[0])
+        return unflatten(grads, spec)
+
+    def by_vmap(batch: Batch) -> Params:
+        grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, batch)
+        return unflatten(grads, spec)
+
+    return by_layers if method == "layers" else by_vmap
+
+
+def single(sample: Batch) -> Any:
+    """One sample as a batch of one."""
+    return tree_map(lambda x: x.unsqueeze(0), sample)

@@ -1,0 +1,176 @@
+"""What is wanted of per-sample gradients, computed chunk by chunk, so that few are held at once.
+
+Axes: N samples, n samples of a chunk, P parameters, k numbers of a sketch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
+from metalearn.core.per_sample import SampleMethod, gradients_taker
+from metalearn.core.tree import flatten, leaves, scale, tree_map
+from metalearn.errors import SettingError, check_whole
+from metalearn.types import Batch, LossFn, Params
+
+__all__ = [
+    "Reduction",
+    "gradient_mean",
+    "gradient_norms",
+    "gradient_sketches",
+    "gradient_variance",
+    "norm_quantiles",
+    "reduce_per_sample",
+]
+
+
+class Reduction(NamedTuple):
+    """A pure triple that sees the gradients chunk by chunk."""
+
+    init: Callable[[Params], Any]
+    """``init(params)``: the state before the first chunk."""
+    update: Callable[[Any, Params], Any]
+    """``update(state, grads)`` for gradients ``[n, ...]``: the next state."""
+    finish: Callable[[Any], Any]
+    """``finish(state)``: the result."""
+
+
+def reduce_per_sample(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    reductions: Mapping[str, Reduction],
+    *,
+    chunk_size: ChunkSize = "auto",
+    memory: int | str | None = None,
+    method: SampleMethod = "layers",
+) -> dict[str, Any]:
+    """Several reductions of g_1 … g_N in one pass over chunks of samples.
+
+    Args:
+        loss_fn: as for `per_sample_gradients`, as are ``params``, ``batch`` and ``method``.
+        params: see there.
+        batch: see there.
+        reductions: by name, such as ``{"norms": gradient_norms()}``.
+        chunk_size: gradients that are held at once; ``"auto"`` is not for use inside vmap.
+        memory: budget of ``chunk_size="auto"``.
+        method: see there.
+
+    Returns:
+        The result of each reduction, by name.
+
+    Raises:
+        SettingError: as `per_sample_gradients`.
+    """
+    take = gradients_taker(loss_fn, params, method)
+    size = resolve_chunk(take, batch, chunk_size, memory)
+    states = {name: reduction.init(params) for name, reduction in reductions.items()}
+    for part in chunks(batch, size):
+        grads = take(part)
+        states = {name: reductions[name].update(state, grads) for name, state in states.items()}
+    return {name: reductions[name].finish(state) for name, state in states.items()}
+
+
+def gradient_mean() -> Reduction:
+    """ḡ = (1/N) Σ g_i, a tree like the parameters."""
+    return Reduction(_no_moments, _add_moments, lambda state: state[1])
+
+
+def gradient_variance() -> Reduction:
+    """(1/(N−1)) Σ (g_i − ḡ)², element by element; NaN where N is 1.
+
+    Chunks are merged as in Chan, Golub and LeVeque, 1979.
+    """
+
+    def finish(state: Any) -> Any:
+        count, _, squares = state
+        return scale(squares, 1 / (count - 1) if count > 1 else torch.nan)
+
+    return Reduction(_no_moments, _add_moments, finish)
+
+
+def gradient_norms() -> Reduction:
+    """‖g_i‖ ``[N]``."""
+    return Reduction(
+        lambda _: [], lambda state, grads: [*state, _norms(grads)], lambda state: torch.cat(state)
+    )
+
+
+def norm_quantiles(q: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> Reduction:
+    """Quantiles of ‖g_i‖ over samples, ``[len(q)]``, interpolated linearly.
+
+    Raises:
+        SettingError: quantiles outside of 0 to 1, or none.
+    """
+    if not q or not all(0 <= level <= 1 for level in q):
+        raise SettingError("q", q, "numbers from 0 to 1 are needed")
+    init, update, _ = gradient_norms()
+
+    def finish(state: Any) -> Tensor:
+        norms = torch.cat(state)
+        return torch.quantile(norms, norms.new_tensor(list(q)))
+
+    return Reduction(init, update, finish)
+
+
+def gradient_sketches(size: int, *, generator: torch.Generator) -> Reduction:
+    """Random projections of the gradients, ``[N, k]``, whose products are those of the gradients.
+
+    s = S·g, each column of S with one entry, ±1, in a random row (count sketch; Charikar, Chen and
+    Farach-Colton, 2002): E ⟨s_i, s_j⟩ = ⟨g_i, g_j⟩, with a standard deviation of at most
+    √(2/k)·‖g_i‖·‖g_j‖. S takes two numbers for each parameter.
+
+    Args:
+        size: k, at least 1.
+        generator: draws S, on the CPU.
+
+    Raises:
+        SettingError: a size below 1.
+    """
+    check_whole("size", size, 1)
+
+    def init(params: Params) -> Any:
+        columns = []
+        for leaf in leaves(params):
+            rows = torch.randint(size, (leaf.numel(),), generator=generator)
+            signs = 2 * torch.randint(2, (leaf.numel(),), generator=generator) - 1
+            columns.append((rows.to(leaf.device), signs.to(leaf.device, leaf.dtype)))
+        return columns, []
+
+    def update(state: Any, grads: Params) -> Any:
+        columns, found = state
+        total = torch.zeros((), device=leaves(grads)[0].device)
+        for (rows, signs), grad in zip(columns, leaves(grads)):
+            empty = grad.new_zeros(len(grad), size)
+            total = total + empty.index_add(1, rows, grad.reshape(len(grad), -1) * signs)
+        return columns, [*found, total]
+
+    return Reduction(init, update, lambda state: torch.cat(state[1]))
+
+
+def _no_moments(params: Params) -> Any:
+    zeros = tree_map(torch.zeros_like, params)
+    return 0, zeros, zeros
+
+
+def _add_moments(state: Any, grads: Params) -> Any:
+    """(count, mean, sum of squared deviations) with a chunk more."""
+    before, mean, squares = state
+    new = leaves(grads)[0].shape[0]
+    count = before + new
+    fresh = tree_map(lambda g: g.mean(0), grads)
+    gap = tree_map(torch.sub, fresh, mean)
+    spread = tree_map(lambda g, m: (g - m).square().sum(0), grads, fresh)
+    mean = tree_map(lambda m, d: m + d * (new / count), mean, gap)
+    share = before * new / count
+    squares = tree_map(lambda s, add, d: s + add + share * d.square(), squares, spread, gap)
+    return count, mean, squares
+
+
+def _norms(grads: Params) -> Tensor:
+    values, _ = flatten(grads)
+    return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in values]).sum(0).sqrt()
