@@ -28,7 +28,7 @@ from metalearn.cli.reports import (
 )
 from metalearn.errors import DataError, SettingError
 from metalearn.tracking import RunTracker, provenance, write_json
-from metalearn.trainers import EnsembleTrainer, FitResult, MetaTrainer
+from metalearn.trainers import FitResult, MetaTrainer
 
 __all__ = ["run", "train"]
 
@@ -130,7 +130,7 @@ def _finish(
             result.best_name: result.best_value,
             "seconds": result.seconds,
             "test": {name: plain_report(report) for name, report in reports.items()},
-            **({"endings": trainer.endings} if isinstance(trainer, EnsembleTrainer) else {}),
+            **({"endings": trainer.endings} if trainer.ensemble is not None else {}),
         },
     )
     numbers = {f"best/{result.best_name.rsplit('/', 1)[-1]}": result.best_value}
@@ -138,10 +138,10 @@ def _finish(
         numbers |= headline(report)
     settings = _flat(config)
     trainer.tracker.hparams(settings, numbers)
-    if isinstance(trainer, EnsembleTrainer):
-        results = [member_headlines(report) for report in reports.values()]
+    for report in reports.values():
+        results = member_headlines(report)
         if results:
-            trainer.tracker.member_hparams(trainer.member_settings(), results[0])
+            trainer.tracker.member_hparams(trainer.member_settings(), results)
 
 
 def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:

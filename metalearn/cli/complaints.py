@@ -68,7 +68,9 @@ def _suggestion(key: str) -> str:
         node = OmegaConf.load(path)
         if isinstance(node, DictConfig):
             known |= {
-                f"{group}.{k}" if group else k for k in map(str, node) if not k.startswith("_")
+                f"{group}.{k}" if group else k
+                for k in map(str, node)
+                if not k.startswith("_") and k != "defaults"
             }
     near = difflib.get_close_matches(key, sorted(known), n=1)
     return f"; did you mean {near[0]}?" if near else "; --help lists all"

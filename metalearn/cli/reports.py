@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
-from metalearn.trainers import EnsembleTest, TestReport
+from metalearn.trainers import EnsembleTest, MemberReport, TestReport
 
 __all__ = ["Report", "headline", "member_headlines", "plain_report", "report_table"]
 
@@ -40,14 +40,10 @@ def report_table(reports: Mapping[str, Report]) -> str:
     return "\n".join(line for name, report in reports.items() for line in _table(report, name))
 
 
+@singledispatch
 def member_headlines(report: Report) -> list[dict[str, float]]:
-    """The same of each member."""
-    assert isinstance(report, EnsembleTest)
-    count = len(report.report.members.accuracy)
-    return [
-        {f"test/{k}": v for k, v in report.report.member(index).items() if k in _COLUMNS}
-        for index in range(count)
-    ]
+    """The same of each member; empty where there are none."""
+    raise TypeError(type(report))
 
 
 @plain_report.register
@@ -60,6 +56,16 @@ def _(report: TestReport) -> dict[str, Any]:
                 {"inner_step": k, "mean": float(m), "interval95": float(h)}
                 for k, (m, h) in enumerate(values.T)
             ]
+    members = report.members
+    if members is not None:
+        values = members.losses if members.accuracies is None else members.accuracies
+        name = "loss" if members.accuracies is None else "accuracy"
+        plain["members"] = [
+            {name: {"mean": float(row[0, -1]), "interval95": float(row[1, -1])}} for row in values
+        ]
+        for name, ends in (("epistemic", members.epistemic), ("calibration", members.calibration)):
+            if ends is not None:
+                plain[name] = {"mean": float(ends[0]), "interval95": float(ends[1])}
     return plain
 
 
@@ -96,6 +102,26 @@ def _(report: TestReport) -> dict[str, float]:
     return {f"test/{'loss' if report.accuracies is None else 'accuracy'}": float(values[0, -1])}
 
 
+@member_headlines.register
+def _(report: TestReport) -> list[dict[str, float]]:
+    found = report.members
+    if found is None:
+        return []
+    values, name = (
+        (found.losses, "loss") if found.accuracies is None else (found.accuracies, "accuracy")
+    )
+    return [{f"test/{name}": float(row[0, -1])} for row in values]
+
+
+@member_headlines.register
+def _(report: EnsembleTest) -> list[dict[str, float]]:
+    found = report.report
+    return [
+        {f"test/{k}": v for k, v in found.member(index).items() if k in _COLUMNS}
+        for index in range(len(found.members.accuracy))
+    ]
+
+
 @headline.register
 def _(report: EnsembleTest) -> dict[str, float]:
     numbers = report.report.ensemble()
@@ -113,6 +139,25 @@ def _(report: TestReport, name: str) -> list[str]:
     for k, (mean, half) in enumerate(values.T.tolist()):
         shown = f"{mean:.4f} ± {half:.4f}" if regression else f"{mean:7.2%} ± {half:.2%}"
         lines.append(f"  after {k} inner steps  {shown}")
+    return lines + _member_lines(report.members)
+
+
+def _member_lines(members: MemberReport | None) -> list[str]:
+    """The members of an ensemble of learners, of whose mean prediction the lines before are."""
+    if members is None:
+        return []
+    regression = members.accuracies is None
+    values = members.losses if members.accuracies is None else members.accuracies
+    each = values[:, 0, -1]
+    ends = (each.median(), each.min(), each.max())
+    median, low, high = (f"{float(v):.4f}" if regression else f"{float(v):.2%}" for v in ends)
+    lines = [f"  of its {len(each)} members alone: median {median}, {low} to {high}"]
+    what = "variance between members" if regression else "mutual information, nats"
+    mean, half = members.epistemic.tolist()
+    lines.append(f"  {what}: {mean:.4f} ± {half:.4f} a task")
+    if members.calibration is not None:
+        mean, half = members.calibration.tolist()
+        lines.append(f"  calibration error over a task's queries: {mean:.4f} ± {half:.4f}")
     return lines
 
 

@@ -5,6 +5,7 @@ from metalearn.core.calculus import Eager
 from metalearn.core.consolidation import consolidated_loss, consolidation_penalty
 from metalearn.core.derivatives import ggn_vp, hessian, hvp, jacobian, jacobian_mode, jvp, vjp
 from metalearn.core.engines import Engine
+from metalearn.core.ensemble import MemberGradients, map_members, member_gradients, stack, unstack
 from metalearn.core.fisher import (
     effective_rank,
     fisher_blocks,
@@ -28,6 +29,7 @@ from metalearn.core.laplace import (
     laplace_probabilities,
     last_layer,
 )
+from metalearn.core.meta_ensemble import member_meta_gradient
 from metalearn.core.meta_gradient import MetaGradient, Method, along_adaptation, meta_gradient
 from metalearn.core.methods import Implicit
 from metalearn.core.module import convert_norm, functionalize
@@ -68,6 +70,7 @@ __all__ = [
     "KroneckerFisher",
     "Lanczos",
     "Laplace",
+    "MemberGradients",
     "MetaGradient",
     "Method",
     "NaturalGradient",
@@ -114,6 +117,9 @@ __all__ = [
     "laplace_predictive",
     "laplace_probabilities",
     "last_layer",
+    "map_members",
+    "member_gradients",
+    "member_meta_gradient",
     "meta_gradient",
     "natural_gradient",
     "natural_gradient_step",
@@ -126,7 +132,9 @@ __all__ = [
     "reduce_per_sample",
     "sgd",
     "spectral_density",
+    "stack",
     "top_eigenvalues",
     "trace_estimate",
+    "unstack",
     "vjp",
 ]

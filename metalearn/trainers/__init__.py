@@ -2,10 +2,13 @@
 
 from metalearn.trainers.base import FitResult, Trainer
 from metalearn.trainers.ensemble import EnsembleTest, EnsembleTrainer
-from metalearn.trainers.learner import MetaLearner, TaskScores, mean_interval
+from metalearn.trainers.learner import MetaLearner
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.maml import MAML
-from metalearn.trainers.meta import MetaTrainer, TestReport
+from metalearn.trainers.member_learner import MemberLearner
+from metalearn.trainers.meta import MetaTrainer
+from metalearn.trainers.task_reports import MemberReport, TestReport
+from metalearn.trainers.task_scores import MemberScores, TaskScores, mean_interval
 
 __all__ = [
     "MAML",
@@ -13,6 +16,9 @@ __all__ = [
     "EnsembleTrainer",
     "FitResult",
     "LoopSettings",
+    "MemberLearner",
+    "MemberReport",
+    "MemberScores",
     "MetaLearner",
     "MetaTrainer",
     "TaskScores",

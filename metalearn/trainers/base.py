@@ -7,8 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from metalearn.core.tree import is_finite
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.models import set_draw
 from metalearn.tracking import NullTracker, Progress, Tracker
+from metalearn.trainers.clock import Clock, process_memory
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.signals import StopRequest
 
@@ -144,7 +144,7 @@ class Trainer(ABC):
             if self.best_step < 0:
                 self._evaluate()
                 self.save("last")
-            clock = _Clock()
+            clock = Clock()
             while self.step < total and not self.out_of_patience() and stop.received is None:
                 self._train_step(bar, clock)
                 self.seconds = before + time.monotonic() - start
@@ -234,7 +234,7 @@ class Trainer(ABC):
             raise DataError("the best checkpoint is missing, so the best parameters are not known")
         self.module.load_state_dict(self._best)
 
-    def _train_step(self, bar: Progress, clock: _Clock) -> None:
+    def _train_step(self, bar: Progress, clock: Clock) -> None:
         step = self.step
         set_draw(self.module, step)
         report = self.gradient(step)
@@ -260,7 +260,7 @@ class Trainer(ABC):
                 "train/gradient_norm": norm,
                 "train/learning_rate": self._rates[0] * factor,
                 f"speed/{self.unit}_per_s": clock.rate(),
-                "speed/memory_gb": _peak_memory(self.device),
+                "speed/memory_gb": process_memory(self.device),
                 **extra,
             }
             self.tracker.scalars(self.step, numbers)
@@ -340,29 +340,6 @@ class Trainer(ABC):
         return self.step % every == 0 or self.step == self.settings.steps
 
 
-class _Clock:
-    """Samples a second since the last restart, validation left out."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._samples, self._spent, self._since = 0, 0.0, time.monotonic()
-
-    def count(self, samples: int) -> None:
-        self._samples += samples
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._spent += time.monotonic() - self._since
-        yield
-        self._since = time.monotonic()
-
-    def rate(self) -> float:
-        spent = self._spent + time.monotonic() - self._since
-        return self._samples / max(spent, 1e-9)
-
-
 def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
@@ -381,16 +358,3 @@ def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:
 def _options(factory: object) -> object:
     """What an optimiser's factory was given, where it tells."""
     return getattr(factory, "keywords", None) or getattr(factory, "__name__", "a factory")
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Peak memory in GB: of a CUDA device, else of this process; NaN where unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    try:
-        import resource
-        import sys
-    except ImportError:  # Windows
-        return math.nan
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.core.ensemble import MemberEngine, member_gradients
+from metalearn.core.ensemble import MemberEngine
 from metalearn.core.memory import free_memory, parse_bytes
-from metalearn.core.tree import tree_map
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import (
@@ -33,6 +31,7 @@ from metalearn.models import Dropout, Ensemble, Stack
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
+from metalearn.trainers.ensemble_gradients import classification_gradients
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.member_settings import MemberPlan, PerMember, member_values, plan_members
 from metalearn.trainers.member_trainer import MemberTrainer
@@ -100,6 +99,7 @@ class EnsembleTrainer(MemberTrainer):
     """
 
     unit = "samples"
+    ensemble: Ensemble
 
     def __init__(
         self,
@@ -289,44 +289,17 @@ class EnsembleTrainer(MemberTrainer):
     ) -> StepReport:
         """Losses and gradients of the chosen members; those of the others are NaN and zero."""
         self.ensemble.train()
-        x, y = batch
-        losses = torch.full((len(self.ensemble),), float("nan"), device=self.device)
-        grads: dict[str, Tensor] = {}
-        for number, stack in enumerate(self.ensemble.stacks):
-            assert isinstance(stack, Stack)
-            members = torch.tensor(stack.indices)
-            rows = chosen[members].nonzero().flatten()
-            if not len(rows):
-                continue
-            every = len(rows) == stack.size
-            params, buffers = stack.state()
-            if not every:
-                at = rows.to(self.device)
-                params, buffers = tree_map(lambda v, at=at: v.detach()[at], (params, buffers))
-            mine = members[rows].to(self.device)
-            own = y.dim() == 2
-            found = member_gradients(
-                _loss_of(stack),
-                params,
-                buffers,
-                x[mine] if own else x,
-                y[mine] if own else y,
-                self._smoothing[mine],
-                in_dims=(0, 0 if own else None, 0 if own else None, 0),
-                engine=engine,
-                chunk_size=chunk,
-            )
-            losses[mine] = found.losses
-            if not every:
-                _put_rows(stack.state()[1], buffers, at)
-            for name, grad in found.grads.items():
-                if not every:
-                    grad = grad.new_zeros(stack.size, *grad.shape[1:]).index_copy(0, at, grad)
-                grads[f"stacks.{number}.network.{name}"] = grad
-        known = losses[chosen.to(self.device)]
-        return StepReport(
-            known.mean(), grads, len(known) * y.shape[-1], lambda: "their batches", losses
+        losses, grads = classification_gradients(
+            self.ensemble,
+            batch,
+            chosen=chosen,
+            smoothing=self._smoothing,
+            engine=engine,
+            chunk_size=chunk,
         )
+        known = losses[chosen.to(self.device)]
+        samples = len(known) * batch[1].shape[-1]
+        return StepReport(known.mean(), grads, samples, lambda: "their batches", losses)
 
     def _settle(self) -> None:
         """Decide once how gradients are taken, and say so."""
@@ -411,20 +384,3 @@ class EnsembleTrainer(MemberTrainer):
             raise SettingError("model", name, f"outputs {wanted} are needed, not {got}")
         if self.ood is not None and self.ood.input_shape != self.data.input_shape:
             raise SettingError("ood", list(self.ood.input_shape), f"inputs {shape} are needed")
-
-
-def _loss_of(stack: Stack) -> Any:
-    """Cross-entropy of one member, its targets smoothed by a share of its own."""
-
-    def loss(params: Any, buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor) -> Tensor:
-        log_p = stack.call(params, buffers, x).log_softmax(-1)
-        value: Tensor = (1 - smoothing) * F.nll_loss(log_p, y) - smoothing * log_p.mean()
-        return value
-
-    return loss
-
-
-def _put_rows(buffers: Mapping[str, Tensor], rows: Mapping[str, Tensor], at: Tensor) -> None:
-    for name, buffer in buffers.items():
-        if not isinstance(buffer, torch.nn.Parameter):
-            buffer[at] = rows[name]

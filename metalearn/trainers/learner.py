@@ -6,9 +6,9 @@ Axes: T tasks, K inner steps, N query samples, C classes.
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,22 +30,12 @@ from metalearn.core.tree import match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.planning import planned, settle, what_fits
-from metalearn.types import Batch, Params, TaskBatch
+from metalearn.trainers.task_scores import TaskScores
+from metalearn.types import Batch, LossFn, Params, TaskBatch
 
-__all__ = ["MetaLearner", "TaskScores", "mean_interval"]
+__all__ = ["MetaLearner"]
 
 _QUERIES_AT_A_TIME = 16
-
-
-class TaskScores(NamedTuple):
-    """How T tasks went, before and after each of K inner steps."""
-
-    losses: Tensor
-    """``[T, K+1]``: mean query loss."""
-    accuracies: Tensor | None
-    """``[T, K+1]``: share of queries classified rightly; None for regression."""
-    predictions: Tensor
-    """``[T, K+1, N]`` predicted classes, or ``[T, K+1, N, outputs]`` for regression."""
 
 
 class MetaLearner:
@@ -78,9 +68,7 @@ class MetaLearner:
         self.kind = kind
         self.module = convert_norm(module, self.maml.norm) if self.maml.norm else module
         self._only_loop = ""
-        self.apply, self.params, self.buffers = functionalize(
-            self.module, vectorize=self._vectorize()
-        )
+        self.apply, self.params, self.buffers = self._functional()
         self.plan: Plan | None = None
         match_names(self.params, self.maml.frozen, "maml.frozen")
         self.optimizer = self.maml.optimizer()
@@ -103,7 +91,7 @@ class MetaLearner:
         plan = settle(
             self.maml,
             self.loss,
-            self.params,
+            self._trial_params(),
             tasks,
             task_count=task_count,
             settings=self._settings(),
@@ -123,13 +111,20 @@ class MetaLearner:
         """
         settings = self._settings()
         try:
-            return meta_gradient(self.loss, self.params, tasks, **settings)
+            return self._meta_gradient(tasks, settings)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         raise MemoryError(
-            what_fits(self.maml, self.loss, self.params, tasks, plan=self.plan, settings=settings)
+            what_fits(
+                self.maml, self.loss, self._trial_params(), tasks, plan=self.plan, settings=settings
+            )
         )
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Outputs ``[N, ...]`` of the module as it is, before any adaptation."""
+        found: Tensor = self.apply(self.params, self.buffers, inputs)
+        return found
 
     def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
         """A copy of the module, adapted to one support set ``(inputs [N, ...], targets [N])``.
@@ -142,22 +137,7 @@ class MetaLearner:
             support: the labelled examples.
             steps: inner steps; None takes ``maml.eval_steps``.
         """
-        points = inner_trajectory(
-            self._inner_loss,
-            self.params,
-            support,
-            optimizer=self.optimizer,
-            steps=self._steps(steps),
-            frozen=self.maml.frozen,
-            calculus=Eager(),
-        )
-        params = last_of(points).params
-        adapted = copy.deepcopy(self.module)
-        with torch.no_grad():
-            for name, parameter in adapted.named_parameters():
-                parameter.copy_(params[name])
-                parameter.grad = None
-        return adapted.eval()
+        return self._adapted(copy.deepcopy(self.module), self.params, support, steps)
 
     def score(
         self, tasks: TaskBatch, *, steps: int | None = None, inductive: bool = False
@@ -172,6 +152,48 @@ class MetaLearner:
                 batch with the support set and no other query (Nichol, Achiam and Schulman, "On
                 First-Order Meta-Learning Algorithms", 2018, section 6.1).
         """
+        losses, outputs = self._outputs(self.params, tasks, steps, inductive)
+        if self.kind == "regression":
+            return TaskScores(losses, None, outputs)
+        predictions = outputs.argmax(-1)
+        right = predictions == tasks.query[1][:, None]
+        return TaskScores(losses, right.to(losses.dtype).mean(-1), predictions)
+
+    def _adapted(
+        self, module: nn.Module, start: Params, support: Batch, steps: int | None
+    ) -> nn.Module:
+        """The module with the parameters that adaptation from ``start`` gives."""
+        points = inner_trajectory(
+            self._inner_loss(start),
+            start,
+            support,
+            optimizer=self.optimizer,
+            steps=self._steps(steps),
+            frozen=self.maml.frozen,
+            calculus=Eager(),
+        )
+        params = last_of(points).params
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(params[name])
+                parameter.grad = None
+        return module.eval()
+
+    def _functional(self) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        """The module as a pure function, its parameters and buffers."""
+        return functionalize(self.module, vectorize=self._vectorize())
+
+    def _trial_params(self) -> Params:
+        """Parameters of one learner, for trials."""
+        return self.params
+
+    def _meta_gradient(self, tasks: TaskBatch, settings: Mapping[str, Any]) -> MetaGradient:
+        return meta_gradient(self.loss, self.params, tasks, **settings)
+
+    def _outputs(
+        self, params: Params, tasks: TaskBatch, steps: int | None, inductive: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Query losses ``[T, K+1]`` and outputs ``[T, K+1, N, ...]`` of one learner."""
         settings = self._settings()
         vectorize = settings["engine"] != "loop"
 
@@ -182,8 +204,8 @@ class MetaLearner:
 
         losses, outputs = along_adaptation(
             visit,
-            self._inner_loss,
-            self.params,
+            self._inner_loss(params),
+            params,
             tasks,
             optimizer=self.optimizer,
             steps=self._steps(steps),
@@ -191,11 +213,7 @@ class MetaLearner:
             chunk_size=settings["chunk_size"],
             frozen=self.maml.frozen,
         )
-        if self.kind == "regression":
-            return TaskScores(losses, None, outputs)
-        predictions = outputs.argmax(-1)
-        right = predictions == tasks.query[1][:, None]
-        return TaskScores(losses, right.to(losses.dtype).mean(-1), predictions)
+        return losses, outputs
 
     def _vectorize(self) -> bool:
         """Whether tasks can be batched by vmap, as far as the layers tell."""
@@ -220,13 +238,16 @@ class MetaLearner:
             **planned(self.plan),
         }
 
-    def _inner_loss(self, params: Params, batch: Batch) -> Tensor:
+    def _inner_loss(self, start: Params) -> LossFn:
         """What adaptation descends: the loss, and the implicit method's pull towards the start."""
-        loss = self.loss(params, batch)
         if self.maml.method != "implicit":
-            return loss
-        moved = torch.stack([((params[n] - p) ** 2).sum() for n, p in self.params.items()]).sum()
-        return loss + 0.5 * self.maml.regularization * moved
+            return self.loss
+
+        def pulled(params: Params, batch: Batch) -> Tensor:
+            moved = torch.stack([((params[n] - p) ** 2).sum() for n, p in start.items()]).sum()
+            return self.loss(params, batch) + 0.5 * self.maml.regularization * moved
+
+        return pulled
 
     def _predict(
         self, params: Params, inputs: Tensor, support: Tensor | None, vectorize: bool
@@ -256,17 +277,3 @@ class MetaLearner:
         count = self.maml.eval_steps if steps is None else steps
         check_whole("steps", count, 0)
         return count
-
-
-def mean_interval(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over tasks and half-width of its 95 % interval: 1.96 · s / √T, s with divisor T − 1.
-
-    Args:
-        values: ``[T, ...]``.
-
-    Returns:
-        Two tensors ``[...]``; the half-width is NaN-free and 0 where T is 1.
-    """
-    count = values.shape[0]
-    spread = values.std(0) if count > 1 else torch.zeros_like(values[0])
-    return values.mean(0), 1.96 * spread / math.sqrt(count)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,9 +98,7 @@ def plan_members(
     """
     notes = []
     if memory is not None and chunk_size is None:
-        one, two = (
-            peak_memory(lambda n=n: attempt("batched", n), device) for n in (1, min(2, count))
-        )
+        one, two = (peak_memory(partial(attempt, "batched", n), device) for n in (1, min(2, count)))
         each = max(two - one, 1) if count > 1 else one
         need = [_WORKSPACE * (one + each * (n - 1)) for n in range(1, count + 1)]
         fits = sum(amount <= memory for amount in need)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class MemberTrainer(Trainer):
-    """A `Trainer` of an `Ensemble`, in which members never mix.
+    """A `Trainer` of an `Ensemble`, in which members never mix, or of a single module.
 
     The norm of a member's gradient is clipped by itself. A member whose loss or gradient is not
     finite is put back to its best state and frozen; a member out of patience is frozen where it
@@ -34,12 +34,12 @@ class MemberTrainer(Trainer):
     out members that are not `active`.
 
     Attributes:
-        ensemble: what is trained.
+        ensemble: what is trained; None for a single module, for which all is as in `Trainer`.
         active: ``[M]``, whether a member is still trained.
         endings: why a member is not, by its index.
     """
 
-    ensemble: Ensemble
+    ensemble: Ensemble | None
 
     def begin_members(
         self, rates: Sequence[float] | None = None, decays: Sequence[float] | None = None
@@ -50,13 +50,16 @@ class MemberTrainer(Trainer):
             rates: learning rate of each; None is the optimiser's.
             decays: weight decay of each; None is the optimiser's.
         """
-        count = len(self.ensemble)
-        self.active = torch.ones(count, dtype=torch.bool)
         self.endings: dict[int, str] = {}
+        if self.ensemble is None:
+            return
+        self._members = self.ensemble
+        count = len(self._members)
+        self.active = torch.ones(count, dtype=torch.bool)
         self.best_values = torch.full((count,), math.nan, dtype=torch.float64)
         self.best_steps = torch.full((count,), -1)
         self._member_stale = torch.zeros(count, dtype=torch.long)
-        self._member_update = MemberUpdate(self.ensemble, self.optimizer, rates, decays)
+        self._member_update = MemberUpdate(self._members, self.optimizer, rates, decays)
 
     @abstractmethod
     def member_scores(self) -> Tensor:
@@ -68,8 +71,9 @@ class MemberTrainer(Trainer):
         Raises:
             NonFiniteError: no member is left.
         """
-        assert report.member_losses is not None
-        norms = self._member_norms(report)
+        if report.member_losses is None:
+            return super().accept(step, report)
+        norms = self._member_norms()
         losses = report.member_losses.detach().cpu().double()
         finite = torch.isfinite(losses) & torch.isfinite(norms)
         for index in (self.active & ~finite).nonzero().flatten().tolist():
@@ -92,10 +96,16 @@ class MemberTrainer(Trainer):
 
     def update(self, factor: float) -> None:
         """Take the outer step of the members that are active."""
+        if self.ensemble is None:
+            super().update(factor)
+            return
         self._member_update(self.active, factor)
 
     def check_parameters(self) -> None:
         """Put back and freeze members whose parameters are not finite."""
+        if self.ensemble is None:
+            super().check_parameters()
+            return
         for stack, rows in self._rows():
             finite = torch.ones(len(rows), dtype=torch.bool)
             for parameter in stack.parameters():
@@ -105,6 +115,8 @@ class MemberTrainer(Trainer):
 
     def judge(self, numbers: Mapping[str, float]) -> bool:
         """Keep the state of every member that is better than ever."""
+        if self.ensemble is None:
+            return super().judge(numbers)
         values = self.member_scores().double().cpu()
         first = self.best_steps < 0
         gain = values > self.best_values if self.larger_is_better else values < self.best_values
@@ -118,15 +130,19 @@ class MemberTrainer(Trainer):
             for index in (self.active & (self._member_stale >= patience)).nonzero().flatten():
                 self._end(int(index), f"no better since step {int(self.best_steps[index])}")
         self.best_step = int(self.best_steps.max())
-        self.best_value = float(self.best_values.mean())
+        self.best_value = float(self.best_values.median())
         return bool(better.any())
 
     def out_of_patience(self) -> bool:
         """Whether no member is trained any more."""
+        if self.ensemble is None:
+            return super().out_of_patience()
         return not bool(self.active.any())
 
     def extra_state(self) -> dict[str, Any]:
         """What is known of each member."""
+        if self.ensemble is None:
+            return {}
         return {
             "active": self.active,
             "endings": {str(index): why for index, why in self.endings.items()},
@@ -137,14 +153,16 @@ class MemberTrainer(Trainer):
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take what `extra_state` gave."""
+        if self.ensemble is None:
+            return
         self.active = state["active"].cpu()
         self.endings = {int(index): why for index, why in state["endings"].items()}
         self.best_values, self.best_steps = state["best_values"].cpu(), state["best_steps"].cpu()
         self._member_stale = state["member_stale"].cpu()
 
-    def _member_norms(self, report: StepReport) -> Tensor:
+    def _member_norms(self) -> Tensor:
         """``[M]``: norm of each member's gradient."""
-        norms = torch.zeros(len(self.ensemble), dtype=torch.float64)
+        norms = torch.zeros(len(self._members), dtype=torch.float64)
         for stack, rows in self._rows():
             grads = [p.grad for p in stack.parameters() if p.grad is not None]
             squares = [g.flatten(1).square().sum(1) for g in grads]
@@ -154,8 +172,8 @@ class MemberTrainer(Trainer):
 
     def _put_back(self, index: int, step: int, loss: float, norm: float) -> None:
         """Freeze a member that diverged, in its best state."""
-        stack, row = self.ensemble.place(index)
-        best = _rows_of(self._best, self.ensemble, stack)
+        stack, row = self._members.place(index)
+        best = _rows_of(self._best, self._members, stack)
         with torch.no_grad():
             for name, value in stack.state_dict(keep_vars=True).items():
                 if name in best:
@@ -177,7 +195,7 @@ class MemberTrainer(Trainer):
             self._best = {n: v.detach().clone() for n, v in self.module.state_dict().items()}
             return
         for stack, rows in self._rows():
-            best, chosen = _rows_of(self._best, self.ensemble, stack), better[rows]
+            best, chosen = _rows_of(self._best, self._members, stack), better[rows]
             for name, value in stack.state_dict().items():
                 best[name][chosen] = value[chosen]
 
@@ -185,7 +203,7 @@ class MemberTrainer(Trainer):
         """Each stack with the members in its rows."""
         return [
             (stack, torch.tensor(stack.indices))
-            for stack in self.ensemble.stacks
+            for stack in self._members.stacks
             if isinstance(stack, Stack)
         ]
 
