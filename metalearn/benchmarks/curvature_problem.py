@@ -34,6 +34,11 @@ class CurvatureProblem:
         """The parameters."""
         return {n: p.to(dtype) for n, p in functionalize(self.module)[1].items()}
 
+    def direction(self, dtype: torch.dtype) -> Tensor:
+        """A random vector ``[P]`` to multiply, the same at every call."""
+        size = len(tree.ravel(self.params(dtype))[0])
+        return torch.randn(size, generator=torch.Generator().manual_seed(1)).to(dtype)
+
     def loss(self, params: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy."""
         apply, _, buffers = functionalize(self.module)
@@ -50,9 +55,9 @@ def trained_conv4(
     *,
     norm: Literal["batch_stats", "none"] = "batch_stats",
     filters: int = 8,
-    size: int = 28,
+    size: int = 20,
     classes: int = 5,
-    samples: int = 60,
+    samples: int = 40,
     steps: int = 60,
 ) -> CurvatureProblem:
     """A conv4 in float32 after some steps of Adam on noisy pictures of a few patterns.
@@ -67,13 +72,14 @@ def trained_conv4(
     if norm == "none":
         for block in module.blocks:
             cast(nn.Sequential, block)[1] = nn.Identity()
-    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(inputs), targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     count = sum(p.numel() for p in module.parameters())
-    title = f"conv4, {norm}, {filters} filters, P = {count}, N = {samples}"
+    name = "conv4 with batch norm" if norm == "batch_stats" else "conv4 without norms"
+    title = f"{name}, {filters} filters, P = {count}, N = {samples}"
     return CurvatureProblem(title, module, inputs, targets)
 
 
@@ -98,10 +104,10 @@ def _flat_product(
 
 
 def product_by_autograd(problem: CurvatureProblem) -> Tensor:
-    """Hessian times ones, by two ordinary backward passes in float64."""
+    """Hessian times `direction`, by two ordinary backward passes in float64."""
     params = [p.requires_grad_() for p in problem.params(torch.float64).values()]
     names = problem.params(torch.float64)
     loss = problem.loss(dict(zip(names, params)))
     grads = torch.autograd.grad(loss, params, create_graph=True)
-    total = torch.stack([g.sum() for g in grads]).sum()
+    total = torch.cat([g.reshape(-1) for g in grads]) @ problem.direction(torch.float64)
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(total, params)])

@@ -29,7 +29,8 @@ def our_runs(
 ) -> Runs:
     """A product, top eigenvalues of one network and of M at once, and a density."""
     params = problem.params(torch.float32)
-    operator, vector = problem.operator(params), tree.tree_map(torch.ones_like, params)
+    operator, unravel = problem.operator(params), tree.ravel(params)[1]
+    vector = unravel(problem.direction(torch.float32))
     stack = _members(params, members)
 
     def top(params: dict[str, Tensor]) -> Tensor:
@@ -66,7 +67,7 @@ def their_runs(
     from scipy.sparse.linalg import eigsh
 
     operator = their_operator(problem)
-    vector = torch.ones(operator.shape[1])
+    vector = problem.direction(torch.float32)
     ends = (float(exact[0]), float(exact[-1]))
 
     def top() -> Tensor:

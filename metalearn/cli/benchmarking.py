@@ -43,7 +43,7 @@ def benchmark(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         if config.parallel_metalearn is not None:
-            os.environ["PARALLEL_METALEARN"] = str(Path(config.parallel_metalearn).absolute())
+            _name_folder(config.parallel_metalearn)
         names = _contestants(config.contestants)
         _known("workloads", config.workloads, WORKLOADS)
         check_whole("rounds", config.rounds, 1)
@@ -77,6 +77,15 @@ def benchmark(config: DictConfig) -> None:
         print(_curve_table(measured))
     write_json(folder / "results.json", report)
     print(f"written: {folder}")
+
+
+def _name_folder(folder: str) -> None:
+    """Tell this process and those it starts where parallel-metalearn is."""
+    os.environ["PARALLEL_METALEARN"] = str(Path(folder).absolute())
+    if not available(CONTESTANTS["parallel_metalearn"]):
+        raise SettingError(
+            "parallel_metalearn", folder, "the folder of a pip install --target is needed"
+        )
 
 
 def _contestants(asked: Sequence[str] | None) -> list[str]:

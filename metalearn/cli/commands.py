@@ -17,6 +17,7 @@ from metalearn.cli.folders import (
     discard_if_empty,
     resumed_config,
     run_folder,
+    used_part,
     write_config,
 )
 from metalearn.cli.reports import (
@@ -31,13 +32,6 @@ from metalearn.tracking import RunTracker, provenance, write_json
 from metalearn.trainers import FitResult, MetaTrainer
 
 __all__ = ["run", "train"]
-
-_BANDS = [
-    f"{split}/{name}_{when}"
-    for split in ("train", "validation")
-    for name in ("accuracy", "loss")
-    for when in ("before", "after")
-]
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -83,7 +77,7 @@ def train(config: DictConfig) -> None:
         suffix = f"-resumed-at-{trainer.step}" if resuming else ""
         write_json(folder / f"provenance{suffix}.json", provenance())
         trainer.tracker = RunTracker(
-            folder, resume_step=trainer.step if resuming else None, bands=_BANDS
+            folder, resume_step=trainer.step if resuming else None, bands=trainer.bands
         )
         print(f"run folder: {folder}")
         _train_and_test(folder, config, trainer)
@@ -154,5 +148,5 @@ def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:
         name = prefix[:-1]
         return {name: value if isinstance(value, bool | int | float | str) else str(value)}
 
-    values = OmegaConf.to_container(config, resolve=True)
+    values = OmegaConf.to_container(used_part(config), resolve=True)
     return {k: v for k, v in walk("", values).items() if k != "resume"}

@@ -27,6 +27,7 @@ __all__ = [
     "resumed_config",
     "run_folder",
     "saved_config",
+    "used_part",
     "write_config",
 ]
 
@@ -106,12 +107,17 @@ def saved_config(folder: Path) -> DictConfig:
     return config
 
 
-def write_config(folder: Path, config: DictConfig) -> None:
-    """Write the resolved configuration into the run's folder."""
+def used_part(config: DictConfig) -> DictConfig:
+    """A copy of a configuration without the groups that its trainer has no use for."""
     used = groups_of(config)
     nodes = {str(name): node for name, node in config.items()}
     names = [n for n, node in nodes.items() if not isinstance(node, DictConfig) or n in used]
-    shown = OmegaConf.masked_copy(config, names)
+    return OmegaConf.masked_copy(config, names)
+
+
+def write_config(folder: Path, config: DictConfig) -> None:
+    """Write the resolved configuration into the run's folder."""
+    shown = used_part(config)
     shown.resume = None  # where this process began is told by the provenance files
     text = OmegaConf.to_yaml(shown, resolve=True)
     replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))

@@ -21,7 +21,7 @@ from torch.func import vmap
 from metalearn.core.adapt import InnerLoop, inner_loop, inner_trajectory
 from metalearn.core.calculus import Calculus, Eager, Functional, Values
 from metalearn.core.inner import InnerOptimizer
-from metalearn.core.methods import METHODS, Implicit, TaskGradient
+from metalearn.core.methods import METHODS, Given, Implicit, TaskGradient
 from metalearn.core.ops import task_operations
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch, LossFn, Params, TaskBatch
@@ -200,7 +200,7 @@ def _run(
         )
 
     return METHODS[method](
-        loop_of, inner.optimizer, start, tasks.support, tasks.query, inner.steps, implicit
+        Given(loop_of, inner.optimizer, start, *tasks, inner.steps, settings=implicit)
     )
 
 

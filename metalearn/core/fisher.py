@@ -172,7 +172,8 @@ def fisher_vp(
 
     Arguments as in `fisher_diagonal`; ``chunk_size`` bounds the samples of one pass (default: all).
     Every call with kind ``"monte_carlo"`` draws anew; `metalearn.core.operators.fisher_operator`
-    draws once.
+    draws once. An ``outputs_fn`` that takes gradients itself (an adapted network) must not do so
+    through batch, layer or instance normalisation: see `metalearn.core.operators`.
     """
     problem = FisherProblem.of(
         outputs_fn, params, batch, Likelihood(likelihood, kind, samples, variance), generator

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.products import jvp
 from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
 
-__all__ = ["FisherProblem", "OutputsFn", "check_targets", "count_samples"]
+__all__ = ["FisherProblem", "OutputsFn", "check_targets"]
 
 OutputsFn = Callable[[Params, Any], Tensor]
 """Outputs ``[N, C]`` of a batch of inputs."""
@@ -50,7 +51,7 @@ class FisherProblem:
     ) -> FisherProblem:
         """Check shapes and draw the noise of Monte Carlo targets."""
         inputs, targets = batch
-        count = count_samples(inputs)
+        count = sample_count(inputs)
         one = outputs_fn(params, tree_map(lambda x: x[:1], inputs)).detach()
         if one.dim() != 2 or len(one) != 1:
             raise SettingError(
@@ -100,27 +101,14 @@ class FisherProblem:
     def _one(self, params: Params, x: Any) -> Tensor:
         return self.outputs_fn(params, tree_map(lambda leaf: leaf[None], x))[0]
 
-    def _chunks(self, size: int) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    def _chunks(self, size: int) -> Iterator[Batch]:
         check_whole("chunk_size", size, 1)
         targets = self.noise if self.targets is None else self.targets
-        for start in range(0, len(self.noise), size):
-            part = slice(start, start + size)
-            yield (
-                tree_map(lambda x, part=part: x[part], self.inputs),
-                targets[part],
-                self.noise[part],
-            )
+        return chunks((self.inputs, targets, self.noise), size)
 
     def _affordable(self) -> int:
         size: int = sum(p.numel() * p.element_size() for p in leaves(self.params))
         return max(1, _BUDGET // max(1, size * self.likelihood.columns(self.outputs)))
-
-
-def count_samples(inputs: Any) -> int:
-    """N of a tree of inputs ``[N, ...]``; refuses an empty batch."""
-    count = len(leaves(inputs)[0])
-    check_whole("batch size", count, 1)
-    return count
 
 
 def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood) -> None:

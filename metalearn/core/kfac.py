@@ -28,7 +28,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from metalearn.core.fisher_problem import check_targets, count_samples
+from metalearn.core.chunking import chunks, sample_count
+from metalearn.core.fisher_problem import check_targets
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
 from metalearn.core.probes import Layers, ProbedModule
 from metalearn.core.tree import ravel, tree_map
@@ -145,18 +146,17 @@ def fisher_kfac(
     rule = Likelihood(likelihood, kind, samples, variance)
     probed = ProbedModule(module, params, buffers)
     inputs, targets = batch
-    count = count_samples(inputs)
-    chunk_size = count if chunk_size is None else chunk_size
-    check_whole("chunk_size", chunk_size, 1)
+    count = sample_count(inputs)
+    if chunk_size is not None:
+        check_whole("chunk_size", chunk_size, 1)
     one = probed.outputs(tree_map(lambda x: x[:1], inputs))
     check_targets(targets, (count, one.shape[-1]), rule)
-    data = (inputs, targets if kind == "empirical" else None, rule.noise(count, one[0], generator))
+    noise = rule.noise(count, one[0], generator)
+    data = (inputs, targets if kind == "empirical" else noise, noise)
 
     def passes() -> Iterator[Layers]:
-        for start in range(0, count, chunk_size):
-            part = slice(start, start + chunk_size)
-            chunk = tree_map(lambda x, part=part: x if x is None else x[part], data)
-            yield probed.run(chunk[0], chunk[1], chunk[2], rule)
+        for some_inputs, some_targets, some_noise in chunks(data, chunk_size):
+            yield probed.run(some_inputs, some_targets, some_noise, rule)
 
     factors = _sum({n: _factors(*layer, sharing) for n, layer in p.items()} for p in passes())
     factors = tree_map(lambda x: x / count, factors)

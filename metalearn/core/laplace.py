@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from metalearn.core.chunking import sample_count
 from metalearn.core.draws import normal
 from metalearn.core.fisher import fisher_matrix
 from metalearn.core.fisher_problem import OutputsFn
 from metalearn.core.likelihood import LikelihoodName
-from metalearn.core.tree import leaves, match_names, ravel, tree_map
+from metalearn.core.tree import match_names, ravel, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
 
@@ -108,7 +109,7 @@ def laplace_posterior(
         outputs_fn, params, batch, likelihood=likelihood, kind="exact", variance=variance,
         chunk_size=chunk_size,
     )  # fmt: skip
-    count = len(leaves(batch[0])[0])
+    count = sample_count(batch[0])
     eye = torch.eye(len(fisher), dtype=fisher.dtype, device=fisher.device)
     return Laplace(params, torch.linalg.cholesky(count * fisher + prior_precision * eye))
 

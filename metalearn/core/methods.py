@@ -21,7 +21,7 @@ from metalearn.core.inner import InnerOptimizer
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch
 
-__all__ = ["METHODS", "Implicit", "TaskGradient"]
+__all__ = ["METHODS", "Given", "Implicit", "TaskGradient"]
 
 
 class Implicit(NamedTuple):
@@ -46,20 +46,24 @@ class TaskGradient(NamedTuple):
     diagnostics: dict[str, Tensor]
 
 
-Makes = Callable[[InnerOptimizer], InnerLoop]
-Method = Callable[[Makes, InnerOptimizer, Values, Batch, Batch, int, Implicit], TaskGradient]
+class Given(NamedTuple):
+    """What a method works on."""
+
+    loop_of: Callable[[InnerOptimizer], InnerLoop]
+    optimizer: InnerOptimizer
+    start: Values
+    support: Batch
+    query: Batch
+    steps: int
+    settings: Implicit
 
 
-def reverse(
-    loop_of: Makes,
-    optimizer: InnerOptimizer,
-    start: Values,
-    support: Batch,
-    query: Batch,
-    steps: int,
-    settings: Implicit,
-) -> TaskGradient:
+Method = Callable[[Given], TaskGradient]
+
+
+def reverse(given: Given) -> TaskGradient:
     """Through the unrolled loop: exact; memory grows with K."""
+    loop_of, optimizer, start, support, query, steps, _ = given
     learnt, spec = flatten(optimizer.learnt)
     losses: list[Tensor] = []
     calculus = loop_of(optimizer).calculus
@@ -77,16 +81,9 @@ def reverse(
     return TaskGradient(grads[: len(start)], grads[len(start) :], value, losses, {})
 
 
-def first_order(
-    loop_of: Makes,
-    optimizer: InnerOptimizer,
-    start: Values,
-    support: Batch,
-    query: Batch,
-    steps: int,
-    settings: Implicit,
-) -> TaskGradient:
+def first_order(given: Given) -> TaskGradient:
     """The gradient at θ_K as if it were the one at θ."""
+    loop_of, optimizer, start, support, query, steps, _ = given
     loop = loop_of(optimizer)
     points, losses = _walk(loop, start, support, steps, keep=False)
     grads, value = loop.calculus.gradient(
@@ -96,15 +93,7 @@ def first_order(
     return TaskGradient(grads, unmoved, value, losses, {})
 
 
-def mixed(
-    loop_of: Makes,
-    optimizer: InnerOptimizer,
-    start: Values,
-    support: Batch,
-    query: Batch,
-    steps: int,
-    settings: Implicit,
-) -> TaskGradient:
+def mixed(given: Given) -> TaskGradient:
     """Keep θ_0 … θ_K (and the optimiser's states), walk back one recomputed step at a time.
 
     Exact. For a step θ' = θ + U(g(θ)) and a cotangent v the way back is v + H(θ)·(∂U/∂g)ᵀ·v; the
@@ -112,6 +101,7 @@ def mixed(
     faster than forward over reverse. Source: Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
     Differentiation", ICML 2025.
     """
+    loop_of, optimizer, start, support, query, steps, _ = given
     loop = loop_of(optimizer)
     points, losses = _walk(loop, start, support, steps, keep=True)
     values, state = points.pop()
@@ -141,15 +131,7 @@ def mixed(
     return TaskGradient(cotangent, learnt_grads, query_loss, losses, {})
 
 
-def implicit(
-    loop_of: Makes,
-    optimizer: InnerOptimizer,
-    start: Values,
-    support: Batch,
-    query: Batch,
-    steps: int,
-    settings: Implicit,
-) -> TaskGradient:
+def implicit(given: Given) -> TaskGradient:
     """Through the minimum φ of L(φ) + λ/2·‖φ − θ‖², not through the way there.
 
     The gradient of θ is x with (I + H(φ)/λ)·x = ∇L_query(φ), by conjugate gradients; exact as far
@@ -158,6 +140,7 @@ def implicit(
     ``cg_residual`` is ‖(I + H/λ)·x − b‖ / ‖b‖, ``stationarity`` is ‖∇L(φ) + λ·(φ − θ)‖ divided by
     the same at θ. Source: Rajeswaran et al., "Meta-Learning with Implicit Gradients", NeurIPS 2019.
     """
+    loop_of, optimizer, start, support, query, steps, settings = given
     loop, strength = loop_of(optimizer), settings.regularization
     anchor = loop.adapting(start)
 

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.chunking import sample_count
 from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
 from metalearn.core.products import SecondMode, ggn_vp, hvp
-from metalearn.core.tree import leaves, scale, tree_map
+from metalearn.core.tree import scale, tree_map
 from metalearn.errors import SettingError
 from metalearn.types import Batch, LossFn, Params
 
@@ -120,8 +121,8 @@ def fisher_operator(
     Raises:
         SettingError: ``batches`` is not a list of batches; see `metalearn.core.fisher_diagonal`.
     """
+    _check_list(batches)
     rule = Likelihood(likelihood, kind, samples, variance)
-    _shares(batches)
     problems = [FisherProblem.of(outputs_fn, params, b, rule, generator) for b in batches]
     shares = _shares([problem.inputs for problem in problems])
     return lambda vector: _total(
@@ -136,10 +137,14 @@ def _summed(product: Callable[[Params, Batch], Params], batches: Sequence[Batch]
 
 def _shares(batches: Sequence[Batch]) -> list[float]:
     """N_b / N of each batch."""
+    _check_list(batches)
+    sizes = [sample_count(batch) for batch in batches]
+    return [size / sum(sizes) for size in sizes]
+
+
+def _check_list(batches: object) -> None:
     if not isinstance(batches, list) or not batches:
         raise SettingError("batches", type(batches).__name__, "a list of batches is needed")
-    sizes = [len(leaves(batch)[0]) for batch in batches]
-    return [size / sum(sizes) for size in sizes]
 
 
 def _total(parts: list[Params]) -> Params:

@@ -49,12 +49,9 @@ class ProbedModule:
             raise SettingError("module", tuple(outputs.shape), "outputs [N, C] are needed")
         return outputs
 
-    def run(
-        self, inputs: Any, targets: Tensor | None, noise: Tensor, likelihood: Likelihood
-    ) -> Layers:
+    def run(self, inputs: Any, targets: Tensor, noise: Tensor, likelihood: Likelihood) -> Layers:
         """Inputs and gradients of every layer for one chunk of samples."""
         outputs, seen, sizes = self._forward(inputs, None)
-        targets = noise if targets is None else targets
         factors = vmap(likelihood.factor, out_dims=1)(outputs, targets, noise)  # [R, N, C]
         zeros = {name: outputs.new_zeros(size) for name, size in sizes.items()}
 

@@ -34,6 +34,13 @@ __all__ = ["ensemble_size_figure", "reliability_figure", "sweep_figure", "uncert
 _NORMAL = 1.959964  # 97.5% of the standard normal distribution
 
 
+_UNCERTAINTIES = {
+    "max_probability": "1 − largest probability",
+    "entropy": "entropy of the prediction (nats)",
+    "mutual_information": "mutual information of prediction and member (nats)",
+}
+
+
 def reliability_figure(bins: ReliabilityBins, *, title: str) -> Figure:
     """Accuracy against confidence, with the samples of each bin below.
 
@@ -144,7 +151,7 @@ def uncertainty_figure(
             label = f"{name} ({len(part)} samples{lost})"
             axes.stairs(shares, edges, color=colour, lw=1.8, label=label)
         axes.set_yscale("function", functions=(_root, np.square))
-        axes.set(xlabel=f"{kind.replace('_', ' ')} (nats)", ylabel="share of samples")
+        axes.set(xlabel=_UNCERTAINTIES.get(kind, kind), ylabel="share of samples")
         axes.set_ylim(bottom=0)
         _share_ticks(axes)
         if auroc is not None and kind in auroc:

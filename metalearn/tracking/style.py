@@ -50,13 +50,13 @@ def one_panel(title: str) -> tuple[Figure, Axes]:
 
 
 def panels(title: str, count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with plain panels side by side under one title."""
-    figure = Figure(figsize=(1.5 + 4.5 * count, 4.6), layout="constrained")
-    row = list(figure.subplots(1, count, squeeze=False)[0])
-    for axes in row:
+    """A figure with plain panels one below another: TensorBoard shows figures of one width."""
+    figure = Figure(figsize=(7, 1.3 + 3.2 * count), layout="constrained")
+    column = list(figure.subplots(count, 1, squeeze=False)[:, 0])
+    for axes in column:
         plain_axes(axes)
     figure.suptitle(title, fontsize=13)
-    return figure, row
+    return figure, column
 
 
 def plain_axes(axes: Axes) -> None:

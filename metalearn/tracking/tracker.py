@@ -112,15 +112,19 @@ class RunTracker:
     Args:
         folder: the run's folder, made if missing.
         resume_step: the last step whose records stay; None keeps all.
-        bands: names of scalars with companions ``<name>_low`` and ``<name>_high`` (the ends of a
-            95% interval); each is drawn as a band in TensorBoard's Custom Scalars tab.
+        bands: title to names of scalars with companions ``<name>_low`` and ``<name>_high``, the
+            ends of a band; each is one in TensorBoard's Custom Scalars tab, under the title.
 
     Raises:
         SettingError: a negative ``resume_step``.
     """
 
     def __init__(
-        self, folder: Path, *, resume_step: int | None = None, bands: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        resume_step: int | None = None,
+        bands: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import: only if asked for
 
@@ -137,11 +141,11 @@ class RunTracker:
             flush_secs=20,
         )
         self._last_step = last
-        self._charts: dict[str, dict[str, list[object]]] = {}
-        if bands:
-            self._charts["95% confidence intervals"] = {
-                name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in bands
-            }
+        self._charts: dict[str, dict[str, list[object]]] = {
+            title: {name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in names}
+            for title, names in (bands or {}).items()
+        }
+        if self._charts:
             self._writer.add_custom_scalars(self._charts)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

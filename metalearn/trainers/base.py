@@ -117,6 +117,11 @@ class Trainer(ABC):
     def validate(self) -> Mapping[str, float]:
         """Validation numbers at the current parameters; ``monitor`` is one of them."""
 
+    @property
+    def bands(self) -> dict[str, list[str]]:
+        """Records with ends ``<name>_low`` and ``<name>_high``, by what the ends are."""
+        return {}
+
     def extra_state(self) -> dict[str, Any]:
         """What a subclass keeps in a checkpoint beside the common state, plain or tensors."""
         return {}

@@ -206,6 +206,13 @@ class EnsembleTrainer(MemberTrainer):
             draw_validation(self.tracker, self.step, report, self._history)
         return numbers
 
+    @property
+    def bands(self) -> dict[str, list[str]]:
+        """Of members: median and extremes."""
+        names = ["validation/member_accuracy", "validation/member_loss"]
+        names += ["train/member_loss", "train/member_gradient_norm"]
+        return {"members: median and extremes": names}
+
     def member_scores(self) -> Tensor:
         """``[M]``: validation accuracy or loss of each member."""
         return self._scores.accuracy if self.larger_is_better else self._scores.nll

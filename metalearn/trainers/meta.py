@@ -133,6 +133,18 @@ class MetaTrainer(MemberTrainer):
             self._newest = values[:, :, -1].mean(0)
         return score_numbers("validation", scores)
 
+    @property
+    def bands(self) -> dict[str, list[str]]:
+        """Of tasks: mean and 95 % interval; of members: median and extremes."""
+        scores = ("accuracy", "loss") if self.larger_is_better else ("loss",)
+        splits = ("train", "validation")
+        tasks = [f"{s}/{n}_{w}" for s in splits for n in scores for w in ("before", "after")]
+        found = {"95% confidence intervals": tasks}
+        if self.ensemble is not None:
+            members = [f"{s}/member_{n}" for s in splits for n in scores]
+            found["members: median and extremes"] = members
+        return found
+
     def member_scores(self) -> Tensor:
         """``[M]``: validation accuracy (or loss) of each member after adaptation."""
         return self._newest

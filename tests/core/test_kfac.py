@@ -140,27 +140,49 @@ def test_products_inverse_and_chunks(form: Any) -> None:
         close(chunked.dense(params), dense, 1e-8)
 
 
-@pytest.mark.parametrize("corrected", [False, True])
-def test_inside_an_outer_vmap(corrected: bool) -> None:
-    module = perceptron()
-    trees = [model(perceptron(seed=s))[1] for s in range(3)]
-    batches = [data(4, (3,), 3, "categorical", seed) for seed in range(2)]
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("problem", "kind"), [("perceptron", "monte_carlo"), ("convolutional", "exact")]
+)
+def test_inside_an_outer_vmap(problem: str, kind: Any, form: Any) -> None:
+    make, shape = PROBLEMS[problem]
+    module = make()
+    trees = [model(make(seed=s))[1] for s in range(3)]
+    batches = [data(4, shape, 3, "categorical", seed) for seed in range(2)]
     x, y = (torch.stack(parts) for parts in zip(*batches))
 
     def numbers(params: Any, x: Tensor, y: Tensor) -> Any:
         kfac = fisher_kfac(
-            module, params, (x, y), likelihood="categorical", kind="exact", corrected=corrected
-        )
-        return kfac.product(params), kfac.inverse_product(params, damping=0.1), kfac.trace()
+            module, params, (x, y), likelihood="categorical", kind=kind, generator=generator(2),
+            chunk_size=3, **form,
+        )  # fmt: skip
+        inverse = kfac.inverse_product(params, damping=0.1)
+        return (kfac.trace(), inverse if not form["corrected"] else kfac.trace())
 
-    over_tasks = torch.vmap(numbers, in_dims=(None, 0, 0))
-    stack = torch.vmap(over_tasks, in_dims=(0, None, None))(stacked(trees), x, y)
+    over_tasks = torch.vmap(numbers, in_dims=(None, 0, 0), randomness="same")
+    stack = torch.vmap(over_tasks, in_dims=(0, None, None), randomness="same")(stacked(trees), x, y)
     for m, params in enumerate(trees):
         for t in range(2):
             alone = numbers(params, x[t], y[t])
             pairs = zip(tree.leaves(member(member(stack, m), t)), tree.leaves(alone))
             for one, expected in pairs:
                 close(one, expected, 1e-7)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_monte_carlo_factors_approach_the_exact_ones(corrected: bool) -> None:
+    module = perceptron()
+    _, params = model(module)
+    batch = data(4, (3,), 3, "categorical")
+    rule: Any = {"likelihood": "categorical", "corrected": corrected}
+    exact = fisher_kfac(module, params, batch, kind="exact", **rule).dense(params)
+    gaps = []
+    for samples in (20, 2000):
+        rule |= {"samples": samples, "generator": generator(0)}
+        drawn = fisher_kfac(module, params, batch, kind="monte_carlo", **rule).dense(params)
+        gaps.append(float((drawn - exact).norm() / exact.norm()))
+    assert gaps[1] < 0.1 and gaps[1] < gaps[0] / 3
 
 
 def test_frozen_layers_are_left_out_and_a_module_may_be_one_layer() -> None:

@@ -115,8 +115,8 @@ def test_uncertainty_figure_shows_shares_of_both_sets() -> None:
     assert shares[0][:2] == pytest.approx([1 / 3, 2 / 3])  # bins of 0.1
     assert shares[1][-1] == 0.5
     assert entropy.get_title() == "AUROC 0.750" and mutual.get_title() == ""
-    assert entropy.get_xlabel() == "entropy (nats)"
-    assert mutual.get_xlabel() == "mutual information (nats)"
+    assert entropy.get_xlabel() == "entropy of the prediction (nats)"
+    assert mutual.get_xlabel() == "mutual information of prediction and member (nats)"
     assert _legend(figure) == ["digits (3 samples, 1 more not finite)", "letters (2 samples)"]
     _draw(figure)
 
