@@ -30,8 +30,10 @@ from metalearn.evaluation import (
 from metalearn.models import Dropout, Ensemble, Stack
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
+from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
 from metalearn.trainers.ensemble_gradients import classification_gradients
+from metalearn.trainers.ensemble_watch import member_sources, sample_predictive, sample_units
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.member_settings import MemberPlan, PerMember, member_values, plan_members
 from metalearn.trainers.member_trainer import MemberTrainer
@@ -179,6 +181,7 @@ class EnsembleTrainer(MemberTrainer):
         self.begin_members(self._own["lr"], self._own["weight_decay"])
         self._history: dict[str, list[list[float]]] = {"step": [], "loss": [], "accuracy": []}
         self._check_outputs()
+        self.begin_watch()
 
     def gradient(self, step: int) -> StepReport:
         """Every member's loss and gradient on its batch of step ``step``."""
@@ -230,6 +233,21 @@ class EnsembleTrainer(MemberTrainer):
             numbers[f"train/{name}_low"] = float(kept.min())
             numbers[f"train/{name}_high"] = float(kept.max())
         return numbers
+
+    def watchable(self) -> Mapping[str, str]:
+        """Samples of each member, members, and what members predict."""
+        self.ensemble.train()
+        return member_sources(self.ensemble)
+
+    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
+        """Each member's samples with its own loss, or the members."""
+        if kind == "member":
+            return self.member_units(grads)
+        return sample_units(self.ensemble, self._batch(step), self._smoothing, self.active)
+
+    def predictive(self, step: int) -> Iterator[Predictive]:
+        """Each member on its batch."""
+        return sample_predictive(self.ensemble, self._batch(step), self.active)
 
     def test(self, *, split: Split = "test") -> EnsembleTest:
         """Scores on a split as the members stand, temperature, out-of-distribution tests."""
