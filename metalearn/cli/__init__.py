@@ -3,6 +3,6 @@
 from metalearn.cli.benchmarking import benchmark
 from metalearn.cli.commands import run, train
 from metalearn.cli.evaluation import evaluate
-from metalearn.cli.loading import load_ensemble, load_learner
+from metalearn.cli.loading import load_ensemble, load_learner, load_module
 
-__all__ = ["benchmark", "evaluate", "load_ensemble", "load_learner", "run", "train"]
+__all__ = ["benchmark", "evaluate", "load_ensemble", "load_learner", "load_module", "run", "train"]

@@ -7,6 +7,7 @@ from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.meta import MetaTrainer
+from metalearn.trainers.per_sample import PerSampleTrainer
 from metalearn.trainers.task_reports import MemberReport, TestReport
 from metalearn.trainers.task_scores import MemberScores, TaskScores, mean_interval
 
@@ -21,6 +22,7 @@ __all__ = [
     "MemberScores",
     "MetaLearner",
     "MetaTrainer",
+    "PerSampleTrainer",
     "TaskScores",
     "TestReport",
     "Trainer",

@@ -20,7 +20,6 @@ from metalearn.data import Augmentation, ClassificationData, MemberBatches, augm
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import (
     EnsembleReport,
-    EnsembleStatistics,
     OODScores,
     Temperature,
     fit_temperature,
@@ -30,6 +29,7 @@ from metalearn.evaluation import (
 from metalearn.models import Dropout, Ensemble, Stack
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
+from metalearn.trainers.data_scores import logits_of, report_of
 from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
 from metalearn.trainers.ensemble_gradients import classification_gradients
@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 Engine = Literal["auto", "batched", "loop"]
 Monitor = Literal["loss", "accuracy"]
 
-_SAMPLES_AT_A_TIME = 1024
 _SHARE_OF_FREE = 0.8
 
 
@@ -355,20 +354,12 @@ class EnsembleTrainer(MemberTrainer):
         log.info("%s", self.plan)
 
     def _report(self, split: Split) -> EnsembleReport:
-        statistics = EnsembleStatistics(len(self.ensemble), self.data.outputs)
-        for logits, targets in self._predicted(self.data, split):
-            statistics.update(logits, targets)
-        return statistics.compute()
+        count = len(self.ensemble)
+        return report_of(self.predict, self.data, split, members=count, device=self.device)
 
     def _outputs(self, data: ClassificationData, split: Split) -> tuple[Tensor, Tensor]:
         """Logits ``[M, N, C]`` and targets ``[N]`` of a split."""
-        parts = list(self._predicted(data, split))
-        return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts])
-
-    def _predicted(self, data: ClassificationData, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
-            x, y = data.take(indices, device=self.device)
-            yield self.predict(x), y
+        return logits_of(self.predict, data, split, device=self.device)
 
     def _note(self, members: Mapping[str, Tensor]) -> None:
         """Remember a validation for the bands over training."""
