@@ -18,7 +18,9 @@ from metalearn.core import functionalize, hessian_operator, tree
 from metalearn.core.operators import Operator
 from metalearn.models import Conv4
 
-__all__ = ["CurvatureProblem", "eigenvalues", "product_by_autograd", "trained_conv4"]
+__all__ = ["CurvatureProblem", "ProblemNorm", "eigenvalues", "product_by_autograd", "trained_conv4"]
+
+ProblemNorm = Literal["none", "batch_stats"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class CurvatureProblem:
 
 def trained_conv4(
     *,
-    norm: Literal["batch_stats", "none"] = "batch_stats",
+    norm: ProblemNorm = "batch_stats",
     filters: int = 8,
     size: int = 20,
     classes: int = 5,

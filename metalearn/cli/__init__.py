@@ -4,5 +4,15 @@ from metalearn.cli.benchmarking import benchmark
 from metalearn.cli.commands import run, train
 from metalearn.cli.evaluation import evaluate
 from metalearn.cli.loading import load_ensemble, load_learner, load_module
+from metalearn.cli.tour import take_tour
 
-__all__ = ["benchmark", "evaluate", "load_ensemble", "load_learner", "load_module", "run", "train"]
+__all__ = [
+    "benchmark",
+    "evaluate",
+    "load_ensemble",
+    "load_learner",
+    "load_module",
+    "run",
+    "take_tour",
+    "train",
+]

@@ -49,6 +49,9 @@ def build(config: DictConfig, *, folder: Path | None) -> AnyTrainer:
     if "ood" in objects:
         channels, *size = source.input_shape
         objects["ood"] = resized(objects["ood"], image_size=size[0], channels=channels)
+    if "seeds" in accepted_settings(_target(config.trainer, "trainer")):
+        check_whole("trainer.members", config.trainer.members, 1)
+        objects["seeds"] = _network_seeds(config)
     trainer: AnyTrainer = _make(
         config.trainer,
         "trainer",
@@ -76,7 +79,22 @@ def _model(config: DictConfig, source: Any) -> nn.Module:
         network: nn.Module = _make(config.model, "model", **own)
         return network
 
-    return Ensemble.from_factory(make, range(config.seed, config.seed + members))
+    return Ensemble.from_factory(make, _network_seeds(config))
+
+
+def _network_seeds(config: DictConfig) -> list[int]:
+    """Of the weights of each network, and of the order in which it sees the data."""
+    given, members = config.trainer.get("seeds"), config.trainer.members
+    count = getattr(_target(config.trainer, "trainer"), "networks", None) or members
+    if given is None:
+        return list(range(config.seed, config.seed + count))
+    if len(given) != count:
+        raise SettingError(
+            "trainer.seeds", list(given), f"{count} are needed, one for each network"
+        )
+    for seed in given:
+        check_whole("trainer.seeds", seed, 0)
+    return list(given)
 
 
 def _target(node: DictConfig, group: str) -> Any:

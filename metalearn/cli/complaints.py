@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.tour import DisagreementError
 
 __all__ = ["one_sentence_errors"]
 
@@ -26,7 +27,7 @@ def one_sentence_errors() -> Iterator[None]:
     """Turn errors that a user can mend into a sentence on standard error and SystemExit."""
     try:
         yield
-    except (NonFiniteError, MemoryError) as error:
+    except (NonFiniteError, DisagreementError, MemoryError) as error:
         _fail(str(error), 1)
     except (SettingError, DataError) as error:
         _fail(str(error), _USAGE_ERROR)

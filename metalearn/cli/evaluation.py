@@ -40,10 +40,14 @@ def evaluate(config: DictConfig) -> None:
 
 def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     """Score a run on labelled samples."""
-    with open_dict(saved):
-        if config.get("ood") is not None:
-            if saved.trainer["_target_"].endswith("PerSampleTrainer"):
-                raise SettingError("ood", "a data set", "only a run of trainer=ensemble takes one")
+    given = {f"task.{key}": value for key, value in config.task.items()}
+    for name, value in {**given, "eval_steps": config.eval_steps}.items():
+        if value is not None:
+            raise SettingError(name, value, "the run has no tasks, so null is needed")
+    if config.get("ood") is not None:
+        if saved.trainer["_target_"].endswith("PerSampleTrainer"):
+            raise SettingError("ood", "a data set", "only a run of an ensemble takes one")
+        with open_dict(saved):
             saved.ood = config.ood
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
     check_split(config.split)
@@ -67,6 +71,8 @@ def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> No
 
 def _evaluate_tasks(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     """Score a run on few-shot tasks."""
+    if config.get("ood") is not None:
+        raise SettingError("ood", config.ood._target_, "the run has tasks, so null is needed")
     trained_way = saved.task.get("way")
     changes = {str(key): value for key, value in config.task.items() if value is not None}
     with open_dict(saved):

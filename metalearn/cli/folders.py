@@ -128,7 +128,8 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     saved = saved_config(Path(config.resume))
     for override in overrides:
         key, _, _ = override.partition("=")
-        if key == "resume":
+        same = key == "trainer" and config.trainer._target_ == saved.trainer._target_
+        if key == "resume" or same:
             continue
         if key not in ("device", "test_tasks") and not key.startswith("trainer."):
             raise SettingError(

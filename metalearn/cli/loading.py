@@ -10,8 +10,8 @@ from torch import nn
 from metalearn.cli.building import AnyTrainer, build
 from metalearn.cli.folders import existing_run, saved_config
 from metalearn.errors import SettingError
-from metalearn.models import Ensemble
-from metalearn.trainers import MetaLearner, MetaTrainer, PerSampleTrainer
+from metalearn.models import Ensemble, Predictor
+from metalearn.trainers import EnsembleTrainer, MetaLearner, MetaTrainer, PerSampleTrainer
 
 __all__ = ["load_ensemble", "load_learner", "load_module", "trainer_of"]
 
@@ -36,7 +36,7 @@ def load_learner(run: str | Path, *, checkpoint: str = "best", device: str = "cp
     return trainer.learner
 
 
-def load_ensemble(run: str | Path, *, checkpoint: str = "best", device: str = "cpu") -> Ensemble:
+def load_ensemble(run: str | Path, *, checkpoint: str = "best", device: str = "cpu") -> Predictor:
     """The trained ensemble of a run's folder: ``load_ensemble("outputs/…")(x)``, ``[M, B, C]``.
 
     Args:
@@ -49,6 +49,8 @@ def load_ensemble(run: str | Path, *, checkpoint: str = "best", device: str = "c
     """
     folder = existing_run(str(run), "run")
     trainer = trainer_of(folder, saved_config(folder), checkpoint, device)
+    if isinstance(trainer, EnsembleTrainer):
+        return trainer.predictive().eval()
     if not isinstance(trainer.module, Ensemble):
         raise SettingError("run", str(run), "a run of members is needed; see load_learner")
     return trainer.module.eval()

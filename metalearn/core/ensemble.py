@@ -92,7 +92,11 @@ def map_members(
         args: trees, leaves ``[M, ...]`` where ``in_dims`` has 0, shared by all where it has None.
         in_dims: 0 or None, for all arguments or one for each.
         engine: see `MemberEngine`. Inside a transform of torch.func ``batched`` is ``vmap``.
+
+    Raises:
+        SettingError: an unknown engine.
     """
+    _check_engine(engine)
     if engine == "loop":
         rows = [function(*row) for row in _rows(args, in_dims)]
         return tree_map(lambda *values: torch.stack(values), *rows)
@@ -123,10 +127,7 @@ def member_gradients(
     Raises:
         SettingError: M = 0 or leaves with different M; an unknown engine.
     """
-    if engine not in get_args(MemberEngine):
-        raise SettingError(
-            "engine", engine, f"one of {', '.join(get_args(MemberEngine))} is needed"
-        )
+    _check_engine(engine)
     dims = list(in_dims) if isinstance(in_dims, Sequence) else [in_dims] * len(args)
     count = member_count(params, *(a for a, dim in zip(args, dims) if dim is not None))
     if chunk_size is not None:
@@ -176,6 +177,12 @@ def _gradients(
 
     grads, losses = Eager().gradient(losses_of, values, differentiable=False)
     return MemberGradients(unflatten(grads, spec), losses)
+
+
+def _check_engine(engine: MemberEngine) -> None:
+    known = get_args(MemberEngine)
+    if engine not in known:
+        raise SettingError("engine", engine, f"one of {', '.join(known)} is needed")
 
 
 def _rows(args: Sequence[Any], in_dims: Any) -> list[list[Any]]:

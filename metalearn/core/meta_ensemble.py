@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch.func import vmap
 
-from metalearn.core.engines import Engine, Inner, gradient_of_pairs, structural_engine
+from metalearn.core.engines import Engine, Inner, gradient_of_pairs
 from metalearn.core.ensemble import member_count, unstack
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.meta_gradient import (
     MetaGradient,
     Method,
     check_meta,
+    choose_engine,
     mean_over_tasks,
     meta_gradient,
 )
 from metalearn.core.methods import Implicit
 from metalearn.core.tree import leaves, tree_map
+from metalearn.errors import SettingError
 from metalearn.types import LossFn, Params, TaskBatch
 
 __all__ = ["member_meta_gradient"]
@@ -52,7 +54,8 @@ def member_meta_gradient(
         steps: K.
         method: as for `meta_gradient`.
         engine: ``"batched"`` runs all M·T pairs as tasks with parameters of their own, ``"vmap"``
-            nests two vmaps, ``"loop"`` takes one pair after another.
+            nests two vmaps, ``"loop"`` takes one pair after another. ``"auto"`` is ``"batched"``
+            where that can be, else ``"vmap"``.
         chunk_size: tasks at a time, for all members.
         frozen: as for `meta_gradient`.
         implicit: as for `meta_gradient`.
@@ -62,18 +65,24 @@ def member_meta_gradient(
         query_losses ``[M, T]``, support_losses ``[M, T, K]``.
 
     Raises:
-        SettingError: as `meta_gradient`; leaves of different M.
+        SettingError: as `meta_gradient`; leaves of different M; ``engine="batched"`` with an inner
+            optimiser that learns.
     """
     member_count(params)
     settings: dict[str, Any] = {
         "optimizer": optimizer, "steps": steps, "method": method, "chunk_size": chunk_size,
         "frozen": frozen, "implicit": implicit,
     }  # fmt: skip
-    found, _ = structural_engine(optimizer)
-    if engine == "loop":
+    chosen = choose_engine(engine, optimizer)
+    if chosen == "loop":
         rows = unstack(params)
-        return _joined([meta_gradient(loss_fn, r, tasks, engine=engine, **settings) for r in rows])
-    if engine == "vmap" or found == "vmap" or leaves(optimizer.learnt):
+        return _joined([meta_gradient(loss_fn, r, tasks, engine="loop", **settings) for r in rows])
+    if leaves(optimizer.learnt):
+        if engine == "batched":
+            accepted = "an inner optimiser that learns needs auto, vmap or loop"
+            raise SettingError("engine", engine, accepted)
+        chosen = "vmap"
+    if chosen == "vmap":
         each: MetaGradient = vmap(
             lambda row: meta_gradient(loss_fn, row, tasks, engine="vmap", **settings)
         )(params)

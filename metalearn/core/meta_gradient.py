@@ -104,7 +104,7 @@ def meta_gradient(
     """
     inner = Inner(loss_fn, optimizer, steps, frozen)
     chosen, settings = check_meta(inner, params, method, implicit)
-    run = partial(GRADIENTS[_engine(engine, optimizer)], chosen, settings, inner)
+    run = partial(GRADIENTS[choose_engine(engine, optimizer)], chosen, settings, inner)
     return mean_over_tasks(run, params, tasks, chunk_size)
 
 
@@ -162,7 +162,7 @@ def along_adaptation(
     check_inner(params, steps)
     count = _task_count(tasks)
     _check_chunk(chunk_size)
-    engine = _engine(engine, optimizer)
+    engine = choose_engine(engine, optimizer)
     size = chunk_size or count
     parts = [
         VISITS[engine](
@@ -176,8 +176,8 @@ def along_adaptation(
     return tree_map(lambda *xs: torch.cat(xs).detach(), parts[0], *parts[1:])
 
 
-def _engine(engine: Engine, optimizer: InnerOptimizer) -> Engine:
-    """The engine to use.
+def choose_engine(engine: Engine, optimizer: InnerOptimizer) -> Engine:
+    """The engine to use: what is asked for, or the fastest that can be.
 
     Raises:
         SettingError: an unknown one, or ``batched`` where it cannot be.

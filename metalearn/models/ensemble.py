@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FunctionType
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from metalearn.core.ensemble import MemberEngine, map_members, stack
 from metalearn.core.module import call_with, check_layers
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError, check_whole
+from metalearn.models.likeness import plain
 
 __all__ = ["Ensemble", "Stack"]
 
@@ -30,16 +30,25 @@ class Stack(nn.Module):
         indices: which members of an ensemble they are.
 
     Raises:
-        SettingError: networks of different shapes, or with layers that cannot work.
+        SettingError: no networks, networks of different shapes or settings, or with layers that
+            cannot work, which is looked at again when training mode is switched on.
     """
 
     def __init__(self, modules: Sequence[nn.Module], indices: Sequence[int] | None = None) -> None:
         super().__init__()
+        if not len(modules):
+            raise SettingError("members", 0, "at least one network is needed")
         for module in modules:
             check_layers(module, running_stats=True)
         self.network = _template(modules)
         self.size = len(modules)
         self.indices = tuple(range(len(modules)) if indices is None else indices)
+
+    def train(self, mode: bool = True) -> Stack:
+        """Set the mode of all members; training may need what evaluation does not."""
+        super().train(mode)
+        check_layers(self.network, running_stats=True)
+        return self
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters and buffers, ``[M, ...]``; parameters that are not trained are buffers."""
@@ -104,6 +113,7 @@ class Ensemble(nn.Module):
             raise SettingError("members", 0, "at least one network is needed")
         alike: dict[Any, list[int]] = {}
         for index, module in enumerate(modules):
+            check_layers(module, running_stats=True)
             alike.setdefault(_structure(module), []).append(index)
         return cls([Stack([modules[i] for i in rows], rows) for rows in alike.values()])
 
@@ -116,7 +126,7 @@ class Ensemble(nn.Module):
         gives different members as well.
 
         Args:
-            make: ``make(seed)`` or ``make()``.
+            make: ``make(seed)``, ``make(seed=seed)`` or ``make()``, the first that it can take.
             seeds: one for each member.
 
         Raises:
@@ -129,7 +139,7 @@ class Ensemble(nn.Module):
             check_whole("seeds", seed, 0)
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                modules.append(make(seed) if _takes_seed(make) else make())
+                modules.append(_call_with_seed(make, seed))
         return cls.from_modules(modules)
 
     def __len__(self) -> int:
@@ -177,73 +187,65 @@ class Ensemble(nn.Module):
 
 def _template(modules: Sequence[nn.Module]) -> nn.Module:
     """A copy of the first network whose tensors are the stacks of all networks' tensors."""
+    rows = [{name: value.detach() for name, *_, value in _own_tensors(m)} for m in modules]
+    stacked = stack(rows)
+    first = _structure(modules[0])
+    for index, module in enumerate(modules):
+        if _structure(module) != first:
+            accepted = "the layers and settings of members[0] are needed in one stack"
+            raise SettingError(f"members[{index}]", type(module).__name__, accepted)
     template = copy.deepcopy(modules[0])
-    rows = [{str(i): v.detach() for i, (*_, v) in enumerate(_own_tensors(m))} for m in modules]
-    _replace(template, list(stack(rows).values()))
+    _replace(template, list(stacked.values()))
     return template
 
 
 def _replace(module: nn.Module, values: Sequence[Tensor]) -> None:
     """Put ``values`` in the places of a module's own tensors, in order; tied ones stay tied."""
     placed: dict[int, Tensor] = {}
-    for (owner, name, old), value in zip(_own_tensors(module), values):
+    for (_, table, key, old), value in zip(_own_tensors(module), values):
         if isinstance(old, nn.Parameter):
-            new = placed.get(id(old), nn.Parameter(value, requires_grad=old.requires_grad))
-            owner._parameters[name] = new  # type: ignore[assignment]
+            fresh: Tensor = nn.Parameter(value, requires_grad=old.requires_grad)
         else:
-            new = owner._buffers[name] = placed.get(id(old), value)
-        placed[id(old)] = new
+            fresh = value
+        table[key] = placed.setdefault(id(old), fresh)
 
 
-def _own_tensors(module: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    """Parameters and buffers with the layer that owns them, tied ones once for each owner."""
+def _own_tensors(module: nn.Module) -> list[tuple[str, dict[str, Any], str, Tensor]]:
+    """Parameters and buffers: full name, where they stand, under which key; tied ones each time."""
     return [
-        (layer, name, value)
-        for layer in module.modules()
+        (f"{prefix}.{key}".lstrip("."), table, key, value)
+        for prefix, layer in module.named_modules()
         for table in (layer._parameters, layer._buffers)
-        for name, value in table.items()
+        for key, value in table.items()
         if value is not None
     ]
 
 
 def _structure(module: nn.Module) -> Any:
-    """What two networks must share to be stacked: layers, plain settings, shapes, ties."""
+    """What two networks must share to be stacked: layers, settings, shapes, ties."""
     layers = tuple((name, type(layer), _settings(layer)) for name, layer in module.named_modules())
     seen: dict[int, int] = {}
     tensors = tuple(
-        (name, value.shape, value.dtype, seen.setdefault(id(value), len(seen)))
-        for _, name, value in _own_tensors(module)
+        (name, value.shape, value.dtype, value.requires_grad, seen.setdefault(id(value), len(seen)))
+        for name, *_, value in _own_tensors(module)
     )
     return layers, tensors
 
 
 def _settings(layer: nn.Module) -> Any:
-    """Attributes of a layer that are numbers, texts, functions, or containers of these."""
+    """Attributes of a layer that are no tensors or layers of its own."""
     return tuple(
-        (name, _plain(value))
+        (name, plain(value))
         for name, value in sorted(vars(layer).items())
         if not name.startswith("_") and name != "training"
     )
 
 
-def _plain(value: Any) -> Any:
-    """Something comparable: equal for networks that compute the same."""
-    if isinstance(value, int | float | str | bytes | torch.dtype | torch.device | None):
-        return type(value), value
-    if isinstance(value, Mapping):
-        return tuple((str(k), _plain(v)) for k, v in value.items())
-    if isinstance(value, Sequence):
-        return type(value), tuple(map(_plain, value))
-    if isinstance(value, FunctionType):  # a lambda made anew for each network is the same one
-        cells = tuple(_plain(cell.cell_contents) for cell in value.__closure__ or ())
-        return value.__code__, cells
-    return type(value)
-
-
-def _takes_seed(make: Callable[..., nn.Module]) -> bool:
-    """Whether a factory has room for one positional argument."""
+def _call_with_seed(make: Callable[..., nn.Module], seed: int) -> nn.Module:
+    """``make(seed)``, ``make(seed=seed)`` or ``make()``, the first that the signature allows."""
+    signature = inspect.signature(make)
     try:
-        inspect.signature(make).bind(0)
+        signature.bind(seed)
     except TypeError:
-        return False
-    return True
+        return make(seed=seed) if "seed" in signature.parameters else make()
+    return make(seed)

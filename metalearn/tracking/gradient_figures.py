@@ -46,12 +46,21 @@ def noise_scale_figure(curves: Mapping[str, tuple[Tensor, Tensor]], *, title: st
         known = numpy_of(values)
         known = np.where(np.isfinite(known) & (known > 0), known, np.nan)
         shown = mark if len(known) <= 30 else ""
-        axes.plot(numpy_of(steps), known, color=colour, lw=2, marker=shown, ms=4, label=name)
+        label = name if np.isfinite(known).any() else f"{name}: no value"
+        axes.plot(numpy_of(steps), known, color=colour, lw=2, marker=shown, ms=4, label=label)
     axes.axhline(1.0, color=GREY, ls="--", lw=1.2, label="noise = gradient")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(_plain)
+    axes.yaxis.set_minor_formatter(_plain)
     axes.set(xlabel="step", ylabel="noise scale / number at hand")
     legend_below(figure, columns=3)
     return figure
+
+
+def _plain(value: float, position: float) -> str:
+    """``0.2``, ``3``, ``50``; between these no text, lest labels stand in each other's way."""
+    leading = value / 10 ** np.floor(np.log10(value)) if value > 0 else 0.0
+    return f"{value:g}" if round(float(leading), 6) in (1.0, 2.0, 5.0) else ""
 
 
 def layers_figure(names: Sequence[str], values: Tensor, *, label: str, title: str) -> Figure:

@@ -41,7 +41,7 @@ class StepReport:
     loss: Tensor
     """Training loss, a scalar."""
     grads: Mapping[str, Tensor]
-    """Gradient of each named parameter of the module."""
+    """Gradient of each named parameter of the module that this step is to change."""
     samples: int
     """How many tasks (or samples) it took."""
     suspects: Callable[[], str]
@@ -132,6 +132,10 @@ class Trainer(ABC):
         """Take what `extra_state` gave."""
         return
 
+    def rate(self, step: int) -> float:
+        """Factor of the learning rate at a step counted from 0."""
+        return self.settings.rate(step)
+
     def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
         """Further numbers of a step that is logged, before its update."""
         return {}
@@ -152,7 +156,7 @@ class Trainer(ABC):
         """Gradients of units of a kind that is `watchable`, at a step with these gradients."""
         raise SettingError("kind", kind, f"known are {', '.join(self.watchable())}")
 
-    def predictive(self, step: int) -> Iterator[Predictive]:
+    def watched_models(self, step: int) -> Iterator[Predictive]:
         """Models with the data of a step, where ``"predictive"`` is `watchable`."""
         return iter(())
 
@@ -269,8 +273,8 @@ class Trainer(ABC):
         set_draw(self.module, step)
         report = self.gradient(step)
         for name, parameter in self.module.named_parameters():
-            if name in report.grads:
-                parameter.grad = _laid_out_like(report.grads[name], parameter)
+            grad = report.grads.get(name)  # none of a stack that is not trained any more
+            parameter.grad = None if grad is None else _laid_out_like(grad, parameter)
         if self.watch.due(step):
             with clock.paused():
                 self.watch.look(step, report.grads, self.tracker)
@@ -278,7 +282,7 @@ class Trainer(ABC):
         due = (step + 1) % self.settings.log_every == 0 or step == 0
         with clock.paused():
             extra = dict(self.log_training(step, report)) if due else {}
-        factor = self.settings.rate(step)
+        factor = self.rate(step)
         for group, rate in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * factor
         self.update(factor)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from metalearn.evaluation import (
     ood_scores,
     uncertainty_scores,
 )
-from metalearn.models import Dropout, Ensemble, Stack
+from metalearn.models import Dropout, Ensemble, Predictor, Stack
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.data_scores import logits_of, report_of
@@ -75,8 +76,9 @@ class EnsembleTrainer(MemberTrainer):
         seeds: of each member's data order, augmentation and dropout; None is 0..M−1.
         steps: in all.
         batch_size: B.
-        shuffle: ``"member"``, every member has an order of its own; ``"shared"``, one for all.
-        bootstrap: every member has a resample of the training part of its own.
+        shuffle: ``"member"``, every member has an order and augmentation of its own;
+            ``"shared"``, all have those of the first seed.
+        bootstrap: every member has a resample of the training part of its own, so an order too.
         max_shift, flip, rotate: augmentation of pictures; see `metalearn.data.Augmentation`.
         lr: learning rate of each member; None is the optimiser's.
         weight_decay: of each member; None is the optimiser's.
@@ -99,6 +101,8 @@ class EnsembleTrainer(MemberTrainer):
             would mix members, a model that does not fit the data.
     """
 
+    networks: ClassVar[int | None] = None
+    """How many networks are trained; None: as many as members."""
     unit = "samples"
     ensemble: Ensemble
 
@@ -142,6 +146,8 @@ class EnsembleTrainer(MemberTrainer):
         ):
             if value not in get_args(kinds):
                 raise SettingError(name, value, f"one of {', '.join(get_args(kinds))} is needed")
+        if bootstrap and shuffle == "shared":
+            raise SettingError("shuffle", shuffle, "member is needed beside bootstrap")
         if chunk_size is not None:
             check_whole("chunk_size", chunk_size, 1)
         super().__init__(
@@ -173,7 +179,7 @@ class EnsembleTrainer(MemberTrainer):
         self.batches = MemberBatches(
             data.splits["train"],
             batch_size=batch_size,
-            seeds=self.seeds if shuffle == "member" or bootstrap else self.seeds[:1] * count,
+            seeds=self.seeds if shuffle == "member" else self.seeds[:1] * count,
             bootstrap=bootstrap,
         )
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
@@ -191,7 +197,7 @@ class EnsembleTrainer(MemberTrainer):
 
     def validate(self) -> Mapping[str, float]:
         """Scores of members and ensemble on the validation split."""
-        report = self._report("validation")
+        report = self._report(self.validated(), "validation")
         self._scores = report.members
         members = {"loss": report.members.nll, "accuracy": report.members.accuracy}
         numbers = {f"validation/{name}": value for name, value in report.ensemble().items()}
@@ -208,6 +214,14 @@ class EnsembleTrainer(MemberTrainer):
             draw_validation(self.tracker, self.step, report, self._history)
         return numbers
 
+    def validated(self) -> Predictor:
+        """What validation scores: the members as they stand."""
+        return self.ensemble
+
+    def predictive(self) -> Predictor:
+        """What training was for, and `test` and `predict` use: a callable ``x → [M, B, C]``."""
+        return self.validated()
+
     @property
     def bands(self) -> dict[str, list[str]]:
         """Of members: median and extremes."""
@@ -223,6 +237,8 @@ class EnsembleTrainer(MemberTrainer):
         """Spread of the members' losses and gradient norms."""
         assert report.member_losses is not None
         numbers = {"train/members_active": float(self.active.sum())}
+        if not self.active.any():
+            return numbers
         for name, values in (
             ("member_loss", report.member_losses.cpu()),
             ("member_gradient_norm", self.norms),
@@ -244,18 +260,19 @@ class EnsembleTrainer(MemberTrainer):
             return self.member_units(grads)
         return sample_units(self.ensemble, self._batch(step), self._smoothing, self.active)
 
-    def predictive(self, step: int) -> Iterator[Predictive]:
+    def watched_models(self, step: int) -> Iterator[Predictive]:
         """Each member on its batch."""
         return sample_predictive(self.ensemble, self._batch(step), self.active)
 
     def test(self, *, split: Split = "test") -> EnsembleTest:
         """Scores on a split as the members stand, temperature, out-of-distribution tests."""
-        logits, targets = self._outputs(self.data, "validation")
+        model = self.predictive()
+        logits, targets = self._outputs(model, self.data, "validation")
         temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
-        report = self._report(split)
+        report = self._report(model, split)
         found: dict[str, OODScores] = {}
         if self.ood is not None:
-            outside = uncertainty_scores(self._outputs(self.ood, "test")[0])
+            outside = uncertainty_scores(self._outputs(model, self.ood, "test")[0])
             draws = torch.Generator().manual_seed(0)
             found = {
                 name: ood_scores(inside, outside[name], generator=draws)
@@ -276,13 +293,9 @@ class EnsembleTrainer(MemberTrainer):
                 row[name] = value
         return rows
 
-    @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits of every member, ``[M, B, C]``, in evaluation mode."""
-        self.ensemble.eval()
-        engine = self.plan.engine if self.plan else "batched"
-        logits: Tensor = self.ensemble(inputs.to(self.device), engine=engine)
-        return logits
+        return self._logits(self.predictive(), inputs)
 
     def extra_state(self) -> dict[str, Any]:
         """What is known of each member, and how gradients are taken."""
@@ -296,6 +309,7 @@ class EnsembleTrainer(MemberTrainer):
         """Take what `extra_state` gave."""
         super().load_extra_state(state)
         self._history = state["history"]
+        self._set_dropout(self._own["dropout"])  # the rates and seeds of now
         plan = state.get("plan")
         if plan and plan["device"] == self.device.type:
             note = ("as before the interruption",)
@@ -353,13 +367,22 @@ class EnsembleTrainer(MemberTrainer):
             buffer.copy_(kept[name])
         log.info("%s", self.plan)
 
-    def _report(self, split: Split) -> EnsembleReport:
-        count = len(self.ensemble)
-        return report_of(self.predict, self.data, split, members=count, device=self.device)
+    def _report(self, model: Predictor, split: Split) -> EnsembleReport:
+        predict = partial(self._logits, model)
+        return report_of(predict, self.data, split, members=len(model), device=self.device)
 
-    def _outputs(self, data: ClassificationData, split: Split) -> tuple[Tensor, Tensor]:
+    def _outputs(
+        self, model: Predictor, data: ClassificationData, split: Split
+    ) -> tuple[Tensor, Tensor]:
         """Logits ``[M, N, C]`` and targets ``[N]`` of a split."""
-        return logits_of(self.predict, data, split, device=self.device)
+        return logits_of(partial(self._logits, model), data, split, device=self.device)
+
+    @torch.no_grad()
+    def _logits(self, model: Predictor, inputs: Tensor) -> Tensor:
+        given: MemberEngine = "loop" if self.engine == "loop" else "batched"
+        engine = self.plan.engine if self.plan else given
+        logits: Tensor = model.eval()(inputs.to(self.device), engine=engine)
+        return logits
 
     def _note(self, members: Mapping[str, Tensor]) -> None:
         """Remember a validation for the bands over training."""
@@ -368,34 +391,31 @@ class EnsembleTrainer(MemberTrainer):
             self._history[name].append(values.tolist())
 
     def _set_dropout(self, rates: Sequence[float] | None) -> None:
-        layers = [
-            (stack, layer)
-            for stack in self.ensemble.stacks
-            if isinstance(stack, Stack)
-            for layer in stack.modules()
-            if isinstance(layer, Dropout)
-        ]
-        if rates is not None and not layers:
-            raise SettingError("dropout", list(rates), "the model has no metalearn.models.Dropout")
-        for number, (stack, layer) in enumerate(layers):
+        """Rates of each member, and streams of masks that follow from its seed."""
+        for stack in self.ensemble.stacks:
+            assert isinstance(stack, Stack)
+            layers = [layer for layer in stack.modules() if isinstance(layer, Dropout)]
+            if rates is not None and not layers:
+                accepted = "every member needs a metalearn.models.Dropout for it"
+                raise SettingError("dropout", list(rates), accepted)
             seeds = torch.tensor([self.seeds[i] for i in stack.indices])
-            layer.key.copy_(seeds * 65537 + number)
-            if rates is not None:
-                layer.p.copy_(torch.tensor([rates[i] for i in stack.indices]))
+            for number, layer in enumerate(layers):
+                layer.key.copy_(seeds * 65537 + number)
+                if rates is not None:
+                    layer.p.copy_(torch.tensor([rates[i] for i in stack.indices]))
 
     def _check_outputs(self) -> None:
         """Run a few samples through the members before any training."""
-        name = type(self.ensemble.member(0)).__name__
-        shape = list(self.data.input_shape)
+        name, shape = type(self.ensemble.member(0)).__name__, list(self.data.input_shape)
         x, _ = self.data.take(self.data.splits["train"][:2], device=self.device)
         try:
-            got = list(self.predict(x).shape)
+            got = list(self._logits(self.validated(), x).shape)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             raise SettingError(
                 "model", name, f"inputs {shape} are what it gets ({reason})"
             ) from error
-        wanted = [len(self.ensemble), 2, self.data.outputs]
+        wanted = [len(self.validated()), 2, self.data.outputs]
         if got != wanted:
             raise SettingError("model", name, f"outputs {wanted} are needed, not {got}")
         if self.ood is not None and self.ood.input_shape != self.data.input_shape:

@@ -32,7 +32,8 @@ def classification_gradients(
 
     With label smoothing s the loss is (1 − s)·CE + s·mean over classes of −log p (Szegedy et al.,
     "Rethinking the Inception Architecture", CVPR 2016). Members that are not chosen are not
-    computed: their buffers stay as they are.
+    computed: their buffers stay as they are. Where a member's outputs have further axes before
+    ``[B, C]``, as a `BatchEnsemble` has, its loss is the mean over them.
 
     Args:
         ensemble: in training mode.
@@ -56,7 +57,7 @@ def classification_gradients(
             continue
         mine = members[rows].to(smoothing.device)
         found = _of_stack(stack, rows.to(mine), mine, batch, smoothing[mine], engine, chunk_size)
-        losses[mine] = found[0]
+        losses[mine] = found[0].to(losses.dtype)
         grads |= {f"stacks.{number}.network.{name}": grad for name, grad in found[1].items()}
     return losses, grads
 
@@ -103,7 +104,8 @@ def member_loss(stack: Stack) -> Callable[..., Tensor]:
         params: Mapping[str, Tensor], buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor
     ) -> Tensor:
         log_p = stack.call(params, buffers, x).log_softmax(-1)
-        value: Tensor = (1 - smoothing) * F.nll_loss(log_p, y) - smoothing * log_p.mean()
+        rows, targets = log_p.flatten(0, -2), y.expand(log_p.shape[:-1]).flatten()
+        value: Tensor = (1 - smoothing) * F.nll_loss(rows, targets) - smoothing * log_p.mean()
         return value
 
     return loss

@@ -98,7 +98,8 @@ def plan_members(
     """
     notes = []
     if memory is not None and chunk_size is None:
-        one, two = (peak_memory(partial(attempt, "batched", n), device) for n in (1, min(2, count)))
+        tried: MemberEngine = "loop" if engine == "loop" else "batched"
+        one, two = (peak_memory(partial(attempt, tried, n), device) for n in (1, min(2, count)))
         each = max(two - one, 1) if count > 1 else one
         need = [_WORKSPACE * (one + each * (n - 1)) for n in range(1, count + 1)]
         fits = sum(amount <= memory for amount in need)

@@ -30,13 +30,15 @@ class MemberTrainer(Trainer):
 
     The norm of a member's gradient is clipped by itself. A member whose loss or gradient is not
     finite is put back to its best state and frozen; a member out of patience is frozen where it
-    is; the others go on. The best state is each member's own best. A subclass gives
-    ``member_losses`` with every `StepReport` and `member_scores` with every validation; it leaves
-    out members that are not `active`.
+    is; the others go on. Where every member has diverged, training ends with an error; where some
+    have and the others are out of patience, as by patience. The best state is each member's own
+    best. A subclass gives ``member_losses`` with every `StepReport` and `member_scores` with every
+    validation; it leaves out members that are not `active`.
 
     Attributes:
         ensemble: what is trained; None for a single module, for which all is as in `Trainer`.
         active: ``[M]``, whether a member is still trained.
+        diverged: ``[M]``, whether a member became not finite.
         endings: why a member is not, by its index.
     """
 
@@ -57,10 +59,13 @@ class MemberTrainer(Trainer):
         self._members = self.ensemble
         count = len(self._members)
         self.active = torch.ones(count, dtype=torch.bool)
+        self.diverged = torch.zeros(count, dtype=torch.bool)
         self.best_values = torch.full((count,), math.nan, dtype=torch.float64)
         self.best_steps = torch.full((count,), -1)
         self._member_stale = torch.zeros(count, dtype=torch.long)
         self._member_update = MemberUpdate(self._members, self.optimizer, rates, decays)
+        if rates is not None:
+            self._rates = [self._member_update.base]
 
     @abstractmethod
     def member_scores(self) -> Tensor:
@@ -79,20 +84,17 @@ class MemberTrainer(Trainer):
         """Clip each member's gradient; mean loss and median norm of those that are trained.
 
         Raises:
-            NonFiniteError: no member is left.
+            NonFiniteError: every member has diverged.
         """
         if report.member_losses is None:
             return super().accept(step, report)
         norms = self._member_norms()
         losses = report.member_losses.detach().cpu().double()
         finite = torch.isfinite(losses) & torch.isfinite(norms)
-        for index in (self.active & ~finite).nonzero().flatten().tolist():
-            self._put_back(index, step, float(losses[index]), float(norms[index]))
-        if not self.active.any():
-            ends = "; ".join(f"member {i}: {why}" for i, why in sorted(self.endings.items()))
-            self.save(f"non_finite_step_{step}")
-            self.tracker.flush()
-            raise NonFiniteError(f"step {step}: no member is left to train ({ends})")
+        lost = (self.active & ~finite).nonzero().flatten().tolist()
+        self._put_back(
+            {i: f"loss {losses[i]:g} and gradient norm {norms[i]:g}" for i in lost}, step
+        )
         self.norms = norms
         factors = torch.ones_like(norms)
         if self.settings.clip is not None:  # as torch.nn.utils.clip_grad_norm_ does it
@@ -102,6 +104,8 @@ class MemberTrainer(Trainer):
             for parameter in stack.parameters():
                 if parameter.grad is not None and not (kept.all() and (scale == 1).all()):
                     parameter.grad = _scaled(parameter.grad, torch.where(kept, scale, 0.0))
+        if not self.active.any():
+            return math.nan, math.nan
         return float(losses[self.active].mean()), float(norms[self.active].median())
 
     def update(self, factor: float) -> None:
@@ -112,19 +116,26 @@ class MemberTrainer(Trainer):
         self._member_update(self.active, factor)
 
     def check_parameters(self) -> None:
-        """Put back and freeze members whose parameters are not finite."""
+        """Put back and freeze members whose parameters are not finite.
+
+        Raises:
+            NonFiniteError: every member has diverged.
+        """
         if self.ensemble is None:
             super().check_parameters()
             return
+        finite = torch.ones(len(self._members), dtype=torch.bool)
         for stack, rows in self._rows():
-            finite = torch.ones(len(rows), dtype=torch.bool)
             for parameter in stack.parameters():
-                finite &= torch.isfinite(parameter.detach()).flatten(1).all(1).cpu()
-            for index in rows[~finite].tolist():
-                self._put_back(index, self.step, math.nan, math.inf)
+                finite[rows] &= _by_member(torch.isfinite(parameter.detach())).all(1).cpu()
+        lost = (self.active & ~finite).nonzero().flatten().tolist()
+        self._put_back(dict.fromkeys(lost, "parameters"), self.step)
 
     def judge(self, numbers: Mapping[str, float]) -> bool:
-        """Keep the state of every member that is better than ever."""
+        """Keep the state of every member that is better than ever.
+
+        ``best_value`` is the median over members of each one's best.
+        """
         if self.ensemble is None:
             return super().judge(numbers)
         values = self.member_scores().double().cpu()
@@ -140,7 +151,7 @@ class MemberTrainer(Trainer):
             for index in (self.active & (self._member_stale >= patience)).nonzero().flatten():
                 self._end(int(index), f"no better since step {int(self.best_steps[index])}")
         self.best_step = int(self.best_steps.max())
-        self.best_value = float(self.best_values.median())
+        self.best_value = float(self.best_values.nanmedian())
         return bool(better.any())
 
     def out_of_patience(self) -> bool:
@@ -155,6 +166,7 @@ class MemberTrainer(Trainer):
             return {}
         return {
             "active": self.active,
+            "diverged": self.diverged,
             "endings": {str(index): why for index, why in self.endings.items()},
             "best_values": self.best_values,
             "best_steps": self.best_steps,
@@ -165,7 +177,7 @@ class MemberTrainer(Trainer):
         """Take what `extra_state` gave."""
         if self.ensemble is None:
             return
-        self.active = state["active"].cpu()
+        self.active, self.diverged = state["active"].cpu(), state["diverged"].cpu()
         self.endings = {int(index): why for index, why in state["endings"].items()}
         self.best_values, self.best_steps = state["best_values"].cpu(), state["best_steps"].cpu()
         self._member_stale = state["member_stale"].cpu()
@@ -175,13 +187,24 @@ class MemberTrainer(Trainer):
         norms = torch.zeros(len(self._members), dtype=torch.float64)
         for stack, rows in self._rows():
             grads = [p.grad for p in stack.parameters() if p.grad is not None]
-            squares = [g.flatten(1).square().sum(1) for g in grads]
+            squares = [_by_member(g).square().sum(1) for g in grads]
             if squares:
                 norms[rows] = torch.stack(squares).sum(0).sqrt().cpu().double()
         return norms
 
-    def _put_back(self, index: int, step: int, loss: float, norm: float) -> None:
-        """Freeze a member that diverged, in its best state."""
+    def _put_back(self, lost: Mapping[int, str], step: int) -> None:
+        """Freeze members that diverged, by what is not finite; NonFiniteError if all have."""
+        for index, what in lost.items():
+            self._put_back_one(index, step, what)
+        if lost and self.diverged.all():
+            ends = "; ".join(f"member {i}: {why}" for i, why in sorted(self.endings.items()))
+            path = self.save(f"non_finite_step_{step}")
+            self.tracker.flush()
+            where = f"; their best states are in {path}" if path else ""
+            raise NonFiniteError(f"step {step}: every member has diverged ({ends}){where}")
+
+    def _put_back_one(self, index: int, step: int, what: str) -> None:
+        """The same for one member."""
         stack, row = self._members.place(index)
         best = _rows_of(self._best, self._members, stack)
         with torch.no_grad():
@@ -190,8 +213,10 @@ class MemberTrainer(Trainer):
                     value[row] = best[name][row]
                 if value.grad is not None:
                     value.grad[row] = 0
-        self._end(index, f"diverged at step {step}, put back to step {int(self.best_steps[index])}")
-        log.warning("loss %g, gradient norm %g", loss, norm)
+        best_step = int(self.best_steps[index])
+        since = f", put back to step {best_step}" if best_step >= 0 else ""
+        self.diverged[index] = True
+        self._end(index, f"diverged at step {step} ({what} not finite){since}")
 
     def _end(self, index: int, why: str) -> None:
         if self.active[index]:
@@ -223,6 +248,11 @@ def _rows_of(state: Mapping[str, Tensor], ensemble: Ensemble, stack: Stack) -> d
     number = [s is stack for s in ensemble.stacks].index(True)
     prefix = f"stacks.{number}."
     return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+
+
+def _by_member(values: Tensor) -> Tensor:
+    """``[M, ...]`` as ``[M, numbers of a member]``."""
+    return values.unsqueeze(-1).flatten(1)
 
 
 def _scaled(grad: Tensor, factors: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class MemberUpdate:
         decays: λ_m; None is the optimiser's own.
 
     Raises:
-        SettingError: an optimiser that would mix members; weight decay given twice.
+        SettingError: an optimiser that would mix members; weight decay given twice; η_m or λ_m for
+            an optimiser with several groups of parameters, each of which has its own.
     """
 
     def __init__(
@@ -49,23 +50,27 @@ class MemberUpdate:
     ) -> None:
         check_elementwise(optimizer)
         self.ensemble, self.optimizer = ensemble, optimizer
-        group = optimizer.param_groups[0]
+        group, groups = optimizer.param_groups[0], len(optimizer.param_groups)
+        if groups > 1 and (rates is not None or decays is not None):
+            setting = "lr" if rates is not None else "weight_decay"
+            accepted = "one is needed where members have values of their own"
+            raise SettingError(f"groups of the optimizer beside {setting}", groups, accepted)
         if decays is not None and group.get("weight_decay"):
             raise SettingError(
                 "optimizer.weight_decay", group["weight_decay"], "0 is needed beside weight_decay"
             )
         shared = [float(group["lr"])] * len(ensemble)
-        self.rates = torch.tensor(list(rates or shared), dtype=torch.float64)
+        self.rates = torch.tensor(shared if rates is None else list(rates), dtype=torch.float64)
         self.base = float(self.rates.max())
-        self.scale = self.rates / self.base
+        self.scale = self.rates / self.base if self.base else torch.ones_like(self.rates)
         self.decays = None if decays is None else torch.tensor(list(decays), dtype=torch.float64)
         decoupled = isinstance(optimizer, torch.optim.AdamW)
         self.decoupled = decoupled or bool(group.get("decoupled_weight_decay"))
 
     def __call__(self, active: Tensor, factor: float) -> None:
         """Step the active members, each at ``factor`` times its own learning rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.base * factor
+        if len(self.optimizer.param_groups) == 1:  # several have rates of their own
+            self.optimizer.param_groups[0]["lr"] = self.base * factor
         whole = bool(active.all()) and bool((self.scale == 1).all())
         with torch.no_grad():
             if self.decays is not None:

@@ -181,7 +181,7 @@ class MetaTrainer(MemberTrainer):
         limit = math.inf if self.settings.clip is None else self.settings.clip
         return task_units(self.learner, batch, limit=limit, labels=[str(i) for i in indices])
 
-    def predictive(self, step: int) -> Iterator[Predictive]:
+    def watched_models(self, step: int) -> Iterator[Predictive]:
         """Learners that are adapted to the tasks of a step, on the query sets."""
         batch = self.tasks.sample("train", self._train_indices(step), device=self.device)
         return task_predictive(self.learner, batch)

@@ -195,7 +195,7 @@ class PerSampleTrainer(Trainer):
 
         return Units("sample", blocks, len(y), self.max_norm)
 
-    def predictive(self, step: int) -> Iterator[Predictive]:
+    def watched_models(self, step: int) -> Iterator[Predictive]:
         """The module on the samples of a step."""
         x, y = self._batch(step)
         yield Predictive(self._outputs, self._alone(), {}, (x[None], y[None]), "categorical")

@@ -15,15 +15,20 @@ def test_a_race_leaves_table_figure_and_results(
     small = ["workloads=[sinusoid]", "contestants=[vmap]", "rounds=1", "memory=false", "curve=[]"]
     done = call("benchmark", *small, "hydra.run.dir=out", monkeypatch=monkeypatch, capsys=capsys)
     assert done.code == 0 and "| reverse, vmap |" in done.out
-    assert {p.name for p in Path("out").iterdir()} == {"table.md", "race.png", "results.json"}
+    assert {p.name for p in Path("out").iterdir()} == {
+        "meta_gradient.md",
+        "race.png",
+        "results.json",
+    }
     report = json.loads(Path("out/results.json").read_text())
-    (timing,) = report["workloads"]["sinusoid"]
+    (timing,) = report["meta_gradient"]["sinusoid"]
     assert timing["contestant"] == "vmap" and timing["milliseconds"] > 0
 
 
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
+        ("suites=[all]", "suites: all"),
         ("workloads=[W9]", "workloads: W9"),
         ("contestants=[nobody]", "contestants: nobody"),
         ("rounds=0", "rounds: 0"),

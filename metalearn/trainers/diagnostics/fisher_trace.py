@@ -38,7 +38,7 @@ class FisherTrace(Diagnostic):
         self, step: int, watched: Watched, seen: Mapping[str, Any], tracker: Tracker
     ) -> Mapping[str, float]:
         """Mean and extremes over models."""
-        models = list(watched.predictive(step))
+        models = list(watched.watched_models(step))
         numbers: dict[str, float] = {}
         for kind in _KINDS:
             traces = torch.cat([fisher_traces(model, kind) for model in models])

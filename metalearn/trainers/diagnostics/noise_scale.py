@@ -28,8 +28,10 @@ class NoiseScales(Diagnostic):
     outweighs the gradient, and more units of this kind would help; far below 1, they would not.
     Of a meta-learner, shots are those of the inner gradient at the initial parameters, tasks those
     of the meta-gradient, so the two ratios tell where further data are worth their cost. tr(Σ) and
-    |G|² are unbiased and averaged separately over looks (exponentially) before their ratio is
-    taken; a look with one unit tells nothing and is left out.
+    |G|² are unbiased and averaged separately over looks (exponentially, with 0.9) before their
+    ratio is taken. Each look counts in units of its mean ‖g_i‖² = tr(Σ) + |G|², so that the long
+    gradients of the beginning do not drown what comes later. A look with one unit tells nothing
+    and is left out; while the averaged |G|² is not above 0 there is no value (NaN).
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018.
     """
@@ -50,7 +52,9 @@ class NoiseScales(Diagnostic):
         average = noise_average(_DECAY)
         for kind, eye in seen.items():
             found = eye.result()
-            layers = noise_of(by_layer(found.noise_by_leaf), by_layer(found.signal_by_leaf))
+            length = found.noise + found.signal
+            parts = (by_layer(found.noise_by_leaf), by_layer(found.signal_by_leaf))
+            layers = noise_of(*({k: v / length for k, v in part.items()} for part in parts))
             before = self._averages.get(kind) or average.init(layers.noise_by_leaf)
             self._averages[kind] = average.update(before, layers)
             mean = average.value(self._averages[kind])

@@ -70,7 +70,7 @@ class Watched(Protocol):
     def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
         """Units of a kind at a training step whose gradients, by parameter, are ``grads``."""
 
-    def predictive(self, step: int) -> Iterator[Predictive]:
+    def watched_models(self, step: int) -> Iterator[Predictive]:
         """Models with the data of a training step."""
 
 
