@@ -2,12 +2,14 @@
 
 from metalearn.cli.benchmarking import benchmark
 from metalearn.cli.commands import run, train
+from metalearn.cli.diagnosing import diagnose
 from metalearn.cli.evaluation import evaluate
 from metalearn.cli.loading import load_ensemble, load_learner, load_module
 from metalearn.cli.tour import take_tour
 
 __all__ = [
     "benchmark",
+    "diagnose",
     "evaluate",
     "load_ensemble",
     "load_learner",

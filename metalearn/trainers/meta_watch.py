@@ -113,7 +113,8 @@ def task_predictive(
             ).params
 
         params = torch.vmap(adapted)(tasks.support)
-        moved = {n: v.expand(len(tasks.query[1]), *row[n].shape) for n, v in params.items()}
+        models = len(tasks.query[1])
+        moved = {n: v.expand(models, *row[n].shape).contiguous() for n, v in params.items()}
         yield Predictive(outputs_of, moved, {}, tasks.query, likelihood, variance)
 
 

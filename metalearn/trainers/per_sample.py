@@ -18,6 +18,7 @@ from metalearn.addressing import AddressedStream
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.sample_checks import BatchNormPolicy
+from metalearn.core.tree import tree_map
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import EnsembleReport, fit_temperature
@@ -197,8 +198,12 @@ class PerSampleTrainer(Trainer):
 
     def watched_models(self, step: int) -> Iterator[Predictive]:
         """The module on the samples of a step."""
-        x, y = self._batch(step)
-        yield Predictive(self._outputs, self._alone(), {}, (x[None], y[None]), "categorical")
+        yield self.alone(self._batch(step))
+
+    def alone(self, batch: Batch) -> Predictive:
+        """The module as one model, shown a batch ``(inputs, targets)``."""
+        shown = tree_map(lambda x: x[None], batch)
+        return Predictive(self._outputs, self._alone(), {}, shown, "categorical")
 
     def _outputs(self, extra: Any) -> Any:
         return lambda params, inputs: self.apply(params, self.buffers, inputs)
