@@ -19,7 +19,7 @@ from metalearn.types import Split
 
 __all__ = ["AddressedStream", "Use", "check_seed", "check_split"]
 
-Use = Literal["division", "order", "bootstrap", "augmentation"]
+Use = Literal["division", "order", "bootstrap", "augmentation", "noise"]
 """What random numbers beside those of tasks are for."""
 
 _SPLIT_NUMBER = {name: number for number, name in enumerate(get_args(Split))}

@@ -2,8 +2,19 @@
 
 from metalearn.cli.benchmarking import benchmark
 from metalearn.cli.commands import run, train
+from metalearn.cli.diagnosing import diagnose
 from metalearn.cli.evaluation import evaluate
-from metalearn.cli.loading import load_ensemble, load_learner
+from metalearn.cli.loading import load_ensemble, load_learner, load_module
 from metalearn.cli.tour import take_tour
 
-__all__ = ["benchmark", "evaluate", "load_ensemble", "load_learner", "run", "take_tour", "train"]
+__all__ = [
+    "benchmark",
+    "diagnose",
+    "evaluate",
+    "load_ensemble",
+    "load_learner",
+    "load_module",
+    "run",
+    "take_tour",
+    "train",
+]

@@ -15,11 +15,11 @@ from metalearn.data import resized
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import accepted_settings, check_settings
-from metalearn.trainers import EnsembleTrainer, MetaTrainer
+from metalearn.trainers import EnsembleTrainer, MetaTrainer, PerSampleTrainer
 
 __all__ = ["AnyTrainer", "build", "groups_of"]
 
-AnyTrainer = MetaTrainer | EnsembleTrainer
+AnyTrainer = MetaTrainer | EnsembleTrainer | PerSampleTrainer
 
 _FULL_NAMES = ("maml.", "model", "module", "optimizer")
 _SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml"}

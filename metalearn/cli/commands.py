@@ -29,7 +29,7 @@ from metalearn.cli.reports import (
 )
 from metalearn.errors import DataError, SettingError
 from metalearn.tracking import RunTracker, provenance, write_json
-from metalearn.trainers import FitResult, MetaTrainer
+from metalearn.trainers import FitResult, MetaTrainer, PerSampleTrainer
 
 __all__ = ["run", "train"]
 
@@ -134,7 +134,7 @@ def _finish(
     trainer.tracker.hparams(settings, numbers)
     for report in reports.values():
         results = member_headlines(report)
-        if results:
+        if results and not isinstance(trainer, PerSampleTrainer):
             trainer.tracker.member_hparams(trainer.member_settings(), results)
 
 

@@ -16,7 +16,7 @@ from metalearn.cli.loading import trainer_of
 from metalearn.cli.reports import plain_report, report_table
 from metalearn.errors import SettingError, check_whole
 from metalearn.tracking import provenance, write_json
-from metalearn.trainers import EnsembleTrainer, MetaTrainer
+from metalearn.trainers import MetaTrainer
 
 __all__ = ["evaluate"]
 
@@ -45,11 +45,13 @@ def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> No
         if value is not None:
             raise SettingError(name, value, "the run has no tasks, so null is needed")
     if config.get("ood") is not None:
+        if saved.trainer["_target_"].endswith("PerSampleTrainer"):
+            raise SettingError("ood", "a data set", "only a run of an ensemble takes one")
         with open_dict(saved):
             saved.ood = config.ood
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
     check_split(config.split)
-    assert isinstance(trainer, EnsembleTrainer)
+    assert not isinstance(trainer, MetaTrainer)
     report = trainer.test(split=config.split)
     name = f"evaluation-{config.split}" + ("" if config.checkpoint == "best" else "-last")
     path = folder / f"{name}.json"

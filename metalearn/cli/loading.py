@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch import nn
 
 from metalearn.cli.building import AnyTrainer, build
 from metalearn.cli.folders import existing_run, saved_config
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble, Predictor
-from metalearn.trainers import EnsembleTrainer, MetaLearner, MetaTrainer
+from metalearn.trainers import EnsembleTrainer, MetaLearner, MetaTrainer, PerSampleTrainer
 
-__all__ = ["load_ensemble", "load_learner", "trainer_of"]
+__all__ = ["load_ensemble", "load_learner", "load_module", "trainer_of"]
 
 
 def load_learner(run: str | Path, *, checkpoint: str = "best", device: str = "cpu") -> MetaLearner:
@@ -52,6 +53,25 @@ def load_ensemble(run: str | Path, *, checkpoint: str = "best", device: str = "c
         return trainer.predictive().eval()
     if not isinstance(trainer.module, Ensemble):
         raise SettingError("run", str(run), "a run of members is needed; see load_learner")
+    return trainer.module.eval()
+
+
+def load_module(run: str | Path, *, checkpoint: str = "best", device: str = "cpu") -> nn.Module:
+    """The trained network of a run of trainer=per_sample: ``load_module("outputs/…")(x)``.
+
+    Args:
+        run: the folder.
+        checkpoint: ``"best"`` or ``"last"``.
+        device: where to put it.
+
+    Raises:
+        SettingError, DataError: no such run there, or one that cannot be read.
+    """
+    folder = existing_run(str(run), "run")
+    trainer = trainer_of(folder, saved_config(folder), checkpoint, device)
+    if not isinstance(trainer, PerSampleTrainer):
+        accepted = "a run of trainer=per_sample is needed; see load_learner, load_ensemble"
+        raise SettingError("run", str(run), accepted)
     return trainer.module.eval()
 
 

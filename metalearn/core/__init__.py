@@ -58,6 +58,7 @@ from metalearn.core.streaming import (
     norm_quantiles,
     reduce_per_sample,
 )
+from metalearn.core.task_gradients import task_meta_gradients
 
 __all__ = [
     "Adapted",
@@ -133,6 +134,7 @@ __all__ = [
     "sgd",
     "spectral_density",
     "stack",
+    "task_meta_gradients",
     "top_eigenvalues",
     "trace_estimate",
     "unstack",

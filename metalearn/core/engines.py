@@ -33,6 +33,7 @@ __all__ = [
     "Inner",
     "TaskSums",
     "gradient_of_pairs",
+    "gradient_of_tasks",
     "structural_engine",
 ]
 
@@ -77,12 +78,20 @@ def _gradient_batched(
     method: str, implicit: Implicit, inner: Inner, params: Params, tasks: TaskBatch
 ) -> TaskSums:
     """All tasks at once, leaves ``[T, ...]``."""
-    stacked, spec = flatten(_stacked(params, tasks))
-    result = _run(method, implicit, _over_tasks(inner), params, stacked, tasks, Eager())
+    result, spec = gradient_of_tasks(method, implicit, inner, params, tasks)
     grads = unflatten([_sum_tasks(g) for g in result.grads], spec)
     losses = [x.detach() for x in result.support_losses]
     support = torch.stack(losses, 1) if losses else result.query_loss.new_zeros(_count(tasks), 0)
     return TaskSums(grads, _learnt(inner, result), result.query_loss, support, result.diagnostics)
+
+
+def gradient_of_tasks(
+    method: str, implicit: Implicit, inner: Inner, params: Params, tasks: TaskBatch
+) -> tuple[TaskGradient, Any]:
+    """All tasks at once, not summed, leaves ``[T, ...]``; and the shape of the tree."""
+    stacked, spec = flatten(_stacked(params, tasks))
+    run = _run(method, implicit, _over_tasks(inner), params, stacked, tasks, Eager())
+    return run, spec
 
 
 def gradient_of_pairs(

@@ -15,6 +15,7 @@ from metalearn.tracking.ensemble_figures import (
     uncertainty_figure,
 )
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
+from metalearn.tracking.gradient_figures import layers_figure, noise_scale_figure
 from metalearn.tracking.progress import Progress
 from metalearn.tracking.provenance import provenance, write_json
 from metalearn.tracking.tracker import NullTracker, RunTracker, Tracker
@@ -26,7 +27,9 @@ __all__ = [
     "Tracker",
     "adaptation_figure",
     "ensemble_size_figure",
+    "layers_figure",
     "matrix_figure",
+    "noise_scale_figure",
     "provenance",
     "quantile_bands_figure",
     "regression_figure",

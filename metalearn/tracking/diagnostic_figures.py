@@ -37,6 +37,7 @@ def quantile_bands_figure(
     xlabel: str = "step",
     of: str = "members",
     lines: bool = False,
+    count: int | None = None,
 ) -> Figure:
     """Median, quartiles and extremes of M curves, instead of M tangled lines.
 
@@ -52,6 +53,8 @@ def quantile_bands_figure(
         xlabel: what the steps are.
         of: what the curves belong to, for the legend.
         lines: draw each curve as well, thin.
+        count: what the legend says of how many curves, where ``values`` are their quantiles; None
+            is M.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -74,7 +77,7 @@ def quantile_bands_figure(
             label = f"single {of}" if not index else None
             axes.plot(x, row, color=GREY, lw=0.7, alpha=0.7, label=label)
     mark = "o" if len(x) == 1 else ""
-    label = f"median of {len(y)} {of}" if len(y) > 1 else None
+    label = f"median of {count or len(y)} {of}" if len(y) > 1 else None
     axes.plot(x, median, color=BLUE, lw=2.2, marker=mark, label=label)
     lost = int(np.isnan(y).any(axis=1).sum())
     if lost:

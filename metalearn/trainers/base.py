@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.models import set_draw
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.clock import Clock, process_memory
+from metalearn.trainers.diagnostics import Predictive, Units, Watch
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.signals import StopRequest
 
@@ -108,6 +109,7 @@ class Trainer(ABC):
         self._best: dict[str, Tensor] = {}
         self._stale = 0
         self._shown: dict[str, float] = {}
+        self.watch = Watch((), settings.diagnostics_every, self)
 
     @abstractmethod
     def gradient(self, step: int) -> StepReport:
@@ -138,6 +140,26 @@ class Trainer(ABC):
         """Further numbers of a step that is logged, before its update."""
         return {}
 
+    def begin_watch(self) -> None:
+        """Set up ``settings.diagnostics``; called once by a subclass that is complete.
+
+        Raises:
+            SettingError: a diagnostic that this training has nothing for.
+        """
+        self.watch = Watch(self.settings.diagnostics, self.settings.diagnostics_every, self)
+
+    def watchable(self) -> Mapping[str, str]:
+        """What diagnostics can see, and why not; see `metalearn.trainers.diagnostics.Watched`."""
+        return {}
+
+    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
+        """Gradients of units of a kind that is `watchable`, at a step with these gradients."""
+        raise SettingError("kind", kind, f"known are {', '.join(self.watchable())}")
+
+    def watched_models(self, step: int) -> Iterator[Predictive]:
+        """Models with the data of a step, where ``"predictive"`` is `watchable`."""
+        return iter(())
+
     def fit(self) -> FitResult:
         """Train to the last step, to the end of patience, or to a signal; then save.
 
@@ -154,6 +176,7 @@ class Trainer(ABC):
                 self._evaluate()
                 self.save("last")
             clock = Clock()
+            self.watch.restart()
             while self.step < total and not self.out_of_patience() and stop.received is None:
                 self._train_step(bar, clock)
                 self.seconds = before + time.monotonic() - start
@@ -198,6 +221,7 @@ class Trainer(ABC):
                 "stale": self._stale,
                 "seconds": self.seconds,
                 "extra": self.extra_state(),
+                "diagnostics": self.watch.state(),
             },
         )
         return path
@@ -227,6 +251,7 @@ class Trainer(ABC):
             self.best_step, self.best_value = state["best_step"], state["best_value"]
             self._stale = state["stale"]
             self.load_extra_state(state.get("extra", {}))
+            self.watch.load_state(state.get("diagnostics", {}))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{path}: this checkpoint does not fit the run ({reason})") from error
@@ -250,6 +275,9 @@ class Trainer(ABC):
         for name, parameter in self.module.named_parameters():
             grad = report.grads.get(name)  # none of a stack that is not trained any more
             parameter.grad = None if grad is None else _laid_out_like(grad, parameter)
+        if self.watch.due(step):
+            with clock.paused():
+                self.watch.look(step, report.grads, self.tracker)
         loss, norm = self.accept(step, report)
         due = (step + 1) % self.settings.log_every == 0 or step == 0
         with clock.paused():
@@ -318,6 +346,7 @@ class Trainer(ABC):
         self.tracker.histograms(self.step, "weights", dict(self.module.named_parameters()))
         grads = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
         self.tracker.histograms(self.step, "weights_gradient", grads)
+        self.watch.draw(self.step, self.tracker)
         if self.judge(numbers):
             self.save("best")
         log.info(

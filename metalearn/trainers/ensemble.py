@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -20,7 +21,6 @@ from metalearn.data import Augmentation, ClassificationData, MemberBatches, augm
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import (
     EnsembleReport,
-    EnsembleStatistics,
     OODScores,
     Temperature,
     fit_temperature,
@@ -30,8 +30,11 @@ from metalearn.evaluation import (
 from metalearn.models import Ensemble, Predictor
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
+from metalearn.trainers.data_scores import logits_of, report_of
+from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
 from metalearn.trainers.ensemble_gradients import classification_gradients
+from metalearn.trainers.ensemble_watch import member_sources, sample_predictive, sample_units
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.member_settings import (
     MemberPlan,
@@ -51,7 +54,6 @@ Engine = Literal["auto", "batched", "loop"]
 Monitor = Literal["loss", "accuracy"]
 Shuffle = Literal["member", "shared"]
 
-_SAMPLES_AT_A_TIME = 1024
 _SHARE_OF_FREE = 0.8
 
 
@@ -185,6 +187,7 @@ class EnsembleTrainer(MemberTrainer):
         self.begin_members(self._own["lr"], self._own["weight_decay"])
         self._history: dict[str, list[list[float]]] = {"step": [], "loss": [], "accuracy": []}
         self._check_outputs()
+        self.begin_watch()
 
     def gradient(self, step: int) -> StepReport:
         """Every member's loss and gradient on its batch of step ``step``."""
@@ -246,6 +249,21 @@ class EnsembleTrainer(MemberTrainer):
             numbers[f"train/{name}_low"] = float(kept.min())
             numbers[f"train/{name}_high"] = float(kept.max())
         return numbers
+
+    def watchable(self) -> Mapping[str, str]:
+        """Samples of each member, members, and what members predict."""
+        self.ensemble.train()
+        return member_sources(self.ensemble)
+
+    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
+        """Each member's samples with its own loss, or the members."""
+        if kind == "member":
+            return self.member_units(grads)
+        return sample_units(self.ensemble, self._batch(step), self._smoothing, self.active)
+
+    def watched_models(self, step: int) -> Iterator[Predictive]:
+        """Each member on its batch."""
+        return sample_predictive(self.ensemble, self._batch(step), self.active)
 
     def test(self, *, split: Split = "test") -> EnsembleTest:
         """Scores on a split as the members stand, temperature, out-of-distribution tests."""
@@ -350,24 +368,14 @@ class EnsembleTrainer(MemberTrainer):
         log.info("%s", self.plan)
 
     def _report(self, model: Predictor, split: Split) -> EnsembleReport:
-        statistics = EnsembleStatistics(len(model), self.data.outputs)
-        for logits, targets in self._predicted(model, self.data, split):
-            statistics.update(logits, targets)
-        return statistics.compute()
+        predict = partial(self._logits, model)
+        return report_of(predict, self.data, split, members=len(model), device=self.device)
 
     def _outputs(
         self, model: Predictor, data: ClassificationData, split: Split
     ) -> tuple[Tensor, Tensor]:
         """Logits ``[M, N, C]`` and targets ``[N]`` of a split."""
-        parts = list(self._predicted(model, data, split))
-        return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts])
-
-    def _predicted(
-        self, model: Predictor, data: ClassificationData, split: Split
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
-            x, y = data.take(indices, device=self.device)
-            yield self._logits(model, x), y
+        return logits_of(partial(self._logits, model), data, split, device=self.device)
 
     @torch.no_grad()
     def _logits(self, model: Predictor, inputs: Tensor) -> Tensor:

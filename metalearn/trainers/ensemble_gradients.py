@@ -16,7 +16,7 @@ from metalearn.core.ensemble import MemberEngine, member_gradients
 from metalearn.core.tree import tree_map
 from metalearn.models import Ensemble, Stack
 
-__all__ = ["classification_gradients"]
+__all__ = ["classification_gradients", "member_loss"]
 
 
 def classification_gradients(
@@ -78,7 +78,7 @@ def _of_stack(
         params, buffers = tree_map(lambda v: v.detach()[rows], (params, buffers))
     x, y = (part[members] for part in batch) if own else batch
     found = member_gradients(
-        _loss_of(stack),
+        member_loss(stack),
         params,
         buffers,
         x,
@@ -97,8 +97,8 @@ def _of_stack(
     return found.losses, {n: s.index_copy(0, rows, found.grads[n]) for n, s in spread.items()}
 
 
-def _loss_of(stack: Stack) -> Callable[..., Tensor]:
-    """Loss of one member."""
+def member_loss(stack: Stack) -> Callable[..., Tensor]:
+    """Loss of one member's parameters, buffers, inputs, targets and smoothing."""
 
     def loss(
         params: Mapping[str, Tensor], buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor

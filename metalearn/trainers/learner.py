@@ -94,7 +94,7 @@ class MetaLearner:
             self._trial_params(),
             tasks,
             task_count=task_count,
-            settings=self._settings(),
+            settings=self.gradient_settings(),
         )
         if self._only_loop:
             plan = replace(plan, notes=(self._only_loop, *plan.notes))
@@ -109,7 +109,7 @@ class MetaLearner:
         Raises:
             MemoryError: it ran out; the message says what would fit.
         """
-        settings = self._settings()
+        settings = self.gradient_settings()
         try:
             return self._meta_gradient(tasks, settings)
         except Exception as error:
@@ -120,6 +120,11 @@ class MetaLearner:
                 self.maml, self.loss, self._trial_params(), tasks, plan=self.plan, settings=settings
             )
         )
+
+    @property
+    def vectorized(self) -> bool:
+        """Whether vmap takes the module."""
+        return self.maml.engine != "loop" and not self._only_loop
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Outputs ``[N, ...]`` of the module as it is, before any adaptation."""
@@ -164,7 +169,7 @@ class MetaLearner:
     ) -> nn.Module:
         """The module with the parameters that adaptation from ``start`` gives."""
         points = inner_trajectory(
-            self._inner_loss(start),
+            self.inner_loss(start),
             start,
             support,
             optimizer=self.optimizer,
@@ -194,7 +199,7 @@ class MetaLearner:
         self, params: Params, tasks: TaskBatch, steps: int | None, inductive: bool
     ) -> tuple[Tensor, Tensor]:
         """Query losses ``[T, K+1]`` and outputs ``[T, K+1, N, ...]`` of one learner."""
-        settings = self._settings()
+        settings = self.gradient_settings()
         vectorize = settings["engine"] != "loop"
 
         def visit(params: Params, support: Batch, query: Batch) -> tuple[Tensor, Tensor]:
@@ -204,7 +209,7 @@ class MetaLearner:
 
         losses, outputs = along_adaptation(
             visit,
-            self._inner_loss(params),
+            self.inner_loss(params),
             params,
             tasks,
             optimizer=self.optimizer,
@@ -225,7 +230,7 @@ class MetaLearner:
                 self._only_loop = str(error)
         return self.maml.engine != "loop" and not self._only_loop
 
-    def _settings(self) -> dict[str, Any]:
+    def gradient_settings(self) -> dict[str, Any]:
         """Keyword arguments of `metalearn.core.meta_gradient`, by ``plan`` where there is one."""
         return {
             "optimizer": self.optimizer,
@@ -238,7 +243,7 @@ class MetaLearner:
             **planned(self.plan),
         }
 
-    def _inner_loss(self, start: Params) -> LossFn:
+    def inner_loss(self, start: Params) -> LossFn:
         """What adaptation descends: the loss, and the implicit method's pull towards the start."""
         if self.maml.method != "implicit":
             return self.loss

@@ -17,6 +17,7 @@ from torch import Tensor
 from metalearn.errors import NonFiniteError
 from metalearn.models import Ensemble, Stack
 from metalearn.trainers.base import StepReport, Trainer
+from metalearn.trainers.diagnostics import Units
 from metalearn.trainers.member_update import MemberUpdate
 
 __all__ = ["MemberTrainer"]
@@ -69,6 +70,15 @@ class MemberTrainer(Trainer):
     @abstractmethod
     def member_scores(self) -> Tensor:
         """``[M]``: the newest validation's number that decides what is best for a member."""
+
+    def member_units(self, grads: Mapping[str, Tensor]) -> Units:
+        """The gradients of the active members as units of one population."""
+        assert self.ensemble is not None
+        chosen = self.active.nonzero().flatten()
+        chunk = {name: grad[chosen.to(grad.device)][None] for name, grad in grads.items()}
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        labels = [str(index) for index in chosen.tolist()]
+        return Units("member", lambda: [[chunk]], len(chosen), limit, labels)
 
     def accept(self, step: int, report: StepReport) -> tuple[float, float]:
         """Clip each member's gradient; mean loss and median norm of those that are trained.

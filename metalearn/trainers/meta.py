@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +20,13 @@ from metalearn.models import Ensemble
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.base import OptimizerFactory, StepReport
+from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.learner import MetaLearner
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.member_trainer import MemberTrainer
+from metalearn.trainers.meta_watch import meta_sources, shot_units, task_predictive, task_units
 from metalearn.trainers.task_reports import TestReport, by_step, score_numbers, task_report
 from metalearn.trainers.task_scores import TaskScores, joined_scores, mean_interval
 from metalearn.types import Split, TaskDistribution
@@ -103,6 +105,7 @@ class MetaTrainer(MemberTrainer):
         self.monitor = f"validation/member_{score}" if ensemble else f"validation/{score}_after"
         self._check_outputs()
         self.begin_members()
+        self.begin_watch()
 
     def gradient(self, step: int) -> StepReport:
         """Meta-gradient of step ``step``."""
@@ -162,6 +165,26 @@ class MetaTrainer(MemberTrainer):
         check_whole("count", count, 1)
         scores = self._score(split, count, inductive=inductive)
         return task_report(scores)
+
+    def watchable(self) -> Mapping[str, str]:
+        """Shots of each task, tasks, members where there are some, adapted models."""
+        return meta_sources(self.learner)
+
+    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
+        """Shots by the inner gradient at the initial parameters, tasks by the meta-gradient."""
+        if kind == "member":
+            return self.member_units(grads)
+        indices = self._train_indices(step)
+        batch = self.tasks.sample("train", indices, device=self.device)
+        if kind == "shot":
+            return shot_units(self.learner, batch)
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        return task_units(self.learner, batch, limit=limit, labels=[str(i) for i in indices])
+
+    def watched_models(self, step: int) -> Iterator[Predictive]:
+        """Learners that are adapted to the tasks of a step, on the query sets."""
+        batch = self.tasks.sample("train", self._train_indices(step), device=self.device)
+        return task_predictive(self.learner, batch)
 
     def member_settings(self) -> list[dict[str, float]]:
         """Nothing differs between members but where they start."""
