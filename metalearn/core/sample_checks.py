@@ -54,7 +54,7 @@ def per_sample_module(module: nn.Module, *, batch_norm: BatchNormPolicy = "eval"
             all others, so that it has no gradient of its own; ``"eval"`` for a layer without
             running statistics.
     """
-    if batch_norm == "batch_stats":
+    if str(batch_norm) == "batch_stats":
         raise SettingError(
             "batch_norm", batch_norm,
             "statistics of the batch make every sample's loss depend on all others, so that no "
