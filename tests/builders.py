@@ -15,10 +15,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from metalearn.data import LabelledImages
-from metalearn.models import MLP
+from metalearn.data import ClassificationData, LabelledImages
+from metalearn.models import MLP, Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
-from metalearn.trainers import MAML, LoopSettings, MetaTrainer, Trainer
+from metalearn.trainers import MAML, EnsembleTrainer, LoopSettings, MetaTrainer, Trainer
 from metalearn.trainers.base import StepReport
 from metalearn.types import Split, TaskBatch
 
@@ -117,6 +117,7 @@ class Recorder:
         self.numbers: list[tuple[int, dict[str, float]]] = []
         self.drawn: list[tuple[int, str, Figure]] = []
         self.distributions: list[tuple[int, str, dict[str, Tensor]]] = []
+        self.rows: list[tuple[dict[str, Any], dict[str, float]]] = []
         self.flushes = 0
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -133,6 +134,11 @@ class Recorder:
         self.numbers.append((step, {f"{name}/{key}": value for key, value in values.items()}))
 
     def hparams(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None: ...
+
+    def member_hparams(
+        self, settings: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, float]]
+    ) -> None:
+        self.rows = [(dict(given), dict(numbers)) for given, numbers in zip(settings, results)]
 
     def flush(self) -> None:
         self.flushes += 1
@@ -210,6 +216,35 @@ def episode_trainer(**settings: Any) -> MetaTrainer:
     settings = {"steps": 6, "meta_batch": 4, "validation_tasks": 5, "progress": False} | settings
     settings.setdefault("maml", MAML(inner_lr=0.2, eval_steps=2))
     return MetaTrainer(MLP((1, 4, 4), 3, hidden=(8,)), tasks, **settings)
+
+
+def samples(classes: int = 3, each: int = 20, side: int = 4) -> ClassificationData:
+    """Noisy pictures of a few classes that can be learnt, most of them for training."""
+    pictures = patterns(classes=4 * classes, each=each, side=side)
+    known = pictures.labels < classes
+    labels = pictures.labels[known]
+    order = torch.arange(classes * each).reshape(classes, each)
+    train, validation, test = order.split([each - 2 * (each // 4), each // 4, each // 4], dim=1)
+    return ClassificationData(
+        pictures.images[known],
+        labels,
+        tuple(pictures.class_names[:classes]),
+        {
+            "train": train.flatten(),
+            "validation": validation.flatten(),
+            "test": test.flatten(),
+        },
+    )
+
+
+def ensemble_trainer(**settings: Any) -> EnsembleTrainer:
+    """Three small networks, on the engine whose arithmetic does not depend on a measurement."""
+    data = settings.pop("data", None) or samples()
+    model = settings.pop("model", None) or Ensemble.from_factory(
+        lambda seed: MLP(data.input_shape, data.outputs, hidden=(8,), seed=seed), range(3)
+    )
+    settings = {"steps": 6, "batch_size": 8, "progress": False, "engine": "batched"} | settings
+    return EnsembleTrainer(model, data, **settings)
 
 
 def signal_in_step(trainer: Trainer, step: int, number: int) -> None:

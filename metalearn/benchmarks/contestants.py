@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, grad_and_value, vmap
 
+from metalearn.benchmarks import peers
 from metalearn.benchmarks.workloads import Workload
 from metalearn.core import meta_gradient, sgd
-from metalearn.core.tree import tree_map
-from metalearn.types import TaskBatch
 
 __all__ = ["CONTESTANTS", "Contestant", "Run", "available"]
 
@@ -37,7 +34,7 @@ class Contestant:
 
 def available(contestant: Contestant) -> bool:
     """Whether the package that it needs is installed."""
-    return contestant.needs is None or importlib.util.find_spec(contestant.needs) is not None
+    return contestant.needs is None or peers.installed(contestant.needs)
 
 
 def _ours(workload: Workload, dtype: torch.dtype, *, method: Any, engine: Any) -> Run:
@@ -62,73 +59,47 @@ def _ours(workload: Workload, dtype: torch.dtype, *, method: Any, engine: Any) -
 
 def _plain(workload: Workload, dtype: torch.dtype, *, outside: bool) -> Run:
     """The recipe of the torch.func tutorials, the gradient inside or outside the vmap."""
+    start, batch, task = _recipe(workload, dtype)
+
+    def query_loss(params: dict[str, Tensor], support: Any, query: Any) -> Tensor:
+        loss, adapted = task(params, support)
+        value: Tensor = loss(adapted, *query)
+        return value
+
+    if outside:
+        mapped = vmap(query_loss, in_dims=(None, 0, 0))
+        return lambda: grad(lambda params: mapped(params, *batch).mean())(start)
+    inside = vmap(grad(query_loss), in_dims=(None, 0, 0))
+    return lambda: {name: g.mean(0) for name, g in inside(start, *batch).items()}
+
+
+def _plain_first_order(workload: Workload, dtype: torch.dtype) -> Run:
+    """The same without a gradient through the inner steps."""
+    start, batch, task = _recipe(workload, dtype)
+
+    def one(params: dict[str, Tensor], support: Any, query: Any) -> Any:
+        loss, adapted = task(params, support)
+        return grad_and_value(loss)(adapted, *query)
+
+    mapped = vmap(one, in_dims=(None, 0, 0))
+    return lambda: {name: g.mean(0) for name, g in mapped(start, *batch)[0].items()}
+
+
+def _recipe(workload: Workload, dtype: torch.dtype) -> tuple[dict[str, Tensor], Any, Any]:
+    """Parameters, tasks, and ``(params, support) → loss function, adapted parameters``."""
     module, batch = workload.module(dtype), workload.batch(dtype)
     start = {name: p.detach() for name, p in module.named_parameters()}
 
     def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return workload.criterion(functional_call(module, params, (x,)), y)
 
-    def task(params: dict[str, Tensor], support: Any, query: Any) -> Tensor:
+    def adapt(params: dict[str, Tensor], support: Any) -> Any:
         for _ in range(workload.steps):
             step = grad(loss)(params, *support)
             params = {name: p - workload.lr * step[name] for name, p in params.items()}
-        return loss(params, *query)
+        return loss, params
 
-    if outside:
-        mapped = vmap(task, in_dims=(None, 0, 0))
-        return lambda: grad(lambda params: mapped(params, *batch).mean())(start)
-    inside = vmap(grad(task), in_dims=(None, 0, 0))
-    return lambda: {name: g.mean(0) for name, g in inside(start, *batch).items()}
-
-
-def _tasks(batch: TaskBatch) -> Sequence[TaskBatch]:
-    count = batch.support[0].shape[0]
-    return [tree_map(lambda x, t=t: x[t], batch) for t in range(count)]
-
-
-def _higher(workload: Workload, dtype: torch.dtype, *, second_order: bool = True) -> Run:
-    import higher
-
-    module, tasks = workload.module(dtype), _tasks(workload.batch(dtype))
-
-    def run() -> Mapping[str, Tensor]:
-        module.zero_grad()
-        inner = torch.optim.SGD(module.parameters(), lr=workload.lr)
-        for (x, y), (qx, qy) in tasks:
-            with higher.innerloop_ctx(
-                module, inner, copy_initial_weights=False, track_higher_grads=second_order
-            ) as (fast, optimizer):
-                for _ in range(workload.steps):
-                    optimizer.step(workload.criterion(fast(x), y))
-                loss = workload.criterion(fast(qx), qy) / len(tasks)
-                torch.autograd.backward(loss)
-        return {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-
-    return run
-
-
-def _torchopt(workload: Workload, dtype: torch.dtype) -> Run:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import torchopt
-
-    module, tasks = workload.module(dtype), _tasks(workload.batch(dtype))
-    start = dict(module.named_parameters())
-
-    def run() -> Mapping[str, Tensor]:
-        total = {name: torch.zeros_like(p) for name, p in start.items()}
-        for (x, y), (qx, qy) in tasks:
-            clean = torchopt.extract_state_dict(module, by="reference")
-            optimizer = torchopt.MetaSGD(module, lr=workload.lr)
-            for _ in range(workload.steps):
-                optimizer.step(workload.criterion(module(x), y))
-            loss = workload.criterion(module(qx), qy) / len(tasks)
-            for name, g in zip(start, torch.autograd.grad(loss, list(start.values()))):
-                total[name] += g
-            torchopt.recover_state_dict(module, clean)
-        return total
-
-    return run
+    return start, batch, adapt
 
 
 def _jax(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Run:
@@ -148,8 +119,12 @@ CONTESTANTS: dict[str, Contestant] = {
     "loop": Contestant("reverse, loop", _of("reverse", "loop")),
     "vmap_grad": Contestant("torch.func vmap(grad)", partial(_plain, outside=False)),
     "grad_vmap": Contestant("torch.func grad(vmap)", partial(_plain, outside=True)),
-    "higher": Contestant("higher", _higher, needs="higher"),
-    "torchopt": Contestant("TorchOpt", _torchopt, needs="torchopt"),
+    "higher": Contestant("higher", peers.higher, needs="higher"),
+    "torchopt": Contestant("TorchOpt", peers.torchopt, needs="torchopt"),
+    "iteryne": Contestant("iteryne", peers.iteryne, needs="iteryne"),
+    "parallel_metalearn": Contestant(
+        "parallel-metalearn", peers.parallel_metalearn, needs="parallel-metalearn"
+    ),
     "jax_vmap": Contestant("JAX jit(vmap(grad))", partial(_jax, batched=True), needs="jax"),
     "jax_map": Contestant("JAX jit(lax.map(grad))", partial(_jax, batched=False), needs="jax"),
     "first_order": Contestant(
@@ -157,6 +132,9 @@ CONTESTANTS: dict[str, Contestant] = {
     ),
     "first_order_vmap": Contestant(
         "first-order, vmap", _of("first_order", "vmap"), second_order=False
+    ),
+    "first_order_plain": Contestant(
+        "torch.func vmap(grad_and_value)", _plain_first_order, second_order=False
     ),
     "first_order_loop": Contestant(
         "first-order, loop", _of("first_order", "loop"), second_order=False

@@ -1,4 +1,8 @@
-"""Times in interleaved rounds, memory in processes of their own, errors against float64."""
+"""Times in interleaved rounds, memory, errors: every contestant in a process of its own.
+
+What a process ran before decides what its allocator does next, and so how fast large temporaries
+are; contestants that share a process would change one another's times.
+"""
 
 from __future__ import annotations
 
@@ -7,71 +11,73 @@ import math
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 
 from metalearn.benchmarks.contestants import CONTESTANTS
-from metalearn.benchmarks.workloads import Workload
+from metalearn.benchmarks.workloads import WORKLOADS
 from metalearn.core.memory import free_memory
 
-__all__ = ["Timing", "curve", "errors", "race"]
+__all__ = ["OURS", "Timing", "curve", "race"]
 
 _SHARE_OF_FREE = 0.6
+OURS = {True: "batched", False: "first_order"}
+"""The contestant that others are compared with, for second and first order."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One contestant on one workload."""
+    """One contestant on one workload; NaN is what was not asked or failed."""
 
     contestant: str
     milliseconds: float
     """Median over rounds."""
     floors: float
-    """Median over rounds of time ÷ the floor's time in the same round."""
+    """Median over rounds of time ÷ the floor's, which the same process ran just before."""
+    ours: float
+    """Median over rounds of time ÷ that of `OURS`, which had its turn just after."""
     error: float
     """‖g − g'‖ / ‖g'‖ in float64, g' the gradient of a plain loop: whether it is right."""
     rounding: float
-    """The same with g in float32: what rounding does, ReLUs that flip included."""
+    """Median over tasks of the same for g in float32: what rounding does."""
     memory: float
-    """Peak bytes above those after the first import, in a process of its own; NaN if not asked."""
+    """Peak bytes above those after the first import."""
 
 
-def race(
-    workload: Workload, names: Sequence[str], *, rounds: int, memory_of: str | None = None
-) -> list[Timing]:
-    """Time contestants in turn, round by round, each beside the floor of its order.
+def race(workload: str, names: Sequence[str], *, rounds: int, memory: bool = False) -> list[Timing]:
+    """Time contestants in turn, round by round, one at a time.
 
     Args:
-        workload: what is timed.
+        workload: key of `WORKLOADS`.
         names: keys of `CONTESTANTS`.
         rounds: how often each runs, after one round that does not count.
-        memory_of: name of the workload, to measure peak memory as well.
+        memory: whether to measure peak memory as well.
     """
-    runs: dict[str, Callable[[], object]] = {
-        name: CONTESTANTS[name].prepare(workload, torch.float32) for name in names
-    }
-    floors = {order: workload.floor(second_order=order) for order in (True, False)}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    ratios: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds + 1):
-        base = {order: _seconds(run) for order, run in floors.items()}
-        for name, run in runs.items():
-            spent = _seconds(run)
-            seconds[name].append(spent)
-            ratios[name].append(spent / base[CONTESTANTS[name].second_order])
-    return [
-        Timing(
-            name,
-            1e3 * statistics.median(seconds[name][1:]),
-            statistics.median(ratios[name][1:]),
-            *errors(workload, name),
-            _alone(memory_of, name, workload.steps)["memory"] if memory_of else math.nan,
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(_Worker(workload, name)) for name in names}
+        peaks = {n: w.ask("memory")["memory"] if memory else math.nan for n, w in workers.items()}
+        turns: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+        for _ in range(rounds + 1):
+            for name, worker in workers.items():
+                turn = worker.ask("turn")
+                ours = OURS[CONTESTANTS[name].second_order]
+                base = turn["seconds"] if ours == name else math.nan
+                if ours in workers and ours != name:
+                    base = workers[ours].ask("turn")["seconds"]
+                spent = turn["seconds"]
+                turns[name].append((1e3 * spent, spent / turn["floor"], spent / base))
+        errors = {name: worker.ask("errors") for name, worker in workers.items()}
+    timings = []
+    for name in names:
+        milliseconds, floors, ours = map(statistics.median, zip(*turns[name][1:]))
+        found = errors[name]
+        timings.append(
+            Timing(name, milliseconds, floors, ours, found["exact"], found["rounding"], peaks[name])
         )
-        for name in names
-    ]
+    return timings
 
 
 def curve(
@@ -92,35 +98,46 @@ def _points(workload: str, name: str, steps: Sequence[int]) -> dict[int, dict[st
         if per_step * count > _SHARE_OF_FREE * free:
             points[count] = {"memory": math.nan, "seconds": math.nan}
             continue
-        points[count] = _alone(workload, name, count)
+        with _Worker(workload, name, count) as worker:
+            found = worker.ask("memory")
+        points[count] = {quantity: found[quantity] for quantity in ("memory", "seconds")}
         per_step = points[count]["memory"] / count
     return points
 
 
-def _alone(workload: str, contestant: str, steps: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "metalearn.benchmarks.alone", workload, contestant, str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"memory": math.nan, "seconds": math.nan}
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+class _Worker:
+    """A process of `metalearn.benchmarks.worker`, idle until it is asked."""
+
+    def __init__(self, workload: str, contestant: str, steps: int | None = None) -> None:
+        count = WORKLOADS[workload].steps if steps is None else steps
+        arguments = [workload, contestant, str(count), str(torch.get_num_threads())]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "metalearn.benchmarks.worker", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def ask(self, question: str) -> dict[str, float]:
+        """Its answer; NaN for every quantity once it has died."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(question + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return _Nothing()
+        line = self._process.stdout.readline()
+        found: dict[str, float] = json.loads(line) if line else _Nothing()
+        return found
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # closes its input, at which it ends
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def errors(workload: Workload, name: str) -> tuple[float, float]:
-    """Relative error in float64 and in float32 against a plain loop in float64."""
-    reference = CONTESTANTS["loop" if CONTESTANTS[name].second_order else "first_order_loop"]
-    exact = reference.prepare(workload, torch.float64)()
-    size = sum(float(g.square().sum()) for g in exact.values())
-
-    def error(dtype: torch.dtype) -> float:
-        actual = CONTESTANTS[name].prepare(workload, dtype)()
-        gap = sum(float((actual[n].double() - g).square().sum()) for n, g in exact.items())
-        return math.sqrt(gap / size)
-
-    return error(torch.float64), error(torch.float32)
+class _Nothing(dict[str, float]):
+    def __missing__(self, key: str) -> float:
+        return math.nan

@@ -29,13 +29,12 @@ def race_table(results: Mapping[str, Sequence[Timing]]) -> str:
             "| | ms | ÷ floor | ÷ ours | peak MB | error, float64 | error, float32 |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
-        fastest = {t.contestant: t.milliseconds for t in timings}
-        for t in sorted(timings, key=lambda t: (not _second(t), t.milliseconds)):
-            ours = fastest.get("batched" if _second(t) else "first_order", math.nan)
+        for t in sorted(timings, key=lambda t: (not _second(t), _failed(t), t.milliseconds)):
+            ours = "" if math.isnan(t.ours) else f"{t.ours:.2f}"
             memory = "" if math.isnan(t.memory) else f"{t.memory / 1e6:.0f}"
             lines.append(
                 f"| {CONTESTANTS[t.contestant].title} | {_short(t.milliseconds)} | {t.floors:.2f} "
-                f"| {t.milliseconds / ours:.2f} | {memory} | {t.error:.0e} "
+                f"| {ours} | {memory} | {t.error:.0e} "
                 f"| {t.rounding:.0e} |"
             )
         parts.append("\n".join(lines))
@@ -51,7 +50,8 @@ def race_figure(results: Mapping[str, Sequence[Timing]]) -> Figure:
     for axes in panels[len(results) :]:
         axes.set_visible(False)
     for axes, (name, timings) in zip(panels, results.items()):
-        ordered = sorted(timings, key=lambda t: (_second(t), -t.milliseconds))
+        finished = [t for t in timings if not _failed(t)]
+        ordered = sorted(finished, key=lambda t: (_second(t), -t.milliseconds))
         for row, t in enumerate(ordered):
             wrong = t.error > _WRONG
             colour = _RED if wrong else _BLUE if t.contestant in _OURS else _GREY
@@ -60,7 +60,7 @@ def race_figure(results: Mapping[str, Sequence[Timing]]) -> Figure:
             axes.text(t.floors, row, note, va="center", fontsize=8)
         axes.set_yticks(range(len(ordered)), [CONTESTANTS[t.contestant].title for t in ordered])
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-        axes.set_xlim(0, 1.3 * max(t.floors for t in timings))
+        axes.set_xlim(0, 1.3 * max(t.floors for t in finished))
         axes.set_xlabel("time ÷ matrix products alone")
         axes.set_title(f"{name}: {WORKLOADS[name].title}", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
@@ -89,6 +89,10 @@ def curve_figure(
 
 def _second(timing: Timing) -> bool:
     return CONTESTANTS[timing.contestant].second_order
+
+
+def _failed(timing: Timing) -> bool:
+    return math.isnan(timing.milliseconds)
 
 
 def _short(value: float) -> str:

@@ -37,18 +37,24 @@ class Workload:
     tasks: int
     steps: int
     lr: float = 0.1
+    first: int = 0
+    """Where in the sequence of tasks the batch begins."""
 
     def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The network, the same at every call."""
         return self.make().to(dtype)
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> TaskBatch:
-        """Tasks of noise, labels in turn."""
-        source = torch.Generator().manual_seed(seed)
+        """Tasks of noise, labels in turn; a task is the same in every batch."""
+        sources = [
+            torch.Generator().manual_seed(1_000_000 * seed + self.first + t)
+            for t in range(self.tasks)
+        ]
 
         def half(samples: int) -> Batch:
-            shape = (self.tasks, samples, *self.input_shape)
-            x = torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)
+            shape = (samples, *self.input_shape)
+            draws = [torch.randn(shape, generator=g, dtype=torch.float64) for g in sources]
+            x = torch.stack(draws).to(dtype)
             if self.way is None:
                 return x, torch.sin(x)
             return x, (torch.arange(samples) % self.way).repeat(self.tasks, 1)

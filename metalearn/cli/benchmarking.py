@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,9 @@ from omegaconf import DictConfig
 
 from metalearn.benchmarks import (
     CONTESTANTS,
+    SUITES,
     WORKLOADS,
+    SuiteResult,
     Timing,
     available,
     curve,
@@ -32,15 +35,21 @@ _CURVE_WORKLOAD = "W2"
 _CURVE = ("batched", "mixed", "first_order", "vmap_grad")
 
 
+_META = "meta_gradient"
+
+
 @one_sentence_errors()
 def benchmark(config: DictConfig) -> None:
-    """Measure as the configuration says; prints the table and leaves it with figures in a folder.
+    """Measure as the configuration says; prints tables and leaves them with figures in a folder.
 
     Raises:
-        SettingError: an unknown workload or contestant, a number out of range.
+        SettingError: an unknown suite, workload or contestant, a number out of range.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
+        _known("suites", config.suites, {_META: None, **SUITES})
+        if config.parallel_metalearn is not None:
+            _name_folder(config.parallel_metalearn)
         names = _contestants(config.contestants)
         _known("workloads", config.workloads, WORKLOADS)
         check_whole("rounds", config.rounds, 1)
@@ -52,31 +61,51 @@ def benchmark(config: DictConfig) -> None:
     except SettingError:
         folder.rmdir()
         raise
+    numbers: dict[str, Any] = {}
+    for suite in config.suites:
+        if suite == _META:
+            result = _meta_gradients(config, names)
+        else:
+            print(f"{suite}: {(SUITES[suite].__doc__ or '').strip()}", flush=True)
+            result = SUITES[suite](config.rounds)
+            print(result.table, flush=True)
+        numbers[suite] = result.numbers
+        (folder / f"{suite}.md").write_text(result.table + "\n", encoding="utf-8")
+        for name, figure in result.figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=120)
+    report = {"rounds": config.rounds, "threads": torch.get_num_threads(), **numbers}
+    write_json(folder / "results.json", report | {"provenance": provenance()})
+    print(f"written: {folder}")
+
+
+def _meta_gradients(config: DictConfig, names: Sequence[str]) -> SuiteResult:
+    """The race on every workload, and the curve against inner steps."""
     results: dict[str, list[Timing]] = {}
     for workload in config.workloads:
         print(f"{workload}: {WORKLOADS[workload].title}", flush=True)
-        memory_of = workload if config.memory else None
-        results[workload] = race(
-            WORKLOADS[workload], names, rounds=config.rounds, memory_of=memory_of
-        )
+        results[workload] = race(workload, names, rounds=config.rounds, memory=config.memory)
         print(race_table({workload: results[workload]}), flush=True)
-    report: dict[str, Any] = {
-        "rounds": config.rounds,
-        "threads": torch.get_num_threads(),
-        "workloads": {name: [asdict(t) for t in timings] for name, timings in results.items()},
-        "provenance": provenance(),
-    }
+    tables, figures = [race_table(results)] if results else [], {}
+    numbers: dict[str, Any] = {name: [asdict(t) for t in found] for name, found in results.items()}
     if results:
-        (folder / "table.md").write_text(race_table(results) + "\n", encoding="utf-8")
-        race_figure(results).savefig(folder / "race.png", dpi=120)
+        figures["race"] = race_figure(results)
     if config.curve:
-        wanted = [name for name in _CURVE if name in names] or names
+        wanted = [name for name in _CURVE if name in names] or list(names)
         measured = curve(_CURVE_WORKLOAD, wanted, list(config.curve))
-        curve_figure(_CURVE_WORKLOAD, measured).savefig(folder / "curve.png", dpi=120)
-        report["curve"] = measured
-        print(_curve_table(measured))
-    write_json(folder / "results.json", report)
-    print(f"written: {folder}")
+        figures["curve"] = curve_figure(_CURVE_WORKLOAD, measured)
+        numbers["curve"] = measured
+        tables.append(_curve_table(measured))
+        print(tables[-1], flush=True)
+    return SuiteResult("\n\n".join(tables), figures, numbers)
+
+
+def _name_folder(folder: str) -> None:
+    """Tell this process and those it starts where parallel-metalearn is."""
+    os.environ["PARALLEL_METALEARN"] = str(Path(folder).absolute())
+    if not available(CONTESTANTS["parallel_metalearn"]):
+        raise SettingError(
+            "parallel_metalearn", folder, "the folder of a pip install --target is needed"
+        )
 
 
 def _contestants(asked: Sequence[str] | None) -> list[str]:

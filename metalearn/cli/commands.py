@@ -1,40 +1,37 @@
-"""What the scripts do: train a run, score a run, hand out its learner."""
+"""What ``scripts/train.py`` does: train a run and score it."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from metalearn.cli.building import build
+from metalearn.cli.building import AnyTrainer, build
 from metalearn.cli.complaints import one_sentence_errors
 from metalearn.cli.folders import (
     claimed,
     discard_if_empty,
-    existing_run,
     resumed_config,
     run_folder,
-    saved_config,
+    used_part,
     write_config,
 )
-from metalearn.cli.reports import plain_report, report_table
-from metalearn.errors import DataError, SettingError, check_whole
+from metalearn.cli.reports import (
+    Report,
+    headline,
+    member_headlines,
+    plain_report,
+    report_table,
+)
+from metalearn.errors import DataError, SettingError
 from metalearn.tracking import RunTracker, provenance, write_json
-from metalearn.trainers import FitResult, MetaLearner, MetaTrainer, TestReport
+from metalearn.trainers import FitResult, MetaTrainer, PerSampleTrainer
 
-__all__ = ["evaluate", "load_learner", "run", "train"]
-
-_BANDS = [
-    f"{split}/{name}_{when}"
-    for split in ("train", "validation")
-    for name in ("accuracy", "loss")
-    for when in ("before", "after")
-]
+__all__ = ["run", "train"]
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -70,7 +67,7 @@ def train(config: DictConfig) -> None:
                 f"this folder holds a run already; resume={folder} goes on with it",
             )
         try:
-            _, trainer = build(config, folder=folder)
+            trainer = build(config, folder=folder)
             if resuming:
                 trainer.resume(folder / "checkpoints" / "last.pt")
         except (SettingError, DataError):
@@ -80,82 +77,13 @@ def train(config: DictConfig) -> None:
         suffix = f"-resumed-at-{trainer.step}" if resuming else ""
         write_json(folder / f"provenance{suffix}.json", provenance())
         trainer.tracker = RunTracker(
-            folder, resume_step=trainer.step if resuming else None, bands=_BANDS
+            folder, resume_step=trainer.step if resuming else None, bands=trainer.bands
         )
         print(f"run folder: {folder}")
         _train_and_test(folder, config, trainer)
 
 
-@one_sentence_errors()
-def evaluate(config: DictConfig) -> None:
-    """Score a trained run on tasks of a split; prints a table and writes JSON into the run.
-
-    Raises:
-        SettingError, DataError: what a user can mend.
-    """
-    folder = existing_run(config.run, "run")
-    saved = saved_config(folder)
-    trained_way = saved.task.get("way")
-    changes = {str(key): value for key, value in config.task.items() if value is not None}
-    with open_dict(saved):
-        saved.device = config.device
-        for key, value in changes.items():
-            if key not in saved.task:
-                raise SettingError(f"task.{key}", value, "the run's task has no such setting")
-            saved.task[key] = value
-        if config.eval_steps is not None:
-            saved.maml.eval_steps = config.eval_steps
-    if config.task.way not in (None, trained_way):
-        raise SettingError("task.way", config.task.way, f"the model was built for {trained_way}")
-    if config.checkpoint not in ("best", "last"):
-        raise SettingError("checkpoint", config.checkpoint, "best or last is needed")
-    check_whole("tasks", config.tasks, 1)
-    _, trainer = build(saved, folder=None)
-    trainer.resume(folder / "checkpoints" / f"{config.checkpoint}.pt")
-    started = time.monotonic()
-    reports = {
-        name: trainer.test(config.tasks, split=config.split, inductive=name == "inductive")
-        for name in ("transductive", "inductive")
-    }
-    path = folder / f"{_evaluation_name(config, changes)}.json"
-    write_json(
-        path,
-        {
-            "checkpoint": config.checkpoint,
-            "step": trainer.step,
-            "split": config.split,
-            "task": OmegaConf.to_container(saved.task, resolve=True),
-            "eval_steps": saved.maml.eval_steps,
-            "seconds": time.monotonic() - started,
-            "scores": {name: plain_report(report) for name, report in reports.items()},
-            "provenance": provenance(),
-        },
-    )
-    print(f"{folder}, step {trainer.step}, {config.tasks} {config.split} tasks")
-    print(report_table(reports))
-    print(f"written: {path}")
-
-
-def load_learner(run: str | Path, *, checkpoint: str = "best", device: str = "cpu") -> MetaLearner:
-    """The trained learner of a run's folder: ``load_learner("outputs/…").adapt((x, y))``.
-
-    Args:
-        run: the folder.
-        checkpoint: ``"best"`` or ``"last"``.
-        device: where to put it.
-
-    Raises:
-        SettingError, DataError: no run there, or one that cannot be read.
-    """
-    folder = existing_run(str(run), "run")
-    saved = saved_config(folder)
-    saved.device = device
-    _, trainer = build(saved, folder=None)
-    trainer.resume(folder / "checkpoints" / f"{checkpoint}.pt")
-    return trainer.learner
-
-
-def _train_and_test(folder: Path, config: DictConfig, trainer: MetaTrainer) -> None:
+def _train_and_test(folder: Path, config: DictConfig, trainer: AnyTrainer) -> None:
     try:
         result = trainer.fit()
         if result.signal is not None:
@@ -171,29 +99,22 @@ def _train_and_test(folder: Path, config: DictConfig, trainer: MetaTrainer) -> N
     print(f"dashboard: tensorboard --logdir {folder.parent}")
 
 
-def _evaluation_name(config: DictConfig, changes: Mapping[str, Any]) -> str:
-    """A name that tells what differs from the run, so that no evaluation replaces another."""
-    parts = ["evaluation", config.split]
-    if config.checkpoint != "best":
-        parts.append(config.checkpoint)
-    if config.eval_steps is not None:
-        parts.append(f"steps{config.eval_steps}")
-    parts += [f"{key}{value}" for key, value in changes.items() if key != "root"]
-    return "-".join(parts)
-
-
-def _test_reports(trainer: MetaTrainer, count: int) -> dict[str, TestReport]:
-    return {"transductive": trainer.test(count)} if count else {}
+def _test_reports(trainer: AnyTrainer, count: int) -> dict[str, Report]:
+    if not count:
+        return {}
+    if isinstance(trainer, MetaTrainer):
+        return {"transductive": trainer.test(count)}
+    return {"test": trainer.test()}
 
 
 def _finish(
     folder: Path,
     config: DictConfig,
     result: FitResult,
-    reports: Mapping[str, TestReport],
-    trainer: MetaTrainer,
+    reports: Mapping[str, Report],
+    trainer: AnyTrainer,
 ) -> None:
-    """results.json, and the row of the hyper-parameters tab."""
+    """results.json, and the rows of the hyper-parameters tab."""
     write_json(
         folder / "results.json",
         {
@@ -203,15 +124,18 @@ def _finish(
             result.best_name: result.best_value,
             "seconds": result.seconds,
             "test": {name: plain_report(report) for name, report in reports.items()},
+            **({"endings": trainer.endings} if trainer.ensemble is not None else {}),
         },
     )
     numbers = {f"best/{result.best_name.rsplit('/', 1)[-1]}": result.best_value}
     for report in reports.values():
-        values = report.losses if report.accuracies is None else report.accuracies
-        numbers[f"test/{'loss' if report.accuracies is None else 'accuracy'}"] = float(
-            values[0, -1]
-        )
-    trainer.tracker.hparams(_flat(config), numbers)
+        numbers |= headline(report)
+    settings = _flat(config)
+    trainer.tracker.hparams(settings, numbers)
+    for report in reports.values():
+        results = member_headlines(report)
+        if results and not isinstance(trainer, PerSampleTrainer):
+            trainer.tracker.member_hparams(trainer.member_settings(), results)
 
 
 def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:
@@ -224,5 +148,5 @@ def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:
         name = prefix[:-1]
         return {name: value if isinstance(value, bool | int | float | str) else str(value)}
 
-    values = OmegaConf.to_container(config, resolve=True)
+    values = OmegaConf.to_container(used_part(config), resolve=True)
     return {k: v for k, v in walk("", values).items() if k != "resume"}

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.tour import DisagreementError
 
 __all__ = ["one_sentence_errors"]
 
@@ -26,7 +27,7 @@ def one_sentence_errors() -> Iterator[None]:
     """Turn errors that a user can mend into a sentence on standard error and SystemExit."""
     try:
         yield
-    except (NonFiniteError, MemoryError) as error:
+    except (NonFiniteError, DisagreementError, MemoryError) as error:
         _fail(str(error), 1)
     except (SettingError, DataError) as error:
         _fail(str(error), _USAGE_ERROR)
@@ -68,7 +69,9 @@ def _suggestion(key: str) -> str:
         node = OmegaConf.load(path)
         if isinstance(node, DictConfig):
             known |= {
-                f"{group}.{k}" if group else k for k in map(str, node) if not k.startswith("_")
+                f"{group}.{k}" if group else k
+                for k in map(str, node)
+                if not k.startswith("_") and k != "defaults"
             }
     near = difflib.get_close_matches(key, sorted(known), n=1)
     return f"; did you mean {near[0]}?" if near else "; --help lists all"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from metalearn.cli.building import GROUPS
+from metalearn.cli.building import groups_of
 from metalearn.errors import DataError, SettingError
 from metalearn.files import replace_file
 
@@ -27,6 +27,7 @@ __all__ = [
     "resumed_config",
     "run_folder",
     "saved_config",
+    "used_part",
     "write_config",
 ]
 
@@ -34,11 +35,18 @@ _LOCK = ".lock"
 _LOG = "train.log"
 
 
-def run_folder(resume: str | None, task: str) -> str:
-    """The run's folder: that of ``resume``, or a new one named after the task and the time."""
+def run_folder(resume: str | None, choices: Mapping[str, str]) -> str:
+    """The run's folder: that of ``resume``, or a new one named after what is learnt and the time.
+
+    Args:
+        resume: folder of an interrupted run.
+        choices: of the groups of the configuration.
+    """
     if resume is not None:
         return str(existing_run(resume, "resume"))
-    folder = name = f"outputs/{task}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    meta = choices["trainer"] == "meta"
+    what = choices["task"] if meta else f"{choices['data']}-{choices['trainer']}"
+    folder = name = f"outputs/{what}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     count = 1
     while Path(folder).exists():
         count += 1
@@ -91,14 +99,25 @@ def saved_config(folder: Path) -> DictConfig:
         config = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: this file cannot be read as a run's configuration") from error
-    if not isinstance(config, DictConfig) or not all(group in config for group in GROUPS):
-        raise DataError(f"{path}: a run's configuration has {', '.join(GROUPS)}")
+    if not isinstance(config, DictConfig) or "trainer" not in config:
+        raise DataError(f"{path}: a run's configuration has a trainer")
+    missing = [group for group in ("model", "optimizer") if group not in config]
+    if missing:
+        raise DataError(f"{path}: a run's configuration has {missing[0]}")
     return config
+
+
+def used_part(config: DictConfig) -> DictConfig:
+    """A copy of a configuration without the groups that its trainer has no use for."""
+    used = groups_of(config)
+    nodes = {str(name): node for name, node in config.items()}
+    names = [n for n, node in nodes.items() if not isinstance(node, DictConfig) or n in used]
+    return OmegaConf.masked_copy(config, names)
 
 
 def write_config(folder: Path, config: DictConfig) -> None:
     """Write the resolved configuration into the run's folder."""
-    shown = config.copy()
+    shown = used_part(config)
     shown.resume = None  # where this process began is told by the provenance files
     text = OmegaConf.to_yaml(shown, resolve=True)
     replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))
@@ -109,7 +128,8 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     saved = saved_config(Path(config.resume))
     for override in overrides:
         key, _, _ = override.partition("=")
-        if key == "resume":
+        same = key == "trainer" and config.trainer._target_ == saved.trainer._target_
+        if key == "resume" or same:
             continue
         if key not in ("device", "test_tasks") and not key.startswith("trainer."):
             raise SettingError(

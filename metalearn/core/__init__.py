@@ -2,8 +2,18 @@
 
 from metalearn.core.adapt import Adapted, adapt, inner_trajectory
 from metalearn.core.calculus import Eager
+from metalearn.core.consolidation import consolidated_loss, consolidation_penalty
 from metalearn.core.derivatives import ggn_vp, hessian, hvp, jacobian, jacobian_mode, jvp, vjp
 from metalearn.core.engines import Engine
+from metalearn.core.ensemble import MemberGradients, map_members, member_gradients, stack, unstack
+from metalearn.core.fisher import (
+    effective_rank,
+    fisher_blocks,
+    fisher_diagonal,
+    fisher_matrix,
+    fisher_trace,
+    fisher_vp,
+)
 from metalearn.core.ghost_norms import (
     ClippedGradient,
     clipped_gradient,
@@ -11,13 +21,34 @@ from metalearn.core.ghost_norms import (
     per_sample_norms,
 )
 from metalearn.core.inner import InnerOptimizer, adam, sgd
+from metalearn.core.kfac import KroneckerBlock, KroneckerFisher, fisher_kfac
+from metalearn.core.laplace import (
+    Laplace,
+    laplace_posterior,
+    laplace_predictive,
+    laplace_probabilities,
+    last_layer,
+)
+from metalearn.core.meta_ensemble import member_meta_gradient
 from metalearn.core.meta_gradient import MetaGradient, Method, along_adaptation, meta_gradient
 from metalearn.core.methods import Implicit
 from metalearn.core.module import convert_norm, functionalize
+from metalearn.core.natural_gradient import NaturalGradient, natural_gradient, natural_gradient_step
 from metalearn.core.noise_scale import NoiseScale, gradient_noise_scale, noise_average
+from metalearn.core.operators import fisher_operator, ggn_operator, hessian_operator
 from metalearn.core.per_sample import per_sample_gradients
 from metalearn.core.plan import Plan, plan_meta_gradient
 from metalearn.core.sample_checks import check_per_sample, per_sample_module
+from metalearn.core.spectrum import (
+    Lanczos,
+    SpectralDensity,
+    TopEigenvalues,
+    TraceEstimate,
+    lanczos,
+    spectral_density,
+    top_eigenvalues,
+    trace_estimate,
+)
 from metalearn.core.streaming import (
     Reduction,
     gradient_mean,
@@ -27,6 +58,7 @@ from metalearn.core.streaming import (
     norm_quantiles,
     reduce_per_sample,
 )
+from metalearn.core.task_gradients import task_meta_gradients
 
 __all__ = [
     "Adapted",
@@ -35,18 +67,38 @@ __all__ = [
     "Engine",
     "Implicit",
     "InnerOptimizer",
+    "KroneckerBlock",
+    "KroneckerFisher",
+    "Lanczos",
+    "Laplace",
+    "MemberGradients",
     "MetaGradient",
     "Method",
+    "NaturalGradient",
     "NoiseScale",
     "Plan",
     "Reduction",
+    "SpectralDensity",
+    "TopEigenvalues",
+    "TraceEstimate",
     "adam",
     "adapt",
     "along_adaptation",
     "check_per_sample",
     "clipped_gradient",
+    "consolidated_loss",
+    "consolidation_penalty",
     "convert_norm",
+    "effective_rank",
+    "fisher_blocks",
+    "fisher_diagonal",
+    "fisher_kfac",
+    "fisher_matrix",
+    "fisher_operator",
+    "fisher_trace",
+    "fisher_vp",
     "functionalize",
+    "ggn_operator",
     "ggn_vp",
     "ghost_parameters",
     "gradient_mean",
@@ -55,12 +107,23 @@ __all__ = [
     "gradient_sketches",
     "gradient_variance",
     "hessian",
+    "hessian_operator",
     "hvp",
     "inner_trajectory",
     "jacobian",
     "jacobian_mode",
     "jvp",
+    "lanczos",
+    "laplace_posterior",
+    "laplace_predictive",
+    "laplace_probabilities",
+    "last_layer",
+    "map_members",
+    "member_gradients",
+    "member_meta_gradient",
     "meta_gradient",
+    "natural_gradient",
+    "natural_gradient_step",
     "noise_average",
     "norm_quantiles",
     "per_sample_gradients",
@@ -69,5 +132,11 @@ __all__ = [
     "plan_meta_gradient",
     "reduce_per_sample",
     "sgd",
+    "spectral_density",
+    "stack",
+    "task_meta_gradients",
+    "top_eigenvalues",
+    "trace_estimate",
+    "unstack",
     "vjp",
 ]

@@ -21,12 +21,21 @@ from torch.func import vmap
 from metalearn.core.adapt import InnerLoop, inner_loop, inner_trajectory
 from metalearn.core.calculus import Calculus, Eager, Functional, Values
 from metalearn.core.inner import InnerOptimizer
-from metalearn.core.methods import METHODS, Implicit, TaskGradient
+from metalearn.core.methods import METHODS, Given, Implicit, TaskGradient
 from metalearn.core.ops import task_operations
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
-__all__ = ["GRADIENTS", "VISITS", "Engine", "Inner", "TaskSums", "structural_engine"]
+__all__ = [
+    "GRADIENTS",
+    "VISITS",
+    "Engine",
+    "Inner",
+    "TaskSums",
+    "gradient_of_pairs",
+    "gradient_of_tasks",
+    "structural_engine",
+]
 
 Engine = Literal["auto", "batched", "vmap", "loop"]
 Visit = Callable[[Params, Batch, Batch], Any]
@@ -69,12 +78,44 @@ def _gradient_batched(
     method: str, implicit: Implicit, inner: Inner, params: Params, tasks: TaskBatch
 ) -> TaskSums:
     """All tasks at once, leaves ``[T, ...]``."""
-    stacked, spec = flatten(_stacked(params, tasks))
-    result = _run(method, implicit, _over_tasks(inner), params, stacked, tasks, Eager())
+    result, spec = gradient_of_tasks(method, implicit, inner, params, tasks)
     grads = unflatten([_sum_tasks(g) for g in result.grads], spec)
     losses = [x.detach() for x in result.support_losses]
     support = torch.stack(losses, 1) if losses else result.query_loss.new_zeros(_count(tasks), 0)
     return TaskSums(grads, _learnt(inner, result), result.query_loss, support, result.diagnostics)
+
+
+def gradient_of_tasks(
+    method: str, implicit: Implicit, inner: Inner, params: Params, tasks: TaskBatch
+) -> tuple[TaskGradient, Any]:
+    """All tasks at once, not summed, leaves ``[T, ...]``; and the shape of the tree."""
+    stacked, spec = flatten(_stacked(params, tasks))
+    run = _run(method, implicit, _over_tasks(inner), params, stacked, tasks, Eager())
+    return run, spec
+
+
+def gradient_of_pairs(
+    method: str, implicit: Implicit, inner: Inner, params: Params, tasks: TaskBatch
+) -> TaskSums:
+    """All M·T pairs of member and task at once; params ``[M, ...]``, tasks ``[T, ...]``.
+
+    Grads are ``[M, ...]``, summed over tasks; losses and diagnostics ``[M, T, ...]``.
+    """
+    count, members = _count(tasks), int(leaves(params)[0].shape[0])
+    stacked, spec = flatten(tree_map(lambda v: _for_every_task(v, count), params))
+    pairs = tree_map(lambda x: x.expand(members, *x.shape).flatten(0, 1), tasks)
+    result = _run(method, implicit, _over_tasks(inner), params, stacked, pairs, Eager())
+    apart = [g.reshape(members, count, *g.shape[1:]) for g in result.grads]
+    losses = [x.detach() for x in result.support_losses]
+    query = result.query_loss
+    support = torch.stack(losses, 1) if losses else query.new_zeros(members * count, 0)
+    return TaskSums(
+        unflatten([g.sum(1) for g in apart], spec),
+        (),
+        query.view(members, count),
+        support.view(members, count, -1),
+        {name: value.view(members, count) for name, value in result.diagnostics.items()},
+    )
 
 
 def _gradient_vmapped(
@@ -168,7 +209,7 @@ def _run(
         )
 
     return METHODS[method](
-        loop_of, inner.optimizer, start, tasks.support, tasks.query, inner.steps, implicit
+        Given(loop_of, inner.optimizer, start, *tasks, inner.steps, settings=implicit)
     )
 
 
@@ -225,6 +266,15 @@ def _learnt(inner: Inner, result: TaskGradient) -> Any:
 def _stack(result: TaskGradient) -> Tensor:
     losses = result.support_losses
     return torch.stack(losses) if losses else result.query_loss.new_zeros(0)
+
+
+def _for_every_task(leaf: Tensor, count: int) -> Tensor:
+    """``[M, ...]`` as ``[M·T, ...]``, a member's row once for each task."""
+    if leaf.dim() == 5:  # see _in_reading_order
+        ordered = leaf.permute(0, 3, 4, 2, 1)
+        repeated = ordered[:, None].expand(-1, count, *ordered.shape[1:]).flatten(0, 1)
+        return repeated.permute(0, 4, 3, 1, 2)
+    return leaf[:, None].expand(-1, count, *leaf.shape[1:]).flatten(0, 1)
 
 
 def _in_reading_order(leaf: Tensor) -> Tensor:

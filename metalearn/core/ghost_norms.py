@@ -56,8 +56,8 @@ def per_sample_norms(
 
     The gradient of a weight that the loss uses once, in ``F.linear``, ``F.conv2d`` (one group) or
     ``F.embedding``, is not formed: ‖Bᵀ·A‖² follows from the layer's inputs A and output gradients B
-    in one backward pass (Goodfellow 2015, arXiv 1510.01799). All other parameters (biases, norms,
-    tied weights, …; see `ghost_parameters`) are taken exactly, by ``vmap(grad)``.
+    in one backward pass (Goodfellow 2015, arXiv 1510.01799), and that of its bias from B. All other
+    parameters (norms, tied weights, …; see `ghost_parameters`) are taken by ``vmap(grad)``.
 
     Args:
         loss_fn: as for `per_sample_gradients`, as are ``params``, ``batch`` and ``memory``.
@@ -141,7 +141,10 @@ def _norms_taker(
 
     def take(batch: Batch) -> list[Tensor]:
         layers = SampleLayers(
-            leaves(params), lambda i, _: ghosts[i], lambda layer, x, dz: layer.squared_norms(x, dz)
+            leaves(params),
+            lambda i, _: ghosts[i],
+            lambda layer, x, dz: layer.squared_norms(x, dz),
+            lambda layer, dz: layer.squared_bias_norms(dz),
         )
         grads = layers.gradients(loss, batch)
         return [layers.measured[i][0] if ghosts[i] else _squares(g) for i, g in enumerate(grads)]
@@ -153,7 +156,12 @@ def _ghosts(loss_fn: LossFn, params: Params, batch: Batch) -> list[bool]:
     """Which parameters are the weight of one layer call and nothing else, seen on one sample."""
     check_floating(params, "params")
     values, _ = flatten(params)
-    layers = SampleLayers(values, lambda i, layer: True, lambda layer, x, dz: dz.new_zeros(()))
+    layers = SampleLayers(
+        values,
+        lambda i, layer: True,
+        lambda layer, x, dz: dz.new_zeros(()),
+        lambda layer, dz: dz.new_zeros(()),
+    )
     layers.gradients(_leaf_loss(loss_fn, params), next(chunks(batch, 1)))
     calls = [len(layers.measured.get(i, ())) for i in range(len(values))]
     return [count == 1 and i not in layers.reached for i, count in enumerate(calls)]

@@ -8,6 +8,7 @@ Axes: T tasks, K inner steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -101,25 +102,44 @@ def meta_gradient(
 
     Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning", ICML 2017.
     """
-    check_inner(params, steps)
+    inner = Inner(loss_fn, optimizer, steps, frozen)
+    chosen, settings = check_meta(inner, params, method, implicit)
+    run = partial(GRADIENTS[choose_engine(engine, optimizer)], chosen, settings, inner)
+    return mean_over_tasks(run, params, tasks, chunk_size)
+
+
+def check_meta(
+    inner: Inner, params: Params, method: Method, implicit: Implicit | None
+) -> tuple[str, Implicit]:
+    """The method and its settings, after everything that does not depend on tasks is checked."""
+    check_inner(params, inner.steps)
     if method not in get_args(Method):
         raise SettingError("method", method, f"one of {', '.join(get_args(Method))} is needed")
-    fixed = match_names(params, frozen, "frozen")
-    count = _task_count(tasks)
-    _check_chunk(chunk_size)
+    fixed = match_names(params, inner.frozen, "frozen")
     implicit = implicit or Implicit()
     if method == "implicit":
-        _check_implicit(implicit, fixed, optimizer)
-    run = GRADIENTS[_engine(engine, optimizer)]
-    inner = Inner(loss_fn, optimizer, steps, frozen)
-    chosen = "reverse" if method == "auto" else method
+        _check_implicit(implicit, fixed, inner.optimizer)
+    return "reverse" if method == "auto" else method, implicit
+
+
+def mean_over_tasks(
+    run: Callable[[Params, TaskBatch], TaskSums],
+    params: Params,
+    tasks: TaskBatch,
+    chunk_size: int | None,
+    *,
+    axis: int = 0,
+) -> MetaGradient:
+    """What an engine gives for all tasks, some at a time; losses have tasks along ``axis``."""
+    count = _task_count(tasks)
+    _check_chunk(chunk_size)
     params = tree_map(Tensor.detach, params)
     size = chunk_size or count
     parts = [
-        run(chosen, implicit, inner, params, tree_map(lambda x, s=start: x[s : s + size], tasks))
+        run(params, tree_map(lambda x, s=start: x[s : s + size], tasks))
         for start in range(0, count, size)
     ]
-    return _mean(parts, count)
+    return _mean(parts, count, axis)
 
 
 def along_adaptation(
@@ -142,7 +162,7 @@ def along_adaptation(
     check_inner(params, steps)
     count = _task_count(tasks)
     _check_chunk(chunk_size)
-    engine = _engine(engine, optimizer)
+    engine = choose_engine(engine, optimizer)
     size = chunk_size or count
     parts = [
         VISITS[engine](
@@ -156,8 +176,8 @@ def along_adaptation(
     return tree_map(lambda *xs: torch.cat(xs).detach(), parts[0], *parts[1:])
 
 
-def _engine(engine: Engine, optimizer: InnerOptimizer) -> Engine:
-    """The engine to use.
+def choose_engine(engine: Engine, optimizer: InnerOptimizer) -> Engine:
+    """The engine to use: what is asked for, or the fastest that can be.
 
     Raises:
         SettingError: an unknown one, or ``batched`` where it cannot be.
@@ -170,19 +190,23 @@ def _engine(engine: Engine, optimizer: InnerOptimizer) -> Engine:
     return found if engine == "auto" else engine
 
 
-def _mean(parts: Sequence[TaskSums], count: int) -> MetaGradient:
+def _mean(parts: Sequence[TaskSums], count: int, axis: int) -> MetaGradient:
     """Chunks put together."""
     grads, learnt = parts[0].grads, parts[0].learnt
     for part in parts[1:]:
         grads, learnt = add_scaled(grads, part.grads, 1.0), add_scaled(learnt, part.learnt, 1.0)
-    query = torch.cat([part.query_losses for part in parts]).detach()
+
+    def joined(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(values), axis).detach()
+
+    query = joined([part.query_losses for part in parts])
     result = MetaGradient(
         scale(grads, 1 / count),
-        query.mean(),
+        query.mean(axis),
         query,
-        torch.cat([part.support_losses for part in parts]),
+        joined([part.support_losses for part in parts]),
         scale(learnt, 1 / count),
-        {name: torch.cat([p.diagnostics[name] for p in parts]) for name in parts[0].diagnostics},
+        {name: joined([p.diagnostics[name] for p in parts]) for name in parts[0].diagnostics},
     )
     detached: MetaGradient = tree_map(Tensor.detach, result)
     return detached

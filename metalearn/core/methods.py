@@ -16,11 +16,12 @@ from torch import Tensor
 
 from metalearn.core.adapt import InnerLoop
 from metalearn.core.calculus import Eager, Values
+from metalearn.core.conjugate import conjugate_gradients, difference, dot, norm
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch
 
-__all__ = ["METHODS", "Implicit", "TaskGradient"]
+__all__ = ["METHODS", "Given", "Implicit", "TaskGradient"]
 
 
 class Implicit(NamedTuple):
@@ -45,20 +46,24 @@ class TaskGradient(NamedTuple):
     diagnostics: dict[str, Tensor]
 
 
-Makes = Callable[[InnerOptimizer], InnerLoop]
-Method = Callable[[Makes, InnerOptimizer, Values, Batch, Batch, int, Implicit], TaskGradient]
+class Given(NamedTuple):
+    """What a method works on."""
+
+    loop_of: Callable[[InnerOptimizer], InnerLoop]
+    optimizer: InnerOptimizer
+    start: Values
+    support: Batch
+    query: Batch
+    steps: int
+    settings: Implicit
 
 
-def reverse(
-    loop_of: Makes,
-    optimizer: InnerOptimizer,
-    start: Values,
-    support: Batch,
-    query: Batch,
-    steps: int,
-    settings: Implicit,
-) -> TaskGradient:
+Method = Callable[[Given], TaskGradient]
+
+
+def reverse(given: Given) -> TaskGradient:
     """Through the unrolled loop: exact; memory grows with K."""
+    loop_of, optimizer, start, support, query, steps, _ = given
     learnt, spec = flatten(optimizer.learnt)
     losses: list[Tensor] = []
     calculus = loop_of(optimizer).calculus
@@ -76,16 +81,9 @@ def reverse(
     return TaskGradient(grads[: len(start)], grads[len(start) :], value, losses, {})
 
 
-def first_order(
-    loop_of: Makes,
-    optimizer: InnerOptimizer,
-    start: Values,
-    support: Batch,
-    query: Batch,
-    steps: int,
-    settings: Implicit,
-) -> TaskGradient:
+def first_order(given: Given) -> TaskGradient:
     """The gradient at θ_K as if it were the one at θ."""
+    loop_of, optimizer, start, support, query, steps, _ = given
     loop = loop_of(optimizer)
     points, losses = _walk(loop, start, support, steps, keep=False)
     grads, value = loop.calculus.gradient(
@@ -95,15 +93,7 @@ def first_order(
     return TaskGradient(grads, unmoved, value, losses, {})
 
 
-def mixed(
-    loop_of: Makes,
-    optimizer: InnerOptimizer,
-    start: Values,
-    support: Batch,
-    query: Batch,
-    steps: int,
-    settings: Implicit,
-) -> TaskGradient:
+def mixed(given: Given) -> TaskGradient:
     """Keep θ_0 … θ_K (and the optimiser's states), walk back one recomputed step at a time.
 
     Exact. For a step θ' = θ + U(g(θ)) and a cotangent v the way back is v + H(θ)·(∂U/∂g)ᵀ·v; the
@@ -111,6 +101,7 @@ def mixed(
     faster than forward over reverse. Source: Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
     Differentiation", ICML 2025.
     """
+    loop_of, optimizer, start, support, query, steps, _ = given
     loop = loop_of(optimizer)
     points, losses = _walk(loop, start, support, steps, keep=True)
     values, state = points.pop()
@@ -140,15 +131,7 @@ def mixed(
     return TaskGradient(cotangent, learnt_grads, query_loss, losses, {})
 
 
-def implicit(
-    loop_of: Makes,
-    optimizer: InnerOptimizer,
-    start: Values,
-    support: Batch,
-    query: Batch,
-    steps: int,
-    settings: Implicit,
-) -> TaskGradient:
+def implicit(given: Given) -> TaskGradient:
     """Through the minimum φ of L(φ) + λ/2·‖φ − θ‖², not through the way there.
 
     The gradient of θ is x with (I + H(φ)/λ)·x = ∇L_query(φ), by conjugate gradients; exact as far
@@ -157,12 +140,13 @@ def implicit(
     ``cg_residual`` is ‖(I + H/λ)·x − b‖ / ‖b‖, ``stationarity`` is ‖∇L(φ) + λ·(φ − θ)‖ divided by
     the same at θ. Source: Rajeswaran et al., "Meta-Learning with Implicit Gradients", NeurIPS 2019.
     """
+    loop_of, optimizer, start, support, query, steps, settings = given
     loop, strength = loop_of(optimizer), settings.regularization
     anchor = loop.adapting(start)
 
     def regularized(values: Values, batch: Batch) -> Tensor:
-        loss, moved = loop.loss(values, batch), _difference(loop.adapting(values), anchor)
-        return loss + 0.5 * strength * _dot(moved, moved, loss)
+        loss, moved = loop.loss(values, batch), difference(loop.adapting(values), anchor)
+        return loss + 0.5 * strength * dot(moved, moved, loss)
 
     inner = InnerLoop(regularized, loop.moving, optimizer, loop.calculus)
     points, losses = _walk(inner, start, support, steps, keep=False)
@@ -186,16 +170,16 @@ def implicit(
         return [a + h / strength for a, h in zip(x, curved)]
 
     target = loop.adapting(query_grads)
-    solution, residual = _conjugate_gradients(product, target, query_loss, settings.iterations)
+    solution, residual = conjugate_gradients(product, target, query_loss, settings.iterations)
     through = pull(solution)
     grads = [g - h / strength for g, h in zip(query_grads, through)]
-    moved = _difference(loop.adapting(end), anchor)
+    moved = difference(loop.adapting(end), anchor)
     force = [s + strength * d for s, d in zip(slope(end, False), moved)]
-    initial = _norm(slope(start, False), query_loss)
+    initial = norm(slope(start, False), query_loss)
     tiny = torch.finfo(query_loss.dtype).tiny
     diagnostics = {
         "cg_residual": residual,
-        "stationarity": _norm(force, query_loss) / initial.clamp_min(tiny),
+        "stationarity": norm(force, query_loss) / initial.clamp_min(tiny),
     }
     unmoved = [torch.zeros_like(v) for v in flatten(optimizer.learnt)[0]]
     return TaskGradient(loop.merge(grads, solution), unmoved, query_loss, losses, diagnostics)
@@ -225,53 +209,3 @@ def _walk(
 
 def _tensors(state: Any) -> Values:
     return [part for part in leaves(state) if isinstance(part, Tensor)]
-
-
-def _conjugate_gradients(
-    product: Callable[[Values], Values], target: Values, like: Tensor, iterations: int
-) -> tuple[Values, Tensor]:
-    """Solve product(x) = target; x and ‖product(x) − target‖ / ‖target‖, each task by itself.
-
-    A task whose curvature along a direction is not positive stays where it is from then on.
-    """
-    x = [torch.zeros_like(v) for v in target]
-    residual, direction = list(target), list(target)
-    square = _dot(residual, residual, like)
-    tiny = torch.finfo(like.dtype).tiny
-    going = torch.ones_like(like, dtype=torch.bool)
-    for _ in range(iterations):
-        curved = product(direction)
-        curvature = _dot(direction, curved, like)
-        going = going & (curvature > tiny)
-        alpha = torch.where(going, square / torch.where(going, curvature, 1.0), 0.0)
-        x = _add(x, alpha, direction)
-        residual = _add(residual, -alpha, curved)
-        following = _dot(residual, residual, like)
-        beta = following / square.clamp_min(tiny)
-        direction, square = _add(residual, beta, direction), following
-    error = _difference(product(x), target)
-    return x, _norm(error, like) / _norm(target, like).clamp_min(tiny)
-
-
-def _difference(left: Values, right: Values) -> Values:
-    return [a - b for a, b in zip(left, right)]
-
-
-def _dot(left: Values, right: Values, like: Tensor) -> Tensor:
-    """Inner product over all leaves, in the shape of a loss: a scalar, or one for each task."""
-    total = torch.zeros_like(like)
-    for a, b in zip(left, right):
-        total = total + (a * b).reshape(*like.shape, -1).sum(-1)
-    return total
-
-
-def _norm(values: Values, like: Tensor) -> Tensor:
-    return _dot(values, values, like).sqrt()
-
-
-def _add(values: Values, factor: Tensor, others: Values) -> Values:
-    """Values + factor · others, the factor a scalar or one for each task."""
-    return [
-        a + factor.reshape(factor.shape + (1,) * (a.dim() - factor.dim())) * b
-        for a, b in zip(values, others)
-    ]

@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from metalearn.core.ops import runs_over_tasks, substituting
 from metalearn.errors import SettingError
 
-__all__ = ["Norm", "convert_norm", "functionalize"]
+__all__ = ["Norm", "call_with", "check_layers", "convert_norm", "functionalize"]
 
 Norm = Literal["batch_stats", "group"]
 
@@ -48,10 +48,7 @@ def functionalize(
     Raises:
         SettingError: a layer that cannot work, by name, with what to do instead.
     """
-    for name, layer in module.named_modules():
-        reason = _refusal(layer, vectorize)
-        if reason:
-            raise SettingError(f"module[{name}]", type(layer).__name__, reason)
+    check_layers(module, vectorize=vectorize)
     params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
     fixed = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
     buffers = fixed | {n: b.detach() for n, b in module.named_buffers()}
@@ -61,11 +58,34 @@ def functionalize(
         for setting, given, known in (("params", params, names), ("buffers", buffers, held)):
             if not given.keys() >= known:
                 raise SettingError(setting, sorted(given), f"{sorted(known)} are all needed")
-        runs = runs_over_tasks(module) if substituting() else nullcontext()
-        with sdpa_kernel(SDPBackend.MATH), runs:
-            return functional_call(module, (params, buffers), args, kwargs)
+        return call_with(module, params, buffers, *args, **kwargs)
 
     return apply, params, buffers
+
+
+def call_with(module: nn.Module, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
+    """``module(*args, **kwargs)`` with other parameters and buffers, as `functionalize` does it."""
+    runs = runs_over_tasks(module) if substituting() else nullcontext()
+    with sdpa_kernel(SDPBackend.MATH), runs:
+        return functional_call(module, (params, buffers), args, kwargs)
+
+
+def check_layers(module: nn.Module, *, vectorize: bool = True, running_stats: bool = False) -> None:
+    """Refuse layers that a pure function of parameters, buffers and inputs cannot have.
+
+    Args:
+        module: in the mode (train or eval) that it will be used in.
+        vectorize: whether it is meant for ``vmap``.
+        running_stats: whether running statistics may be written, because every buffer has a row of
+            its own in a stack of members.
+
+    Raises:
+        SettingError: the first such layer, by name, with what to do instead.
+    """
+    for name, layer in module.named_modules():
+        reason = _refusal(layer, vectorize, running_stats)
+        if reason:
+            raise SettingError(f"module[{name}]", type(layer).__name__, reason)
 
 
 def convert_norm(module: nn.Module, norm: Norm) -> nn.Module:
@@ -93,9 +113,12 @@ def convert_norm(module: nn.Module, norm: Norm) -> nn.Module:
     return root["module"]
 
 
-def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
+def _refusal(layer: nn.Module, vectorize: bool, running_stats: bool) -> str | None:
     """Why a layer cannot work and what to do instead; None where it can."""
-    if isinstance(layer, _NormBase) and layer.track_running_stats and layer.training:
+    tracks = isinstance(layer, _NormBase) and layer.track_running_stats and layer.training
+    if tracks and running_stats and layer.momentum is None:
+        return "an average over all batches (momentum=None) cannot be kept; a momentum is needed"
+    if tracks and not running_stats:
         return (
             "running statistics are written in place, which a pure function cannot do; "
             "set track_running_stats=False, or convert with convert_norm(module, 'batch_stats') "
@@ -107,8 +130,8 @@ def _refusal(layer: nn.Module, vectorize: bool) -> str | None:
         dropout = layer.p if isinstance(layer, _DropoutNd) else layer.dropout
         if dropout > 0:
             return (
-                f"dropout with p={dropout} draws from the global random state; "
-                "set it to 0 or put the layer in eval mode"
+                f"dropout with p={dropout} draws from the global random state; set it to 0, put "
+                "the layer in eval mode, or use metalearn.models.Dropout (convert_dropout)"
             )
     if vectorize and isinstance(layer, nn.RNNBase):
         return (

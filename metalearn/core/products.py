@@ -93,7 +93,8 @@ def ggn_vp(
     def loss(values: Leaves) -> Tensor:
         return output_loss(unflatten(values, spec))
 
-    curved = hvp(loss, values, flatten(along)[0])
+    # in reverse mode, because mse_loss and huber_loss refuse forward over reverse (torch 2.14)
+    curved = hvp(loss, values, flatten(along)[0], mode="reverse_over_reverse")
     return vjp(outputs_fn, params, unflatten(curved, spec), **kwargs)[1]
 
 

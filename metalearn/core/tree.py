@@ -19,11 +19,14 @@ from metalearn.errors import SettingError
 __all__ = [
     "add_scaled",
     "check_floating",
+    "dot",
     "flatten",
     "is_finite",
     "leaf_names",
     "leaves",
     "match_names",
+    "norm",
+    "ravel",
     "scale",
     "tree_map",
     "unflatten",
@@ -83,6 +86,29 @@ def add_scaled(tree: Any, other: Any, factor: float | Tensor) -> Any:
 def scale(tree: Any, factor: float | Tensor) -> Any:
     """``factor · tree``, leaf by leaf."""
     return tree_map(lambda a: factor * a, tree)
+
+
+def dot(tree: Any, other: Any) -> Tensor:
+    """Σ over all P elements of ``tree · other``, a scalar."""
+    products = tree_map(lambda a, b: (a * b).sum(), tree, other)
+    return torch.stack(leaves(products)).sum()
+
+
+def norm(tree: Any) -> Tensor:
+    """Euclidean norm over all P elements, a scalar."""
+    return dot(tree, tree).sqrt()
+
+
+def ravel(tree: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """All elements as one vector ``[P]``, leaf after leaf, and the way back to a tree."""
+    values, spec = flatten(tree)
+    shapes, sizes = [v.shape for v in values], [v.numel() for v in values]
+
+    def unravel(vector: Tensor) -> Any:
+        parts = torch.split(vector, sizes)
+        return unflatten([part.reshape(shape) for part, shape in zip(parts, shapes)], spec)
+
+    return torch.cat([v.reshape(-1) for v in values]), unravel
 
 
 def check_floating(tree: Any, setting: str) -> None:

@@ -1,9 +1,36 @@
-"""Labelled data sets: one array interface for all sources."""
+"""Labelled data sets: one array interface for few-shot tasks, one for classification."""
 
+from metalearn.data.augmentation import Augmentation, augment
+from metalearn.data.batches import MemberBatches
+from metalearn.data.classification import ClassificationData
+from metalearn.data.classification_sources import (
+    digits_data,
+    folder_data,
+    glyphs_data,
+    omniglot_data,
+)
 from metalearn.data.folder import load_folder
 from metalearn.data.glyphs import load_glyphs
 from metalearn.data.images import LabelledImages
 from metalearn.data.omniglot import load_omniglot
 from metalearn.data.omniglot_layout import OmniglotSplit
+from metalearn.data.resizing import resized
+from metalearn.data.torchvision_sets import torchvision_data
 
-__all__ = ["LabelledImages", "OmniglotSplit", "load_folder", "load_glyphs", "load_omniglot"]
+__all__ = [
+    "Augmentation",
+    "ClassificationData",
+    "LabelledImages",
+    "MemberBatches",
+    "OmniglotSplit",
+    "augment",
+    "digits_data",
+    "folder_data",
+    "glyphs_data",
+    "load_folder",
+    "load_glyphs",
+    "load_omniglot",
+    "omniglot_data",
+    "resized",
+    "torchvision_data",
+]

@@ -27,15 +27,19 @@ class ClassFolder:
     split: str = ""
 
 
-def find_classes(root: Path) -> list[ClassFolder]:
+def find_classes(root: Path, *, shared: bool = False) -> list[ClassFolder]:
     """The classes below a folder, sorted by name; at least one, each with pictures.
 
     Subfolders train, validation (or val) and test are splits when train and test are both there
     or when there is nothing else; a lone ``train`` among other folders is a class.
 
+    Args:
+        root: the folder.
+        shared: whether splits may hold pictures of the same class, which then comes once a split.
+
     Raises:
         DataError: no pictures, an empty class folder, pictures outside class folders, a class
-            in two splits, a split that is missing.
+            in two splits that may not be, a split that is missing.
     """
     folders, _ = _listed(root)
     names = {folder.name for folder in folders}
@@ -45,7 +49,7 @@ def find_classes(root: Path) -> list[ClassFolder]:
         classes = _classes(root, split="")
     classes.sort(key=lambda c: c.name)
     for one, other in pairwise(classes):
-        if one.name == other.name:
+        if one.name == other.name and not shared:
             raise DataError(
                 f"{root}: the class {one.name} stands in {one.split} and in {other.split}, but "
                 "splits of few-shot tasks share no class; put all class folders into one folder "

@@ -5,15 +5,12 @@ Axes: none.
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import logging
 import os
-import socket
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
+from metalearn.data.network import DOWNLOAD_FAULTS, patience
 from metalearn.data.omniglot_layout import ALPHABETS
 from metalearn.data.omniglot_source import parts_in
 from metalearn.errors import DataError
@@ -21,7 +18,6 @@ from metalearn.errors import DataError
 __all__ = ["ARCHIVES", "fetch"]
 
 ARCHIVES = " and ".join(f"{part}.zip" for part in ALPHABETS)
-_SECONDS = 30.0  # without an answer before a download is given up
 _log = logging.getLogger(__name__)
 
 
@@ -42,11 +38,11 @@ def fetch(folder: Path, *, allowed: bool) -> dict[str, Path]:
                 if part not in parts_in(folder):
                     _download(part, folder)
             return parts_in(folder)
-        except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        except DOWNLOAD_FAULTS as error:
             reason = f"the download failed: {error}"
     raise DataError(
         f"Omniglot is not in {folder} ({reason}): put the archives {ARCHIVES} into {folder}, "
-        "point task.root at the folder that has them, or use task=glyphs"
+        "set root to the folder that has them, or use glyphs"
     )
 
 
@@ -56,18 +52,7 @@ def _download(part: str, folder: Path) -> None:
 
     name = f"{part}.zip"
     _log.info("downloading %s/%s into %s", Omniglot.download_url_prefix, name, folder)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary, _patience():
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary, patience():
         url = f"{Omniglot.download_url_prefix}/{name}"
         download_url(url, temporary, name, Omniglot.zips_md5[part])
         os.replace(Path(temporary) / name, folder / name)
-
-
-@contextlib.contextmanager
-def _patience() -> Iterator[None]:
-    """A network that swallows everything must not hang the run; torchvision sets no limit."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from metalearn.errors import SettingError, check_whole
+from metalearn.models.dropout import Dropout
 
 __all__ = ["MLP"]
 
@@ -21,16 +22,23 @@ class MLP(nn.Sequential):
     """Linear layers with ReLU between them; inputs ``[N, *input_shape]`` are flattened first.
 
     The weights are drawn from a generator of their own, seeded by ``seed`` (He normal for ReLU,
-    Glorot normal for the last layer, biases 0).
+    times ``init_scale``, and biases N(0, ``init_bias``²); Glorot normal and 0 for the last layer).
+    A scale above 1 makes the function at initialisation vary more over its inputs (Poole et al.,
+    "Exponential expressivity in deep neural networks through transient chaos", NeurIPS 2016), and
+    biases let it differ where inputs are near 0: members of an ensemble then differ more where
+    there are no data.
 
     Args:
         input_shape: shape of one sample.
         outputs: size of the output ``[N, outputs]``.
         hidden: H of each hidden layer; the MAML paper's sinusoid network has ``(40, 40)``.
+        init_scale: factor of the hidden layers' weights, above 0.
+        init_bias: standard deviation of the hidden layers' biases, at least 0.
+        dropout: rate of a `Dropout` after each hidden layer, in [0, 1); 0 puts none there.
         seed: of the weights.
 
     Raises:
-        SettingError: a size below 1.
+        SettingError: a size below 1, a scale or rate out of range.
     """
 
     def __init__(
@@ -39,12 +47,19 @@ class MLP(nn.Sequential):
         outputs: int,
         *,
         hidden: Sequence[int] = (40, 40),
+        init_scale: float = 1.0,
+        init_bias: float = 0.0,
+        dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         for name, sizes in (("input_shape", input_shape), ("hidden", hidden)):
             for size in sizes:
                 check_whole(name, size, 1)
         check_whole("outputs", outputs, 1)
+        if not 0 < init_scale < math.inf:
+            raise SettingError("init_scale", init_scale, "a finite number above 0 is needed")
+        if not 0 <= init_bias < math.inf:
+            raise SettingError("init_bias", init_bias, "a finite number of at least 0 is needed")
         if not input_shape:
             raise SettingError("input_shape", (), "at least one axis is needed")
         widths = [math.prod(input_shape), *hidden]
@@ -52,12 +67,17 @@ class MLP(nn.Sequential):
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation, overwritten below
             for wide, narrow in itertools.pairwise(widths):
                 layers += [nn.Linear(wide, narrow), nn.ReLU()]
+                if dropout:
+                    layers.append(Dropout(dropout, key=seed * 65537 + len(layers)))
             layers.append(nn.Linear(widths[-1], outputs))
         super().__init__(*layers)
         generator = torch.Generator().manual_seed(seed)
         *inner, last = [layer for layer in self if isinstance(layer, nn.Linear)]
         for layer in inner:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            layer.weight.data.mul_(init_scale)
             nn.init.zeros_(layer.bias)
+            if init_bias:
+                nn.init.normal_(layer.bias, std=init_bias, generator=generator)
         nn.init.xavier_normal_(last.weight, generator=generator)
         nn.init.zeros_(last.bias)

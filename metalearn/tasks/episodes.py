@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metalearn.addressing import AddressedStream, check_seed, check_split
 from metalearn.data.images import LabelledImages
 from metalearn.errors import SettingError, check_whole
-from metalearn.tasks.addressing import AddressedStream, check_seed, check_split
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["FewShotTasks"]

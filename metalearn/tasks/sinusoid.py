@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metalearn.addressing import AddressedStream, check_seed
 from metalearn.errors import SettingError, check_whole
-from metalearn.tasks.addressing import AddressedStream, check_seed
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["SinusoidTasks"]

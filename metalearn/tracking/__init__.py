@@ -3,7 +3,19 @@
 Axes: T tasks, N samples of a task, K inner steps, C classes.
 """
 
+from metalearn.tracking.diagnostic_figures import (
+    matrix_figure,
+    quantile_bands_figure,
+    spectrum_figure,
+)
+from metalearn.tracking.ensemble_figures import (
+    ensemble_size_figure,
+    reliability_figure,
+    sweep_figure,
+    uncertainty_figure,
+)
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
+from metalearn.tracking.gradient_figures import layers_figure, noise_scale_figure
 from metalearn.tracking.progress import Progress
 from metalearn.tracking.provenance import provenance, write_json
 from metalearn.tracking.tracker import NullTracker, RunTracker, Tracker
@@ -14,8 +26,17 @@ __all__ = [
     "RunTracker",
     "Tracker",
     "adaptation_figure",
+    "ensemble_size_figure",
+    "layers_figure",
+    "matrix_figure",
+    "noise_scale_figure",
     "provenance",
+    "quantile_bands_figure",
     "regression_figure",
+    "reliability_figure",
+    "spectrum_figure",
+    "sweep_figure",
     "task_figure",
+    "uncertainty_figure",
     "write_json",
 ]

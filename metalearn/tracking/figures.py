@@ -2,8 +2,7 @@
 
 Axes: N samples of a task, K inner steps, C classes; pictures [N, channels, height, width] in 0..1.
 
-Figures are built without pyplot: no window, no global state. Colours are those of Okabe and Ito,
-which colour-blind readers tell apart; right and wrong also differ by their mark.
+Right and wrong differ by their mark as well as by their colour.
 """
 
 from __future__ import annotations
@@ -18,17 +17,25 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-__all__ = ["adaptation_figure", "regression_figure", "task_figure"]
+from metalearn.tracking.style import (
+    BLUE,
+    CYCLE,
+    FONT,
+    GREEN,
+    GREY,
+    MARKERS,
+    ORANGE,
+    RED,
+    legend_below,
+    numpy_of,
+    one_panel,
+)
 
-_BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-_PURPLE, _SKY, _GREY = "#CC79A7", "#56B4E9", "#6B6B6B"
-_CYCLE = (_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _RED)
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+__all__ = ["adaptation_figure", "regression_figure", "task_figure"]
 
 _CLASSES, _SHOTS, _QUERIES = 10, 5, 10  # the most that a task's figure shows
 _GAP, _CAPTION = 0.12, 0.34  # around a picture and below it, in picture widths
 _PICTURE, _MARGIN = 0.72, 0.85  # inches: a picture's width, the space left of the first
-_FONT = "DejaVu Sans"  # comes with matplotlib and has the two marks
 
 
 def task_figure(
@@ -80,7 +87,7 @@ def task_figure(
         hits = int((guesses == qy).sum())
         score = f"{hits} of {len(qy)} right ({100 * hits / len(qy):.0f}%)"
         legend = "✓ right     ✗ k  predicted class k"
-        axes[1].set_xlabel(legend, loc="left", fontsize=11, fontfamily=_FONT)
+        axes[1].set_xlabel(legend, loc="left", fontsize=11, fontfamily=FONT)
     axes[0].set_title(_heading("support set", left, shots), loc="left", fontsize=11)
     axes[1].set_title(_heading("query set", right, queries, score), loc="left", fontsize=11)
     return figure
@@ -116,22 +123,19 @@ def regression_figure(
             f"{len(before)} and {len(after)} for {len(qx)}"
         )
     order = np.argsort(qx)
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.subplots()
-    _plain_axes(axes)
+    figure, axes = one_panel(title)
     axes.plot(qx[order], qy[order], color="black", lw=1.4, label="true curve")
     for name, values, colour, style in (
-        ("before adaptation", before, _ORANGE, "--"),
-        ("after adaptation", after, _BLUE, "-"),
+        ("before adaptation", before, ORANGE, "--"),
+        ("after adaptation", after, BLUE, "-"),
     ):
         error = float(np.mean((values - qy) ** 2)) if len(qy) else float("nan")
         label = f"{name} (MSE {error:.3g})"
         axes.plot(qx[order], values[order], color=colour, lw=2.2, ls=style, label=label)
     label = f"support set ({len(x)} points)"
-    axes.plot(x, y, "o", color=_RED, ms=8, mec="white", mew=1, label=label, zorder=5)
+    axes.plot(x, y, "o", color=RED, ms=8, mec="white", mew=1, label=label, zorder=5)
     axes.set(xlabel="input x", ylabel="target y")
-    axes.set_title(title, fontsize=13)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -156,31 +160,27 @@ def adaptation_figure(
     Raises:
         ValueError: a mean and a half width of different shapes.
     """
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.subplots()
-    _plain_axes(axes)
+    figure, axes = one_panel(title)
     for index, (name, (mean, halfwidth)) in enumerate(curves.items()):
         if mean.ndim != 1 or mean.shape != halfwidth.shape:
             raise ValueError(
                 f"curves[{name!r}]: mean and half width of one shape [K+1] are needed, "
                 f"got {list(mean.shape)} and {list(halfwidth.shape)}"
             )
-        middle, half = _numpy(mean), _numpy(halfwidth)
+        middle, half = numpy_of(mean), numpy_of(halfwidth)
         steps = np.arange(len(middle))
-        colour, marker = _CYCLE[index % len(_CYCLE)], _MARKERS[index % len(_MARKERS)]
-        style = "-" if index < len(_CYCLE) else "--"
+        colour, marker = CYCLE[index % len(CYCLE)], MARKERS[index % len(MARKERS)]
+        style = "-" if index < len(CYCLE) else "--"
         axes.fill_between(steps, middle - half, middle + half, color=colour, alpha=0.2, lw=0)
         axes.plot(steps, middle, color=colour, marker=marker, ms=5, lw=2, ls=style, label=name)
     if chance is not None:
-        axes.axhline(chance, color=_GREY, lw=1.2, ls=(0, (4, 3)), label=f"chance ({chance:.3g})")
+        axes.axhline(chance, color=GREY, lw=1.2, ls=(0, (4, 3)), label=f"chance ({chance:.3g})")
     if trained_steps is not None:
         label = f"steps in training ({trained_steps})"
-        axes.axvline(trained_steps, color=_GREY, lw=1, ls=":", label=label)
+        axes.axvline(trained_steps, color=GREY, lw=1, ls=":", label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="inner steps (0: before adaptation)", ylabel=ylabel)
-    axes.set_title(title, fontsize=13)
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    legend_below(figure, columns=3)
     return figure
 
 
@@ -197,11 +197,7 @@ def _pictures(name: str, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 def _column(name: str, values: Tensor) -> np.ndarray:
     if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
         raise ValueError(f"{name}: [N, 1] is needed, got {list(values.shape)}")
-    return _numpy(values.reshape(-1))
-
-
-def _numpy(values: Tensor) -> np.ndarray:
-    return values.detach().cpu().double().numpy()
+    return numpy_of(values.reshape(-1))
 
 
 def _most(rows: list[list[int]], cap: int) -> int:
@@ -217,7 +213,7 @@ def _heading(part: str, rows: list[list[int]], columns: int, score: str | None =
 
 def _marks(classes: Tensor, guesses: Tensor) -> list[tuple[str, str]]:
     return [
-        ("✓", _GREEN) if guess == truth else (f"✗ {guess}", _RED)
+        ("✓", GREEN) if guess == truth else (f"✗ {guess}", RED)
         for guess, truth in zip(guesses.tolist(), classes.tolist(), strict=True)
     ]
 
@@ -282,7 +278,7 @@ def _grid(
 
 
 def _caption(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    style = {"fontsize": 12, "fontweight": "bold", "fontfamily": _FONT}
+    style = {"fontsize": 12, "fontweight": "bold", "fontfamily": FONT}
     axes.text(x, y, text, style, color=colour, ha="center", va="top")
 
 
@@ -292,9 +288,3 @@ def _drawable(picture: Tensor) -> np.ndarray:
     if len(values) == 3:
         return values.permute(1, 2, 0).numpy()
     return values.mean(dim=0).numpy()
-
-
-def _plain_axes(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#DDDDDD", lw=0.7)
-    axes.set_axisbelow(True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,13 @@ class Tracker(Protocol):
     ) -> None:
         """Record what was set and what came of it, for the comparison of runs."""
 
+    def member_hparams(
+        self,
+        settings: Sequence[Mapping[str, bool | int | float | str]],
+        results: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Record what was set for each member of an ensemble and what came of it."""
+
     def flush(self) -> None:
         """Bring everything recorded so far to disk."""
 
@@ -76,6 +84,13 @@ class NullTracker:
     ) -> None:
         """Do nothing."""
 
+    def member_hparams(
+        self,
+        settings: Sequence[Mapping[str, bool | int | float | str]],
+        results: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Do nothing."""
+
     def flush(self) -> None:
         """Do nothing."""
 
@@ -97,15 +112,19 @@ class RunTracker:
     Args:
         folder: the run's folder, made if missing.
         resume_step: the last step whose records stay; None keeps all.
-        bands: names of scalars with companions ``<name>_low`` and ``<name>_high`` (the ends of a
-            95% interval); each is drawn as a band in TensorBoard's Custom Scalars tab.
+        bands: title to names of scalars with companions ``<name>_low`` and ``<name>_high``, the
+            ends of a band; each is one in TensorBoard's Custom Scalars tab, under the title.
 
     Raises:
         SettingError: a negative ``resume_step``.
     """
 
     def __init__(
-        self, folder: Path, *, resume_step: int | None = None, bands: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        resume_step: int | None = None,
+        bands: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import: only if asked for
 
@@ -115,26 +134,23 @@ class RunTracker:
         metrics = folder / "metrics.jsonl"
         last = _tidy(metrics, resume_step)
         self._lines: IO[str] = metrics.open("a", encoding="utf-8")
+        self._tensorboard = folder / "tensorboard"
         self._writer: Any = SummaryWriter(
-            str(folder / "tensorboard"),
+            str(self._tensorboard),
             purge_step=None if resume_step is None else resume_step + 1,
             flush_secs=20,
         )
         self._last_step = last
-        self._charts: dict[str, dict[str, list[object]]] = {}
-        if bands:
-            self._charts["95% confidence intervals"] = {
-                name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in bands
-            }
+        self._charts: dict[str, dict[str, list[object]]] = {
+            title: {name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in names}
+            for title, names in (bands or {}).items()
+        }
+        if self._charts:
             self._writer.add_custom_scalars(self._charts)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one JSON line, and each number to TensorBoard under its name."""
-        numbers = {name: float(value) for name, value in values.items()}
-        record = plain({"step": step, "time": round(time.time(), 3), **numbers})
-        self._lines.write(json.dumps(record, allow_nan=False) + "\n")
-        self._lines.flush()
-        for name, value in numbers.items():
+        for name, value in self._line(step, values).items():
             self._writer.add_scalar(name, value, step)
         self._last_step = max(self._last_step, step)
 
@@ -170,19 +186,42 @@ class RunTracker:
         The results are scalars of the last step seen (so they stand in the JSON lines too). Only
         the first call's settings count.
         """
-        from torch.utils.tensorboard.summary import hparams
-
-        # SummaryWriter.add_hparams would open a second run inside this one. And of its three
-        # records the first (the "experiment") stays away: TensorBoard would take the columns of
-        # all runs from one run's list; without it, they are the union over the runs.
-        records: Callable[..., tuple[Any, Any, Any]] = hparams
-        _, start, end = records({k: _setting(v) for k, v in settings.items()}, {})
-        file = self._writer._get_file_writer()
-        file.add_summary(start)
-        file.add_summary(end)
+        _write_row(self._writer, settings)
         if results:
             self.scalars(self._last_step, results)
         self.flush()
+
+    def member_hparams(
+        self,
+        settings: Sequence[Mapping[str, bool | int | float | str]],
+        results: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Make each member one row of TensorBoard's HParams table.
+
+        Member m is a run ``tensorboard/member_<m>`` inside this one, with its settings, its number
+        as the setting ``member`` (the table cuts names of runs short) and, as scalars of the last
+        step seen, its results. A second call replaces the rows. The JSON line has the results as
+        ``member_<m>/<name>``. Members are counted from 0, with leading zeros.
+
+        Raises:
+            SettingError: results of another number of members than settings.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        if len(settings) != len(results):
+            accepted = f"one for each of the {len(settings)} members is needed"
+            raise SettingError("number of results", len(results), accepted)
+        step, digits = self._last_step, max(2, len(str(len(settings) - 1)))
+        names = [f"member_{index:0{digits}}" for index in range(len(settings))]
+        for old in self._tensorboard.glob("member_[0-9]*/"):
+            shutil.rmtree(old)
+        for index, (name, given, numbers) in enumerate(zip(names, settings, results)):
+            writer = SummaryWriter(str(self._tensorboard / name))
+            for key, value in numbers.items():
+                writer.add_scalar(key, float(value), step)
+            _write_row(writer, {"member": index, **given})
+            writer.close()
+        self._line(step, {f"{n}/{k}": v for n, row in zip(names, results) for k, v in row.items()})
 
     def flush(self) -> None:
         """Bring everything recorded so far to disk."""
@@ -195,6 +234,26 @@ class RunTracker:
         if not self._lines.closed:
             self._lines.close()
             self._writer.close()
+
+    def _line(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        numbers = {name: float(value) for name, value in values.items()}
+        record = plain({"step": step, "time": round(time.time(), 3), **numbers})
+        self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+        self._lines.flush()
+        return numbers
+
+
+def _write_row(writer: Any, settings: Mapping[str, bool | int | float | str]) -> None:
+    from torch.utils.tensorboard.summary import hparams
+
+    # SummaryWriter.add_hparams would open a second run inside the writer's. And of its three
+    # records the first (the "experiment") stays away: TensorBoard would take the columns of
+    # all runs from one run's list; without it, they are the union over the runs.
+    records: Callable[..., tuple[Any, Any, Any]] = hparams
+    _, start, end = records({k: _setting(v) for k, v in settings.items()}, {})
+    file = writer._get_file_writer()
+    file.add_summary(start)
+    file.add_summary(end)
 
 
 def _setting(value: bool | int | float | str) -> int | float | str:

@@ -8,10 +8,9 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,10 @@ from torch import Tensor, nn
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core.tree import is_finite
 from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.models import set_draw
 from metalearn.tracking import NullTracker, Progress, Tracker
+from metalearn.trainers.clock import Clock, process_memory
+from metalearn.trainers.diagnostics import Predictive, Units, Watch
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.signals import StopRequest
 
@@ -39,11 +41,13 @@ class StepReport:
     loss: Tensor
     """Training loss, a scalar."""
     grads: Mapping[str, Tensor]
-    """Gradient of each named parameter of the module."""
+    """Gradient of each named parameter of the module that this step is to change."""
     samples: int
     """How many tasks (or samples) it took."""
     suspects: Callable[[], str]
     """Names the tasks or samples behind a non-finite value."""
+    member_losses: Tensor | None = None
+    """``[M]`` in a training of members."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Trainer(ABC):
         self._best: dict[str, Tensor] = {}
         self._stale = 0
         self._shown: dict[str, float] = {}
+        self.watch = Watch((), settings.diagnostics_every, self)
 
     @abstractmethod
     def gradient(self, step: int) -> StepReport:
@@ -114,17 +119,46 @@ class Trainer(ABC):
     def validate(self) -> Mapping[str, float]:
         """Validation numbers at the current parameters; ``monitor`` is one of them."""
 
-    def extra_state(self) -> dict[str, str | int | None]:
-        """What a subclass keeps in a checkpoint beside the common state."""
+    @property
+    def bands(self) -> dict[str, list[str]]:
+        """Records with ends ``<name>_low`` and ``<name>_high``, by what the ends are."""
         return {}
 
-    def load_extra_state(self, state: Mapping[str, str | int | None]) -> None:
+    def extra_state(self) -> dict[str, Any]:
+        """What a subclass keeps in a checkpoint beside the common state, plain or tensors."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take what `extra_state` gave."""
         return
+
+    def rate(self, step: int) -> float:
+        """Factor of the learning rate at a step counted from 0."""
+        return self.settings.rate(step)
 
     def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
         """Further numbers of a step that is logged, before its update."""
         return {}
+
+    def begin_watch(self) -> None:
+        """Set up ``settings.diagnostics``; called once by a subclass that is complete.
+
+        Raises:
+            SettingError: a diagnostic that this training has nothing for.
+        """
+        self.watch = Watch(self.settings.diagnostics, self.settings.diagnostics_every, self)
+
+    def watchable(self) -> Mapping[str, str]:
+        """What diagnostics can see, and why not; see `metalearn.trainers.diagnostics.Watched`."""
+        return {}
+
+    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
+        """Gradients of units of a kind that is `watchable`, at a step with these gradients."""
+        raise SettingError("kind", kind, f"known are {', '.join(self.watchable())}")
+
+    def watched_models(self, step: int) -> Iterator[Predictive]:
+        """Models with the data of a step, where ``"predictive"`` is `watchable`."""
+        return iter(())
 
     def fit(self) -> FitResult:
         """Train to the last step, to the end of patience, or to a signal; then save.
@@ -141,8 +175,9 @@ class Trainer(ABC):
             if self.best_step < 0:
                 self._evaluate()
                 self.save("last")
-            clock = _Clock()
-            while self.step < total and not self._out_of_patience() and stop.received is None:
+            clock = Clock()
+            self.watch.restart()
+            while self.step < total and not self.out_of_patience() and stop.received is None:
                 self._train_step(bar, clock)
                 self.seconds = before + time.monotonic() - start
                 if self._due(self.settings.eval_every):
@@ -155,7 +190,7 @@ class Trainer(ABC):
         if self.step == total:
             reason: Literal["finished", "patience", "interrupted"] = "finished"
         else:
-            reason = "patience" if self._out_of_patience() else "interrupted"
+            reason = "patience" if self.out_of_patience() else "interrupted"
         self.tracker.flush()
         return FitResult(
             self.step,
@@ -171,14 +206,14 @@ class Trainer(ABC):
         """Write ``checkpoints/<name>.pt``: all that `resume` needs. None without a folder."""
         if self.folder is None:
             return None
-        self._refuse_non_finite_parameters()
+        self.check_parameters()
         path = self.folder / "checkpoints" / f"{name}.pt"
         save_checkpoint(
             path,
             {
                 "version": _CHECKPOINT_VERSION,
                 "step": self.step,
-                "module": self.module.state_dict(),
+                "module": self._best if name == "best" else self.module.state_dict(),
                 "optimizer_class": type(self.optimizer).__name__,
                 "optimizer": self.optimizer.state_dict(),
                 "best_step": self.best_step,
@@ -186,6 +221,7 @@ class Trainer(ABC):
                 "stale": self._stale,
                 "seconds": self.seconds,
                 "extra": self.extra_state(),
+                "diagnostics": self.watch.state(),
             },
         )
         return path
@@ -215,6 +251,7 @@ class Trainer(ABC):
             self.best_step, self.best_value = state["best_step"], state["best_value"]
             self._stale = state["stale"]
             self.load_extra_state(state.get("extra", {}))
+            self.watch.load_state(state.get("diagnostics", {}))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{path}: this checkpoint does not fit the run ({reason})") from error
@@ -231,24 +268,24 @@ class Trainer(ABC):
             raise DataError("the best checkpoint is missing, so the best parameters are not known")
         self.module.load_state_dict(self._best)
 
-    def _train_step(self, bar: Progress, clock: _Clock) -> None:
+    def _train_step(self, bar: Progress, clock: Clock) -> None:
         step = self.step
+        set_draw(self.module, step)
         report = self.gradient(step)
-        parameters = {n: p for n, p in self.module.named_parameters() if n in report.grads}
-        for name, parameter in parameters.items():
-            parameter.grad = report.grads[name]
-        limit = math.inf if self.settings.clip is None else self.settings.clip
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
-        loss = float(report.loss)
-        if not (math.isfinite(loss) and math.isfinite(float(norm))):
-            self._refuse_non_finite(step, loss, float(norm), report)
+        for name, parameter in self.module.named_parameters():
+            grad = report.grads.get(name)  # none of a stack that is not trained any more
+            parameter.grad = None if grad is None else _laid_out_like(grad, parameter)
+        if self.watch.due(step):
+            with clock.paused():
+                self.watch.look(step, report.grads, self.tracker)
+        loss, norm = self.accept(step, report)
         due = (step + 1) % self.settings.log_every == 0 or step == 0
         with clock.paused():
             extra = dict(self.log_training(step, report)) if due else {}
-        factor = self.settings.rate(step)
+        factor = self.rate(step)
         for group, rate in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * factor
-        self.optimizer.step()
+        self.update(factor)
         self.step += 1
         clock.count(report.samples)
         if "train/accuracy_after" in extra:
@@ -257,25 +294,45 @@ class Trainer(ABC):
         if due:
             numbers = {
                 "train/loss": loss,
-                "train/gradient_norm": float(norm),
+                "train/gradient_norm": norm,
                 "train/learning_rate": self._rates[0] * factor,
                 f"speed/{self.unit}_per_s": clock.rate(),
-                "speed/memory_gb": _peak_memory(self.device),
+                "speed/memory_gb": process_memory(self.device),
                 **extra,
             }
             self.tracker.scalars(self.step, numbers)
             clock.restart()
 
-    def _refuse_non_finite(self, step: int, loss: float, norm: float, report: StepReport) -> None:
+    def accept(self, step: int, report: StepReport) -> tuple[float, float]:
+        """Clip the gradient; loss and norm before clipping.
+
+        Raises:
+            NonFiniteError: one of them is not finite; the state before the step has been saved.
+        """
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        values = [p for n, p in self.module.named_parameters() if n in report.grads]
+        norm = float(torch.nn.utils.clip_grad_norm_(values, limit))
+        loss = float(report.loss)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.refuse_non_finite(step, f"loss {loss:g} and gradient norm {norm:g}", report)
+        return loss, norm
+
+    def update(self, factor: float) -> None:
+        """Take the outer step; ``factor`` is that of the schedule, learning rates are set."""
+        self.optimizer.step()
+
+    def refuse_non_finite(self, step: int, what: str, report: StepReport) -> None:
+        """Save the state before the step and raise NonFiniteError."""
         path = self.save(f"non_finite_step_{step}")
         self.tracker.flush()
         where = f"; the state before the step is in {path}" if path else ""
         raise NonFiniteError(
-            f"step {step}: loss {loss:g} and gradient norm {norm:g} are not both finite, from "
+            f"step {step}: {what} are not both finite, from "
             f"{report.suspects()}{where}; a lower inner or outer learning rate may help"
         )
 
-    def _refuse_non_finite_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Refuse parameters that are not finite."""
         if not is_finite(dict(self.module.named_parameters())):
             raise NonFiniteError(
                 f"step {self.step}: the outer update made parameters that are not finite; "
@@ -283,77 +340,59 @@ class Trainer(ABC):
             )
 
     def _evaluate(self) -> None:
-        self._refuse_non_finite_parameters()
+        self.check_parameters()
         numbers = dict(self.validate())
         self.tracker.scalars(self.step, numbers)
         self.tracker.histograms(self.step, "weights", dict(self.module.named_parameters()))
         grads = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
         self.tracker.histograms(self.step, "weights_gradient", grads)
-        value = numbers[self.monitor]
-        better = value > self.best_value if self.larger_is_better else value < self.best_value
-        if self.best_step < 0 or better or math.isnan(self.best_value):
-            self.best_step, self.best_value, self._stale = self.step, value, 0
-            self._best = copy.deepcopy(self.module.state_dict())
+        self.watch.draw(self.step, self.tracker)
+        if self.judge(numbers):
             self.save("best")
-        else:
-            self._stale += 1
         log.info(
             "step %d/%d: %s %.4g (best %.4g at step %d)",
             self.step,
             self.settings.steps,
             self.monitor,
-            value,
+            numbers[self.monitor],
             self.best_value,
             self.best_step,
         )
 
-    def _out_of_patience(self) -> bool:
+    def judge(self, numbers: Mapping[str, float]) -> bool:
+        """Take note of a validation; whether the best state has changed."""
+        value = numbers[self.monitor]
+        better = value > self.best_value if self.larger_is_better else value < self.best_value
+        if not (self.best_step < 0 or better or math.isnan(self.best_value)):
+            self._stale += 1
+            return False
+        self.best_step, self.best_value, self._stale = self.step, value, 0
+        self._best = copy.deepcopy(self.module.state_dict())
+        return True
+
+    def out_of_patience(self) -> bool:
+        """Whether validations have brought nothing for too long."""
         return self.settings.patience is not None and self._stale >= self.settings.patience
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
 
 
-class _Clock:
-    """Samples a second since the last restart, validation left out."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._samples, self._spent, self._since = 0, 0.0, time.monotonic()
-
-    def count(self, samples: int) -> None:
-        self._samples += samples
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._spent += time.monotonic() - self._since
-        yield
-        self._since = time.monotonic()
-
-    def rate(self) -> float:
-        spent = self._spent + time.monotonic() - self._since
-        return self._samples / max(spent, 1e-9)
-
-
 def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:
+    """The same gradient with the strides of its parameter.
+
+    Fused optimisers on a CPU pair elements by their place in memory (torch 2.14): with other
+    strides they would step along a shuffled gradient without an error.
+    """
+    if grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
 
 
 def _options(factory: object) -> object:
     """What an optimiser's factory was given, where it tells."""
     return getattr(factory, "keywords", None) or getattr(factory, "__name__", "a factory")
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Peak memory in GB: of a CUDA device, else of this process; NaN where unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    try:
-        import resource
-        import sys
-    except ImportError:  # Windows
-        return math.nan
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from metalearn.errors import SettingError, check_whole
+from metalearn.trainers.diagnostics import check_diagnostics
 
 __all__ = ["LoopSettings"]
 
@@ -26,6 +28,8 @@ class LoopSettings:
         checkpoint_every: steps between two saves of ``checkpoints/last.pt``.
         patience: validations without improvement after which training stops; None never stops.
         progress: show a bar; None shows it on a terminal.
+        diagnostics: what to show of the gradients: names of `metalearn.trainers.diagnostics`.
+        diagnostics_every: steps between two looks of them.
 
     Raises:
         SettingError: a value out of range.
@@ -40,17 +44,20 @@ class LoopSettings:
     checkpoint_every: int = 250
     patience: int | None = None
     progress: bool | None = None
+    diagnostics: Sequence[str] = ()
+    diagnostics_every: int = 50
 
     def __post_init__(self) -> None:
         least = {"warmup": 0}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("schedule", "clip", "progress") or (
+            if field.name in ("schedule", "clip", "progress", "diagnostics") or (
                 field.name == "patience" and value is None
             ):
                 continue
             low = least.get(field.name, 1)
             check_whole(field.name, value, low)
+        check_diagnostics(self.diagnostics)
         if self.warmup >= self.steps:
             raise SettingError("warmup", self.warmup, f"fewer than steps={self.steps} are accepted")
         if self.schedule not in ("cosine", "constant"):

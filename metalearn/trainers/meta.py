@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,40 +16,39 @@ from torch import Tensor, nn
 
 from metalearn.core import Plan
 from metalearn.errors import SettingError, check_whole
+from metalearn.models import Ensemble
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
-from metalearn.trainers.base import OptimizerFactory, StepReport, Trainer
-from metalearn.trainers.learner import MAML, MetaLearner, TaskScores, mean_interval
+from metalearn.trainers.base import OptimizerFactory, StepReport
+from metalearn.trainers.diagnostics import Predictive, Units
+from metalearn.trainers.learner import MetaLearner
 from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.maml import MAML
+from metalearn.trainers.member_learner import MemberLearner
+from metalearn.trainers.member_trainer import MemberTrainer
+from metalearn.trainers.meta_watch import meta_sources, shot_units, task_predictive, task_units
+from metalearn.trainers.task_reports import TestReport, by_step, score_numbers, task_report
+from metalearn.trainers.task_scores import TaskScores, joined_scores, mean_interval
 from metalearn.types import Split, TaskDistribution
 
-__all__ = ["MetaTrainer", "TestReport"]
+__all__ = ["MetaTrainer"]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TestReport:
-    """Mean and half-width of the 95 % interval over tasks, at every inner step 0..K."""
-
-    tasks: int
-    losses: Tensor
-    """``[2, K+1]``: mean, half-width."""
-    accuracies: Tensor | None
-    """``[2, K+1]``; None for regression."""
-
-
-class MetaTrainer(Trainer):
-    """Trains a module to adapt to the tasks of a distribution.
+class MetaTrainer(MemberTrainer):
+    """Trains a module, or an `Ensemble` of modules, to adapt to the tasks of a distribution.
 
     Step s takes the training tasks s·T .. (s+1)·T − 1, so a run is a function of its settings and
     can be stopped and resumed anywhere.
 
     Args:
         model: maps inputs to ``tasks.outputs`` logits or values; trained in place (a converted
-            copy of it where ``maml.norm`` is set: see ``trainer.module``).
+            copy of it where ``maml.norm`` is set: see ``trainer.module``). An `Ensemble` has M
+            starting points trained on the same tasks; its prediction is the mean of its members.
         tasks: where tasks come from.
         maml: how to adapt, and how to differentiate through adaptation.
+        members: M, checked against the model; None for a single module.
         steps: outer steps.
         meta_batch: T, tasks a step.
         validation_tasks: tasks of the validation split, always the same.
@@ -73,6 +71,7 @@ class MetaTrainer(Trainer):
         tasks: TaskDistribution,
         *,
         maml: MAML | None = None,
+        members: int | None = None,
         steps: int = 1000,
         meta_batch: int = 32,
         validation_tasks: int = 200,
@@ -84,7 +83,11 @@ class MetaTrainer(Trainer):
     ) -> None:
         for name, value in (("meta_batch", meta_batch), ("validation_tasks", validation_tasks)):
             check_whole(name, value, 1)
-        self.learner = MetaLearner(model.to(device), maml, kind=tasks.kind)
+        ensemble = isinstance(model, Ensemble)
+        if members is not None and not (isinstance(model, Ensemble) and len(model) == members):
+            raise SettingError("members", members, "an Ensemble with as many members is needed")
+        make = MemberLearner if ensemble else MetaLearner
+        self.learner = make(model.to(device), maml, kind=tasks.kind)
         super().__init__(
             self.learner.module,
             LoopSettings(steps=steps, **settings),
@@ -93,11 +96,16 @@ class MetaTrainer(Trainer):
             folder=folder,
             device=device,
         )
+        module = self.learner.module
+        self.ensemble = module if isinstance(module, Ensemble) else None
         self.tasks = tasks
         self.meta_batch, self.validation_tasks = meta_batch, validation_tasks
         self.larger_is_better = tasks.kind == "classification"
-        self.monitor = "validation/" + ("accuracy" if self.larger_is_better else "loss") + "_after"
+        score = "accuracy" if self.larger_is_better else "loss"
+        self.monitor = f"validation/member_{score}" if ensemble else f"validation/{score}_after"
         self._check_outputs()
+        self.begin_members()
+        self.begin_watch()
 
     def gradient(self, step: int) -> StepReport:
         """Meta-gradient of step ``step``."""
@@ -107,25 +115,48 @@ class MetaTrainer(Trainer):
         result = self.learner.meta_gradient(batch)
 
         def suspects() -> str:
-            finite = torch.isfinite(result.query_losses)
+            finite = torch.isfinite(result.query_losses.view(-1, len(indices))).all(0)
             bad = [i for i, good in zip(indices, finite.tolist()) if not good] or list(indices)
             return f"training tasks {', '.join(map(str, bad))}"
 
-        return StepReport(result.loss, result.grads, len(indices), suspects)
+        if self.ensemble is None:
+            return StepReport(result.loss, result.grads, len(indices), suspects)
+        grads = {f"stacks.0.network.{name}": grad for name, grad in result.grads.items()}
+        return StepReport(result.loss.mean(), grads, len(indices), suspects, result.loss)
 
     def validate(self) -> Mapping[str, float]:
         """Scores on the fixed validation tasks, before and after adaptation, with intervals."""
         scores = self._score("validation", self.validation_tasks)
         if not isinstance(self.tracker, NullTracker):
             self._draw(scores)
-            self.tracker.curves(self.step, "validation_by_step", _by_step(scores))
-        return _numbers("validation", scores)
+            self.tracker.curves(self.step, "validation_by_step", by_step(scores))
+        if scores.members is not None:
+            members = scores.members
+            values = members.losses if members.accuracies is None else members.accuracies
+            self._newest = values[:, :, -1].mean(0)
+        return score_numbers("validation", scores)
+
+    @property
+    def bands(self) -> dict[str, list[str]]:
+        """Of tasks: mean and 95 % interval; of members: median and extremes."""
+        scores = ("accuracy", "loss") if self.larger_is_better else ("loss",)
+        splits = ("train", "validation")
+        tasks = [f"{s}/{n}_{w}" for s in splits for n in scores for w in ("before", "after")]
+        found = {"95% confidence intervals": tasks}
+        if self.ensemble is not None:
+            members = [f"{s}/member_{n}" for s in splits for n in scores]
+            found["members: median and extremes"] = members
+        return found
+
+    def member_scores(self) -> Tensor:
+        """``[M]``: validation accuracy (or loss) of each member after adaptation."""
+        return self._newest
 
     def log_training(self, step: int, report: StepReport) -> Mapping[str, float]:
         """Scores of the meta-batch at hand, before and after its inner steps."""
         batch = self.tasks.sample("train", self._train_indices(step), device=self.device)
         scores = self.learner.score(batch, steps=self.learner.maml.inner_steps)
-        return _numbers("train", scores)
+        return score_numbers("train", scores)
 
     def test(
         self, count: int = 600, *, split: Split = "test", inductive: bool = False
@@ -133,29 +164,49 @@ class MetaTrainer(Trainer):
         """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K."""
         check_whole("count", count, 1)
         scores = self._score(split, count, inductive=inductive)
-        accuracies = scores.accuracies
-        return TestReport(
-            count,
-            torch.stack(mean_interval(scores.losses)).cpu(),
-            None if accuracies is None else torch.stack(mean_interval(accuracies)).cpu(),
-        )
+        return task_report(scores)
 
-    def extra_state(self) -> dict[str, str | int | None]:
+    def watchable(self) -> Mapping[str, str]:
+        """Shots of each task, tasks, members where there are some, adapted models."""
+        return meta_sources(self.learner)
+
+    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
+        """Shots by the inner gradient at the initial parameters, tasks by the meta-gradient."""
+        if kind == "member":
+            return self.member_units(grads)
+        indices = self._train_indices(step)
+        batch = self.tasks.sample("train", indices, device=self.device)
+        if kind == "shot":
+            return shot_units(self.learner, batch)
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        return task_units(self.learner, batch, limit=limit, labels=[str(i) for i in indices])
+
+    def watched_models(self, step: int) -> Iterator[Predictive]:
+        """Learners that are adapted to the tasks of a step, on the query sets."""
+        batch = self.tasks.sample("train", self._train_indices(step), device=self.device)
+        return task_predictive(self.learner, batch)
+
+    def member_settings(self) -> list[dict[str, float]]:
+        """Nothing differs between members but where they start."""
+        return [{"member": index} for index in range(len(self.ensemble or ()))]
+
+    def extra_state(self) -> dict[str, Any]:
         """How meta-gradients are taken, so that a resumed run goes on in the same way."""
-        plan = self.learner.plan
-        if plan is None:
-            return {}
-        return {
-            "engine": plan.engine,
-            "method": plan.method,
-            "chunk_size": plan.chunk_size,
-            "device": self.device.type,
-        }
+        state, plan = super().extra_state(), self.learner.plan
+        if plan is not None:
+            state |= {
+                "engine": plan.engine,
+                "method": plan.method,
+                "chunk_size": plan.chunk_size,
+                "device": self.device.type,
+            }
+        return state
 
-    def load_extra_state(self, state: Mapping[str, str | int | None]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take the plan of the run, unless it was made for another kind of device."""
-        if state and state["device"] == self.device.type:
-            planned: dict[str, Any] = {k: v for k, v in state.items() if k != "device"}
+        super().load_extra_state(state)
+        if state.get("device") == self.device.type:
+            planned: dict[str, Any] = {k: state[k] for k in ("engine", "method", "chunk_size")}
             self.learner.plan = Plan(**planned, notes=("as before the interruption",))
             log.info("%s", self.learner.plan)
 
@@ -175,12 +226,7 @@ class MetaTrainer(Trainer):
             indices = range(start, min(start + self.meta_batch, count))
             batch = self.tasks.sample(split, indices, device=self.device)
             parts.append(self.learner.score(batch, inductive=inductive))
-        accuracies = [p.accuracies for p in parts if p.accuracies is not None]
-        return TaskScores(
-            torch.cat([p.losses for p in parts]),
-            torch.cat(accuracies) if accuracies else None,
-            torch.cat([p.predictions for p in parts]),
-        )
+        return joined_scores(parts)
 
     def _draw(self, scores: TaskScores) -> None:
         """Figures of a validation: one task, and the adaptation curve."""
@@ -214,7 +260,7 @@ class MetaTrainer(Trainer):
         name = type(self.module).__name__
         try:
             with torch.no_grad():
-                outputs = self.learner.apply(self.learner.params, self.learner.buffers, inputs)
+                outputs = self.learner.outputs(inputs)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             accepted = f"a model that takes inputs {list(inputs.shape)} is needed ({reason})"
@@ -230,25 +276,3 @@ class MetaTrainer(Trainer):
 def _first(batch: Any) -> tuple[Tensor, Tensor]:
     inputs, targets = batch
     return inputs[0], targets[0]
-
-
-def _by_step(scores: TaskScores) -> dict[str, float]:
-    """The score at each inner step: accuracy, or loss for regression."""
-    values, name = (scores.losses, "loss")
-    if scores.accuracies is not None:
-        values, name = scores.accuracies, "accuracy"
-    return {f"{name}_{k}": float(mean) for k, mean in enumerate(values.mean(0))}
-
-
-def _numbers(prefix: str, scores: TaskScores) -> dict[str, float]:
-    """Means before and after adaptation, and the ends of their 95 % intervals."""
-    numbers: dict[str, float] = {}
-    for name, values in (("loss", scores.losses), ("accuracy", scores.accuracies)):
-        if values is None:
-            continue
-        mean, half = mean_interval(values)
-        for when, k in (("before", 0), ("after", -1)):
-            centre, width = float(mean[k]), float(half[k])
-            key = f"{prefix}/{name}_{when}"
-            numbers |= {key: centre, f"{key}_low": centre - width, f"{key}_high": centre + width}
-    return numbers

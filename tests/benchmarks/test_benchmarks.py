@@ -14,11 +14,14 @@ from metalearn.benchmarks import (
     WORKLOADS,
     Timing,
     available,
+    curve,
     curve_figure,
     race,
     race_figure,
     race_table,
 )
+from metalearn.benchmarks.contestants import Run
+from metalearn.benchmarks.worker import errors
 from metalearn.benchmarks.workloads import Workload
 from metalearn.models import MLP, Conv4
 from tests.oracles import assert_trees
@@ -78,32 +81,69 @@ def test_the_floor_counts_matrix_products(
     assert len(shapes) == sum(counts)
 
 
-def test_a_race_reports_positive_times_and_small_errors() -> None:
-    timings = race(SMALL, ["batched", "first_order"], rounds=1)
-    assert [t.contestant for t in timings] == ["batched", "first_order"]
+def test_a_race_reports_times_memory_and_errors() -> None:
+    timings = race("sinusoid", ["vmap", "batched"], rounds=2, memory=True)
+    assert [t.contestant for t in timings] == ["vmap", "batched"]
     for t in timings:
-        assert (
-            t.milliseconds > 0
-            and t.floors > 0
-            and t.error < 1e-10
-            and t.rounding < 1e-3
-            and math.isnan(t.memory)
-        )
+        assert t.milliseconds > 0 and t.floors > 1 and t.memory >= 0
+        assert t.error < 1e-10 and t.rounding < 1e-3
+    assert timings[0].ours > 0 and timings[1].ours == 1
+
+
+def test_without_ours_in_the_race_nothing_is_compared_with_it() -> None:
+    (alone,) = race("sinusoid", ["first_order_loop"], rounds=1)
+    assert alone.milliseconds > 0 and math.isnan(alone.ours) and math.isnan(alone.memory)
+
+
+def test_a_contestant_that_fails_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARALLEL_METALEARN", "/nowhere")
+    (failed,) = race("sinusoid", ["parallel_metalearn"], rounds=1)
+    assert math.isnan(failed.milliseconds) and math.isnan(failed.error)
+
+
+def test_a_curve_has_a_point_for_each_number_of_steps() -> None:
+    points = curve("sinusoid", ["batched"], [2, 1])["batched"]
+    assert list(points) == [1, 2]
+    assert all(point["seconds"] > 0 and point["memory"] >= 0 for point in points.values())
+
+
+def test_a_task_is_the_same_alone_and_in_a_batch() -> None:
+    both, second = SMALL.batch(), replace(SMALL, tasks=1, first=1).batch()
+    for a, b in zip(both.support + both.query, second.support + second.query):
+        assert torch.equal(a[1:], b)
+
+
+def test_rounding_is_the_median_over_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One task of three moved by 1, in float32 alone, is not seen."""
+    loop = CONTESTANTS["loop"]
+
+    def prepare(workload: Workload, dtype: torch.dtype) -> Run:
+        run = loop.prepare(workload, dtype)
+        if dtype == torch.float64 or workload.first != 1:
+            return run
+        return lambda: {name: g + 1 for name, g in run().items()}
+
+    monkeypatch.setitem(CONTESTANTS, "moved", replace(loop, prepare=prepare))
+    found = errors(replace(WAVES, tasks=3), "moved")
+    assert found["exact"] == 0 and 0 < found["rounding"] < 1e-5
 
 
 def test_tables_and_figures_show_every_contestant() -> None:
     timings = [
-        Timing("batched", 10.0, 1.5, 1e-15, 1e-7, 2e6),
-        Timing("grad_vmap", 20.0, 3.0, 4e-3, 5e-3, math.nan),
-        Timing("first_order", 5.0, 1.2, 1e-15, 1e-7, 1e6),
+        Timing("batched", 10.0, 1.5, 1.0, 1e-15, 1e-7, 2e6),
+        Timing("grad_vmap", 20.0, 3.0, 2.1, 4e-3, 5e-3, math.nan),
+        Timing("first_order", 5.0, 1.2, math.nan, 1e-15, 1e-7, 1e6),
+        Timing("higher", *[math.nan] * 6),
     ]
     table = race_table({"W1": timings})
     assert "| reverse, batched | 10.00 | 1.50 | 1.00 | 2 | 1e-15 | 1e-07 |" in table
-    assert "| torch.func grad(vmap) | 20 | 3.00 | 2.00 |  | 4e-03 | 5e-03 |" in table
+    assert "| first-order, batched | 5.00 | 1.20 |  | 1 |" in table
+    assert "| higher | nan | nan |" in table
+    assert "| torch.func grad(vmap) | 20 | 3.00 | 2.10 |  | 4e-03 | 5e-03 |" in table
     axes = race_figure({"W1": timings, "W2": timings}).axes
     assert len(axes) == 2
     labels = [tick.get_text() for tick in axes[0].get_yticklabels()]
-    assert set(labels) == {CONTESTANTS[t.contestant].title for t in timings}
+    assert set(labels) == {CONTESTANTS[t.contestant].title for t in timings[:-1]}
     assert any("wrong gradient" in text.get_text() for text in axes[0].texts)
     points = {1: {"memory": 1e6, "seconds": 0.1}, 10: {"memory": 5e6, "seconds": 1.0}}
     left, right = curve_figure("W2", {"batched": points, "mixed": points}).axes

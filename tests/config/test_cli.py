@@ -172,7 +172,7 @@ def test_bad_settings_end_in_one_sentence(
         (["task=folder", "task.root=nowhere"], "task.root"),
         (["task=folder", "task.root=mine", "task.way=9"], "task.way=9: the "),
         (["task=folder", "task.root=mine", "task.shot=9"], "task.shot + query=14: class "),
-        (["task=omniglot", "task.download=false"], "or use task=glyphs"),
+        (["task=omniglot", "task.download=false"], "or use glyphs"),
         (["task=omniglot", "task.split=half"], "task.split='half': one of random, alphabets"),
     ],
 )

@@ -6,27 +6,34 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from metalearn.cli.building import groups_of
 from metalearn.signatures import accepted_settings, check_settings
 from tests.config.commands import ROOT
 
 CONF = ROOT / "conf"
 GROUPS = ("task", "model", "maml", "optimizer", "trainer")
+SAMPLES = ("data", "model", "optimizer", "trainer")
 NODES = [p for group in GROUPS for p in sorted((CONF / group).glob("*.yaml"))]
+DATA = sorted((CONF / "data").glob("*.yaml"))
+OOD = sorted((CONF / "ood").glob("*.yaml"))
 GIVEN_BY_THE_PROGRAM = {
     "model": {"input_shape", "outputs"},
-    "trainer": {"model", "tasks", "maml", "optimizer", "tracker", "folder", "device"},
-}
+    "task": {"data"},
+    "trainer": {
+        "model", "tasks", "data", "ood", "maml", "optimizer", "tracker", "folder", "device",
+    },
+}  # fmt: skip
 
 
 def choice(path: Path) -> str:
     return f"{path.parent.name}={path.stem}"
 
 
-@pytest.mark.parametrize("path", NODES, ids=choice)
+@pytest.mark.parametrize("path", NODES + DATA, ids=choice)
 def test_a_node_binds_to_its_constructor(path: Path) -> None:
-    node = OmegaConf.create({"seed": 0, path.parent.name: OmegaConf.load(path)})[path.parent.name]
+    node = composed(choice(path))[path.parent.name]
     if "root" in OmegaConf.missing_keys(node):
         node.root = "somewhere"
     values = OmegaConf.to_container(node, resolve=True)
@@ -36,7 +43,7 @@ def test_a_node_binds_to_its_constructor(path: Path) -> None:
     check_settings(target, values, "")
     accepted = set(accepted_settings(target)) - GIVEN_BY_THE_PROGRAM.get(path.parent.name, set())
     if not partial:  # a torch optimiser has more settings than need to be shown
-        assert accepted - {"data"} == set(values), "a setting is missing from the YAML"
+        assert accepted == set(values), "a setting is missing from the YAML"
 
 
 @pytest.mark.parametrize(
@@ -44,21 +51,60 @@ def test_a_node_binds_to_its_constructor(path: Path) -> None:
     [choice(p) for p in NODES] + [choice(p) for p in sorted((CONF / "experiment").glob("*.yaml"))],
 )
 def test_every_choice_composes(override: str) -> None:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", overrides=[override])
+    config = composed(override)
     for group in GROUPS:
         assert "_target_" in config[group]
 
 
-def test_experiments_change_only_what_is_there() -> None:
-    """A key of an experiment that no group has would be silently new."""
+@pytest.mark.parametrize(
+    "override", [choice(p) for p in [*DATA, *OOD, *NODES] if p.parent.name in (*SAMPLES, "ood")]
+)
+def test_every_choice_composes_for_an_ensemble(override: str) -> None:
+    if override.startswith("trainer="):
+        override = "seed=0"
+    config = composed("trainer=ensemble", override)
+    for group in (*SAMPLES, *(["ood"] if override.startswith("ood=") else [])):
+        assert "_target_" in config[group]
+    assert config.trainer._target_ == "metalearn.trainers.EnsembleTrainer"
+    expected = ("data", *(["ood"] if "ood" in config and config.ood else []), *SAMPLES[1:])
+    assert groups_of(config) == expected
+
+
+@pytest.mark.parametrize("path", OOD, ids=choice)
+def test_a_second_data_set_is_the_data_set_of_that_name(path: Path) -> None:
+    assert (CONF / "data" / path.name).is_file()
+    config = composed("trainer=ensemble", choice(path), f"data={path.stem}")
+    assert config.ood == config.data
+    assert config.ood.seed == config.seed
+
+
+def test_groups_of_a_trainer_are_those_it_is_built_from() -> None:
+    assert groups_of(composed()) == ("task", "maml", "model", "optimizer", "trainer")
+    both = composed("trainer=meta", "ood=glyphs")  # a meta-learner takes no labelled samples
+    assert groups_of(both) == ("task", "maml", "model", "optimizer", "trainer")
+
+
+def test_an_ensemble_has_a_network_and_an_optimiser_of_its_own() -> None:
+    config = composed("trainer=ensemble")
+    assert config.model._target_.endswith("MLP")
+    assert config.optimizer.fused
+    config = composed("trainer=ensemble", "model=conv4", "optimizer=sgd")
+    assert config.model._target_.endswith("Conv4")
+    assert config.optimizer.momentum == 0.9
+
+
+def composed(*overrides: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for path in sorted((CONF / "experiment").glob("*.yaml")):
-            config = compose("train", overrides=[choice(path)])
-            for group in GROUPS:
-                values = OmegaConf.to_container(config[group])
-                assert isinstance(values, dict)
-                names = {str(k) for k in values if not str(k).startswith("_")}
-                assert names <= set(accepted_settings(get_object(values["_target_"]))), path
+        return compose("train", overrides=list(overrides))
+
+
+def test_experiments_change_only_what_is_there() -> None:
+    """A key of an experiment that no group has would be silently new."""
+    for path in sorted((CONF / "experiment").glob("*.yaml")):
+        config = composed(choice(path))
+        for group in GROUPS:
+            values = OmegaConf.to_container(config[group])
+            assert isinstance(values, dict)
+            names = {str(k) for k in values if not str(k).startswith("_")}
+            assert names <= set(accepted_settings(get_object(values["_target_"]))), path

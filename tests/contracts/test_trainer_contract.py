@@ -19,11 +19,12 @@ import torch
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.tracking import RunTracker
-from metalearn.trainers import MAML, FitResult, MetaTrainer, Trainer
+from metalearn.trainers import MAML, EnsembleTrainer, FitResult, MetaTrainer, Trainer
 from tests.builders import (
     Recorder,
     Scripted,
     assert_same,
+    ensemble_trainer,
     episode_trainer,
     last,
     signal_in_step,
@@ -39,6 +40,14 @@ def _adam_inside(**settings: Any) -> Trainer:
     return sinusoid_trainer(**{"maml": maml, "optimizer": momentum, **settings})
 
 
+def _sweep(**settings: Any) -> Trainer:
+    """Members of their own learning rates, two at a time, on resamples."""
+    rates = {"low": 1e-3, "high": 1e-1}
+    return ensemble_trainer(
+        **{"lr": rates, "chunk_size": 2, "bootstrap": True, "label_smoothing": 0.1, **settings}
+    )
+
+
 def _scripted(**settings: Any) -> Trainer:
     return Scripted([0.3, 0.5, 0.4, 0.6, 0.1], **{"steps": 6, "progress": False, **settings})
 
@@ -48,8 +57,11 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "waves": sinusoid_trainer,
     "waves_first_order": _adam_inside,
     "episodes": episode_trainer,
+    "ensemble": ensemble_trainer,
+    "sweep": _sweep,
 }
 trainers = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
+MEMBERS = ("ensemble", "sweep")
 
 no_figures = pytest.mark.usefixtures("no_figures")
 
@@ -61,6 +73,7 @@ CLOCKED = ("time", "speed/")
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of these tiny runs, and `test_meta_records` looks at it."""
     monkeypatch.setattr(MetaTrainer, "_draw", lambda self, scores: None)
+    monkeypatch.setattr("metalearn.trainers.ensemble.draw_validation", lambda *given: None)
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -142,8 +155,12 @@ def test_a_result_says_how_it_ended(make: Callable[..., Trainer], tmp_path: Path
     assert result.best_name == trainer.monitor
     values = tracker.series(trainer.monitor)
     best = (max if trainer.larger_is_better else min)(values)
-    assert result.best_value == best
-    assert result.best_step == 2 * values.index(best)
+    if isinstance(trainer, EnsembleTrainer):  # every member has a best of its own
+        assert result.best_value == float(trainer.best_values.median())
+        assert result.best_step == int(trainer.best_steps.max())
+    else:
+        assert result.best_value == best
+        assert result.best_step == 2 * values.index(best)
     assert result.seconds == trainer.seconds > 0
     state = load_checkpoint(last(tmp_path))
     assert (state["step"], state["best_step"]) == (6, result.best_step)
@@ -288,7 +305,7 @@ def test_a_checkpoint_of_another_trainer_is_refused(
 
 
 @no_figures
-@pytest.mark.parametrize("make", [sinusoid_trainer, episode_trainer])
+@pytest.mark.parametrize("make", [sinusoid_trainer, episode_trainer, ensemble_trainer])
 def test_patience_is_kept_over_a_stop(make: Callable[..., Trainer], tmp_path: Path) -> None:
     settings = {"steps": 30, "eval_every": 1, "patience": 1, "schedule": "constant"}
     still: Any = lambda ps: torch.optim.SGD(ps, lr=0.0)  # noqa: E731
@@ -307,10 +324,10 @@ def test_patience_is_kept_over_a_stop(make: Callable[..., Trainer], tmp_path: Pa
 
 
 @no_figures
-@trainers
-def test_a_gradient_that_is_not_finite_is_never_applied(
-    make: Callable[..., Trainer], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", [name for name in TRAINERS if name not in MEMBERS])
+def test_a_gradient_that_is_not_finite_is_never_applied(name: str, tmp_path: Path) -> None:
+    """Of members, only the one concerned stops: see `tests.trainers.test_member_trainer`."""
+    make = TRAINERS[name]
     trainer, sound = make(folder=tmp_path), make(folder=tmp_path / "sound")
     signal_in_step(sound, 1, signal.SIGTERM)
     sound.fit()

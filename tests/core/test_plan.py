@@ -134,7 +134,7 @@ def test_a_batched_result_that_differs_is_not_used(
 ) -> None:
     case = oracles.classification(oracles.conv(nn.Identity), (1, 4, 4))
     right = layers.conv2d
-    monkeypatch.setattr(layers, "conv2d", lambda *given: factor * right(*given))
+    monkeypatch.setattr(layers, "conv2d", lambda *given, **more: factor * right(*given, **more))
     found = plan_of(case, method=method)
     assert found.engine == "vmap" and len(found.notes) == 1
     assert found.notes[0].startswith("batched differs from a plain loop by ")

@@ -56,6 +56,17 @@ def test_dicts_in_another_order_are_matched_by_key() -> None:
     assert tree.add_scaled(one, other, 1.0) == {"a": torch.tensor(11.0), "b": torch.tensor(22.0)}
 
 
+def test_inner_products_norms_and_vectors() -> None:
+    assert tree.dot(nested(), nested()) == 1 + 4 + 9 + 16 + 25 + 36
+    assert tree.norm({"a": torch.tensor([3.0]), "b": torch.tensor(4.0)}) == 5
+    vector, unravel = tree.ravel(nested())
+    assert vector.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    back = unravel(2 * vector)
+    assert isinstance(back["net"][0], Layer) and back["net"][1].tolist() == [[8.0]]
+    rows = torch.vmap(unravel)(torch.stack([vector, -vector]))
+    assert rows["pair"][0].tolist() == [5.0, -5.0]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_is_finite(bad: float) -> None:
     assert tree.is_finite(nested())

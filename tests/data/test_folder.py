@@ -147,7 +147,7 @@ def test_damaged_pictures_are_refused_by_name(tmp_path: Path) -> None:
 def test_damaged_pictures_are_left_out_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="metalearn.data.folder")
+    caplog.set_level(logging.WARNING, logger="metalearn.data.folder_reading")
     data = load_folder(damaged(tmp_path), image_size=4, on_corrupt="skip")
     assert data.labels.bincount().tolist() == [1, 2, 3, 4, 4, 5]
     assert data.images[-5:, 0, 0, 0].tolist() == [51, 52, 53, 54, 55]

@@ -74,8 +74,8 @@ def test_no_network_names_three_ways_on(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("urllib.request.urlopen", refused)
     ways = (
-        f"put the archives images_background.zip and images_evaluation.zip into {tmp_path}, point "
-        "task.root at the folder that has them, or use task=glyphs"
+        f"put the archives images_background.zip and images_evaluation.zip into {tmp_path}, set "
+        "root to the folder that has them, or use glyphs"
     )
     with pytest.raises(DataError, match=rf"failed: .*no route to host.*\): {re.escape(ways)}$"):
         fetch(tmp_path, allowed=True)

@@ -165,13 +165,13 @@ def test_figures_become_pictures(tmp_path: Path) -> None:
 
 
 def test_bands_and_curves_share_one_layout(tmp_path: Path) -> None:
-    tracker = RunTracker(tmp_path, bands=["validation/accuracy_after"])
+    tracker = RunTracker(tmp_path, bands={"intervals": ["validation/accuracy_after"]})
     for step in range(2):
         tracker.curves(step, "validation/by_step", {"k=0": 0.2, "k=1": 0.9})
     tracker.close()
     events = _events(tmp_path)
     bands, curves = _layout(events).category
-    assert bands.title == "95% confidence intervals"
+    assert bands.title == "intervals"
     (series,) = bands.chart[0].margin.series
     assert (series.value, series.lower, series.upper) == (
         "validation/accuracy_after",

@@ -8,6 +8,7 @@ window, [kh, kw] of the window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Window", "from_columns", "to_columns", "window_of"]
+__all__ = ["Window", "bordered", "from_columns", "to_columns", "window_of"]
 
 
 class Window(NamedTuple):
@@ -54,11 +55,16 @@ def window_of(size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
     return Window(size, stride, pads, dilation)
 
 
-def to_columns(pictures: Tensor, window: Window) -> Tensor:
-    """``[n, H, W, C]`` to ``[n, H', W', kh·kw·C]``: the window's content at each position."""
+def to_columns(
+    pictures: Tensor, window: Window, *, padded: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """``[n, H, W, C]`` to ``[n, H', W', kh·kw·C]``: the window's content at each position.
+
+    ``padded`` from `bordered` and a contiguous ``out`` are written to where they are given.
+    """
     if window.is_pixel:
         return pictures
-    padded = _pad(pictures, window)
+    padded = _pad(pictures, window, padded)
     n, height, width, channels = padded.shape
     down, across = window._replace(padding=((0, 0), (0, 0))).positions(height, width)
     (rows, cols), (step_down, step_across), _, (apart_down, apart_across) = window
@@ -69,16 +75,21 @@ def to_columns(pictures: Tensor, window: Window) -> Tensor:
     if apart_across == 1:  # a row of the window lies in one piece
         shape[4:], strides[4:] = [cols * channels], [1]
     windows = padded.as_strided(shape, strides, padded.storage_offset())
-    return windows.clone(memory_format=torch.contiguous_format).flatten(3)
+    if out is None:
+        return windows.clone(memory_format=torch.contiguous_format).flatten(3)
+    out.view(shape).copy_(windows)
+    return out
 
 
-def from_columns(columns: Tensor, window: Window, height: int, width: int) -> Tensor:
+def from_columns(
+    columns: Tensor, window: Window, height: int, width: int, *, out: Tensor | None = None
+) -> Tensor:
     """Transpose of `to_columns`: ``[n, H', W', kh·kw·C]`` summed into ``[n, H, W, C]``."""
     if window.is_pixel:
-        return columns
+        return columns if out is None else out.copy_(columns)
     n, down, across, _ = columns.shape
     columns = columns.view(n, down, across, *window.size, -1)
-    pictures = columns.new_empty(n, height, width, columns.shape[-1])
+    pictures = columns.new_empty(n, height, width, columns.shape[-1]) if out is None else out
     (steps, pads, apart) = window.stride, window.padding, window.dilation
     vertical = _visits(height, down, window.size[0], steps[0], pads[0][0], apart[0])
     horizontal = _visits(width, across, window.size[1], steps[1], pads[1][0], apart[1])
@@ -96,6 +107,18 @@ def from_columns(columns: Tensor, window: Window, height: int, width: int) -> Te
         if fresh:
             target.zero_()
     return pictures
+
+
+def bordered(like: Tensor, shape: Sequence[int], window: Window) -> Tensor:
+    """Memory for pictures ``[n, H, W, C]`` and a border, which is zero already."""
+    (top, bottom), (left, right) = window.padding
+    n, height, width, channels = shape
+    padded = like.new_empty(n, top + height + bottom, left + width + right, channels)
+    padded[:, :top].zero_()
+    padded[:, top + height :].zero_()
+    padded[:, top : top + height, :left].zero_()
+    padded[:, top : top + height, left + width :].zero_()
+    return padded
 
 
 Visit = tuple[int, slice, slice]
@@ -120,17 +143,13 @@ def _visits(
     return tuple(tuple(sorted(p, key=lambda v: v[1].start - v[1].stop)) for p in phases)
 
 
-def _pad(pictures: Tensor, window: Window) -> Tensor:
+def _pad(pictures: Tensor, window: Window, padded: Tensor | None) -> Tensor:
     """Pictures with a border of zeros, contiguous."""
-    (top, bottom), (left, right) = window.padding
-    if top == bottom == left == right == 0:
+    if window.padding == ((0, 0), (0, 0)):
         return pictures.contiguous()
-    n, height, width, channels = pictures.shape
-    padded = pictures.new_empty(n, top + height + bottom, left + width + right, channels)
-    padded[:, :top].zero_()
-    padded[:, top + height :].zero_()
-    padded[:, top : top + height, :left].zero_()
-    padded[:, top : top + height, left + width :].zero_()
+    (top, _), (left, _) = window.padding
+    height, width = pictures.shape[1:3]
+    padded = bordered(pictures, pictures.shape, window) if padded is None else padded
     padded[:, top : top + height, left : left + width].copy_(pictures)
     return padded
 

@@ -1,30 +1,62 @@
 """Convolution with weights of their own for every task, by columns and batched matrix products.
 
-Channels last: z = columns(x) · w + b. Second derivatives are exact; third ones are refused.
+Channels last: z = columns(x) · w + b. Columns are kh·kw times as large as x, so they are made anew
+wherever they are needed, a block of tasks at a time, and never kept: on a CPU a block stays in the
+cache, which is faster than to fetch columns from memory, let alone to ask the system for it.
+A ReLU in front of a convolution joins it, and its mask is applied to blocks too. Second derivatives
+are exact; third ones are refused.
 Axes: T tasks, B samples, [H, W, C] of a picture, N = B·H'·W' positions, K = kh·kw·C columns,
 O output channels.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.ops.columns import Window, from_columns, to_columns
+from metalearn.core.ops.columns import Window, bordered, from_columns, to_columns
 
-__all__ = ["convolution", "task_columns"]
+__all__ = ["Product", "convolution", "task_columns"]
+
+_mask = torch.ops.aten.threshold_backward
+_BLOCK = 2**22  # bytes of columns at a time on a CPU; less costs barriers between threads
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+class Product(NamedTuple):
+    """Pictures ``[T, B, H, W, C]`` that are rows · matrix, never held as a whole."""
+
+    rows: Tensor
+    """``[T, B·H·W, K]``, data."""
+    matrix: Tensor
+    """``[T, K, C]``."""
+    shape: tuple[int, ...]
+    """T, B, H, W, C."""
+
+    def whole(self) -> Tensor:
+        """The pictures."""
+        return torch.bmm(self.rows, self.matrix).view(self.shape)
+
+
+def convolution(
+    x: Tensor | Product,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    *,
+    rectify: bool = False,
+) -> Tensor:
     """``x [T, B, H, W, C]``, ``weight [T, K, O]``, ``bias [T, 1, O]``: ``[T, B, H', W', O]``.
 
-    Differentiable twice, in reverse mode.
+    Of max(0, x) with ``rectify``. Differentiable twice, in reverse mode.
     """
-    z: Tensor = _Convolution.apply(x, weight, bias, window)[0]
-    return z.view(*x.shape[:2], *window.positions(*x.shape[2:4]), z.shape[-1])
+    shape = tuple(x.shape)
+    x, rows = (x.matrix, x.rows) if isinstance(x, Product) else (x, None)
+    z: Tensor = _Convolution.apply(x, weight, bias, rows, _Settings(window, rectify, shape))
+    return z.view(*shape[:2], *window.positions(*shape[2:4]), z.shape[-1])
 
 
 def task_columns(x: Tensor, window: Window) -> Tensor:
@@ -33,97 +65,158 @@ def task_columns(x: Tensor, window: Window) -> Tensor:
     return columns.reshape(x.shape[0], -1, columns.shape[-1])
 
 
-def _gather(columns: Tensor, window: Window, shape: torch.Size) -> Tensor:
-    """Transpose of `task_columns`; ``shape`` is that of x."""
-    down, across = window.positions(*shape[2:4])
-    pictures = from_columns(columns.view(-1, down, across, columns.shape[-1]), window, *shape[2:4])
-    return pictures.view(shape)
+class _Settings(NamedTuple):
+    window: Window
+    rectify: bool
+    shape: tuple[int, ...]
+    """T, B, H, W, C of the pictures."""
+
+
+class _Blocks:
+    """Columns of pictures and their transpose, some tasks at a time.
+
+    With ``rows``, what is called x here is the matrix of a `Product`. All blocks are in the same
+    memory: columns hold until the next call.
+    """
+
+    def __init__(self, rows: Tensor | None, weight: Tensor, settings: _Settings) -> None:
+        self.window, self.rectify, self.shape = settings
+        self.rows = rows
+        count, samples, height, width, channels = self.shape
+        down, across = self.window.positions(height, width)
+        area = self.window.size[0] * self.window.size[1]
+        self.positions = samples * down * across
+        size = self.positions * area * channels * weight.element_size()
+        cached = weight.device.type == "cpu"
+        self.tasks = min(count, max(1, _BLOCK // size)) if cached else count
+        block = self.tasks * samples
+        self._columns = weight.new_empty(block, down, across, area * channels)
+        self._padded = bordered(weight, (block, height, width, channels), self.window)
+
+    def __iter__(self) -> Iterator[slice]:
+        for start in range(0, self.shape[0], self.tasks):
+            yield slice(start, min(start + self.tasks, self.shape[0]))
+
+    def pictures(self, x: Tensor, part: slice) -> Tensor:
+        """``[t, B, H, W, C]``."""
+        if self.rows is None:
+            return x[part]
+        return torch.bmm(self.rows[part], x[part]).view(-1, *self.shape[1:])
+
+    def columns(self, pictures: Tensor, gate: Tensor) -> Tensor:
+        """``[t, N, K]`` of pictures; with a ReLU, where ``gate`` is above 0."""
+        n = len(pictures) * self.shape[1]
+        pictures = (_mask(pictures, gate, 0) if self.rectify else pictures).flatten(0, 1)
+        columns = to_columns(pictures, self.window, padded=self._padded[:n], out=self._columns[:n])
+        return columns.reshape(n // self.shape[1], self.positions, -1)
+
+    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, part: slice) -> None:
+        """Transpose of `columns` and `pictures` at dz · wᵀ, written to a part of ``out``."""
+        dz, weight = dz[part], weight[part]
+        columns = self._columns[: len(dz) * self.shape[1]]
+        torch.bmm(dz, weight.mT, out=columns.view(len(dz), self.positions, -1))
+        pictures = out[part] if self.rows is None else torch.empty_like(gate)
+        from_columns(columns, self.window, *self.shape[2:4], out=pictures.flatten(0, 1))
+        if self.rectify:
+            _mask.grad_input(pictures, gate, 0, grad_input=pictures)
+        if self.rows is not None:
+            torch.bmm(self.rows[part].mT, pictures.flatten(1, 3), out=out[part])
 
 
 class _Convolution(Function):
-    """``(x, w, b) → (z [T, N, O], columns [T, N, K])``.
-
-    The columns come out as well so that `_ConvolutionBackward` can send cotangents to them: those
-    join the ones of z in one product and one summation of windows.
-    """
+    """``(x, w, b) → z [T, N, O]``."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window
-    ) -> tuple[Tensor, Tensor]:
-        columns = task_columns(x, window)
-        if window.is_pixel:
-            columns = columns.clone()  # an output must not be a view of an input
-        ctx.window, ctx.shape = window, x.shape
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weight, columns)
-        if bias is None:
-            return torch.bmm(columns, weight), columns
-        return torch.baddbmm(bias, columns, weight), columns
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None,
+        settings: _Settings,
+    ) -> Tensor:
+        blocks = _Blocks(rows, weight, settings)
+        z = x.new_empty(len(x), blocks.positions, weight.shape[-1])
+        for part in blocks:
+            pictures = blocks.pictures(x, part)
+            columns = blocks.columns(pictures, pictures)
+            if bias is None:
+                torch.bmm(columns, weight[part], out=z[part])
+            else:
+                torch.baddbmm(bias[part], columns, weight[part], out=z[part])
+        ctx.settings = settings
+        ctx.save_for_backward(x, weight, rows)
+        return z
 
     @staticmethod
-    def backward(ctx: Any, dz: Tensor | None, dcolumns: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, columns = ctx.saved_tensors
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         want = ctx.needs_input_grad[:3]
-        if not want[0]:
-            dcolumns = None
-        if dz is None:
-            dx = None if dcolumns is None else _gather(dcolumns, ctx.window, ctx.shape)
-            return dx, None, None, None
-        if dcolumns is None:
-            given = (dz, columns, weight, ctx.window, ctx.shape, want)
-            return *_ConvolutionBackward.apply(*given), None
-        _refuse_third()
-        dcolumns.baddbmm_(dz, weight.mT)  # ours alone: made by _ConvolutionBackward for this call
-        dweight = torch.bmm(columns.mT, dz) if want[1] else None
-        dbias = dz.sum(1, keepdim=True) if want[2] else None
-        return _gather(dcolumns, ctx.window, ctx.shape), dweight, dbias, None
+        grads = _ConvolutionBackward.apply(dz, *ctx.saved_tensors, ctx.settings, want)
+        return *grads, None, None
 
 
 class _ConvolutionBackward(Function):
-    """``(dz, columns, w) → (dx, dw, db)``, linear in dz; its backward is the second order."""
+    """``(dz, x, w) → (dx, dw, db)``, linear in dz; its backward is the second order."""
 
     @staticmethod
     def forward(
         ctx: Any,
         dz: Tensor,
-        columns: Tensor,
+        x: Tensor,
         weight: Tensor,
-        window: Window,
-        shape: torch.Size,
+        rows: Tensor | None,
+        settings: _Settings,
         want: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
-        ctx.window, ctx.want = window, want
+        ctx.settings, ctx.want = settings, want
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dz, columns, weight)
-        dx = _gather(torch.bmm(dz, weight.mT), window, shape) if want[0] else None
-        dweight = torch.bmm(columns.mT, dz) if want[1] else None
+        ctx.save_for_backward(dz, x, weight, rows)
+        blocks = _Blocks(rows, weight, settings)
+        dx = x.new_empty(x.shape) if want[0] else None
+        dweight = x.new_empty(weight.shape) if want[1] else None
+        for part in blocks:
+            pictures = blocks.pictures(x, part)
+            if dweight is not None:
+                columns = blocks.columns(pictures, pictures)
+                torch.bmm(columns.mT, dz[part], out=dweight[part])
+            if dx is not None:
+                blocks.back(dz, weight, pictures, dx, part)
         return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
 
     @staticmethod
     def backward(
         ctx: Any, ux: Tensor | None, uw: Tensor | None, ub: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        _refuse_third()
-        dz, columns, weight = ctx.saved_tensors
-        to_dz, to_columns_, to_weight = ctx.needs_input_grad[:3]
-        gdz = gcolumns = gweight = None
-        if ux is not None:
-            ucolumns = task_columns(ux, ctx.window)
-            gdz = torch.bmm(ucolumns, weight) if to_dz else None
-            gweight = torch.bmm(ucolumns.mT, dz) if to_weight else None
-        if uw is not None:
-            gdz = _accumulate(gdz, columns, uw) if to_dz else None
-            gcolumns = torch.bmm(dz, uw.mT) if to_columns_ and ctx.want[0] else None
-        if ub is not None and to_dz:
-            gdz = ub.expand_as(dz).clone() if gdz is None else gdz.add_(ub)
-        return gdz, gcolumns, gweight, None, None, None
-
-
-def _refuse_third() -> None:
-    if torch.is_grad_enabled():
-        raise NotImplementedError("third derivatives of a task-batched convolution")
-
-
-def _accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a, b) if total is None else total.baddbmm_(a, b)
+        if torch.is_grad_enabled():
+            raise NotImplementedError("third derivatives of a task-batched convolution")
+        if ux is None and uw is None and ub is None:
+            return (None,) * 6
+        dz, x, weight, rows = ctx.saved_tensors
+        to_dz, to_x, to_weight = ctx.needs_input_grad[:3]
+        blocks = _Blocks(rows, weight, ctx.settings)
+        gdz = gx = gweight = None
+        if to_dz:
+            gdz = (
+                torch.empty_like(dz)
+                if ub is None
+                else ub.expand_as(dz).clone(memory_format=torch.contiguous_format)
+            )
+        if to_x and ctx.want[0] and uw is not None:
+            gx = x.new_empty(x.shape)
+        if to_weight and ux is not None:
+            gweight = x.new_empty(weight.shape)
+        for part in blocks:
+            pictures, kept = blocks.pictures(x, part), ub is not None  # kept: what gdz holds
+            if ux is not None:
+                columns = blocks.columns(blocks.pictures(ux, part), pictures)
+                if gweight is not None:
+                    torch.bmm(columns.mT, dz[part], out=gweight[part])
+                if gdz is not None:
+                    gdz[part].baddbmm_(columns, weight[part], beta=int(kept))
+                    kept = True
+            if uw is not None and gdz is not None:
+                columns = blocks.columns(pictures, pictures)
+                gdz[part].baddbmm_(columns, uw[part], beta=int(kept))
+            if uw is not None and gx is not None:
+                blocks.back(dz, uw, pictures, gx, part)
+        return gdz, gx, gweight, None, None, None

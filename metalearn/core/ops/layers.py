@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from metalearn.core.ops.columns import Window
-from metalearn.core.ops.convolution import convolution, task_columns
+from metalearn.core.ops.convolution import Product, convolution, task_columns
 from metalearn.core.ops.normalization import normalize
 
 __all__ = [
     "batch_norm",
     "conv2d",
     "conv_batch_norm",
+    "folded_conv_batch_norm",
+    "folds",
     "group_norm",
     "instance_norm",
     "layer_norm",
@@ -25,11 +27,22 @@ __all__ = [
 ]
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    """Weight ``[T, O, C, kh, kw]`` and bias ``[T, O]`` over ``[T, B, C, H, W]``; same axes out."""
-    z = convolution(
-        _channels_last(x), _matrix(weight), None if bias is None else bias[:, None], window
-    )
+def conv2d(
+    x: Tensor | Product,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    *,
+    rectify: bool = False,
+) -> Tensor:
+    """Weight ``[T, O, C, kh, kw]`` and bias ``[T, O]`` over ``[T, B, C, H, W]``; same axes out.
+
+    Of max(0, x) with ``rectify``.
+    """
+    if not isinstance(x, Product) and not x.requires_grad and not rectify and _is_shared(x):
+        return _conv2d_of_shared(x, weight, bias, window)
+    last = x if isinstance(x, Product) else _channels_last(x)
+    z = convolution(last, _matrix(weight), _row(bias), window, rectify=rectify)
     return z.movedim(-1, 2)
 
 
@@ -86,7 +99,7 @@ def layer_norm(
 
 
 def conv_batch_norm(
-    x: Tensor,
+    x: Tensor | Product,
     weight: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -94,21 +107,39 @@ def conv_batch_norm(
     *,
     eps: float,
     relu: bool,
+    rectify: bool = False,
 ) -> Tensor:
     """Convolution, batch norm and ReLU in one; shapes as in `conv2d` and `batch_norm`.
 
-    A bias of the convolution would cancel. Where x is data and has few columns, moments follow
-    from the columns' covariance G: the mean of z = columns·w is mean(columns)·w and its variance
-    wᵀ·G·w, so that the norm folds into the weights and no pass over z is needed.
+    A bias of the convolution would cancel.
     """
-    last, matrix = _channels_last(x), _matrix(weight)
-    columns, outputs = matrix.shape[1:]
-    if x.requires_grad or columns > outputs:
-        z = convolution(last, matrix, None, window).movedim(-1, 2)
-        return batch_norm(z, gamma, beta, eps=eps, relu=relu)
-    rows = task_columns(last, window)
+    z = conv2d(x, weight, None, window, rectify=rectify)
+    return batch_norm(z, gamma, beta, eps=eps, relu=relu)
+
+
+def folds(x: Tensor, weight: Tensor) -> bool:
+    """Whether `folded_conv_batch_norm` is worth it: x is data and has few columns."""
+    return not x.requires_grad and weight[0, 0].numel() <= weight.shape[1]
+
+
+def folded_conv_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    window: Window,
+    *,
+    eps: float,
+) -> Product:
+    """Convolution and batch norm of data as one matrix product.
+
+    Moments follow from the columns' covariance G: the mean of z = columns·w is mean(columns)·w and
+    its variance wᵀ·G·w, so that the norm folds into the weights and no pass over z is needed.
+    """
+    matrix, own = _matrix(weight), x[:1] if _is_shared(x) else x
+    rows = task_columns(_channels_last(own), window)
     rows = rows - rows.mean(1, keepdim=True)
-    covariance = torch.bmm(rows.mT, rows).div_(rows.shape[1])
+    covariance = torch.bmm(rows.mT, rows).div_(rows.shape[1]).expand(len(x), -1, -1)
     slope = ((matrix * torch.bmm(covariance, matrix)).sum(1, keepdim=True) + eps).rsqrt()
     if gamma is not None:
         slope = slope * gamma[:, None]
@@ -116,9 +147,25 @@ def conv_batch_norm(
     if beta is not None:  # as one more column of ones
         rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], -1)
         matrix = torch.cat([matrix, beta[:, None]], 1)
-    z = torch.bmm(rows, matrix)
-    y = z.relu_() if relu else z
-    return y.view(*x.shape[:2], *window.positions(*x.shape[3:]), outputs).movedim(-1, 2)
+    rows = rows.expand(len(x), -1, -1)
+    shape = *x.shape[:2], *window.positions(*x.shape[3:]), weight.shape[1]
+    return Product(rows, matrix, shape)
+
+
+def _conv2d_of_shared(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    """`conv2d` of the same pictures for all tasks: their columns are made once."""
+    columns = task_columns(_channels_last(x[:1]), window).expand(len(x), -1, -1)
+    matrix = _matrix(weight)
+    if bias is None:
+        z = torch.bmm(columns, matrix)
+    else:
+        z = torch.baddbmm(bias[:, None], columns, matrix)
+    return z.view(*x.shape[:2], *window.positions(*x.shape[3:]), z.shape[-1]).movedim(-1, 2)
+
+
+def _is_shared(x: Tensor) -> bool:
+    """Whether all tasks look at the same memory."""
+    return len(x) > 1 and x.stride(0) == 0
 
 
 def _channels_last(x: Tensor) -> Tensor:

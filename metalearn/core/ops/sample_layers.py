@@ -20,7 +20,7 @@ from metalearn.core.ops.columns import Window, to_columns
 
 __all__ = ["Convolution", "Embedding", "Layer", "Linear"]
 
-_SLICE = 2**19  # elements of gradients that are held at once where norms need them
+_SLICE = 2**17  # elements of gradients that are held at once where norms need them
 
 
 class Layer(ABC):
@@ -38,6 +38,10 @@ class Layer(ABC):
     def squared_norms(self, x: Tensor, dz: Tensor) -> Tensor:
         """``[N]``: squared norms of the weight's gradients."""
 
+    @abstractmethod
+    def squared_bias_norms(self, dz: Tensor) -> Tensor:
+        """``[N]``: squared norms of the bias' gradients."""
+
 
 @dataclass(frozen=True)
 class Linear(Layer):
@@ -51,6 +55,9 @@ class Linear(Layer):
 
     def squared_norms(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
         return _norms_of_products(_positions(x), _positions(dz))
+
+    def squared_bias_norms(self, dz: Tensor) -> Tensor:  # noqa: D102
+        return _squares(_positions(dz).sum(1))
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,9 @@ class Convolution(Layer):
         held = self.window.size[0] * self.window.size[1] * x.shape[2] * dz[0, :, 0].numel()
         slices = zip(*(t.split(max(1, _SLICE // held)) for t in (x, dz)))  # type: ignore[no-untyped-call]
         return torch.cat([_norms_of_products(self._columns(x), _outputs(g)) for x, g in slices])
+
+    def squared_bias_norms(self, dz: Tensor) -> Tensor:  # noqa: D102
+        return _squares(dz.sum((1, 3, 4)))
 
     @property
     def _padding(self) -> tuple[int, int]:
@@ -146,6 +156,9 @@ class Embedding(Layer):
         same = (rows.unsqueeze(1) == rows.unsqueeze(2)).to(dz.dtype)
         return (torch.bmm(same, dz) * dz).sum((1, 2))
 
+    def squared_bias_norms(self, dz: Tensor) -> Tensor:  # noqa: D102
+        raise RuntimeError("an embedding has no bias")
+
 
 _MANY_CHANNELS = 8
 _MANY_POSITIONS = 100  # from here on torch's grouped convolution is quicker than copying columns
@@ -179,7 +192,7 @@ def _norms_of_products(a: Tensor, b: Tensor) -> Tensor:
     """
     places, inputs, outputs = a.shape[1], a.shape[2], b.shape[2]
     if places == 1:
-        return a.square().sum((1, 2)) * b.square().sum((1, 2))
+        return _squares(a) * _squares(b)
     if places * (inputs + outputs) <= inputs * outputs:
         size, norm = places * places, _gram_norms
     else:
@@ -188,12 +201,18 @@ def _norms_of_products(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([norm(*piece) for piece in pieces])
 
 
+def _squares(x: Tensor) -> Tensor:
+    """Sums of squares ``[N]``, without a copy of squares."""
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms.square()
+
+
 def _gram_norms(a: Tensor, b: Tensor) -> Tensor:
     return (torch.bmm(a, a.mT) * torch.bmm(b, b.mT)).sum((1, 2))
 
 
 def _product_norms(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(b.mT, a).square().sum((1, 2))
+    return _squares(torch.bmm(b.mT, a))
 
 
 def _windows(pictures: Tensor, window: Window) -> Tensor:

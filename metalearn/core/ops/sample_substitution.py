@@ -50,6 +50,8 @@ class SampleLayers:
     """Whether to answer a call, by the number of its weight and its kind."""
     measure: Measure
     """Taken in the backward pass, once for each answered call."""
+    measure_bias: Callable[[Layer, Tensor], Tensor] | None = None
+    """The same for the bias of an answered call, of output gradients alone; None leaves it out."""
     measured: dict[int, list[Tensor]] = field(default_factory=dict)
     """What was measured, by the number of the weight."""
     reached: set[int] = field(default_factory=set)
@@ -78,11 +80,18 @@ class SampleLayers:
 
         return torch.func.vmap(of_one)(batch)
 
-    def _answer(self, origin: Tensor, level: int, count: int, index: int, call: Call) -> Any:
+    def _answer(
+        self, origin: Tensor, level: int, count: int, index: int, bias_index: int | None, call: Call
+    ) -> Any:
         """The output of a call, with a hook on its gradient; None to let the call run."""
         layer, x, _, bias = call
         if not self.answers(index, layer):
             return None
+        if bias_index is not None and (
+            self.measure_bias is None or not self.answers(bias_index, layer)
+        ):
+            bias_index = None
+        bias = bias if bias_index is None else self.weights[bias_index]
         output = layer.forward(x, self.weights[index], bias)
         if not output.requires_grad:
             output = output + origin  # so that a gradient comes
@@ -91,8 +100,11 @@ class SampleLayers:
         def hook(dz: Tensor) -> None:
             pair = (inputs.pop(), _unwrapped(dz, level))
             with temporarily_pop_interpreter_stack(), temporarily_pop_interpreter_stack():
-                value = self.measure(layer, *(_with_axis(*operand, count) for operand in pair))
-                self.measured.setdefault(index, []).append(value)
+                x, dz = (_with_axis(*operand, count) for operand in pair)
+                self.measured.setdefault(index, []).append(self.measure(layer, x, dz))
+                if bias_index is not None and self.measure_bias is not None:
+                    value = self.measure_bias(layer, dz)
+                    self.measured.setdefault(bias_index, []).append(value)
 
         output.register_hook(hook)  # type: ignore[no-untyped-call]
         return output
@@ -116,7 +128,7 @@ class _LayerCalls(TorchFunctionMode):
     """Offers layer calls whose weight is one of ``values`` to ``answer``."""
 
     def __init__(
-        self, values: Sequence[Tensor], answer: Callable[[int, Call], Any], level: int
+        self, values: Sequence[Tensor], answer: Callable[[int, int | None, Call], Any], level: int
     ) -> None:
         super().__init__()
         self._index = {id(value): i for i, value in enumerate(values)}
@@ -130,7 +142,8 @@ class _LayerCalls(TorchFunctionMode):
         # a transform inside of the loss has tensors of its own, which torch knows how to treat
         call = read(*args, **kwargs) if read and current_level() == self._level else None
         index = self._index.get(id(call[2])) if call else None
-        answer = self._answer(index, call) if call and index is not None else None
+        bias_index = self._index.get(id(call[3])) if call else None
+        answer = self._answer(index, bias_index, call) if call and index is not None else None
         return function(*args, **kwargs) if answer is None else answer
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from metalearn.core.ops import layers
 from metalearn.core.ops.columns import Window, window_of
+from metalearn.core.ops.convolution import Product
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
 
 __all__ = ["runs_over_tasks"]
@@ -133,45 +134,88 @@ def _run(run: Sequence[nn.Module], input: Tensor) -> tuple[int, Tensor]:
     return taken, output
 
 
+class _Passed(NamedTuple):
+    """What one layer gives to the next."""
+
+    value: Tensor | Product
+    """``[T, B, ...]``, or a product that a convolution can do without holding."""
+    rectify: bool = False
+    """Whether a ReLU is due, which joins a convolution if one follows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one task, its sample axis included."""
+        if isinstance(self.value, Tensor):
+            return tuple(self.value.shape[1:])
+        _, samples, height, width, channels = self.value.shape
+        return samples, channels, height, width
+
+    def whole(self) -> Tensor:
+        """``[T, B, ...]``, the ReLU taken."""
+        x = self.value if isinstance(self.value, Tensor) else self.value.whole().movedim(-1, 2)
+        return torch.relu(x) if self.rectify else x
+
+
 def _over(
     run: Sequence[Any], parameters: Sequence[dict[str, Any]], x: Tensor
 ) -> tuple[int, Tensor]:
     """A run on ``x [T, B, ...]`` with parameters ``[T, ...]``."""
-    kinds = [type(layer) for layer in run]
-    i = 0
-    while i < len(run):
-        layer, own = run[i], parameters[i]
-        if not _fits(layer, x.shape[1:]):
-            break
-        weight: Any = own.get("weight")
-        bias = own.get("bias")
-        if kinds[i] is nn.Conv2d:
-            window = _window(layer)
-            shape = x.shape[1], layer.out_channels, *window.positions(*x.shape[3:])
-            if kinds[i + 1 : i + 2] == [nn.BatchNorm2d] and _fits(run[i + 1], shape):
-                norm, relu = parameters[i + 1], kinds[i + 2 : i + 3] == [nn.ReLU]
-                x = layers.conv_batch_norm(
-                    x, weight, norm["weight"], norm["bias"], window, eps=run[i + 1].eps, relu=relu
-                )
-                i += 2 + relu
-                continue
-            x = layers.conv2d(x, weight, bias, window)
-        elif kinds[i] is nn.Linear:
-            x = layers.linear(x, weight, bias)
-        elif kinds[i] in _BATCH_NORMS:
-            relu = kinds[i + 1 : i + 2] == [nn.ReLU]
-            x = layers.batch_norm(x, weight, bias, eps=layer.eps, relu=relu)
-            i += relu
-        elif kinds[i] in _INSTANCE_NORMS:
-            x = layers.instance_norm(x, weight, bias, eps=layer.eps)
-        elif kinds[i] is nn.LayerNorm:
-            x = layers.layer_norm(x, len(layer.normalized_shape), weight, bias, eps=layer.eps)
-        elif kinds[i] is nn.GroupNorm:
-            x = layers.group_norm(x, layer.num_groups, weight, bias, eps=layer.eps)
+    i, passed = 0, _Passed(x)
+    while i < len(run) and _fits(run[i], passed.shape):
+        if type(run[i]) is nn.ReLU:
+            taken, passed = 1, passed._replace(rectify=True)
+        elif type(run[i]) is nn.Conv2d:
+            taken, passed = _convolution(run[i:], parameters[i:], passed)
         else:
-            x = _sample_by_sample(layer, x)
-        i += 1
-    return i, x
+            taken, y = _layer(run[i:], parameters[i], passed.whole())
+            passed = _Passed(y)
+        i += taken
+    return i, passed.whole()
+
+
+def _convolution(
+    run: Sequence[Any], parameters: Sequence[dict[str, Any]], passed: _Passed
+) -> tuple[int, _Passed]:
+    """A convolution with the batch norm and the ReLU that may follow it."""
+    layer, weight, (x, rectify) = run[0], parameters[0]["weight"], passed
+    window = _window(layer)
+    shape = passed.shape[0], layer.out_channels, *window.positions(*passed.shape[2:])
+    if [type(r) for r in run[1:2]] != [nn.BatchNorm2d] or not _fits(run[1], shape):
+        bias = parameters[0].get("bias")
+        return 1, _Passed(layers.conv2d(x, weight, bias, window, rectify=rectify))
+    norm, eps = parameters[1], run[1].eps
+    given = weight, norm["weight"], norm["bias"], window
+    if isinstance(x, Tensor) and not rectify and layers.folds(x, weight):
+        return 2, _Passed(layers.folded_conv_batch_norm(x, *given, eps=eps))
+    relu = _relu_joins(run, 2)
+    y = layers.conv_batch_norm(x, *given, eps=eps, relu=relu, rectify=rectify)
+    return 2 + relu, _Passed(y)
+
+
+def _layer(run: Sequence[Any], own: dict[str, Any], x: Tensor) -> tuple[int, Tensor]:
+    """Any other layer, a batch norm with the ReLU that may follow it."""
+    layer, kind = run[0], type(run[0])
+    weight: Any = own.get("weight")
+    bias = own.get("bias")
+    if kind is nn.Linear:
+        return 1, layers.linear(x, weight, bias)
+    if kind in _BATCH_NORMS:
+        relu = _relu_joins(run, 1)
+        return 1 + relu, layers.batch_norm(x, weight, bias, eps=layer.eps, relu=relu)
+    if kind in _INSTANCE_NORMS:
+        return 1, layers.instance_norm(x, weight, bias, eps=layer.eps)
+    if kind is nn.LayerNorm:
+        axes = len(layer.normalized_shape)
+        return 1, layers.layer_norm(x, axes, weight, bias, eps=layer.eps)
+    if kind is nn.GroupNorm:
+        return 1, layers.group_norm(x, layer.num_groups, weight, bias, eps=layer.eps)
+    return 1, _sample_by_sample(layer, x)
+
+
+def _relu_joins(run: Sequence[Any], i: int) -> bool:
+    """Whether layer i is a ReLU that is best taken with what is before it."""
+    kinds = [type(layer) for layer in run[i : i + 2]]
+    return kinds[:1] == [nn.ReLU] and kinds[1:] != [nn.Conv2d]
 
 
 def _fits(layer: Any, shape: Sequence[int]) -> bool:
@@ -196,8 +240,6 @@ def _fits(layer: Any, shape: Sequence[int]) -> bool:
 
 
 def _sample_by_sample(layer: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(layer, nn.ReLU):
-        return torch.relu(x)
     if getattr(layer, "inplace", False):
         x = x.clone()  # it may be the caller's data
     y: Tensor = layer(x.flatten(0, 1))

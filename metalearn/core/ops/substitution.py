@@ -68,9 +68,8 @@ def _conv2d(
     if groups != 1 or input.dim() != 4 or not carries_tasks(input, weight, bias):
         return None
     window = window_of(weight.shape[-2:], stride, padding, dilation)
-    if input.shape[1] != weight.shape[1] or min(window.positions(*input.shape[2:])) < 1:
-        return None  # torch says what is wrong
-    return over_tasks(lambda x, w, b: layers.conv2d(x, w, b, window), input, weight, bias)
+    fits = input.shape[1] == weight.shape[1] and min(window.positions(*input.shape[2:])) >= 1
+    return _over(fits, lambda x, w, b: layers.conv2d(x, w, b, window), input, weight, bias)
 
 
 def _batch_norm(
@@ -83,11 +82,23 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if running_mean is not None or not training or not carries_tasks(input, weight, bias):
-        return None
-    if input.dim() < 2 or input.numel() <= input.shape[1] or not _sized(input.shape[1], weight):
-        return None  # torch says what is wrong
-    return over_tasks(lambda x, w, b: layers.batch_norm(x, w, b, eps=eps), input, weight, bias)
+    own = running_mean is None or carries_tasks(running_mean)  # else torch says what is wrong
+    fits = own and training and input.dim() >= 2
+    fits = fits and input.numel() > input.shape[1] and _sized(input, weight)
+    answered = fits and carries_tasks(input, weight, bias)
+    if answered and running_mean is not None and running_var is not None:
+        _track(input.detach(), running_mean, running_var, momentum)
+    return _over(fits, lambda x, w, b: layers.batch_norm(x, w, b, eps=eps), input, weight, bias)
+
+
+def _track(x: Tensor, mean: Tensor, variance: Tensor, momentum: float) -> None:
+    """Move running statistics, which have a row of their own for every task, towards those of x."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    count = x.numel() // x.shape[1]
+    centre = x.mean(axes, keepdim=True)
+    now, spread = centre.flatten(), (x - centre).square().mean(axes) * (count / (count - 1))
+    mean.mul_(1 - momentum).add_(now, alpha=momentum)
+    variance.mul_(1 - momentum).add_(spread, alpha=momentum)
 
 
 def _instance_norm(
@@ -100,11 +111,9 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if running_mean is not None or not use_input_stats or not carries_tasks(input, weight, bias):
-        return None
-    if input.dim() < 3 or input[0, 0].numel() < 2 or not _sized(input.shape[1], weight):
-        return None  # torch says what is wrong
-    return over_tasks(lambda x, w, b: layers.instance_norm(x, w, b, eps=eps), input, weight, bias)
+    fits = running_mean is None and use_input_stats and input.dim() >= 3
+    fits = fits and input[0, 0].numel() >= 2 and _sized(input, weight)
+    return _over(fits, lambda x, w, b: layers.instance_norm(x, w, b, eps=eps), input, weight, bias)
 
 
 def _layer_norm(
@@ -114,11 +123,9 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if not carries_tasks(input, weight, bias):
-        return None
     axes = len(normalized_shape)
-    return over_tasks(
-        lambda x, w, b: layers.layer_norm(x, axes, w, b, eps=eps), input, weight, bias
+    return _over(
+        True, lambda x, w, b: layers.layer_norm(x, axes, w, b, eps=eps), input, weight, bias
     )
 
 
@@ -129,10 +136,8 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if not carries_tasks(input, weight, bias):
-        return None
-    return over_tasks(
-        lambda x, w, b: layers.group_norm(x, num_groups, w, b, eps=eps), input, weight, bias
+    return _over(
+        True, lambda x, w, b: layers.group_norm(x, num_groups, w, b, eps=eps), input, weight, bias
     )
 
 
@@ -142,8 +147,13 @@ def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor | None:
     return input.mean((-2, -1), keepdim=True)
 
 
-def _sized(channels: int, weight: Tensor | None) -> bool:
-    return weight is None or len(weight) == channels
+def _over(fits: bool, function: Callable[..., Tensor], *operands: Tensor | None) -> Tensor | None:
+    """The function over tasks; None where no operand has them, or torch is to say what is wrong."""
+    return over_tasks(function, *operands) if fits and carries_tasks(*operands) else None
+
+
+def _sized(input: Tensor, weight: Tensor | None) -> bool:
+    return weight is None or len(weight) == input.shape[1]
 
 
 _SUBSTITUTES: dict[Any, Callable[..., Tensor | None]] = {

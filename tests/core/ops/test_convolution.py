@@ -10,9 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from metalearn.core.ops import convolution as module
 from metalearn.core.ops.columns import window_of
 from metalearn.core.ops.convolution import convolution, task_columns
 from tests import oracles
+
+
+class Counting:
+    """A product that notes how many tasks it is given."""
+
+    def __init__(self, product: Any) -> None:
+        self.product, self.tasks = product, []
+
+    def __call__(self, a: Tensor, b: Tensor, **settings: Any) -> Tensor:
+        self.tasks.append(len(a))
+        return self.product(a, b, **settings)
+
 
 WINDOWS: dict[str, tuple[Any, Any, Any, Any]] = {
     "3x3": (3, 1, 1, 1),
@@ -147,6 +160,40 @@ def test_a_chain_of_two_and_a_graph_that_is_used_twice(window: str) -> None:
         )
 
 
+@windows
+@pytest.mark.parametrize("block", [1, 2**21], ids=["task_by_task", "at_once"])
+def test_a_relu_that_joins_is_a_relu_before(
+    window: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In value and two derivatives, also by finite differences; blocks of any size."""
+    monkeypatch.setattr(module, "_BLOCK", block)
+    x, weight, own = operands(window, bias=True, tasks=3)
+
+    def ours(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return convolution(x, w, b, window_of(*WINDOWS[window]), rectify=True)
+
+    results = []
+    for function in (ours, lambda x, w, b: by_torch(x.relu(), w, b, window)):
+        value = function(x, weight, own)
+        first = torch.autograd.grad((value**3).sum(), (x, weight, own), create_graph=True)
+        total = sum((g + g**2).sum() for g in first)
+        results.append([value, *first, *torch.autograd.grad(total, (x, weight, own))])
+    for a, e in zip(*results):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9 * float(e.detach().abs().max()))
+    assert gradgradcheck(ours, tuple(v[:1] for v in (x, weight, own)))
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, [1, 1, 1]), (2 * 16 * 8 * 9, [2, 1])])
+def test_blocks_are_of_whole_tasks(
+    size: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen positions of nine columns a task, eight bytes each; the last block is smaller."""
+    monkeypatch.setattr(module, "_BLOCK", size)
+    monkeypatch.setattr(torch, "bmm", counting := Counting(torch.bmm))
+    convolution(noise(3, 1, 4, 4, 1), noise(3, 9, 2), None, window_of(3, 1, 1, 1))
+    assert counting.tasks == expected
+
+
 @pytest.mark.parametrize("window", ["3x3", "pixel"])
 def test_third_derivatives_are_refused(window: str) -> None:
     x, weight, own = operands(window, bias=True)
@@ -168,8 +215,8 @@ def test_third_derivatives_are_refused_where_x_is_data(window: str) -> None:
 
 
 @pytest.mark.parametrize("window", ["3x3", "pixel"])
-def test_third_derivatives_are_refused_where_cotangents_come_to_columns_alone(window: str) -> None:
-    """A loss linear in z: dw depends on x, not on dz, and x is reached through the columns."""
+def test_third_derivatives_are_refused_of_a_loss_linear_in_z(window: str) -> None:
+    """There dw depends on x alone, not on dz."""
     x, weight, own = operands(window, bias=True)
     loss = convolution(x, weight, own, window_of(*WINDOWS[window])).sum()
     (first,) = torch.autograd.grad(loss, weight, create_graph=True)

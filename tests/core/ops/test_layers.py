@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalearn.core.ops import convolution as convolution_module
 from metalearn.core.ops import layers
-from metalearn.core.ops.columns import window_of
+from metalearn.core.ops.columns import Window, window_of
 from tests import oracles
 
 EPS = 1e-3
@@ -186,34 +187,50 @@ def test_conv_batch_norm(
         return after(relu, y)
 
     assert_same(
-        lambda *v: layers.conv_batch_norm(*v, window, eps=EPS, relu=relu),
-        over_loop(composite),
-        given,
-        data,
+        lambda *v: conv_batch_norm(*v, window=window, relu=relu), over_loop(composite), given, data
     )
 
 
-@pytest.mark.parametrize(("filters", "folds"), [(8, False), (9, True), (20, True)])
-def test_the_norm_folds_where_columns_are_fewer_than_filters(
-    filters: int, folds: bool, monkeypatch: pytest.MonkeyPatch
+def conv_batch_norm(
+    x: Tensor, weight: Tensor, *affine: Tensor | None, window: Window, relu: bool
+) -> Tensor:
+    """As a run of layers takes it."""
+    if not layers.folds(x, weight):
+        return layers.conv_batch_norm(x, weight, *affine, window, eps=EPS, relu=relu)
+    z = layers.folded_conv_batch_norm(x, weight, *affine, window, eps=EPS).whole()
+    return after(relu, z.movedim(-1, 2))
+
+
+@pytest.mark.parametrize("rectify", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("affine", [(1, 1), (0, 0)], ids=str)
+@pytest.mark.parametrize("block", [1, 2**21], ids=["task_by_task", "at_once"])
+def test_a_convolution_of_a_folded_product(
+    rectify: bool, affine: tuple[int, int], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Convolution, batch norm, ReLU, convolution: the pictures between are never whole."""
+    monkeypatch.setattr(convolution_module, "_BLOCK", block)
+    window, x = window_of(2, 1, 1, 1), noise(3, 2, 1, 5, 4)
+    given = [noise(3, 6, 1, 2, 2, seed=1), *parameters(affine, 3, 6)]
+    given += [noise(3, 2, 6, 2, 2, seed=4), noise(3, 2, seed=5)]
+
+    def ours(*v: Any) -> Tensor:
+        product = layers.folded_conv_batch_norm(x, *v[:3], window, eps=EPS)
+        return layers.conv2d(product, *v[3:], window, rectify=rectify)
+
+    def composite(x: Tensor, w: Tensor, gamma: Any, beta: Any, w2: Tensor, b2: Tensor) -> Tensor:
+        z = F.conv2d(x, w, None, 1, 1)
+        y = F.batch_norm(z, None, None, scale_of(gamma, beta), beta, True, eps=EPS)
+        return F.conv2d(after(rectify, y), w2, b2, 1, 1)
+
+    assert_same(ours, lambda *v: over_loop(composite)(x, *v), given, ())
+
+
+@pytest.mark.parametrize(("filters", "folds"), [(8, False), (9, True), (20, True)])
+def test_the_norm_folds_where_columns_are_fewer_than_filters(filters: int, folds: bool) -> None:
     """And only where x is data: a derivative by x goes through convolution and norm."""
-    calls: list[str] = []
-
-    def counting(*given: Any, **settings: Any) -> Tensor:
-        calls.append("norm")
-        return whole(*given, **settings)
-
-    whole = layers.batch_norm
-    monkeypatch.setattr(layers, "batch_norm", counting)
     x, weight = noise(2, 3, 1, 4, 4), noise(2, filters, 1, 3, 3)
-    for grad, expected in ((False, not folds), (True, True)):
-        calls.clear()
-        layers.conv_batch_norm(
-            x.clone().requires_grad_(grad), weight, None, None, window_of(3, 1, 1, 1),
-            eps=EPS, relu=True,
-        )  # fmt: skip
-        assert bool(calls) == expected
+    assert layers.folds(x, weight) == folds
+    assert not layers.folds(x.requires_grad_(), weight)
 
 
 def test_pictures_stay_channels_last_between_layers() -> None:
@@ -242,3 +259,32 @@ def test_operands_that_tasks_share_by_expansion() -> None:
 
     found = layers.conv_batch_norm(x, *given, window, eps=EPS, relu=False)
     torch.testing.assert_close(found, over_loop(composite)(x, *given), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_pictures_that_all_tasks_share_give_what_copies_give(bias: bool) -> None:
+    """Their columns are made once, in a convolution and in one folded with its norm."""
+    x, weight, gamma, beta = (
+        noise(*shape, seed=i)
+        for i, shape in enumerate([(3, 2, 7, 6), (4, 20, 2, 3, 3), (4, 20), (4, 20)])
+    )
+    window = window_of(3, 2, 1, 1)
+    shared = x.expand(4, *x.shape)
+
+    def plain(pictures: Tensor, weight: Tensor, beta: Tensor) -> Tensor:
+        return layers.conv2d(pictures, weight, beta if bias else None, window)
+
+    def folded(pictures: Tensor, weight: Tensor, beta: Tensor) -> Tensor:
+        given = (pictures, weight, gamma, beta if bias else None, window)
+        product = layers.folded_conv_batch_norm(*given, eps=1e-5)
+        return product.whole()
+
+    for function in (plain, folded):
+        results = []
+        for pictures in (shared, shared.contiguous()):
+            inputs = [v.clone().requires_grad_() for v in (weight, beta)]
+            y = function(pictures, *inputs)
+            grads = torch.autograd.grad(y.sin().sum(), inputs, allow_unused=True)
+            results.append([y.detach(), *(g for g in grads if g is not None)])
+        for one, other in zip(*results):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

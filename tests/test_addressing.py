@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metalearn.addressing import AddressedStream, check_split
 from metalearn.errors import SettingError
-from metalearn.tasks.addressing import AddressedStream, check_split
 
 WORD = 2**64 - 1
 
@@ -60,7 +60,10 @@ def assert_fair(counts: Any, cells: int) -> None:
     assert chi < cells - 1 + 6 * math.sqrt(2 * (cells - 1)), counts
 
 
-ADDRESSES = [(0, "train", 0), (7, "validation", 3), (WORD, "test", 2**62 - 1), (1, "train", 10**9)]
+ADDRESSES = [
+    (0, "train", 0), (7, "validation", 3), (1, "train", 10**9), (WORD, "test", 2**62 - 1),
+    (WORD, "train", 0), (2**63 + 1, "test", 1), (5, "test", 2**62 - 1),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("seed", "split", "index"), ADDRESSES)
@@ -131,6 +134,32 @@ def test_every_order_is_equally_likely() -> None:
 def test_every_subset_is_equally_likely() -> None:
     drawn = (AddressedStream(6, "test", i).distinct(6, 3) for i in range(4000))
     assert_fair(Counter(frozenset(d) for d in drawn).values(), math.comb(6, 3))
+
+
+def test_uses_and_epochs_do_not_share_a_stream() -> None:
+    uses: tuple[Any, ...] = ("train", "test", "division", "order", "bootstrap", "augmentation")
+    first = {AddressedStream(3, use, i).uniform(1)[0] for use in uses for i in range(4)}
+    assert len(first) == len(uses) * 4
+    with pytest.raises(SettingError, match=r"index=288230376151711744: a whole number in 0..2\^58"):
+        AddressedStream(0, "order", 2**58)
+
+
+@pytest.mark.parametrize("population", [0, 1, 2, 3, 4, 5, 64, 65, 1000])
+def test_a_permutation_has_every_number(population: int) -> None:
+    for index in range(5):
+        drawn = AddressedStream(0, "order", index).permutation(population)
+        assert sorted(drawn.tolist()) == list(range(population))
+
+
+def test_every_permutation_is_equally_likely() -> None:
+    streams = (AddressedStream(1, "order", i) for i in range(4800))
+    assert_fair(Counter(tuple(s.permutation(4).tolist()) for s in streams).values(), 24)
+
+
+def test_repeated_draws_are_even_and_within() -> None:
+    drawn = AddressedStream(0, "bootstrap", 0).repeated(7, 7000)
+    assert drawn.dtype == np.int64 and drawn.min() == 0 and drawn.max() == 6
+    assert_fair(np.bincount(drawn), 7)
 
 
 def test_nothing_drawn_is_an_empty_list() -> None:

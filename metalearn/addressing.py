@@ -1,0 +1,99 @@
+"""Random numbers that belong to an address (seed, place, index) and to nothing else.
+
+Only the raw stream of a Philox counter is used, which NumPy guarantees never to change; the draws
+are made from it here, so the same address gives the same numbers with any version, on any machine.
+Places are the three splits of tasks and the uses below; no two share a stream.
+
+Axes: none; a stream is one-dimensional.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metalearn.errors import SettingError
+from metalearn.types import Split
+
+__all__ = ["AddressedStream", "Use", "check_seed", "check_split"]
+
+Use = Literal["division", "order", "bootstrap", "augmentation", "noise"]
+"""What random numbers beside those of tasks are for."""
+
+_SPLIT_NUMBER = {name: number for number, name in enumerate(get_args(Split))}
+_USE_NUMBER = {name: number for number, name in enumerate(get_args(Use))}
+_NO_SPLIT = 3  # the place in the two lowest bits of a key that no split has: the uses share it
+
+
+class AddressedStream:
+    """A stream of draws for one address.
+
+    Args:
+        seed: 0 or above, below 2^64.
+        place: ``"train"``, ``"validation"`` or ``"test"`` of tasks, or a use.
+        index: of the task within the split, 0 or above, below 2^62; below 2^58 for a use.
+    """
+
+    def __init__(self, seed: int, place: Split | Use, index: int) -> None:
+        check_seed(seed)
+        if place in _USE_NUMBER:
+            _check_bits("index", index, 58)
+            address = (index * 16 + _USE_NUMBER[place]) * 4 + _NO_SPLIT
+        else:
+            check_split(place)
+            _check_bits("index", index, 62)
+            address = index * 4 + _SPLIT_NUMBER[place]
+        # As an array: a list of a number above 2^63 and one below would pass through floats.
+        self._raw = np.random.Philox(key=np.array([seed, address], dtype=np.uint64))
+
+    def uniform(self, count: int) -> np.ndarray:
+        """``[count]`` float64 in [0, 1), multiples of 2^-53."""
+        return (self._raw.random_raw(count) >> np.uint64(11)) * 2.0**-53
+
+    def distinct(self, population: int, count: int) -> list[int]:
+        """``count`` different whole numbers below ``population``, in random order.
+
+        The first steps of a Fisher-Yates shuffle; the bias is below population / 2^53.
+        """
+        moved: dict[int, int] = {}
+        drawn = []
+        for i, u in enumerate(self.uniform(count)):
+            j = i + int(u * (population - i))
+            drawn.append(moved.get(j, j))
+            moved[j] = moved.get(i, i)
+        return drawn
+
+    def permutation(self, population: int) -> NDArray[np.int64]:
+        """``[population]``, all whole numbers below ``population`` in random order.
+
+        The order of as many 64-bit draws, whose lowest bits give way to the number they stand for:
+        no two are equal, and one sort of values, faster than a sort of places, does it. The bias
+        is below population^3 / 2^64.
+        """
+        number = np.arange(population, dtype=np.uint64)
+        bits = np.uint64(max(population - 1, 0).bit_length())
+        words = (self._raw.random_raw(population) >> bits << bits) | number
+        words.sort()
+        return (words & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+
+    def repeated(self, population: int, count: int) -> NDArray[np.int64]:
+        """``[count]`` independent whole numbers below ``population``; bias as in `distinct`."""
+        return (self.uniform(count) * population).astype(np.int64)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is not a seed: a whole number in 0..2^64-1."""
+    _check_bits("seed", seed, 64)
+
+
+def check_split(split: str) -> None:
+    """Refuse what is not a split."""
+    if split not in _SPLIT_NUMBER:
+        raise SettingError("split", split, f"one of {', '.join(_SPLIT_NUMBER)} is needed")
+
+
+def _check_bits(setting: str, value: int, bits: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**bits:
+        raise SettingError(setting, value, f"a whole number in 0..2^{bits}-1 is needed")

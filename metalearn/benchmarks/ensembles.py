@@ -1,0 +1,255 @@
+"""Training steps of M stacked networks against a loop over the networks and the torch.func recipe.
+
+Axes: M members, B samples of a batch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from metalearn.core.ensemble import MemberEngine, member_gradients, stack
+from metalearn.core.memory import peak_memory
+from metalearn.data import ClassificationData
+from metalearn.models import MLP, Conv4, Ensemble, Stack
+from metalearn.tracking.style import BLUE, GREY, ORANGE, plain_axes
+from metalearn.trainers import EnsembleTrainer
+
+__all__ = [
+    "ENSEMBLES",
+    "EnsembleTiming",
+    "Sweep",
+    "ensemble_figure",
+    "ensemble_race",
+    "ensemble_table",
+    "sweep_race",
+]
+
+_BATCH, _CLASSES = 64, 10
+
+
+@dataclass(frozen=True)
+class Members:
+    """Networks to be trained side by side."""
+
+    title: str
+    make: Callable[[int], nn.Module]
+    input_shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+    """M to be timed."""
+
+
+def _small_conv(seed: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(), nn.Flatten(), nn.Linear(32 * 4 * 4, _CLASSES),
+    )  # fmt: skip
+
+
+def _pooled_conv(seed: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 7 * 7, _CLASSES),
+    )  # fmt: skip
+
+
+def _mlp(seed: int) -> nn.Module:
+    return MLP((64,), _CLASSES, hidden=(64, 64), seed=seed)
+
+
+def _conv4(seed: int) -> nn.Module:
+    return Conv4((1, 28, 28), _CLASSES, filters=32, seed=seed)
+
+
+ENSEMBLES: dict[str, Members] = {
+    "mlp": Members("MLP 64-64-64-10", _mlp, (64,), (1, 4, 16, 64)),
+    "digits_conv": Members("two convolutions, 8×8 pictures", _small_conv, (1, 8, 8), (8,)),
+    "conv4": Members("conv4 of 32 filters, batch norm, 28×28", _conv4, (1, 28, 28), (8,)),
+    "pooled_conv": Members("two pooled convolutions, 28×28", _pooled_conv, (1, 28, 28), (8,)),
+}
+
+
+@dataclass(frozen=True)
+class EnsembleTiming:
+    """A training step (gradients and Adam) of M networks, batch of 64."""
+
+    workload: str
+    members: int
+    loop: float
+    """Milliseconds of one network after another in plain torch, median over rounds."""
+    recipe: float
+    """Of ``vmap(grad)`` over stacked parameters."""
+    ours: Mapping[str, float]
+    """Of our engines, by name."""
+    gain: float
+    """Median over rounds of loop ÷ the engine that a trainer would choose."""
+    recipe_gain: float
+    """The same of the recipe."""
+    memory: int
+    """Most bytes of tensors alive at once in a step of the stack."""
+
+
+def ensemble_race(name: str, *, rounds: int) -> list[EnsembleTiming]:
+    """Time a workload at all its sizes, the contestants in turn within each round."""
+    return [_race(name, ENSEMBLES[name], count, rounds) for count in ENSEMBLES[name].sizes]
+
+
+def _race(name: str, workload: Members, count: int, rounds: int) -> EnsembleTiming:
+    x = torch.randn(_BATCH, *workload.input_shape, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(_BATCH) % _CLASSES
+    runs = {
+        "loop": _loop(workload, count, x, y),
+        "recipe": _recipe(workload, count, x, y),
+        "batched": _stacked(workload, count, x, y, "batched"),
+        "looped": _stacked(workload, count, x, y, "loop"),
+    }
+    seconds: dict[str, list[float]] = {key: [] for key in runs}
+    for _ in range(rounds + 1):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[key].append(time.perf_counter() - start)
+    median = {key: 1e3 * statistics.median(values[1:]) for key, values in seconds.items()}
+    ours = {key: median[key] for key in ("batched", "looped")}
+    chosen = min(ours, key=ours.__getitem__)
+
+    def gain(key: str) -> float:
+        return statistics.median(a / b for a, b in zip(seconds["loop"][1:], seconds[key][1:]))
+
+    memory = peak_memory(runs["batched"], torch.device("cpu"))
+    return EnsembleTiming(
+        name, count, median["loop"], median["recipe"], ours, gain(chosen), gain("recipe"), memory
+    )
+
+
+def _loop(workload: Members, count: int, x: Tensor, y: Tensor) -> Callable[[], None]:
+    networks = [workload.make(seed) for seed in range(count)]
+    optimizers = [torch.optim.Adam(n.parameters(), lr=1e-3, fused=True) for n in networks]
+
+    def run() -> None:
+        for network, optimizer in zip(networks, optimizers):
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(network(x), y))
+            optimizer.step()
+
+    return run
+
+
+def _recipe(workload: Members, count: int, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Model ensembling as torch.func's tutorial has it."""
+    networks = [workload.make(seed) for seed in range(count)]
+    base = networks[0]
+    start: dict[str, Tensor] = stack([dict(network.named_parameters()) for network in networks])
+    params = {key: nn.Parameter(value.detach()) for key, value in start.items()}
+    optimizer = torch.optim.Adam(params.values(), lr=1e-3)
+
+    def loss(row: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(functional_call(base, row, (x,)), y)
+
+    def run() -> None:
+        grads = vmap(grad(loss))({key: p.detach() for key, p in params.items()})
+        for key, parameter in params.items():
+            parameter.grad = grads[key]
+        optimizer.step()
+
+    return run
+
+
+def _stacked(
+    workload: Members, count: int, x: Tensor, y: Tensor, engine: MemberEngine
+) -> Callable[[], None]:
+    (members,) = Ensemble.from_factory(workload.make, range(count)).stacks
+    assert isinstance(members, Stack)
+    optimizer = torch.optim.Adam(members.parameters(), lr=1e-3, fused=True)
+
+    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(members.call(params, {}, x), y)
+
+    def run() -> None:
+        params, _ = members.state()
+        found = member_gradients(loss, params, x, y, in_dims=None, engine=engine)
+        for key, parameter in params.items():
+            parameter.grad = torch.empty_like(parameter).copy_(found.grads[key])
+        optimizer.step()
+
+    return run
+
+
+def ensemble_table(timings: Sequence[EnsembleTiming]) -> str:
+    """Markdown: one row for each workload and M."""
+    lines = [
+        "| networks | M | loop, ms | vmap(grad), ms | ours, ms | vmap(grad): gain | ours: gain "
+        "| ours: MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for t in timings:
+        chosen = min(t.ours, key=t.ours.__getitem__)
+        shown = f"{t.ours[chosen]:.2f} ({chosen})"
+        lines.append(
+            f"| {ENSEMBLES[t.workload].title} | {t.members} | {t.loop:.2f} | {t.recipe:.2f} "
+            f"| {shown} | {t.recipe_gain:.2f} | {t.gain:.2f} | {t.memory / 1e6:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def ensemble_figure(timings: Sequence[EnsembleTiming]) -> Figure:
+    """Gain over the loop, and memory, against M, of the workload with most sizes."""
+    names = [t.workload for t in timings]
+    most = max(dict.fromkeys(names), key=names.count)
+    rows = [t for t in timings if t.workload == most]
+    sizes = [t.members for t in rows]
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(sizes, [t.gain for t in rows], color=BLUE, marker="o", label="ours")
+    left.plot(sizes, [t.recipe_gain for t in rows], color=ORANGE, marker="s", label="vmap(grad)")
+    left.axhline(1, color=GREY, lw=1, ls=":", label="a loop over networks")
+    left.set(xlabel="members M", ylabel="training steps a second ÷ loop")
+    left.legend(frameon=False, fontsize=9)
+    right.plot(sizes, [t.memory / 1e6 for t in rows], color=BLUE, marker="o")
+    right.set(xlabel="members M", ylabel="memory of a step (MB)")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        plain_axes(axes)
+    figure.suptitle(f"{ENSEMBLES[most].title}, batch {_BATCH}, Adam", fontsize=11)
+    return figure
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep of learning rates on digits: seconds of training, validations included."""
+
+    members: int
+    steps: int
+    at_once: float
+    """One run of M members."""
+    one_by_one: float
+    """M runs of one member each."""
+
+
+def sweep_race(data: ClassificationData, *, members: int = 32, steps: int = 300) -> Sweep:
+    """The same sweep as one run and as M runs, one after the other."""
+    rates = torch.logspace(-4, -1, members, dtype=torch.float64).tolist()
+
+    def fit(chosen: Sequence[int]) -> float:
+        make = partial(MLP, data.input_shape, data.outputs, hidden=(64, 64))
+        model = Ensemble.from_factory(lambda seed: make(seed=seed), chosen)
+        start = time.perf_counter()
+        EnsembleTrainer(
+            model, data, steps=steps, seeds=chosen, lr=[rates[i] for i in chosen], progress=False,
+            optimizer=partial(torch.optim.Adam, fused=True),
+        ).fit()  # fmt: skip
+        return time.perf_counter() - start
+
+    fit([0])  # loads what is loaded lazily
+    at_once = fit(range(members))
+    return Sweep(members, steps, at_once, sum(fit([index]) for index in range(members)))

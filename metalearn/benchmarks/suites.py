@@ -1,0 +1,111 @@
+"""What ``scripts/benchmark.py`` can measure beside meta-gradients, each as tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from matplotlib.figure import Figure
+
+from metalearn.benchmarks.curvature_problem import ProblemNorm, trained_conv4
+from metalearn.benchmarks.derivatives import derivative_race, derivative_table
+from metalearn.benchmarks.ensembles import (
+    ENSEMBLES,
+    ensemble_figure,
+    ensemble_race,
+    ensemble_table,
+    sweep_race,
+)
+from metalearn.benchmarks.per_sample import (
+    SAMPLE_WORKLOADS,
+    ghost_memory,
+    memory_table,
+    sample_race,
+    sample_table,
+)
+from metalearn.benchmarks.spectrum import spectrum_figure, spectrum_race, spectrum_table
+from metalearn.benchmarks.uncertainty import (
+    uncertainty_comparison,
+    uncertainty_figure,
+    uncertainty_table,
+)
+from metalearn.data import digits_data
+
+__all__ = ["SUITES", "SuiteResult"]
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What a suite leaves."""
+
+    table: str
+    """Markdown."""
+    figures: Mapping[str, Figure]
+    """By file name without ending."""
+    numbers: Any
+    """For JSON."""
+
+
+def ensembles(rounds: int) -> SuiteResult:
+    """Stacked training steps against loops, and a sweep of 32 learning rates."""
+    timings = [t for name in ENSEMBLES for t in ensemble_race(name, rounds=rounds)]
+    sweep = sweep_race(digits_data(seed=0))
+    line = (
+        f"A sweep of {sweep.members} learning rates on digits, {sweep.steps} steps each: "
+        f"{sweep.at_once:.1f} s in one run, {sweep.one_by_one:.1f} s in {sweep.members} runs."
+    )
+    return SuiteResult(
+        f"{ensemble_table(timings)}\n\n{line}",
+        {"ensembles": ensemble_figure(timings)},
+        {"steps": [asdict(t) for t in timings], "sweep": asdict(sweep)},
+    )
+
+
+def curvature(rounds: int) -> SuiteResult:
+    """Hessian products, eigenvalues and densities of a small conv4 against curvlinops."""
+    tables: list[str] = []
+    figures: dict[str, Figure] = {}
+    numbers: dict[str, Any] = {}
+    for norm in get_args(ProblemNorm):
+        problem = trained_conv4(norm=norm)
+        rows, curves = spectrum_race(problem, rounds=rounds)
+        tables.append(f"**{problem.title}**\n\n{spectrum_table(rows)}")
+        figures[f"spectrum_{norm}"] = spectrum_figure(problem.title, curves)
+        numbers[problem.title] = [asdict(row) for row in rows]
+    return SuiteResult("\n\n".join(tables), figures, numbers)
+
+
+def per_sample(rounds: int) -> SuiteResult:
+    """Per-sample gradients against plain torch.func, a loop, opacus and BackPACK."""
+    results = {name: sample_race(name, rounds=rounds) for name in SAMPLE_WORKLOADS}
+    peaks = {name: ghost_memory(name, (64, 256, 1024)) for name in SAMPLE_WORKLOADS}
+    table = f"{sample_table(results)}\n\n{memory_table(peaks)}"
+    timings = {name: [asdict(t) for t in found] for name, found in results.items()}
+    return SuiteResult(table, {}, {"timings": timings, "peak_bytes": peaks})
+
+
+def derivatives(rounds: int) -> SuiteResult:
+    """Jacobians, Hessians and Hessian products against row-by-row autograd and torch.func."""
+    timings = derivative_race(rounds=rounds)
+    return SuiteResult(derivative_table(timings), {}, [asdict(t) for t in timings])
+
+
+def uncertainty(rounds: int) -> SuiteResult:
+    """Deep ensemble, MC-dropout, BatchEnsemble, snapshots and SWAG on digits; rounds are seeds."""
+    rows = uncertainty_comparison(range(1, rounds + 1))
+    numbers = [
+        asdict(row) | {"scores": {k: v.tolist() for k, v in vars(row.scores).items()}}
+        for row in rows
+    ]
+    return SuiteResult(uncertainty_table(rows), {"uncertainty": uncertainty_figure(rows)}, numbers)
+
+
+SUITES: dict[str, Callable[[int], SuiteResult]] = {
+    "ensembles": ensembles,
+    "per_sample": per_sample,
+    "derivatives": derivatives,
+    "curvature": curvature,
+    "uncertainty": uncertainty,
+}
+"""By name; each takes the number of rounds."""

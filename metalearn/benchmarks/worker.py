@@ -1,0 +1,121 @@
+"""One contestant in a process of its own: ``python -m metalearn.benchmarks.worker W2 batched 5 2``.
+
+The arguments are workload, contestant, inner steps and threads. Each line on standard input asks
+for one thing, and is answered by one line of JSON:
+
+- ``memory``: peak bytes above those after the imports and a tiny meta-gradient, and the shorter
+  time in seconds of two runs (of one, where that takes long). Makes sense as the first question.
+- ``turn``: seconds of the floor, and of one meta-gradient right after it.
+- ``errors``: see `errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metalearn.benchmarks.contestants import CONTESTANTS, Run
+from metalearn.benchmarks.workloads import WORKLOADS, Workload
+from metalearn.models import Conv4
+
+__all__ = ["errors"]
+
+_LONG = 20.0  # seconds after which nothing is run twice
+_TASKS = 8  # of a batch, whose float32 errors are looked at one by one
+
+
+def errors(workload: Workload, name: str) -> dict[str, float]:
+    """Relative errors ‖g − g'‖ / ‖g'‖, g' by a plain loop in float64.
+
+    Returns:
+        ``exact``, of the mean gradient in float64; ``rounding``, the median over (the first 8)
+        tasks of the error of a task's own gradient in float32: one ReLU that rounding flips moves
+        one task, and would decide the error of a mean.
+    """
+    reference = CONTESTANTS["loop" if CONTESTANTS[name].second_order else "first_order_loop"]
+
+    def error(workload: Workload, dtype: torch.dtype) -> float:
+        exact = reference.prepare(workload, torch.float64)()
+        return _distance(CONTESTANTS[name].prepare(workload, dtype)(), exact)
+
+    alone = [replace(workload, tasks=1, first=t) for t in range(min(_TASKS, workload.tasks))]
+    return {
+        "exact": error(workload, torch.float64),
+        "rounding": statistics.median(error(task, torch.float32) for task in alone),
+    }
+
+
+class _Worker:
+    def __init__(self, workload: Workload, contestant: str) -> None:
+        self.workload, self.contestant = workload, contestant
+
+    def memory(self) -> dict[str, float]:
+        tiny = partial(Conv4, (1, 8, 8), 2, filters=2)
+        small = replace(self.workload, make=tiny, input_shape=(1, 8, 8), way=2, tasks=1, steps=1)
+        CONTESTANTS[self.contestant].prepare(small, torch.float32)()  # loads what is loaded lazily
+        run = self._run
+        before = _peak()
+        seconds = _seconds(run)
+        memory = _peak() - before
+        if seconds < _LONG:
+            seconds = min(seconds, _seconds(run))
+        return {"memory": memory, "seconds": seconds}
+
+    def turn(self) -> dict[str, float]:
+        self._floor()  # wakes the threads
+        return {"floor": _seconds(self._floor), "seconds": _seconds(self._run)}
+
+    def errors(self) -> dict[str, float]:
+        return errors(self.workload, self.contestant)
+
+    @cached_property
+    def _run(self) -> Run:
+        return CONTESTANTS[self.contestant].prepare(self.workload, torch.float32)
+
+    @cached_property
+    def _floor(self) -> Callable[[], None]:
+        return self.workload.floor(second_order=CONTESTANTS[self.contestant].second_order)
+
+
+def _distance(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    gap = sum(float((actual[n].double() - g).square().sum()) for n, g in expected.items())
+    return math.sqrt(gap / sum(float(g.square().sum()) for g in expected.values()))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _peak() -> int:
+    """Peak resident bytes of this process; Linux counts its parent's in ru_maxrss."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _serve(workload: str, contestant: str, steps: str, threads: str) -> None:
+    torch.set_num_threads(int(threads))
+    answers, sys.stdout = sys.stdout, sys.stderr  # other libraries print
+    worker = _Worker(replace(WORKLOADS[workload], steps=int(steps)), contestant)
+    for question in sys.stdin:
+        print(json.dumps(getattr(worker, question.strip())()), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])

@@ -1,0 +1,56 @@
+"""Elastic weight consolidation: keep what an earlier task needs while a later one is learnt.
+
+Axes: N samples of the earlier task.
+Source: Kirkpatrick et al., "Overcoming Catastrophic Forgetting in Neural Networks", PNAS 2017.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from metalearn.core.operators import Operator
+from metalearn.core.tree import add_scaled, dot, leaf_names, tree_map
+from metalearn.errors import SettingError
+from metalearn.types import Batch, LossFn, Params
+
+__all__ = ["consolidated_loss", "consolidation_penalty"]
+
+
+def consolidation_penalty(
+    params: Params, anchor: Params, fisher: Params | Operator, *, strength: float | Tensor
+) -> Tensor:
+    """strength/2 · (θ − θ*)ᵀ·F·(θ − θ*), a scalar.
+
+    F belongs to the mean over samples (1/N); with strength = N the penalty is the second-order
+    expansion of the earlier task's summed negative log-likelihood around θ*.
+
+    Args:
+        params: θ.
+        anchor: θ*, the parameters after the earlier task.
+        fisher: a tree of diagonals, as `metalearn.core.fisher_diagonal` gives, or a product F·v,
+            as ``KroneckerFisher.product``.
+        strength: λ of the paper.
+
+    Raises:
+        SettingError: a strength below 0, trees that do not fit.
+    """
+    if isinstance(strength, int | float) and not strength >= 0:
+        raise SettingError("strength", strength, "a number of at least 0 is needed")
+    for name, tree in (("anchor", anchor), ("fisher", fisher)):
+        if not callable(tree) and sorted(leaf_names(tree)) != sorted(leaf_names(params)):
+            raise SettingError(name, type(tree).__name__, "a tree like the parameters is needed")
+    moved = add_scaled(params, anchor, -1)
+    pulled = fisher(moved) if callable(fisher) else tree_map(lambda f, m: f * m, fisher, moved)
+    return 0.5 * strength * dot(moved, pulled)
+
+
+def consolidated_loss(
+    loss_fn: LossFn, anchor: Params, fisher: Params | Operator, *, strength: float | Tensor
+) -> LossFn:
+    """The later task's loss with `consolidation_penalty` added: a loss function again."""
+
+    def loss(params: Params, batch: Batch) -> Tensor:
+        penalty = consolidation_penalty(params, anchor, fisher, strength=strength)
+        return loss_fn(params, batch) + penalty
+
+    return loss

@@ -1,0 +1,121 @@
+"""A model, its data and its likelihood: what all Fisher quantities are sums over.
+
+Axes: N samples, C outputs, R columns of an output factor, P parameters, n samples of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from metalearn.core.chunking import chunks, sample_count
+from metalearn.core.likelihood import Likelihood
+from metalearn.core.products import jvp
+from metalearn.core.tree import leaves, tree_map
+from metalearn.errors import SettingError, check_whole
+from metalearn.types import Batch, Params
+
+__all__ = ["FisherProblem", "OutputsFn", "check_targets"]
+
+OutputsFn = Callable[[Params, Any], Tensor]
+"""Outputs ``[N, C]`` of a batch of inputs."""
+
+_BUDGET = 2**28  # bytes of per-sample gradients in a chunk, where no chunk_size is given
+
+
+@dataclass(frozen=True)
+class FisherProblem:
+    """A model, its data and drawn targets: what all Fisher quantities are computed from."""
+
+    outputs_fn: OutputsFn
+    params: Params
+    inputs: Any
+    targets: Tensor | None
+    noise: Tensor
+    likelihood: Likelihood
+    outputs: int
+    """C."""
+
+    @staticmethod
+    def of(
+        outputs_fn: OutputsFn,
+        params: Params,
+        batch: Batch,
+        likelihood: Likelihood,
+        generator: torch.Generator | None,
+    ) -> FisherProblem:
+        """Check shapes and draw the noise of Monte Carlo targets."""
+        inputs, targets = batch
+        count = sample_count(inputs)
+        one = outputs_fn(params, tree_map(lambda x: x[:1], inputs)).detach()
+        if one.dim() != 2 or len(one) != 1:
+            raise SettingError(
+                "outputs_fn", tuple(one.shape), "outputs [N, C] are needed, here for N = 1"
+            )
+        check_targets(targets, (count, one.shape[1]), likelihood)
+        targets = targets if likelihood.kind == "empirical" else None
+        noise = likelihood.noise(count, one[0], generator)
+        return FisherProblem(
+            outputs_fn, params, inputs, targets, noise, likelihood, int(one.shape[1])
+        )
+
+    def mean(self, reduce: Callable[[Params], Any], chunk_size: int | None) -> Any:
+        """1/N · Σ over chunks of ``reduce(gradients)``, gradients with leaves ``[n, R, ...]``."""
+        total = None
+        size = self._affordable() if chunk_size is None else chunk_size
+        for chunk in self._chunks(size):
+            part = reduce(vmap(self._gradients)(*chunk))
+            total = part if total is None else tree_map(torch.add, total, part)
+        return tree_map(lambda x: x / len(self.noise), total)
+
+    def product(self, vector: Params, chunk_size: int | None = None) -> Params:
+        """F·v."""
+        total = None
+        for chunk in self._chunks(len(self.noise) if chunk_size is None else chunk_size):
+            pushed = vmap(self._pushed, in_dims=(None, 0, 0, 0))(vector, *chunk)
+            # grad outside the vmap sums over samples as it goes: no gradient of one sample is held
+            part = grad(self._along)(self.params, chunk[0], pushed)
+            total = part if total is None else tree_map(torch.add, total, part)
+        return tree_map(lambda x: x / len(self.noise), total)
+
+    def _gradients(self, x: Any, target: Tensor, noise: Tensor) -> Params:
+        """The R gradients J_nᵀ s_nr of one sample, leaves ``[R, ...]``."""
+        factor = self.likelihood.factor(self._one(self.params, x), target, noise)
+        along = grad(lambda params, s: (self._one(params, x) * s).sum())
+        return vmap(along, in_dims=(None, 0))(self.params, factor)
+
+    def _pushed(self, vector: Params, x: Any, target: Tensor, noise: Tensor) -> Tensor:
+        """S·Sᵀ·J·v of one sample, ``[C]``."""
+        outputs, tangent = jvp(lambda p: self._one(p, x), (self.params,), (vector,))
+        return self.likelihood.metric(outputs, target, noise, tangent)
+
+    def _along(self, params: Params, inputs: Any, cotangents: Tensor) -> Tensor:
+        outputs = vmap(self._one, in_dims=(None, 0))(params, inputs)
+        return (outputs * cotangents).sum()
+
+    def _one(self, params: Params, x: Any) -> Tensor:
+        return self.outputs_fn(params, tree_map(lambda leaf: leaf[None], x))[0]
+
+    def _chunks(self, size: int) -> Iterator[Batch]:
+        check_whole("chunk_size", size, 1)
+        targets = self.noise if self.targets is None else self.targets
+        return chunks((self.inputs, targets, self.noise), size)
+
+    def _affordable(self) -> int:
+        size: int = sum(p.numel() * p.element_size() for p in leaves(self.params))
+        return max(1, _BUDGET // max(1, size * self.likelihood.columns(self.outputs)))
+
+
+def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood) -> None:
+    """Refuse targets that are looked at and do not fit outputs of ``shape`` [N, C]."""
+    if likelihood.kind != "empirical":
+        return
+    wanted = shape[:1] if likelihood.name == "categorical" else shape
+    if targets is None or tuple(targets.shape) != wanted:
+        got = None if targets is None else tuple(targets.shape)
+        raise SettingError("targets", got, f"the shape {wanted} is needed for this likelihood")

@@ -1,0 +1,97 @@
+"""Meta-gradients of M stacked parameter sets: an ensemble of meta-learners on the same tasks.
+
+Axes: M members, T tasks, K inner steps; a pair is one member on one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.func import vmap
+
+from metalearn.core.engines import Engine, Inner, gradient_of_pairs
+from metalearn.core.ensemble import member_count, unstack
+from metalearn.core.inner import InnerOptimizer
+from metalearn.core.meta_gradient import (
+    MetaGradient,
+    Method,
+    check_meta,
+    choose_engine,
+    mean_over_tasks,
+    meta_gradient,
+)
+from metalearn.core.methods import Implicit
+from metalearn.core.tree import leaves, tree_map
+from metalearn.errors import SettingError
+from metalearn.types import LossFn, Params, TaskBatch
+
+__all__ = ["member_meta_gradient"]
+
+
+def member_meta_gradient(
+    loss_fn: LossFn,
+    params: Params,
+    tasks: TaskBatch,
+    *,
+    optimizer: InnerOptimizer,
+    steps: int,
+    method: Method = "auto",
+    engine: Engine = "auto",
+    chunk_size: int | None = None,
+    frozen: str | Sequence[str] | None = None,
+    implicit: Implicit | None = None,
+) -> MetaGradient:
+    """The meta-gradient of every member on the same tasks: vmap over members of vmap over tasks.
+
+    Args:
+        loss_fn: of one member, as for `meta_gradient`.
+        params: leaves ``[M, ...]``.
+        tasks: shared by all members, leaves ``[T, ...]``.
+        optimizer: the inner optimiser.
+        steps: K.
+        method: as for `meta_gradient`.
+        engine: ``"batched"`` runs all M·T pairs as tasks with parameters of their own, ``"vmap"``
+            nests two vmaps, ``"loop"`` takes one pair after another. ``"auto"`` is ``"batched"``
+            where that can be, else ``"vmap"``.
+        chunk_size: tasks at a time, for all members.
+        frozen: as for `meta_gradient`.
+        implicit: as for `meta_gradient`.
+
+    Returns:
+        `MetaGradient` with M in front of every leaf: grads ``[M, ...]``, loss ``[M]``,
+        query_losses ``[M, T]``, support_losses ``[M, T, K]``.
+
+    Raises:
+        SettingError: as `meta_gradient`; leaves of different M; ``engine="batched"`` with an inner
+            optimiser that learns.
+    """
+    member_count(params)
+    settings: dict[str, Any] = {
+        "optimizer": optimizer, "steps": steps, "method": method, "chunk_size": chunk_size,
+        "frozen": frozen, "implicit": implicit,
+    }  # fmt: skip
+    chosen = choose_engine(engine, optimizer)
+    if chosen == "loop":
+        rows = unstack(params)
+        return _joined([meta_gradient(loss_fn, r, tasks, engine="loop", **settings) for r in rows])
+    if leaves(optimizer.learnt):
+        if engine == "batched":
+            accepted = "an inner optimiser that learns needs auto, vmap or loop"
+            raise SettingError("engine", engine, accepted)
+        chosen = "vmap"
+    if chosen == "vmap":
+        each: MetaGradient = vmap(
+            lambda row: meta_gradient(loss_fn, row, tasks, engine="vmap", **settings)
+        )(params)
+        return each
+    inner = Inner(loss_fn, optimizer, steps, frozen)
+    run = partial(gradient_of_pairs, *check_meta(inner, params, method, implicit), inner)
+    return mean_over_tasks(run, params, tasks, chunk_size, axis=1)
+
+
+def _joined(parts: Sequence[MetaGradient]) -> MetaGradient:
+    found: MetaGradient = tree_map(lambda *values: torch.stack(values), *parts)
+    return found

@@ -1,0 +1,154 @@
+"""Curvature matrices as functions of a parameter tree, summed over the batches of a data set.
+
+Each gives A·v for a tree v like the parameters; A is symmetric, ``[P, P]``, and belongs to the mean
+over all N samples of all batches (batches may differ in size). Nothing is kept between products.
+
+Inside an outer vmap (over members, over tasks) the order of transforms is vmap(jvp(grad(loss))):
+each member differentiates its own loss twice. Where a vmap stands between the two derivatives, as
+in jvp(vmap(grad(loss))) or grad(vmap(grad(loss))), products through batch, layer or instance
+normalisation are wrong by several per cent, without an error (torch 2.14, float64); a vmap inside
+both or outside both is right. So hand over no loss that takes gradients under a vmap of its own.
+
+Axes: N samples, C outputs, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core.chunking import sample_count
+from metalearn.core.fisher_problem import FisherProblem, OutputsFn
+from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
+from metalearn.core.products import SecondMode, ggn_vp, hvp
+from metalearn.core.tree import scale, tree_map
+from metalearn.errors import SettingError
+from metalearn.types import Batch, LossFn, Params
+
+__all__ = ["Operator", "fisher_operator", "ggn_operator", "hessian_operator"]
+
+Operator = Callable[[Params], Params]
+"""A·v of a tree v."""
+
+
+def hessian_operator(
+    loss_fn: LossFn,
+    params: Params,
+    batches: Sequence[Batch],
+    *,
+    mode: SecondMode = "forward_over_reverse",
+) -> Operator:
+    """V ↦ ∇²L·v, L = Σ_b (N_b/N)·loss_fn(params, batch b), the mean loss over all samples.
+
+    Args:
+        loss_fn: mean loss of a batch.
+        params: any tree.
+        batches: a list, of one batch or more; never the batch itself.
+        mode: of `metalearn.core.hvp`; ``mse_loss`` with mean reduction and ``huber_loss`` refuse
+            the default (torch 2.14) and need ``"reverse_over_reverse"``.
+
+    Raises:
+        SettingError: ``batches`` is not a list of batches.
+    """
+
+    def product(vector: Params, batch: Batch) -> Params:
+        return hvp(lambda p: loss_fn(p, batch), (params,), (vector,), mode=mode)[0]
+
+    return _summed(product, batches)
+
+
+def ggn_operator(
+    outputs_fn: OutputsFn,
+    output_loss: Callable[[Any, Any], Tensor],
+    params: Params,
+    batches: Sequence[Batch],
+) -> Operator:
+    """V ↦ Jᵀ·∇²_f L·J·v, the generalised Gauss–Newton matrix of the mean loss over all samples.
+
+    Args:
+        outputs_fn: outputs f of parameters and inputs; here a batch is seen whole.
+        output_loss: mean loss of outputs and targets, convex in the outputs.
+        params: any tree.
+        batches: a list of ``(inputs, targets)``.
+
+    Raises:
+        SettingError: ``batches`` is not a list of batches.
+
+    Source: Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent",
+    2002.
+    """
+
+    def product(vector: Params, batch: Batch) -> Params:
+        inputs, targets = batch
+        return ggn_vp(
+            lambda p: outputs_fn(p, inputs),
+            lambda outputs: output_loss(outputs, targets),
+            (params,),
+            (vector,),
+        )[0]
+
+    return _summed(product, batches)
+
+
+def fisher_operator(
+    outputs_fn: OutputsFn,
+    params: Params,
+    batches: Sequence[Batch],
+    *,
+    likelihood: LikelihoodName,
+    kind: FisherKind,
+    generator: torch.Generator | None = None,
+    samples: int = 1,
+    variance: float = 1.0,
+    chunk_size: int | None = None,
+) -> Operator:
+    """V ↦ F·v as `metalearn.core.fisher_vp`; Monte Carlo targets are drawn once, here.
+
+    Args:
+        outputs_fn: outputs ``[N, C]``; every sample is seen as a batch of one.
+        params: any tree.
+        batches: a list of ``(inputs, targets)``.
+        likelihood: and the rest, as for `metalearn.core.fisher_diagonal`.
+        kind: the same.
+        generator: the same.
+        samples: the same.
+        variance: the same.
+        chunk_size: samples of one pass; by default a batch.
+
+    Raises:
+        SettingError: ``batches`` is not a list of batches; see `metalearn.core.fisher_diagonal`.
+    """
+    _check_list(batches)
+    rule = Likelihood(likelihood, kind, samples, variance)
+    problems = [FisherProblem.of(outputs_fn, params, b, rule, generator) for b in batches]
+    shares = _shares([problem.inputs for problem in problems])
+    return lambda vector: _total(
+        [scale(problem.product(vector, chunk_size), s) for problem, s in zip(problems, shares)]
+    )
+
+
+def _summed(product: Callable[[Params, Batch], Params], batches: Sequence[Batch]) -> Operator:
+    shares = _shares(batches)
+    return lambda vector: _total([scale(product(vector, b), s) for b, s in zip(batches, shares)])
+
+
+def _shares(batches: Sequence[Batch]) -> list[float]:
+    """N_b / N of each batch."""
+    _check_list(batches)
+    sizes = [sample_count(batch) for batch in batches]
+    return [size / sum(sizes) for size in sizes]
+
+
+def _check_list(batches: object) -> None:
+    if not isinstance(batches, list) or not batches:
+        raise SettingError("batches", type(batches).__name__, "a list of batches is needed")
+
+
+def _total(parts: list[Params]) -> Params:
+    total = parts[0]
+    for part in parts[1:]:
+        total = tree_map(torch.add, total, part)
+    return total

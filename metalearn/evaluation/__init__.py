@@ -1,0 +1,34 @@
+"""How good predictions and their uncertainties are: scores, calibration, out-of-distribution tests.
+
+Axes: M members, N samples, C classes.
+"""
+
+from metalearn.evaluation.calibration import (
+    ReliabilityBins,
+    adaptive_calibration_error,
+    expected_calibration_error,
+    reliability_bins,
+)
+from metalearn.evaluation.out_of_distribution import OODScores, ood_scores, uncertainty_scores
+from metalearn.evaluation.statistics import EnsembleReport, EnsembleStatistics, Scores
+from metalearn.evaluation.temperature import (
+    Temperature,
+    fit_temperature,
+    tempered_log_probabilities,
+)
+
+__all__ = [
+    "EnsembleReport",
+    "EnsembleStatistics",
+    "OODScores",
+    "ReliabilityBins",
+    "Scores",
+    "Temperature",
+    "adaptive_calibration_error",
+    "expected_calibration_error",
+    "fit_temperature",
+    "ood_scores",
+    "reliability_bins",
+    "tempered_log_probabilities",
+    "uncertainty_scores",
+]

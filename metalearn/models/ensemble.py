@@ -1,0 +1,251 @@
+"""An ensemble of networks whose parameters are stacked on a member axis.
+
+Axes: M members, B samples.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.core.ensemble import MemberEngine, map_members, stack
+from metalearn.core.module import call_with, check_layers
+from metalearn.core.tree import tree_map
+from metalearn.errors import SettingError, check_whole
+from metalearn.models.likeness import plain
+
+__all__ = ["Ensemble", "Stack"]
+
+
+class Stack(nn.Module):
+    """Networks of one architecture as one module whose parameters and buffers are ``[M, ...]``.
+
+    Args:
+        modules: M networks; their tensors are copied.
+        indices: which members of an ensemble they are.
+
+    Raises:
+        SettingError: no networks, networks of different shapes or settings, or with layers that
+            cannot work, which is looked at again when training mode is switched on.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        if not len(modules):
+            raise SettingError("members", 0, "at least one network is needed")
+        for module in modules:
+            check_layers(module, running_stats=True)
+        self.network = _template(modules)
+        self.size = len(modules)
+        self.indices = tuple(range(len(modules)) if indices is None else indices)
+
+    def train(self, mode: bool = True) -> Stack:
+        """Set the mode of all members; training may need what evaluation does not."""
+        super().train(mode)
+        check_layers(self.network, running_stats=True)
+        return self
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Parameters and buffers, ``[M, ...]``; parameters that are not trained are buffers."""
+        params: dict[str, Tensor] = {}
+        fixed: dict[str, Tensor] = {}
+        for name, parameter in self.network.named_parameters():
+            (params if parameter.requires_grad else fixed)[name] = parameter
+        return params, fixed | dict(self.network.named_buffers())
+
+    def call(self, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
+        """One member's network with its parameters and buffers."""
+        return call_with(self.network, params, buffers, *args, **kwargs)
+
+    def forward(self, *args: Any, engine: MemberEngine = "batched", **kwargs: Any) -> Any:
+        """Outputs of all members on the same inputs, ``[M, ...]``."""
+
+        def one(params: Any, buffers: Any) -> Any:
+            return self.call(params, buffers, *args, **kwargs)
+
+        return map_members(one, *self.state(), engine=engine)
+
+    def member(self, row: int) -> nn.Module:
+        """A copy of the network in one row: a plain module."""
+        module = copy.deepcopy(self.network)
+        _replace(module, [value.detach()[row].clone() for *_, value in _own_tensors(module)])
+        return module
+
+
+class Ensemble(nn.Module):
+    """M networks trained and called as one: parameters stacked, ``vmap`` over members.
+
+    ``ensemble(x)`` gives ``[M, B, ...]``, every member on the same inputs. Members of one
+    architecture (same layers, settings and shapes) stand in one `Stack`; others are called stack
+    after stack, and their outputs have to agree in shape. Running statistics, where a network keeps
+    them, are each member's own. Any elementwise optimiser may train ``ensemble.parameters()``: it
+    trains every member as if alone. What takes a norm over all parameters, such as
+    ``clip_grad_norm_``, mixes members: `metalearn.trainers.EnsembleTrainer` clips each by itself.
+
+    Args:
+        stacks: of members; every index 0..M−1 once.
+
+    Raises:
+        SettingError: no members.
+    """
+
+    def __init__(self, stacks: Sequence[Stack]) -> None:
+        super().__init__()
+        order = [i for s in stacks for i in s.indices]
+        if not order or sorted(order) != list(range(len(order))):
+            raise SettingError("members", order, "each of 0..M-1 once, M at least 1, is needed")
+        self.stacks = nn.ModuleList(stacks)
+        self._order = tuple(order.index(i) for i in range(len(order)))
+
+    @classmethod
+    def from_modules(cls, modules: Sequence[nn.Module]) -> Ensemble:
+        """An ensemble of given networks, which are copied.
+
+        Raises:
+            SettingError: no network, or one with layers that cannot work.
+        """
+        if not len(modules):
+            raise SettingError("members", 0, "at least one network is needed")
+        alike: dict[Any, list[int]] = {}
+        for index, module in enumerate(modules):
+            check_layers(module, running_stats=True)
+            alike.setdefault(_structure(module), []).append(index)
+        return cls([Stack([modules[i] for i in rows], rows) for rows in alike.values()])
+
+    @classmethod
+    def from_factory(cls, make: Callable[..., nn.Module], seeds: Sequence[int]) -> Ensemble:
+        """An ensemble of ``make(seed)`` for each seed.
+
+        torch's global generator is seeded by the same number while ``make`` runs, and put back
+        afterwards; so a factory without arguments, or one that leaves initialisation to torch,
+        gives different members as well.
+
+        Args:
+            make: ``make(seed)``, ``make(seed=seed)`` or ``make()``, the first that it can take.
+            seeds: one for each member.
+
+        Raises:
+            SettingError: no seed, or one that is not a whole number from 0.
+        """
+        if not len(seeds):
+            raise SettingError("seeds", seeds, "at least one is needed")
+        modules = []
+        for seed in seeds:
+            check_whole("seeds", seed, 0)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                modules.append(_call_with_seed(make, seed))
+        return cls.from_modules(modules)
+
+    def __len__(self) -> int:
+        """M."""
+        return len(self._order)
+
+    def forward(self, *args: Any, engine: MemberEngine = "batched", **kwargs: Any) -> Any:
+        """Outputs ``[M, ...]`` of all members on the same inputs.
+
+        Args:
+            args: inputs ``[B, ...]``.
+            engine: see `metalearn.core.ensemble.MemberEngine`.
+            kwargs: of the networks.
+        """
+        return self.gather([s(*args, engine=engine, **kwargs) for s in self.stacks])
+
+    def gather(self, parts: Sequence[Any]) -> Any:
+        """What each stack gave, ``[M of the stack, ...]``, as one tree in the order of members."""
+        if len(parts) == 1 and self._order == tuple(range(len(self))):
+            return parts[0]
+        return tree_map(lambda *xs: torch.cat(xs)[list(self._order)], *parts)
+
+    def member(self, index: int) -> nn.Module:
+        """A copy of member ``index`` as a plain module with a plain ``state_dict``.
+
+        Raises:
+            SettingError: no such member.
+        """
+        stack, row = self.place(index)
+        return stack.member(row)
+
+    def members(self) -> Iterator[nn.Module]:
+        """Copies of all members."""
+        return (self.member(index) for index in range(len(self)))
+
+    def place(self, index: int) -> tuple[Stack, int]:
+        """The stack that a member is in, and its row there."""
+        check_whole("member", index, 0)
+        for part in self.stacks:
+            assert isinstance(part, Stack)
+            if index in part.indices:
+                return part, part.indices.index(index)
+        raise SettingError("member", index, f"a whole number from 0 to {len(self) - 1} is needed")
+
+
+def _template(modules: Sequence[nn.Module]) -> nn.Module:
+    """A copy of the first network whose tensors are the stacks of all networks' tensors."""
+    rows = [{name: value.detach() for name, *_, value in _own_tensors(m)} for m in modules]
+    stacked = stack(rows)
+    first = _structure(modules[0])
+    for index, module in enumerate(modules):
+        if _structure(module) != first:
+            accepted = "the layers and settings of members[0] are needed in one stack"
+            raise SettingError(f"members[{index}]", type(module).__name__, accepted)
+    template = copy.deepcopy(modules[0])
+    _replace(template, list(stacked.values()))
+    return template
+
+
+def _replace(module: nn.Module, values: Sequence[Tensor]) -> None:
+    """Put ``values`` in the places of a module's own tensors, in order; tied ones stay tied."""
+    placed: dict[int, Tensor] = {}
+    for (_, table, key, old), value in zip(_own_tensors(module), values):
+        if isinstance(old, nn.Parameter):
+            fresh: Tensor = nn.Parameter(value, requires_grad=old.requires_grad)
+        else:
+            fresh = value
+        table[key] = placed.setdefault(id(old), fresh)
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, dict[str, Any], str, Tensor]]:
+    """Parameters and buffers: full name, where they stand, under which key; tied ones each time."""
+    return [
+        (f"{prefix}.{key}".lstrip("."), table, key, value)
+        for prefix, layer in module.named_modules()
+        for table in (layer._parameters, layer._buffers)
+        for key, value in table.items()
+        if value is not None
+    ]
+
+
+def _structure(module: nn.Module) -> Any:
+    """What two networks must share to be stacked: layers, settings, shapes, ties."""
+    layers = tuple((name, type(layer), _settings(layer)) for name, layer in module.named_modules())
+    seen: dict[int, int] = {}
+    tensors = tuple(
+        (name, value.shape, value.dtype, value.requires_grad, seen.setdefault(id(value), len(seen)))
+        for name, *_, value in _own_tensors(module)
+    )
+    return layers, tensors
+
+
+def _settings(layer: nn.Module) -> Any:
+    """Attributes of a layer that are no tensors or layers of its own."""
+    return tuple(
+        (name, plain(value))
+        for name, value in sorted(vars(layer).items())
+        if not name.startswith("_") and name != "training"
+    )
+
+
+def _call_with_seed(make: Callable[..., nn.Module], seed: int) -> nn.Module:
+    """``make(seed)``, ``make(seed=seed)`` or ``make()``, the first that the signature allows."""
+    signature = inspect.signature(make)
+    try:
+        signature.bind(seed)
+    except TypeError:
+        return make(seed=seed) if "seed" in signature.parameters else make()
+    return make(seed)

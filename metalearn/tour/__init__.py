@@ -1,0 +1,27 @@
+"""A walk through the mathematics: everything is computed in two ways or more, and must agree."""
+
+from metalearn.tour.chapters import chapters, choose, walk
+from metalearn.tour.stops import (
+    Chapter,
+    DisagreementError,
+    ScalarEngine,
+    Stop,
+    Way,
+    Ways,
+    check,
+    stop,
+)
+
+__all__ = [
+    "Chapter",
+    "DisagreementError",
+    "ScalarEngine",
+    "Stop",
+    "Way",
+    "Ways",
+    "chapters",
+    "check",
+    "choose",
+    "stop",
+    "walk",
+]

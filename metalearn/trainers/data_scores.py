@@ -1,0 +1,48 @@
+"""Predictions and scores of members on a split of labelled data.
+
+Axes: M members, N samples of a split, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from metalearn.data import ClassificationData
+from metalearn.evaluation import EnsembleReport, EnsembleStatistics
+from metalearn.types import Split
+
+__all__ = ["logits_of", "report_of"]
+
+Predict = Callable[[Tensor], Tensor]
+"""From inputs ``[N, ...]`` to logits ``[M, N, C]``."""
+
+_SAMPLES_AT_A_TIME = 1024
+
+
+def report_of(
+    predict: Predict, data: ClassificationData, split: Split, *, members: int, device: torch.device
+) -> EnsembleReport:
+    """Scores of M members and of their mean prediction."""
+    statistics = EnsembleStatistics(members, data.outputs)
+    for logits, targets in _predicted(predict, data, split, device):
+        statistics.update(logits, targets)
+    return statistics.compute()
+
+
+def logits_of(
+    predict: Predict, data: ClassificationData, split: Split, *, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Logits ``[M, N, C]`` and targets ``[N]`` of a split."""
+    parts = list(_predicted(predict, data, split, device))
+    return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts])
+
+
+def _predicted(
+    predict: Predict, data: ClassificationData, split: Split, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
+        x, y = data.take(indices, device=device)
+        yield predict(x), y

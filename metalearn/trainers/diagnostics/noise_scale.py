@@ -1,0 +1,91 @@
+"""Gradient noise scale over a training: whether more samples, shots or tasks would help.
+
+Axes: S looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from metalearn.core import noise_average
+from metalearn.tracking import Tracker, noise_scale_figure
+from metalearn.trainers.diagnostics.moments import Moments, by_layer, noise_of, ratio
+from metalearn.trainers.diagnostics.protocol import Diagnostic, Watched
+
+__all__ = ["NoiseScales"]
+
+_DECAY = 0.9  # of the averages, from one look to the next
+_BETWEEN = {"sample": "samples", "shot": "shots, within tasks", "task": "tasks"}
+
+
+class NoiseScales(Diagnostic):
+    """Noise scale B = tr(Σ)/|G|² of samples, of shots within tasks, of tasks.
+
+    A mean over N units has noise of relative size B/N in its squared length: above 1, noise
+    outweighs the gradient, and more units of this kind would help; far below 1, they would not.
+    Of a meta-learner, shots are those of the inner gradient at the initial parameters, tasks those
+    of the meta-gradient, so the two ratios tell where further data are worth their cost. tr(Σ) and
+    |G|² are unbiased and averaged separately over looks (exponentially, with 0.9) before their
+    ratio is taken. Each look counts in units of its mean ‖g_i‖² = tr(Σ) + |G|², so that the long
+    gradients of the beginning do not drown what comes later. A look with one unit tells nothing
+    and is left out; while the averaged |G|² is not above 0 there is no value (NaN).
+
+    Source: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018.
+    """
+
+    name = "noise_scale"
+    kinds = ("sample", "shot", "task")
+    eye = Moments
+
+    def __init__(self) -> None:
+        self._averages: dict[str, Any] = {}
+        self._history: dict[str, list[list[float]]] = {}
+
+    def conclude(
+        self, step: int, watched: Watched, seen: Mapping[str, Any], tracker: Tracker
+    ) -> Mapping[str, float]:
+        """Averaged noise scales in total, and as curves by layer; parts as of this step."""
+        numbers: dict[str, float] = {}
+        average = noise_average(_DECAY)
+        for kind, eye in seen.items():
+            found = eye.result()
+            length = found.noise + found.signal
+            parts = (by_layer(found.noise_by_leaf), by_layer(found.signal_by_leaf))
+            layers = noise_of(*({k: v / length for k, v in part.items()} for part in parts))
+            before = self._averages.get(kind) or average.init(layers.noise_by_leaf)
+            self._averages[kind] = average.update(before, layers)
+            mean = average.value(self._averages[kind])
+            total = ratio(mean.noise, mean.signal)
+            scales = {
+                layer: ratio(mean.noise_by_leaf[layer], mean.signal_by_leaf[layer])
+                for layer in mean.noise_by_leaf
+            }
+            tracker.curves(step + 1, f"noise_scale/{kind}_by_layer", scales)
+            numbers[f"noise_scale/{kind}"] = total
+            numbers[f"noise_scale/{kind}_per_batch"] = total / eye.units.count
+            numbers[f"noise_scale/{kind}_noise"] = float(found.noise)
+            numbers[f"noise_scale/{kind}_signal"] = float(found.signal)
+            row = [float(step + 1), total / eye.units.count]
+            self._history.setdefault(kind, []).append(row)
+        return numbers
+
+    def draw(self, step: int, tracker: Tracker) -> None:
+        """All kinds against the number of units at hand."""
+        curves = {
+            _BETWEEN[kind]: tuple(torch.tensor(rows, dtype=torch.float64).T)
+            for kind, rows in self._history.items()
+        }
+        if curves:
+            figure = noise_scale_figure(curves, title=f"gradient noise, step {step}")
+            tracker.figure(step, "noise_scale/over_training", figure)
+
+    def state(self) -> dict[str, Any]:
+        """Averages and what has been drawn so far."""
+        return {"averages": self._averages, "history": self._history}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave."""
+        self._averages, self._history = dict(state["averages"]), dict(state["history"])

@@ -1,0 +1,111 @@
+"""Losses and gradients of an ensemble's members on labelled data.
+
+Axes: M members, B samples of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalearn.core.ensemble import MemberEngine, member_gradients
+from metalearn.core.tree import tree_map
+from metalearn.models import Ensemble, Stack
+
+__all__ = ["classification_gradients", "member_loss"]
+
+
+def classification_gradients(
+    ensemble: Ensemble,
+    batch: tuple[Tensor, Tensor],
+    *,
+    chosen: Tensor,
+    smoothing: Tensor,
+    engine: MemberEngine,
+    chunk_size: int | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of every chosen member, and its gradient.
+
+    With label smoothing s the loss is (1 − s)·CE + s·mean over classes of −log p (Szegedy et al.,
+    "Rethinking the Inception Architecture", CVPR 2016). Members that are not chosen are not
+    computed: their buffers stay as they are. Where a member's outputs have further axes before
+    ``[B, C]``, as a `BatchEnsemble` has, its loss is the mean over them.
+
+    Args:
+        ensemble: in training mode.
+        batch: inputs ``[B, ...]`` and targets ``[B]``, or with M in front of both.
+        chosen: ``[M]``, on the CPU.
+        smoothing: ``[M]``, in [0, 1).
+        engine: see `MemberEngine`.
+        chunk_size: members at a time; None takes all.
+
+    Returns:
+        Losses ``[M]``, NaN where not chosen; gradients by the names of the ensemble's parameters,
+        ``[M, ...]``, 0 where not chosen.
+    """
+    losses = smoothing.new_full((len(ensemble),), float("nan"))
+    grads: dict[str, Tensor] = {}
+    for number, stack in enumerate(ensemble.stacks):
+        assert isinstance(stack, Stack)
+        members = torch.tensor(stack.indices)
+        rows = chosen[members].nonzero().flatten()
+        if not len(rows):
+            continue
+        mine = members[rows].to(smoothing.device)
+        found = _of_stack(stack, rows.to(mine), mine, batch, smoothing[mine], engine, chunk_size)
+        losses[mine] = found[0].to(losses.dtype)
+        grads |= {f"stacks.{number}.network.{name}": grad for name, grad in found[1].items()}
+    return losses, grads
+
+
+def _of_stack(
+    stack: Stack,
+    rows: Tensor,
+    members: Tensor,
+    batch: tuple[Tensor, Tensor],
+    smoothing: Tensor,
+    engine: MemberEngine,
+    chunk_size: int | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same for some rows of a stack, which are these members."""
+    every, own = len(rows) == stack.size, batch[1].dim() == 2
+    params, buffers = stack.state()
+    if not every:
+        params, buffers = tree_map(lambda v: v.detach()[rows], (params, buffers))
+    x, y = (part[members] for part in batch) if own else batch
+    found = member_gradients(
+        member_loss(stack),
+        params,
+        buffers,
+        x,
+        y,
+        smoothing,
+        in_dims=(0, 0 if own else None, 0 if own else None, 0),
+        engine=engine,
+        chunk_size=chunk_size,
+    )
+    if every:
+        return found.losses, found.grads
+    for name, buffer in stack.state()[1].items():  # running statistics that were written
+        if not isinstance(buffer, torch.nn.Parameter):
+            buffer[rows] = buffers[name]
+    spread = {n: g.new_zeros(stack.size, *g.shape[1:]) for n, g in found.grads.items()}
+    return found.losses, {n: s.index_copy(0, rows, found.grads[n]) for n, s in spread.items()}
+
+
+def member_loss(stack: Stack) -> Callable[..., Tensor]:
+    """Loss of one member's parameters, buffers, inputs, targets and smoothing."""
+
+    def loss(
+        params: Mapping[str, Tensor], buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor
+    ) -> Tensor:
+        log_p = stack.call(params, buffers, x).log_softmax(-1)
+        rows, targets = log_p.flatten(0, -2), y.expand(log_p.shape[:-1]).flatten()
+        value: Tensor = (1 - smoothing) * F.nll_loss(rows, targets) - smoothing * log_p.mean()
+        return value
+
+    return loss

@@ -1,0 +1,112 @@
+"""An ensemble of meta-learners: M initialisations that adapt to the same tasks at once.
+
+Axes: M members, T tasks, K inner steps, N query samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.core import MetaGradient, Plan
+from metalearn.core.ensemble import member_count, take_member, unstack
+from metalearn.core.meta_ensemble import member_meta_gradient
+from metalearn.core.predictive import (
+    mean_log_probabilities,
+    mutual_information,
+    negative_log_likelihoods,
+)
+from metalearn.core.predictive_regression import regression_uncertainty
+from metalearn.errors import SettingError
+from metalearn.evaluation import expected_calibration_error
+from metalearn.models import Ensemble, Stack
+from metalearn.trainers.learner import MetaLearner
+from metalearn.trainers.task_scores import MemberScores, TaskScores
+from metalearn.types import Batch, Params, TaskBatch
+
+__all__ = ["MemberLearner"]
+
+
+class MemberLearner(MetaLearner):
+    """A `MetaLearner` whose module is an `Ensemble`; its prediction is the mean over members.
+
+    ``params`` are ``[M, ...]``; `meta_gradient` gives every member's own, with M in front of all.
+    """
+
+    module: Ensemble
+
+    def settle(self, tasks: TaskBatch, task_count: int) -> Plan:
+        """As for one learner; chunks are of tasks, each for all members."""
+        count = member_count(self.params)
+        plan = super().settle(tasks, task_count * count)
+        if plan.chunk_size is not None:
+            plan = replace(plan, chunk_size=max(1, plan.chunk_size // count))
+        self.plan = replace(plan, notes=(f"each of {count} members", *plan.notes))
+        return self.plan
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Outputs ``[N, ...]`` of the first member as it is."""
+        found: Tensor = self.apply(take_member(self.params, 0), {}, inputs)
+        return found
+
+    def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
+        """An `Ensemble` of the members, each adapted to one support set."""
+        modules = [
+            self._adapted(self.module.member(index), row, support, steps)
+            for index, row in enumerate(unstack(self.params))
+        ]
+        return Ensemble.from_modules(modules).eval()
+
+    def score(
+        self, tasks: TaskBatch, *, steps: int | None = None, inductive: bool = False
+    ) -> TaskScores:
+        """Scores of the mean prediction, and of each member; see `MetaLearner.score`."""
+        rows = [self._outputs(row, tasks, steps, inductive) for row in unstack(self.params)]
+        losses = torch.stack([loss for loss, _ in rows], 1)
+        outputs = torch.stack([output for _, output in rows])
+        targets = tasks.query[1]
+        if self.kind == "regression":
+            mean = outputs.mean(0)
+            spread = regression_uncertainty(outputs[:, :, -1]).epistemic
+            error = (mean - targets[:, None]).square().flatten(2).mean(-1)
+            members = MemberScores(losses, None, spread.flatten(1).mean(-1), None)
+            return TaskScores(error, None, mean, members)
+        every = targets[:, None].expand(outputs.shape[1:-1])
+        log_p = mean_log_probabilities(outputs)
+        predictions = log_p.argmax(-1)
+        right = (outputs.argmax(-1) == every).to(losses.dtype).mean(-1).movedim(0, 1)
+        last = log_p[:, -1]
+        calibration = expected_calibration_error(
+            last.exp().amax(-1), last.argmax(-1) == targets
+        ).to(losses)
+        epistemic = mutual_information(outputs[:, :, -1]).mean(-1)
+        return TaskScores(
+            negative_log_likelihoods(log_p, every).mean(-1),
+            (predictions == every).to(losses.dtype).mean(-1),
+            predictions,
+            MemberScores(losses, right, epistemic, calibration),
+        )
+
+    def _functional(self) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        """One member's network as a pure function; parameters ``[M, ...]``."""
+        if len(self.module.stacks) != 1:
+            found = len(self.module.stacks)
+            raise SettingError("model", f"{found} architectures", "members need to share one")
+        (stack,) = self.module.stacks
+        assert isinstance(stack, Stack)
+        params, buffers = stack.state()
+        if buffers:
+            raise SettingError(
+                "model", sorted(buffers), "members that adapt have no buffers or fixed parameters"
+            )
+        return stack.call, {name: p.detach() for name, p in params.items()}, {}
+
+    def _trial_params(self) -> Params:
+        return take_member(self.params, 0)
+
+    def _meta_gradient(self, tasks: TaskBatch, settings: Mapping[str, Any]) -> MetaGradient:
+        return member_meta_gradient(self.loss, self.params, tasks, **settings)

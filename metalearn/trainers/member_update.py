@@ -1,0 +1,121 @@
+"""An outer step of M stacked members with learning rates and weight decays of their own.
+
+Axes: M members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import SettingError
+from metalearn.models import Ensemble, Stack
+
+__all__ = ["MemberUpdate", "check_elementwise"]
+
+_ELEMENTWISE = (
+    "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta",
+)  # fmt: skip
+
+
+class MemberUpdate:
+    """One torch optimiser over the stack, as if each member had one of its own.
+
+    A step of these optimisers is elementwise and proportional to the learning rate, so it is taken
+    with the largest rate η and scaled to each member's own: θ' = θ + (η_m / η)·Δθ. A weight decay
+    λ_m is added to the gradient (λ_m·θ), or, for an optimiser whose decay is decoupled, shrinks the
+    parameters first (θ·(1 − η_m·λ_m), Loshchilov and Hutter, "Decoupled Weight Decay
+    Regularization", ICLR 2019).
+    Members that are not active stay as they are to the last bit.
+
+    Args:
+        ensemble: whose parameters the optimiser steps.
+        optimizer: of torch, elementwise.
+        rates: η_m; None is the optimiser's own.
+        decays: λ_m; None is the optimiser's own.
+
+    Raises:
+        SettingError: an optimiser that would mix members; weight decay given twice; η_m or λ_m for
+            an optimiser with several groups of parameters, each of which has its own.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        optimizer: torch.optim.Optimizer,
+        rates: Sequence[float] | None = None,
+        decays: Sequence[float] | None = None,
+    ) -> None:
+        check_elementwise(optimizer)
+        self.ensemble, self.optimizer = ensemble, optimizer
+        group, groups = optimizer.param_groups[0], len(optimizer.param_groups)
+        if groups > 1 and (rates is not None or decays is not None):
+            setting = "lr" if rates is not None else "weight_decay"
+            accepted = "one is needed where members have values of their own"
+            raise SettingError(f"groups of the optimizer beside {setting}", groups, accepted)
+        if decays is not None and group.get("weight_decay"):
+            raise SettingError(
+                "optimizer.weight_decay", group["weight_decay"], "0 is needed beside weight_decay"
+            )
+        shared = [float(group["lr"])] * len(ensemble)
+        self.rates = torch.tensor(shared if rates is None else list(rates), dtype=torch.float64)
+        self.base = float(self.rates.max())
+        self.scale = self.rates / self.base if self.base else torch.ones_like(self.rates)
+        self.decays = None if decays is None else torch.tensor(list(decays), dtype=torch.float64)
+        decoupled = isinstance(optimizer, torch.optim.AdamW)
+        self.decoupled = decoupled or bool(group.get("decoupled_weight_decay"))
+
+    def __call__(self, active: Tensor, factor: float) -> None:
+        """Step the active members, each at ``factor`` times its own learning rate."""
+        if len(self.optimizer.param_groups) == 1:  # several have rates of their own
+            self.optimizer.param_groups[0]["lr"] = self.base * factor
+        whole = bool(active.all()) and bool((self.scale == 1).all())
+        with torch.no_grad():
+            if self.decays is not None:
+                self._decay(active, factor)
+            before = {} if whole else {p: p.detach().clone() for p in self.ensemble.parameters()}
+            self.optimizer.step()
+            for rows, parameter in self._stacked() if before else []:
+                old = before[parameter]
+                scale = _column(self.scale[rows], old)
+                moved = torch.where(scale == 1, parameter, torch.lerp(old, parameter, scale))
+                parameter.copy_(torch.where(_column(active[rows], old), moved, old))
+
+    def _decay(self, active: Tensor, factor: float) -> None:
+        assert self.decays is not None
+        for rows, parameter in self._stacked():
+            decay = self.decays[rows] * active[rows]
+            if self.decoupled:
+                parameter.mul_(_column(1 - self.rates[rows] * factor * decay, parameter))
+            elif parameter.grad is not None:
+                parameter.grad.addcmul_(_column(decay, parameter), parameter)
+
+    def _stacked(self) -> list[tuple[Tensor, torch.nn.Parameter]]:
+        """Parameters with a gradient, and which members their rows are."""
+        return [
+            (torch.tensor(stack.indices), parameter)
+            for stack in self.ensemble.stacks
+            if isinstance(stack, Stack)
+            for parameter in stack.parameters()
+            if parameter.grad is not None
+        ]
+
+
+def check_elementwise(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse optimisers whose step of one element depends on others: they would mix members."""
+    name = type(optimizer).__name__
+    if name not in _ELEMENTWISE:
+        raise SettingError(
+            "optimizer",
+            name,
+            f"members are stacked, so an elementwise one is needed: {', '.join(_ELEMENTWISE)}",
+        )
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """``[M]`` as ``[M, 1, ...]``, on the device and, unless boolean, in the type of ``like``."""
+    values = values.to(like.device)
+    values = values if values.dtype == torch.bool else values.to(like.dtype)
+    return values.view(-1, *(1,) * (like.dim() - 1))

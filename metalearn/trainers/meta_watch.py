@@ -1,0 +1,130 @@
+"""What diagnostics can see of meta-training.
+
+Axes: M members, T tasks, N samples of a support set, K inner steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core import adapt
+from metalearn.core.ensemble import unstack
+from metalearn.core.likelihood import LikelihoodName
+from metalearn.core.task_gradients import task_meta_gradients
+from metalearn.core.tree import leaves, match_names, tree_map
+from metalearn.models import Ensemble
+from metalearn.trainers.diagnostics import Predictive, Units
+from metalearn.trainers.diagnostics.sources import affordable, mixing, sample_blocks
+from metalearn.trainers.learner import MetaLearner
+from metalearn.types import LossFn, Params, TaskBatch
+
+__all__ = ["meta_sources", "shot_units", "task_predictive", "task_units"]
+
+_LIKELIHOODS: dict[str, LikelihoodName] = {
+    "classification": "categorical",
+    "regression": "gaussian",
+}
+
+Chunks = Iterator[Mapping[str, Tensor]]
+
+
+def meta_sources(learner: MetaLearner) -> dict[str, str]:
+    """Kinds of units, and why not: see `metalearn.trainers.diagnostics.Watched`."""
+    looped = "" if learner.vectorized else "vmap cannot take this module, which runs in a loop"
+    alone = looped or mixing(learner.module)
+    still = "" if _adapting(learner) else "no parameter adapts (maml.frozen)"
+    found = {"shot": alone or still, "task": "", "predictive": alone}
+    return found | ({"member": ""} if isinstance(learner.module, Ensemble) else {})
+
+
+def shot_units(learner: MetaLearner, tasks: TaskBatch) -> Units:
+    """Each support sample's gradient at the initial parameters, tasks apart (members too).
+
+    Only parameters that adapt take part.
+    """
+    count, shots = leaves(tasks.support)[0].shape[:2]
+    adapting = _adapting(learner)
+
+    def loss_of(fixed: Any) -> LossFn:
+        return lambda params, batch: learner.loss({**fixed, **params}, batch)
+
+    def blocks() -> Iterator[Chunks]:
+        for row in _rows(learner):
+            spread = {n: v.detach().expand(count, *v.shape) for n, v in row.items()}
+            moving = {n: v for n, v in spread.items() if n in adapting}
+            fixed = {n: v for n, v in spread.items() if n not in adapting}
+            yield from sample_blocks(loss_of, moving, fixed, tasks.support)
+
+    return Units("shot", blocks, int(shots))
+
+
+def task_units(
+    learner: MetaLearner, tasks: TaskBatch, *, limit: float, labels: Sequence[str]
+) -> Units:
+    """Each task's meta-gradient; one population, or one for each member."""
+    count = len(leaves(tasks)[0])
+    settings = learner.gradient_settings()
+    chunk = settings.pop("chunk_size") or count
+
+    def chunks(row: Params) -> Chunks:
+        alone = {name: value[None] for name, value in row.items()}
+        _, fits = affordable(alone, 1, count)
+        size = min(chunk, fits)
+        for start in range(0, count, size):
+            few = tree_map(lambda x, at=start: x[at : at + size], tasks)
+            grads = task_meta_gradients(learner.loss, row, few, **settings)
+            yield {name: grad[None] for name, grad in grads.items()}
+
+    return Units("task", lambda: map(chunks, _rows(learner)), count, limit, labels)
+
+
+def task_predictive(
+    learner: MetaLearner, tasks: TaskBatch, *, steps: int | None = None
+) -> Iterator[Predictive]:
+    """Learners adapted to each task, on its query set; one after another where there are members.
+
+    Args:
+        learner: whose parameters are the starting point.
+        tasks: T.
+        steps: K; None takes ``maml.inner_steps``.
+    """
+    count = learner.maml.inner_steps if steps is None else steps
+    variance, likelihood = 1.0, _LIKELIHOODS[learner.kind]
+    if learner.kind == "regression":  # of mse_loss: the mean over outputs of squared errors
+        variance = math.prod(tasks.query[1].shape[2:]) / 2
+    outputs_of: Callable[[Any], Any] = lambda _: (  # noqa: E731
+        lambda params, inputs: learner.apply(params, learner.buffers, inputs)
+    )
+    for row in _rows(learner):
+
+        def adapted(support: Any, row: Params = row) -> Params:
+            return adapt(
+                learner.inner_loss(row),
+                row,
+                support,
+                optimizer=learner.optimizer,
+                steps=count,
+                frozen=learner.maml.frozen,
+            ).params
+
+        params = torch.vmap(adapted)(tasks.support)
+        models = len(tasks.query[1])
+        moved = {n: v.expand(models, *row[n].shape).contiguous() for n, v in params.items()}
+        yield Predictive(outputs_of, moved, {}, tasks.query, likelihood, variance)
+
+
+def _rows(learner: MetaLearner) -> list[dict[str, Tensor]]:
+    """Parameters of each starting point."""
+    if isinstance(learner.module, Ensemble):
+        return unstack(learner.params)
+    return [learner.params]
+
+
+def _adapting(learner: MetaLearner) -> list[str]:
+    fixed = match_names(learner.params, learner.maml.frozen, "maml.frozen")
+    return [name for name, still in zip(learner.params, fixed) if not still]

@@ -1,0 +1,69 @@
+"""How tasks went: scores at every inner step, of one learner or of an ensemble of them.
+
+Axes: T tasks, K inner steps, N query samples, C classes, M members.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.core.tree import tree_map
+
+__all__ = ["MemberScores", "TaskScores", "joined_scores", "mean_interval"]
+
+
+class MemberScores(NamedTuple):
+    """What an ensemble of learners knows beside the scores of its mean prediction."""
+
+    losses: Tensor
+    """``[T, M, K+1]``: mean query loss of each member."""
+    accuracies: Tensor | None
+    """``[T, M, K+1]``; None for regression."""
+    epistemic: Tensor
+    """``[T]``: mean over queries, after K steps, of the mutual information of prediction and member
+    in nats; of the variance between members for regression."""
+    calibration: Tensor | None
+    """``[T]``: expected calibration error over a task's queries after K steps; None for
+    regression."""
+
+
+class TaskScores(NamedTuple):
+    """How T tasks went, before and after each of K inner steps."""
+
+    losses: Tensor
+    """``[T, K+1]``: mean query loss."""
+    accuracies: Tensor | None
+    """``[T, K+1]``: share of queries classified rightly; None for regression."""
+    predictions: Tensor
+    """``[T, K+1, N]`` predicted classes, or ``[T, K+1, N, outputs]`` for regression."""
+    members: MemberScores | None = None
+    """Of an ensemble, whose mean prediction the scores above are of."""
+
+
+def joined_scores(parts: Sequence[TaskScores]) -> TaskScores:
+    """The scores of several batches of tasks as one."""
+    found: TaskScores = tree_map(_joined, *parts)
+    return found
+
+
+def mean_interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over tasks and half-width of its 95 % interval: 1.96 · s / √T, s with divisor T − 1.
+
+    Args:
+        values: ``[T, ...]``.
+
+    Returns:
+        Two tensors ``[...]``; the half-width is NaN-free and 0 where T is 1.
+    """
+    count = values.shape[0]
+    spread = values.std(0) if count > 1 else torch.zeros_like(values[0])
+    return values.mean(0), 1.96 * spread / math.sqrt(count)
+
+
+def _joined(*values: Any) -> Any:
+    return torch.cat(values) if isinstance(values[0], Tensor) else values[0]

@@ -1,0 +1,229 @@
+"""The command line with trainer=ensemble: what it leaves behind, what it says of bad input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from metalearn.cli import load_ensemble, load_learner
+from metalearn.data import digits_data
+from metalearn.errors import SettingError
+from metalearn.models import MLP
+from tests.config.commands import TINY, Outcome, call
+
+Run = Callable[..., Outcome]
+
+ENSEMBLE = [
+    "trainer=ensemble",
+    "trainer.members=3",
+    "trainer.steps=4",
+    "trainer.batch_size=16",
+    "trainer.eval_every=2",
+    "trainer.checkpoint_every=2",
+    "trainer.log_every=2",
+    "trainer.engine=batched",
+    "trainer.progress=false",
+    "trainer.schedule=constant",
+    "model.hidden=[8]",
+]
+OUTSIDE = ["ood=glyphs", "ood.image_size=8", "ood.renderings=6", "ood.classes=6"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "data"))
+
+    def command(script: str, *arguments: str) -> Outcome:
+        return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+    return command
+
+
+@pytest.fixture(name="no_figures")
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of these tiny runs."""
+    for name in ("draw_validation", "draw_sweeps", "draw_uncertainty"):
+        monkeypatch.setattr(f"metalearn.trainers.ensemble.{name}", lambda *given: None)
+
+
+def saved(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    state = torch.load(folder / "checkpoints" / f"{name}.pt", weights_only=True)
+    module = state["module"]
+    assert isinstance(module, dict)
+    return module
+
+
+def test_a_run_explains_itself(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    sweep = ["trainer.lr={low:0.001,high:0.1}", "trainer.weight_decay=[0.0,0.01,0.1]"]
+    outcome = run("train", *ENSEMBLE, *sweep, *OUTSIDE, f"hydra.run.dir={folder}")
+    assert outcome.code == 0, outcome.err
+    assert "test: 450 samples, 3 members" in outcome.out
+    assert "out of distribution by mutual information: AUROC" in outcome.out
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    config = OmegaConf.load(folder / "config.yaml")
+    assert {"data", "ood", "model", "optimizer", "trainer"} <= set(config)
+    assert not {"task", "maml"} & set(config), "what this trainer does not use is not shown"
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["reason"], results["steps"], results["endings"]) == ("finished", 4, {})
+    test = results["test"]["test"]
+    assert len(test["members"]) == len(test["by_size"]) == 3
+    assert test["ensemble"] == test["by_size"][2] | {
+        name: test["ensemble"][name]
+        for name in ("expected_entropy", "mutual_information", "disagreement")
+    }
+    assert set(test["out_of_distribution"]) == {"max_probability", "entropy", "mutual_information"}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {0, 2, 4} <= {line["step"] for line in lines}
+    trained = next(line for line in lines if "train/learning_rate" in line)
+    assert trained["train/learning_rate"] == pytest.approx(0.1), "the largest of the members"
+    rows = sorted(p.name for p in (folder / "tensorboard").glob("member_*"))
+    assert rows == ["member_00", "member_01", "member_02"]
+    member = next(line for line in lines if "member_00/test/accuracy" in line)
+    assert member["member_02/test/nll"] == pytest.approx(test["members"][2]["nll"])
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_resumed_run_ends_as_one_that_never_stopped(run: Run, tmp_path: Path) -> None:
+    parts, straight = tmp_path / "parts", tmp_path / "straight"
+    extra = ["model.dropout=0.2", "trainer.bootstrap=true", "trainer.max_shift=1", "test_tasks=0"]
+    assert run("train", *ENSEMBLE, *extra, f"hydra.run.dir={parts}").code == 0
+    outcome = run("train", f"resume={parts}", "trainer=ensemble", "trainer.steps=8")
+    assert outcome.code == 0, outcome.err
+    longer = [s for s in ENSEMBLE if s != "trainer.steps=4"] + ["trainer.steps=8"]
+    assert run("train", *longer, *extra, f"hydra.run.dir={straight}").code == 0
+    for name in ("last", "best"):
+        one, other = saved(parts, name), saved(straight, name)
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]), key
+    outcome = run("train", f"resume={parts}", "trainer=ensemble", "trainer.member_curves=true")
+    assert outcome.code == 0, outcome.err
+    outcome = run("train", f"resume={parts}", "trainer=meta")
+    assert outcome.code == 2
+    assert "a resumed run keeps its settings" in outcome.err
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_member_is_the_run_of_its_seed(run: Run, tmp_path: Path) -> None:
+    many, one, listed = (tmp_path / name for name in ("many", "one", "listed"))
+    fixed = ["data.seed=0", "model.dropout=0.3", "test_tasks=0"]
+    assert run("train", *ENSEMBLE, *fixed, "seed=4", f"hydra.run.dir={many}").code == 0
+    alone = [*ENSEMBLE, *fixed, "trainer.members=1", "seed=6", f"hydra.run.dir={one}"]
+    assert run("train", *alone).code == 0
+    seeds = [*ENSEMBLE, *fixed, "trainer.seeds=[6,1,4]", f"hydra.run.dir={listed}"]
+    assert run("train", *seeds).code == 0
+    for key, value in saved(many).items():
+        if not key.endswith((".p", ".draw")):
+            torch.testing.assert_close(value[2], saved(one)[key][0], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(value[2], saved(listed)[key][0], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(value[0], saved(listed)[key][2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_evaluation_and_the_ensemble_to_take_away(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert run("train", *ENSEMBLE, f"hydra.run.dir={folder}").code == 0
+    outcome = run("evaluate", f"run={folder}")
+    assert outcome.code == 0, outcome.err
+    results = json.loads((folder / "results.json").read_text())["test"]["test"]
+    report = json.loads((folder / "evaluation-test.json").read_text())
+    assert report["scores"] == results
+    outcome = run("evaluate", f"run={folder}", "split=validation", "checkpoint=last", "ood=digits")
+    assert outcome.code == 0, outcome.err
+    report = json.loads((folder / "evaluation-validation-last.json").read_text())
+    assert report["step"] == 4
+    auroc = report["scores"]["out_of_distribution"]["entropy"]["auroc"]
+    assert auroc == pytest.approx(0.5, abs=0.1), "other samples of the same digits"
+    ensemble = load_ensemble(folder)
+    data = digits_data()
+    x, y = data.part("test")
+    logits = ensemble(x)
+    assert logits.shape == (3, 450, 10)
+    accuracies = (logits.argmax(-1) == y).double().mean(1)
+    assert accuracies.tolist() == pytest.approx([m["accuracy"] for m in results["members"]])
+    fresh = MLP((1, 8, 8), 10, hidden=(8,))
+    fresh.load_state_dict(ensemble.member(1).state_dict())
+    torch.testing.assert_close(fresh(x), logits[1], rtol=1e-5, atol=1e-5)
+    with pytest.raises(SettingError, match="a run of trainer=meta is needed; see load_ensemble"):
+        load_learner(folder)
+    for bad, sentence in (
+        ("task.way=3", "task.way=3: the run has no tasks, so null is needed"),
+        ("eval_steps=2", "eval_steps=2: the run has no tasks"),
+        ("split=dev", "split='dev': one of train, validation, test"),
+    ):
+        outcome = run("evaluate", f"run={folder}", bad)
+        assert outcome.code == 2
+        assert sentence in outcome.err
+        assert outcome.err.count("\n") == 1, outcome.err
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_of_tasks_has_no_second_data_set(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert run("train", *TINY, f"hydra.run.dir={folder}").code == 0
+    outcome = run("evaluate", f"run={folder}", "ood=glyphs")
+    assert outcome.code == 2
+    assert "the run has tasks, so null is needed" in outcome.err
+    with pytest.raises(SettingError, match="a run of members is needed; see load_learner"):
+        load_ensemble(folder)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_member_that_diverges_is_reported(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    settings = [*ENSEMBLE, "optimizer=sgd", "trainer.lr=[0.01,1e35,0.02]", "trainer.clip=null"]
+    outcome = run("train", *settings, f"hydra.run.dir={folder}")
+    assert outcome.code == 0, outcome.err
+    endings = json.loads((folder / "results.json").read_text())["endings"]
+    assert list(endings) == ["1"]
+    assert endings["1"].startswith("diverged at step")
+    bad = [*settings, "trainer.lr=1e35", f"hydra.run.dir={tmp_path / 'bad'}"]
+    outcome = run("train", *(s for s in bad if not s.startswith("trainer.lr=[")))
+    assert outcome.code == 1
+    assert "every member has diverged (member 0: diverged at step" in outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["trainer.members=0"], "trainer.members=0: a whole number of at least 1"),
+        (["trainer.members=null"], "trainer.members=None: a whole number of at least 1"),
+        (["trainer.seeds=[1,2]"], "trainer.seeds=[1, 2]: 3 are needed, one for each network"),
+        (["trainer.lr=[0.1,0.2]"], "trainer.lr=[0.1, 0.2]: 3 values are needed"),
+        (["trainer.lr={low:0.1}"], "trainer.lr={'low': 0.1}: low and high, both above 0"),
+        (["trainer.lr=fast"], "trainer.lr='fast': "),
+        (["trainer.dropout=0.5"], "trainer.dropout=[0.5, 0.5, 0.5]: every member needs a"),
+        (["trainer.monitor=f1"], "trainer.monitor='f1': one of loss, accuracy"),
+        (["trainer.engine=vmap"], "trainer.engine='vmap': one of auto, batched, loop"),
+        (["trainer.meta_batch=3"], "trainer.meta_batch: there is no such setting"),
+        (["trainer.batch_size=9999"], "trainer.batch_size=9999: the training part has"),
+        (["trainer.memory=1kb"], "memory='1 kB': at least "),
+        (["data=nothing"], "data: there is no choice 'nothing'; known: "),
+        (["data.test_fraction=1.5"], "data.test_fraction=1.5: "),
+        (["data=folder"], "data.root=None: this setting has to be given"),
+        (["ood=folder"], "ood.root=None: this setting has to be given"),
+        (["model=conv4", "data=folder", "data.root=nowhere"], "data.root"),
+        (["+optimizer.weight_decay=0.1", "trainer.weight_decay=0.1"], "weight_decay=0.1: 0 is"),
+        (["optimizer.lr=-1"], "torch refuses these settings: Invalid learning rate: -1"),
+    ],
+)
+def test_bad_settings_end_in_one_sentence(
+    run: Run, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    names = {a.partition("=")[0] for a in arguments}
+    base = [s for s in ENSEMBLE if s.partition("=")[0] not in names]
+    if "model" in names:
+        base = [s for s in base if not s.startswith("model.")]
+    outcome = run("train", *base, *arguments, f"hydra.run.dir={tmp_path / 'out'}")
+    assert outcome.code == 2, outcome.out + outcome.err
+    assert sentence in outcome.err
+    lines = outcome.err.splitlines()
+    assert len(lines) == 1, outcome.err
+    assert "Traceback" not in outcome.out + outcome.err

@@ -1,0 +1,138 @@
+"""Runs of layers in Sequentials: hooks, results that are pairs, refusals, and after use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metalearn.core import functionalize, meta_gradient, sgd
+from metalearn.core.ops import runs_over_tasks, substituting, task_operations
+from metalearn.types import TaskBatch
+from tests import oracles
+from tests.core.ops.cases import PICTURE, STACKS, both, head, noise, norm
+
+
+@pytest.mark.parametrize("where", ["0", "1", "2", "3", "3.0", ""])
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+def test_hooks_on_layers_are_called(where: str, before: bool) -> None:
+    """And what they give counts: the hook scales what it sees."""
+    calls: list[type] = []
+
+    def scaling(layer: nn.Module, *given: Any) -> Any:
+        calls.append(type(layer))
+        return (given[0][0] * 0.7,) if before else given[1] * 0.7
+
+    layers = [nn.Conv2d(2, 3, 3), norm(3), nn.ReLU(), nn.Sequential(nn.Conv2d(3, 3, 2), nn.GELU())]
+    module = oracles.draw(nn.Sequential(*layers, *head(3)))
+    case = oracles.classification(module, PICTURE)
+    plain = both(case)
+    layer = module.get_submodule(where)
+    register = layer.register_forward_pre_hook if before else layer.register_forward_hook
+    handle = register(scaling)
+    meta_gradient(*case, optimizer=sgd(0.1), steps=1, engine="batched")
+    assert calls == [type(layer)] * 2  # one pass over all support sets, one over all query sets
+    hooked = both(case)
+    handle.remove()
+    assert max(float((hooked[k] - plain[k]).abs().max()) for k in plain) > 1e-6
+
+
+def test_a_pooling_that_gives_a_pair() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2, return_indices=True))
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x)[0].flatten(1))
+
+    both(oracles.classification(oracles.draw(Net()), PICTURE))
+
+
+REFUSED: dict[str, tuple[list[nn.Module], str]] = {
+    "kernel_above_picture": ([nn.Conv2d(2, 3, (7, 3))], r"[Kk]ernel size"),
+    "kernel_far_above_picture": ([nn.Conv2d(2, 3, 9)], r"size"),
+    "channels": ([nn.Conv2d(3, 3, 3)], r"size|channels"),
+    "channels_of_norm": ([nn.Conv2d(2, 3, 3), norm(1)], r"elements|size|channels"),
+    "axes_of_norm": (
+        [nn.Conv2d(2, 3, 3), nn.BatchNorm1d(3, track_running_stats=False)],
+        r"expected 2D or 3D input",
+    ),
+    "one_value_a_channel": (
+        [nn.Flatten(0), nn.Linear(180, 3), nn.Unflatten(0, (1, 3)),
+         nn.BatchNorm1d(3, track_running_stats=False)],
+        r"more than 1 value per channel",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["batched", "loop"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_torch_refuses_is_refused(kind: str, engine: str) -> None:
+    layers, message = REFUSED[kind]
+    apply, params, buffers = functionalize(oracles.draw(nn.Sequential(*layers)))
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        meta_gradient(
+            lambda p, x: apply(p, buffers, x).sin().mean(), params,
+            TaskBatch(*noise(2, 2, 3, *PICTURE)), optimizer=sgd(0.1), steps=1, engine=engine,
+        )  # fmt: skip
+
+
+def sequentials(module: nn.Module) -> list[nn.Module]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Sequential)]
+
+
+def test_a_sequential_is_unchanged_outside_and_afterwards() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert substituting() and all("forward" in vars(s) for s in sequentials(module))
+            raise OSError("from inside")
+
+    inner = nn.Sequential(norm(3), nn.ReLU())
+    module = oracles.draw(nn.Sequential(nn.Conv2d(2, 3, 3), inner))
+    x = noise(4, *PICTURE)
+    expected = module(x)
+    both(oracles.classification(nn.Sequential(module, *head(3)).double(), PICTURE))
+    assert torch.equal(module(x), expected)
+    module.append(Fails())
+    with pytest.raises(OSError, match="from inside"):
+        both(oracles.classification(module, PICTURE))
+    assert not substituting()
+    assert len(sequentials(module)) == 2
+    assert not any("forward" in vars(layer) for layer in sequentials(module))
+    assert torch.equal(module[:2](x), expected)
+
+
+def test_operations_without_a_task_axis_are_torchs_own() -> None:
+    module, x = oracles.draw(nn.Sequential(*STACKS["residual"]())), noise(4, *PICTURE)
+    expected = module(x)
+    with task_operations():
+        with task_operations():
+            assert substituting()
+        assert substituting()
+        with runs_over_tasks(module), runs_over_tasks(module):
+            assert torch.equal(module(x), expected)
+        apply, params, buffers = functionalize(module)
+        assert torch.equal(apply(params, buffers, x), expected)
+    assert not substituting()
+    assert not any("forward" in vars(layer) for layer in sequentials(module))
+
+
+def test_a_sequential_with_a_forward_of_its_own_keeps_it() -> None:
+    class Twice(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(super().forward(x))
+
+    module = nn.Sequential(Twice(nn.Conv2d(2, 2, 3, padding=1), norm(2), nn.ReLU()), *head(2))
+    both(oracles.classification(oracles.draw(module), PICTURE))
+
+
+def test_layers_that_work_in_place_leave_the_data_alone() -> None:
+    net = nn.Sequential(nn.LeakyReLU(inplace=True), nn.Flatten(), nn.Linear(4, 2)).double()
+    case = oracles.classification(net, (2, 2))
+    before = case.tasks.support[0].clone()
+    meta_gradient(*case, optimizer=sgd(0.1), steps=1, engine="batched")
+    assert torch.equal(case.tasks.support[0], before)
