@@ -126,7 +126,11 @@ def case(name: str) -> Case:
 
 
 def tiny_bert() -> Case:
-    """A classifier of transformers, two layers wide enough for two heads, from its settings."""
+    """A classifier of transformers from its settings, for inputs with padding.
+
+    The mask has all its axes, because the model looks into a mask ``[N, tokens]``, which vmap
+    does not allow.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import BertConfig, BertForSequenceClassification
@@ -142,9 +146,10 @@ def tiny_bert() -> Case:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return F.cross_entropy(apply(params, buffers, **inputs).logits, batch["labels"])
 
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]).bool()
     batch = {
         "input_ids": torch.randint(11, (3, 5), generator=generator(5)),
-        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]),
+        "attention_mask": mask[:, None, None].expand(3, 1, 5, 5),
         "labels": torch.arange(3),
     }
     return Case(loss_fn, params, batch, module)
