@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
-from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
+from metalearn.core.ops.lean_gradient import broken_up, is_differentiated, lean_gradient
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.per_sample import SampleMethod, gradients_taker, single
 from metalearn.core.products import check_scalar
@@ -173,7 +173,7 @@ def _ghosts(loss_fn: LossFn, params: Params, batch: Batch) -> list[bool]:
 def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: Tensor) -> Params:
     """Σ c_i g_i for weights c ``[N]``."""
     values, spec = flatten(params)
-    loss = _leaf_loss(loss_fn, params)
+    loss = broken_up(_leaf_loss(loss_fn, params))
 
     def weighted(values: list[Tensor]) -> Tensor:
         return torch.dot(torch.func.vmap(loss, in_dims=(None, 0))(values, batch), weights)

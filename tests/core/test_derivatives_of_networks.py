@@ -59,8 +59,9 @@ def test_hessian_of_a_module(name: str) -> None:
     close(matrix, exact)
     close(matrix, matrix.T)
     close(hessian(loss, as_matrix=True, mode="forward", chunk_size=5)(part), exact)
-    close(hessian(loss)(part)[keep[0]][keep[1]].reshape(part[keep[0]].numel(), -1),
-          exact[: part[keep[0]].numel(), part[keep[0]].numel() :][:, : part[keep[1]].numel()])  # fmt: skip
+    first, second = (part[key].numel() for key in keep[:2])
+    block = hessian(loss)(part)[keep[0]][keep[1]]
+    close(block.reshape(first, second), exact[:first, first : first + second])
     if name in ("mlp", "attention"):
         columns = jacobian(grad(loss), mode="forward")(part)
         blocks = hessian(loss)(part)

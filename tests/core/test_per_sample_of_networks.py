@@ -1,25 +1,22 @@
-"""Gradients of every sample, by whatever layers receive, against loops and other libraries.
+"""Gradients of every sample of networks of many kinds, inside and under further derivatives.
 
 Axes: N samples.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
 
-from metalearn.core import check_per_sample, functionalize, per_sample_gradients, per_sample_module
+from metalearn.core import check_per_sample, per_sample_gradients
 from metalearn.core.chunking import resolve_chunk
-from metalearn.errors import SettingError
 from tests.core.networks import CASES, Case, case, noise, scaled, tiny_bert
-from tests.oracles import assert_trees, draw, generator, tree_map
+from tests.oracles import assert_trees, generator, tree_map
 
 EVERY = pytest.mark.parametrize("name", list(CASES))
 
@@ -118,59 +115,6 @@ def test_tiny_bert() -> None:
     assert_trees(found, looped(problem), 1e-9)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["mlp", "large_pictures"])
-def test_equals_opacus_and_backpack(name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        opacus = pytest.importorskip("opacus")
-        backpack = pytest.importorskip("backpack")
-        from backpack.extensions import BatchGrad
-    loss_fn, params, (x, y), module = case(name)
-    found = per_sample_gradients(loss_fn, params, (x, y))
-    sampled = opacus.GradSampleModule(copy.deepcopy(module))
-    F.cross_entropy(sampled(x), y).backward()
-    theirs = {n.removeprefix("_module."): p.grad_sample for n, p in sampled.named_parameters()}
-    assert_trees(found, theirs)
-    extended = backpack.extend(copy.deepcopy(module))
-    with backpack.backpack(BatchGrad()):
-        backpack.extend(nn.CrossEntropyLoss())(extended(x), y).backward()
-    mine = {key: value / len(x) for key, value in found.items()}  # of the mean loss
-    assert_trees(mine, {n: p.grad_batch for n, p in extended.named_parameters()})
-
-
-def normed() -> nn.Module:
-    layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
-    module = draw(nn.Sequential(*layers))
-    with torch.no_grad():
-        module[1].running_mean.copy_(noise(4))
-    return module
-
-
-@pytest.mark.parametrize("policy", ["eval", "groupnorm"])
-def test_batch_norm_by_policy(policy: Any) -> None:
-    module = normed()
-    single = per_sample_module(module, batch_norm=policy)
-    assert module[1].training and isinstance(module[1], nn.BatchNorm2d)
-    apply, params, buffers = functionalize(single)
-    loss_fn = lambda p, b: F.cross_entropy(apply(p, buffers, b[0]), b[1])  # noqa: E731
-    batch = (noise(3, 1, 4, 4), torch.arange(3))
-    problem = Case(loss_fn, params, batch, single)
-    assert_trees(per_sample_gradients(loss_fn, params, batch), looped(problem))
-    if policy == "eval":
-        torch.testing.assert_close(single(batch[0]), copy.deepcopy(module).eval()(batch[0]))
-    else:
-        assert isinstance(single[1], nn.GroupNorm)
-
-
-def test_a_check_shows_samples_that_depend_on_each_other() -> None:
-    def loss(params: Any, batch: Tensor) -> Tensor:
-        return (batch @ params - (batch @ params).mean()).square().mean()
-
-    found = check_per_sample(loss, noise(2), noise(4, 2))
-    assert max(found.vmap.values()) < 1e-9 and max(found.batch.values()) > 0.1
-
-
 def test_chunks_follow_from_a_budget() -> None:
     loss_fn, params, _, _ = case("mlp")
     batch = (torch.randn(64, 3, generator=generator(1), dtype=torch.float64), torch.arange(64) % 3)
@@ -181,40 +125,3 @@ def test_chunks_follow_from_a_budget() -> None:
     assert_trees(
         per_sample_gradients(loss_fn, params, batch, chunk_size="auto", memory="20kB"), take(batch)
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch": (noise(4, 3), torch.arange(3))}, r"batch=\{'0': 4, '1': 3\}: the same number"),
-        ({"batch": (noise(0, 3), torch.arange(0))}, "at least 1, is needed"),
-        ({"batch": (noise(4, 3), 1)}, r"batch\[1\]='int': a tensor with a leading sample axis"),
-        ({"loss_fn": lambda p, b: b[0]}, r"loss_fn=\(1, 3\): a scalar is needed"),
-        ({"params": {"w": torch.arange(2)}}, r"params\[w\]=torch.int64: a floating-point tensor"),
-        ({"chunk_size": 0}, "chunk_size=0: a whole number of at least 1"),
-        ({"memory": "1GB"}, "memory='1GB': it goes with chunk_size=\"auto\" alone"),
-        ({"memory": "1kB", "chunk_size": "auto"}, "memory='1kB': one sample takes"),
-        ({"method": "loop"}, "method='loop': one of layers, vmap is needed"),
-    ],
-)
-def test_bad_inputs_are_refused_with_a_sentence(change: Any, message: str) -> None:
-    loss_fn, params, batch, _ = case("mlp")
-    settings = {"loss_fn": loss_fn, "params": params, "batch": batch} | change
-    with pytest.raises(SettingError, match=message):
-        per_sample_gradients(**settings)
-
-
-@pytest.mark.parametrize(
-    ("policy", "message"),
-    [
-        ("batch_stats", "batch_norm='batch_stats': statistics of the batch make every sample"),
-        ("layer", "batch_norm='layer': one of eval, groupnorm is needed"),
-        ("eval", r"module\[1\]='BatchNorm2d': there are no running statistics"),
-    ],
-)
-def test_policies_that_cannot_work_are_refused(policy: Any, message: str) -> None:
-    module = normed()
-    if policy == "eval":
-        module[1] = nn.BatchNorm2d(4, track_running_stats=False)
-    with pytest.raises(SettingError, match=message):
-        per_sample_module(module, batch_norm=policy)

@@ -1,4 +1,4 @@
-"""Norms without gradients, clipping, noise scale and streaming: closed forms and formed gradients.
+"""Norms without gradients and clipped gradients: closed forms, formed gradients, memory.
 
 Axes: N samples, P parameters.
 """
@@ -16,16 +16,8 @@ from torch.func import grad, vmap
 from metalearn.core import (
     clipped_gradient,
     ghost_parameters,
-    gradient_mean,
-    gradient_noise_scale,
-    gradient_norms,
-    gradient_sketches,
-    gradient_variance,
-    noise_average,
-    norm_quantiles,
     per_sample_gradients,
     per_sample_norms,
-    reduce_per_sample,
 )
 from metalearn.core.memory import peak_memory
 from metalearn.errors import SettingError
@@ -57,7 +49,7 @@ def test_norms_and_clipping_equal_those_of_formed_gradients(name: str) -> None:
         close(per_sample_norms(loss_fn, params, batch, **settings), norms)
         tree = per_sample_norms(loss_fn, params, batch, by_leaf=True, **settings)
         assert_trees(tree, {k: g.flatten(1).norm(dim=1) for k, g in grads.items()}, 1e-7)
-        bound = float(norms.median())
+        bound = float(norms.sort().values[1:3].mean())  # between two of four
         found = clipped_gradient(loss_fn, params, batch, max_norm=bound, **settings)
         share = (bound / norms).clamp(max=1)
         exact = {k: torch.einsum("n,n...->...", share, g) / len(g) for k, g in grads.items()}
@@ -124,7 +116,9 @@ def test_memory_stays_near_that_of_a_plain_step(samples: int) -> None:
     batch = (x, torch.arange(samples) % 3)
 
     def plain() -> Any:
-        return torch.autograd.grad(F.cross_entropy(module(x), batch[1]), list(module.parameters()))
+        return torch.autograd.grad(
+            F.cross_entropy(module(x.view_as(x)), batch[1]), list(module.parameters())
+        )
 
     cpu = torch.device("cpu")
     norms = peak_memory(lambda: per_sample_norms(loss_fn, params, batch), cpu)
@@ -133,97 +127,11 @@ def test_memory_stays_near_that_of_a_plain_step(samples: int) -> None:
     assert max(norms, clipped) < allowed
 
 
-def test_noise_scale_in_closed_form() -> None:
-    theta, x = noise(3), noise(8, 3) * 2
-    grads = per_sample_gradients(pull, theta, x)
-    found = gradient_noise_scale({"theta": grads})
-    noises = x.var(0).sum()
-    signal = (theta - x.mean(0)).square().sum() - noises / 8
-    close(found.noise, noises)
-    close(found.signal, signal)
-    close(found.scale, noises / signal)
-    close(found.scale_by_leaf["theta"], noises / signal)
-    groups = gradient_noise_scale(grads.view(4, 2, 3).mean(1), group_size=2)
-    pairs = x.view(4, 2, 3).mean(1)
-    close(groups.noise, 2 * pairs.var(0).sum())
-    close(groups.signal, (theta - x.mean(0)).square().sum() - pairs.var(0).sum() / 4)
-
-
-def test_noise_and_signal_are_unbiased() -> None:
-    """Over many batches of 4: tr Σ = 3·4 and |G|² = 3."""
-    x = 2 * torch.randn(4000, 4, 3, generator=generator(0), dtype=torch.float64)
-    found = vmap(gradient_noise_scale)(1 - x)
-    assert abs(float(found.noise.mean()) / 12 - 1) < 0.03
-    assert abs(float(found.signal.mean()) / 3 - 1) < 0.1
-    average = noise_average()
-    state = average.init(torch.ones(3, dtype=torch.float64))
-    for step in range(200):
-        state = average.update(state, gradient_noise_scale(1 - x[step]))
-    close(average.value(state).scale, found.noise[:200].mean() / found.signal[:200].mean())
-
-
-def test_noise_averages_leave_out_single_gradients_and_correct_their_start() -> None:
-    single, pair = gradient_noise_scale(noise(1, 3)), gradient_noise_scale(noise(2, 3) + 5)
-    assert all(torch.isnan(value) for value in single[:3])
-    for decay in (None, 0.9):
-        average = noise_average(decay)
-        state = average.init(noise(3))
-        assert torch.isnan(average.value(state).scale)
-        state = average.update(average.update(state, single), pair)
-        close(average.value(state).scale, pair.scale)
-    lost = gradient_noise_scale(torch.tensor([[1.0], [-1.0]]))
-    assert float(lost.signal) < 0 and float(lost.scale) == float("inf")
-
-
-@pytest.mark.parametrize("chunk_size", [None, 1, 3])
-def test_streams_equal_the_whole(chunk_size: Any) -> None:
-    problem = case("mlp")
-    grads, flat = formed(problem)
-    reductions = {
-        "mean": gradient_mean(),
-        "variance": gradient_variance(),
-        "norms": gradient_norms(),
-        "quantiles": norm_quantiles((0.0, 0.5, 0.9)),
-        "sketches": gradient_sketches(7, generator=generator(0)),
-    }
-    found = reduce_per_sample(
-        problem.loss_fn, problem.params, problem.batch, reductions, chunk_size=chunk_size
-    )
-    assert_trees(found["mean"], {key: g.mean(0) for key, g in grads.items()})
-    assert_trees(found["variance"], {key: g.var(0) for key, g in grads.items()})
-    close(found["norms"], flat.norm(dim=1))
-    close(found["quantiles"], flat.norm(dim=1).quantile(flat.new_tensor([0.0, 0.5, 0.9])))
-    whole = reduce_per_sample(
-        problem.loss_fn, problem.params, problem.batch,
-        {"sketches": gradient_sketches(7, generator=generator(0))}, chunk_size=None,
-    )  # fmt: skip
-    close(found["sketches"], whole["sketches"])
-    assert found["sketches"].shape == (len(flat), 7)
-
-
-def test_products_of_sketches_are_unbiased() -> None:
-    x, theta = noise(3, 4), noise(4)
-    grads = theta - x
-    products = []
-    for seed in range(3000):
-        sketches = gradient_sketches(8, generator=generator(seed))
-        state = sketches.update(sketches.init(theta), grads)
-        s = sketches.finish(state)
-        products.append(s @ s.T)
-    deviation = (2 / 8 / 3000) ** 0.5 * grads.norm(dim=1).outer(grads.norm(dim=1))
-    assert ((torch.stack(products).mean(0) - grads @ grads.T).abs() < 4 * deviation).all()
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: clipped_gradient(pull, noise(2), noise(3, 2), max_norm=0), "max_norm=0: a number"),
         (lambda: per_sample_norms(pull, noise(2), {}), r"batch=\{\}: the same number of samples"),
-        (lambda: gradient_noise_scale([noise(2), noise(3)]), "leaves with the same leading axis"),
-        (lambda: gradient_noise_scale(noise(2), group_size=0), "group_size=0: a whole number"),
-        (lambda: noise_average(1.0), "decay=1.0: a number from 0 to below 1"),
-        (lambda: norm_quantiles((2.0,)), r"q=\(2.0,\): numbers from 0 to 1"),
-        (lambda: gradient_sketches(0, generator=generator(0)), "size=0: a whole number"),
     ],
 )
 def test_bad_inputs_are_refused_with_a_sentence(call: Any, message: str) -> None:
