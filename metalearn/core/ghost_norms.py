@@ -167,6 +167,8 @@ def _ghosts(loss_fn: LossFn, params: Params, batch: Batch) -> list[bool]:
         layers.gradients(_leaf_loss(loss_fn, params), next(chunks(batch, 1)))
         calls = [len(layers.measured.get(i, ())) for i in range(len(values))]
         alone = [count == 1 and i not in layers.reached for i, count in enumerate(calls)]
+        if all(alone[i] for i, count in enumerate(calls) if count):
+            break
     return alone
 
 
