@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
-from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
+from metalearn.core.ops.lean_gradient import broken_up, is_differentiated, lean_gradient
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.per_sample import SampleMethod, gradients_taker, single
 from metalearn.core.products import check_scalar
@@ -167,13 +167,15 @@ def _ghosts(loss_fn: LossFn, params: Params, batch: Batch) -> list[bool]:
         layers.gradients(_leaf_loss(loss_fn, params), next(chunks(batch, 1)))
         calls = [len(layers.measured.get(i, ())) for i in range(len(values))]
         alone = [count == 1 and i not in layers.reached for i, count in enumerate(calls)]
+        if all(alone[i] for i, count in enumerate(calls) if count):
+            break
     return alone
 
 
 def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: Tensor) -> Params:
     """Σ c_i g_i for weights c ``[N]``."""
     values, spec = flatten(params)
-    loss = _leaf_loss(loss_fn, params)
+    loss = broken_up(_leaf_loss(loss_fn, params))
 
     def weighted(values: list[Tensor]) -> Tensor:
         return torch.dot(torch.func.vmap(loss, in_dims=(None, 0))(values, batch), weights)
