@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def diagnose(config: DictConfig) -> None:
     folder = existing_run(config.run, "run")
     saved = saved_config(folder)
     curvature = _checked(config)
+    # torch's own, at its first forward-mode derivative
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
     started = time.monotonic()
     findings: Findings = {}
@@ -220,9 +223,7 @@ def _record(tracker: RunTracker, step: int, split: str, findings: Findings) -> N
             rows = {**finding.values, **_of_pairs(finding)}
             tracker.scalars(step, {f"{tag}/{k}": float(v.median()) for k, v in rows.items()})
             if finding.norms is not None:
-                tracker.histograms(
-                    step, f"diagnosis_{split}", {f"{place}/{quantity}": finding.norms}
-                )
+                tracker.histograms(step, f"diagnosis_{split}/{place}", {quantity: finding.norms})
             if finding.matrix is not None:
                 figure = matrix_figure(
                     finding.matrix, title=f"gradients of {title}", label="cosine"
