@@ -44,6 +44,7 @@ from metalearn.trainers.meta_watch import task_predictive, task_units
 __all__ = ["diagnose"]
 
 _SAMPLE_WISE = ("gradient_norms", "noise_scale", "fisher")
+_TITLES = {"fisher": "Fisher matrix", "noise_scale": "gradient noise"}
 _PLACES = ("initial", "adapted")
 
 Findings = dict[str, dict[str, Finding]]
@@ -225,9 +226,7 @@ def _record(tracker: RunTracker, step: int, split: str, findings: Findings) -> N
             if finding.norms is not None:
                 tracker.histograms(step, f"diagnosis_{split}/{place}", {quantity: finding.norms})
             if finding.matrix is not None:
-                figure = matrix_figure(
-                    finding.matrix, title=f"gradients of {title}", label="cosine"
-                )
+                figure = matrix_figure(finding.matrix, title=f"gradients, {title}", label="cosine")
                 tracker.figure(step, tag, figure)
             if finding.density is not None:
                 figure = spectrum_figure(*finding.density, title=f"Hessian, {title}")
@@ -237,6 +236,6 @@ def _record(tracker: RunTracker, step: int, split: str, findings: Findings) -> N
                     list(layers),
                     torch.tensor(list(layers.values())),
                     label=name.replace("_", " "),
-                    title=f"{quantity.replace('_', ' ')}, {title}",
+                    title=f"{_TITLES.get(quantity, quantity)}, {title}",
                 )
                 tracker.figure(step, f"{tag}/{name}", figure)

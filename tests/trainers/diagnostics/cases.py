@@ -29,6 +29,8 @@ def blobs(count: int = 60, classes: int = 3) -> ClassificationData:
 
 def per_sample(**settings: Any) -> PerSampleTrainer:
     settings = {**COMMON, "batch_size": 8, "diagnostics": (), **settings}
+    if settings["diagnostics"] is None:  # the trainer's own
+        del settings["diagnostics"]
     model = settings.pop("model", None) or MLP((4,), 3, hidden=(5,))
     return PerSampleTrainer(model, blobs(), **settings)
 
