@@ -25,6 +25,11 @@ from metalearn.benchmarks.per_sample import (
     sample_table,
 )
 from metalearn.benchmarks.spectrum import spectrum_figure, spectrum_race, spectrum_table
+from metalearn.benchmarks.uncertainty import (
+    uncertainty_comparison,
+    uncertainty_figure,
+    uncertainty_table,
+)
 from metalearn.data import digits_data
 
 __all__ = ["SUITES", "SuiteResult"]
@@ -86,10 +91,21 @@ def derivatives(rounds: int) -> SuiteResult:
     return SuiteResult(derivative_table(timings), {}, [asdict(t) for t in timings])
 
 
+def uncertainty(rounds: int) -> SuiteResult:
+    """Deep ensemble, MC-dropout, BatchEnsemble, snapshots and SWAG on digits; rounds are seeds."""
+    rows = uncertainty_comparison(range(1, rounds + 1))
+    numbers = [
+        asdict(row) | {"scores": {k: v.tolist() for k, v in vars(row.scores).items()}}
+        for row in rows
+    ]
+    return SuiteResult(uncertainty_table(rows), {"uncertainty": uncertainty_figure(rows)}, numbers)
+
+
 SUITES: dict[str, Callable[[int], SuiteResult]] = {
     "ensembles": ensembles,
     "per_sample": per_sample,
     "derivatives": derivatives,
     "curvature": curvature,
+    "uncertainty": uncertainty,
 }
 """By name; each takes the number of rounds."""

@@ -64,7 +64,6 @@ def jacobian(
         function, inputs, spec = _of_leaves(f, args, argnums, kwargs)
         if mode != "forward":
             outputs, pull = vjp_of(function, inputs)
-            check_floating(outputs, "f(*args)")
             if mode == "reverse" or not _prefers_forward(inputs, outputs):
                 return by_rows(outputs, pull, spec, chunk_size)
         return by_columns(function, inputs, spec, chunk_size)
@@ -83,7 +82,6 @@ def jacobian_mode(
     function, inputs, _ = _of_leaves(f, tuple(args), argnums, kwargs)
     with torch.no_grad():
         outputs = function(inputs)
-    check_floating(outputs, "f(*args)")
     return "forward" if _prefers_forward(inputs, outputs) else "reverse"
 
 
@@ -121,7 +119,6 @@ def hessian(
             function, inputs, spec = _of_vector(function, inputs)
         with torch.no_grad():
             ys, out_spec = flatten(function(inputs))
-        check_floating(ys, "f(*args)")
 
         # vmap over outputs stands outside of both derivatives, because a derivative of a vmapped
         # one is wrong through fused norms (torch 2.14; torch.func.hessian is wrong there too)
@@ -157,7 +154,9 @@ def _of_leaves(
         tree, full = unflatten(values, spec), list(args)
         for i, part in zip(chosen, [tree] if isinstance(argnums, int) else tree):
             full[i] = part
-        return f(*full, **kwargs)
+        outputs = f(*full, **kwargs)
+        check_floating(outputs, "f(*args)")
+        return outputs
 
     if not isinstance(argnums, int):
         spec = flatten(tuple(args[i] for i in chosen))[1]

@@ -27,7 +27,7 @@ from metalearn.evaluation import (
     ood_scores,
     uncertainty_scores,
 )
-from metalearn.models import Dropout, Ensemble, Predictor, Stack
+from metalearn.models import Ensemble, Predictor
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.data_scores import logits_of, report_of
@@ -36,7 +36,13 @@ from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, d
 from metalearn.trainers.ensemble_gradients import classification_gradients
 from metalearn.trainers.ensemble_watch import member_sources, sample_predictive, sample_units
 from metalearn.trainers.loop_settings import LoopSettings
-from metalearn.trainers.member_settings import MemberPlan, PerMember, member_values, plan_members
+from metalearn.trainers.member_settings import (
+    MemberPlan,
+    PerMember,
+    member_values,
+    plan_members,
+    set_dropout,
+)
 from metalearn.trainers.member_trainer import MemberTrainer
 from metalearn.types import Split
 
@@ -46,6 +52,7 @@ log = logging.getLogger(__name__)
 
 Engine = Literal["auto", "batched", "loop"]
 Monitor = Literal["loss", "accuracy"]
+Shuffle = Literal["member", "shared"]
 
 _SHARE_OF_FREE = 0.8
 
@@ -115,7 +122,7 @@ class EnsembleTrainer(MemberTrainer):
         seeds: Sequence[int] | None = None,
         steps: int = 1000,
         batch_size: int = 64,
-        shuffle: Literal["member", "shared"] = "member",
+        shuffle: Shuffle = "member",
         bootstrap: bool = False,
         max_shift: int = 0,
         flip: bool = False,
@@ -139,13 +146,7 @@ class EnsembleTrainer(MemberTrainer):
         count = len(model)
         if members not in (None, count):
             raise SettingError("members", members, f"the model has {count} members")
-        for name, value, kinds in (
-            ("monitor", monitor, Monitor),
-            ("engine", engine, Engine),
-            ("shuffle", shuffle, Literal["member", "shared"]),
-        ):
-            if value not in get_args(kinds):
-                raise SettingError(name, value, f"one of {', '.join(get_args(kinds))} is needed")
+        _check_choices(monitor=monitor, engine=engine, shuffle=shuffle)
         if bootstrap and shuffle == "shared":
             raise SettingError("shuffle", shuffle, "member is needed beside bootstrap")
         if chunk_size is not None:
@@ -175,7 +176,7 @@ class EnsembleTrainer(MemberTrainer):
         }
         smoothing = self._own["label_smoothing"] or [0.0] * count
         self._smoothing = torch.tensor(smoothing, device=self.device)
-        self._set_dropout(self._own["dropout"])
+        set_dropout(model, self.seeds, self._own["dropout"])
         self.batches = MemberBatches(
             data.splits["train"],
             batch_size=batch_size,
@@ -309,7 +310,7 @@ class EnsembleTrainer(MemberTrainer):
         """Take what `extra_state` gave."""
         super().load_extra_state(state)
         self._history = state["history"]
-        self._set_dropout(self._own["dropout"])  # the rates and seeds of now
+        set_dropout(self.ensemble, self.seeds, self._own["dropout"])  # the rates and seeds of now
         plan = state.get("plan")
         if plan and plan["device"] == self.device.type:
             note = ("as before the interruption",)
@@ -325,7 +326,6 @@ class EnsembleTrainer(MemberTrainer):
     def _gradients(
         self, batch: tuple[Tensor, Tensor], chosen: Tensor, engine: MemberEngine, chunk: int | None
     ) -> StepReport:
-        """Losses and gradients of the chosen members; those of the others are NaN and zero."""
         self.ensemble.train()
         losses, grads = classification_gradients(
             self.ensemble,
@@ -390,20 +390,6 @@ class EnsembleTrainer(MemberTrainer):
         for name, values in members.items():
             self._history[name].append(values.tolist())
 
-    def _set_dropout(self, rates: Sequence[float] | None) -> None:
-        """Rates of each member, and streams of masks that follow from its seed."""
-        for stack in self.ensemble.stacks:
-            assert isinstance(stack, Stack)
-            layers = [layer for layer in stack.modules() if isinstance(layer, Dropout)]
-            if rates is not None and not layers:
-                accepted = "every member needs a metalearn.models.Dropout for it"
-                raise SettingError("dropout", list(rates), accepted)
-            seeds = torch.tensor([self.seeds[i] for i in stack.indices])
-            for number, layer in enumerate(layers):
-                layer.key.copy_(seeds * 65537 + number)
-                if rates is not None:
-                    layer.p.copy_(torch.tensor([rates[i] for i in stack.indices]))
-
     def _check_outputs(self) -> None:
         """Run a few samples through the members before any training."""
         name, shape = type(self.ensemble.member(0)).__name__, list(self.data.input_shape)
@@ -420,3 +406,11 @@ class EnsembleTrainer(MemberTrainer):
             raise SettingError("model", name, f"outputs {wanted} are needed, not {got}")
         if self.ood is not None and self.ood.input_shape != self.data.input_shape:
             raise SettingError("ood", list(self.ood.input_shape), f"inputs {shape} are needed")
+
+
+def _check_choices(**given: str) -> None:
+    known = {"monitor": Monitor, "engine": Engine, "shuffle": Shuffle}
+    for name, value in given.items():
+        kinds = get_args(known[name])
+        if value not in kinds:
+            raise SettingError(name, value, f"one of {', '.join(kinds)} is needed")

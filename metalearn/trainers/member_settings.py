@@ -17,8 +17,9 @@ import torch
 from metalearn.core.ensemble import MemberEngine
 from metalearn.core.memory import describe_bytes, peak_memory
 from metalearn.errors import SettingError
+from metalearn.models import Dropout, Ensemble, Stack
 
-__all__ = ["MemberPlan", "PerMember", "member_values", "plan_members"]
+__all__ = ["MemberPlan", "PerMember", "member_values", "plan_members", "set_dropout"]
 
 PerMember = float | Sequence[float] | Mapping[str, float] | None
 """One value for all members, a list of M values, or ``{low: …, high: …}`` for M values in equal
@@ -57,6 +58,32 @@ def member_values(
             top = "" if below == math.inf else f" and below {below:g}"
             raise SettingError(setting, number, f"a finite number of at least {least:g}{top}")
     return [float(number) for number in values]
+
+
+def set_dropout(
+    ensemble: Ensemble, seeds: Sequence[int], rates: Sequence[float] | None = None
+) -> None:
+    """Give every `Dropout` layer of each member a stream of masks that follows from its seed.
+
+    Args:
+        ensemble: whose layers are set.
+        seeds: one for each member.
+        rates: of all layers of each member; None leaves them.
+
+    Raises:
+        SettingError: rates for members without such a layer.
+    """
+    for stack in ensemble.stacks:
+        assert isinstance(stack, Stack)
+        layers = [layer for layer in stack.modules() if isinstance(layer, Dropout)]
+        if rates is not None and not layers:
+            accepted = "every member needs a metalearn.models.Dropout for it"
+            raise SettingError("dropout", list(rates), accepted)
+        streams = torch.tensor([seeds[i] for i in stack.indices]) * 65537
+        for number, layer in enumerate(layers):
+            layer.key.copy_(streams + number)
+            if rates is not None:
+                layer.p.copy_(torch.tensor([rates[i] for i in stack.indices]))
 
 
 @dataclass(frozen=True)

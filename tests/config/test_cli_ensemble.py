@@ -195,7 +195,7 @@ def test_a_member_that_diverges_is_reported(run: Run, tmp_path: Path) -> None:
     [
         (["trainer.members=0"], "trainer.members=0: a whole number of at least 1"),
         (["trainer.members=null"], "trainer.members=None: a whole number of at least 1"),
-        (["trainer.seeds=[1,2]"], "trainer.seeds=[1, 2]: 3 are needed, one for each member"),
+        (["trainer.seeds=[1,2]"], "trainer.seeds=[1, 2]: 3 are needed, one for each network"),
         (["trainer.lr=[0.1,0.2]"], "trainer.lr=[0.1, 0.2]: 3 values are needed"),
         (["trainer.lr={low:0.1}"], "trainer.lr={'low': 0.1}: low and high, both above 0"),
         (["trainer.lr=fast"], "trainer.lr='fast': "),

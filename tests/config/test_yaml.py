@@ -33,12 +33,11 @@ def choice(path: Path) -> str:
 
 @pytest.mark.parametrize("path", NODES + DATA, ids=choice)
 def test_a_node_binds_to_its_constructor(path: Path) -> None:
-    node = OmegaConf.create({"seed": 0, path.parent.name: OmegaConf.load(path)})[path.parent.name]
+    node = composed(choice(path))[path.parent.name]
     if "root" in OmegaConf.missing_keys(node):
         node.root = "somewhere"
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
-    values.pop("defaults", None)  # Hydra's own
     target = get_object(values.pop("_target_"))
     partial = values.pop("_partial_", False)
     check_settings(target, values, "")

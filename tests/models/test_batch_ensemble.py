@@ -55,7 +55,7 @@ def _explicit(net: nn.Module, model: BatchEnsemble, member: int) -> nn.Module:
     plain = copy.deepcopy(net)
     held = {n.removeprefix("network."): v for n, v in model.state_dict().items()}
     state = {}
-    for name, _value in plain.state_dict().items():
+    for name in plain.state_dict():
         layer, _, leaf = name.rpartition(".")
         if f"{layer}.r" not in held:
             state[name] = held[name][member]

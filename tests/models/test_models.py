@@ -93,6 +93,16 @@ def test_mlp_shapes(shape: tuple[int, ...], hidden: tuple[int, ...], layers: int
     assert isinstance(net[-1], nn.Linear)
 
 
+def test_scale_and_biases_of_an_mlp_are_those_of_its_hidden_layers() -> None:
+    plain, scaled = (MLP((50,), 20, hidden=(400, 30), init_scale=s, seed=3) for s in (1.0, 2.5))
+    for index in (1, 3):
+        torch.testing.assert_close(scaled[index].weight, 2.5 * plain[index].weight)
+    torch.testing.assert_close(scaled[5].weight, plain[5].weight)
+    biased = MLP((50,), 20, hidden=(400, 30), init_bias=0.7, seed=3)
+    assert biased[1].bias.std().item() == pytest.approx(0.7, rel=0.1)
+    assert not biased[5].bias.any()
+
+
 @pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
 @pytest.mark.parametrize(
     ("net", "shape"),
@@ -127,6 +137,8 @@ def test_second_order_equals_plain_maml(
         (lambda: MLP((0,), 3), r"^input_shape=0: a whole number of at least 1"),
         (lambda: MLP((2,), 0), r"^outputs=0: a whole number of at least 1"),
         (lambda: MLP((2,), -1), r"^outputs=-1: a whole number of at least 1"),
+        (lambda: MLP((2,), 3, init_scale=0.0), r"^init_scale=0.0: a finite number above 0"),
+        (lambda: MLP((2,), 3, init_bias=-1.0), r"^init_bias=-1.0: a finite number of at least 0"),
     ],
 )
 def test_sizes_out_of_range_are_refused(make: Callable[[], nn.Module], message: str) -> None:

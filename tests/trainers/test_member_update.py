@@ -13,8 +13,9 @@ from torch.func import functional_call
 
 from metalearn import Ensemble
 from metalearn.errors import SettingError
+from metalearn.models import Conv4
 from metalearn.trainers.member_update import MemberUpdate
-from tests.builders import ensemble_trainer
+from tests.builders import ensemble_trainer, samples
 from tests.oracles import generator, mlp
 from tests.trainers.alone import assert_member, conv_network, mlp_network, networks, train_alone
 
@@ -236,3 +237,24 @@ def test_a_range_is_a_sweep_in_equal_ratios() -> None:
     rates = [row["lr"] for row in trainer.member_settings()]
     assert rates == pytest.approx([1e-4, 1e-3, 1e-2])
     assert [row["seed"] for row in trainer.member_settings()] == [0, 1, 2]
+
+
+def test_fused_optimisers_take_gradients_of_other_strides() -> None:
+    """Those of convolutions come in the order of columns; fused Adam would pair them wrongly."""
+    data = samples(side=16)
+    ends = []
+    for fused in (False, True):
+        model = Ensemble.from_modules([Conv4((1, 16, 16), 3, filters=4, seed=s) for s in range(2)])
+        trainer = ensemble_trainer(
+            model=model, data=data, steps=6, optimizer=partial(Adam, lr=0.01, fused=fused)
+        )
+        trainer.fit()
+        ends.append(list(trainer.ensemble.members()))
+        grads = trainer.gradient(0).grads
+        strided = any(not g.is_contiguous() for g in grads.values())
+        assert strided, "this test has nothing to say if gradients lie as parameters do"
+        assert all(p.grad.stride() == p.stride() for p in model.parameters())
+    for one, other in zip(*ends):
+        for (name, value), expected in zip(one.named_parameters(), other.parameters()):
+            if not (name.endswith("0.bias") and name.startswith("blocks")):  # before a norm: noise
+                torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4)
