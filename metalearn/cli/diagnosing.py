@@ -75,7 +75,7 @@ def diagnose(config: DictConfig) -> None:
             what = [q for q in what if q not in _SAMPLE_WISE]
         if len(leaves(model.batch)[0]) == 1:
             what = [q for q in what if q != "cosines"]
-        findings[name] = diagnose_models(model, dict.fromkeys(what, ""), curvature)
+        findings[name] = diagnose_models(model, what, curvature)
     if isinstance(trainer, MetaTrainer):
         findings |= _of_tasks(trainer, config)
     with claimed(folder):
@@ -134,7 +134,7 @@ def _tasks(trainer: MetaTrainer, config: DictConfig) -> Any:
 
 def _of_tasks(trainer: MetaTrainer, config: DictConfig) -> Findings:
     """Meta-gradients of single tasks."""
-    wanted = {q: "" for q in config.what if q in ("gradient_norms", "noise_scale", "cosines")}
+    wanted = [q for q in config.what if q in ("gradient_norms", "noise_scale", "cosines")]
     if not wanted:
         return {}
     tasks = _tasks(trainer, config)
