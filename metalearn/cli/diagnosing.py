@@ -38,7 +38,7 @@ from metalearn.trainers.diagnosis import (
 )
 from metalearn.trainers.diagnostics import Predictive
 from metalearn.trainers.diagnostics.sources import mixing
-from metalearn.trainers.ensemble_watch import sample_predictive
+from metalearn.trainers.ensemble_watch import member_sources, sample_predictive
 from metalearn.trainers.meta_watch import task_predictive, task_units
 
 __all__ = ["diagnose"]
@@ -122,8 +122,9 @@ def _models(trainer: AnyTrainer, config: DictConfig) -> Iterator[tuple[str, Pred
         yield "network", trainer.alone(batch)
         return
     every = torch.ones(len(trainer.ensemble), dtype=torch.bool)
-    if len(trainer.ensemble.stacks) > 1:
-        raise SettingError("run", config.run, "members of one architecture are needed")
+    reason = member_sources(trainer.ensemble)["predictive"]
+    if reason and not mixing(trainer.module):  # what mixes samples has curvature all the same
+        raise SettingError("run", config.run, reason)
     (model,) = sample_predictive(trainer.ensemble, batch, every)
     yield "members", model
 

@@ -209,3 +209,21 @@ def test_a_step_that_is_not_finite_is_counted_before_it_is_refused() -> None:
     reached = trainer._batch(0)[0][:, 0] > 0  # the others stay at the flat end of a ReLU
     assert 0 < reached.sum() < 8
     assert seen.series("gradient_norms/sample_non_finite") == [float(reached.sum())]
+
+
+def test_members_that_share_weights() -> None:
+    from metalearn.models import MLP, Ensemble
+    from metalearn.trainers import BatchEnsembleTrainer
+    from tests.trainers.diagnostics.cases import COMMON, blobs
+
+    def make(**settings: Any) -> Trainer:
+        one = Ensemble.from_modules([MLP((4,), 3, hidden=(5,))])
+        settings = {**COMMON, "members": 2, "batch_size": 8, "engine": "batched", **settings}
+        return BatchEnsembleTrainer(one, blobs(), **settings)
+
+    plain, watched = make(), make(diagnostics=["noise_scale"], diagnostics_every=1)
+    plain.fit()
+    watched.fit()
+    assert_same(state_of(watched), state_of(plain))
+    with pytest.raises(SettingError, match="members that share weights do not predict apart"):
+        make(diagnostics=["fisher_trace"])
