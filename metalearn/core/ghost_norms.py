@@ -153,18 +153,21 @@ def _norms_taker(
 
 
 def _ghosts(loss_fn: LossFn, params: Params, batch: Batch) -> list[bool]:
-    """Which parameters are the weight of one layer call and nothing else, seen on one sample."""
+    """Which parameters belong to one layer call and to nothing else, seen on one sample."""
     check_floating(params, "params")
     values, _ = flatten(params)
-    layers = SampleLayers(
-        values,
-        lambda i, layer: True,
-        lambda layer, x, dz: dz.new_zeros(()),
-        lambda layer, dz: dz.new_zeros(()),
-    )
-    layers.gradients(_leaf_loss(loss_fn, params), next(chunks(batch, 1)))
-    calls = [len(layers.measured.get(i, ())) for i in range(len(values))]
-    return [count == 1 and i not in layers.reached for i, count in enumerate(calls)]
+    alone = [True] * len(values)
+    for _ in range(2):  # a bias has to be asked for again where its weight was not alone
+        layers = SampleLayers(
+            values,
+            lambda i, layer, alone=alone: alone[i],  # type: ignore[misc]
+            lambda layer, x, dz: dz.new_zeros(()),
+            lambda layer, dz: dz.new_zeros(()),
+        )
+        layers.gradients(_leaf_loss(loss_fn, params), next(chunks(batch, 1)))
+        calls = [len(layers.measured.get(i, ())) for i in range(len(values))]
+        alone = [count == 1 and i not in layers.reached for i, count in enumerate(calls)]
+    return alone
 
 
 def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: Tensor) -> Params:
