@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,13 @@ from metalearn.trainers.diagnosis import (
 )
 from metalearn.trainers.diagnostics import Predictive
 from metalearn.trainers.diagnostics.sources import mixing
-from metalearn.trainers.ensemble_watch import sample_predictive
+from metalearn.trainers.ensemble_watch import member_sources, sample_predictive
 from metalearn.trainers.meta_watch import task_predictive, task_units
 
 __all__ = ["diagnose"]
 
 _SAMPLE_WISE = ("gradient_norms", "noise_scale", "fisher")
+_TITLES = {"fisher": "Fisher matrix", "noise_scale": "gradient noise"}
 _PLACES = ("initial", "adapted")
 
 Findings = dict[str, dict[str, Finding]]
@@ -59,6 +61,8 @@ def diagnose(config: DictConfig) -> None:
     folder = existing_run(config.run, "run")
     saved = saved_config(folder)
     curvature = _checked(config)
+    # torch's own, at its first forward-mode derivative
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
     started = time.monotonic()
     findings: Findings = {}
@@ -71,7 +75,7 @@ def diagnose(config: DictConfig) -> None:
             what = [q for q in what if q not in _SAMPLE_WISE]
         if len(leaves(model.batch)[0]) == 1:
             what = [q for q in what if q != "cosines"]
-        findings[name] = diagnose_models(model, dict.fromkeys(what, ""), curvature)
+        findings[name] = diagnose_models(model, what, curvature)
     if isinstance(trainer, MetaTrainer):
         findings |= _of_tasks(trainer, config)
     with claimed(folder):
@@ -118,8 +122,9 @@ def _models(trainer: AnyTrainer, config: DictConfig) -> Iterator[tuple[str, Pred
         yield "network", trainer.alone(batch)
         return
     every = torch.ones(len(trainer.ensemble), dtype=torch.bool)
-    if len(trainer.ensemble.stacks) > 1:
-        raise SettingError("run", config.run, "members of one architecture are needed")
+    reason = member_sources(trainer.ensemble)["predictive"]
+    if reason and not mixing(trainer.module):  # what mixes samples has curvature all the same
+        raise SettingError("run", config.run, reason)
     (model,) = sample_predictive(trainer.ensemble, batch, every)
     yield "members", model
 
@@ -130,7 +135,7 @@ def _tasks(trainer: MetaTrainer, config: DictConfig) -> Any:
 
 def _of_tasks(trainer: MetaTrainer, config: DictConfig) -> Findings:
     """Meta-gradients of single tasks."""
-    wanted = {q: "" for q in config.what if q in ("gradient_norms", "noise_scale", "cosines")}
+    wanted = [q for q in config.what if q in ("gradient_norms", "noise_scale", "cosines")]
     if not wanted:
         return {}
     tasks = _tasks(trainer, config)
@@ -220,13 +225,9 @@ def _record(tracker: RunTracker, step: int, split: str, findings: Findings) -> N
             rows = {**finding.values, **_of_pairs(finding)}
             tracker.scalars(step, {f"{tag}/{k}": float(v.median()) for k, v in rows.items()})
             if finding.norms is not None:
-                tracker.histograms(
-                    step, f"diagnosis_{split}", {f"{place}/{quantity}": finding.norms}
-                )
+                tracker.histograms(step, f"diagnosis_{split}/{place}", {quantity: finding.norms})
             if finding.matrix is not None:
-                figure = matrix_figure(
-                    finding.matrix, title=f"gradients of {title}", label="cosine"
-                )
+                figure = matrix_figure(finding.matrix, title=f"gradients, {title}", label="cosine")
                 tracker.figure(step, tag, figure)
             if finding.density is not None:
                 figure = spectrum_figure(*finding.density, title=f"Hessian, {title}")
@@ -236,6 +237,6 @@ def _record(tracker: RunTracker, step: int, split: str, findings: Findings) -> N
                     list(layers),
                     torch.tensor(list(layers.values())),
                     label=name.replace("_", " "),
-                    title=f"{quantity.replace('_', ' ')}, {title}",
+                    title=f"{_TITLES.get(quantity, quantity)}, {title}",
                 )
                 tracker.figure(step, f"{tag}/{name}", figure)

@@ -86,6 +86,11 @@ def layers_figure(names: Sequence[str], values: Tensor, *, label: str, title: st
     known = numpy_of(values)
     finite = known[np.isfinite(known)]
     axes.barh(range(len(names)), np.where(np.isfinite(known), known, 0), color=BLUE, height=0.7)
+    for place in np.flatnonzero(~np.isfinite(known)):
+        edge = axes.get_yaxis_transform()
+        axes.text(
+            0.01, float(place), "no value", transform=edge, va="center", color=GREY, fontsize=9
+        )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(False, axis="y")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metalearn.core.fisher_problem import OutputsFn
 from metalearn.core.tree import tree_map
-from metalearn.models import Ensemble, Stack
+from metalearn.models import BatchEnsemble, Ensemble, Stack
 from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.diagnostics.sources import mixing, sample_blocks
 from metalearn.trainers.ensemble_gradients import member_loss
@@ -28,7 +28,9 @@ def member_sources(ensemble: Ensemble) -> dict[str, str]:
     several = len(ensemble.stacks) > 1
     apart = "members of one architecture are needed" if several else ""
     alone = apart or mixing(ensemble)
-    return {"sample": alone, "member": apart, "predictive": alone}
+    shared = any(isinstance(layer, BatchEnsemble) for layer in ensemble.modules())
+    joined = "members that share weights do not predict apart" if shared else ""
+    return {"sample": alone, "member": apart, "predictive": alone or joined}
 
 
 def sample_units(ensemble: Ensemble, batch: Pair, smoothing: Tensor, active: Tensor) -> Units:

@@ -245,6 +245,13 @@ class PerSampleTrainer(Trainer):
             reason = str(error).partition("\n")[0]
             accepted = f"inputs {shape} are what it gets ({reason})"
             raise SettingError("model", name, accepted) from error
+        try:
+            with torch.no_grad():
+                self.apply(self.params, self.buffers, x[:1])
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            accepted = f"a sample alone is what it gets in training ({reason})"
+            raise SettingError("model", name, accepted) from error
         wanted = [2, self.data.outputs]
         if got != wanted:
             raise SettingError("model", name, f"outputs {wanted} are needed, not {got}")

@@ -32,6 +32,7 @@ from tests.builders import (
     sinusoid_trainer,
     state_of,
 )
+from tests.trainers.diagnostics.cases import per_sample
 
 
 def _adam_inside(**settings: Any) -> Trainer:
@@ -52,6 +53,10 @@ def _scripted(**settings: Any) -> Trainer:
     return Scripted([0.3, 0.5, 0.4, 0.6, 0.1], **{"steps": 6, "progress": False, **settings})
 
 
+def _per_sample(**settings: Any) -> Trainer:
+    return per_sample(**{"diagnostics": ["gradient_norms", "noise_scale"], **settings})
+
+
 TRAINERS: dict[str, Callable[..., Trainer]] = {
     "scripted": _scripted,
     "waves": sinusoid_trainer,
@@ -59,6 +64,7 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "episodes": episode_trainer,
     "ensemble": ensemble_trainer,
     "sweep": _sweep,
+    "per_sample": _per_sample,
 }
 trainers = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
 MEMBERS = ("ensemble", "sweep")
@@ -66,7 +72,7 @@ MEMBERS = ("ensemble", "sweep")
 no_figures = pytest.mark.usefixtures("no_figures")
 
 CADENCE: dict[str, Any] = {"log_every": 1, "eval_every": 2, "checkpoint_every": 3}
-CLOCKED = ("time", "speed/")
+CLOCKED = ("time", "speed/", "diagnostics/")
 
 
 @pytest.fixture(name="no_figures")

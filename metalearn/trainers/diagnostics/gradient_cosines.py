@@ -35,7 +35,8 @@ class Kept(Eye):
         """Keep what is still wanted."""
         room = _MOST - sum(map(len, self._rows))
         if self._blocks == 1 and room > 0:
-            flat = [grads[0, :room].detach().flatten(1) for grads in chunk.values()]
+            first = [grads[0, :room].detach() for grads in chunk.values()]
+            flat = [grads.reshape(len(grads), -1) for grads in first]
             self._rows.append(torch.cat(flat, 1))
 
     def cosines(self) -> Tensor:

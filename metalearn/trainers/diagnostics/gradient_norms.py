@@ -30,7 +30,7 @@ class Norms(Eye):
 
     def see(self, chunk: Chunk) -> None:
         """Add the norms of n units of G populations."""
-        squares = [grads.detach().flatten(2).square().sum(2) for grads in chunk.values()]
+        squares = [g.detach().reshape(*g.shape[:2], -1).square().sum(2) for g in chunk.values()]
         self._norms.append(torch.stack(squares).sum(0).sqrt().flatten().cpu())
 
     def result(self) -> Tensor:

@@ -40,7 +40,7 @@ class Moments(Eye):
         new = next(iter(chunk.values())).shape[1]
         total = self._count + new
         for name, grads in chunk.items():
-            grads = grads.detach().flatten(2)
+            grads = grads.detach().reshape(*grads.shape[:2], -1)
             mean = grads.mean(1)
             squares = (grads - mean[:, None]).square().sum((1, 2))
             if self._count:
