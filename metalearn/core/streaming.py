@@ -5,6 +5,7 @@ Axes: N samples, n samples of a chunk, P parameters, k numbers of a sketch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ def gradient_norms() -> Reduction:
 
 
 def norm_quantiles(q: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> Reduction:
-    """Quantiles of ‖g_i‖ over samples, ``[len(q)]``, interpolated linearly.
+    """Quantiles of ‖g_i‖ over samples, ``[len(q)]``, interpolated linearly; NaN if a norm is.
 
     Raises:
         SettingError: quantiles outside of 0 to 1, or none.
@@ -111,8 +112,11 @@ def norm_quantiles(q: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> Reduct
     init, update, _ = gradient_norms()
 
     def finish(state: Any) -> Tensor:
-        norms = torch.cat(state)
-        return torch.quantile(norms, norms.new_tensor(list(q)))
+        norms = torch.cat(state).sort().values  # torch.quantile is taken one by one under vmap
+        at = [level * (len(norms) - 1) for level in q]
+        below, above = (norms[[turn(a) for a in at]] for turn in (math.floor, math.ceil))
+        found = torch.lerp(below, above, norms.new_tensor([a % 1 for a in at]))
+        return torch.where(norms[-1].isnan(), norms[-1], found)
 
     return Reduction(init, update, finish)
 
