@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from metalearn.core.memory import free_memory, parse_bytes, peak_memory
@@ -76,7 +77,8 @@ def resolve_chunk(
     budget = parse_bytes(memory) if memory is not None else (free_memory(device) or 0) // 2
     if memory is None and budget == 0:
         return None  # nothing is known
-    few = [next(chunks(batch, n)) for n in (1, min(2, count))]
+    # copies, so that what is a view of them does not count as the whole batch
+    few = [tree_map(torch.clone, next(chunks(batch, n))) for n in (1, min(2, count))]
     one, two = (peak_memory(partial(function, samples), device) for samples in few)
     if one > budget:
         raise SettingError("memory", memory, f"one sample takes {one} bytes")
