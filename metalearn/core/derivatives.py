@@ -143,24 +143,32 @@ def _of_leaves(
     f: Function, args: tuple[Any, ...], argnums: int | tuple[int, ...], kwargs: dict[str, Any]
 ) -> tuple[Callable[[Leaves], Any], Leaves, Any]:
     """``f`` as a function of the leaves of the chosen arguments, the leaves, and their tree."""
-    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    chosen = _positions(argnums, len(args))
     for i in chosen:
-        if isinstance(i, bool) or not isinstance(i, int) or not -len(args) <= i < len(args):
-            raise SettingError("argnums", argnums, f"f got {len(args)} positional arguments")
         check_floating(args[i], f"args[{i}]")
-    inputs, spec = flatten(args[argnums] if isinstance(argnums, int) else [args[i] for i in chosen])
+    several = not isinstance(argnums, int)
+    inputs, spec = flatten(tuple(args[i] for i in chosen) if several else args[chosen[0]])
 
     def function(values: Leaves) -> Any:
         tree, full = unflatten(values, spec), list(args)
-        for i, part in zip(chosen, [tree] if isinstance(argnums, int) else tree):
+        for i, part in zip(chosen, tree if several else (tree,)):
             full[i] = part
         outputs = f(*full, **kwargs)
         check_floating(outputs, "f(*args)")
         return outputs
 
-    if not isinstance(argnums, int):
-        spec = flatten(tuple(args[i] for i in chosen))[1]
     return function, inputs, spec
+
+
+def _positions(argnums: Any, count: int) -> tuple[int, ...]:
+    """``argnums`` as a tuple, refused where one is not there or stands twice."""
+    chosen = tuple(argnums) if isinstance(argnums, tuple | list) else (argnums,)
+    for i in chosen:
+        if isinstance(i, bool) or not isinstance(i, int) or not -count <= i < count:
+            raise SettingError("argnums", argnums, f"f got {count} positional arguments")
+    if not chosen or len({i % count for i in chosen}) < len(chosen):
+        raise SettingError("argnums", argnums, "at least one argument is needed, and none twice")
+    return chosen
 
 
 def _of_vector(

@@ -120,7 +120,6 @@ def vjp(f: Function, primals: Any, cotangents: Any, **kwargs: Any) -> tuple[Any,
     # gradients itself (torch 2.14)
     def along(values: Leaves) -> tuple[Tensor, Any]:
         outputs = function(values)
-        check_floating(outputs, "f(*primals)")
         return inner(flatten(outputs)[0], _matching(cotangents, outputs, "cotangents")), outputs
 
     product, outputs = torch.func.grad(along, has_aux=True)(inputs)
@@ -147,7 +146,9 @@ def _of_primals(
 
     def function(values: Leaves) -> Any:
         tree = unflatten(values, spec)
-        return f(*tree, **kwargs) if type(tree) is tuple else f(tree, **kwargs)
+        outputs = f(*tree, **kwargs) if type(tree) is tuple else f(tree, **kwargs)
+        check_floating(outputs, "f(*primals)")
+        return outputs
 
     return function, inputs, spec
 
