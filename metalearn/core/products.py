@@ -87,11 +87,13 @@ def ggn_vp(
     Raises:
         SettingError: a loss that is not a scalar, a vector that does not fit.
     """
+    check_floating(params, "params")
+    _matching(vector, params, "vector")
     outputs, along = jvp(outputs_fn, params, vector, **kwargs)
     values, spec = flatten(outputs)
 
     def loss(values: Leaves) -> Tensor:
-        return output_loss(unflatten(values, spec))
+        return check_scalar(output_loss(unflatten(values, spec)), "output_loss")
 
     # in reverse mode, because mse_loss and huber_loss refuse forward over reverse (torch 2.14)
     curved = hvp(loss, values, flatten(along)[0], mode="reverse_over_reverse")
@@ -155,14 +157,18 @@ def _of_primals(
 
 def _matching(tree: Any, like: Any, setting: str) -> Leaves:
     """Leaves of ``tree``, which must have the structure and shapes of ``like``."""
-    (given, spec), (wanted, wanted_spec) = flatten(tree), flatten(like)
-    if spec != wanted_spec:
-        raise SettingError(setting, leaf_names(tree), f"a tree with {leaf_names(like)} is needed")
+    wanted, spec = flatten(like)
+    try:
+        given = spec.flatten_up_to(tree)  # keys of dicts may stand in another order
+    except ValueError:
+        needed = f"a tree with {leaf_names(like)} is needed"
+        raise SettingError(setting, leaf_names(tree), needed) from None
     for name, value, model in zip(leaf_names(like), given, wanted):
+        where = f"{setting}[{name}]" if name else setting
         if not isinstance(value, Tensor) or value.shape != model.shape:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            where = f"{setting}[{name}]" if name else setting
             raise SettingError(where, got, f"the shape {tuple(model.shape)} is needed")
+        check_floating(value, where)
     return given
 
 
