@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
+from metalearn.core.ops.lean_gradient import is_differentiated
+from metalearn.core.ops.plain_norms import plain_norms
 from metalearn.core.ops.sample_layers import Embedding
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.products import check_mode, check_scalar
@@ -87,7 +89,8 @@ def gradients_taker(
         return unflatten(grads, spec)
 
     def by_vmap(batch: Batch) -> Params:
-        grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, batch)
+        with plain_norms(is_differentiated([*values, *flatten(batch)[0]])):
+            grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, batch)
         return unflatten(grads, spec)
 
     return by_layers if method == "layers" else by_vmap

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from metalearn.core.ops.columns import window_of
 from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
+from metalearn.core.ops.plain_norms import plain_norms
 from metalearn.core.ops.sample_layers import Convolution, Embedding, Layer, Linear
 from metalearn.core.tree import flatten
 
@@ -70,7 +71,7 @@ class SampleLayers:
             def inside(values: list[Tensor]) -> Tensor:
                 level = current_level()
                 answer = partial(self._answer, values[-1], level, count)
-                with _LayerCalls(values[:-1], answer, level):
+                with plain_norms(keep), _LayerCalls(values[:-1], answer, level):
                     return loss(values[:-1], sample)
 
             found = lean_gradient(inside, values, keep_graph=keep)[:-1]
