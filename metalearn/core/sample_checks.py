@@ -17,7 +17,7 @@ from metalearn.core.ghost_norms import ghost_parameters, per_sample_norms
 from metalearn.core.module import convert_norm
 from metalearn.core.per_sample import per_sample_gradients
 from metalearn.core.tree import flatten, leaf_names, leaves, unflatten
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = ["BatchNormPolicy", "SampleCheck", "check_per_sample", "per_sample_module"]
@@ -85,7 +85,11 @@ def check_per_sample(
     An error is the largest difference, relative to the largest entry of the parameter's gradients,
     or to a millionth of that of all gradients, so that rounding around a gradient of zero is not
     taken for an error. It reads values: not for use inside vmap.
+
+    Raises:
+        SettingError: fewer than one sample; as `per_sample_gradients`.
     """
+    check_whole("samples", samples, 1)
     batch = next(chunks(batch, samples))
     exact = _loop(loss_fn, params, batch)
     top = max(float(g.abs().max()) for g in exact if g.numel())
@@ -98,7 +102,7 @@ def check_per_sample(
         method: errors(leaves(per_sample_gradients(loss_fn, params, batch, method=method)), exact)
         for method in ("vmap", "layers")
     }
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in exact]).sum(0).sqrt()
+    norms = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in exact]).sum(0).sqrt()
     whole = _backward(loss_fn, params, batch)
     return SampleCheck(
         **ways,
@@ -118,7 +122,8 @@ def _backward(loss_fn: LossFn, params: Params, batch: Batch) -> list[Tensor]:
     values = [v.detach().requires_grad_() for v in values]
     with torch.enable_grad():
         loss = loss_fn(unflatten(values, spec), batch)
-    found = torch.autograd.grad(loss, values, allow_unused=True)
+    nothing = [None] * len(values)
+    found = torch.autograd.grad(loss, values, allow_unused=True) if loss.requires_grad else nothing
     return [torch.zeros_like(v) if g is None else g for g, v in zip(found, values)]
 
 

@@ -30,6 +30,8 @@ def lean_gradient(
     with eager_transforms.grad_increment_nesting() as level, torch.enable_grad():
         inside = [eager_transforms._create_differentiable(_wrap_for_grad(v, level)) for v in values]
         loss = function(inside)
+        if not loss.requires_grad:
+            return [None] * len(inside)
         grads = torch.autograd.grad(loss, inside, create_graph=keep_graph, allow_unused=True)
         return [
             None if g is None else eager_transforms._undo_create_differentiable(g, level)

@@ -150,7 +150,7 @@ class Embedding(Layer):
         raise RuntimeError("an embedding's gradients are left to torch")
 
     def squared_norms(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        rows, dz = x.flatten(1), _positions(dz)
+        rows, dz = x.reshape(len(x), -1), _positions(dz)
         if self.padding_idx is not None:
             dz = dz * (rows != self.padding_idx).unsqueeze(-1)
         same = (rows.unsqueeze(1) == rows.unsqueeze(2)).to(dz.dtype)

@@ -140,16 +140,19 @@ class _LayerCalls(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         read = _READERS.get(function)
-        # a transform inside of the loss has tensors of its own, which torch knows how to treat
-        call = read(*args, **kwargs) if read and current_level() == self._level else None
+        # a transform inside of the loss has tensors of its own, which torch knows how to treat;
+        # under no_grad no gradient will come
+        ours = current_level() == self._level and torch.is_grad_enabled()
+        call = read(*args, **kwargs) if read and ours else None
         index = self._index.get(id(call[2])) if call else None
         bias_index = self._index.get(id(call[3])) if call else None
         answer = self._answer(index, bias_index, call) if call and index is not None else None
         return function(*args, **kwargs) if answer is None else answer
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    return Linear(), input, weight, bias
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call | None:
+    plain = weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
+    return (Linear(), input, weight, bias) if plain else None
 
 
 def _conv2d(
