@@ -110,6 +110,10 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "gru cell": lambda: (Recurrent(nn.GRUCell), noise(4, 3, 3)),
     "lstm cell": lambda: (Recurrent(nn.LSTMCell), noise(4, 3, 3)),
     "attention": lambda: (Attention(), noise(4, 3, 4)),
+    "encoder, evaluated": lambda: (
+        nn.Sequential(nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), nn.Flatten()).eval(),
+        noise(3, 2, 4),
+    ),
 }  # fmt: skip
 
 
