@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metalearn.core.passes import by_columns, by_rows, each_output, vjp_of
-from metalearn.core.products import SecondMode, check_mode, ggn_vp, hvp, inner, jvp, vjp
+from metalearn.core.passes import by_columns, by_rows, each_output, pulled, vjp_of
+from metalearn.core.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
 from metalearn.core.tree import check_floating, flatten, unflatten
 from metalearn.errors import SettingError, check_whole
 
@@ -41,7 +41,8 @@ def jacobian(
 
     Forward mode costs one pass for every input element, reverse mode one for every output element;
     the passes are batched. ``"auto"`` takes forward mode where there are more outputs than inputs
-    (see `jacobian_mode`).
+    (see `jacobian_mode`). Inside a ``vmap``, torch 2.14 refuses reverse mode for an ``f`` that
+    takes gradients itself through fused batch or instance norms; forward mode and `hessian` work.
 
     Args:
         f: function of any arguments with a tensor, or a tree of tensors, as its value.
@@ -123,16 +124,15 @@ def hessian(
         # vmap over outputs stands outside of both derivatives, because a derivative of a vmapped
         # one is wrong through fused norms (torch 2.14; torch.func.hessian is wrong there too)
         def of_one(*cotangents: Tensor) -> Any:
-            def weighted(values: Leaves) -> Tensor:
-                return inner(flatten(function(values))[0], cotangents)
+            slopes = pulled(function, cotangents)
 
             def gradient(values: Leaves) -> Any:
-                return unflatten(torch.func.grad(weighted)(values), spec)
+                return unflatten(slopes(values), spec)
 
             if mode == "forward":
                 return by_columns(gradient, inputs, spec, chunk_size)
-            outputs, pull = vjp_of(gradient, inputs)
-            return by_rows(outputs, pull, spec, chunk_size)
+            bent = lambda tangents: pulled(gradient, tangents)(inputs)  # noqa: E731
+            return by_rows(unflatten(inputs, spec), bent, spec, chunk_size)
 
         return each_output(of_one, ys, out_spec, None)
 

@@ -11,28 +11,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.products import inner
 from metalearn.core.tree import flatten, unflatten
 
-__all__ = ["by_columns", "by_rows", "each_output", "vjp_of"]
+__all__ = ["by_columns", "by_rows", "each_output", "pulled", "vjp_of"]
 
 Leaves = list[Tensor]
 
 
-def vjp_of(function: Callable[[Leaves], Any], inputs: Leaves) -> tuple[Any, Callable[[Any], Any]]:
-    """Outputs, and the map of their cotangents to a tuple with the cotangents of the leaves."""
+def vjp_of(
+    function: Callable[[Leaves], Any], inputs: Leaves
+) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
+    """Outputs, and the map of the cotangents of their leaves to those of the inputs."""
     outputs, pull = torch.func.vjp(function, inputs)[:2]
-    return outputs, pull
+    spec = flatten(outputs)[1]
+    return outputs, lambda cotangents: pull(unflatten(cotangents, spec))[0]
 
 
-def by_rows(outputs: Any, pull: Callable[[Any], Any], spec: Any, chunk: int | None) -> Any:
-    """Reverse passes, one for each output element; ``pull`` gives the leaves' cotangents.
+def pulled(function: Callable[[Leaves], Any], cotangents: Sequence[Tensor]) -> Callable[..., Any]:
+    """The map of inputs to their cotangents, as the gradient of ⟨y, u⟩ with y the outputs.
+
+    Under a further vmap, `vjp_of` fails where ``function`` takes gradients through fused norms
+    (torch 2.14); this does not, and evaluates ``function`` once more.
+    """
+
+    def along(values: Leaves) -> Tensor:
+        return inner(flatten(function(values))[0], cotangents)
+
+    return torch.func.grad(along)
+
+
+def by_rows(
+    outputs: Any, pull: Callable[[Sequence[Tensor]], Any], spec: Any, chunk: int | None
+) -> Any:
+    """Reverse passes, one for each output element; ``pull`` maps cotangents to cotangents.
 
     A tree like the outputs; in the place of each leaf, a tree ``spec`` of blocks ``[*y, *x]``.
     """
     ys, out_spec = flatten(outputs)
 
     def row(*cotangents: Tensor) -> Any:
-        return unflatten(pull(unflatten(cotangents, out_spec))[0], spec)
+        return unflatten(pull(cotangents), spec)
 
     return each_output(row, ys, out_spec, chunk)
 
