@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Window", "bordered", "from_columns", "to_columns", "window_of"]
+__all__ = ["Window", "bordered", "from_columns", "masked", "to_columns", "window_of"]
 
 
 class Window(NamedTuple):
@@ -56,15 +56,21 @@ def window_of(size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
 
 
 def to_columns(
-    pictures: Tensor, window: Window, *, padded: Tensor | None = None, out: Tensor | None = None
+    pictures: Tensor,
+    window: Window,
+    *,
+    gate: Tensor | None = None,
+    padded: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``[n, H, W, C]`` to ``[n, H', W', kh·kw·C]``: the window's content at each position.
 
-    ``padded`` from `bordered` and a contiguous ``out`` are written to where they are given.
+    With a ``gate [n, H, W, C]``, of pictures where it is above 0 and of 0 elsewhere. ``padded``
+    from `bordered` and a contiguous ``out`` are written to where they are given.
     """
     if window.is_pixel:
-        return pictures
-    padded = _pad(pictures, window, padded)
+        return pictures if gate is None else masked(pictures, gate)
+    padded = _pad(pictures, window, gate, padded)
     n, height, width, channels = padded.shape
     down, across = window._replace(padding=((0, 0), (0, 0))).positions(height, width)
     (rows, cols), (step_down, step_across), _, (apart_down, apart_across) = window
@@ -143,14 +149,28 @@ def _visits(
     return tuple(tuple(sorted(p, key=lambda v: v[1].start - v[1].stop)) for p in phases)
 
 
-def _pad(pictures: Tensor, window: Window, padded: Tensor | None) -> Tensor:
+def masked(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """x where ``gate`` is above 0, else 0: the derivative of a ReLU at ``gate`` times x."""
+    if out is None:
+        y: Tensor = torch.ops.aten.threshold_backward(x, gate, 0)
+        return y
+    return torch.ops.aten.threshold_backward.grad_input(x, gate, 0, grad_input=out)  # type: ignore[no-any-return]
+
+
+def _pad(
+    pictures: Tensor, window: Window, gate: Tensor | None, padded: Tensor | None
+) -> Tensor:
     """Pictures with a border of zeros, contiguous."""
-    if window.padding == ((0, 0), (0, 0)):
+    if gate is None and window.padding == ((0, 0), (0, 0)):
         return pictures.contiguous()
     (top, _), (left, _) = window.padding
     height, width = pictures.shape[1:3]
     padded = bordered(pictures, pictures.shape, window) if padded is None else padded
-    padded[:, top : top + height, left : left + width].copy_(pictures)
+    inside = padded[:, top : top + height, left : left + width]
+    if gate is None:
+        inside.copy_(pictures)
+    else:
+        masked(pictures, gate, out=inside)
     return padded
 
 

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.ops.columns import Window, bordered, from_columns, to_columns
+from metalearn.core.ops.columns import Window, bordered, from_columns, masked, to_columns
 
 __all__ = ["Product", "convolution", "task_columns"]
 
-_mask = torch.ops.aten.threshold_backward
 _BLOCK = 2**22  # bytes of columns at a time on a CPU; less costs barriers between threads
 
 
@@ -88,7 +87,7 @@ class _Blocks:
         self.positions = samples * down * across
         size = self.positions * area * channels * weight.element_size()
         cached = weight.device.type == "cpu"
-        self.tasks = min(count, max(1, _BLOCK // size)) if cached else count
+        self.tasks = _even(count, size) if cached else count
         block = self.tasks * samples
         self._columns = weight.new_empty(block, down, across, area * channels)
         self._padded = bordered(weight, (block, height, width, channels), self.window)
@@ -106,8 +105,13 @@ class _Blocks:
     def columns(self, pictures: Tensor, gate: Tensor) -> Tensor:
         """``[t, N, K]`` of pictures; with a ReLU, where ``gate`` is above 0."""
         n = len(pictures) * self.shape[1]
-        pictures = (_mask(pictures, gate, 0) if self.rectify else pictures).flatten(0, 1)
-        columns = to_columns(pictures, self.window, padded=self._padded[:n], out=self._columns[:n])
+        columns = to_columns(
+            pictures.flatten(0, 1),
+            self.window,
+            gate=gate.flatten(0, 1) if self.rectify else None,
+            padded=self._padded[:n],
+            out=self._columns[:n],
+        )
         return columns.reshape(n // self.shape[1], self.positions, -1)
 
     def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, part: slice) -> None:
@@ -118,9 +122,17 @@ class _Blocks:
         pictures = out[part] if self.rows is None else torch.empty_like(gate)
         from_columns(columns, self.window, *self.shape[2:4], out=pictures.flatten(0, 1))
         if self.rectify:
-            _mask.grad_input(pictures, gate, 0, grad_input=pictures)
+            masked(pictures, gate, out=pictures)
         if self.rows is not None:
             torch.bmm(self.rows[part].mT, pictures.flatten(1, 3), out=out[part])
+
+
+def _even(count: int, size: int) -> int:
+    import os
+    threads = torch.get_num_threads()
+    blocks = max(1, -(-count*size // _BLOCK))
+    per = -(-count // blocks)
+    return min(count, -(-per // threads) * threads)
 
 
 class _Convolution(Function):
