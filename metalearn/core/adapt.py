@@ -72,8 +72,8 @@ class InnerLoop:
         grads, loss = self.calculus.gradient(
             lambda x: self.loss(self.merge(values, x), support), part, differentiable=differentiable
         )
-        updates, state = self.optimizer.update(grads, state, part)
-        return self.merge(values, [p + u for p, u in zip(part, updates)]), state, loss
+        moved, state = self.optimizer.step(grads, state, part)
+        return self.merge(values, moved), state, loss
 
     def adapting(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The leaves that adapt."""

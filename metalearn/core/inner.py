@@ -37,6 +37,15 @@ class InnerOptimizer:
     elementwise: bool = False
     weight_decay: float = 0.0
     """Of an L2 term that the optimiser adds to the loss by itself."""
+    fused: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+    """`step` at once, where that saves passes over memory."""
+
+    def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """The params with their updates added, and the new state."""
+        if self.fused is not None:
+            return self.fused(grads, state, params)
+        updates, state = self.update(grads, state, params)
+        return tree_map(lambda p, u: p + u, params, updates), state
 
     def with_learnt(self, learnt: Any) -> InnerOptimizer:
         """The same optimiser with other values of what it learns."""
@@ -67,17 +76,25 @@ def sgd(lr: LearningRate, *, momentum: float = 0.0, weight_decay: float = 0.0) -
     def init(params: Any) -> Any:
         return tree_map(torch.zeros_like, params) if momentum else ()
 
-    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def direction(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         if weight_decay:
             grads = tree_map(lambda g, p: g + weight_decay * p, grads, params)
         if momentum:
             state = grads = tree_map(lambda m, g: momentum * m + g, state, grads)
-        return tree_map(lambda rate, g: -rate * g, _rates(lr, grads), grads), state
+        return grads, state
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        steepest, state = direction(grads, state, params)
+        return tree_map(lambda rate, m: -rate * m, _rates(lr, steepest), steepest), state
+
+    def fused(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        steepest, state = direction(grads, state, params)
+        return tree_map(_descend, _rates(lr, steepest), steepest, params), state
 
     def rebuild(learnt: Any) -> InnerOptimizer:
         return sgd(learnt, momentum=momentum, weight_decay=weight_decay)
 
-    return _optimizer(init, update, lr, rebuild, weight_decay)
+    return _optimizer(init, update, lr, rebuild, weight_decay, fused)
 
 
 def adam(
@@ -135,12 +152,24 @@ def adam(
 
 
 def _optimizer(
-    init: Any, update: Any, lr: LearningRate, rebuild: Any, weight_decay: float = 0.0
+    init: Any,
+    update: Any,
+    lr: LearningRate,
+    rebuild: Any,
+    weight_decay: float = 0.0,
+    fused: Any = None,
 ) -> InnerOptimizer:
     learnt = () if isinstance(lr, int | float) else lr
     return InnerOptimizer(
-        init, update, learnt, rebuild if learnt is lr else None, True, weight_decay
+        init, update, learnt, rebuild if learnt is lr else None, True, weight_decay, fused
     )
+
+
+def _descend(rate: float | Tensor, direction: Tensor, param: Tensor) -> Tensor:
+    """``param − rate · direction``, in one pass where the rate is a number."""
+    if isinstance(rate, Tensor):
+        return param - rate * direction
+    return torch.add(param, direction, alpha=-rate)
 
 
 def _rates(lr: LearningRate, grads: Any) -> Any:
