@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 import weakref
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 
-__all__ = ["describe_bytes", "free_memory", "is_out_of_memory", "parse_bytes", "peak_memory"]
+__all__ = [
+    "describe_bytes",
+    "free_memory",
+    "is_out_of_memory",
+    "keep_freed_memory",
+    "parse_bytes",
+    "peak_memory",
+]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT, _BLOCK = 2**30, 2**25  # bytes; the latter is the largest that glibc itself would grow to
+_ALLOCATOR_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_")
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -54,6 +68,27 @@ def free_memory(device: torch.device) -> int | None:
     found = [_available_in_system(), _left_in_cgroup()]
     known = [amount for amount in found if amount is not None]
     return min(known) if known else None
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Have this process keep the CPU memory it frees, for what it allocates next.
+
+    Under glibc's defaults every large tensor is handed back to the system when it is freed, and the
+    next one is cleared page by page: up to half the time of a meta-gradient. This keeps blocks of
+    up to 32 MiB, and up to 1 GiB at the end of the heap, for the rest of the process; torch's
+    CUDA allocator does the same for a GPU. Allocator settings in the environment
+    (``MALLOC_…``, ``GLIBC_TUNABLES``) are left alone.
+
+    Returns:
+        Whether it is so: False where the environment decides, and on other C libraries.
+    """
+    if sys.platform != "linux" or any(name.startswith(_ALLOCATOR_SETTINGS) for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _BLOCK) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int:

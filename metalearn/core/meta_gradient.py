@@ -24,6 +24,7 @@ from metalearn.core.engines import (
     structural_engine,
 )
 from metalearn.core.inner import InnerOptimizer
+from metalearn.core.memory import keep_freed_memory
 from metalearn.core.methods import Implicit
 from metalearn.core.tree import add_scaled, leaves, match_names, scale, tree_map
 from metalearn.errors import SettingError, check_whole
@@ -133,7 +134,7 @@ def mean_over_tasks(
     """What an engine gives for all tasks, some at a time; losses have tasks along ``axis``."""
     count = _task_count(tasks)
     _check_chunk(chunk_size)
-    params = tree_map(Tensor.detach, params)
+    params = _ready(params)
     size = chunk_size or count
     parts = [
         run(params, tree_map(lambda x, s=start: x[s : s + size], tasks))
@@ -163,12 +164,12 @@ def along_adaptation(
     count = _task_count(tasks)
     _check_chunk(chunk_size)
     engine = choose_engine(engine, optimizer)
-    size = chunk_size or count
+    size, params = chunk_size or count, _ready(params)
     parts = [
         VISITS[engine](
             visit,
             Inner(loss_fn, optimizer, steps, frozen),
-            tree_map(Tensor.detach, params),
+            params,
             tree_map(lambda x, s=start: x[s : s + size], tasks),
         )
         for start in range(0, count, size)
@@ -224,6 +225,13 @@ def _check_implicit(implicit: Implicit, fixed: Sequence[bool], optimizer: InnerO
     check_whole("iterations", implicit.iterations, 1)
     if all(fixed):
         raise SettingError("frozen", "every parameter", "method=implicit needs one that adapts")
+
+
+def _ready(params: Params) -> Params:
+    """Parameters without a graph, and memory that is reused."""
+    if any(leaf.device.type == "cpu" for leaf in leaves(params)):
+        keep_freed_memory()
+    return tree_map(Tensor.detach, params)
 
 
 def _check_chunk(chunk_size: int | None) -> None:
