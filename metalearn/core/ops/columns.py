@@ -35,10 +35,33 @@ class Window(NamedTuple):
         )
         return down, across
 
+    def reach(self, height: int, width: int) -> tuple[_Reach, _Reach]:
+        """What it reads of each axis of a picture of that size."""
+        down, across = (
+            _reach(length, *axis)
+            for length, *axis in zip((height, width), self.positions(height, width), *self)
+        )
+        return down, across
+
     @property
     def is_pixel(self) -> bool:
         """Whether the window is one pixel, visited in order: columns are the picture itself."""
         return self.size == self.stride == (1, 1) and self.padding == ((0, 0), (0, 0))
+
+
+class _Reach(NamedTuple):
+    """Along one axis: how many pixels are read, the border's among them, and which are real."""
+
+    length: int
+    start: int
+    stop: int
+
+
+def _reach(
+    length: int, positions: int, size: int, stride: int, pads: tuple[int, int], apart: int
+) -> _Reach:
+    read = (positions - 1) * stride + apart * (size - 1) + 1
+    return _Reach(read, min(pads[0], read), min(pads[0] + length, read))
 
 
 def window_of(size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
@@ -93,60 +116,104 @@ def from_columns(
     """Transpose of `to_columns`: ``[n, H', W', kh·kw·C]`` summed into ``[n, H, W, C]``."""
     if window.is_pixel:
         return columns if out is None else out.copy_(columns)
-    n, down, across, _ = columns.shape
-    columns = columns.view(n, down, across, *window.size, -1)
-    pictures = columns.new_empty(n, height, width, columns.shape[-1]) if out is None else out
-    (steps, pads, apart) = window.stride, window.padding, window.dilation
-    vertical = _visits(height, down, window.size[0], steps[0], pads[0][0], apart[0])
-    horizontal = _visits(width, across, window.size[1], steps[1], pads[1][0], apart[1])
-    for (y, row_visits), (x, column_visits) in product(enumerate(vertical), enumerate(horizontal)):
-        target = pictures[:, y :: steps[0], x :: steps[1]]
-        fresh = True
-        for (i, to_i, from_i), (j, to_j, from_j) in product(row_visits, column_visits):
-            piece = columns[:, from_i, from_j, i, j]
-            part = target[:, to_i, to_j]
-            if fresh and part.shape == target.shape:
-                part.copy_(piece)
-            else:
-                (target.zero_() if fresh else target)[:, to_i, to_j].add_(piece)
-            fresh = False
-        if fresh:
-            target.zero_()
+    columns = columns.contiguous()
+    n, down, across, length = columns.shape
+    (rows, cols), (step_down, step_across), (above, before), apart = window
+    channels = length // (rows * cols)
+    pictures = columns.new_empty(n, height, width, channels) if out is None else out
+    vertical = _strips(height, down, rows, step_down, above[0], apart[0])
+    horizontal = _strips(width, across, cols, step_across, before[0], apart[1])
+    fresh = all(
+        sum(s.count * s.width for s in strips if s.leads) == size
+        for strips, size in ((vertical, height), (horizontal, width))
+    )
+    if not fresh:
+        pictures.zero_()
+    picture, row, pixel, element = pictures.stride()
+    there = (picture, step_down * row, row, step_across * pixel, pixel, element)
+    here = (*columns.stride()[:2], cols * channels, length, channels, 1)
+    for y, x in product(vertical, horizontal):
+        shape = (n, y.count, y.width, x.count, x.width, channels)
+        start = pictures.storage_offset() + y.pixel * row + x.pixel * pixel
+        target = pictures.as_strided(shape, there, start)
+        start = columns.storage_offset() + y.first * here[1] + x.first * length
+        start += (y.offset * cols + x.offset) * channels
+        piece = columns.as_strided(shape, here, start)
+        if fresh and y.leads and x.leads:
+            target.copy_(piece)
+        else:
+            target.add_(piece)
     return pictures
 
 
 def bordered(like: Tensor, shape: Sequence[int], window: Window) -> Tensor:
-    """Memory for pictures ``[n, H, W, C]`` and a border, which is zero already."""
-    (top, bottom), (left, right) = window.padding
+    """Memory for what a window reads of pictures ``[n, H, W, C]``, its border zero already."""
     n, height, width, channels = shape
-    padded = like.new_empty(n, top + height + bottom, left + width + right, channels)
-    padded[:, :top].zero_()
-    padded[:, top + height :].zero_()
-    padded[:, top : top + height, :left].zero_()
-    padded[:, top : top + height, left + width :].zero_()
+    down, across = window.reach(height, width)
+    padded = like.new_empty(n, down.length, across.length, channels)
+    rows = padded[:, down.start : down.stop]
+    for border, size in (
+        (padded[:, : down.start], down.start),
+        (padded[:, down.stop :], down.length - down.stop),
+        (rows[:, :, : across.start], across.start),
+        (rows[:, :, across.stop :], across.length - across.stop),
+    ):
+        if size:
+            border.zero_()
     return padded
 
 
-Visit = tuple[int, slice, slice]
-"""An offset within the window, where in its phase it writes, which positions it reads."""
+class _Strip(NamedTuple):
+    """Offsets of a window that are neighbours and write side by side, at some of its positions."""
+
+    leads: bool
+    """Whether it is of those that are written first; these do not overlap."""
+    offset: int
+    """The first of the offsets."""
+    width: int
+    """How many."""
+    first: int
+    """The first of the positions."""
+    count: int
+    """How many."""
+    pixel: int
+    """What the first offset touches at the first position."""
 
 
 @lru_cache(maxsize=1024)
-def _visits(
+def _strips(
     length: int, positions: int, size: int, stride: int, pad: int, apart: int
-) -> tuple[tuple[Visit, ...], ...]:
-    """For each phase of the stride, which offsets of the window reach it, the widest first."""
-    phases: list[list[Visit]] = [[] for _ in range(stride)]
-    for offset in range(size):
-        shift = offset * apart - pad  # position p touches pixel p·stride + shift
-        first = max(0, -(shift // stride))
-        last = min(positions, (length - 1 - shift) // stride + 1)
-        if first < last:
-            pixel = first * stride + shift
-            start = pixel // stride
-            visit = (offset, slice(start, start + last - first), slice(first, last))
-            phases[pixel % stride].append(visit)
-    return tuple(tuple(sorted(p, key=lambda v: v[1].start - v[1].stop)) for p in phases)
+) -> tuple[_Strip, ...]:
+    """One axis of a window, in as few strips as there are, those that lead in front.
+
+    At most ``stride`` neighbours stand together, so that what one strip writes does not overlap;
+    they begin where a position begins to cover the picture without a gap.
+    """
+    starts = [o for o in range(size) if apart > 1 or o == 0 or (o - pad) % stride == 0]
+    groups = [
+        _clipped(length, positions, stride, offset, stop - offset, offset * apart - pad)
+        for offset, stop in zip(starts, [*starts[1:], size])
+    ]
+    groups.sort(key=lambda strips: -sum(s.count * s.width for s in strips))
+    return tuple(s._replace(leads=i == 0) for i, strips in enumerate(groups) for s in strips)
+
+
+def _clipped(
+    length: int, positions: int, stride: int, offset: int, width: int, shift: int
+) -> list[_Strip]:
+    """Neighbouring offsets, the first of which touches position · stride + shift, in the picture."""
+    strips: list[_Strip] = []
+    for position in range(positions):
+        start = position * stride + shift
+        low, high = max(start, 0), min(start + width, length)
+        if low >= high:
+            continue
+        strip = _Strip(False, offset + low - start, high - low, position, 1, low)
+        if strips and (strips[-1].offset, strips[-1].width) == (strip.offset, strip.width):
+            strips[-1] = strips[-1]._replace(count=strips[-1].count + 1)
+        else:
+            strips.append(strip)
+    return strips
 
 
 def masked(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -157,20 +224,19 @@ def masked(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
     return torch.ops.aten.threshold_backward.grad_input(x, gate, 0, grad_input=out)  # type: ignore[no-any-return]
 
 
-def _pad(
-    pictures: Tensor, window: Window, gate: Tensor | None, padded: Tensor | None
-) -> Tensor:
-    """Pictures with a border of zeros, contiguous."""
+def _pad(pictures: Tensor, window: Window, gate: Tensor | None, padded: Tensor | None) -> Tensor:
+    """Pictures with a border of zeros, as far as the window reads them, contiguous."""
     if gate is None and window.padding == ((0, 0), (0, 0)):
         return pictures.contiguous()
-    (top, _), (left, _) = window.padding
-    height, width = pictures.shape[1:3]
     padded = bordered(pictures, pictures.shape, window) if padded is None else padded
-    inside = padded[:, top : top + height, left : left + width]
+    down, across = window.reach(*pictures.shape[1:3])
+    inside = padded[:, down.start : down.stop, across.start : across.stop]
+    height, width = inside.shape[1:3]
+    pictures = pictures[:, :height, :width]
     if gate is None:
         inside.copy_(pictures)
     else:
-        masked(pictures, gate, out=inside)
+        masked(pictures, gate[:, :height, :width], out=inside)
     return padded
 
 

@@ -22,7 +22,7 @@ from metalearn.core.ops.columns import Window, bordered, from_columns, masked, t
 
 __all__ = ["Product", "convolution", "task_columns"]
 
-_BLOCK = 2**22  # bytes of columns at a time on a CPU; less costs barriers between threads
+_BLOCK = 2**21  # bytes of columns at a time and thread on a CPU; less costs barriers
 
 
 class Product(NamedTuple):
@@ -87,7 +87,7 @@ class _Blocks:
         self.positions = samples * down * across
         size = self.positions * area * channels * weight.element_size()
         cached = weight.device.type == "cpu"
-        self.tasks = _even(count, size) if cached else count
+        self.tasks = _tasks_a_block(count, size) if cached else count
         block = self.tasks * samples
         self._columns = weight.new_empty(block, down, across, area * channels)
         self._padded = bordered(weight, (block, height, width, channels), self.window)
@@ -127,12 +127,15 @@ class _Blocks:
             torch.bmm(self.rows[part].mT, pictures.flatten(1, 3), out=out[part])
 
 
-def _even(count: int, size: int) -> int:
-    import os
+def _tasks_a_block(count: int, size: int) -> int:
+    """Of ``count`` tasks with columns of ``size`` bytes: equal blocks, as many for each thread.
+
+    Operations split their first axis between threads; so a thread finds what it wrote itself.
+    """
     threads = torch.get_num_threads()
-    blocks = max(1, -(-count*size // _BLOCK))
-    per = -(-count // blocks)
-    return min(count, -(-per // threads) * threads)
+    each = -(-count // threads)
+    blocks = -(-each // max(1, _BLOCK // size))
+    return min(count, -(-each // blocks) * threads)
 
 
 class _Convolution(Function):

@@ -183,14 +183,28 @@ def test_a_relu_that_joins_is_a_relu_before(
     assert gradgradcheck(ours, tuple(v[:1] for v in (x, weight, own)))
 
 
-@pytest.mark.parametrize(("size", "expected"), [(1, [1, 1, 1]), (2 * 16 * 8 * 9, [2, 1])])
-def test_blocks_are_of_whole_tasks(
-    size: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+_TASK = 16 * 9 * 8  # bytes of columns: sixteen positions of nine, eight bytes each
+
+
+@pytest.mark.parametrize(
+    ("threads", "budget", "count", "expected"),
+    [
+        (1, 1, 3, [1, 1, 1]),  # a block has a task at least
+        (1, 2 * _TASK, 3, [2, 1]),
+        (1, 3 * _TASK - 1, 3, [2, 1]),
+        (1, 3 * _TASK, 3, [3]),
+        (2, 1, 5, [2, 2, 1]),  # one for each thread
+        (2, 4 * _TASK, 10, [6, 4]),  # equal blocks rather than 8 and 2
+        (4, 1, 3, [3]),
+    ],
+)
+def test_blocks_have_as_many_tasks_for_each_thread(
+    threads: int, budget: int, count: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sixteen positions of nine columns a task, eight bytes each; the last block is smaller."""
-    monkeypatch.setattr(module, "_BLOCK", size)
+    monkeypatch.setattr(module, "_BLOCK", budget)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "bmm", counting := Counting(torch.bmm))
-    convolution(noise(3, 1, 4, 4, 1), noise(3, 9, 2), None, window_of(3, 1, 1, 1))
+    convolution(noise(count, 1, 4, 4, 1), noise(count, 9, 2), None, window_of(3, 1, 1, 1))
     assert counting.tasks == expected
 
 
