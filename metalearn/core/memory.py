@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEPT, _BLOCK = 2**30, 2**25  # bytes; the latter is the largest that glibc itself would grow to
+_KEPT, _BLOCK = 2**30, 2**25  # bytes; the latter is the most that glibc itself would grow to
 _ALLOCATOR_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_")
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}

@@ -127,3 +127,20 @@ def test_values_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(SettingError, match=f"^{message}"):
         make(**settings)
+
+
+@pytest.mark.parametrize("rate", [0.05, torch.tensor(0.05).double()], ids=["number", "tensor"])
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.5, "weight_decay": 0.2}])
+def test_a_step_adds_the_updates(rate: Any, settings: dict[str, float]) -> None:
+    """Of SGD, which does so in one pass, and of a pair that has no step of its own."""
+    pair = sgd(rate, **settings)
+    plain = InnerOptimizer(pair.init, pair.update)
+    assert pair.fused is not None and plain.fused is None
+    found = []
+    for optimizer in (pair, plain):
+        params, state = START, optimizer.init(START)
+        for _ in range(3):
+            params, state = optimizer.step(torch.func.grad(loss_of)(params), state, params)
+        found.append(params)
+    oracles.assert_trees(found[0], run_pure(pair, 3), 1e-14)
+    oracles.assert_trees(found[1], run_pure(pair, 3), 1e-15)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,3 +262,68 @@ def test_an_allocation_that_no_machine_has_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58, dtype=torch.float64)
     assert is_out_of_memory(caught.value)
+
+
+_FAULTS = """
+import resource, sys
+from metalearn.core import meta_gradient, sgd
+from metalearn.core.memory import keep_freed_memory
+import torch
+
+if sys.argv[1] == "meta_gradient":
+    tasks = ((torch.ones(2, 1),) * 2,) * 2
+    from metalearn.types import TaskBatch
+    loss_fn = lambda params, batch: ((params * batch[0] - batch[1]) ** 2).mean()
+    meta_gradient(loss_fn, torch.zeros(1), TaskBatch(*tasks), optimizer=sgd(0.1), steps=1)
+elif sys.argv[1] == "keep":
+    print(keep_freed_memory())
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(2):
+        at_once = [torch.ones(5 * 2**20) for _ in range(8)]  # 20 MiB each
+        del at_once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults())
+"""
+
+
+def _faults(what: str, **environment: str) -> list[str]:
+    """What the script above prints; allocator settings of this process do not count."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", _FAULTS, what],
+        env=own | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="settings of glibc's allocator, on no other libc"
+)
+def test_freed_memory_is_kept_after_a_meta_gradient_and_not_against_the_environment() -> None:
+    """The pages of 320 MiB are faulted in anew, or none of them."""
+    assert int(_faults("nothing")[-1]) > 10_000
+    assert int(_faults("meta_gradient")[-1]) < 1_000
+    kept, faults = _faults("keep")
+    assert kept == "True" and int(faults) < 1_000
+    left, faults = _faults("keep", MALLOC_MMAP_THRESHOLD_="1000000")
+    assert left == "False" and int(faults) > 10_000
+
+
+def test_memory_is_left_to_other_systems_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+    keep = memory.keep_freed_memory.__wrapped__
+    with monkeypatch.context() as patch:
+        patch.setattr(memory.sys, "platform", "darwin")
+        assert keep() is False
+    with monkeypatch.context() as patch:
+        patch.setattr(memory.ctypes, "CDLL", lambda name: object())  # a libc without mallopt
+        patch.setattr(memory.sys, "platform", "linux")
+        assert keep() is False

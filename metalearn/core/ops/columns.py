@@ -124,7 +124,7 @@ def from_columns(
     vertical = _strips(height, down, rows, step_down, above[0], apart[0])
     horizontal = _strips(width, across, cols, step_across, before[0], apart[1])
     fresh = all(
-        sum(s.count * s.width for s in strips if s.leads) == size
+        sum(s.visits * s.width for s in strips if s.leads) == size
         for strips, size in ((vertical, height), (horizontal, width))
     )
     if not fresh:
@@ -133,7 +133,7 @@ def from_columns(
     there = (picture, step_down * row, row, step_across * pixel, pixel, element)
     here = (*columns.stride()[:2], cols * channels, length, channels, 1)
     for y, x in product(vertical, horizontal):
-        shape = (n, y.count, y.width, x.count, x.width, channels)
+        shape = (n, y.visits, y.width, x.visits, x.width, channels)
         start = pictures.storage_offset() + y.pixel * row + x.pixel * pixel
         target = pictures.as_strided(shape, there, start)
         start = columns.storage_offset() + y.first * here[1] + x.first * length
@@ -174,7 +174,7 @@ class _Strip(NamedTuple):
     """How many."""
     first: int
     """The first of the positions."""
-    count: int
+    visits: int
     """How many."""
     pixel: int
     """What the first offset touches at the first position."""
@@ -194,14 +194,14 @@ def _strips(
         _clipped(length, positions, stride, offset, stop - offset, offset * apart - pad)
         for offset, stop in zip(starts, [*starts[1:], size])
     ]
-    groups.sort(key=lambda strips: -sum(s.count * s.width for s in strips))
+    groups.sort(key=lambda strips: -sum(s.visits * s.width for s in strips))
     return tuple(s._replace(leads=i == 0) for i, strips in enumerate(groups) for s in strips)
 
 
 def _clipped(
     length: int, positions: int, stride: int, offset: int, width: int, shift: int
 ) -> list[_Strip]:
-    """Neighbouring offsets, the first of which touches position · stride + shift, in the picture."""
+    """Neighbouring offsets, the first touching position · stride + shift, within the picture."""
     strips: list[_Strip] = []
     for position in range(positions):
         start = position * stride + shift
@@ -210,18 +210,17 @@ def _clipped(
             continue
         strip = _Strip(False, offset + low - start, high - low, position, 1, low)
         if strips and (strips[-1].offset, strips[-1].width) == (strip.offset, strip.width):
-            strips[-1] = strips[-1]._replace(count=strips[-1].count + 1)
+            strips[-1] = strips[-1]._replace(visits=strips[-1].visits + 1)
         else:
             strips.append(strip)
     return strips
 
 
 def masked(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """x where ``gate`` is above 0, else 0: the derivative of a ReLU at ``gate`` times x."""
-    if out is None:
-        y: Tensor = torch.ops.aten.threshold_backward(x, gate, 0)
-        return y
-    return torch.ops.aten.threshold_backward.grad_input(x, gate, 0, grad_input=out)  # type: ignore[no-any-return]
+    """X where ``gate`` is above 0, else 0: the derivative of a ReLU at ``gate`` times x."""
+    mask = torch.ops.aten.threshold_backward
+    y: Tensor = mask(x, gate, 0) if out is None else mask.grad_input(x, gate, 0, grad_input=out)
+    return y
 
 
 def _pad(pictures: Tensor, window: Window, gate: Tensor | None, padded: Tensor | None) -> Tensor:
