@@ -264,8 +264,8 @@ def test_an_allocation_that_no_machine_has_is_out_of_memory() -> None:
     assert is_out_of_memory(caught.value)
 
 
-_FAULTS = """
-import resource, sys
+_FAULTS = '''
+import ctypes, resource, sys
 from metalearn.core import meta_gradient, sgd
 from metalearn.core.memory import keep_freed_memory
 import torch
@@ -278,16 +278,23 @@ if sys.argv[1] == "meta_gradient":
 elif sys.argv[1] == "keep":
     print(keep_freed_memory())
 
+libc = ctypes.CDLL(None)
+libc.malloc.restype, size = ctypes.c_void_p, 20 * 2**20
+
 def faults():
+    """Blocks alone, since a small object at the end of the heap would hold it there by chance."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(2):
-        at_once = [torch.ones(5 * 2**20) for _ in range(8)]  # 20 MiB each
-        del at_once
+        blocks = [libc.malloc(ctypes.c_size_t(size)) for _ in range(8)]
+        for block in blocks:
+            ctypes.memset(block, 1, size)
+        for block in reversed(blocks):
+            libc.free(ctypes.c_void_p(block))
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults()
 print(faults())
-"""
+'''
 
 
 def _faults(what: str, **environment: str) -> list[str]:
@@ -308,12 +315,13 @@ def _faults(what: str, **environment: str) -> list[str]:
 )
 def test_freed_memory_is_kept_after_a_meta_gradient_and_not_against_the_environment() -> None:
     """The pages of 320 MiB are faulted in anew, or none of them."""
-    assert int(_faults("nothing")[-1]) > 10_000
-    assert int(_faults("meta_gradient")[-1]) < 1_000
+    anew = int(_faults("nothing")[-1])
+    assert anew > 100  # 81,920 of 4 KiB; fewer where the system hands out larger pages
+    assert int(_faults("meta_gradient")[-1]) < anew / 10
     kept, faults = _faults("keep")
-    assert kept == "True" and int(faults) < 1_000
+    assert kept == "True" and int(faults) < anew / 10
     left, faults = _faults("keep", MALLOC_MMAP_THRESHOLD_="1000000")
-    assert left == "False" and int(faults) > 10_000
+    assert left == "False" and int(faults) > anew / 2
 
 
 def test_memory_is_left_to_other_systems_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
