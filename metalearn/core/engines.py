@@ -22,7 +22,7 @@ from metalearn.core.adapt import InnerLoop, inner_loop, inner_trajectory
 from metalearn.core.calculus import Calculus, Eager, Functional, Values
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.methods import METHODS, Given, Implicit, TaskGradient
-from metalearn.core.ops import task_operations
+from metalearn.core.ops import remembering, task_operations
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
@@ -90,7 +90,8 @@ def gradient_of_tasks(
 ) -> tuple[TaskGradient, Any]:
     """All tasks at once, not summed, leaves ``[T, ...]``; and the shape of the tree."""
     stacked, spec = flatten(_stacked(params, tasks))
-    run = _run(method, implicit, _over_tasks(inner), params, stacked, tasks, Eager())
+    with remembering():
+        run = _run(method, implicit, _over_tasks(inner), params, stacked, tasks, Eager())
     return run, spec
 
 
@@ -104,7 +105,8 @@ def gradient_of_pairs(
     count, members = _count(tasks), int(leaves(params)[0].shape[0])
     stacked, spec = flatten(tree_map(lambda v: _for_every_task(v, count), params))
     pairs = tree_map(lambda x: x.expand(members, *x.shape).flatten(0, 1), tasks)
-    result = _run(method, implicit, _over_tasks(inner), params, stacked, pairs, Eager())
+    with remembering():
+        result = _run(method, implicit, _over_tasks(inner), params, stacked, pairs, Eager())
     apart = [g.reshape(members, count, *g.shape[1:]) for g in result.grads]
     losses = [x.detach() for x in result.support_losses]
     query = result.query_loss

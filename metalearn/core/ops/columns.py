@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Window", "bordered", "from_columns", "masked", "to_columns", "window_of"]
+__all__ = ["Columns", "Window", "masked", "to_columns", "window_of"]
 
 
 class Window(NamedTuple):
@@ -78,89 +78,160 @@ def window_of(size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
     return Window(size, stride, pads, dilation)
 
 
-def to_columns(
-    pictures: Tensor,
-    window: Window,
-    *,
-    gate: Tensor | None = None,
-    padded: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """``[n, H, W, C]`` to ``[n, H', W', kh·kw·C]``: the window's content at each position.
+def to_columns(pictures: Tensor, window: Window) -> Tensor:
+    """``[n, H, W, C]`` to ``[n, H', W', kh·kw·C]``: the window's content at each position."""
+    if window.is_pixel:
+        return pictures
+    columns = Columns(pictures, window, (len(pictures), 1, *pictures.shape[1:]))
+    return columns.of(pictures[:, None]).view(len(pictures), *columns.positions, -1)
 
-    With a ``gate [n, H, W, C]``, of pictures where it is above 0 and of 0 elsewhere. ``padded``
-    from `bordered` and a contiguous ``out`` are written to where they are given.
+
+class Columns:
+    """Columns of pictures of one shape, some tasks at a time, in memory that is used again.
+
+    Axes: t tasks, no more than were announced, B samples, N = B·H'·W', K = kh·kw·C.
     """
-    if window.is_pixel:
-        return pictures if gate is None else masked(pictures, gate)
-    padded = _pad(pictures, window, gate, padded)
-    n, height, width, channels = padded.shape
-    down, across = window._replace(padding=((0, 0), (0, 0))).positions(height, width)
-    (rows, cols), (step_down, step_across), _, (apart_down, apart_across) = window
-    row = width * channels
-    shape = [n, down, across, rows, cols, channels]
-    strides = [height * row, step_down * row, step_across * channels]
-    strides += [apart_down * row, apart_across * channels, 1]
-    if apart_across == 1:  # a row of the window lies in one piece
-        shape[4:], strides[4:] = [cols * channels], [1]
-    windows = padded.as_strided(shape, strides, padded.storage_offset())
-    if out is None:
-        return windows.clone(memory_format=torch.contiguous_format).flatten(3)
-    out.view(shape).copy_(windows)
-    return out
+
+    def __init__(self, like: Tensor, window: Window, shape: Sequence[int]) -> None:
+        """For pictures ``[T, B, H, W, C]``, T as many tasks as ever come at a time."""
+        self.window = window
+        tasks, samples, height, width, channels = shape
+        self.positions = down, across = window.positions(height, width)
+        length = window.size[0] * window.size[1] * channels
+        self._columns = like.new_empty(tasks, samples * down * across, length)
+        self._padded, self._inside = _bordered(like, shape, window)
+        self._places, self._is_covered = _places(window, height, width, channels)
+        self._views: dict[int, _Views] = {}
+
+    def of(self, pictures: Tensor, gate: Tensor | None = None) -> Tensor:
+        """``[t, B, H, W, C]`` to ``[t, N, K]``, which holds until anything else is called.
+
+        With a ``gate`` like the pictures, of pictures where it is above 0 and of 0 elsewhere.
+        """
+        if self.window.is_pixel:
+            return (pictures if gate is None else masked(pictures, gate)).flatten(1, 3)
+        columns, by_window, windows, inside, _ = self._views_of(len(pictures))
+        if inside.shape != pictures.shape:  # the window leaves out the last rows
+            read = (..., slice(inside.shape[2]), slice(inside.shape[3]), slice(None))
+            pictures, gate = pictures[read], None if gate is None else gate[read]
+        if gate is None:
+            inside.copy_(pictures)
+        else:
+            masked(pictures, gate, out=inside)
+        by_window.copy_(windows)
+        return columns
+
+    def memory(self, tasks: int) -> Tensor:
+        """``[t, N, K]`` to be filled for `add_up`."""
+        return self._views_of(tasks).columns
+
+    def add_up(self, pictures: Tensor) -> Tensor:
+        """Transpose of `of`: writes what `memory` holds to ``[t, B, H, W, C]``, contiguous."""
+        views = self._views_of(len(pictures))
+        if self.window.is_pixel:
+            return pictures.copy_(views.columns.view_as(pictures))
+        if not self._is_covered:
+            pictures.zero_()
+        start = pictures.storage_offset()
+        for place, piece in zip(self._places, views.pieces):
+            target = pictures.as_strided(piece.shape, place.there, start + place.start)
+            if self._is_covered and place.leads:
+                target.copy_(piece)
+            else:
+                target.add_(piece)
+        return pictures
+
+    def _views_of(self, tasks: int) -> _Views:
+        """Made once for each number of tasks."""
+        if tasks not in self._views:
+            self._views[tasks] = self._look_at(tasks)
+        return self._views[tasks]
+
+    def _look_at(self, tasks: int) -> _Views:
+        columns, padded = self._columns[:tasks], self._padded[:tasks]
+        (rows, cols), (step_down, step_across), _, (apart_down, apart_across) = self.window
+        down, across = self.positions
+        _, samples, height, width, channels = padded.shape
+        row, n = width * channels, tasks * samples
+        shape = [n, down, across, rows, cols, channels]
+        strides = [height * row, step_down * row, step_across * channels]
+        strides += [apart_down * row, apart_across * channels, 1]
+        if apart_across == 1:  # a row of the window lies in one piece
+            shape[4:], strides[4:] = [cols * channels], [1]
+        windows, by_window = padded.as_strided(shape, strides), columns.view(shape)
+        here = (*by_window.stride()[:3], cols * channels, channels)
+        pieces = [
+            columns.as_strided(
+                (n, y.visits, y.width, x.visits, x.width, channels),
+                (here[0], here[1], here[3], here[2], here[4], 1),
+                y.first * here[1] + x.first * here[2] + y.offset * here[3] + x.offset * here[4],
+            )
+            for y, x in (place.strips for place in self._places)
+        ]
+        return _Views(columns, by_window, windows, self._inside[:tasks], pieces)
 
 
-def from_columns(
-    columns: Tensor, window: Window, height: int, width: int, *, out: Tensor | None = None
-) -> Tensor:
-    """Transpose of `to_columns`: ``[n, H', W', kh·kw·C]`` summed into ``[n, H, W, C]``."""
-    if window.is_pixel:
-        return columns if out is None else out.copy_(columns)
-    columns = columns.contiguous()
-    n, down, across, length = columns.shape
+class _Views(NamedTuple):
+    """What `Columns` looks at for one number of tasks."""
+
+    columns: Tensor
+    """``[t, N, K]``."""
+    by_window: Tensor
+    """The same as ``[t·B, H', W', kh, kw·C]``; with dilation ``[…, kh, kw, C]``."""
+    windows: Tensor
+    """The bordered pictures, each position's window: of the same shape."""
+    inside: Tensor
+    """The bordered pictures without their border."""
+    pieces: list[Tensor]
+    """The columns as `_Place` wants them."""
+
+
+def _bordered(like: Tensor, shape: Sequence[int], window: Window) -> tuple[Tensor, Tensor]:
+    """Memory for what a window reads of pictures, its border zero already; what lies inside."""
+    *lead, height, width, channels = shape
+    down, across = window.reach(height, width)
+    padded = like.new_empty(*lead, down.length, across.length, channels)
+    rows = padded[..., down.start : down.stop, :, :]
+    for border in (
+        padded[..., : down.start, :, :],
+        padded[..., down.stop :, :, :],
+        rows[..., : across.start, :],
+        rows[..., across.stop :, :],
+    ):
+        if border.numel():
+            border.zero_()
+    return padded, rows[..., across.start : across.stop, :]
+
+
+class _Place(NamedTuple):
+    """Where one strip down and one across meet: what they write of a picture."""
+
+    strips: tuple[_Strip, _Strip]
+    leads: bool
+    """Whether it is of those that are written first; these do not overlap."""
+    there: tuple[int, ...]
+    """Strides of a picture: pictures, then visits and width down, then across, then channels."""
+    start: int
+    """In elements from the beginning of the picture."""
+
+
+def _places(window: Window, height: int, width: int, channels: int) -> tuple[list[_Place], bool]:
+    """All places, those that lead in front, and whether these cover the picture."""
+    down, across = window.positions(height, width)
     (rows, cols), (step_down, step_across), (above, before), apart = window
-    channels = length // (rows * cols)
-    pictures = columns.new_empty(n, height, width, channels) if out is None else out
     vertical = _strips(height, down, rows, step_down, above[0], apart[0])
     horizontal = _strips(width, across, cols, step_across, before[0], apart[1])
-    fresh = all(
+    row = width * channels
+    there = (height * row, step_down * row, row, step_across * channels, channels, 1)
+    places = [
+        _Place((y, x), y.leads and x.leads, there, y.pixel * row + x.pixel * channels)
+        for y, x in product(vertical, horizontal)
+    ]
+    is_covered = all(
         sum(s.visits * s.width for s in strips if s.leads) == size
         for strips, size in ((vertical, height), (horizontal, width))
     )
-    if not fresh:
-        pictures.zero_()
-    picture, row, pixel, element = pictures.stride()
-    there = (picture, step_down * row, row, step_across * pixel, pixel, element)
-    here = (*columns.stride()[:2], cols * channels, length, channels, 1)
-    for y, x in product(vertical, horizontal):
-        shape = (n, y.visits, y.width, x.visits, x.width, channels)
-        start = pictures.storage_offset() + y.pixel * row + x.pixel * pixel
-        target = pictures.as_strided(shape, there, start)
-        start = columns.storage_offset() + y.first * here[1] + x.first * length
-        start += (y.offset * cols + x.offset) * channels
-        piece = columns.as_strided(shape, here, start)
-        if fresh and y.leads and x.leads:
-            target.copy_(piece)
-        else:
-            target.add_(piece)
-    return pictures
-
-
-def bordered(like: Tensor, shape: Sequence[int], window: Window) -> Tensor:
-    """Memory for what a window reads of pictures ``[n, H, W, C]``, its border zero already."""
-    n, height, width, channels = shape
-    down, across = window.reach(height, width)
-    padded = like.new_empty(n, down.length, across.length, channels)
-    rows = padded[:, down.start : down.stop]
-    for border, size in (
-        (padded[:, : down.start], down.start),
-        (padded[:, down.stop :], down.length - down.stop),
-        (rows[:, :, : across.start], across.start),
-        (rows[:, :, across.stop :], across.length - across.stop),
-    ):
-        if size:
-            border.zero_()
-    return padded
+    return places, is_covered
 
 
 class _Strip(NamedTuple):
@@ -218,25 +289,12 @@ def _clipped(
 
 def masked(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
     """X where ``gate`` is above 0, else 0: the derivative of a ReLU at ``gate`` times x."""
-    mask = torch.ops.aten.threshold_backward
-    y: Tensor = mask(x, gate, 0) if out is None else mask.grad_input(x, gate, 0, grad_input=out)
+    y: Tensor = _mask(x, gate, 0) if out is None else _mask_into(x, gate, 0, grad_input=out)
     return y
 
 
-def _pad(pictures: Tensor, window: Window, gate: Tensor | None, padded: Tensor | None) -> Tensor:
-    """Pictures with a border of zeros, as far as the window reads them, contiguous."""
-    if gate is None and window.padding == ((0, 0), (0, 0)):
-        return pictures.contiguous()
-    padded = bordered(pictures, pictures.shape, window) if padded is None else padded
-    down, across = window.reach(*pictures.shape[1:3])
-    inside = padded[:, down.start : down.stop, across.start : across.stop]
-    height, width = inside.shape[1:3]
-    pictures = pictures[:, :height, :width]
-    if gate is None:
-        inside.copy_(pictures)
-    else:
-        masked(pictures, gate[:, :height, :width], out=inside)
-    return padded
+_mask = torch.ops.aten.threshold_backward.default
+_mask_into = torch.ops.aten.threshold_backward.grad_input
 
 
 def _pair(value: Any) -> tuple[int, int]:

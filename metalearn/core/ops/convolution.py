@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.ops.columns import Window, bordered, from_columns, masked, to_columns
+from metalearn.core.ops.columns import Columns, Window, masked
 
-__all__ = ["Product", "convolution", "task_columns"]
+__all__ = ["Product", "convolution"]
 
 _BLOCK = 2**21  # bytes of columns at a time and thread on a CPU; less costs barriers
 
@@ -58,12 +58,6 @@ def convolution(
     return z.view(*shape[:2], *window.positions(*shape[2:4]), z.shape[-1])
 
 
-def task_columns(x: Tensor, window: Window) -> Tensor:
-    """``[T, B, H, W, C]`` to ``[T, N, K]``."""
-    columns = to_columns(x.flatten(0, 1), window)
-    return columns.reshape(x.shape[0], -1, columns.shape[-1])
-
-
 class _Settings(NamedTuple):
     window: Window
     rectify: bool
@@ -79,18 +73,15 @@ class _Blocks:
     """
 
     def __init__(self, rows: Tensor | None, weight: Tensor, settings: _Settings) -> None:
-        self.window, self.rectify, self.shape = settings
+        window, self.rectify, self.shape = settings
         self.rows = rows
         count, samples, height, width, channels = self.shape
-        down, across = self.window.positions(height, width)
-        area = self.window.size[0] * self.window.size[1]
+        down, across = window.positions(height, width)
         self.positions = samples * down * across
-        size = self.positions * area * channels * weight.element_size()
+        size = self.positions * window.size[0] * window.size[1] * channels * weight.element_size()
         cached = weight.device.type == "cpu"
         self.tasks = _tasks_a_block(count, size) if cached else count
-        block = self.tasks * samples
-        self._columns = weight.new_empty(block, down, across, area * channels)
-        self._padded = bordered(weight, (block, height, width, channels), self.window)
+        self._columns = Columns(weight, window, (self.tasks, *self.shape[1:]))
 
     def __iter__(self) -> Iterator[slice]:
         for start in range(0, self.shape[0], self.tasks):
@@ -104,27 +95,17 @@ class _Blocks:
 
     def columns(self, pictures: Tensor, gate: Tensor) -> Tensor:
         """``[t, N, K]`` of pictures; with a ReLU, where ``gate`` is above 0."""
-        n = len(pictures) * self.shape[1]
-        columns = to_columns(
-            pictures.flatten(0, 1),
-            self.window,
-            gate=gate.flatten(0, 1) if self.rectify else None,
-            padded=self._padded[:n],
-            out=self._columns[:n],
-        )
-        return columns.reshape(n // self.shape[1], self.positions, -1)
+        return self._columns.of(pictures, gate if self.rectify else None)
 
     def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, part: slice) -> None:
         """Transpose of `columns` and `pictures` at dz · wᵀ, written to a part of ``out``."""
-        dz, weight = dz[part], weight[part]
-        columns = self._columns[: len(dz) * self.shape[1]]
-        torch.bmm(dz, weight.mT, out=columns.view(len(dz), self.positions, -1))
-        pictures = out[part] if self.rows is None else torch.empty_like(gate)
-        from_columns(columns, self.window, *self.shape[2:4], out=pictures.flatten(0, 1))
+        dz, out = dz[part], out[part]
+        torch.bmm(dz, weight[part].mT, out=self._columns.memory(len(dz)))
+        pictures = self._columns.add_up(out if self.rows is None else torch.empty_like(gate))
         if self.rectify:
             masked(pictures, gate, out=pictures)
         if self.rows is not None:
-            torch.bmm(self.rows[part].mT, pictures.flatten(1, 3), out=out[part])
+            torch.bmm(self.rows[part].mT, pictures.flatten(1, 3), out=out)
 
 
 def _tasks_a_block(count: int, size: int) -> int:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from metalearn.core.ops.columns import Window
-from metalearn.core.ops.convolution import Product, convolution, task_columns
+from metalearn.core.ops.convolution import Product, convolution
+from metalearn.core.ops.folding import fold, is_shared, task_columns
 from metalearn.core.ops.normalization import normalize
+from metalearn.core.ops.remembered import of_data
 
 __all__ = [
     "batch_norm",
@@ -39,7 +41,7 @@ def conv2d(
 
     Of max(0, x) with ``rectify``.
     """
-    if not isinstance(x, Product) and not x.requires_grad and not rectify and _is_shared(x):
+    if not isinstance(x, Product) and not x.requires_grad and not rectify and is_shared(x):
         return _conv2d_of_shared(x, weight, bias, window)
     last = x if isinstance(x, Product) else _channels_last(x)
     z = convolution(last, _matrix(weight), _row(bias), window, rectify=rectify)
@@ -131,41 +133,21 @@ def folded_conv_batch_norm(
     *,
     eps: float,
 ) -> Product:
-    """Convolution and batch norm of data as one matrix product.
-
-    Moments follow from the columns' covariance G: the mean of z = columns·w is mean(columns)·w and
-    its variance wᵀ·G·w, so that the norm folds into the weights and no pass over z is needed.
-    """
-    matrix, own = _matrix(weight), x[:1] if _is_shared(x) else x
-    rows = task_columns(_channels_last(own), window)
-    rows = rows - rows.mean(1, keepdim=True)
-    covariance = torch.bmm(rows.mT, rows).div_(rows.shape[1]).expand(len(x), -1, -1)
-    slope = ((matrix * torch.bmm(covariance, matrix)).sum(1, keepdim=True) + eps).rsqrt()
-    if gamma is not None:
-        slope = slope * gamma[:, None]
-    matrix = matrix * slope
-    if beta is not None:  # as one more column of ones
-        rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], -1)
-        matrix = torch.cat([matrix, beta[:, None]], 1)
-    rows = rows.expand(len(x), -1, -1)
+    """Convolution and batch norm of data as one matrix product; shapes as in `conv_batch_norm`."""
+    rows, matrix = fold(x, _matrix(weight), _row(gamma), _row(beta), window, eps)
     shape = *x.shape[:2], *window.positions(*x.shape[3:]), weight.shape[1]
     return Product(rows, matrix, shape)
 
 
 def _conv2d_of_shared(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """`conv2d` of the same pictures for all tasks: their columns are made once."""
-    columns = task_columns(_channels_last(x[:1]), window).expand(len(x), -1, -1)
+    columns = of_data(task_columns, x, window)
     matrix = _matrix(weight)
     if bias is None:
         z = torch.bmm(columns, matrix)
     else:
         z = torch.baddbmm(bias[:, None], columns, matrix)
     return z.view(*x.shape[:2], *window.positions(*x.shape[3:]), z.shape[-1]).movedim(-1, 2)
-
-
-def _is_shared(x: Tensor) -> bool:
-    """Whether all tasks look at the same memory."""
-    return len(x) > 1 and x.stride(0) == 0
 
 
 def _channels_last(x: Tensor) -> Tensor:

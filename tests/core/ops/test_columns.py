@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.core.ops.columns import Window, from_columns, to_columns, window_of
+from metalearn.core.ops.columns import Columns, Window, to_columns, window_of
 from tests import oracles
 
 SETTINGS: list[tuple[tuple[int, int], Any, Any, Any, Any]] = [
@@ -52,6 +52,15 @@ def channels_last(rows: Tensor, window: Window, positions: tuple[int, int]) -> T
     return split.permute(0, 3, 2, 1).flatten(2).unflatten(1, positions)
 
 
+def back_of(columns: Tensor, window: Window, height: int, width: int) -> Tensor:
+    """``[n, H', W', K]`` summed into ``[n, H, W, C]``, each picture a task of one sample."""
+    n, channels = len(columns), columns.shape[-1] // (window.size[0] * window.size[1])
+    shape = (n, 1, height, width, channels)
+    kept = Columns(columns, window, shape)
+    kept.memory(n).copy_(columns.flatten(1, 2))
+    return kept.add_up(columns.new_empty(shape))[:, 0]
+
+
 @settings
 def test_columns_are_those_of_unfold(
     picture: tuple[int, int], size: Any, stride: Any, padding: Any, dilation: Any
@@ -77,7 +86,7 @@ def test_back_is_the_transpose(
     images = to_columns(units, window)
     cotangent = noise(*images.shape[1:], seed=1)
     expected = (images * cotangent).flatten(1).sum(1).view(*picture, 2)
-    back = from_columns(cotangent[None], window, *picture)
+    back = back_of(cotangent[None], window, *picture)
     torch.testing.assert_close(back[0], expected, rtol=1e-13, atol=1e-13)
 
 
@@ -91,7 +100,7 @@ def test_back_is_fold_for_many_pictures(
     columns = noise(3, down, across, area * 2, seed=2)
     rows = columns.flatten(1, 2).unflatten(2, (area, 2)).permute(0, 3, 2, 1).flatten(1, 2)
     folded = F.fold(rows, picture, window.size, dilation=dilation, padding=padding, stride=stride)
-    back = from_columns(columns, window, *picture)
+    back = back_of(columns, window, *picture)
     torch.testing.assert_close(back, folded.movedim(1, -1), rtol=1e-13, atol=1e-13)
 
 
@@ -104,7 +113,7 @@ def test_memory_that_was_not_written_does_not_come_out() -> None:
         previous = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
         try:
-            back = from_columns(torch.ones(shape), window, *picture)
+            back = back_of(torch.ones(shape), window, *picture)
             columns = to_columns(torch.ones(2, *picture, 2), window)
         finally:
             torch.use_deterministic_algorithms(previous)
@@ -138,7 +147,8 @@ def test_a_window_of_one_pixel_copies_nothing() -> None:
     x, window = noise(2, 4, 5, 3), window_of(1, 1, 0, 1)
     assert window.is_pixel and not window_of(1, 1, 1, 1).is_pixel
     assert not window_of(1, 2, 0, 1).is_pixel and not window_of((1, 2), 1, 0, 1).is_pixel
-    assert to_columns(x, window) is x and from_columns(x, window, 4, 5) is x
+    assert to_columns(x, window) is x and torch.equal(back_of(x, window, 4, 5), x)
+    assert Columns(x, window, (2, 1, 4, 5, 3)).of(x[:, None]).data_ptr() == x.data_ptr()
 
 
 def test_pictures_in_another_order_of_memory() -> None:
@@ -152,3 +162,23 @@ def test_pictures_in_another_order_of_memory() -> None:
     assert offset.storage_offset() > 0
     window = window_of((2, 3), 1, 0, (1, 2))
     assert torch.equal(to_columns(offset, window), to_columns(offset.clone(), window))
+
+
+@settings
+def test_memory_is_used_again_by_fewer_tasks_and_behind_a_gate(
+    picture: tuple[int, int], size: Any, stride: Any, padding: Any, dilation: Any
+) -> None:
+    """Borders stay zero, nothing is left of what was there, and the part of a tensor will do."""
+    window, x = window_of(size, stride, padding, dilation), noise(3, 2, *picture, 2)
+    gate, kept = noise(3, 2, *picture, 2, seed=1), Columns(x, window, x.shape)
+    for part in (slice(0, 3), slice(1, 3), slice(2, 3), slice(0, 3)):
+        for given, shown in ((None, x), (gate, x * (gate > 0))):
+            found = kept.of(x[part], None if given is None else given[part])
+            columns = to_columns(shown.flatten(0, 1), window).reshape(3, found.shape[1], -1)
+            assert torch.equal(found, columns[part])
+            out, alone = torch.full_like(x, 7.0), Columns(x, window, x[part].shape)
+            for memory, pictures in ((kept, out[part]), (alone, alone_out := x[part].clone())):
+                memory.memory(len(pictures)).copy_(columns[part])
+                assert memory.add_up(pictures) is pictures
+            assert torch.equal(out[part], alone_out)
+            assert int((out == 7).sum()) >= out.numel() - out[part].numel()

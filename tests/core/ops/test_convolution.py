@@ -12,7 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from metalearn.core.ops import convolution as module
 from metalearn.core.ops.columns import window_of
-from metalearn.core.ops.convolution import convolution, task_columns
+from metalearn.core.ops.convolution import convolution
+from metalearn.core.ops.folding import task_columns
 from tests import oracles
 
 
@@ -240,7 +241,7 @@ def test_third_derivatives_are_refused_of_a_loss_linear_in_z(window: str) -> Non
 
 
 def test_columns_of_tasks_follow_one_another() -> None:
-    x, window = noise(3, 2, 4, 3, 2), window_of(2, 1, 0, 1)
+    x, window = noise(3, 2, 2, 4, 3), window_of(2, 1, 0, 1)
     rows = task_columns(x, window)
     assert rows.shape == (3, 2 * 3 * 2, 8)
     for t in range(3):

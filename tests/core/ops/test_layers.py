@@ -225,6 +225,44 @@ def test_a_convolution_of_a_folded_product(
     assert_same(ours, lambda *v: over_loop(composite)(x, *v), given, ())
 
 
+@pytest.mark.parametrize(
+    ("affine", "by"),
+    [((0, 0), 0), ((1, 0), 0), ((1, 0), 1), ((1, 1), 0), ((1, 1), 1), ((0, 1), 0), ((0, 1), 2)],
+    ids=str,
+)
+def test_second_derivatives_of_a_fold_along_one_operand(affine: tuple[int, int], by: int) -> None:
+    """Only one of the first derivatives is differentiated; the others give no cotangent."""
+    x, window = noise(3, 4, 1, 5, 4), window_of(2, 1, 0, 1)
+    given = [noise(3, 6, 1, 2, 2, seed=1), *parameters(affine, 3, 6)]
+    probe = noise(3, 4, 6, 4, 3, seed=3)
+
+    def ours(w: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        product = layers.folded_conv_batch_norm(x, w, gamma, beta, window, eps=EPS)
+        return product.whole().movedim(-1, 2)
+
+    def composite(x: Tensor, w: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        scale = scale_of(gamma, beta)
+        return F.batch_norm(F.conv2d(x, w), None, None, scale, beta, True, eps=EPS)
+
+    found = []
+    for function in (ours, lambda *v: over_loop(composite)(x, *v)):
+        inputs = [v if v is None else v.clone().requires_grad_() for v in given]
+        loss = (function(*inputs).exp() * probe).sum()
+        (first,) = torch.autograd.grad(loss, inputs[by], create_graph=True)
+        wanted = [v for v in inputs if v is not None]
+        found.append(torch.autograd.grad((first**2).sum(), wanted))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_third_derivatives_of_a_fold_are_refused() -> None:
+    x, weight = noise(2, 3, 1, 5, 4), noise(2, 6, 1, 2, 2, seed=1).requires_grad_()
+    product = layers.folded_conv_batch_norm(x, weight, None, None, window_of(2, 1, 0, 1), eps=EPS)
+    (first,) = torch.autograd.grad(product.whole().exp().sum(), weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="third derivatives of a folded convolution"):
+        torch.autograd.grad((first**2).sum(), weight, create_graph=True)
+
+
 @pytest.mark.parametrize(("filters", "folds"), [(8, False), (9, True), (20, True)])
 def test_the_norm_folds_where_columns_are_fewer_than_filters(filters: int, folds: bool) -> None:
     """And only where x is data: a derivative by x goes through convolution and norm."""

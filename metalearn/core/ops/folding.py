@@ -1,0 +1,136 @@
+"""Convolution and batch norm of data as one matrix product.
+
+The moments of z = columns·w follow from the columns': its mean is mean(columns)·w and its variance
+wᵀ·G·w with G their covariance, so that the norm folds into the weights and no pass over z is
+needed. Second derivatives are exact, third ones are refused.
+Axes: T tasks, N positions, K columns, O output channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from metalearn.core.ops.columns import Window, to_columns
+from metalearn.core.ops.remembered import of_data
+
+__all__ = ["fold", "is_shared", "task_columns"]
+
+
+def fold(
+    x: Tensor, matrix: Tensor, gamma: Tensor | None, beta: Tensor | None, window: Window, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Rows ``[T, N, K]`` and matrix ``[T, K, O]`` whose product is the normed convolution.
+
+    Of ``x [T, B, C, H, W]``, which needs no gradient, ``matrix [T, K, O]``, ``gamma`` and ``beta``
+    ``[T, 1, O]``. With ``beta`` there is one more column, of ones.
+    """
+    rows, covariance = of_data(_with_ones if beta is not None else _centred, x, window)
+    folded: Tensor = _Fold.apply(matrix, gamma, beta, covariance, eps)
+    return rows, folded
+
+
+def task_columns(x: Tensor, window: Window) -> Tensor:
+    """``[T, B, C, H, W]`` to ``[T, N, K]``, made once where all tasks share x."""
+    own = x[:1] if is_shared(x) else x
+    columns = to_columns(own.flatten(0, 1).movedim(1, -1), window)
+    return columns.reshape(len(own), -1, columns.shape[-1]).expand(len(x), -1, -1)
+
+
+def is_shared(x: Tensor) -> bool:
+    """Whether all tasks look at the same memory."""
+    return len(x) > 1 and x.stride(0) == 0
+
+
+def _centred(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Columns without their mean, and their covariance ``[T, K, K]``."""
+    columns = task_columns(x, window)
+    own = columns[:1] if is_shared(columns) else columns
+    rows = own - own.mean(1, keepdim=True)
+    covariance = torch.bmm(rows.mT, rows).div_(rows.shape[1])
+    return rows.expand_as(columns), covariance.expand(len(x), -1, -1)
+
+
+def _with_ones(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """The same with a column of ones behind, which is in the rows alone."""
+    rows, covariance = _centred(x, window)
+    own = rows[:1] if is_shared(rows) else rows
+    own = torch.cat([own, own.new_ones(*own.shape[:2], 1)], -1)
+    return own.expand(len(x), -1, -1), covariance
+
+
+class _Fold(Function):
+    """``(w, γ, β) → m``: w·a with a = γ·r and r = (wᵀ·G·w + eps)^(−1/2), and β as a last row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        w: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        covariance: Tensor,
+        eps: float,
+    ) -> Tensor:
+        image = torch.bmm(covariance, w)
+        r = (w * image).sum(1, keepdim=True).add_(eps).rsqrt_()
+        folded = _beside(w * _slope(r, gamma), beta)
+        ctx.save_for_backward(w, gamma, covariance, image, r)
+        return folded
+
+    @staticmethod
+    def backward(ctx: Any, dm: Tensor) -> tuple[Tensor | None, ...]:
+        has_gamma, has_beta = ctx.needs_input_grad[1:3]
+        dw, dgamma, dbeta = _FoldBackward.apply(dm, *ctx.saved_tensors)
+        return dw, dgamma if has_gamma else None, dbeta if has_beta else None, None, None
+
+
+class _FoldBackward(Function):
+    """``(dm, w, γ) → (dw, dγ, dβ)``.
+
+    With p = Σ dm·w over columns: dw = a·dm − a·r²·p·G·w, dγ = r·p, dβ the last row of dm.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dm: Tensor,
+        w: Tensor,
+        gamma: Tensor | None,
+        covariance: Tensor,
+        image: Tensor,
+        r: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(dm, w, gamma, covariance, image, r)
+        dm, dbeta = dm[:, : w.shape[1]], dm[:, w.shape[1] :]
+        a, p = _slope(r, gamma), (dm * w).sum(1, keepdim=True)
+        dw = (dm * a).addcmul_(image, (a * r * r * p).neg_())
+        return dw, r * p, dbeta.clone()
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor, ugamma: Tensor, ubeta: Tensor) -> tuple[Tensor | None, ...]:
+        """The tangent along (u, uγ, uβ): the Hessian of the fold is symmetric."""
+        if torch.is_grad_enabled():
+            raise NotImplementedError("third derivatives of a folded convolution and batch norm")
+        dm, w, gamma, covariance, image, r = ctx.saved_tensors
+        dm = dm[:, : w.shape[1]]
+        a, r2 = _slope(r, gamma), r * r
+        p, p_ = (dm * w).sum(1, keepdim=True), (dm * u).sum(1, keepdim=True)
+        r_ = (u * image).sum(1, keepdim=True).mul_(r2 * r).neg_()
+        a_ = torch.addcmul(_slope(r_, gamma), r, ugamma)
+        gdm = _beside((u * a).addcmul_(w, a_), ubeta)
+        c_ = (a_ * r2 + 2 * a * r * r_) * p + a * r2 * p_
+        gw = (dm * a_).addcmul_(image, c_, value=-1)
+        gw.addcmul_(torch.bmm(covariance, u), a * r2 * p, value=-1)
+        ggamma = None if gamma is None else r_ * p + r * p_
+        return gdm, gw, ggamma, None, None, None
+
+
+def _slope(r: Tensor, gamma: Tensor | None) -> Tensor:
+    return r if gamma is None else r * gamma
+
+
+def _beside(matrix: Tensor, row: Tensor | None) -> Tensor:
+    return matrix if row is None else torch.cat([matrix, row], 1)
