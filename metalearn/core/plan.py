@@ -6,7 +6,10 @@ Axes: T tasks, K inner steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +29,7 @@ __all__ = ["Plan", "plan_meta_gradient"]
 
 _WORKSPACE = 1.3  # what allocators and operations need beyond the tensors that are counted
 _SMALLEST_CHUNK = 4  # below this many tasks at a time, recomputation is cheaper than chunks
+_FEW = 10_000  # parameters up to which operations cost more by their number than by their size
 _AGREEMENT = 0.05  # float32: a ReLU within rounding of zero can move one task by 1e-3
 
 
@@ -68,10 +72,11 @@ def plan_meta_gradient(
 ) -> Plan:
     """Decide what is ``"auto"``, by trials on one or two of the tasks.
 
-    Engine: the first of batched, vmap, loop that takes the loss and, for batched, agrees with the
-    loop. Method and chunk size: the first that fits ``memory`` of reverse with all tasks, reverse
-    with chunks of at least 4, mixed with all tasks or the largest chunks that fit. The memory is
-    predicted from trials of 1 and 2 tasks with 1 and 2 steps, in which it is linear.
+    Engine: the first of batched, vmap, loop that takes the loss; batched must agree with the loop
+    and gain, by convolutions and norms or because the parameters are few. Method and chunk size:
+    the first that fits ``memory`` of reverse with all tasks, reverse with chunks of at least 4,
+    mixed with all tasks or the largest chunks that fit. The memory is predicted from trials of 1
+    and 2 tasks with 1 and 2 steps, in which it is linear.
 
     Arguments are those of `meta_gradient`; ``memory`` is the bytes that one may take, None leaves
     memory out of it; ``task_count`` is how many tasks one will have, as many as given by default.
@@ -119,7 +124,7 @@ def _engine(
     candidates: list[Engine] = ["batched", "vmap", "loop"]
     for engine in candidates[candidates.index(found) :]:
         try:
-            with counting() as used:
+            with counting() as used, _unbatched() as slow:
                 result = attempt(engine, 2, method, steps)
         except SettingError:
             raise
@@ -129,7 +134,10 @@ def _engine(
             notes.append(f"{engine} cannot take this loss ({_first_line(error)})")
             continue
         if engine == "batched":
-            if not used.operations:
+            if slow:
+                notes.append(f"batched runs {', '.join(sorted(slow))} for one task after another")
+                continue
+            if not used.operations and sum(g.numel() for g in leaves(result.grads)) > _FEW:
                 notes.append("no convolution or normalisation gains from batched")
                 continue
             gap = _distance(result.grads, attempt("loop", 2, method, steps).grads)
@@ -138,6 +146,23 @@ def _engine(
                 continue
         return engine, notes
     raise AssertionError("the loop either works or raises")
+
+
+@contextmanager
+def _unbatched() -> Iterator[set[str]]:
+    """Names of operations that vmap has no rule for, after the block; torch warns of them."""
+    names: set[str] = set()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield names
+    for warning in caught:
+        named = re.search(r"batching rule for (\S+)\. ", str(warning.message))
+        if named:
+            names.add(named[1])
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 class _Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -54,10 +55,45 @@ def test_batched_where_layers_gain_from_it() -> None:
     assert plan_of(pictures()) == Plan("batched", "reverse", None, (), None)
 
 
+def test_batched_where_parameters_are_few() -> None:
+    assert plan_of(vectors()) == Plan("batched", "reverse", None, (), None)
+
+
 def test_vmap_where_no_layer_gains_from_batched() -> None:
-    found = plan_of(vectors())
+    wide = nn.Sequential(nn.Linear(2, 128), nn.Tanh(), nn.Linear(128, 128), nn.Linear(128, 2))
+    found = plan_of(oracles.classification(oracles.draw(wide), (2,)))
     assert found.engine == "vmap"
     assert found.notes == ("no convolution or normalisation gains from batched",)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.norm, self.head = nn.GRUCell(2, 3), nn.LayerNorm(3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.norm(self.cell(x, x.new_zeros(len(x), 3))))
+        return y
+
+
+def test_vmap_where_batched_would_fall_back_to_a_loop(recwarn: pytest.WarningsRecorder) -> None:
+    case = oracles.classification(oracles.draw(Recurrent()), (2,))
+    found = plan_of(case)
+    assert found.engine == "vmap" and not recwarn.list
+    assert found.notes == ("batched runs aten::gru_cell for one task after another",)
+    expected = oracles.maml(case, oracles.sgd_rule(0.3), STEPS)[0]
+    assert_trees(run(case, found).grads, expected)
+
+
+def test_a_warning_of_the_loss_is_passed_on() -> None:
+    case = vectors()
+
+    def loss(params: Any, batch: Any) -> Tensor:
+        warnings.warn("a word from the loss", stacklevel=1)
+        return case.loss_fn(params, batch)
+
+    with pytest.warns(UserWarning, match="a word from the loss"):
+        assert plan_of(case._replace(loss_fn=loss)).engine == "batched"
 
 
 def clipped(lr: float) -> InnerOptimizer:

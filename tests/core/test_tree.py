@@ -56,6 +56,16 @@ def test_dicts_in_another_order_are_matched_by_key() -> None:
     assert tree.add_scaled(one, other, 1.0) == {"a": torch.tensor(11.0), "b": torch.tensor(22.0)}
 
 
+def test_flat_lists_and_dicts_are_mapped_like_any_tree() -> None:
+    one, two = torch.tensor(1.0), torch.tensor(2.0)
+    assert tree.tree_map(lambda a, b: a * b, [one, two], [3.0, two]) == [3.0, 4.0]
+    assert tree.tree_map(lambda a, b: a * b, {"a": two}, {"a": 3.0}) == {"a": 6.0}
+    assert tree.tree_map(torch.neg, []) == [] and tree.tree_map(torch.neg, {}) == {}
+    for values, others in ([[one, two], [one]], [{"a": one}, {"b": one}], [[one], (one,)]):
+        with pytest.raises(ValueError, match="expected|mismatch"):
+            tree.tree_map(torch.add, values, others)
+
+
 def test_inner_products_norms_and_vectors() -> None:
     assert tree.dot(nested(), nested()) == 1 + 4 + 9 + 16 + 25 + 36
     assert tree.norm({"a": torch.tensor([3.0]), "b": torch.tensor(4.0)}) == 5

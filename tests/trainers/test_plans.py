@@ -23,7 +23,7 @@ def test_the_plan_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         trainer.validate()
     lines = [r.getMessage() for r in caplog.records if "meta-gradient:" in r.getMessage()]
     assert len(lines) == 1
-    assert "method reverse, engine vmap, all tasks at once, about " in lines[0]
+    assert "method reverse, engine batched, all tasks at once, about " in lines[0]
 
 
 def test_a_resumed_run_keeps_its_plan(tmp_path: Path) -> None:

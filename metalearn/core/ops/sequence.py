@@ -33,10 +33,10 @@ _SAMPLE_BY_SAMPLE = (
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
     nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 )  # fmt: skip
-_AS_FAST_UNDER_VMAP = (
-    nn.Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
-    nn.Identity, nn.Flatten,
-)  # fmt: skip
+_FASTER_OVER_TASKS = {
+    nn.Conv2d, nn.LayerNorm, nn.GroupNorm, *_BATCH_NORMS, *_INSTANCE_NORMS,
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+}  # fmt: skip
 _AXES: dict[type[nn.Module], tuple[int, ...]] = {
     nn.Conv2d: (4,), nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,),
     nn.InstanceNorm1d: (3,), nn.InstanceNorm2d: (4,), nn.InstanceNorm3d: (5,),
@@ -47,10 +47,11 @@ _AXES: dict[type[nn.Module], tuple[int, ...]] = {
 @contextmanager
 def runs_over_tasks(module: nn.Module) -> Iterator[None]:
     """Let every plain ``nn.Sequential`` in ``module`` take its known layers over tasks at once."""
+    gains = any(map(_gains, module.modules()))
     changed: list[Any] = [
         layer
         for layer in module.modules()
-        if type(layer).forward is nn.Sequential.forward and "forward" not in vars(layer)
+        if gains and type(layer).forward is nn.Sequential.forward and "forward" not in vars(layer)
     ]
     for layer in changed:
         layer.forward = MethodType(_forward, layer)
@@ -94,7 +95,7 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 def _gains(layer: nn.Module) -> bool:
     """Whether the layer is faster over tasks than under vmap."""
-    return type(layer) not in _AS_FAST_UNDER_VMAP or getattr(layer, "inplace", False)
+    return type(layer) in _FASTER_OVER_TASKS or getattr(layer, "inplace", False)
 
 
 def _known(layer: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
 __all__ = ["substituting", "task_operations"]
 
 
+_LARGE = 2**14  # elements of a weight that a task's other work does not keep in cache
 _depth: ContextVar[int] = ContextVar("depth of task_operations", default=0)
 
 
@@ -141,6 +142,21 @@ def _group_norm(
     )
 
 
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """The product alone, then the bias, which vmap would first multiply by one.
+
+    Large weights as ``(W·xᵀ)ᵀ``: its gradient has the layout of W, where that of a batched ``x·Wᵀ``
+    is transposed, and every step would read across it.
+    """
+    if not carries_tasks(input, weight, bias):
+        return None
+    if input.dim() == 2 and weight.numel() >= _LARGE:
+        z = torch.mm(weight, input.mT).mT
+    else:
+        z = F.linear(input, weight)
+    return z if bias is None else z + bias
+
+
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor | None:
     if output_size not in (1, (1, 1), [1, 1]) or not carries_tasks(input):
         return None
@@ -158,6 +174,7 @@ def _sized(input: Tensor, weight: Tensor | None) -> bool:
 
 _SUBSTITUTES: dict[Any, Callable[..., Tensor | None]] = {
     torch.conv2d: _conv2d,
+    F.linear: _linear,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     F.layer_norm: _layer_norm,

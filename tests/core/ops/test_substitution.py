@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.core import functionalize
+from metalearn.core.ops import substitution
 from metalearn.types import TaskBatch
 from tests import oracles
 from tests.core.ops.cases import PICTURE, STACKS, both, exact_methods, noise
@@ -72,6 +73,37 @@ def test_functions_of_torch(kind: str, method: str) -> None:
     case = oracles.classification(oracles.draw(module), picture, tasks=3)
     grads = both(case, method=method)
     assert float(grads["kernel"].abs().max()) > 1e-6
+
+
+class Linear(nn.Module):
+    """Linear maps of one, two and three axes, with a bias and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2, bias=False)
+        self.register_buffer("fixed", torch.eye(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        three = torch.stack([x, x.sin()], 1)
+        h = self.first(three).tanh().sum(1) + torch.stack([self.first(one) for one in x])
+        return self.last(F.linear(F.softplus(self.first(x) + h), self.fixed, self.first.bias))
+
+
+@exact_methods
+@pytest.mark.parametrize("large", [0, 2**14], ids=["large", "small"])
+def test_linear_maps(large: int, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(substitution, "_LARGE", large)
+    case = oracles.classification(oracles.draw(Linear()), (3,), tasks=3)
+    both(case, method=method)
+
+
+def test_the_gradient_of_a_large_linear_map_has_the_layout_of_its_weight() -> None:
+    weight = torch.randn(128, 128, generator=oracles.generator(0)).expand(2, 128, 128)
+    weight.requires_grad_()
+    with substitution.task_operations():
+        y = torch.vmap(F.linear)(torch.ones(2, 3, 128), weight)
+    (grad,) = torch.autograd.grad(y.sum(), [weight])
+    assert grad.is_contiguous()
 
 
 # --- modules of layers ------------------------------------------------------------------------
