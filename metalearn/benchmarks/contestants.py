@@ -30,6 +30,8 @@ class Contestant:
     second_order: bool = True
     needs: str | None = None
     """A package that has to be installed."""
+    raced: bool = True
+    """Whether it is after the same gradient as the others of its order."""
 
 
 def available(contestant: Contestant) -> bool:
@@ -115,6 +117,7 @@ def _of(method: str, engine: str) -> Callable[[Workload, torch.dtype], Run]:
 CONTESTANTS: dict[str, Contestant] = {
     "batched": Contestant("reverse, batched", _of("reverse", "batched")),
     "mixed": Contestant("mixed, batched", _of("mixed", "batched")),
+    "implicit": Contestant("implicit, batched", _of("implicit", "batched"), raced=False),
     "vmap": Contestant("reverse, vmap", _of("reverse", "vmap")),
     "loop": Contestant("reverse, loop", _of("reverse", "loop")),
     "vmap_grad": Contestant("torch.func vmap(grad)", partial(_plain, outside=False)),

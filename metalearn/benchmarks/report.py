@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from matplotlib.figure import Figure
 
@@ -14,7 +15,9 @@ from metalearn.benchmarks.workloads import WORKLOADS
 __all__ = ["curve_figure", "race_figure", "race_table"]
 
 _BLUE, _GREY, _RED = "#0072B2", "#8A8A8A", "#D55E00"
-_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#8A8A8A", "D"))
+_STYLES = (
+    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#8A8A8A", "D"),
+)  # fmt: skip
 _WRONG = 1e-6  # relative error in float64 beyond which a gradient is called wrong
 _OURS = ("batched", "mixed", "first_order")
 
@@ -75,7 +78,7 @@ def curve_figure(
     for axes, (quantity, label, scale) in zip(
         figure.subplots(1, 2), (("memory", "peak memory (MB)", 1e6), ("seconds", "time (s)", 1.0))
     ):
-        for (name, points), (colour, marker) in zip(measured.items(), _STYLES):
+        for (name, points), (colour, marker) in zip(measured.items(), cycle(_STYLES)):
             values = [point[quantity] / scale for point in points.values()]
             title = CONTESTANTS[name].title
             axes.plot(list(points), values, color=colour, marker=marker, label=title)
