@@ -22,7 +22,7 @@ from metalearn.core.adapt import InnerLoop, inner_loop, inner_trajectory
 from metalearn.core.calculus import Calculus, Eager, Functional, Values
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.methods import METHODS, Given, Implicit, TaskGradient
-from metalearn.core.ops import remembering, task_operations
+from metalearn.core.ops import plain_norms_inside, remembering, task_operations
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
@@ -130,6 +130,7 @@ def _gradient_vmapped(
         result = _run(method, implicit, inner, params, values, task, Functional())
         return result._replace(support_losses=_stack(result))
 
+    inner = _guarded(inner)
     start, spec = flatten(params)
     result = vmap(one, in_dims=(None, 0, 0))(start, tasks.support, tasks.query)
     grads = unflatten([g.sum(0) for g in result.grads], spec)
@@ -141,6 +142,7 @@ def _gradient_looped(
     method: str, implicit: Implicit, inner: Inner, params: Params, tasks: TaskBatch
 ) -> TaskSums:
     """One task after another."""
+    inner = _guarded(inner)
     start, spec = flatten(params)
     totals: list[Tensor] = []
     query, support, diagnostics = [], [], []
@@ -231,6 +233,16 @@ def _trajectory(
         yield point.params
 
 
+def _guarded(inner: Inner) -> Inner:
+    """The same where the loss may differentiate norms by itself: their third derivatives."""
+
+    def loss(params: Params, batch: Batch) -> Tensor:
+        with plain_norms_inside():
+            return inner.loss_fn(params, batch)
+
+    return inner._replace(loss_fn=loss)
+
+
 def _over_tasks(inner: Inner) -> Inner:
     """The same with a loss of trees ``[T, ...]``, which gives ``[T]``."""
     return inner._replace(loss_fn=_mapped(inner.loss_fn))
@@ -240,7 +252,7 @@ def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     """``vmap`` with task-batched operations in place of torch's layers."""
 
     def run(*args: Any) -> Any:
-        with task_operations():
+        with task_operations(args):
             return vmap(function)(*args)
 
     return run

@@ -102,7 +102,7 @@ def map_members(
         return tree_map(lambda *values: torch.stack(values), *rows)
     if engine == "vmap" or torch._C._are_functorch_transforms_active():
         return vmap(function, in_dims=in_dims)(*args)
-    with task_operations():
+    with task_operations(args):
         return vmap(function, in_dims=in_dims)(*args)
 
 

@@ -36,7 +36,9 @@ SMALL = Workload(
 WAVES = Workload("waves", lambda: MLP((1,), 1, hidden=(5,)), (1,), None, 4, 4, 2, 1)
 
 
-@pytest.mark.parametrize("name", [n for n, c in CONTESTANTS.items() if c.raced and n != "grad_vmap"])
+@pytest.mark.parametrize(
+    "name", [n for n, c in CONTESTANTS.items() if c.raced and n != "grad_vmap"]
+)
 @pytest.mark.parametrize("workload", [SMALL, WAVES], ids=["conv4", "mlp"])
 def test_every_contestant_takes_the_same_gradient(name: str, workload: Workload) -> None:
     contestant = CONTESTANTS[name]

@@ -4,8 +4,16 @@ Plain torch, on any device. Derivatives up to the second are exact, in reverse m
 """
 
 from metalearn.core.ops.over_tasks import counting
+from metalearn.core.ops.plain_norms import plain_norms_inside
 from metalearn.core.ops.remembered import remembering
 from metalearn.core.ops.sequence import runs_over_tasks
 from metalearn.core.ops.substitution import substituting, task_operations
 
-__all__ = ["counting", "remembering", "runs_over_tasks", "substituting", "task_operations"]
+__all__ = [
+    "counting",
+    "plain_norms_inside",
+    "remembering",
+    "runs_over_tasks",
+    "substituting",
+    "task_operations",
+]

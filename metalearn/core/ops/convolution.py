@@ -115,7 +115,7 @@ def _tasks_a_block(count: int, size: int) -> int:
     """
     threads = torch.get_num_threads()
     each = -(-count // threads)
-    blocks = -(-each // max(1, _BLOCK // size))
+    blocks = -(-each // max(1, _BLOCK // max(1, size)))
     return min(count, -(-each // blocks) * threads)
 
 

@@ -12,7 +12,12 @@ from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_level
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_level,
+)
 from torch.autograd import Function
 
 __all__ = ["Count", "carries_tasks", "counting", "over_tasks"]
@@ -50,15 +55,20 @@ def counting() -> Iterator[Count]:
 
 
 def carries_tasks(*operands: Tensor | None) -> bool:
-    """Whether any operand has the task axis, the outermost that vmap batches."""
-    return any(o is not None and _outermost_level(o) == 1 for o in operands)
+    """Whether any operand has the task axis, the outermost that vmap batches.
 
-
-def _outermost_level(tensor: Tensor) -> int:
-    level = 0
-    while is_batchedtensor(tensor):
-        level, tensor = maybe_get_level(tensor), get_unwrapped(tensor)
-    return level
+    Not where a gradient or a tangent is taken inside the task: autograd and vmap of torch carry
+    those, operations over tasks do not.
+    """
+    found = False
+    for operand in operands:
+        level, tensor = 0, operand
+        while tensor is not None and is_functorch_wrapped_tensor(tensor):
+            if not is_batchedtensor(tensor):
+                return False
+            level, tensor = maybe_get_level(tensor), get_unwrapped(tensor)
+        found = found or level == 1
+    return found
 
 
 class _OverTasks(Function):

@@ -1,7 +1,8 @@
 """Normalisation in plain arithmetic, in the place of torch's own.
 
 Derivatives of torch's batch, layer and instance norms are silently wrong where a vmap over their
-backward pass is differentiated (pytorch/functorch#534); plain arithmetic has them right.
+backward pass is differentiated (pytorch/functorch#534), and so are their third derivatives
+(pytorch/pytorch#186256); plain arithmetic has them right.
 Axes: ``[N, C, ...]`` a batch with channels.
 """
 
@@ -14,9 +15,16 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import (
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    is_gradtrackingtensor,
+    maybe_current_level,
+    maybe_get_level,
+)
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["plain_norms"]
+__all__ = ["plain_norm", "plain_norms", "plain_norms_inside"]
 
 
 def plain_norms(wanted: bool) -> AbstractContextManager[Any]:
@@ -27,13 +35,40 @@ def plain_norms(wanted: bool) -> AbstractContextManager[Any]:
     return _PlainNorms() if wanted else nullcontext()
 
 
+def plain_norms_inside() -> AbstractContextManager[Any]:
+    """Answers those norms whose gradients or tangents torch.func takes inside the block."""
+    return _PlainNorms(maybe_current_level() or 0)
+
+
+def plain_norm(function: Any, args: Any, kwargs: Any, above: int = 0) -> Tensor | None:
+    """A norm in plain arithmetic where a gradient level above ``above`` takes part, else None."""
+    plain = _PLAIN.get(function)
+    if plain is None or _gradient_level([*args, *kwargs.values()]) <= above:
+        return None
+    return plain(*args, **kwargs)
+
+
+def _gradient_level(operands: Sequence[Any]) -> int:
+    """The innermost level at which torch.func takes a derivative of any operand; 0 for none."""
+    found = 0
+    for operand in operands:
+        while isinstance(operand, Tensor) and is_functorch_wrapped_tensor(operand):
+            if is_gradtrackingtensor(operand):
+                found = max(found, maybe_get_level(operand))
+            operand = get_unwrapped(operand)
+    return found
+
+
 class _PlainNorms(TorchFunctionMode):
+    def __init__(self, above: int = -1) -> None:
+        super().__init__()
+        self.above = above
+
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        plain = _PLAIN.get(function)
-        answer = plain(*args, **kwargs) if plain else None
+        answer = plain_norm(function, args, kwargs, self.above)
         return function(*args, **kwargs) if answer is None else answer
 
 

@@ -96,10 +96,16 @@ class SampleLayers:
         output = layer.forward(x, self.weights[index], bias)
         if not output.requires_grad:
             output = output + origin  # so that a gradient comes
-        inputs = [_unwrapped(x, level)]
+        inputs = [(x, x._version, _unwrapped(x, level))]
 
         def hook(dz: Tensor) -> None:
-            pair = (inputs.pop(), _unwrapped(dz, level))
+            x, version, received = inputs.pop()
+            if x._version != version:
+                raise RuntimeError(
+                    f"the input of {type(layer).__name__} was modified by an inplace operation "
+                    "after the call, which needs it for the gradients of single samples"
+                )
+            pair = (received, _unwrapped(dz, level))
             with temporarily_pop_interpreter_stack(), temporarily_pop_interpreter_stack():
                 x, dz = (_with_axis(*operand, count) for operand in pair)
                 self.measured.setdefault(index, []).append(self.measure(layer, x, dz))

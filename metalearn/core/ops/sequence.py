@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from metalearn.core.ops import layers
 from metalearn.core.ops.columns import Window, window_of
 from metalearn.core.ops.convolution import Product
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
+from metalearn.core.ops.substitution import is_given
 
 __all__ = ["runs_over_tasks"]
 
@@ -69,9 +70,10 @@ def _forward(self: nn.Sequential, input: Any) -> Any:
         stop = start
         while stop < len(children) and _known(children[stop]):
             stop += 1
-        taken = 0
-        if isinstance(input, Tensor) and any(map(_gains, children[start:stop])):
-            taken, input = _run(children[start:stop], input)
+        taken, run = 0, children[start:stop]
+        gains = isinstance(input, Tensor) and any(map(_gains, run))
+        if gains and (not _writes_input(run) or is_given(input)):
+            taken, input = _run(run, input)
         if taken == 0:  # unknown, or not fitting: the layer is its own judge
             taken, input = 1, children[start](input)
         start += taken
@@ -81,8 +83,9 @@ def _forward(self: nn.Sequential, input: Any) -> Any:
 def _flat(sequential: nn.Sequential) -> Iterator[nn.Module]:
     """Layers in order, those of plain inner Sequentials in their place."""
     for layer in sequential:
-        if "forward" in vars(layer) and not _has_hooks(layer) and isinstance(layer, nn.Sequential):
-            yield from _flat(layer)
+        replaced = getattr(vars(layer).get("forward"), "__func__", None) is _forward
+        if replaced and not _has_hooks(layer):
+            yield from _flat(cast(nn.Sequential, layer))
         else:
             yield layer
 
@@ -98,9 +101,21 @@ def _gains(layer: nn.Module) -> bool:
     return type(layer) in _FASTER_OVER_TASKS or getattr(layer, "inplace", False)
 
 
+def _writes_input(run: Sequence[nn.Module]) -> bool:
+    """Whether the first layers write in place into what the caller holds."""
+    for layer in run:
+        if getattr(layer, "inplace", False):
+            return True
+        if not isinstance(layer, nn.Identity | nn.Flatten):
+            return False
+    return False
+
+
 def _known(layer: nn.Module) -> bool:
     kind = type(layer)
-    if _has_hooks(layer):
+    if _has_hooks(layer) or "forward" in vars(layer):
+        return False
+    if kind in _WITH_PARAMETERS and not {"weight", "bias"} <= layer._parameters.keys():
         return False
     if isinstance(layer, nn.Conv2d):
         return kind is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
@@ -242,7 +257,7 @@ def _fits(layer: Any, shape: Sequence[int]) -> bool:
 
 def _sample_by_sample(layer: nn.Module, x: Tensor) -> Tensor:
     if getattr(layer, "inplace", False):
-        x = x.clone()  # it may be the caller's data
+        x = x.clone()  # data that were given, or what a layer before needs for its gradient
     y: Tensor = layer(x.flatten(0, 1))
     return y.view(*x.shape[:2], *y.shape[1:])
 

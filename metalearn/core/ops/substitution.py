@@ -2,7 +2,7 @@
 
 Inside `task_operations` the functions that convolution and normalisation layers call are answered
 by `metalearn.core.ops.layers` wherever an operand carries a task axis; everything else runs under
-torch's own batching rules.
+torch's own batching rules, norms that the loss differentiates by itself in plain arithmetic.
 """
 
 from __future__ import annotations
@@ -15,33 +15,51 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
 from metalearn.core.ops import layers
 from metalearn.core.ops.columns import window_of
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
+from metalearn.core.ops.plain_norms import plain_norm
+from metalearn.core.tree import leaves
 
-__all__ = ["substituting", "task_operations"]
+__all__ = ["is_given", "substituting", "task_operations"]
 
 
 _LARGE = 2**14  # elements of a weight that a task's other work does not keep in cache
-_depth: ContextVar[int] = ContextVar("depth of task_operations", default=0)
+_given: ContextVar[tuple[Any, ...] | None] = ContextVar("data of task_operations", default=None)
 
 
 @contextmanager
-def task_operations() -> Iterator[None]:
-    """Answer torch's layer functions by task-batched ones under vmap."""
-    token = _depth.set(_depth.get() + 1)
+def task_operations(given: tuple[Any, ...] = ()) -> Iterator[None]:
+    """Answer torch's layer functions by task-batched ones under vmap.
+
+    ``given`` are trees of tensors that no layer may write into.
+    """
+    token = _given.set((_given.get() or ()) + given)
     try:
         with _Substitution():
             yield
     finally:
-        _depth.reset(token)
+        _given.reset(token)
 
 
 def substituting() -> bool:
     """Whether `task_operations` is in force."""
-    return _depth.get() > 0
+    return _given.get() is not None
+
+
+def is_given(tensor: Tensor) -> bool:
+    """Whether it lies in the memory of what was given to `task_operations`."""
+    memory = _memory(tensor)
+    return any(isinstance(x, Tensor) and _memory(x) == memory for x in leaves(_given.get() or ()))
+
+
+def _memory(tensor: Tensor) -> int:
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor.untyped_storage().data_ptr()
 
 
 class _Substitution(TorchFunctionMode):
@@ -52,6 +70,8 @@ class _Substitution(TorchFunctionMode):
         substitute = _SUBSTITUTES.get(function)
         if substitute is not None:
             answer = substitute(*args, **kwargs)
+            if answer is None:
+                answer = plain_norm(function, args, kwargs)
             if answer is not None:
                 return answer
         return function(*args, **kwargs)
@@ -70,6 +90,7 @@ def _conv2d(
         return None
     window = window_of(weight.shape[-2:], stride, padding, dilation)
     fits = input.shape[1] == weight.shape[1] and min(window.positions(*input.shape[2:])) >= 1
+    fits = fits and _sized(len(weight), bias) and (padding != "same" or window.stride == (1, 1))
     return _over(fits, lambda x, w, b: layers.conv2d(x, w, b, window), input, weight, bias)
 
 
@@ -85,7 +106,7 @@ def _batch_norm(
 ) -> Tensor | None:
     own = running_mean is None or carries_tasks(running_mean)  # else torch says what is wrong
     fits = own and training and input.dim() >= 2
-    fits = fits and input.numel() > input.shape[1] and _sized(input, weight)
+    fits = fits and input.numel() > input.shape[1] and _sized(input.shape[1], weight, bias)
     answered = fits and carries_tasks(input, weight, bias)
     if answered and running_mean is not None and running_var is not None:
         _track(input.detach(), running_mean, running_var, momentum)
@@ -113,7 +134,7 @@ def _instance_norm(
     eps: float = 1e-5,
 ) -> Tensor | None:
     fits = running_mean is None and use_input_stats and input.dim() >= 3
-    fits = fits and input[0, 0].numel() >= 2 and _sized(input, weight)
+    fits = fits and input[0, 0].numel() >= 2 and _sized(input.shape[1], weight, bias)
     return _over(fits, lambda x, w, b: layers.instance_norm(x, w, b, eps=eps), input, weight, bias)
 
 
@@ -124,9 +145,11 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    axes = len(normalized_shape)
+    axes, shape = len(normalized_shape), tuple(normalized_shape)
+    shapes = [input.shape[-axes:], *(p.shape for p in (weight, bias) if p is not None)]
+    fits = axes >= 1 and all(tuple(found) == shape for found in shapes)
     return _over(
-        True, lambda x, w, b: layers.layer_norm(x, axes, w, b, eps=eps), input, weight, bias
+        fits, lambda x, w, b: layers.layer_norm(x, axes, w, b, eps=eps), input, weight, bias
     )
 
 
@@ -137,8 +160,10 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
+    fits = input.dim() >= 2 and num_groups >= 1 and input.shape[1] % num_groups == 0
+    fits = fits and _sized(input.shape[1], weight, bias)
     return _over(
-        True, lambda x, w, b: layers.group_norm(x, num_groups, w, b, eps=eps), input, weight, bias
+        fits, lambda x, w, b: layers.group_norm(x, num_groups, w, b, eps=eps), input, weight, bias
     )
 
 
@@ -148,6 +173,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Large weights as ``(W·xᵀ)ᵀ``: its gradient has the layout of W, where that of a batched ``x·Wᵀ``
     is transposed, and every step would read across it.
     """
+    if weight.dim() != 2 or not _sized(len(weight), bias):
+        return None  # torch says what is wrong
     if not carries_tasks(input, weight, bias):
         return None
     if input.dim() == 2 and weight.numel() >= _LARGE:
@@ -168,8 +195,18 @@ def _over(fits: bool, function: Callable[..., Tensor], *operands: Tensor | None)
     return over_tasks(function, *operands) if fits and carries_tasks(*operands) else None
 
 
-def _sized(input: Tensor, weight: Tensor | None) -> bool:
-    return weight is None or len(weight) == input.shape[1]
+def _view(self: Tensor, *shape: Any, **dtype: Any) -> Tensor | None:
+    """Pictures are channels-last here and products may be transposed, which a view cannot read."""
+    if dtype or isinstance(shape[0], torch.dtype) or not carries_tasks(self):
+        return None
+    try:
+        return self.view(*shape)
+    except RuntimeError:
+        return self.reshape(*shape)  # of a shape that does not fit, it says so in torch's words
+
+
+def _sized(size: int, *vectors: Tensor | None) -> bool:
+    return all(v is None or tuple(v.shape) == (size,) for v in vectors)
 
 
 _SUBSTITUTES: dict[Any, Callable[..., Tensor | None]] = {
@@ -180,4 +217,5 @@ _SUBSTITUTES: dict[Any, Callable[..., Tensor | None]] = {
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    torch.Tensor.view: _view,
 }
