@@ -207,3 +207,18 @@ def test_bad_batches_and_losses_are_one_sentence() -> None:
         per_sample_gradients(lambda p, b: b[0].sum(1), params, (x, y))
     with pytest.raises(SettingError, match="floating-point"):
         per_sample_gradients(loss, {"w": torch.ones(2, dtype=torch.long)}, (x, y))
+
+
+@pytest.mark.parametrize("take", [per_sample_gradients, per_sample_norms])
+def test_an_input_that_is_changed_after_its_layer_is_refused(take: Any) -> None:
+    """As autograd refuses it; the layer's weight gradient needs the input as it was."""
+
+    def loss(params: Any, sample: Any) -> Tensor:
+        h = sample.clone()
+        y = F.linear(h, params["weight"])
+        h.mul_(2.0)
+        return y.square().sum()
+
+    params, batch = {"weight": torch.ones(4, 3)}, torch.ones(6, 3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        take(loss, params, batch)

@@ -179,6 +179,37 @@ def test_a_batched_result_that_differs_is_not_used(
     assert_trees(run(case, found).grads, expected)
 
 
+class Shrunk(torch.autograd.Function):
+    """Shrinks gradients, except under vmap, for which it has a rule that is wrong."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return upstream * 0.9
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor) -> tuple[Tensor, int]:
+        return x.clone(), in_dims[0]
+
+
+def test_a_vmapped_result_that_differs_is_not_used_either() -> None:
+    plain = vectors()
+    case = plain._replace(loss_fn=lambda p, b: Shrunk.apply(plain.loss_fn(p, b)))
+    found = plan_of(case)
+    assert found.engine == "loop" and len(found.notes) == 2
+    for note, engine in zip(found.notes, ("batched", "vmap")):
+        assert note.startswith(f"{engine} differs from a plain loop by ")
+    expected = oracles.maml(case, oracles.sgd_rule(0.3), STEPS)[0]
+    assert_trees(run(case, found).grads, expected)
+
+
 def test_an_engine_that_is_given_is_not_tried() -> None:
     def fails(params: Any, batch: Any) -> Tensor:
         raise AssertionError("not to be called")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -136,3 +137,68 @@ def test_layers_that_work_in_place_leave_the_data_alone() -> None:
     before = case.tasks.support[0].clone()
     meta_gradient(*case, optimizer=sgd(0.1), steps=1, engine="batched")
     assert torch.equal(case.tasks.support[0], before)
+
+
+class Skip(nn.Module):
+    """A block that starts in place, beside its input."""
+
+    def __init__(self, *start: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 3, padding=1)
+        self.block = nn.Sequential(*start, nn.Conv2d(3, 3, 3, padding=1), norm(3))
+        self.head = nn.Sequential(*head(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.block(x) + x)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        [nn.ReLU(inplace=True)],
+        [nn.Identity(), nn.LeakyReLU(0.3, inplace=True)],
+        [nn.Sequential(nn.Identity(), nn.ELU(inplace=True))],
+    ],
+    ids=["relu", "behind_identity", "nested"],
+)
+def test_a_block_that_starts_in_place_changes_what_its_caller_holds(start: Any) -> None:
+    both(oracles.classification(oracles.draw(Skip(*start)), PICTURE))
+
+
+@pytest.mark.parametrize("where", ["0", "2", "3.0"])
+def test_a_forward_that_was_replaced_on_one_layer_is_called(where: str) -> None:
+    layers = [nn.Conv2d(2, 3, 3), norm(3), nn.Sequential(nn.Conv2d(3, 3, 2), nn.Tanh())]
+    layers += [nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh())]
+    module = oracles.draw(nn.Sequential(*layers, *head(3)))
+    case = oracles.classification(module, PICTURE)
+    plain = both(case)
+    layer = module.get_submodule(where)
+    own = type(layer).forward
+    layer.forward = lambda x: own(layer, x).sin()  # type: ignore[method-assign]
+    replaced = both(case)
+    assert max(float((replaced[k] - plain[k]).abs().max()) for k in plain) > 1e-6
+    assert "forward" in vars(layer)
+
+
+@pytest.mark.parametrize("layer", [norm(2), nn.Conv2d(2, 2, 1)], ids=["norm", "conv"])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_weight_that_stands_among_the_buffers_counts(layer: Any, name: str) -> None:
+    layer = copy.deepcopy(layer)
+    value = torch.full_like(getattr(layer, name), 1.7)
+    delattr(layer, name)
+    layer.register_buffer(name, value)
+    both(oracles.classification(oracles.draw(nn.Sequential(layer, norm(2), *head(2))), PICTURE))
+
+
+def test_a_support_set_without_samples_steps_nowhere() -> None:
+    module = oracles.draw(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), *head(3)))
+    case = oracles.classification(module, PICTURE)
+    apply, _, buffers = functionalize(module)
+
+    def total(params: Any, batch: Any) -> Tensor:
+        return apply(params, buffers, batch[0]).square().sum()
+
+    none = tuple(x[:, :0] for x in case.tasks.support)
+    grads = both(case._replace(loss_fn=total, tasks=TaskBatch(none, case.tasks.query)))
+    assert float(grads["0.weight"].abs().max()) > 1e-6

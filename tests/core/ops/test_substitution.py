@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.core import functionalize
+from metalearn.core import functionalize, meta_gradient, sgd, tree
 from metalearn.core.ops import substitution
+from metalearn.core.ops.plain_norms import plain_norms
 from metalearn.types import TaskBatch
 from tests import oracles
 from tests.core.ops.cases import PICTURE, STACKS, both, exact_methods, noise
-from tests.oracles import Problem
+from tests.oracles import Problem, assert_trees
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 # --- modules that call torch's functions ------------------------------------------------------
@@ -104,6 +105,90 @@ def test_the_gradient_of_a_large_linear_map_has_the_layout_of_its_weight() -> No
         y = torch.vmap(F.linear)(torch.ones(2, 3, 128), weight)
     (grad,) = torch.autograd.grad(y.sum(), [weight])
     assert grad.is_contiguous()
+
+
+class Views(nn.Module):
+    """Shapes as people write them: ``view`` after a pooled picture and after a wide layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.wide, self.last = nn.Conv2d(2, 3, 3), nn.Linear(12, 8), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.max_pool2d(F.softplus(self.conv(F.pad(x, (1, 1, 1, 0)))), 2)
+        h = torch.tanh(self.wide(z.view(x.size(0), -1)[:, :12]))
+        return self.last(h.view(-1, 4).view(len(x), 2, 4).sum(1)).view((len(x), 2))
+
+
+@exact_methods
+def test_views_of_pictures_and_products(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(substitution, "_LARGE", 0)
+    both(oracles.classification(oracles.draw(Views()), PICTURE, tasks=3), method=method)
+
+
+def test_a_view_that_does_not_fit_is_refused() -> None:
+    with substitution.task_operations(), pytest.raises(RuntimeError, match="invalid for input"):
+        torch.vmap(lambda x: x.mT.view(5, 5))(torch.ones(2, 3, 4))
+
+
+NORMS = {
+    "batch": (nn.BatchNorm1d, {"track_running_stats": False}),
+    "instance": (nn.InstanceNorm1d, {"affine": True}),
+    "layer": (lambda size: nn.LayerNorm([size, 4]), {}),
+    "group": (lambda size: nn.GroupNorm(3, size), {}),
+}
+
+
+@pytest.mark.parametrize("wrt", ["params", "data"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("method", ["reverse", "mixed", "first_order", "implicit"])
+def test_a_loss_that_takes_gradients_itself(method: str, norm: str, wrt: str) -> None:
+    """Every engine against a loop whose norms are plain arithmetic."""
+    make, settings = NORMS[norm]
+    module = oracles.draw(
+        nn.Sequential(nn.Conv1d(2, 6, 1), make(6, **settings), nn.Tanh(), nn.Flatten(),
+                      nn.Linear(24, 2))
+    )  # fmt: skip
+    case = oracles.classification(module, (2, 4), tasks=3)
+    apply, _, buffers = functionalize(module)
+
+    def penalised(params: Any, batch: Any) -> Tensor:
+        def size(params: Any, x: Tensor) -> Tensor:
+            return apply(params, buffers, x).square().mean()
+
+        slopes = torch.func.grad(size, argnums=("params", "data").index(wrt))(params, batch[0])
+        penalty = sum(v.square().sum() for v in tree.leaves(slopes))
+        return case.loss_fn(params, batch) + 0.3 * penalty
+
+    def plain(params: Any, batch: Any) -> Tensor:
+        with plain_norms(True):
+            return penalised(params, batch)
+
+    settings = {"optimizer": sgd(0.1), "steps": 2, "method": method}
+    expected = meta_gradient(plain, *case[1:], engine="loop", **settings)
+    for engine in ("batched", "vmap", "loop"):
+        actual = meta_gradient(penalised, *case[1:], engine=engine, **settings)
+        assert_trees(actual.grads, expected.grads, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, w: F.layer_norm(x, [w.shape[0]], w, w), "normalized_shape"),
+        (lambda x, w: F.group_norm(x, 4, w[:1].expand(6), None), "divisible"),
+        (lambda x, w: F.group_norm(x, 3, w[:1], None), "vector of size"),
+        (lambda x, w: F.batch_norm(x, None, None, None, w[:1], training=True), "bias should"),
+        (lambda x, w: F.instance_norm(x, weight=w[:1]), "weight"),
+        (lambda x, w: F.conv2d(x, w[:1].expand(2, 6, 1, 1), stride=2, padding="same"), "strided"),
+    ],
+    ids=["layer", "group", "group_weight", "batch_bias", "instance_weight", "same_strided"],
+)
+def test_shapes_that_torch_refuses_are_refused(call: Any, message: str) -> None:
+    data, weights = noise(2, 3, 6, 4, 4), noise(2, 10)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        call(data[0], weights[0])
+    with substitution.task_operations(), pytest.raises((RuntimeError, ValueError), match=message):
+        torch.vmap(call)(data, weights)
 
 
 # --- modules of layers ------------------------------------------------------------------------
