@@ -164,14 +164,29 @@ def _available_in_system() -> int | None:
 
 
 def _left_in_cgroup() -> int | None:
-    """Bytes below the limit of a container."""
+    """Bytes below the limit of a container; file caches can be given up."""
     root = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit, used, statistics, cache_name in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
     ):
         try:
-            return max(0, int((root / limit).read_text()) - int((root / used).read_text()))
+            left = int((root / limit).read_text()) - int((root / used).read_text())
         except (OSError, ValueError):  # none, or "max"
             continue
+        return max(0, left + _statistic(root / statistics, cache_name))
     return None
+
+
+def _statistic(path: Path, name: str) -> int:
+    """The number behind a name in a file of lines ``name number``; 0 where it is not there."""
+    try:
+        found = dict(line.split(None, 1) for line in path.read_text().splitlines())
+        return int(found.get(name, 0))
+    except (OSError, ValueError):
+        return 0

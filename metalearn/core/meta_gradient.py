@@ -86,7 +86,8 @@ def meta_gradient(
             ``"vmap"`` batches one task's ``torch.func`` gradient, ``"loop"`` runs one task after
             another, for models that vmap cannot take. ``"auto"`` is ``"batched"``, or ``"vmap"``
             inside another transform of ``torch.func`` and for inner optimisers that are not
-            elementwise. All give the same gradient.
+            elementwise. All give the same gradient; a loss that asks for ``requires_grad``, hangs
+            hooks on tensors or calls ``torch.autograd.grad`` needs the loop.
         chunk_size: tasks at a time; None takes all T at once. The result is the same.
         frozen: shell-style pattern, or several, over parameter names that the inner loop leaves
             alone; the meta-gradient still has entries for them. Where all of them match, the

@@ -222,6 +222,15 @@ def test_free_memory_is_the_least_that_is_known(monkeypatch: pytest.MonkeyPatch)
         ({"memory.max": "1000", "memory.current": "1400"}, 0),
         ({"memory.max": "max\n", "memory.current": "400"}, None),
         ({"memory.limit_in_bytes": "900", "memory.usage_in_bytes": "100"}, 800),
+        (
+            {
+                "memory.max": "1000",
+                "memory.current": "900",
+                "memory.stat": "anon 1\ninactive_file 70",
+            },
+            170,
+        ),
+        ({"memory.max": "1000", "memory.current": "900", "memory.stat": "unexpected"}, 100),
         ({}, None),
     ],
     ids=str,
