@@ -50,8 +50,17 @@ def _centred(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     columns = task_columns(x, window)
     own = columns[:1] if is_shared(columns) else columns
     rows = own - own.mean(1, keepdim=True)
-    covariance = torch.bmm(rows.mT, rows).div_(rows.shape[1])
-    return rows.expand_as(columns), covariance.expand(len(x), -1, -1)
+    return rows.expand_as(columns), _second_moment(rows).expand(len(x), -1, -1)
+
+
+def _second_moment(rows: Tensor) -> Tensor:
+    """``[T, K, K]``, summed in float64 where the device has it.
+
+    Most rows of a picture are its background and equal, and a float32 sum of equal numbers is
+    rounded the same way thousands of times: to 1e-4, not to 1e-7.
+    """
+    wide = rows if rows.device.type == "mps" else rows.double()
+    return (torch.bmm(wide.mT, wide) / rows.shape[1]).to(rows.dtype)
 
 
 def _with_ones(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:

@@ -197,7 +197,7 @@ def _over(fits: bool, function: Callable[..., Tensor], *operands: Tensor | None)
 
 def _view(self: Tensor, *shape: Any, **dtype: Any) -> Tensor | None:
     """Pictures are channels-last here and products may be transposed, which a view cannot read."""
-    if dtype or isinstance(shape[0], torch.dtype) or not carries_tasks(self):
+    if dtype or isinstance(next(iter(shape), None), torch.dtype) or not carries_tasks(self):
         return None
     try:
         return self.view(*shape)

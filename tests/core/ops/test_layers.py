@@ -13,6 +13,7 @@ from torch import Tensor
 from metalearn.core.ops import convolution as convolution_module
 from metalearn.core.ops import layers
 from metalearn.core.ops.columns import Window, window_of
+from metalearn.core.ops.folding import fold
 from tests import oracles
 
 EPS = 1e-3
@@ -253,6 +254,18 @@ def test_second_derivatives_of_a_fold_along_one_operand(affine: tuple[int, int],
         found.append(torch.autograd.grad((first**2).sum(), wanted))
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_the_fold_of_pictures_with_a_background_is_right_in_float32() -> None:
+    """Thousands of equal columns, whose float32 sum rounds the same way each time."""
+    picture = torch.full((1, 20, 1, 28, 28), 0.93)
+    picture[:, :, :, 9:17, 12:15] = 0.07
+    matrix = noise(1, 9, 16).float()
+    window = window_of((3, 3), 1, 1, 1)
+    ones = torch.ones(1, 1, 16)
+    _, found = fold(picture, matrix, ones, None, window, 1e-5)
+    _, exact = fold(picture.double(), matrix.double(), ones.double(), None, window, 1e-5)
+    assert float((found - exact).norm() / exact.norm()) < 1e-6
 
 
 def test_third_derivatives_of_a_fold_are_refused() -> None:
