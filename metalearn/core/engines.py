@@ -303,8 +303,6 @@ def _in_reading_order(leaf: Tensor) -> Tensor:
 
 def _sum_tasks(grad: Tensor) -> Tensor:
     """Sum over the leading axis, in the order of memory, then in that of the leaf."""
-    if grad.is_contiguous():
-        return grad.sum(0)
     order = sorted(range(1, grad.dim()), key=grad.stride, reverse=True)
     back = [order.index(dim) for dim in range(1, grad.dim())]
     return grad.permute(0, *order).sum(0).permute(back).contiguous()

@@ -20,7 +20,7 @@ from torch._C._functorch import (
 )
 from torch.autograd import Function
 
-__all__ = ["Count", "carries_tasks", "counting", "over_tasks"]
+__all__ = ["Count", "carries_tasks", "counting", "over_tasks", "unwrap"]
 
 
 def over_tasks(function: Callable[..., Tensor], *operands: Any) -> Tensor:
@@ -62,13 +62,21 @@ def carries_tasks(*operands: Tensor | None) -> bool:
     """
     found = False
     for operand in operands:
-        level, tensor = 0, operand
-        while tensor is not None and is_functorch_wrapped_tensor(tensor):
-            if not is_batchedtensor(tensor):
+        if operand is not None:
+            wrappers, _ = unwrap(operand)
+            if not all(map(is_batchedtensor, wrappers)):
                 return False
-            level, tensor = maybe_get_level(tensor), get_unwrapped(tensor)
-        found = found or level == 1
+            found = found or (bool(wrappers) and maybe_get_level(wrappers[-1]) == 1)
     return found
+
+
+def unwrap(tensor: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The wrappers that torch.func put around a tensor, the first level last, and the tensor."""
+    wrappers = []
+    while is_functorch_wrapped_tensor(tensor):
+        wrappers.append(tensor)
+        tensor = get_unwrapped(tensor)
+    return wrappers, tensor
 
 
 class _OverTasks(Function):

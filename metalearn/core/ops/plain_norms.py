@@ -15,14 +15,10 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import (
-    get_unwrapped,
-    is_functorch_wrapped_tensor,
-    is_gradtrackingtensor,
-    maybe_current_level,
-    maybe_get_level,
-)
+from torch._C._functorch import is_gradtrackingtensor, maybe_current_level, maybe_get_level
 from torch.overrides import TorchFunctionMode
+
+from metalearn.core.ops.over_tasks import unwrap
 
 __all__ = ["plain_norm", "plain_norms", "plain_norms_inside"]
 
@@ -50,13 +46,8 @@ def plain_norm(function: Any, args: Any, kwargs: Any, above: int = 0) -> Tensor 
 
 def _gradient_level(operands: Sequence[Any]) -> int:
     """The innermost level at which torch.func takes a derivative of any operand; 0 for none."""
-    found = 0
-    for operand in operands:
-        while isinstance(operand, Tensor) and is_functorch_wrapped_tensor(operand):
-            if is_gradtrackingtensor(operand):
-                found = max(found, maybe_get_level(operand))
-            operand = get_unwrapped(operand)
-    return found
+    wrappers = (w for x in operands if isinstance(x, Tensor) for w in unwrap(x)[0])
+    return max((maybe_get_level(w) for w in wrappers if is_gradtrackingtensor(w)), default=0)
 
 
 class _PlainNorms(TorchFunctionMode):

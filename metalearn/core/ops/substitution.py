@@ -15,12 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
 from metalearn.core.ops import layers
 from metalearn.core.ops.columns import window_of
-from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
+from metalearn.core.ops.over_tasks import carries_tasks, over_tasks, unwrap
 from metalearn.core.ops.plain_norms import plain_norm
 from metalearn.core.tree import leaves
 
@@ -57,9 +56,7 @@ def is_given(tensor: Tensor) -> bool:
 
 
 def _memory(tensor: Tensor) -> int:
-    while is_functorch_wrapped_tensor(tensor):
-        tensor = get_unwrapped(tensor)
-    return tensor.untyped_storage().data_ptr()
+    return unwrap(tensor)[1].untyped_storage().data_ptr()
 
 
 class _Substitution(TorchFunctionMode):
