@@ -1,0 +1,84 @@
+"""Saved runs in float64: what they score, and where they go from where they stopped.
+
+In float64 an engine, a chunk or a thread more or less moves results by 1e-12, so that what a commit
+computes can be held against what an earlier one did.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from metalearn.cli.folders import saved_config
+from metalearn.cli.loading import trainer_of
+from metalearn.cli.reports import plain_report
+from metalearn.core.tree import tree_map
+from metalearn.data import ClassificationData
+from metalearn.tasks import FewShotTasks, SinusoidTasks
+from metalearn.trainers import MetaTrainer
+
+PICTURES = "PICTURES"  # stands in a saved config.yaml for the folder of `draw_pictures`
+
+
+def draw_pictures(root: Path) -> Path:
+    """Ten folders of six digits each."""
+    digits = load_digits()
+    for label in range(10):
+        folder = root / f"digit{label}"
+        folder.mkdir(parents=True)
+        for number, pixels in enumerate(digits.images[digits.target == label][:6]):
+            Image.fromarray((pixels * 15).astype("uint8")).save(folder / f"{number}.png")
+    return root
+
+
+def copy_of(saved: Path, folder: Path) -> Path:
+    """A copy of a saved run, with pictures where its configuration looks for them."""
+    shutil.copytree(saved, folder)
+    path = folder / "config.yaml"
+    text = path.read_text()
+    if PICTURES in text:
+        path.write_text(text.replace(PICTURES, str(draw_pictures(folder.parent / "pictures"))))
+    return folder
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """New modules, labelled data and tasks are float64."""
+    sample = {kind: kind.sample for kind in (SinusoidTasks, FewShotTasks)}
+    take = ClassificationData.take
+
+    def doubled(values: Any) -> Any:
+        return tree_map(lambda x: x.double() if x.is_floating_point() else x, values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, method in sample.items():
+            patch.setattr(kind, "sample", lambda *a, method=method, **k: doubled(method(*a, **k)))
+        patch.setattr(ClassificationData, "take", lambda *a, **k: doubled(take(*a, **k)))
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def trainer_at(folder: Path, checkpoint: str) -> Any:
+    """The trainer of a run's folder at a checkpoint; call it inside `float64`."""
+    return trainer_of(folder, saved_config(folder), checkpoint, "cpu")
+
+
+def scores(trainer: Any) -> dict[str, Any]:
+    """What the test split gives."""
+    if isinstance(trainer, MetaTrainer):
+        return {
+            name: plain_report(trainer.test(12, inductive=name == "inductive"))
+            for name in ("transductive", "inductive")
+        }
+    return {"test": plain_report(trainer.test())}

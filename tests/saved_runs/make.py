@@ -1,0 +1,150 @@
+"""How the saved runs were made: ``python -m tests.saved_runs.make v1``.
+
+Written for the commit whose runs they are (v1: the last one before runs had versions) and kept as
+the record of what stands in them. Each run is trained for 40 steps; ``interrupted`` is the same run
+told to stop by SIGTERM at step 20. ``expected.pt`` has, in float64, what the state that is on disk
+scores, and for an interrupted run the state and the scores after the 20 steps that were left.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from metalearn.trainers.base import Trainer
+from tests.saved_runs.double import PICTURES, copy_of, draw_pictures, float64, scores, trainer_at
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+STEPS = 40
+
+_LOOP = [
+    f"trainer.steps={STEPS}",
+    "trainer.eval_every=10",
+    "trainer.checkpoint_every=10",
+    "trainer.log_every=10",
+    "trainer.progress=false",
+    "device=cpu",
+]
+_META = [*_LOOP, "trainer.meta_batch=4", "trainer.validation_tasks=8", "test_tasks=12"]
+_SINE = ["task=sinusoid", "model=mlp", "model.hidden=[8]", "maml.inner_lr=0.01", *_META]
+_DIGITS = ["data=digits", "model.hidden=[8]", "trainer.batch_size=32", *_LOOP]
+RUNS = {
+    "meta_sinusoid": [*_SINE, "trainer.diagnostics=[gradient_norms,noise_scale]"],
+    "meta_mixed_adamw": [
+        *_SINE,
+        "maml.inner_optimizer=adam",
+        "maml.method=mixed",
+        "maml.inner_steps=2",
+        "optimizer._target_=torch.optim.AdamW",
+        "+optimizer.weight_decay=0.01",
+    ],
+    "meta_members": [*_SINE, "trainer.members=2", "maml.first_order=true"],
+    "meta_pictures": [
+        *_META,
+        "task=folder",
+        "task.root={pictures}",
+        "task.way=2",
+        "task.query=3",
+        "task.channels=1",
+        "task.image_size=16",
+        "model=conv4",
+        "model.filters=3",
+    ],
+    "ensemble": [
+        "trainer=ensemble",
+        *_DIGITS,
+        "trainer.members=3",
+        "trainer.lr={low:1e-3,high:1e-1}",
+        "trainer.max_shift=1",
+    ],
+    "per_sample": ["trainer=per_sample", *_DIGITS, "trainer.noise_multiplier=0.1"],
+    "mc_dropout": ["trainer=mc_dropout", *_DIGITS, "trainer.members=3"],
+    "batch_ensemble": ["trainer=batch_ensemble", *_DIGITS, "trainer.members=3"],
+    "snapshot": ["trainer=snapshot", *_DIGITS, "trainer.members=4"],
+    "swag": [
+        "trainer=swag",
+        *_DIGITS,
+        "trainer.members=3",
+        "trainer.start=0.25",
+        "trainer.every=5",
+    ],
+}
+
+
+def train(arguments: list[str], folder: Path, *, stop_at: int | None) -> None:
+    """Run ``scripts/train.py`` in this process."""
+    taken = Trainer._train_step
+
+    def step(self: Any, *args: Any) -> None:
+        taken(self, *args)
+        if self.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    GlobalHydra.instance().clear()
+    script = str(ROOT / "scripts" / "train.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", step)
+        patch.setattr(sys, "argv", [script, *arguments, f"hydra.run.dir={folder}"])
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as ending:
+            if ending.code != 128 + signal.SIGTERM:
+                raise
+
+
+def keep(folder: Path, place: Path, pictures: Path) -> None:
+    """The part of a run's folder that loading, scoring and resuming read."""
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "checkpoints").mkdir(parents=True)
+    config = (folder / "config.yaml").read_text().replace(str(pictures), PICTURES)
+    (place / "config.yaml").write_text(config)
+    for name in ("checkpoints/best.pt", "checkpoints/last.pt", "metrics.jsonl", "results.json"):
+        if (folder / name).exists():
+            shutil.copy(folder / name, place / name)
+
+
+def expected(folder: Path, *, interrupted: bool) -> dict[str, Any]:
+    """What this commit makes of a saved run, in float64."""
+    found: dict[str, Any] = {}
+    with float64():
+        for checkpoint in ("best", "last"):
+            trainer = trainer_at(folder, checkpoint)
+            found[checkpoint] = {"step": trainer.step, "scores": scores(trainer)}
+        if interrupted:
+            trainer.fit()
+            state = {k: v.clone() for k, v in trainer.module.state_dict().items()}
+            found["after"] = {"step": trainer.step, "state": state, "scores": scores(trainer)}
+            trainer.load_best()
+            found["after_best"] = {"step": trainer.best_step, "value": trainer.best_value}
+    return found
+
+
+def main(version: str) -> None:
+    """Make all runs anew."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures = draw_pictures(Path(scratch) / "pictures")
+        for name, settings in RUNS.items():
+            arguments = [s.format(pictures=pictures) if "{p" in s else s for s in settings]
+            for ending, stop_at in (("finished", None), ("interrupted", STEPS // 2)):
+                folder = Path(scratch) / f"{name}-{ending}"
+                train(arguments, folder, stop_at=stop_at)
+                place = HERE / version / f"{name}-{ending}"
+                keep(folder, place, pictures)
+                copy = copy_of(place, Path(scratch) / "copies" / f"{name}-{ending}" / "run")
+                torch.save(expected(copy, interrupted=stop_at is not None), place / "expected.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

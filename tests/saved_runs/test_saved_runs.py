@@ -1,0 +1,147 @@
+"""Runs of earlier commits load, score what they scored, and go on as they would have gone on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from metalearn.cli import load_ensemble, load_learner, load_module
+from tests.config.commands import Outcome, call
+from tests.saved_runs.double import copy_of, float64, scores, trainer_at
+
+HERE = Path(__file__).parent
+SAVED = sorted(p.parent for p in HERE.glob("v*/*/config.yaml"))
+INTERRUPTED = [p for p in SAVED if p.name.endswith("-interrupted")]
+
+saved_runs = pytest.mark.parametrize("saved", SAVED, ids=lambda p: f"{p.parent.name}-{p.name}")
+interrupted_runs = pytest.mark.parametrize(
+    "saved", INTERRUPTED, ids=lambda p: f"{p.parent.name}-{p.name}"
+)
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return copy_of(saved, tmp_path / "run")
+
+
+@pytest.fixture
+def expected(saved: Path) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(saved / "expected.pt", weights_only=True)
+    return found
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    monkeypatch.chdir(tmp_path)
+
+    def command(script: str, *arguments: str) -> Outcome:
+        return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+    return command
+
+
+def assert_close(found: Any, wanted: Any, tolerance: float, where: str = "") -> None:
+    """Numbers within a relative tolerance, all else equal."""
+    if isinstance(wanted, dict):
+        assert set(wanted) <= set(found), where  # later commits may say more
+        for key, value in wanted.items():
+            assert_close(found[key], value, tolerance, f"{where}/{key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), where
+        for index, value in enumerate(wanted):
+            assert_close(found[index], value, tolerance, f"{where}/{index}")
+    elif isinstance(wanted, torch.Tensor):
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance, msg=where)
+    elif isinstance(wanted, float):
+        near = pytest.approx(wanted, rel=tolerance, abs=tolerance, nan_ok=True)
+        assert found == near, (where, found, wanted)
+    else:
+        assert found == wanted, (where, found, wanted)
+
+
+def test_every_trainer_is_among_them() -> None:
+    names = {p.name for p in SAVED}
+    kinds = ("meta_sinusoid", "meta_mixed_adamw", "meta_members", "meta_pictures", "ensemble")
+    kinds += ("per_sample", "mc_dropout", "batch_ensemble", "snapshot", "swag")
+    assert {f"{kind}-{end}" for kind in kinds for end in ("finished", "interrupted")} <= names
+
+
+@saved_runs
+def test_the_state_is_loaded_as_it_was_saved(folder: Path) -> None:
+    for checkpoint in ("best", "last"):
+        saved = torch.load(folder / "checkpoints" / f"{checkpoint}.pt", weights_only=True)
+        trainer = trainer_at(folder, checkpoint)
+        state = trainer.module.state_dict()
+        assert state.keys() == saved["module"].keys()
+        for name, value in saved["module"].items():
+            assert torch.equal(state[name], value), name
+        assert trainer.step == saved["step"]
+
+
+@saved_runs
+def test_scores_are_what_they_were(folder: Path, expected: dict[str, Any]) -> None:
+    with float64():
+        for checkpoint in ("best", "last"):
+            trainer = trainer_at(folder, checkpoint)
+            assert trainer.step == expected[checkpoint]["step"]
+            assert_close(scores(trainer), expected[checkpoint]["scores"], 1e-6)
+
+
+@interrupted_runs
+def test_twenty_more_steps_lead_where_they_led(folder: Path, expected: dict[str, Any]) -> None:
+    with float64():
+        trainer = trainer_at(folder, "last")
+        assert trainer.step == 20
+        trainer.fit()
+        assert trainer.step == expected["after"]["step"] == 40
+        assert_close(dict(trainer.module.state_dict()), expected["after"]["state"], 1e-10)
+        assert_close(scores(trainer), expected["after"]["scores"], 1e-6)
+        trainer.load_best()
+        assert trainer.best_step == expected["after_best"]["step"]
+        assert_close(trainer.best_value, expected["after_best"]["value"], 1e-6)
+
+
+@saved_runs
+def test_the_commands_take_them(
+    saved: Path, folder: Path, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = saved.name.startswith("meta")
+    outcome = run("evaluate", f"run={folder}", *(["tasks=12"] if meta else []))
+    assert outcome.code == 0, outcome.err
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    outcome = run("train", f"resume={folder}")
+    assert outcome.code == 0, outcome.err
+    results = json.loads((folder / "results.json").read_text())
+    assert results["steps"] == 40
+    before = saved.with_name(saved.name.replace("interrupted", "finished")) / "results.json"
+    wanted = json.loads(before.read_text())
+    assert results["best_step"] == wanted["best_step"]
+    assert_close(results["test"], wanted["test"], 1e-3)
+
+
+@saved_runs
+def test_loaders_give_something_to_call(folder: Path, saved: Path) -> None:
+    if saved.name.startswith("meta"):
+        learner = load_learner(folder)
+        shape = (4, 1, 16, 16) if "pictures" in saved.name else (4, 1)
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        y = torch.tensor([0, 1, 0, 1]) if "pictures" in saved.name else x.sin()
+        adapted = learner.adapt((x, y))
+        assert isinstance(adapted, nn.Module)
+        assert torch.isfinite(adapted(x)).all()
+        return
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    if saved.name.startswith("per_sample"):
+        assert load_module(folder)(x).shape == (5, 10)
+    else:
+        model = load_ensemble(folder)
+        assert model(x).shape == (len(model), 5, 10)
