@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from metalearn.core.agreement import Trials
 from metalearn.core.engines import Engine, structural_engine
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.memory import describe_bytes, is_out_of_memory, peak_memory
@@ -30,8 +31,6 @@ __all__ = ["Plan", "plan_meta_gradient"]
 _WORKSPACE = 1.3  # what allocators and operations need beyond the tensors that are counted
 _SMALLEST_CHUNK = 4  # below this many tasks at a time, recomputation is cheaper than chunks
 _FEW = 10_000  # parameters up to which operations cost more by their number than by their size
-_AGREEMENT = 0.05  # relative: a ReLU within rounding of zero can move one task by 1e-3
-_AGREEMENT_DOUBLE = 1e-6  # in float64
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,9 @@ def plan_meta_gradient(
 ) -> Plan:
     """Decide what is ``"auto"``, by trials on one or two of the tasks.
 
-    Engine: the first of batched, vmap, loop that takes the loss and agrees with the loop; batched
-    must gain too, by convolutions and norms or because the parameters are few. Method and chunk
+    Engine: the first of batched, vmap, loop that takes the loss and agrees with the loop in every
+    parameter, on copies in float64 where the loss takes those; batched must gain too, by
+    convolutions and norms or because the parameters are few. No time is taken. Method and chunk
     size: the first that fits ``memory`` of reverse with all tasks, reverse with chunks of at least
     4, mixed with all tasks or the largest chunks that fit. The memory is predicted from trials of
     1 and 2 tasks with 1 and 2 steps, in which it is linear.
@@ -86,11 +86,13 @@ def plan_meta_gradient(
         SettingError: nothing fits ``memory``, or what `meta_gradient` refuses.
     """
 
-    def attempt(engine: Engine, count: int, method: Method, steps: int) -> MetaGradient:
+    def attempt(
+        engine: Any, method: Method, steps: int, params: Params, tasks: TaskBatch
+    ) -> MetaGradient:
         return meta_gradient(
             loss_fn,
             params,
-            tree_map(lambda x: x[:count], tasks),
+            tasks,
             optimizer=optimizer,
             steps=steps,
             method=method,
@@ -102,32 +104,33 @@ def plan_meta_gradient(
     chosen: Engine = engine
     notes: list[str] = []
     if engine == "auto":
-        chosen, notes = _engine(attempt, optimizer, method, min(steps, 1))
+        trials = Trials(
+            lambda engine, *given: attempt(engine, method, min(steps, 1), *given),
+            params,
+            _first(tasks, 2),
+        )
+        chosen, notes = _engine(trials, optimizer)
     plan = Plan(chosen, "reverse" if method == "auto" else method, chunk_size, tuple(notes))
     if memory is None:
         return plan
     leaf = leaves(tasks)[0]
-    trials = len(leaf)
     cost = _Cost(
-        lambda n, m, k: attempt(chosen, n, m, k), leaf.device, trials, task_count or trials
+        lambda n, m, k: attempt(chosen, m, k, params, _first(tasks, n)),
+        leaf.device,
+        len(leaf),
+        task_count or len(leaf),
     )
     return _within(memory, plan, cost, method, steps)
 
 
-def _engine(
-    attempt: Callable[[Engine, int, Method, int], MetaGradient],
-    optimizer: InnerOptimizer,
-    method: Method,
-    steps: int,
-) -> tuple[Engine, list[str]]:
+def _engine(trials: Trials, optimizer: InnerOptimizer) -> tuple[Engine, list[str]]:
     found, reason = structural_engine(optimizer)
     notes = [reason] if reason else []
-    plain: MetaGradient | None = None
     candidates: list[Engine] = ["batched", "vmap", "loop"]
     for engine in candidates[candidates.index(found) :]:
         try:
             with counting() as used, _unbatched() as slow:
-                result = attempt(engine, 2, method, steps)
+                result = trials(engine)
         except SettingError:
             raise
         except Exception as error:
@@ -142,13 +145,10 @@ def _engine(
             if not used.operations and sum(g.numel() for g in leaves(result.grads)) > _FEW:
                 notes.append("no convolution or normalisation gains from batched")
                 continue
-        if engine != "loop":
-            plain = plain or attempt("loop", 2, method, steps)
-            gap = _distance(result.grads, plain.grads)
-            exact = leaves(plain.grads)[0].dtype == torch.float64
-            if not gap <= (_AGREEMENT_DOUBLE if exact else _AGREEMENT):  # nor NaN
-                notes.append(f"{engine} differs from a plain loop by {gap:.1g} on this loss")
-                continue
+        gap = "" if engine == "loop" else trials.disagreement(engine, result)
+        if gap:
+            notes.append(f"{engine} {gap}")
+            continue
         return engine, notes
     raise AssertionError("the loop either works or raises")
 
@@ -240,14 +240,9 @@ def _largest_chunk(memory: int, cost: _Cost, method: Method, steps: int) -> int:
     return math.ceil(cost.tasks / math.ceil(cost.tasks / max(fits))) if fits else 0
 
 
-def _distance(actual: Any, expected: Any) -> float:
-    """Relative distance of two trees in the Euclidean norm; 0 where the second is not finite."""
-    pairs = list(zip(leaves(actual), leaves(expected)))
-    gap = sum(float((a - b).double().square().sum()) for a, b in pairs)
-    size = sum(float(b.double().square().sum()) for _, b in pairs)
-    if not math.isfinite(size):
-        return 0.0
-    return math.sqrt(gap / size) if size > 0 else math.sqrt(gap)
+def _first(tasks: TaskBatch, count: int) -> TaskBatch:
+    few: TaskBatch = tree_map(lambda x: x[:count], tasks)
+    return few
 
 
 def _first_line(error: BaseException) -> str:
