@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.ops import PlainOperations
 from metalearn.core.passes import by_columns, by_rows, each_output, pulled, vjp_of
 from metalearn.core.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
 from metalearn.core.tree import check_floating, flatten, unflatten
@@ -153,7 +154,8 @@ def _of_leaves(
         tree, full = unflatten(values, spec), list(args)
         for i, part in zip(chosen, tree if several else (tree,)):
             full[i] = part
-        outputs = f(*full, **kwargs)
+        with PlainOperations():
+            outputs = f(*full, **kwargs)
         check_floating(outputs, "f(*args)")
         return outputs
 

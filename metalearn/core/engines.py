@@ -22,7 +22,7 @@ from metalearn.core.adapt import InnerLoop, inner_loop, inner_trajectory
 from metalearn.core.calculus import Calculus, Eager, Functional, Values
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.methods import METHODS, Given, Implicit, TaskGradient
-from metalearn.core.ops import plain_norms_inside, remembering, task_operations
+from metalearn.core.ops import plain_operations_inside, remembering, task_operations
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
@@ -234,10 +234,10 @@ def _trajectory(
 
 
 def _guarded(inner: Inner) -> Inner:
-    """The same where the loss may differentiate norms by itself: their third derivatives."""
+    """The same with `metalearn.core.ops.plain_operations` in the place of torch's own."""
 
     def loss(params: Params, batch: Batch) -> Tensor:
-        with plain_norms_inside():
+        with plain_operations_inside():
             return inner.loss_fn(params, batch)
 
     return inner._replace(loss_fn=loss)

@@ -15,6 +15,7 @@ from torch.func import grad, vmap
 
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.likelihood import Likelihood
+from metalearn.core.ops import PlainOperations
 from metalearn.core.products import jvp
 from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError, check_whole
@@ -99,7 +100,8 @@ class FisherProblem:
         return (outputs * cotangents).sum()
 
     def _one(self, params: Params, x: Any) -> Tensor:
-        return self.outputs_fn(params, tree_map(lambda leaf: leaf[None], x))[0]
+        with PlainOperations():
+            return self.outputs_fn(params, tree_map(lambda leaf: leaf[None], x))[0]
 
     def _chunks(self, size: int) -> Iterator[Batch]:
         check_whole("chunk_size", size, 1)

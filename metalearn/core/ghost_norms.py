@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.ops.lean_gradient import broken_up, is_differentiated, lean_gradient
-from metalearn.core.ops.plain_norms import plain_norms
+from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.per_sample import SampleMethod, gradients_taker, single
 from metalearn.core.products import check_scalar
@@ -181,7 +181,7 @@ def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: T
     keep = is_differentiated([*values, *leaves(batch)])
 
     def weighted(values: list[Tensor]) -> Tensor:
-        with plain_norms(keep):
+        with PlainOperations(-1 if keep else None):
             return torch.dot(torch.func.vmap(loss, in_dims=(None, 0))(values, batch), weights)
 
     grads = lean_gradient(weighted, values, keep_graph=keep)

@@ -18,7 +18,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from metalearn.core.ops import runs_over_tasks, substituting
+from metalearn.core.ops import (
+    PlainOperations,
+    runs_over_tasks,
+    substituting,
+    wants_plain_operations,
+)
 from metalearn.errors import SettingError
 
 __all__ = ["Norm", "call_with", "check_layers", "convert_norm", "functionalize"]
@@ -66,7 +71,8 @@ def functionalize(
 def call_with(module: nn.Module, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
     """``module(*args, **kwargs)`` with other parameters and buffers, as `functionalize` does it."""
     runs = runs_over_tasks(module) if substituting() else nullcontext()
-    with sdpa_kernel(SDPBackend.MATH), runs:
+    plain = PlainOperations() if wants_plain_operations(module) else nullcontext()
+    with sdpa_kernel(SDPBackend.MATH), runs, plain:
         return functional_call(module, (params, buffers), args, kwargs)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.ops.lean_gradient import is_differentiated
-from metalearn.core.ops.plain_norms import plain_norms
+from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.ops.sample_layers import Embedding
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.products import check_mode, check_scalar
@@ -89,7 +89,8 @@ def gradients_taker(
         return unflatten(grads, spec)
 
     def by_vmap(batch: Batch) -> Params:
-        with plain_norms(is_differentiated([*values, *flatten(batch)[0]])):
+        keep = is_differentiated([*values, *flatten(batch)[0]])
+        with PlainOperations(-1 if keep else None):
             grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, batch)
         return unflatten(grads, spec)
 

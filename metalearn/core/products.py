@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.ops import PlainOperations
 from metalearn.core.tree import check_floating, flatten, leaf_names, tree_map, unflatten
 from metalearn.errors import SettingError
 
@@ -148,7 +149,8 @@ def _of_primals(
 
     def function(values: Leaves) -> Any:
         tree = unflatten(values, spec)
-        outputs = f(*tree, **kwargs) if type(tree) is tuple else f(tree, **kwargs)
+        with PlainOperations():
+            outputs = f(*tree, **kwargs) if type(tree) is tuple else f(tree, **kwargs)
         check_floating(outputs, "f(*primals)")
         return outputs
 

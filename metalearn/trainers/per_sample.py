@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metalearn.addressing import AddressedStream
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
 from metalearn.core.chunking import ChunkSize
+from metalearn.core.module import call_with
 from metalearn.core.sample_checks import BatchNormPolicy
 from metalearn.core.tree import tree_map
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
@@ -178,7 +179,7 @@ class PerSampleTrainer(Trainer):
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits ``[1, N, C]`` in evaluation mode."""
         self.module.eval()
-        logits: Tensor = self.module(inputs.to(self.device))
+        logits: Tensor = call_with(self.module, {}, {}, inputs.to(self.device))
         self._train()
         return logits[None]
 

@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 from metalearn.core.ops.columns import window_of
 from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
 from metalearn.core.ops.plain_norms import plain_norms
+from metalearn.core.ops.plain_operations import plain_operation
 from metalearn.core.ops.sample_layers import Convolution, Embedding, Layer, Linear
 from metalearn.core.tree import flatten
 
@@ -145,6 +146,9 @@ class _LayerCalls(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        plain = plain_operation(function, args, kwargs, within=self)
+        if plain is not None:
+            return plain
         read = _READERS.get(function)
         # a transform inside of the loss has tensors of its own, which torch knows how to treat;
         # under no_grad no gradient will come

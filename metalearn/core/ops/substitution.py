@@ -21,6 +21,7 @@ from metalearn.core.ops import layers
 from metalearn.core.ops.columns import window_of
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks, unwrap
 from metalearn.core.ops.plain_norms import plain_norm
+from metalearn.core.ops.plain_operations import plain_operation
 from metalearn.core.tree import leaves
 
 __all__ = ["is_given", "substituting", "task_operations"]
@@ -71,7 +72,8 @@ class _Substitution(TorchFunctionMode):
                 answer = plain_norm(function, args, kwargs)
             if answer is not None:
                 return answer
-        return function(*args, **kwargs)
+        answer = plain_operation(function, args, kwargs, within=self)
+        return function(*args, **kwargs) if answer is None else answer
 
 
 def _conv2d(
