@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.calculus import Calculus, Functional
+from metalearn.core.checks import check_samples, scalar_loss
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.tree import check_floating, flatten, leaf_names, match_names, unflatten
 from metalearn.errors import SettingError, check_whole
@@ -131,7 +132,7 @@ def adapt(
     Args:
         loss_fn: ``loss_fn(params, batch)``, the mean loss of a batch, a scalar.
         params: any pytree of floating-point tensors; a parameter that the loss does not use has a
-            gradient of zero.
+            gradient of zero, but it must use one of those that adapt.
         support: one task's support set, without a task axis.
         optimizer: `sgd` or `adam` of `metalearn.core`, or any other pure pair.
         steps: K, at least 0.
@@ -143,8 +144,12 @@ def adapt(
 
     Raises:
         SettingError: negative steps, a pattern that matches nothing, parameters that are not
-            floating-point tensors.
+            floating-point tensors, a support set without samples; a loss that is not a scalar or
+            in which no parameter that adapts has a part.
     """
+    if steps:
+        check_samples(support, "support")
+    loss_fn = scalar_loss(loss_fn)
     return last_of(
         inner_trajectory(loss_fn, params, support, optimizer=optimizer, steps=steps, frozen=frozen)
     )

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import reaching, refuse_unreached
+
 __all__ = ["Calculus", "Eager", "Functional"]
 
 Values = list[Tensor]
@@ -30,6 +32,9 @@ class Calculus(Protocol):
 
         ``differentiable`` says whether the gradients will be differentiated in turn. Inputs that
         the function does not use have gradients of zero.
+
+        Raises:
+            SettingError: the function uses none of its inputs.
         """
         ...
 
@@ -45,6 +50,7 @@ class Functional:
         self, function: Callable[[Any], Tensor], inputs: Values, *, differentiable: bool
     ) -> tuple[Values, Tensor]:
         """See `Calculus`."""
+        function = reaching(function) if inputs else function
         grads, value = torch.func.grad_and_value(function)(list(inputs))
         return grads, value
 
@@ -79,37 +85,44 @@ class Eager:
             inputs = [v if v.requires_grad else v.detach().requires_grad_() for v in inputs]
             value = function(inputs)
             ones = [torch.ones_like(value)]
-            grads = _gradients([value], ones, inputs, create_graph=differentiable)
-        return grads, value.detach()
+            found = _found([value], ones, inputs, create_graph=differentiable)
+        if all(grad is None for grad in found):
+            refuse_unreached()
+        return _filled(found, inputs), value.detach()
 
     def pull(self, function: Callable[[Values], Values], inputs: Values) -> Pull:
         """See `Calculus`."""
         with torch.enable_grad():
             inputs = [v.detach().requires_grad_() for v in inputs]
             outputs = function(inputs)
-        return lambda cotangents: _gradients(
-            outputs, cotangents, inputs, create_graph=False, retain_graph=True
+        return lambda cotangents: _filled(
+            _found(outputs, cotangents, inputs, create_graph=False, retain_graph=True), inputs
         )
 
 
-def _gradients(
+def _found(
     outputs: Sequence[Tensor],
     cotangents: Sequence[Tensor],
     inputs: Values,
     *,
     create_graph: bool,
     retain_graph: bool = False,
-) -> Values:
-    """Gradients by autograd, zero where an input has no part in the outputs."""
+) -> Sequence[Tensor | None]:
+    """Gradients by autograd, None where an input has no part in the outputs."""
     reached = [(y, c) for y, c in zip(outputs, cotangents) if y.requires_grad]
-    found: Sequence[Tensor | None] = [None] * len(inputs)
-    if reached and inputs:
-        found = torch.autograd.grad(
-            [y for y, _ in reached],
-            inputs,
-            [c for _, c in reached],
-            create_graph=create_graph,
-            retain_graph=retain_graph or create_graph,
-            allow_unused=True,
-        )
-    return [torch.zeros_like(v) if g is None else g for g, v in zip(found, inputs)]
+    if not reached or not inputs:
+        return [None] * len(inputs)
+    found: Sequence[Tensor | None] = torch.autograd.grad(
+        [y for y, _ in reached],
+        inputs,
+        [c for _, c in reached],
+        create_graph=create_graph,
+        retain_graph=retain_graph or create_graph,
+        allow_unused=True,
+    )
+    return found
+
+
+def _filled(grads: Sequence[Tensor | None], like: Values) -> Values:
+    """Zero in the place of None."""
+    return [torch.zeros_like(v) if g is None else g for g, v in zip(grads, like)]

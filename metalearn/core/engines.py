@@ -20,6 +20,7 @@ from torch.func import vmap
 
 from metalearn.core.adapt import InnerLoop, inner_loop, inner_trajectory
 from metalearn.core.calculus import Calculus, Eager, Functional, Values
+from metalearn.core.checks import scalar_loss
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.methods import METHODS, Given, Implicit, TaskGradient
 from metalearn.core.ops import plain_operations_inside, remembering, task_operations
@@ -45,9 +46,20 @@ class Inner(NamedTuple):
     """How every task adapts."""
 
     loss_fn: LossFn
+    """Of one task, checked to be a scalar."""
     optimizer: InnerOptimizer
     steps: int
     frozen: str | Sequence[str] | None
+
+    @staticmethod
+    def of(
+        loss_fn: LossFn,
+        optimizer: InnerOptimizer,
+        steps: int,
+        frozen: str | Sequence[str] | None,
+    ) -> Inner:
+        """The same, with the check of the loss put in."""
+        return Inner(scalar_loss(loss_fn), optimizer, steps, frozen)
 
 
 class TaskSums(NamedTuple):

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from metalearn.core.calculus import Eager
+from metalearn.core.checks import outside_inference_mode, reaching, scalar_loss
 from metalearn.core.ops import task_operations
-from metalearn.core.tree import flatten, leaf_names, leaves, tree_map, unflatten
+from metalearn.core.tree import check_floating, flatten, leaf_names, leaves, tree_map, unflatten
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Params
 
@@ -106,6 +107,7 @@ def map_members(
         return vmap(function, in_dims=in_dims)(*args)
 
 
+@outside_inference_mode
 def member_gradients(
     loss_fn: Callable[..., Tensor],
     params: Params,
@@ -125,9 +127,12 @@ def member_gradients(
         chunk_size: members at a time; None takes all.
 
     Raises:
-        SettingError: M = 0 or leaves with different M; an unknown engine.
+        SettingError: M = 0 or leaves with different M; an unknown engine; a loss that is not a
+            scalar or in which no parameter has a part.
     """
     _check_engine(engine)
+    check_floating(params, "params")
+    loss_fn = scalar_loss(loss_fn)
     dims = list(in_dims) if isinstance(in_dims, Sequence) else [in_dims] * len(args)
     count = member_count(params, *(a for a, dim in zip(args, dims) if dim is not None))
     if chunk_size is not None:
@@ -165,7 +170,7 @@ def _gradients(
 ) -> MemberGradients:
     params, *args = trees
     if engine == "vmap":
-        grads, losses = vmap(grad_and_value(loss_fn), in_dims=(0, *dims))(params, *args)
+        grads, losses = vmap(grad_and_value(reaching(loss_fn)), in_dims=(0, *dims))(params, *args)
         return MemberGradients(grads, losses)
     values, spec = flatten(params)
 

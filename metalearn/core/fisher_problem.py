@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from metalearn.core.checks import check_reached
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.ops import PlainOperations
 from metalearn.core.products import jvp
-from metalearn.core.tree import leaves, tree_map
+from metalearn.core.tree import check_floating, leaves, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
 
@@ -51,6 +52,7 @@ class FisherProblem:
         generator: torch.Generator | None,
     ) -> FisherProblem:
         """Check shapes and draw the noise of Monte Carlo targets."""
+        check_floating(params, "params")
         inputs, targets = batch
         count = sample_count(inputs)
         one = outputs_fn(params, tree_map(lambda x: x[:1], inputs)).detach()
@@ -87,7 +89,7 @@ class FisherProblem:
     def _gradients(self, x: Any, target: Tensor, noise: Tensor) -> Params:
         """The R gradients J_nᵀ s_nr of one sample, leaves ``[R, ...]``."""
         factor = self.likelihood.factor(self._one(self.params, x), target, noise)
-        along = grad(lambda params, s: (self._one(params, x) * s).sum())
+        along = grad(lambda params, s: self._reached(self._one(params, x) * s))
         return vmap(along, in_dims=(None, 0))(self.params, factor)
 
     def _pushed(self, vector: Params, x: Any, target: Tensor, noise: Tensor) -> Tensor:
@@ -97,7 +99,11 @@ class FisherProblem:
 
     def _along(self, params: Params, inputs: Any, cotangents: Tensor) -> Tensor:
         outputs = vmap(self._one, in_dims=(None, 0))(params, inputs)
-        return (outputs * cotangents).sum()
+        return self._reached(outputs * cotangents)
+
+    def _reached(self, along: Tensor) -> Tensor:
+        """Their sum, for a gradient in the parameters."""
+        return check_reached(along.sum(), "outputs_fn")
 
     def _one(self, params: Params, x: Any) -> Tensor:
         with PlainOperations():

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import check_scalar
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.ops.lean_gradient import broken_up, is_differentiated, lean_gradient
 from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.per_sample import SampleMethod, gradients_taker, single
-from metalearn.core.products import check_scalar
 from metalearn.core.tree import (
     check_floating,
     flatten,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.func import vmap
 
+from metalearn.core.checks import outside_inference_mode
 from metalearn.core.engines import Engine, Inner, gradient_of_pairs
 from metalearn.core.ensemble import member_count, unstack
 from metalearn.core.inner import InnerOptimizer
@@ -19,6 +20,7 @@ from metalearn.core.meta_gradient import (
     MetaGradient,
     Method,
     check_meta,
+    check_sets,
     choose_engine,
     mean_over_tasks,
     meta_gradient,
@@ -31,6 +33,7 @@ from metalearn.types import LossFn, Params, TaskBatch
 __all__ = ["member_meta_gradient"]
 
 
+@outside_inference_mode
 def member_meta_gradient(
     loss_fn: LossFn,
     params: Params,
@@ -87,7 +90,8 @@ def member_meta_gradient(
             lambda row: meta_gradient(loss_fn, row, tasks, engine="vmap", **settings)
         )(params)
         return each
-    inner = Inner(loss_fn, optimizer, steps, frozen)
+    inner = Inner.of(loss_fn, optimizer, steps, frozen)
+    check_sets(tasks, steps)
     run = partial(gradient_of_pairs, *check_meta(inner, params, method, implicit), inner)
     return mean_over_tasks(run, params, tasks, chunk_size, axis=1)
 

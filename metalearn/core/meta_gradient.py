@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.adapt import check_inner
+from metalearn.core.checks import check_samples, outside_inference_mode
 from metalearn.core.engines import (
     GRADIENTS,
     VISITS,
@@ -53,6 +54,7 @@ class MetaGradient(NamedTuple):
     """``[T]`` each: how well the implicit method converged (``cg_residual``, ``stationarity``)."""
 
 
+@outside_inference_mode
 def meta_gradient(
     loss_fn: LossFn,
     params: Params,
@@ -71,7 +73,7 @@ def meta_gradient(
     Args:
         loss_fn: ``loss_fn(params, batch)``, the mean loss of a batch, a scalar.
         params: any pytree of floating-point tensors; those that the loss does not use have a
-            gradient of zero.
+            gradient of zero, but it must use one.
         tasks: ``TaskBatch(support, query)``, every leaf ``[T, ...]``.
         optimizer: the inner optimiser, for example ``sgd(0.1)``. What it learns (step sizes given
             as tensors) has gradients in ``optimizer_grads``.
@@ -99,14 +101,16 @@ def meta_gradient(
 
     Raises:
         SettingError: an unknown method or engine, values out of range, task leaves whose leading
-            axes differ.
+            axes differ, sets without samples; a loss that is not a scalar or in which no parameter
+            has a part.
         RuntimeError: a loss that the engine cannot take; ``engine="loop"`` takes any.
 
     Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning", ICML 2017.
     """
-    inner = Inner(loss_fn, optimizer, steps, frozen)
+    inner = Inner.of(loss_fn, optimizer, steps, frozen)
     chosen, settings = check_meta(inner, params, method, implicit)
     run = partial(GRADIENTS[choose_engine(engine, optimizer)], chosen, settings, inner)
+    check_sets(tasks, steps)
     return mean_over_tasks(run, params, tasks, chunk_size)
 
 
@@ -144,6 +148,7 @@ def mean_over_tasks(
     return _mean(parts, count, axis)
 
 
+@outside_inference_mode
 def along_adaptation(
     visit: Callable[[Params, Batch, Batch], Any],
     loss_fn: LossFn,
@@ -162,20 +167,29 @@ def along_adaptation(
     are those of `meta_gradient`.
     """
     check_inner(params, steps)
-    count = _task_count(tasks)
+    count = check_sets(tasks, steps)
     _check_chunk(chunk_size)
     engine = choose_engine(engine, optimizer)
     size, params = chunk_size or count, _ready(params)
     parts = [
         VISITS[engine](
             visit,
-            Inner(loss_fn, optimizer, steps, frozen),
+            Inner.of(loss_fn, optimizer, steps, frozen),
             params,
             tree_map(lambda x, s=start: x[s : s + size], tasks),
         )
         for start in range(0, count, size)
     ]
     return tree_map(lambda *xs: torch.cat(xs).detach(), parts[0], *parts[1:])
+
+
+def check_sets(tasks: TaskBatch, steps: int) -> int:
+    """T; refuses sets without samples, where ``steps`` looks at them."""
+    count = _task_count(tasks)
+    check_samples(tasks.query, "query")
+    if steps:
+        check_samples(tasks.support, "support")
+    return count
 
 
 def choose_engine(engine: Engine, optimizer: InnerOptimizer) -> Engine:

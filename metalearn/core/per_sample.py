@@ -12,12 +12,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import check_scalar, reaching
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.ops.lean_gradient import is_differentiated
 from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.ops.sample_layers import Embedding
 from metalearn.core.ops.sample_substitution import SampleLayers
-from metalearn.core.products import check_mode, check_scalar
+from metalearn.core.products import check_mode
 from metalearn.core.tree import check_floating, flatten, tree_map, unflatten
 from metalearn.types import Batch, LossFn, Params
 
@@ -57,8 +58,9 @@ def per_sample_gradients(
         A tree like ``params`` with leaves ``[N, ...]``.
 
     Raises:
-        SettingError: a batch whose leaves have different lengths, a loss that is not a scalar,
-            parameters that are not floating-point tensors, a chunk size that cannot work.
+        SettingError: a batch whose leaves have different lengths, a loss that is not a scalar or
+            in which no parameter has a part, parameters that are not floating-point tensors, a
+            chunk size that cannot work.
     """
     take = gradients_taker(loss_fn, params, method)
     size = resolve_chunk(take, batch, chunk_size, memory)
@@ -90,8 +92,9 @@ def gradients_taker(
 
     def by_vmap(batch: Batch) -> Params:
         keep = is_differentiated([*values, *flatten(batch)[0]])
+        gradient = torch.func.grad(reaching(loss))
         with PlainOperations(-1 if keep else None):
-            grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, batch)
+            grads = torch.func.vmap(gradient, in_dims=(None, 0))(values, batch)
         return unflatten(grads, spec)
 
     return by_layers if method == "layers" else by_vmap

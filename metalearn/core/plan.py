@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from metalearn.core.agreement import Trials
+from metalearn.core.checks import UnreachedError
 from metalearn.core.engines import Engine, structural_engine
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.memory import describe_bytes, is_out_of_memory, peak_memory
@@ -131,10 +132,9 @@ def _engine(trials: Trials, optimizer: InnerOptimizer) -> tuple[Engine, list[str
         try:
             with counting() as used, _unbatched() as slow:
                 result = trials(engine)
-        except SettingError:
-            raise
         except Exception as error:
-            if engine == "loop" or is_out_of_memory(error):
+            wrong = isinstance(error, SettingError) and not isinstance(error, UnreachedError)
+            if wrong or engine == "loop" or is_out_of_memory(error):
                 raise
             notes.append(f"{engine} cannot take this loss ({_first_line(error)})")
             continue

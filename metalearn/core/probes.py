@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from metalearn.core.checks import check_reached
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.module import functionalize
 from metalearn.errors import SettingError
@@ -56,7 +57,7 @@ class ProbedModule:
         zeros = {name: outputs.new_zeros(size) for name, size in sizes.items()}
 
         def along(probes: dict[str, Tensor], factor: Tensor) -> Tensor:
-            return (self._forward(inputs, probes)[0] * factor).sum()
+            return check_reached((self._forward(inputs, probes)[0] * factor).sum(), "module")
 
         back = vmap(grad(along), in_dims=(None, 0))(zeros, factors)
         return {

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import check_scalar
 from metalearn.core.ops import PlainOperations
-from metalearn.core.tree import check_floating, flatten, leaf_names, tree_map, unflatten
+from metalearn.core.tree import check_floating, flatten, leaf_names, unflatten
 from metalearn.errors import SettingError
 
 __all__ = ["SecondMode", "check_mode", "check_scalar", "ggn_vp", "hvp", "inner", "jvp", "vjp"]
@@ -172,11 +173,3 @@ def _matching(tree: Any, like: Any, setting: str) -> Leaves:
             raise SettingError(where, got, f"the shape {tuple(model.shape)} is needed")
         check_floating(value, where)
     return given
-
-
-def check_scalar(value: Any, setting: str) -> Tensor:
-    """The value, refused where it is not a scalar tensor."""
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        got = tree_map(lambda x: tuple(getattr(x, "shape", ())), value)
-        raise SettingError(setting, got, "a scalar is needed, a tensor without axes")
-    return value

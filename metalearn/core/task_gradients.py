@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import outside_inference_mode
 from metalearn.core.engines import Engine, Inner, gradient_of_tasks, structural_engine
 from metalearn.core.inner import InnerOptimizer
-from metalearn.core.meta_gradient import Method, check_meta, meta_gradient
+from metalearn.core.meta_gradient import Method, check_meta, check_sets, meta_gradient
 from metalearn.core.methods import Implicit
 from metalearn.core.tree import leaves, tree_map, unflatten
 from metalearn.types import LossFn, Params, TaskBatch
@@ -21,6 +22,7 @@ from metalearn.types import LossFn, Params, TaskBatch
 __all__ = ["task_meta_gradients"]
 
 
+@outside_inference_mode
 def task_meta_gradients(
     loss_fn: LossFn,
     params: Params,
@@ -41,6 +43,7 @@ def task_meta_gradients(
         SettingError: as `meta_gradient`.
     """
     params = tree_map(Tensor.detach, params)
+    check_sets(tasks, steps)
     settings: dict[str, Any] = {
         "optimizer": optimizer, "steps": steps, "method": method, "frozen": frozen,
         "implicit": implicit,
@@ -48,7 +51,7 @@ def task_meta_gradients(
     found, _ = structural_engine(optimizer)
     chosen = found if engine == "auto" else engine
     if chosen == "batched" == found:
-        inner = Inner(loss_fn, optimizer, steps, frozen)
+        inner = Inner.of(loss_fn, optimizer, steps, frozen)
         result, spec = gradient_of_tasks(
             *check_meta(inner, params, method, implicit), inner, params, tasks
         )

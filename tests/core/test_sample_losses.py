@@ -107,7 +107,6 @@ CASES: dict[str, tuple[Loss, dict[str, Tensor], Tensor, set[str]]] = {
         {"a": noise(1)[0], "w": W}, X, {"w"}),
     "empty parameter": (
         lambda p, b: linear(p, b) + p["e"].sum(), {"e": noise(0), "w": W}, X, {"w"}),
-    "no parameter": (lambda p, b: b[0].square().mean(), {"w": W}, X, set()),
     "under no_grad as well": (detached, {"w": W}, X, {"w"}),
     "weight decay": (decayed, {"w": W, "b": B}, X, set()),
     "aside": (aside, {"w": W, "v": W}, X, {"w"}),
@@ -228,7 +227,7 @@ def test_pictures_of_every_task(name: str) -> None:
 
 
 def test_the_check_of_unusual_parameters_and_samples() -> None:
-    for name in ("scalar parameter", "empty parameter", "no parameter", "tied"):
+    for name in ("scalar parameter", "empty parameter", "tied"):
         loss, params, batch = build(name)[1:] if name == "tied" else (*CASES[name][:2], (X,))
         report = check_per_sample(loss, params, batch)
         errors = [*report.vmap.values(), *report.layers.values(), *report.batch.values()]

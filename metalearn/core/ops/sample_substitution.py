@@ -27,6 +27,7 @@ from torch._C._functorch import (
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
+from metalearn.core.checks import refuse_unreached
 from metalearn.core.ops.columns import window_of
 from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
 from metalearn.core.ops.plain_norms import plain_norms
@@ -63,6 +64,9 @@ class SampleLayers:
         """Gradients ``[N, ...]`` of ``loss(params, sample)`` without those of answered calls.
 
         Parameters that are not among ``reached`` have gradients of zero, which take no memory.
+
+        Raises:
+            SettingError: no parameter has a part in the loss.
         """
         count = len(flatten(batch)[0][0])
         values = [*self.weights, self.weights[0].new_zeros(())]
@@ -80,7 +84,10 @@ class SampleLayers:
             zeros = (value.new_zeros(()).expand(value.shape) for value in self.weights)
             return [zero if g is None else g for g, zero in zip(found, zeros)]
 
-        return torch.func.vmap(of_one)(batch)
+        grads: list[Tensor] = torch.func.vmap(of_one)(batch)
+        if not (self.reached or self.measured):
+            refuse_unreached()
+        return grads
 
     def _answer(
         self, origin: Tensor, level: int, count: int, index: int, bias_index: int | None, call: Call

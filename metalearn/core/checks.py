@@ -1,0 +1,185 @@
+"""What is refused of losses and of numbers: a gradient that would be quietly zero or of a sum.
+
+All checks but those of numbers are of types, shapes and graphs: they read no values, hold inside
+every transform of ``torch.func`` and wait for no device. Numbers given as tensors are read, where
+nothing wraps them; inside a transform they are taken as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from metalearn.core.tree import leaves, tree_map
+from metalearn.errors import SettingError
+
+__all__ = [
+    "UnreachedError",
+    "check_number",
+    "check_reached",
+    "check_samples",
+    "check_scalar",
+    "outside_inference_mode",
+    "reaching",
+    "refuse_unreached",
+    "scalar_loss",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_CONSTANT = "no parameter reached"
+
+
+class UnreachedError(SettingError):
+    """A loss in which no parameter has a part."""
+
+
+def check_scalar(value: Any, setting: str) -> Tensor:
+    """The value, refused where it is no scalar: one real floating-point number as a tensor."""
+    if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
+        needed = "a scalar is needed, a tensor without axes"
+        if isinstance(value, Tensor) and not value.dim():
+            needed += " and of a floating-point type"
+        raise SettingError(setting, _shown(value), needed)
+    return value
+
+
+def scalar_loss(loss_fn: Callable[P, Any]) -> Callable[P, Tensor]:
+    """The same loss, whose value is checked by `check_scalar`."""
+
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return check_scalar(loss_fn(*args, **kwargs), "loss_fn")
+
+    return checked
+
+
+def check_reached(value: Tensor, setting: str = "loss_fn") -> Tensor:
+    """The value of a loss, refused where no parameter has a part in it.
+
+    For use where the parameters are differentiated: under a gradient of ``torch.func``, or under
+    autograd with parameters that require gradients. A single parameter without a part is none of
+    its business: that has a gradient of zero.
+    """
+    if not value.requires_grad:
+        refuse_unreached(setting)
+    return value
+
+
+def refuse_unreached(setting: str = "loss_fn") -> NoReturn:
+    """Raise the error of `check_reached`."""
+    raise UnreachedError(
+        setting, _CONSTANT,
+        "a loss is needed that is computed from the parameters it is given, so that it has a "
+        "gradient: none that ignores or detaches them or is computed under torch.no_grad",
+    )  # fmt: skip
+
+
+def reaching(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """The same function to be differentiated, its value checked by `check_reached`."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return check_reached(function(*args, **kwargs))
+
+    return checked
+
+
+def check_samples(tree: Any, setting: str) -> None:
+    """Refuse a set without samples, whose mean loss would be NaN: all leaves are empty."""
+    found = [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+    if found and not any(leaf.numel() for leaf in found):
+        raise SettingError(setting, [tuple(leaf.shape) for leaf in found], "it needs samples")
+
+
+def check_number(
+    setting: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    shape: Sequence[int] | None = (),
+    infinite: bool = False,
+    accepted: str = "",
+) -> None:
+    """Refuse what is no number in the range, given as a number or as a tensor of numbers.
+
+    Args:
+        setting: its name.
+        value: a number, or a tensor of ``shape`` whose elements all have to be in the range.
+        above: the number is larger.
+        least: the number is no smaller.
+        below: the number is smaller.
+        shape: of a tensor; None takes any.
+        infinite: whether infinity will do where ``below`` allows it.
+        accepted: what the error says would be accepted, in place of the range.
+
+    Raises:
+        SettingError: names the setting and the range.
+    """
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise SettingError(setting, str(value.dtype), "real numbers are needed")
+        if shape is not None and tuple(value.shape) != tuple(shape):
+            wanted = f"the shape {list(shape)}" if shape else "a number or a tensor without axes"
+            raise SettingError(setting, f"a tensor {list(value.shape)}", f"{wanted} is needed")
+        if is_functorch_wrapped_tensor(value) or value.is_meta or torch.compiler.is_compiling():
+            return
+        numbers = value.detach().double().flatten()
+        good = (numbers > above) & (numbers >= least)
+        good &= (numbers < below) | (infinite & (numbers == math.inf) & (below == math.inf))
+        if bool(good.all()):
+            return
+        value = float(numbers[~good][0])
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        beyond = infinite and value == below == math.inf
+        if value > above and value >= least and (value < below or beyond):
+            return
+    raise SettingError(setting, value, accepted or _range(above, least, below, infinite))
+
+
+def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which takes gradients, for callers under ``torch.inference_mode`` too.
+
+    There autograd records nothing, so that every gradient would be zero. The function runs
+    outside of it, with copies of the argument tensors that were made inside.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):
+            args, kwargs = tree_map(_ordinary, (args, kwargs))
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _ordinary(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
+
+def _shown(value: Any) -> Any:
+    """A value that is no scalar in few words."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape) if value.dim() else value.dtype
+    if isinstance(value, tuple | list | dict):
+        return tree_map(_shown, value)
+    return type(value).__name__
+
+
+def _range(above: float, least: float, below: float, infinite: bool) -> str:
+    if below < math.inf:
+        low = f"[{least:g}" if least > -math.inf else f"({above:g}"
+        return f"a number in {low}, {below:g}) is needed"
+    kind = "a number" if infinite else "a finite number"
+    if least > -math.inf:
+        return f"{kind} of at least {least:g} is needed"
+    return f"{kind} above {above:g} is needed" if above > -math.inf else f"{kind} is needed"
