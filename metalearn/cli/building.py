@@ -40,6 +40,9 @@ def build(config: DictConfig, *, folder: Path | None) -> AnyTrainer:
     if config.seed >= 2**63:
         raise SettingError("seed", config.seed, "a whole number below 2^63 is needed")
     check_whole("test_tasks", config.test_tasks, 0)
+    deterministic = config.get("deterministic", False)  # runs of before have no such setting
+    if not isinstance(deterministic, bool):
+        raise SettingError("deterministic", deterministic, "true or false is needed")
     groups = groups_of(config)
     for group in groups:
         _check(config[group], group)
@@ -59,6 +62,7 @@ def build(config: DictConfig, *, folder: Path | None) -> AnyTrainer:
         optimizer=optimizer,
         folder=folder,
         device=device,
+        deterministic=deterministic,
         **objects,
     )
     return trainer

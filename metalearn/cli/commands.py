@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalearn.cli.building import AnyTrainer, build
 from metalearn.cli.complaints import one_sentence_errors
+from metalearn.cli.determinism import determinism
 from metalearn.cli.folders import (
     claimed,
     discard_if_empty,
@@ -80,7 +81,8 @@ def train(config: DictConfig) -> None:
             folder, resume_step=trainer.step if resuming else None, bands=trainer.bands
         )
         print(f"run folder: {folder}")
-        _train_and_test(folder, config, trainer)
+        with determinism(config):
+            _train_and_test(folder, config, trainer)
 
 
 def _train_and_test(folder: Path, config: DictConfig, trainer: AnyTrainer) -> None:

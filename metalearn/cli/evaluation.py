@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metalearn.addressing import check_split
 from metalearn.cli.complaints import one_sentence_errors
+from metalearn.cli.determinism import determinism
 from metalearn.cli.folders import existing_run, saved_config
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.reports import plain_report, report_table
@@ -32,10 +33,11 @@ def evaluate(config: DictConfig) -> None:
     saved = saved_config(folder)
     if config.checkpoint not in ("best", "last"):
         raise SettingError("checkpoint", config.checkpoint, "best or last is needed")
-    if "task" in saved:
-        _evaluate_tasks(folder, config, saved)
-    else:
-        _evaluate_samples(folder, config, saved)
+    with determinism(saved):
+        if "task" in saved:
+            _evaluate_tasks(folder, config, saved)
+        else:
+            _evaluate_samples(folder, config, saved)
 
 
 def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> None:

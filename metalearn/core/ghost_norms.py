@@ -29,7 +29,13 @@ from metalearn.core.tree import (
 from metalearn.errors import SettingError
 from metalearn.types import Batch, LossFn, Params
 
-__all__ = ["ClippedGradient", "clipped_gradient", "ghost_parameters", "per_sample_norms"]
+__all__ = [
+    "ClippedGradient",
+    "clipped_chunk",
+    "clipped_gradient",
+    "ghost_parameters",
+    "per_sample_norms",
+]
 
 
 class ClippedGradient(NamedTuple):
@@ -123,6 +129,22 @@ def clipped_gradient(
     found = torch.cat(norms)
     clipped = (found > max_norm).to(found.dtype).mean()
     return ClippedGradient(scale(total, 1 / count), found, clipped)
+
+
+def clipped_chunk(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    *,
+    memory: int | str | None = None,
+    method: SampleMethod = "layers",
+) -> int | None:
+    """What ``chunk_size="auto"`` comes to in `clipped_gradient`, to be decided once for a training.
+
+    Raises:
+        SettingError: as `clipped_gradient`.
+    """
+    return resolve_chunk(_norms_taker(loss_fn, params, batch, method), batch, "auto", memory)
 
 
 def ghost_parameters(loss_fn: LossFn, params: Params, batch: Batch) -> dict[str, bool]:

@@ -91,13 +91,14 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _BLOCK) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
-def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
+def peak_memory(function: Callable[[], Any], device: torch.device, *, counted: bool = False) -> int:
     """Most bytes of tensors that were alive at once while ``function`` ran, its result included.
 
     Tensors made before are counted where ``function`` makes views of them. Work space within one
-    operation of torch is not seen, except on CUDA, whose allocator is asked.
+    operation of torch is not seen, except on CUDA, whose allocator is asked, unless tensors are to
+    be ``counted`` there too: an allocator's answer depends on what ran before.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and not counted:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ def plan_meta_gradient(
     implicit: Implicit | None = None,
     memory: int | None = None,
     task_count: int | None = None,
+    deterministic: bool = False,
 ) -> Plan:
     """Decide what is ``"auto"``, by trials on one or two of the tasks.
 
@@ -81,7 +83,8 @@ def plan_meta_gradient(
     1 and 2 tasks with 1 and 2 steps, in which it is linear.
 
     Arguments are those of `meta_gradient`; ``memory`` is the bytes that one may take, None leaves
-    memory out of it; ``task_count`` is how many tasks one will have, as many as given by default.
+    memory out of it; ``task_count`` is how many tasks one will have, as many as given by default;
+    ``deterministic`` counts the bytes of tensors on every device, where else an allocator is asked.
 
     Raises:
         SettingError: nothing fits ``memory``, or what `meta_gradient` refuses.
@@ -120,6 +123,7 @@ def plan_meta_gradient(
         leaf.device,
         len(leaf),
         task_count or len(leaf),
+        counted=deterministic,
     )
     return _within(memory, plan, cost, method, steps)
 
@@ -184,8 +188,11 @@ class _Cost:
         device: torch.device,
         trials: int,
         tasks: int,
+        *,
+        counted: bool,
     ) -> None:
-        self.attempt, self.device, self.trials, self.tasks = attempt, device, trials, tasks
+        self.attempt, self.trials, self.tasks = attempt, trials, tasks
+        self._peak = partial(peak_memory, device=device, counted=counted)
         self._known: dict[Method, tuple[float, float, float]] = {}
 
     def __call__(self, method: Method, chunk: int, steps: int) -> int:
@@ -199,7 +206,7 @@ class _Cost:
         two = min(2, self.trials)
 
         def peak(tasks: int, steps: int) -> int:
-            return peak_memory(lambda: self.attempt(tasks, method, steps), self.device)
+            return self._peak(lambda: self.attempt(tasks, method, steps))
 
         one, more_steps, more_tasks = peak(1, 2), peak(1, 3), peak(two, 2)
         task_step = float(max(0, more_steps - one))

@@ -119,6 +119,13 @@ class Trainer(ABC):
     def validate(self) -> Mapping[str, float]:
         """Validation numbers at the current parameters; ``monitor`` is one of them."""
 
+    def prepare(self) -> None:
+        """Decide what is decided once; `fit` calls it before the first validation.
+
+        What a subclass decides here is part of `extra_state`, so the first checkpoint has it.
+        """
+        return
+
     @property
     def bands(self) -> dict[str, list[str]]:
         """Records with ends ``<name>_low`` and ``<name>_high``, by what the ends are."""
@@ -172,6 +179,8 @@ class Trainer(ABC):
             StopRequest() as stop,
             Progress(total, self.step, enabled=self.settings.progress) as bar,
         ):
+            if self.step < total:
+                self.prepare()
             if self.best_step < 0:
                 self._evaluate()
                 self.save("last")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from metalearn.core.ensemble import MemberEngine
-from metalearn.core.memory import free_memory, parse_bytes
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import (
@@ -44,6 +43,7 @@ from metalearn.trainers.member_settings import (
     set_dropout,
 )
 from metalearn.trainers.member_trainer import MemberTrainer
+from metalearn.trainers.planning import keeps, memory_budget
 from metalearn.types import Split
 
 __all__ = ["EnsembleTest", "EnsembleTrainer"]
@@ -53,8 +53,6 @@ log = logging.getLogger(__name__)
 Engine = Literal["auto", "batched", "loop"]
 Monitor = Literal["loss", "accuracy"]
 Shuffle = Literal["member", "shared"]
-
-_SHARE_OF_FREE = 0.8
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,8 @@ class EnsembleTrainer(MemberTrainer):
         label_smoothing: of each member, in [0, 1).
         dropout: rate of each member's `Dropout` layers, in [0, 1); None leaves them.
         monitor: what decides which state of a member is best, on the validation split.
-        engine: ``"batched"``, ``"loop"``, or ``"auto"``, the faster of the two, measured once.
+        engine: ``"batched"``, ``"loop"``, or ``"auto"``: batched, unless the loop is measured to
+            be clearly faster (see `plan_members`); decided once.
         chunk_size: members at a time; None is all, or what fits ``memory``.
         memory: what gradients may take, for example ``"2GB"``; None is what the device has free.
         member_curves: record every member's curve as well.
@@ -188,6 +187,10 @@ class EnsembleTrainer(MemberTrainer):
         self._history: dict[str, list[list[float]]] = {"step": [], "loss": [], "accuracy": []}
         self._check_outputs()
         self.begin_watch()
+
+    def prepare(self) -> None:
+        """Decide how gradients are taken."""
+        self._settle()
 
     def gradient(self, step: int) -> StepReport:
         """Every member's loss and gradient on its batch of step ``step``."""
@@ -312,7 +315,11 @@ class EnsembleTrainer(MemberTrainer):
         self._history = state["history"]
         set_dropout(self.ensemble, self.seeds, self._own["dropout"])  # the rates and seeds of now
         plan = state.get("plan")
-        if plan and plan["device"] == self.device.type:
+        if (
+            plan
+            and plan["device"] == self.device.type
+            and keeps(plan, engine=self.engine, chunk_size=self.chunk_size)
+        ):
             note = ("as before the interruption",)
             self.plan = MemberPlan(plan["engine"], plan["chunk_size"], note)
             log.info("%s", self.plan)
@@ -350,18 +357,15 @@ class EnsembleTrainer(MemberTrainer):
             chosen = torch.arange(len(self.ensemble)) < members
             return self._gradients(batch, chosen, engine, None)
 
-        if self.memory is not None:
-            budget: int | None = parse_bytes(self.memory)
-        else:
-            free = free_memory(self.device)
-            budget = None if free is None else int(_SHARE_OF_FREE * free)
+        fixed = self.settings.deterministic
         self.plan = plan_members(
             attempt,
             len(self.ensemble),
             engine=self.engine,
             chunk_size=self.chunk_size,
-            memory=budget,
+            memory=memory_budget(self.memory, self.device, deterministic=fixed),
             device=self.device,
+            deterministic=fixed,
         )
         for name, buffer in self.ensemble.named_buffers():  # trials wrote running statistics
             buffer.copy_(kept[name])

@@ -78,12 +78,13 @@ class MetaLearner:
         inputs, targets = batch
         return self._criterion(self.apply(params, self.buffers, inputs), targets)
 
-    def settle(self, tasks: TaskBatch, task_count: int) -> Plan:
+    def settle(self, tasks: TaskBatch, task_count: int, *, deterministic: bool = False) -> Plan:
         """Decide what ``maml`` leaves to ``"auto"``, by trials on ``tasks``; kept in ``plan``.
 
         Args:
             tasks: two are enough.
             task_count: T of the meta-gradients to come.
+            deterministic: leave out of it what memory is free.
 
         Raises:
             SettingError: nothing fits ``maml.memory``.
@@ -95,6 +96,7 @@ class MetaLearner:
             tasks,
             task_count=task_count,
             settings=self.gradient_settings(),
+            deterministic=deterministic,
         )
         if self._only_loop:
             plan = replace(plan, notes=(self._only_loop, *plan.notes))

@@ -12,6 +12,8 @@ from metalearn.trainers.diagnostics import check_diagnostics
 
 __all__ = ["LoopSettings"]
 
+_NO_COUNTS = ("schedule", "clip", "progress", "diagnostics", "deterministic")
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -30,6 +32,8 @@ class LoopSettings:
         progress: show a bar; None shows it on a terminal.
         diagnostics: what to show of the gradients: names of `metalearn.trainers.diagnostics`.
         diagnostics_every: steps between two looks of them.
+        deterministic: engines, methods and chunks follow from the model and the settings alone:
+            nothing is timed, and what memory is free does not matter.
 
     Raises:
         SettingError: a value out of range.
@@ -46,18 +50,19 @@ class LoopSettings:
     progress: bool | None = None
     diagnostics: Sequence[str] = ()
     diagnostics_every: int = 50
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         least = {"warmup": 0}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("schedule", "clip", "progress", "diagnostics") or (
-                field.name == "patience" and value is None
-            ):
+            if field.name in _NO_COUNTS or (field.name == "patience" and value is None):
                 continue
             low = least.get(field.name, 1)
             check_whole(field.name, value, low)
         check_diagnostics(self.diagnostics)
+        if not isinstance(self.deterministic, bool):
+            raise SettingError("deterministic", self.deterministic, "true or false is needed")
         if self.warmup >= self.steps:
             raise SettingError("warmup", self.warmup, f"fewer than steps={self.steps} are accepted")
         if self.schedule not in ("cosine", "constant"):

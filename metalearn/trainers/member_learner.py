@@ -39,10 +39,10 @@ class MemberLearner(MetaLearner):
 
     module: Ensemble
 
-    def settle(self, tasks: TaskBatch, task_count: int) -> Plan:
+    def settle(self, tasks: TaskBatch, task_count: int, *, deterministic: bool = False) -> Plan:
         """As for one learner; chunks are of tasks, each for all members."""
         count = member_count(self.params)
-        plan = super().settle(tasks, task_count * count)
+        plan = super().settle(tasks, task_count * count, deterministic=deterministic)
         if plan.chunk_size is not None:
             plan = replace(plan, chunk_size=max(1, plan.chunk_size // count))
         self.plan = replace(plan, notes=(f"each of {count} members", *plan.notes))

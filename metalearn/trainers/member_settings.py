@@ -26,7 +26,8 @@ PerMember = float | Sequence[float] | Mapping[str, float] | None
 ratios from one to the other."""
 
 _WORKSPACE = 1.3  # what allocators and operations need beyond the tensors that are counted
-_TRIALS = 3
+_ROUNDS = 3
+_CLEAR = 1.25  # how many times faster the loop has to be, so that no stopwatch's noise decides
 
 
 def member_values(
@@ -109,8 +110,12 @@ def plan_members(
     chunk_size: int | None,
     memory: int | None,
     device: torch.device,
+    deterministic: bool = False,
 ) -> MemberPlan:
-    """Choose the faster of batched and loop, and the most members at a time that fit.
+    """Choose batched, or loop where that is clearly faster, and the most members that fit at once.
+
+    The two give the same gradients but for rounding. A stopwatch would decide a near-tie by
+    chance, and two equal runs would differ: loop has to be 1.25 times as fast.
 
     Args:
         attempt: takes the gradients of the first so many members by an engine.
@@ -119,6 +124,7 @@ def plan_members(
         chunk_size: what was asked for.
         memory: bytes that gradients may take; None leaves memory out of it.
         device: where.
+        deterministic: take batched untimed, and count the bytes of tensors on every device.
 
     Raises:
         SettingError: not even one member fits.
@@ -126,7 +132,10 @@ def plan_members(
     notes = []
     if memory is not None and chunk_size is None:
         tried: MemberEngine = "loop" if engine == "loop" else "batched"
-        one, two = (peak_memory(partial(attempt, tried, n), device) for n in (1, min(2, count)))
+        one, two = (
+            peak_memory(partial(attempt, tried, n), device, counted=deterministic)
+            for n in (1, min(2, count))
+        )
         each = max(two - one, 1) if count > 1 else one
         need = [_WORKSPACE * (one + each * (n - 1)) for n in range(1, count + 1)]
         fits = sum(amount <= memory for amount in need)
@@ -137,26 +146,31 @@ def plan_members(
         if fits < count:
             chunk_size = math.ceil(count / math.ceil(count / fits))
             notes.append(f"all would need {describe_bytes(need[-1])} of {describe_bytes(memory)}")
-    if engine == "auto":
-        sizes = chunk_size or count
-        seconds = {name: _seconds(attempt, name, sizes) for name in ("batched", "loop")}
-        engine = min(seconds, key=seconds.__getitem__)
-        shown = (f"{name} {1e3 * spent:.3g} ms" for name, spent in seconds.items())
-        notes.insert(0, f"measured: {', '.join(shown)}")
+    if engine == "auto" and deterministic:
+        notes.insert(0, "nothing measured: deterministic")
+    elif engine == "auto":
+        batched, loop = _seconds(attempt, ("batched", "loop"), chunk_size or count)
+        engine = "loop" if loop * _CLEAR < batched else "batched"
+        why = f"{'' if engine == 'loop' else 'not '}{_CLEAR} times as fast in the loop"
+        notes.insert(
+            0, f"measured: batched {1e3 * batched:.3g} ms, loop {1e3 * loop:.3g} ms, {why}"
+        )
     return MemberPlan("loop" if engine == "loop" else "batched", chunk_size, tuple(notes))
 
 
-def _seconds(attempt: Callable[[Any, int], object], engine: str, count: int) -> float:
-    """The shortest of a few runs, after one that does not count."""
-    attempt(engine, count)
-    found = []
-    for _ in range(_TRIALS):
-        start = time.perf_counter()
-        attempt(engine, count)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return min(found)
+def _seconds(
+    attempt: Callable[[Any, int], object], engines: Sequence[str], count: int
+) -> list[float]:
+    """The shortest of a few runs of each, in turns, after one that does not count."""
+    found: list[list[float]] = [[] for _ in engines]
+    for _ in range(1 + _ROUNDS):
+        for engine, spent in zip(engines, found):
+            start = time.perf_counter()
+            attempt(engine, count)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            spent.append(time.perf_counter() - start)
+    return [min(spent[1:]) for spent in found]
 
 
 def _is_number(value: object) -> bool:

@@ -27,6 +27,7 @@ from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.member_trainer import MemberTrainer
 from metalearn.trainers.meta_watch import meta_sources, shot_units, task_predictive, task_units
+from metalearn.trainers.planning import keeps
 from metalearn.trainers.task_reports import TestReport, by_step, score_numbers, task_report
 from metalearn.trainers.task_scores import TaskScores, joined_scores, mean_interval
 from metalearn.types import Split, TaskDistribution
@@ -106,6 +107,10 @@ class MetaTrainer(MemberTrainer):
         self._check_outputs()
         self.begin_members()
         self.begin_watch()
+
+    def prepare(self) -> None:
+        """Decide how meta-gradients are taken."""
+        self._settle()
 
     def gradient(self, step: int) -> StepReport:
         """Meta-gradient of step ``step``."""
@@ -205,16 +210,20 @@ class MetaTrainer(MemberTrainer):
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take the plan of the run, unless it was made for another kind of device."""
         super().load_extra_state(state)
-        if state.get("device") == self.device.type:
-            planned: dict[str, Any] = {k: state[k] for k in ("engine", "method", "chunk_size")}
-            self.learner.plan = Plan(**planned, notes=("as before the interruption",))
+        plan: dict[str, Any] = {k: state.get(k) for k in ("engine", "method", "chunk_size")}
+        maml = self.learner.maml
+        if state.get("device") == self.device.type and keeps(
+            plan, engine=maml.engine, method=maml.wanted_method
+        ):
+            self.learner.plan = Plan(**plan, notes=("as before the interruption",))
             log.info("%s", self.learner.plan)
 
     def _settle(self) -> None:
         """Decide once how meta-gradients are taken, and say so."""
         if self.learner.plan is None:
             few = self.tasks.sample("train", range(min(2, self.meta_batch)), device=self.device)
-            log.info("%s", self.learner.settle(few, self.meta_batch))
+            fixed = self.settings.deterministic
+            log.info("%s", self.learner.settle(few, self.meta_batch, deterministic=fixed))
 
     def _train_indices(self, step: int) -> range:
         return range(step * self.meta_batch, (step + 1) * self.meta_batch)

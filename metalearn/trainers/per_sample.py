@@ -5,6 +5,7 @@ Axes: N samples of a batch or a split, C classes.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from metalearn.addressing import AddressedStream
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
 from metalearn.core.chunking import ChunkSize
+from metalearn.core.ghost_norms import clipped_chunk
 from metalearn.core.module import call_with
 from metalearn.core.sample_checks import BatchNormPolicy
 from metalearn.core.tree import tree_map
@@ -31,9 +33,12 @@ from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.diagnostics.sources import mixing, sample_blocks
 from metalearn.trainers.ensemble import EnsembleTest
 from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.planning import SamplePlan
 from metalearn.types import Batch, Params, Split
 
 __all__ = ["PerSampleTrainer"]
+
+log = logging.getLogger(__name__)
 
 Monitor = Literal["loss", "accuracy"]
 
@@ -58,7 +63,8 @@ class PerSampleTrainer(Trainer):
         noise_multiplier: σ, at least 0; above 0 it needs a finite C.
         batch_norm: what to make of BatchNorm: ``"groupnorm"``, or ``"eval"`` (running statistics,
             never updated); None refuses it.
-        chunk_size: samples at a time; None takes all, ``"auto"`` as many as memory has room for.
+        chunk_size: samples at a time; None takes all, ``"auto"`` as many as memory has room for,
+            decided once (with ``deterministic``: all).
         max_shift, flip, rotate: augmentation of pictures; see `metalearn.data.Augmentation`.
         monitor: what decides which state is best, on the validation split.
         diagnostics: what to show of the gradients; see `metalearn.trainers.diagnostics`.
@@ -125,6 +131,7 @@ class PerSampleTrainer(Trainer):
         self.batches = MemberBatches(data.splits["train"], batch_size=batch_size, seeds=[seed])
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
         self._norms: Tensor | None = None
+        self.plan: SamplePlan | None = None
         self._check_outputs()
         dropouts = [layer for layer in self.module.modules() if isinstance(layer, Dropout)]
         for number, layer in enumerate(dropouts):
@@ -136,8 +143,17 @@ class PerSampleTrainer(Trainer):
         inputs, targets = batch
         return F.cross_entropy(self.apply(params, self.buffers, inputs), targets)
 
+    def prepare(self) -> None:
+        """Decide how many samples are taken at a time."""
+        if self.plan is None:
+            self.plan = self._planned()
+            if self.chunk_size == "auto":
+                log.info("%s", self.plan)
+
     def gradient(self, step: int) -> StepReport:
         """Mean of the clipped gradients of step ``step``, with noise where it is asked for."""
+        self.prepare()
+        assert self.plan is not None
         self._train()
         batch = self._batch(step)
         count = len(batch[1])
@@ -146,7 +162,11 @@ class PerSampleTrainer(Trainer):
             self._norms = None
         else:
             found = clipped_gradient(
-                self.loss, self.params, batch, max_norm=self.max_norm, chunk_size=self.chunk_size
+                self.loss,
+                self.params,
+                batch,
+                max_norm=self.max_norm,
+                chunk_size=self.plan.chunk_size,
             )
             grads, self._norms = self._noisy(found.grads, step, count), found.norms
             with torch.no_grad():
@@ -182,6 +202,19 @@ class PerSampleTrainer(Trainer):
         logits: Tensor = call_with(self.module, {}, {}, inputs.to(self.device))
         self._train()
         return logits[None]
+
+    def extra_state(self) -> dict[str, Any]:
+        """How gradients are taken, so that a resumed run goes on in the same way."""
+        if self.plan is None:
+            return {}
+        return {"plan": {"chunk_size": self.plan.chunk_size, "device": self.device.type}}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take the plan of the run, unless it was made for another kind of device."""
+        plan = state.get("plan")
+        if plan and plan["device"] == self.device.type and self.chunk_size == "auto":
+            self.plan = SamplePlan(plan["chunk_size"], "as before the interruption")
+            log.info("%s", self.plan)
 
     def watchable(self) -> Mapping[str, str]:
         """Samples, and what the module predicts."""
@@ -223,6 +256,17 @@ class PerSampleTrainer(Trainer):
             name: grad + size * torch.randn(grad.shape, generator=generator).to(grad)
             for name, grad in grads.items()
         }
+
+    def _planned(self) -> SamplePlan:
+        if self.chunk_size != "auto":
+            return SamplePlan(self.chunk_size)
+        if self.settings.deterministic or math.isinf(self.max_norm):
+            return SamplePlan(None, "nothing measured")
+        self._train()
+        batch = self._batch(0)
+        size = clipped_chunk(self.loss, self.params, batch)
+        whole = size is None or size >= len(batch[1])
+        return SamplePlan(None if whole else size, "as many as memory has room for")
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         x, y = self.data.take(self.batches.indices(step), device=self.device)

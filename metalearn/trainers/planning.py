@@ -1,4 +1,4 @@
-"""The plan of a learner's meta-gradients: engine, method, chunks; and what would fit memory.
+"""What is decided once in a training: engine, method, chunks; and what would fit memory.
 
 Axes: T tasks.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import torch
 
 from metalearn.core import Plan, plan_meta_gradient
 from metalearn.core.memory import describe_bytes, free_memory, parse_bytes
@@ -17,10 +20,24 @@ from metalearn.errors import SettingError
 from metalearn.trainers.maml import MAML
 from metalearn.types import LossFn, Params, TaskBatch
 
-__all__ = ["planned", "settle", "what_fits"]
+__all__ = ["SamplePlan", "keeps", "memory_budget", "planned", "settle", "what_fits"]
 
 _SHARE_OF_FREE = 0.8
 _PLANNED = ("engine", "method", "chunk_size")
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """How clipped gradients are taken."""
+
+    chunk_size: int | None
+    """Samples at a time; None is all."""
+    note: str = "as set"
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        size = "all" if self.chunk_size is None else str(self.chunk_size)
+        return f"per-sample gradients: {size} samples at a time; {self.note}"
 
 
 def planned(plan: Plan | None) -> dict[str, Any]:
@@ -36,6 +53,7 @@ def settle(
     *,
     task_count: int,
     settings: Mapping[str, Any],
+    deterministic: bool = False,
 ) -> Plan:
     """Decide what ``maml`` leaves to ``"auto"``, by trials on ``tasks``.
 
@@ -46,21 +64,47 @@ def settle(
         tasks: two are enough.
         task_count: T of the meta-gradients to come.
         settings: keyword arguments of `metalearn.core.meta_gradient`.
+        deterministic: whether to leave out of it what memory is free; ``maml.memory`` counts.
 
     Raises:
         SettingError: nothing fits ``maml.memory``; settings are named ``maml.<name>``.
     """
-    if maml.memory is None:
-        free = free_memory(leaves(params)[0].device)
-        budget = None if free is None else int(_SHARE_OF_FREE * free)
-    else:
-        budget = parse_bytes(maml.memory)
+    budget = memory_budget(maml.memory, leaves(params)[0].device, deterministic=deterministic)
     try:
         return plan_meta_gradient(
-            loss, params, tasks, memory=budget, task_count=task_count, **settings
+            loss,
+            params,
+            tasks,
+            memory=budget,
+            task_count=task_count,
+            deterministic=deterministic,
+            **settings,
         )
     except SettingError as error:
         raise SettingError(f"maml.{error.setting}", error.value, error.accepted) from error
+
+
+def keeps(plan: Mapping[str, Any], **asked: Any) -> bool:
+    """Whether a resumed run can go on with its plan: what was left open then may be asked for now.
+
+    Args:
+        plan: what was decided, by setting.
+        asked: the settings of now; ``"auto"`` and None leave it to the plan.
+    """
+    return all(value in ("auto", None, plan[name]) for name, value in asked.items())
+
+
+def memory_budget(
+    memory: str | int | None, device: torch.device, *, deterministic: bool
+) -> int | None:
+    """Bytes that gradients may take: what was given, or a share of what the device has free.
+
+    None leaves memory out of it: where nothing is known, and where plans are to be deterministic.
+    """
+    if memory is not None:
+        return parse_bytes(memory)
+    free = None if deterministic else free_memory(device)
+    return None if free is None else int(_SHARE_OF_FREE * free)
 
 
 def what_fits(

@@ -23,6 +23,7 @@ GIVEN_BY_THE_PROGRAM = {
     "task": {"data"},
     "trainer": {
         "model", "tasks", "data", "ood", "maml", "optimizer", "tracker", "folder", "device",
+        "deterministic",
     },
 }  # fmt: skip
 
