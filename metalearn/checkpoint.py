@@ -50,6 +50,7 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[s
         raise DataError(f"{path}: there is no such checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_members(archive, path.stat().st_size)
             damaged = archive.testzip()  # torch itself does not look at the checksums
         state = None if damaged else torch.load(path, map_location=device, weights_only=True)
     except _UNREADABLE as error:
@@ -60,3 +61,13 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[s
     if not isinstance(state, dict):
         raise DataError(f"{path}: this file holds a {type(state).__name__}, not a checkpoint")
     return state
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse what `save_checkpoint` cannot have written, before torch or zlib goes by its word."""
+    # torch stores without compressing: what claims more could be inflated without end.
+    if sum(member.file_size for member in archive.infolist()) > size:
+        raise zipfile.BadZipFile("its members claim more bytes than it has")
+    # torch would hand TorchScript, which is code, on to another loader.
+    if any(name.endswith("constants.pkl") for name in archive.namelist()):
+        raise zipfile.BadZipFile("it is TorchScript")

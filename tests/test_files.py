@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import IO
 
 import pytest
 
-from metalearn.files import replace_file
+from metalearn.files import read_regular, replace_file
 
 
 def _mode(path: Path) -> int:
@@ -109,3 +110,42 @@ def test_many_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
         thread.join()
     assert path.read_bytes() in contents
     assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_reads_a_file_of_as_many_bytes_as_allowed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_regular(tmp_path / "link", 5) == b"12345"
+    with pytest.raises(OSError, match="5 bytes; at most 4 are read"):
+        read_regular(tmp_path / "file", 4)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_file_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, linked: bool
+) -> None:
+    path = tmp_path / "it"
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as listening:
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            listening.bind("it")
+        else:
+            path = Path("/dev/zero")
+        if linked:
+            (tmp_path / "link").symlink_to(path)
+            path = tmp_path / "link"
+        with pytest.raises(OSError, match=f"a {kind}, not a file"):
+            read_regular(path, 10)
+
+
+def test_files_that_say_they_are_empty_are_read_no_further_than_allowed() -> None:
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("no such file system here")
+    assert len(read_regular(Path("/proc/self/stat"), 10_000)) > 10
+    with pytest.raises(OSError, match="more than 100 bytes; at most 100 are read"):
+        read_regular(Path("/proc/self/maps"), 100)

@@ -54,6 +54,8 @@ def train(config: DictConfig) -> None:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     resuming = config.resume is not None
+    if config.trust is not False and not resuming:
+        raise SettingError("trust", config.trust, "false is needed: without resume no file is read")
     with claimed(folder):
         if resuming:
             if folder.resolve() != Path(config.resume).resolve():
@@ -151,4 +153,4 @@ def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:
         return {name: value if isinstance(value, bool | int | float | str) else str(value)}
 
     values = OmegaConf.to_container(used_part(config), resolve=True)
-    return {k: v for k, v in walk("", values).items() if k != "resume"}
+    return {k: v for k, v in walk("", values).items() if k not in ("resume", "trust")}

@@ -59,7 +59,7 @@ def diagnose(config: DictConfig) -> None:
         SettingError, DataError: what a user can mend.
     """
     folder = existing_run(config.run, "run")
-    saved = saved_config(folder)
+    saved = saved_config(folder, trust=config.trust)
     curvature = _checked(config)
     # torch's own, at its first forward-mode derivative
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)

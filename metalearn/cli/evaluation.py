@@ -30,7 +30,7 @@ def evaluate(config: DictConfig) -> None:
         SettingError, DataError: what a user can mend.
     """
     folder = existing_run(config.run, "run")
-    saved = saved_config(folder)
+    saved = saved_config(folder, trust=config.trust)
     if config.checkpoint not in ("best", "last"):
         raise SettingError("checkpoint", config.checkpoint, "best or last is needed")
     with determinism(saved):

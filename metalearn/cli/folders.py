@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from metalearn.cli.building import groups_of
+from metalearn.cli.targets import check_targets
 from metalearn.errors import DataError, SettingError
-from metalearn.files import replace_file
+from metalearn.files import read_regular, replace_file
 
 try:
     import fcntl
@@ -33,6 +35,10 @@ __all__ = [
 
 _LOCK = ".lock"
 _LOG = "train.log"
+_WRITTEN = (_LOCK, _LOG, "metrics.jsonl", "tensorboard")
+"""What is written to where it is; all else is put in its place whole."""
+_LARGEST = 2**18  # bytes of a configuration: a hundred times what they have
+_DEEPEST = 32  # levels of a configuration
 
 
 def run_folder(resume: str | None, choices: Mapping[str, str]) -> str:
@@ -55,10 +61,17 @@ def run_folder(resume: str | None, choices: Mapping[str, str]) -> str:
 
 
 def existing_run(name: str, setting: str) -> Path:
-    """The folder ``name`` if a run stands in it; SettingError otherwise."""
+    """The folder ``name`` if a run stands in it; SettingError otherwise.
+
+    Raises:
+        DataError: a run that would write into a file elsewhere, through a link in its folder.
+    """
     folder = Path(name)
     if not (folder / "config.yaml").is_file():
         raise SettingError(setting, name, "the folder of a run, with its config.yaml, is needed")
+    for path in (folder / written for written in _WRITTEN):
+        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+            raise DataError(f"{path}: a run keeps this itself; it is a link or no file, remove it")
     return folder
 
 
@@ -92,12 +105,31 @@ def discard_if_empty(folder: Path) -> None:
     folder.rmdir()
 
 
-def saved_config(folder: Path) -> DictConfig:
-    """The configuration that a run was started with; DataError where it cannot be read."""
+def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = ()) -> DictConfig:
+    """The configuration that a run was started with.
+
+    Args:
+        folder: the run's folder.
+        trust: whether it may name anything that can be imported to be called; see
+            `metalearn.cli.targets.check_targets`.
+        typed: dotted names of settings that are given anew.
+
+    Raises:
+        SettingError: a ``trust`` that is neither true nor false.
+        DataError: the file cannot be read, or would build what no run of ours builds.
+    """
+    if not isinstance(trust, bool):
+        raise SettingError("trust", trust, "true or false is needed")
     path = folder / "config.yaml"
     try:
-        config = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        text = read_regular(path, _LARGEST).decode()
+        _check_form(text)
+        if not trust:
+            # As spelt: OmegaConf would already look into interpolations.
+            values = yaml.load(text, Loader=yaml.BaseLoader)
+            check_targets(values if isinstance(values, dict) else {}, path, typed=typed)
+        config = OmegaConf.load(io.StringIO(text))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
         raise DataError(f"{path}: this file cannot be read as a run's configuration") from error
     if not isinstance(config, DictConfig) or "trainer" not in config:
         raise DataError(f"{path}: a run's configuration has a trainer")
@@ -105,6 +137,18 @@ def saved_config(folder: Path) -> DictConfig:
     if missing:
         raise DataError(f"{path}: a run's configuration has {missing[0]}")
     return config
+
+
+def _check_form(text: str) -> None:
+    """Refuse YAML that is small on the disk and large, or without end, in memory."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels")
 
 
 def used_part(config: DictConfig) -> DictConfig:
@@ -119,17 +163,19 @@ def write_config(folder: Path, config: DictConfig) -> None:
     """Write the resolved configuration into the run's folder."""
     shown = used_part(config)
     shown.resume = None  # where this process began is told by the provenance files
+    shown.pop("trust", None)  # no file may ask to be trusted
     text = OmegaConf.to_yaml(shown, resolve=True)
     replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))
 
 
 def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     """The interrupted run's own configuration, with the overrides given now."""
-    saved = saved_config(Path(config.resume))
+    typed = [override.partition("=")[0] for override in overrides]
+    saved = saved_config(Path(config.resume), trust=config.trust, typed=typed)
     for override in overrides:
         key, _, _ = override.partition("=")
         same = key == "trainer" and config.trainer._target_ == saved.trainer._target_
-        if key == "resume" or same:
+        if key in ("resume", "trust") or same:
             continue
         if key not in ("device", "test_tasks") and not key.startswith("trainer."):
             raise SettingError(
