@@ -2,6 +2,7 @@
 
 from metalearn.trainers.base import FitResult, Trainer
 from metalearn.trainers.ensemble import EnsembleTest, EnsembleTrainer
+from metalearn.trainers.inductive import InductiveModule
 from metalearn.trainers.iterates import SnapshotTrainer, SWAGTrainer
 from metalearn.trainers.learner import MetaLearner
 from metalearn.trainers.loop_settings import LoopSettings
@@ -19,6 +20,7 @@ __all__ = [
     "EnsembleTest",
     "EnsembleTrainer",
     "FitResult",
+    "InductiveModule",
     "LoopSettings",
     "MCDropoutTrainer",
     "MemberLearner",

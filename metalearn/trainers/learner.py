@@ -25,17 +25,17 @@ from metalearn.core import (
     meta_gradient,
 )
 from metalearn.core.adapt import last_of
+from metalearn.core.checks import check_reached, outside_inference_mode
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import match_names
 from metalearn.errors import SettingError, check_whole
+from metalearn.trainers.inductive import beside_support, each_beside
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.planning import planned, settle, what_fits
 from metalearn.trainers.task_scores import TaskScores
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
 __all__ = ["MetaLearner"]
-
-_QUERIES_AT_A_TIME = 16
 
 
 class MetaLearner:
@@ -133,18 +133,30 @@ class MetaLearner:
         found: Tensor = self.apply(self.params, self.buffers, inputs)
         return found
 
-    def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
+    @outside_inference_mode
+    def adapt(
+        self, support: Batch, *, steps: int | None = None, transductive: bool = False
+    ) -> nn.Module:
         """A copy of the module, adapted to one support set ``(inputs [N, ...], targets [N])``.
 
-        The copy is an ordinary module with nothing of the learner in it: call it, save it, move
-        it. Where it normalises with the statistics of the batch at hand, a prediction depends on
-        the other inputs of its batch.
+        The copy is an ordinary module in evaluation mode with nothing of the learner in it: call
+        it, save it, move it. It answers each query as `score` with ``inductive=True`` does. Where
+        the module normalises with the statistics of the batch at hand, one query alone has none;
+        then the copy is an `InductiveModule`, which carries the support inputs and predicts each
+        query beside them.
 
         Args:
             support: the labelled examples.
             steps: inner steps; None takes ``maml.eval_steps``.
+            transductive: the bare network in any case: queries that are asked together share their
+                statistics, as in `score` without ``inductive``.
+
+        Raises:
+            SettingError: steps below 0, a loss that the module's parameters have no part in.
         """
-        return self._adapted(copy.deepcopy(self.module), self.params, support, steps)
+        return self._adapted(
+            copy.deepcopy(self.module), self.params, support, steps, transductive=transductive
+        )
 
     def score(
         self, tasks: TaskBatch, *, steps: int | None = None, inductive: bool = False
@@ -167,7 +179,13 @@ class MetaLearner:
         return TaskScores(losses, right.to(losses.dtype).mean(-1), predictions)
 
     def _adapted(
-        self, module: nn.Module, start: Params, support: Batch, steps: int | None
+        self,
+        module: nn.Module,
+        start: Params,
+        support: Batch,
+        steps: int | None,
+        *,
+        transductive: bool,
     ) -> nn.Module:
         """The module with the parameters that adaptation from ``start`` gives."""
         points = inner_trajectory(
@@ -184,7 +202,10 @@ class MetaLearner:
             for name, parameter in module.named_parameters():
                 parameter.copy_(params[name])
                 parameter.grad = None
-        return module.eval()
+        module.eval()
+        if transductive:
+            return module
+        return beside_support(module, support[0], vectorize=self.vectorized)
 
     def _functional(self) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The module as a pure function, its parameters and buffers."""
@@ -252,7 +273,8 @@ class MetaLearner:
 
         def pulled(params: Params, batch: Batch) -> Tensor:
             moved = torch.stack([((params[n] - p) ** 2).sum() for n, p in start.items()]).sum()
-            return self.loss(params, batch) + 0.5 * self.maml.regularization * moved
+            loss = check_reached(self.loss(params, batch))  # which the pull would hide
+            return loss + 0.5 * self.maml.regularization * moved
 
         return pulled
 
@@ -268,12 +290,7 @@ class MetaLearner:
         if support is None:
             return together(inputs)
 
-        def alone(query: Tensor) -> Tensor:
-            return together(torch.cat([support, query[None]]))[-1]
-
-        if vectorize:
-            return torch.vmap(alone, chunk_size=_QUERIES_AT_A_TIME)(inputs)
-        return torch.stack([alone(query) for query in inputs])
+        return each_beside(together, support, inputs, vectorize=vectorize)
 
     def _criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.kind == "classification":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import MetaGradient, Plan
+from metalearn.core.checks import outside_inference_mode
 from metalearn.core.ensemble import member_count, take_member, unstack
 from metalearn.core.meta_ensemble import member_meta_gradient
 from metalearn.core.predictive import (
@@ -53,10 +54,16 @@ class MemberLearner(MetaLearner):
         found: Tensor = self.apply(take_member(self.params, 0), {}, inputs)
         return found
 
-    def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
-        """An `Ensemble` of the members, each adapted to one support set."""
+    @outside_inference_mode
+    def adapt(
+        self, support: Batch, *, steps: int | None = None, transductive: bool = False
+    ) -> nn.Module:
+        """An `Ensemble` of the members, each adapted to one support set; see `MetaLearner.adapt`.
+
+        Members that normalise with the batch at hand carry the support inputs, each its own.
+        """
         modules = [
-            self._adapted(self.module.member(index), row, support, steps)
+            self._adapted(self.module.member(index), row, support, steps, transductive=transductive)
             for index, row in enumerate(unstack(self.params))
         ]
         return Ensemble.from_modules(modules).eval()

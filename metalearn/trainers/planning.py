@@ -67,7 +67,7 @@ def settle(
         deterministic: whether to leave out of it what memory is free; ``maml.memory`` counts.
 
     Raises:
-        SettingError: nothing fits ``maml.memory``; settings are named ``maml.<name>``.
+        SettingError: nothing fits ``maml.memory``; those of ``maml`` are named ``maml.<name>``.
     """
     budget = memory_budget(maml.memory, leaves(params)[0].device, deterministic=deterministic)
     try:
@@ -81,6 +81,8 @@ def settle(
             **settings,
         )
     except SettingError as error:
+        if not hasattr(maml, error.setting):
+            raise
         raise SettingError(f"maml.{error.setting}", error.value, error.accepted) from error
 
 

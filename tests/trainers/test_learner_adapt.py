@@ -38,7 +38,7 @@ def test_an_adapted_module_predicts_what_was_scored(net: str, engine: str) -> No
     scores = learner.score(tasks)
     for row in range(3):
         support, (x, y) = of_task(tasks, row)
-        adapted = learner.adapt(support)
+        adapted = learner.adapt(support, transductive=True)
         outputs = adapted(x)
         assert torch.equal(outputs.argmax(-1), scores.predictions[row, -1])
         torch.testing.assert_close(
@@ -61,7 +61,7 @@ def test_an_adapted_module_is_an_ordinary_module_of_its_own(net: str) -> None:
     before, training = copy.deepcopy(learner.module.state_dict()), learner.module.training
     for value in learner.module.parameters():
         value.grad = torch.ones_like(value)
-    adapted = learner.adapt(support, steps=1)
+    adapted = learner.adapt(support, steps=1, transductive=True)
     assert type(adapted) is type(learner.module)
     assert not adapted.training and learner.module.training == training
     for value in adapted.parameters():
