@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -31,13 +31,25 @@ _UNREADABLE = (
 )
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], *, make_folder: bool = True) -> None:
     """Write ``state`` (tensors, numbers, strings, containers) to ``path`` atomically.
 
     The file is complete or absent, whatever interrupts: it is written beside its place, flushed to
-    the disk, and moved there.
+    the disk, and moved there. Its folder is made if missing, unless ``make_folder`` is false.
+
+    Raises:
+        OSError: what the system refuses, such as a full disk, with ``path`` as its file.
     """
-    replace_file(path, lambda file: torch.save(state, file))
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides it behind a check of its own
+                raise error.__context__ from None
+            raise
+
+    replace_file(path, write, make_folder=make_folder)
 
 
 def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -1,17 +1,34 @@
-"""Files written whole or not at all, and read without waiting for what is none."""
+"""Files written whole or not at all, read without waiting for what is none, and locked."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "append_whole",
+    "failures_named",
+    "lock",
+    "read_regular",
+    "remove_partials",
+    "replace_file",
+]
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
-
-__all__ = ["read_regular", "replace_file"]
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}")
 
 
 def read_regular(path: Path, largest: int) -> bytes:
@@ -31,25 +48,113 @@ def read_regular(path: Path, largest: int) -> bytes:
     return data
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def replace_file(
+    path: Path, write: Callable[[IO[bytes]], object], *, make_folder: bool = True
+) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in the place of ``path``.
 
     A reader sees the old file or the new one, never a part, whatever ends the process; if ``write``
-    raises, the old file stays and the temporary one is removed. The folder is made if missing.
+    raises, the old file stays and the temporary one is removed. What a killed writer of the same
+    file has left goes too. The folder is made if missing, unless ``make_folder`` is false.
+
+    Raises:
+        OSError: what the system refuses, with ``path`` as its file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are closed to others, whatever the umask says.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with failures_named(path):
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        remove_partials(path.parent, re.escape(path.name))
+        partial, file = _opened_beside(path)
+        try:
+            with file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                if path.exists():
+                    partial.chmod(path.stat().st_mode & 0o777)
+                if fcntl is None:
+                    file.close()  # Windows gives no open file another name
+                partial.replace(path)  # under its lock: until then it is nobody's leftover
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def append_whole(file: RawIOBase, data: bytes) -> None:
+    """Append to an unbuffered file all of ``data`` or, where the disk is full, nothing of it."""
+    end = file.seek(0, os.SEEK_END)
+    left = memoryview(data)
     try:
-        with partial.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            partial.chmod(path.stat().st_mode & 0o777)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        while left:
+            left = left[file.write(left) or 0 :]
+    except OSError:
+        with suppress(OSError):
+            file.truncate(end)
+        raise
+
+
+def remove_partials(folder: Path, names: str) -> None:
+    """Remove temporary files that killed writers left in a folder, of files whose name fits.
+
+    A file that is still being written is locked by its writer and stays.
+
+    Args:
+        folder: one that is missing, or may not be changed, is left as it is.
+        names: a regular expression for the whole name of the files that were to be written.
+    """
+    try:
+        found = [entry for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
+    except OSError:
+        return
+    for entry in found:
+        parts = _PARTIAL.fullmatch(entry.name)
+        if parts and re.fullmatch(names, parts.group(1)):
+            try:
+                with open(entry.path, "rb") as file:
+                    if lock(file):
+                        os.unlink(entry.path)
+            except OSError:
+                continue
+
+
+def lock(file: IO[Any]) -> bool | None:
+    """Lock an open file for as long as it is open, without waiting.
+
+    Returns:
+        True; False where another opening of the file has the lock; None where there are no locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return None
+        raise
+    return True
+
+
+@contextmanager
+def failures_named(path: Path) -> Iterator[None]:
+    """Give an OSError from inside ``path`` as its file, which that of a write does not have."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _opened_beside(path: Path) -> tuple[Path, IO[bytes]]:
+    """A new temporary file of ours, locked."""
+    while True:
+        # Not tempfile: its files are closed to others, whatever the umask says.
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        file = partial.open("xb")
+        if lock(file) is not False and os.fstat(file.fileno()).st_nlink:
+            return partial, file
+        file.close()  # somebody took it for a leftover before it was locked
 
 
 def _check_regular(status: os.stat_result, largest: int) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 import threading
+from io import FileIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
-from metalearn.files import read_regular, replace_file
+from metalearn.files import append_whole, lock, read_regular, remove_partials, replace_file
 
 
 def _mode(path: Path) -> int:
@@ -149,3 +151,107 @@ def test_files_that_say_they_are_empty_are_read_no_further_than_allowed() -> Non
     assert len(read_regular(Path("/proc/self/stat"), 10_000)) > 10
     with pytest.raises(OSError, match="more than 100 bytes; at most 100 are read"):
         read_regular(Path("/proc/self/maps"), 100)
+
+
+PARTIAL = ".file.bin.0123456789abcdef"
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    (tmp_path / PARTIAL).write_bytes(b"half")
+    replace_file(tmp_path / "file.bin", lambda file: file.write(b"new"))
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "file.bin",
+        ".file.bin",
+        ".file.bin.0123456789abcde",
+        ".file.bin.0123456789abcdeg",
+        ".other.bin.0123456789abcdef",
+        "file.bin.0123456789abcdef",
+        ".file.bin.0123456789abcdef~",
+    ],
+)
+def test_only_our_own_leftovers_go(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / PARTIAL).write_bytes(b"half")
+    remove_partials(tmp_path, r"file\.bin")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_links_and_folders_of_such_a_name_stay(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"mine")
+    if kind == "link":
+        (tmp_path / PARTIAL).symlink_to(target)
+    else:
+        (tmp_path / PARTIAL).mkdir()
+    remove_partials(tmp_path, ".*")
+    assert (tmp_path / PARTIAL).exists() and target.exists()
+
+
+def test_what_is_being_written_stays(tmp_path: Path) -> None:
+    def write(file: IO[bytes]) -> None:
+        remove_partials(tmp_path, ".*")
+        file.write(b"new")
+
+    replace_file(tmp_path / "file.bin", write)
+    assert (tmp_path / "file.bin").read_bytes() == b"new"
+
+
+def test_a_missing_folder_has_no_leftovers(tmp_path: Path) -> None:
+    remove_partials(tmp_path / "nowhere", ".*")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_is_made_only_where_it_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "file.bin"
+    with pytest.raises(FileNotFoundError) as caught:
+        replace_file(path, lambda file: file.write(b"1"), make_folder=False)
+    assert caught.value.filename == str(path)
+    assert not path.parent.exists()
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    def fail(file: IO[bytes]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "file.bin"
+    with pytest.raises(OSError, match="No space left") as caught:
+        replace_file(path, fail)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_opening_of_a_file_has_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("a") as one:
+        assert lock(one)
+        with path.open("a") as other:
+            assert lock(other) is False
+    with path.open("a") as other:
+        assert lock(other)
+
+
+class Full(FileIO):
+    """A disk with room for three bytes at a time, and then for none."""
+
+    room = 3
+
+    def write(self, data: Any) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.room, part = 0, memoryview(data)[: self.room]
+        return super().write(part)
+
+
+def test_all_or_nothing_is_appended(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    with FileIO(path, "ab") as file:
+        append_whole(file, b"first\n")
+    with Full(path, "ab") as full, pytest.raises(OSError, match="No space left"):
+        append_whole(full, b"second\n")
+    assert path.read_bytes() == b"first\n"

@@ -12,13 +12,13 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from metalearn.errors import SettingError
-from metalearn.files import replace_file
+from metalearn.files import append_whole, failures_named, replace_file
 from metalearn.tracking.provenance import plain
 
 if TYPE_CHECKING:
@@ -109,14 +109,20 @@ class RunTracker:
     last line that a crash may have left. With ``resume_step=k`` whatever an interrupted run wrote
     after step k is dropped first, in both places.
 
+    A disk that fails in ``tensorboard/`` costs the records there: a warning is logged once. One
+    that fails in ``metrics.jsonl`` is an error, and leaves no part of the line.
+
     Args:
         folder: the run's folder, made if missing.
         resume_step: the last step whose records stay; None keeps all.
+        again: the beginning of names that will be recorded once more at ``resume_step`` itself;
+            its lines with such a name are dropped as well.
         bands: title to names of scalars with companions ``<name>_low`` and ``<name>_high``, the
             ends of a band; each is one in TensorBoard's Custom Scalars tab, under the title.
 
     Raises:
         SettingError: a negative ``resume_step``.
+        OSError: ``metrics.jsonl`` cannot be written.
     """
 
     def __init__(
@@ -124,21 +130,21 @@ class RunTracker:
         folder: Path,
         *,
         resume_step: int | None = None,
+        again: str | None = None,
         bands: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import: only if asked for
+        from metalearn.tracking.events import EventWriter  # a second to import: only if asked for
 
         if resume_step is not None and resume_step < 0:
             raise SettingError("resume_step", resume_step, "a step of at least 0, or None")
         folder.mkdir(parents=True, exist_ok=True)
-        metrics = folder / "metrics.jsonl"
-        last = _tidy(metrics, resume_step)
-        self._lines: IO[str] = metrics.open("a", encoding="utf-8")
+        self._metrics = folder / "metrics.jsonl"
+        last = _tidy(self._metrics, resume_step, again)
+        self._lines = self._metrics.open("ab", buffering=0)
         self._tensorboard = folder / "tensorboard"
-        self._writer: Any = SummaryWriter(
-            str(self._tensorboard),
-            purge_step=None if resume_step is None else resume_step + 1,
-            flush_secs=20,
+        kept = None if resume_step is None else resume_step + 1
+        self._writer: Any = EventWriter(
+            self._tensorboard, purge_step=0 if again and resume_step == 0 else kept
         )
         self._last_step = last
         self._charts: dict[str, dict[str, list[object]]] = {
@@ -206,7 +212,7 @@ class RunTracker:
         Raises:
             SettingError: results of another number of members than settings.
         """
-        from torch.utils.tensorboard import SummaryWriter
+        from metalearn.tracking.events import EventWriter
 
         if len(settings) != len(results):
             accepted = f"one for each of the {len(settings)} members is needed"
@@ -214,9 +220,9 @@ class RunTracker:
         step, digits = self._last_step, max(2, len(str(len(settings) - 1)))
         names = [f"member_{index:0{digits}}" for index in range(len(settings))]
         for old in self._tensorboard.glob("member_[0-9]*/"):
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
         for index, (name, given, numbers) in enumerate(zip(names, settings, results)):
-            writer = SummaryWriter(str(self._tensorboard / name))
+            writer: Any = EventWriter(self._tensorboard / name)
             for key, value in numbers.items():
                 writer.add_scalar(key, float(value), step)
             _write_row(writer, {"member": index, **given})
@@ -226,7 +232,6 @@ class RunTracker:
     def flush(self) -> None:
         """Bring everything recorded so far to disk."""
         if not self._lines.closed:
-            self._lines.flush()
             self._writer.flush()
 
     def close(self) -> None:
@@ -238,8 +243,8 @@ class RunTracker:
     def _line(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         numbers = {name: float(value) for name, value in values.items()}
         record = plain({"step": step, "time": round(time.time(), 3), **numbers})
-        self._lines.write(json.dumps(record, allow_nan=False) + "\n")
-        self._lines.flush()
+        with failures_named(self._metrics):
+            append_whole(self._lines, json.dumps(record, allow_nan=False).encode() + b"\n")
         return numbers
 
 
@@ -263,7 +268,7 @@ def _setting(value: bool | int | float | str) -> int | float | str:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _tidy(path: Path, resume_step: int | None) -> int:
+def _tidy(path: Path, resume_step: int | None, again: str | None) -> int:
     """Drop torn lines and those after ``resume_step``; return the last step that stays, or 0."""
     if not path.exists():
         return 0
@@ -271,20 +276,27 @@ def _tidy(path: Path, resume_step: int | None) -> int:
     kept: list[bytes] = []
     last = 0
     for line in old.splitlines():
-        step = _step(line)
-        if step is not None and (resume_step is None or step <= resume_step):
+        record = _record(line)
+        if record is not None and _stays(record, resume_step, again):
             kept.append(line + b"\n")
-            last = max(last, step)
+            last = max(last, record["step"])
     new = b"".join(kept)
     if new != old:
         replace_file(path, lambda file: file.write(new))
     return last
 
 
-def _step(line: bytes) -> int | None:
+def _stays(record: Mapping[str, Any], resume_step: int | None, again: str | None) -> bool:
+    if resume_step is None or record["step"] < resume_step:
+        return True
+    repeated = again is not None and any(name.startswith(again) for name in record)
+    return record["step"] == resume_step and not repeated
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except ValueError:
         return None
-    step = record.get("step") if isinstance(record, dict) else None
-    return step if isinstance(step, int) else None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if whole else None

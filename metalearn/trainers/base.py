@@ -8,6 +8,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core.tree import is_finite
 from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.files import failures_named
 from metalearn.models import set_draw
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.clock import Clock, process_memory
 from metalearn.trainers.diagnostics import Predictive, Units, Watch
 from metalearn.trainers.loop_settings import LoopSettings
-from metalearn.trainers.signals import StopRequest
+from metalearn.trainers.signals import Stopped, StopRequest
 
 __all__ = ["FitResult", "StepReport", "Trainer"]
 
@@ -109,6 +111,9 @@ class Trainer(ABC):
         self._best: dict[str, Tensor] = {}
         self._stale = 0
         self._shown: dict[str, float] = {}
+        self.validation_due = True
+        self._unsaved, self._has_folder = True, False
+        self._stop = StopRequest()  # of no signal, unless in `stoppable`
         self.watch = Watch((), settings.diagnostics_every, self)
 
     @abstractmethod
@@ -167,39 +172,50 @@ class Trainer(ABC):
         """Models with the data of a step, where ``"predictive"`` is `watchable`."""
         return iter(())
 
+    @property
+    def finished(self) -> bool:
+        """Whether `fit` has nothing left to do."""
+        ended = self.step >= self.settings.steps or self.out_of_patience()
+        return ended and not self.validation_due
+
+    @contextmanager
+    def stoppable(self) -> Iterator[StopRequest]:
+        """Note signals that ask to stop; validation, tests and diagnostics then raise `Stopped`."""
+        before = self._stop
+        with StopRequest() as stop:
+            stop.received, self._stop = before.received, stop
+            try:
+                yield stop
+            finally:
+                self._stop = before
+
     def fit(self) -> FitResult:
         """Train to the last step, to the end of patience, or to a signal; then save.
+
+        A validation that a signal breaks off leaves no trace and is made first of all by a trainer
+        that resumes. A trainer that has nothing left to do writes nothing.
 
         Raises:
             NonFiniteError: a loss or gradient that is not finite; the state before that step has
                 been saved if the trainer has a folder.
+            DataError: the best parameters are not known; see `check_best`.
+            OSError: a checkpoint or record cannot be written; the last checkpoint is whole.
         """
-        total, start, before = self.settings.steps, time.monotonic(), self.seconds
+        self.check_best()
+        self._make_folder()
+        started = time.monotonic() - self.seconds
         with (
-            StopRequest() as stop,
-            Progress(total, self.step, enabled=self.settings.progress) as bar,
+            self.stoppable() as stop,
+            Progress(self.settings.steps, self.step, enabled=self.settings.progress) as bar,
         ):
-            if self.step < total:
-                self.prepare()
-            if self.best_step < 0:
-                self._evaluate()
+            with suppress(Stopped):  # what is broken off is done again by who resumes
+                self._go_on(stop, bar, started)
+            self.seconds = time.monotonic() - started
+            if self._unsaved:
                 self.save("last")
-            clock = Clock()
-            self.watch.restart()
-            while self.step < total and not self.out_of_patience() and stop.received is None:
-                self._train_step(bar, clock)
-                self.seconds = before + time.monotonic() - start
-                if self._due(self.settings.eval_every):
-                    with clock.paused():
-                        self._evaluate()
-                if self._due(self.settings.checkpoint_every):
-                    self.save("last")
-            self.seconds = before + time.monotonic() - start
-            self.save("last")
-        if self.step == total:
-            reason: Literal["finished", "patience", "interrupted"] = "finished"
-        else:
-            reason = "patience" if self.out_of_patience() else "interrupted"
+        reason: Literal["finished", "patience", "interrupted"] = "interrupted"
+        if self.finished:
+            reason = "finished" if self.step >= self.settings.steps else "patience"
         self.tracker.flush()
         return FitResult(
             self.step,
@@ -212,11 +228,18 @@ class Trainer(ABC):
         )
 
     def save(self, name: str) -> Path | None:
-        """Write ``checkpoints/<name>.pt``: all that `resume` needs. None without a folder."""
+        """Write ``checkpoints/<name>.pt``: all that `resume` needs. None without a folder.
+
+        Raises:
+            OSError: what the system refuses; so is a folder that was taken away meanwhile.
+        """
         if self.folder is None:
             return None
         self.check_parameters()
+        self._make_folder()
         path = self.folder / "checkpoints" / f"{name}.pt"
+        with failures_named(path):
+            path.parent.mkdir(exist_ok=True)
         save_checkpoint(
             path,
             {
@@ -228,11 +251,15 @@ class Trainer(ABC):
                 "best_step": self.best_step,
                 "best_value": self.best_value,
                 "stale": self._stale,
+                "validation_due": self.validation_due,
                 "seconds": self.seconds,
                 "extra": self.extra_state(),
                 "diagnostics": self.watch.state(),
             },
+            make_folder=False,
         )
+        if name == "last":
+            self._unsaved = False
         return path
 
     def resume(self, path: str | Path) -> None:
@@ -259,43 +286,92 @@ class Trainer(ABC):
             self.step, self.seconds = state["step"], state["seconds"]
             self.best_step, self.best_value = state["best_step"], state["best_value"]
             self._stale = state["stale"]
+            self.validation_due = state.get("validation_due", self.best_step < 0)
             self.load_extra_state(state.get("extra", {}))
             self.watch.load_state(state.get("diagnostics", {}))
+            if self.step:
+                self._set_rates(self.step - 1)  # as they were saved
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{path}: this checkpoint does not fit the run ({reason})") from error
         best = Path(path).with_name("best.pt")
         self._best = load_checkpoint(best, device=self.device)["module"] if best.is_file() else {}
+        last = None if self.folder is None else self.folder / "checkpoints" / "last.pt"
+        self._unsaved = last is None or last.resolve() != Path(path).resolve()
+
+    def check_best(self) -> None:
+        """Refuse to go on where the best parameters so far are not known.
+
+        Raises:
+            DataError: ``best.pt`` was not beside the resumed checkpoint, or is of another module.
+        """
+        if self.best_step < 0:
+            return
+        where = "best.pt" if self.folder is None else self.folder / "checkpoints" / "best.pt"
+        way_out = "a copy of last.pt in its place makes the newest parameters the best so far"
+        if not self._best:
+            raise DataError(
+                f"{where}: the best checkpoint is missing, so the best parameters are not known; "
+                f"{way_out}"
+            )
+        here = {name: value.shape for name, value in self.module.state_dict().items()}
+        if here != {name: value.shape for name, value in self._best.items()}:
+            raise DataError(f"{where}: this checkpoint does not fit the run; {way_out}")
 
     def load_best(self) -> None:
         """Put the parameters of the best validation into the module.
 
         Raises:
-            DataError: none are known, because ``best.pt`` was not beside the resumed checkpoint.
+            DataError: none are known; see `check_best`.
         """
+        self.check_best()
         if not self._best:
-            raise DataError("the best checkpoint is missing, so the best parameters are not known")
+            raise DataError("there has been no validation, so the best parameters are not known")
         self.module.load_state_dict(self._best)
+
+    def _go_on(self, stop: StopRequest, bar: Progress, started: float) -> None:
+        """All that is left to do; ``started`` is the time at which the run would have begun."""
+        total = self.settings.steps
+        if not self.finished:
+            self.prepare()
+        if self.validation_due:
+            if self.best_step < 0:
+                self.save("last")  # however long the validation takes, what is decided is kept
+            self._evaluate()
+            self.save("last")
+        clock = Clock()
+        self.watch.restart()
+        while self.step < total and not self.out_of_patience() and stop.received is None:
+            self._train_step(bar, clock)
+            self.seconds = time.monotonic() - started
+            if self._due(self.settings.eval_every):
+                self.validation_due = True
+                with clock.paused():
+                    self._evaluate()
+            if self._due(self.settings.checkpoint_every):
+                self.save("last")
 
     def _train_step(self, bar: Progress, clock: Clock) -> None:
         step = self.step
+        watched = self.watch.due(step)
+        kept = [b.clone() for b in self.module.buffers()] if watched else []
         set_draw(self.module, step)
         report = self.gradient(step)
         for name, parameter in self.module.named_parameters():
             grad = report.grads.get(name)  # none of a stack that is not trained any more
             parameter.grad = None if grad is None else _laid_out_like(grad, parameter)
-        if self.watch.due(step):
+        if watched:
             with clock.paused():
-                self.watch.look(step, report.grads, self.tracker)
+                self._look(step, report, kept)
         loss, norm = self.accept(step, report)
         due = (step + 1) % self.settings.log_every == 0 or step == 0
         with clock.paused():
             extra = dict(self.log_training(step, report)) if due else {}
-        factor = self.rate(step)
-        for group, rate in zip(self.optimizer.param_groups, self._rates):
-            group["lr"] = rate * factor
-        self.update(factor)
-        self.step += 1
+        factor = self._set_rates(step)
+        with self._stop.whole():
+            self.update(factor)
+            self.step += 1
+            self._unsaved = True
         clock.count(report.samples)
         if "train/accuracy_after" in extra:
             self._shown = {"accuracy": extra["train/accuracy_after"]}  # until the next record
@@ -311,6 +387,22 @@ class Trainer(ABC):
             }
             self.tracker.scalars(self.step, numbers)
             clock.restart()
+
+    def _set_rates(self, step: int) -> float:
+        """Set the learning rates of a step; the factor of the schedule."""
+        factor = self.rate(step)
+        for group, rate in zip(self.optimizer.param_groups, self._rates):
+            group["lr"] = rate * factor
+        return factor
+
+    def _look(self, step: int, report: StepReport, kept: list[Tensor]) -> None:
+        """Diagnostics; broken off, they leave buffers as they were before the step."""
+        try:
+            self.watch.look(step, report.grads, self.tracker, check=self._stop.check)
+        except Stopped:
+            for buffer, value in zip(self.module.buffers(), kept):
+                buffer.copy_(value)
+            raise
 
     def accept(self, step: int, report: StepReport) -> tuple[float, float]:
         """Clip the gradient; loss and norm before clipping.
@@ -351,13 +443,16 @@ class Trainer(ABC):
     def _evaluate(self) -> None:
         self.check_parameters()
         numbers = dict(self.validate())
-        self.tracker.scalars(self.step, numbers)
-        self.tracker.histograms(self.step, "weights", dict(self.module.named_parameters()))
-        grads = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
-        self.tracker.histograms(self.step, "weights_gradient", grads)
-        self.watch.draw(self.step, self.tracker)
-        if self.judge(numbers):
-            self.save("best")
+        with self._stop.whole():
+            self.tracker.scalars(self.step, numbers)
+            self.tracker.histograms(self.step, "weights", dict(self.module.named_parameters()))
+            grads = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
+            self.tracker.histograms(self.step, "weights_gradient", grads)
+            self.watch.draw(self.step, self.tracker)
+            better = self.judge(numbers)
+            self.validation_due, self._unsaved = False, True
+            if better:
+                self.save("best")
         log.info(
             "step %d/%d: %s %.4g (best %.4g at step %d)",
             self.step,
@@ -382,6 +477,12 @@ class Trainer(ABC):
     def out_of_patience(self) -> bool:
         """Whether validations have brought nothing for too long."""
         return self.settings.patience is not None and self._stale >= self.settings.patience
+
+    def _make_folder(self) -> None:
+        """Once: a folder that is taken away later is not made again without all that was in it."""
+        if self.folder is not None and not self._has_folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._has_folder = True
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps

@@ -354,21 +354,24 @@ class EnsembleTrainer(MemberTrainer):
         kept = {n: v.clone() for n, v in self.ensemble.named_buffers()}
 
         def attempt(engine: MemberEngine, members: int) -> object:
+            self._stop.check()
             chosen = torch.arange(len(self.ensemble)) < members
             return self._gradients(batch, chosen, engine, None)
 
         fixed = self.settings.deterministic
-        self.plan = plan_members(
-            attempt,
-            len(self.ensemble),
-            engine=self.engine,
-            chunk_size=self.chunk_size,
-            memory=memory_budget(self.memory, self.device, deterministic=fixed),
-            device=self.device,
-            deterministic=fixed,
-        )
-        for name, buffer in self.ensemble.named_buffers():  # trials wrote running statistics
-            buffer.copy_(kept[name])
+        try:
+            self.plan = plan_members(
+                attempt,
+                len(self.ensemble),
+                engine=self.engine,
+                chunk_size=self.chunk_size,
+                memory=memory_budget(self.memory, self.device, deterministic=fixed),
+                device=self.device,
+                deterministic=fixed,
+            )
+        finally:
+            for name, buffer in self.ensemble.named_buffers():  # trials wrote running statistics
+                buffer.copy_(kept[name])
         log.info("%s", self.plan)
 
     def _report(self, model: Predictor, split: Split) -> EnsembleReport:
@@ -383,6 +386,7 @@ class EnsembleTrainer(MemberTrainer):
 
     @torch.no_grad()
     def _logits(self, model: Predictor, inputs: Tensor) -> Tensor:
+        self._stop.check()
         given: MemberEngine = "loop" if self.engine == "loop" else "batched"
         engine = self.plan.engine if self.plan else given
         logits: Tensor = model.eval()(inputs.to(self.device), engine=engine)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -229,8 +229,13 @@ class SWAGTrainer(IterateTrainer):
         member = _with_state(
             self.ensemble, swag_sample(self.moments, generator=generator, scale=self.scale)
         )
-        epoch = range(self.batches.batches_per_epoch)
-        update_bn((self._batch(step)[0] for step in epoch), member, self.device)
+
+        def inputs() -> Iterator[Tensor]:
+            for step in range(self.batches.batches_per_epoch):
+                self._stop.check()
+                yield self._batch(step)[0]
+
+        update_bn(inputs(), member, self.device)
         return member
 
 

@@ -232,6 +232,7 @@ class MetaTrainer(MemberTrainer):
         self._settle()
         parts = []
         for start in range(0, count, self.meta_batch):
+            self._stop.check()
             indices = range(start, min(start + self.meta_batch, count))
             batch = self.tasks.sample(split, indices, device=self.device)
             parts.append(self.learner.score(batch, inductive=inductive))

@@ -198,6 +198,7 @@ class PerSampleTrainer(Trainer):
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits ``[1, N, C]`` in evaluation mode."""
+        self._stop.check()
         self.module.eval()
         logits: Tensor = call_with(self.module, {}, {}, inputs.to(self.device))
         self._train()

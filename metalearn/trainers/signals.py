@@ -1,20 +1,34 @@
-"""Ctrl-C and SIGTERM ask a training to stop after the step at hand."""
+"""Ctrl-C, SIGTERM and SIGHUP ask a training to stop after the step at hand."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["StopRequest"]
+__all__ = ["StopRequest", "Stopped"]
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGINT first: from then on none ends the process
+_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_HANGUP = getattr(signal, "SIGHUP", None)
+
+
+class Stopped(BaseException):
+    """Work that changes nothing was broken off because a stop was asked for.
+
+    No Exception: what handles errors, in a trial or a model's own code, must let it pass.
+    """
 
 
 class StopRequest:
-    """While it is entered, the first SIGINT or SIGTERM is noted instead of ending the process.
+    """While it is entered, a first SIGINT, SIGTERM or SIGHUP is noted and does not end the process.
 
-    A second SIGINT raises KeyboardInterrupt as usual. Outside the main thread, where Python allows
-    no handlers, nothing is caught.
+    A second SIGINT raises KeyboardInterrupt as usual, though not inside `whole`. SIGHUP stays
+    ignored where it is, as under nohup. Outside the main thread, where Python allows no handlers,
+    nothing is caught.
 
     Attributes:
         received: the signal's number, or None so far.
@@ -23,11 +37,16 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._whole, self._owed = 0, False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                ignored = number == _HANGUP and handler == signal.SIG_IGN
+                if handler is not None and not ignored:  # None: it is not Python's
+                    self._previous[number] = handler
+                    signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -36,10 +55,30 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._previous.items():
+        for number, handler in reversed(self._previous.items()):
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+    def check(self) -> None:
+        """Raise `Stopped` if a signal has been received."""
+        if self.received is not None:
+            raise Stopped
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What belongs together is done to its end before a second SIGINT takes effect."""
+        self._whole += 1
+        try:
+            yield
+        finally:
+            self._whole -= 1
+        if self._owed and not self._whole:
+            self._owed = False
             raise KeyboardInterrupt
-        self.received = number
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None or number != signal.SIGINT:
+            self.received = number
+        elif self._whole:
+            self._owed = True
+        else:
+            raise KeyboardInterrupt

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from metalearn.trainers.signals import StopRequest
+from metalearn.trainers.signals import Stopped, StopRequest
 
-BOTH = (signal.SIGINT, signal.SIGTERM)
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _handlers() -> list[Any]:
-    return [signal.getsignal(number) for number in BOTH]
+    return [signal.getsignal(number) for number in ALL]
 
 
 def _send(number: int) -> None:
@@ -28,7 +28,7 @@ def _handlers_stay() -> Iterator[None]:
     before = _handlers()
     yield
     after = _handlers()
-    for number, handler in zip(BOTH, before):
+    for number, handler in zip(ALL, before):
         signal.signal(number, handler)
     assert after == before
 
@@ -39,7 +39,7 @@ def test_nothing_is_received_without_a_signal() -> None:
     assert stop.received is None
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_the_first_signal_is_noted(number: int) -> None:
     with StopRequest() as stop:
         _send(number)
@@ -47,7 +47,7 @@ def test_the_first_signal_is_noted(number: int) -> None:
     assert stop.received == number
 
 
-@pytest.mark.parametrize("first", BOTH)
+@pytest.mark.parametrize("first", ALL)
 def test_a_second_interrupt_is_not_held_back(first: int) -> None:
     with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         _send(first)
@@ -95,3 +95,37 @@ def test_another_thread_catches_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [(True, None)]
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            _send(signal.SIGHUP)
+            assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("first", ALL)
+def test_what_belongs_together_is_done_before_a_second_interrupt(first: int) -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        _send(first)
+        with stop.whole():
+            with stop.whole():
+                _send(signal.SIGINT)
+                done.append("update")
+            done.append("count")
+        done.append("more")
+    assert done == ["update", "count"]
+
+
+def test_a_check_breaks_off_what_errors_do_not() -> None:
+    with StopRequest() as stop:
+        stop.check()
+        _send(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.check()
+    assert not issubclass(Stopped, Exception)

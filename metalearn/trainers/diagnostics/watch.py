@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -92,7 +92,14 @@ class Watch:
         """Whether to look at a step, counted from 0."""
         return bool(self.diagnostics) and (step == 0 or (step + 1) % self.every == 0)
 
-    def look(self, step: int, grads: Mapping[str, Tensor], tracker: Tracker) -> None:
+    def look(
+        self,
+        step: int,
+        grads: Mapping[str, Tensor],
+        tracker: Tracker,
+        *,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Compute and record everything; nothing of the training changes.
 
         Args:
@@ -100,6 +107,7 @@ class Watch:
             grads: of the step, by parameter.
             tracker: gets all of it, and what it took: ``diagnostics/<name>_seconds`` and, of the
                 time since this process began to train, ``diagnostics/<name>_share``.
+            check: called between chunks of gradients; what it raises leaves no trace here.
         """
         took = dict.fromkeys(self._seconds, 0.0)
         seen: dict[str, dict[str, Eye]] = {name: {} for name in took}
@@ -109,7 +117,7 @@ class Watch:
             if not users:
                 continue
             started = time.monotonic()
-            eyes = self._pass(kind, step, grads, {d.eye for d in users if d.eye})
+            eyes = self._pass(kind, step, grads, {d.eye for d in users if d.eye}, check)
             for user in users:
                 assert user.eye is not None
                 seen[user.name][kind] = eyes[user.eye]
@@ -149,7 +157,12 @@ class Watch:
                 diagnostic.load_state(state[diagnostic.name])
 
     def _pass(
-        self, kind: str, step: int, grads: Mapping[str, Tensor], wanted: set[type[Eye]]
+        self,
+        kind: str,
+        step: int,
+        grads: Mapping[str, Tensor],
+        wanted: set[type[Eye]],
+        check: Callable[[], None],
     ) -> dict[type[Eye], Eye]:
         units = self._watched.units(kind, step, grads)
         eyes = {eye: eye(units) for eye in wanted}
@@ -157,6 +170,7 @@ class Watch:
             for eye in eyes.values():
                 eye.begin()
             for chunk in block:
+                check()
                 for eye in eyes.values():
                     eye.see(chunk)
             for eye in eyes.values():
