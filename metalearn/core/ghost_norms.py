@@ -16,7 +16,14 @@ from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.ops.lean_gradient import broken_up, is_differentiated, lean_gradient
 from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.ops.sample_substitution import SampleLayers
-from metalearn.core.per_sample import SampleMethod, gradients_taker, single
+from metalearn.core.per_sample import (
+    SampleMethod,
+    gradients_taker,
+    one_by_one,
+    refusing,
+    single,
+)
+from metalearn.core.precision import norms_of, squares, widened, widened_tree
 from metalearn.core.tree import (
     check_floating,
     flatten,
@@ -44,7 +51,7 @@ class ClippedGradient(NamedTuple):
     grads: Params
     """(1/N) Σ g_i·min(1, C/‖g_i‖), a tree like the parameters."""
     norms: Tensor
-    """``[N]``: ‖g_i‖ before clipping."""
+    """``[N]``: ‖g_i‖ before clipping, in float32 at least."""
     clipped_fraction: Tensor
     """Scalar: the share of samples with ‖g_i‖ > C."""
 
@@ -59,7 +66,7 @@ def per_sample_norms(
     memory: int | str | None = None,
     method: SampleMethod = "layers",
 ) -> Tensor | Params:
-    """Euclidean norm of every sample's gradient, ‖g_i‖ ``[N]``.
+    """Euclidean norm of every sample's gradient, ‖g_i‖ ``[N]``, summed in float32 at least.
 
     The gradient of a weight that the loss uses once, in ``F.linear``, ``F.conv2d`` (one group) or
     ``F.embedding``, is not formed: ‖Bᵀ·A‖² follows from the layer's inputs A and output gradients B
@@ -73,18 +80,20 @@ def per_sample_norms(
         by_leaf: a tree of norms ``[N]``, one for each parameter, in place of the total.
         chunk_size: samples that are taken at once.
         memory: budget of ``chunk_size="auto"``.
-        method: ``"vmap"`` forms all gradients: the reference.
+        method: ``"vmap"`` forms all gradients: the reference. ``"loop"`` takes one ordinary
+            backward pass after another and holds one gradient at a time.
 
     Raises:
         SettingError: as `per_sample_gradients`.
     """
-    take = _norms_taker(loss_fn, params, batch, method)
-    size = resolve_chunk(take, batch, chunk_size, memory)
-    parts = [take(part) for part in chunks(batch, size)]
-    squares = [torch.cat(pieces) if len(parts) > 1 else pieces[0] for pieces in zip(*parts)]
+    with refusing(loss_fn, params, batch, method):
+        take = _norms_taker(loss_fn, params, batch, method)
+        size = resolve_chunk(take, batch, chunk_size, memory)
+        parts = [take(part) for part in chunks(batch, size)]
+    found = [torch.cat(pieces) if len(parts) > 1 else pieces[0] for pieces in zip(*parts)]
     if by_leaf:
-        return unflatten([s.clamp_min(0).sqrt() for s in squares], flatten(params)[1])
-    return torch.stack(squares).sum(0).clamp_min(0).sqrt()
+        return unflatten([s.clamp_min(0).sqrt() for s in found], flatten(params)[1])
+    return norms_of(found)
 
 
 def clipped_gradient(
@@ -117,15 +126,15 @@ def clipped_gradient(
     """
     if not isinstance(max_norm, Tensor) and not max_norm > 0:
         raise SettingError("max_norm", max_norm, "a number above 0 is needed")
-    take = _norms_taker(loss_fn, params, batch, method)
-    size = resolve_chunk(take, batch, chunk_size, memory)
-    total, norms, count = None, [], 0
-    for part in chunks(batch, size):
-        norm = torch.stack(take(part)).sum(0).clamp_min(0).sqrt()
-        grads = _weighted_gradient(loss_fn, params, part, _factors(norm, max_norm))
-        total = grads if total is None else tree_map(torch.add, total, grads)
-        norms.append(norm)
-        count += norm.shape[0]
+    with refusing(loss_fn, params, batch, method):
+        take = _clipped_taker(loss_fn, params, batch, method, max_norm)
+        size = resolve_chunk(take, batch, chunk_size, memory)
+        total, norms, count = None, [], 0
+        for part in chunks(batch, size):
+            grads, norm = take(part)
+            total = grads if total is None else tree_map(torch.add, total, grads)
+            norms.append(norm)
+            count += norm.shape[0]
     found = torch.cat(norms)
     clipped = (found > max_norm).to(found.dtype).mean()
     return ClippedGradient(scale(total, 1 / count), found, clipped)
@@ -149,16 +158,54 @@ def clipped_chunk(
 
 def ghost_parameters(loss_fn: LossFn, params: Params, batch: Batch) -> dict[str, bool]:
     """For each parameter by name, whether `per_sample_norms` does without its gradients."""
-    return dict(zip(leaf_names(params), _ghosts(loss_fn, params, batch)))
+    with refusing(loss_fn, params, batch, "layers"):
+        return dict(zip(leaf_names(params), _ghosts(loss_fn, params, batch)))
+
+
+def _clipped_taker(
+    loss_fn: LossFn, params: Params, batch: Batch, method: SampleMethod, max_norm: float | Tensor
+) -> Callable[[Batch], tuple[Params, Tensor]]:
+    """The function from a batch to the sum of its clipped gradients and to norms ``[N]``."""
+    if method == "loop":
+        return lambda batch: _clipped_one_by_one(loss_fn, params, batch, max_norm)
+    squares_of = _norms_taker(loss_fn, params, batch, method)
+
+    def take(batch: Batch) -> tuple[Params, Tensor]:
+        norms = norms_of(squares_of(batch))
+        return _weighted_gradient(loss_fn, params, batch, _factors(norms, max_norm)), norms
+
+    return take
+
+
+def _clipped_one_by_one(
+    loss_fn: LossFn, params: Params, batch: Batch, max_norm: float | Tensor
+) -> tuple[Params, Tensor]:
+    total, norms = None, []
+    for grads in one_by_one(loss_fn, params, batch):
+        norm = norms_of([squares(g[None]) for g in leaves(grads)])
+        part = scale(widened_tree(grads), _factors(norm, max_norm)[0])
+        total = part if total is None else tree_map(torch.add, total, part)
+        norms.append(norm)
+    return tree_map(lambda t, p: t.to(p.dtype), total, params), torch.cat(norms)
 
 
 def _norms_taker(
     loss_fn: LossFn, params: Params, batch: Batch, method: SampleMethod
 ) -> Callable[[Batch], list[Tensor]]:
     """The function from a batch to squared norms ``[N]`` of each parameter's gradients."""
-    if method != "layers":
+
+    def by_loop(batch: Batch) -> list[Tensor]:
+        rows = [
+            [squares(g[None]) for g in leaves(grads)]
+            for grads in one_by_one(loss_fn, params, batch)
+        ]
+        return [torch.cat(column) for column in zip(*rows)]
+
+    if method == "loop":
+        return by_loop
+    if method == "vmap":
         exact = gradients_taker(loss_fn, params, method)
-        return lambda batch: [_squares(g) for g in leaves(exact(batch))]
+        return lambda batch: [squares(g) for g in leaves(exact(batch))]
     ghosts = _ghosts(loss_fn, params, batch)
     loss = _leaf_loss(loss_fn, params)
 
@@ -166,11 +213,11 @@ def _norms_taker(
         layers = SampleLayers(
             leaves(params),
             lambda i, _: ghosts[i],
-            lambda layer, x, dz: layer.squared_norms(x, dz),
-            lambda layer, dz: layer.squared_bias_norms(dz),
+            lambda layer, x, dz: layer.squared_norms(widened(x), widened(dz)),
+            lambda layer, dz: layer.squared_bias_norms(widened(dz)),
         )
         grads = layers.gradients(loss, batch)
-        return [layers.measured[i][0] if ghosts[i] else _squares(g) for i, g in enumerate(grads)]
+        return [layers.measured[i][0] if ghosts[i] else squares(g) for i, g in enumerate(grads)]
 
     return take
 
@@ -204,7 +251,8 @@ def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: T
 
     def weighted(values: list[Tensor]) -> Tensor:
         with PlainOperations(-1 if keep else None):
-            return torch.dot(torch.func.vmap(loss, in_dims=(None, 0))(values, batch), weights)
+            losses = widened(torch.func.vmap(loss, in_dims=(None, 0))(values, batch))
+            return torch.dot(losses, weights.to(losses.dtype))
 
     grads = lean_gradient(weighted, values, keep_graph=keep)
     return unflatten([torch.zeros_like(v) if g is None else g for g, v in zip(grads, values)], spec)
@@ -222,7 +270,3 @@ def _factors(norms: Tensor, max_norm: float | Tensor) -> Tensor:
     """min(1, C/‖g‖), 1 where the norm is zero."""
     safe = torch.where(norms > max_norm, norms, torch.ones_like(norms))
     return torch.where(norms > max_norm, max_norm / safe, torch.ones_like(norms))
-
-
-def _squares(grads: Tensor) -> Tensor:
-    return grads.flatten(1).square().sum(1) if grads.dim() > 1 else grads.square()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.core.precision import widened_tree
 from metalearn.core.tree import check_floating, flatten, leaves, tree_map, unflatten
 from metalearn.errors import SettingError, check_whole
 
@@ -67,7 +68,7 @@ def gradient_noise_scale(grads: Any, *, group_size: int = 1) -> NoiseScale:
     """
     check_whole("group_size", group_size, 1)
     check_floating(grads, "grads")
-    values, spec = flatten(grads)
+    values, spec = flatten(widened_tree(grads))
     counts = {v.shape[0] if v.dim() else None for v in values}
     if len(counts) != 1 or counts <= {None, 0}:
         raise SettingError("grads", counts, "leaves with the same leading axis, at least 1 long")

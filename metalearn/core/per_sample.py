@@ -6,13 +6,15 @@ Axes: N samples, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from metalearn.core.checks import check_scalar, reaching
+from metalearn.core.calculus import Eager, Functional
+from metalearn.core.checks import UnreachedError, check_scalar, reaching
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.ops.lean_gradient import is_differentiated
 from metalearn.core.ops.plain_operations import PlainOperations
@@ -20,11 +22,20 @@ from metalearn.core.ops.sample_layers import Embedding
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.products import check_mode
 from metalearn.core.tree import check_floating, flatten, tree_map, unflatten
+from metalearn.core.vectorization import in_a_loop, vectorizing
 from metalearn.types import Batch, LossFn, Params
 
-__all__ = ["SampleMethod", "gradients_taker", "per_sample_gradients", "single"]
+__all__ = [
+    "SampleMethod",
+    "gradients_taker",
+    "one_by_one",
+    "one_gradient",
+    "per_sample_gradients",
+    "refusing",
+    "single",
+]
 
-SampleMethod = Literal["layers", "vmap"]
+SampleMethod = Literal["layers", "vmap", "loop"]
 
 
 def per_sample_gradients(
@@ -42,7 +53,9 @@ def per_sample_gradients(
 
     Any loss that ``vmap`` takes will do. Where it calls ``F.linear`` or ``F.conv2d`` with a
     parameter as the weight, that parameter's gradients are taken by batched products of the
-    layer's inputs and output gradients; all others are taken by ``vmap(grad)``.
+    layer's inputs and output gradients; all others are taken by ``vmap(grad)``. What vmap cannot
+    take (fused recurrent layers, ``.item()``, boolean masks, activation checkpointing) the loop
+    can; a module with such layers wants ``functionalize(module, vectorize=False)``.
 
     Args:
         loss_fn: ``loss_fn(params, batch)``, a mean loss; it is given batches of one sample.
@@ -52,19 +65,22 @@ def per_sample_gradients(
             ``memory`` has room for.
         memory: bytes for ``chunk_size="auto"`` beyond the result, a number or ``"1GB"``; half of
             what is free by default.
-        method: ``"vmap"`` takes all gradients by ``vmap(grad)``: the reference.
+        method: ``"vmap"`` takes all gradients by ``vmap(grad)``: the reference. ``"loop"`` takes
+            one ordinary backward pass after another.
 
     Returns:
         A tree like ``params`` with leaves ``[N, ...]``.
 
     Raises:
+        VectorizationError: a loss that vmap cannot take and the loop can.
         SettingError: a batch whose leaves have different lengths, a loss that is not a scalar or
             in which no parameter has a part, parameters that are not floating-point tensors, a
             chunk size that cannot work.
     """
     take = gradients_taker(loss_fn, params, method)
-    size = resolve_chunk(take, batch, chunk_size, memory)
-    parts = [take(part) for part in chunks(batch, size)]
+    with refusing(loss_fn, params, batch, method):
+        size = resolve_chunk(take, batch, chunk_size, memory)
+        parts = [take(part) for part in chunks(batch, size)]
     return parts[0] if len(parts) == 1 else tree_map(lambda *pieces: torch.cat(pieces), *parts)
 
 
@@ -87,7 +103,8 @@ def gradients_taker(
         )
         grads = layers.gradients(loss, batch)
         for i, parts in layers.measured.items():
-            grads[i] = sum(parts[1:], grads[i] + parts[0] if i in layers.reached else parts[0])
+            total = sum(parts[1:], grads[i] + parts[0] if i in layers.reached else parts[0])
+            grads[i] = total.to(values[i].dtype)
         return unflatten(grads, spec)
 
     def by_vmap(batch: Batch) -> Params:
@@ -97,7 +114,56 @@ def gradients_taker(
             grads = torch.func.vmap(gradient, in_dims=(None, 0))(values, batch)
         return unflatten(grads, spec)
 
-    return by_layers if method == "layers" else by_vmap
+    def by_loop(batch: Batch) -> Params:
+        rows = list(one_by_one(loss_fn, params, batch))
+        return tree_map(lambda *pieces: torch.stack(pieces), *rows)
+
+    return {"layers": by_layers, "vmap": by_vmap, "loop": by_loop}[method]
+
+
+def one_gradient(loss_fn: LossFn, params: Params, batch: Batch) -> Params:
+    """The gradient of a batch, such as one of a single sample, by an ordinary backward pass."""
+    values, spec = flatten(params)
+    keep = is_differentiated([*values, *flatten(batch)[0]])
+
+    def loss(values: list[Tensor]) -> Tensor:
+        return check_scalar(loss_fn(unflatten(values, spec), batch), "loss_fn")
+
+    calculus = Eager() if in_a_loop() else Functional()
+    with PlainOperations(-1) if keep else nullcontext():
+        return unflatten(calculus.gradient(loss, values, differentiable=keep)[0], spec)
+
+
+def one_by_one(loss_fn: LossFn, params: Params, batch: Batch) -> Iterator[Params]:
+    """`one_gradient` of each sample, zero where its loss uses no parameter."""
+    unreached: UnreachedError | None = None
+    for number, sample in enumerate(chunks(batch, 1)):
+        try:
+            grads = one_gradient(loss_fn, params, sample)
+        except UnreachedError as error:
+            if number == 0:
+                unreached = error
+            grads = tree_map(torch.zeros_like, params)
+        else:
+            unreached = None
+        yield grads
+    if unreached is not None:
+        raise unreached
+
+
+def refusing(
+    loss_fn: LossFn, params: Params, batch: Batch, method: SampleMethod
+) -> AbstractContextManager[None]:
+    """A block whose errors name ``method="loop"`` where that takes the loss."""
+    check_mode("method", method, get_args(SampleMethod))
+    if method == "loop":
+        return nullcontext()
+
+    def loop() -> None:
+        for _ in one_by_one(loss_fn, params, batch):
+            pass
+
+    return vectorizing("method", method, loop)
 
 
 def single(sample: Batch) -> Any:

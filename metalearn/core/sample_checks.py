@@ -8,15 +8,15 @@ from __future__ import annotations
 import copy
 from typing import Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metalearn.core.chunking import chunks
 from metalearn.core.ghost_norms import ghost_parameters, per_sample_norms
 from metalearn.core.module import convert_norm
-from metalearn.core.per_sample import per_sample_gradients
-from metalearn.core.tree import flatten, leaf_names, leaves, unflatten
+from metalearn.core.per_sample import one_gradient, per_sample_gradients
+from metalearn.core.precision import norms_of, squares
+from metalearn.core.tree import leaf_names, leaves
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, LossFn, Params
 
@@ -91,7 +91,7 @@ def check_per_sample(
     """
     check_whole("samples", samples, 1)
     batch = next(chunks(batch, samples))
-    exact = _loop(loss_fn, params, batch)
+    exact = leaves(per_sample_gradients(loss_fn, params, batch, method="loop"))
     top = max(float(g.abs().max()) for g in exact if g.numel())
     names = leaf_names(params)
 
@@ -102,29 +102,14 @@ def check_per_sample(
         method: errors(leaves(per_sample_gradients(loss_fn, params, batch, method=method)), exact)
         for method in ("vmap", "layers")
     }
-    norms = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in exact]).sum(0).sqrt()
-    whole = _backward(loss_fn, params, batch)
+    norms = norms_of(list(map(squares, exact)))
+    whole = leaves(one_gradient(loss_fn, params, batch))
     return SampleCheck(
         **ways,
         norms=_error(per_sample_norms(loss_fn, params, batch), norms, top),
         batch=errors([g.mean(0) for g in exact], whole),
         ghosts=ghost_parameters(loss_fn, params, batch),
     )
-
-
-def _loop(loss_fn: LossFn, params: Params, batch: Batch) -> list[Tensor]:
-    rows = [_backward(loss_fn, params, sample) for sample in chunks(batch, 1)]
-    return [torch.stack(pieces) for pieces in zip(*rows)]
-
-
-def _backward(loss_fn: LossFn, params: Params, batch: Batch) -> list[Tensor]:
-    values, spec = flatten(params)
-    values = [v.detach().requires_grad_() for v in values]
-    with torch.enable_grad():
-        loss = loss_fn(unflatten(values, spec), batch)
-    nothing = [None] * len(values)
-    found = torch.autograd.grad(loss, values, allow_unused=True) if loss.requires_grad else nothing
-    return [torch.zeros_like(v) if g is None else g for g, v in zip(found, values)]
 
 
 def _error(found: Tensor, wanted: Tensor, top: float) -> float:

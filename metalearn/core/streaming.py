@@ -1,5 +1,6 @@
 """What is wanted of per-sample gradients, computed chunk by chunk, so that few are held at once.
 
+Gradients of fewer than 32 bits are reduced in float32, and so are their results.
 Axes: N samples, n samples of a chunk, P parameters, k numbers of a sketch.
 """
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
-from metalearn.core.per_sample import SampleMethod, gradients_taker
-from metalearn.core.tree import flatten, leaves, scale, tree_map
+from metalearn.core.per_sample import SampleMethod, gradients_taker, refusing
+from metalearn.core.precision import norms_of, squares, widened, widened_tree
+from metalearn.core.tree import leaves, scale, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, LossFn, Params
 
@@ -68,10 +70,12 @@ def reduce_per_sample(
         SettingError: as `per_sample_gradients`.
     """
     take = gradients_taker(loss_fn, params, method)
-    size = resolve_chunk(take, batch, chunk_size, memory)
+    with refusing(loss_fn, params, batch, method):
+        size = resolve_chunk(take, batch, chunk_size, memory)
     states = {name: reduction.init(params) for name, reduction in reductions.items()}
     for part in chunks(batch, size):
-        grads = take(part)
+        with refusing(loss_fn, params, batch, method):
+            grads = take(part)
         states = {name: reductions[name].update(state, grads) for name, state in states.items()}
     return {name: reductions[name].finish(state) for name, state in states.items()}
 
@@ -97,7 +101,9 @@ def gradient_variance() -> Reduction:
 def gradient_norms() -> Reduction:
     """‖g_i‖ ``[N]``."""
     return Reduction(
-        lambda _: [], lambda state, grads: [*state, _norms(grads)], lambda state: torch.cat(state)
+        lambda _: [],
+        lambda state, grads: [*state, norms_of(list(map(squares, leaves(grads))))],
+        lambda state: torch.cat(state),
     )
 
 
@@ -142,28 +148,30 @@ def gradient_sketches(size: int, *, generator: torch.Generator) -> Reduction:
         for leaf in leaves(params):
             rows = torch.randint(size, (leaf.numel(),), generator=generator)
             signs = 2 * torch.randint(2, (leaf.numel(),), generator=generator) - 1
-            columns.append((rows.to(leaf.device), signs.to(leaf.device, leaf.dtype)))
+            columns.append((rows.to(leaf.device), signs.to(leaf.device, widened(leaf).dtype)))
         return columns, []
 
     def update(state: Any, grads: Params) -> Any:
         columns, found = state
         total = torch.zeros((), device=leaves(grads)[0].device)
         for (rows, signs), grad in zip(columns, leaves(grads)):
-            empty = grad.new_zeros(len(grad), size)
-            total = total + empty.index_add(1, rows, grad.reshape(len(grad), -1) * signs)
+            wide = widened(grad).reshape(len(grad), -1)
+            empty = wide.new_zeros(len(grad), size)
+            total = total + empty.index_add(1, rows, wide * signs)
         return columns, [*found, total]
 
     return Reduction(init, update, lambda state: torch.cat(state[1]))
 
 
 def _no_moments(params: Params) -> Any:
-    zeros = tree_map(torch.zeros_like, params)
+    zeros = widened_tree(tree_map(torch.zeros_like, params))
     return 0, zeros, zeros
 
 
 def _add_moments(state: Any, grads: Params) -> Any:
     """(count, mean, sum of squared deviations) with a chunk more."""
     before, mean, squares = state
+    grads = widened_tree(grads)
     new = leaves(grads)[0].shape[0]
     count = before + new
     fresh = tree_map(lambda g: g.mean(0), grads)
@@ -173,8 +181,3 @@ def _add_moments(state: Any, grads: Params) -> Any:
     share = before * new / count
     squares = tree_map(lambda s, add, d: s + add + share * d.square(), squares, spread, gap)
     return count, mean, squares
-
-
-def _norms(grads: Params) -> Tensor:
-    values, _ = flatten(grads)
-    return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in values]).sum(0).sqrt()

@@ -176,7 +176,7 @@ def test_bad_bounds_are_one_sentence(bad: float) -> None:
         ({"chunk_size": 2.5}, "chunk_size=2.5"),
         ({"memory": "1GB"}, "memory='1GB': it goes with chunk_size=\"auto\" alone"),
         ({"chunk_size": "auto", "memory": 1}, "memory=1: one sample takes [0-9]+ bytes"),
-        ({"method": "ghost"}, "method='ghost': one of layers, vmap is needed"),
+        ({"method": "ghost"}, "method='ghost': one of layers, vmap, loop is needed"),
     ],
 )
 def test_bad_settings_are_one_sentence(change: dict[str, Any], sentence: str) -> None:

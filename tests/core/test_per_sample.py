@@ -190,7 +190,7 @@ def test_batch_norm_has_a_policy() -> None:
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"chunk_size": "some"}, "chunk_size='some'"),
         ({"chunk_size": "auto", "memory": "much"}, "memory='much'"),
-        ({"method": "loop"}, "method='loop': one of"),
+        ({"method": "one"}, "method='one': one of"),
     ],
 )
 def test_bad_settings_are_one_sentence(change: dict[str, Any], sentence: str) -> None:

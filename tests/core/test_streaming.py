@@ -198,7 +198,7 @@ def test_bad_settings_are_one_sentence() -> None:
         run((x, y), {"n": gradient_norms()}, chunk_size=0)
     with pytest.raises(SettingError, match="memory='1GB'"):
         run((x, y), {"n": gradient_norms()}, chunk_size=2, memory="1GB")
-    with pytest.raises(SettingError, match="method='loop'"):
-        run((x, y), {"n": gradient_norms()}, method="loop")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="method='one'"):
+        run((x, y), {"n": gradient_norms()}, method="one")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="the same number of samples"):
         run((x, y[:2]), {"n": gradient_norms()})

@@ -19,15 +19,19 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 __all__ = ["broken_up", "is_differentiated", "lean_gradient"]
 
+_NO_HOOKS = "transforms of torch.func do not support saved tensor hooks"
+
 
 def lean_gradient(
     function: Callable[[list[Tensor]], Tensor], values: Sequence[Tensor], *, keep_graph: bool
 ) -> list[Tensor | None]:
     """As torch.func.grad, but None for values without effect, and without ``keep_graph`` no graph.
 
-    torch.func.grad keeps the graph of the backward pass, which takes as much memory again.
+    torch.func.grad keeps the graph of the backward pass, which takes as much memory again. Like it,
+    this refuses hooks on saved tensors, which would see tensors of one level at another.
     """
-    with eager_transforms.grad_increment_nesting() as level, torch.enable_grad():
+    no_hooks = torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS)
+    with no_hooks, eager_transforms.grad_increment_nesting() as level, torch.enable_grad():
         inside = [eager_transforms._create_differentiable(_wrap_for_grad(v, level)) for v in values]
         loss = function(inside)
         if not loss.requires_grad:

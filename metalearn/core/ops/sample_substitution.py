@@ -11,6 +11,7 @@ Axes: N samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -116,10 +117,13 @@ class SampleLayers:
             pair = (received, _unwrapped(dz, level))
             with temporarily_pop_interpreter_stack(), temporarily_pop_interpreter_stack():
                 x, dz = (_with_axis(*operand, count) for operand in pair)
-                self.measured.setdefault(index, []).append(self.measure(layer, x, dz))
-                if bias_index is not None and self.measure_bias is not None:
-                    value = self.measure_bias(layer, dz)
-                    self.measured.setdefault(bias_index, []).append(value)
+                if x.is_floating_point() and x.dtype != dz.dtype:
+                    x = x.to(dz.dtype)  # as autocast gave it to the layer
+                with _without_autocast(dz):
+                    self.measured.setdefault(index, []).append(self.measure(layer, x, dz))
+                    if bias_index is not None and self.measure_bias is not None:
+                        value = self.measure_bias(layer, dz)
+                        self.measured.setdefault(bias_index, []).append(value)
 
         output.register_hook(hook)  # type: ignore[no-untyped-call]
         return output
@@ -137,6 +141,12 @@ def _unwrapped(tensor: Tensor, level: int) -> tuple[Tensor, int | None]:
 def _with_axis(tensor: Tensor, axis: int | None, count: int) -> Tensor:
     """The tensor with its sample axis in front."""
     return tensor.expand(count, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
+
+
+def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    kind = like.device.type
+    enabled = torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if enabled else nullcontext()
 
 
 class _LayerCalls(TorchFunctionMode):

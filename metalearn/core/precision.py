@@ -1,0 +1,43 @@
+"""Sums of squares and products of many numbers, in a type that holds them.
+
+float16 ends at 65,504, which the square of 256 exceeds; bfloat16 has eight bits. Norms, moments,
+factors and eigenvalues of such tensors are computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core.tree import tree_map
+
+__all__ = ["norms_of", "squares", "widened", "widened_tree"]
+
+
+def widened(x: Tensor) -> Tensor:
+    """X in float32 where its floating-point type has fewer bits; else x itself."""
+    narrow = x.is_floating_point() and torch.finfo(x.dtype).bits < 32
+    return x.float() if narrow else x
+
+
+def widened_tree(tree: Any) -> Any:
+    """The same for every leaf."""
+    return tree_map(widened, tree)
+
+
+def squares(grads: Tensor) -> Tensor:
+    """Sums of squares ``[N]`` of gradients ``[N, ...]`` of one parameter."""
+    grads = widened(grads)
+    return grads.flatten(1).square().sum(1) if grads.dim() > 1 else grads.square()
+
+
+def norms_of(squares: Sequence[Tensor]) -> Tensor:
+    """Norms ``[N]`` over all parameters, from the squares of each."""
+    kinds = {s.dtype for s in squares}
+    if len(kinds) > 1:
+        widest = max(kinds, key=lambda kind: torch.finfo(kind).bits)
+        squares = [s.to(widest) for s in squares]
+    return torch.stack(list(squares)).sum(0).clamp_min(0).sqrt()

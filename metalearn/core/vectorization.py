@@ -1,0 +1,79 @@
+"""What vmap cannot take, said in a sentence that names the way out.
+
+Whether a plain loop would take it is not guessed from the error: the loop is tried.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from metalearn.core.memory import is_out_of_memory
+from metalearn.errors import DataError, SettingError
+
+__all__ = ["VectorizationError", "in_a_loop", "vectorizing"]
+
+
+class VectorizationError(SettingError, RuntimeError):
+    """A function that a plain loop can take and vmap cannot; ``reason`` says why."""
+
+    def __init__(self, setting: str, value: object, reason: str, way_out: str) -> None:
+        super().__init__(setting, value, f"vmap cannot take this: {reason}; {way_out}")
+        self.reason = reason
+
+
+_REASONS = (
+    (r"boolean mask|dynamic shape|data-dependent|nonzero", "a boolean mask or another operation "
+     "whose output's shape depends on values; torch.where and weights keep shapes"),
+    (r"\.item\(\)|control flow", "it reads a value of a tensor, by .item(), bool() or an if"),
+    (r"saved tensor hooks", "hooks on saved tensors, which activation checkpointing sets"),
+    (r"setup_context|generate_vmap_rule", "an autograd.Function without setup_context and vmap, "
+     "which backward hooks and reentrant checkpointing use"),
+    (r"escaped from inside a function", "something outside reads a tensor that vmap has left"),
+)  # fmt: skip
+
+
+@contextmanager
+def vectorizing(setting: str, value: object, loop: Callable[[], object]) -> Iterator[None]:
+    """Errors of a block that ``loop`` does not raise become a `VectorizationError`.
+
+    Args:
+        setting: what chooses between vmap and the loop, such as ``"engine"``.
+        value: what it is.
+        loop: does the same for one sample or task without vmap; called after an error alone.
+    """
+    try:
+        yield
+    except (SettingError, DataError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or not _runs(loop):
+            raise
+        raise VectorizationError(setting, value, _reason(error), f"{setting}='loop' can") from error
+
+
+def in_a_loop() -> bool:
+    """Whether no transform of torch.func is under way."""
+    return not torch._C._are_functorch_transforms_active()
+
+
+def _runs(loop: Callable[[], object]) -> bool:
+    if not in_a_loop():
+        return False
+    try:
+        loop()
+    except Exception:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    for pattern, reason in _REASONS:
+        if re.search(pattern, text):
+            return reason
+    line = (text.splitlines() or [type(error).__name__])[0]
+    return re.split(r"(?<=[a-z)])\. ", line)[0][:160]
