@@ -7,6 +7,8 @@ Axes: M members, B samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -17,6 +19,7 @@ from metalearn.core.calculus import Eager
 from metalearn.core.checks import outside_inference_mode, reaching, scalar_loss
 from metalearn.core.ops import task_operations
 from metalearn.core.tree import check_floating, flatten, leaf_names, leaves, tree_map, unflatten
+from metalearn.core.vectorization import in_a_loop, vectorizing
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Params
 
@@ -98,12 +101,16 @@ def map_members(
         SettingError: an unknown engine.
     """
     _check_engine(engine)
-    if engine == "loop":
+
+    def loop() -> Any:
         rows = [function(*row) for row in _rows(args, in_dims)]
         return tree_map(lambda *values: torch.stack(values), *rows)
-    if engine == "vmap" or torch._C._are_functorch_transforms_active():
-        return vmap(function, in_dims=in_dims)(*args)
-    with task_operations(args):
+
+    if engine == "loop":
+        return loop()
+    batched = engine == "batched" and in_a_loop()
+    operations = task_operations(args) if batched else nullcontext()
+    with vectorizing("engine", engine, loop), operations:
         return vmap(function, in_dims=in_dims)(*args)
 
 
@@ -146,7 +153,8 @@ def member_gradients(
                 tree_map(lambda x, at=start: x[at : at + size], a) if dim is not None else a
                 for a, dim in zip(chunk, [0, *dims])
             ]
-        parts.append(_gradients(loss_fn, chunk, dims, engine))
+        with vectorizing("engine", engine, partial(_gradients, loss_fn, chunk, dims, "loop")):
+            parts.append(_gradients(loss_fn, chunk, dims, engine))
     if len(parts) == 1:
         return parts[0]
     return MemberGradients(

@@ -27,6 +27,7 @@ from metalearn.core.meta_gradient import (
 )
 from metalearn.core.methods import Implicit
 from metalearn.core.tree import leaves, tree_map
+from metalearn.core.vectorization import vectorizing
 from metalearn.errors import SettingError
 from metalearn.types import LossFn, Params, TaskBatch
 
@@ -77,23 +78,27 @@ def member_meta_gradient(
         "frozen": frozen, "implicit": implicit,
     }  # fmt: skip
     chosen = choose_engine(engine, optimizer)
+    learns = bool(leaves(optimizer.learnt))
+    if learns and engine == "batched":
+        accepted = "an inner optimiser that learns needs auto, vmap or loop"
+        raise SettingError("engine", engine, accepted)
+
+    def of_row(row: Params, engine: Engine) -> MetaGradient:
+        return meta_gradient(loss_fn, row, tasks, engine=engine, **settings)
+
+    def loop() -> MetaGradient:
+        return _joined([of_row(row, "loop") for row in unstack(params)])
+
     if chosen == "loop":
-        rows = unstack(params)
-        return _joined([meta_gradient(loss_fn, r, tasks, engine="loop", **settings) for r in rows])
-    if leaves(optimizer.learnt):
-        if engine == "batched":
-            accepted = "an inner optimiser that learns needs auto, vmap or loop"
-            raise SettingError("engine", engine, accepted)
-        chosen = "vmap"
-    if chosen == "vmap":
-        each: MetaGradient = vmap(
-            lambda row: meta_gradient(loss_fn, row, tasks, engine="vmap", **settings)
-        )(params)
-        return each
-    inner = Inner.of(loss_fn, optimizer, steps, frozen)
-    check_sets(tasks, steps)
-    run = partial(gradient_of_pairs, *check_meta(inner, params, method, implicit), inner)
-    return mean_over_tasks(run, params, tasks, chunk_size, axis=1)
+        return loop()
+    with vectorizing("engine", engine, loop):
+        if chosen == "vmap" or learns:
+            each: MetaGradient = vmap(lambda row: of_row(row, "vmap"))(params)
+            return each
+        inner = Inner.of(loss_fn, optimizer, steps, frozen)
+        check_sets(tasks, steps)
+        run = partial(gradient_of_pairs, *check_meta(inner, params, method, implicit), inner)
+        return mean_over_tasks(run, params, tasks, chunk_size, axis=1)
 
 
 def _joined(parts: Sequence[MetaGradient]) -> MetaGradient:

@@ -28,6 +28,7 @@ from metalearn.core.inner import InnerOptimizer
 from metalearn.core.memory import keep_freed_memory
 from metalearn.core.methods import Implicit
 from metalearn.core.tree import add_scaled, leaves, match_names, scale, tree_map
+from metalearn.core.vectorization import vectorizing
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
@@ -103,15 +104,21 @@ def meta_gradient(
         SettingError: an unknown method or engine, values out of range, task leaves whose leading
             axes differ, sets without samples; a loss that is not a scalar or in which no parameter
             has a part.
-        RuntimeError: a loss that the engine cannot take; ``engine="loop"`` takes any.
+        VectorizationError: a loss that vmap cannot take and ``engine="loop"`` can.
 
     Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning", ICML 2017.
     """
     inner = Inner.of(loss_fn, optimizer, steps, frozen)
     chosen, settings = check_meta(inner, params, method, implicit)
-    run = partial(GRADIENTS[choose_engine(engine, optimizer)], chosen, settings, inner)
+    engine = choose_engine(engine, optimizer)
     check_sets(tasks, steps)
-    return mean_over_tasks(run, params, tasks, chunk_size)
+
+    def run(engine: Engine) -> MetaGradient:
+        gradient = partial(GRADIENTS[engine], chosen, settings, inner)
+        return mean_over_tasks(gradient, params, tasks, chunk_size)
+
+    with vectorizing("engine", engine, partial(run, "loop")):
+        return run(engine)
 
 
 def check_meta(
@@ -171,16 +178,19 @@ def along_adaptation(
     _check_chunk(chunk_size)
     engine = choose_engine(engine, optimizer)
     size, params = chunk_size or count, _ready(params)
-    parts = [
-        VISITS[engine](
-            visit,
-            Inner.of(loss_fn, optimizer, steps, frozen),
-            params,
-            tree_map(lambda x, s=start: x[s : s + size], tasks),
-        )
-        for start in range(0, count, size)
-    ]
-    return tree_map(lambda *xs: torch.cat(xs).detach(), parts[0], *parts[1:])
+    inner = Inner.of(loss_fn, optimizer, steps, frozen)
+
+    def run(engine: Engine) -> Any:
+        parts = [
+            VISITS[engine](
+                visit, inner, params, tree_map(lambda x, s=start: x[s : s + size], tasks)
+            )
+            for start in range(0, count, size)
+        ]
+        return tree_map(lambda *xs: torch.cat(xs).detach(), parts[0], *parts[1:])
+
+    with vectorizing("engine", engine, partial(run, "loop")):
+        return run(engine)
 
 
 def check_sets(tasks: TaskBatch, steps: int) -> int:

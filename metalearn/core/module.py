@@ -18,12 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from metalearn.core.ops import (
-    PlainOperations,
-    runs_over_tasks,
-    substituting,
-    wants_plain_operations,
-)
+from metalearn.core.ops import calling, runs_over_tasks, substituting
 from metalearn.errors import SettingError
 
 __all__ = ["Norm", "call_with", "check_layers", "convert_norm", "functionalize"]
@@ -71,8 +66,7 @@ def functionalize(
 def call_with(module: nn.Module, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
     """``module(*args, **kwargs)`` with other parameters and buffers, as `functionalize` does it."""
     runs = runs_over_tasks(module) if substituting() else nullcontext()
-    plain = PlainOperations() if wants_plain_operations(module) else nullcontext()
-    with sdpa_kernel(SDPBackend.MATH), runs, plain:
+    with sdpa_kernel(SDPBackend.MATH), calling(module), runs:
         return functional_call(module, (params, buffers), args, kwargs)
 
 
@@ -142,7 +136,8 @@ def _refusal(layer: nn.Module, vectorize: bool, running_stats: bool) -> str | No
     if vectorize and isinstance(layer, nn.RNNBase):
         return (
             f"vmap cannot take fused recurrent layers; loop over nn.{type(layer).__name__}Cell, "
-            "or run tasks in a plain loop, with vectorize=False here (maml.engine=loop)"
+            "or take a plain loop, with vectorize=False here (engine='loop', method='loop', "
+            "maml.engine=loop)"
         )
     if any(is_lazy(p) for p in layer.parameters(recurse=False)):
         return "a lazy layer has no parameters yet; run one batch through the module first"

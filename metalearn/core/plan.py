@@ -25,6 +25,7 @@ from metalearn.core.meta_gradient import MetaGradient, Method, meta_gradient
 from metalearn.core.methods import Implicit
 from metalearn.core.ops import counting
 from metalearn.core.tree import leaves, tree_map
+from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError
 from metalearn.types import LossFn, Params, TaskBatch
 
@@ -137,7 +138,8 @@ def _engine(trials: Trials, optimizer: InnerOptimizer) -> tuple[Engine, list[str
             with counting() as used, _unbatched() as slow:
                 result = trials(engine)
         except Exception as error:
-            wrong = isinstance(error, SettingError) and not isinstance(error, UnreachedError)
+            unfit = isinstance(error, UnreachedError | VectorizationError)
+            wrong = isinstance(error, SettingError) and not unfit
             if wrong or engine == "loop" or is_out_of_memory(error):
                 raise
             notes.append(f"{engine} cannot take this loss ({_first_line(error)})")
@@ -253,4 +255,6 @@ def _first(tasks: TaskBatch, count: int) -> TaskBatch:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, VectorizationError):
+        return error.reason
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

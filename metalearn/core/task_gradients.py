@@ -17,6 +17,7 @@ from metalearn.core.inner import InnerOptimizer
 from metalearn.core.meta_gradient import Method, check_meta, check_sets, meta_gradient
 from metalearn.core.methods import Implicit
 from metalearn.core.tree import leaves, tree_map, unflatten
+from metalearn.core.vectorization import vectorizing
 from metalearn.types import LossFn, Params, TaskBatch
 
 __all__ = ["task_meta_gradients"]
@@ -50,19 +51,23 @@ def task_meta_gradients(
     }  # fmt: skip
     found, _ = structural_engine(optimizer)
     chosen = found if engine == "auto" else engine
-    if chosen == "batched" == found:
+
+    def one(task: TaskBatch, engine: Engine) -> Params:
+        alone = tree_map(lambda x: x[None], task)
+        return meta_gradient(loss_fn, params, alone, engine=engine, **settings).grads
+
+    def loop() -> Params:
+        count = len(leaves(tasks)[0])
+        rows = [one(tree_map(lambda x, t=t: x[t], tasks), "loop") for t in range(count)]
+        return tree_map(lambda *values: torch.stack(values), *rows)
+
+    if chosen == "loop":
+        return loop()
+    with vectorizing("engine", chosen, loop):
+        if chosen != "batched" or found != "batched":
+            return torch.vmap(lambda task: one(task, "vmap"))(tasks)
         inner = Inner.of(loss_fn, optimizer, steps, frozen)
         result, spec = gradient_of_tasks(
             *check_meta(inner, params, method, implicit), inner, params, tasks
         )
         return unflatten([g.detach() for g in result.grads], spec)
-
-    def one(task: TaskBatch) -> Params:
-        alone = tree_map(lambda x: x[None], task)
-        how: Engine = "loop" if chosen == "loop" else "vmap"
-        return meta_gradient(loss_fn, params, alone, engine=how, **settings).grads
-
-    if chosen != "loop":
-        return torch.vmap(one)(tasks)
-    rows = [one(tree_map(lambda x, t=t: x[t], tasks)) for t in range(len(leaves(tasks)[0]))]
-    return tree_map(lambda *values: torch.stack(values), *rows)

@@ -26,48 +26,49 @@ class VectorizationError(SettingError, RuntimeError):
 
 
 _REASONS = (
+    (r"\.item\(\)|control flow", "it reads a value of a tensor, by .item(), bool() or an if"),
     (r"boolean mask|dynamic shape|data-dependent|nonzero", "a boolean mask or another operation "
      "whose output's shape depends on values; torch.where and weights keep shapes"),
-    (r"\.item\(\)|control flow", "it reads a value of a tensor, by .item(), bool() or an if"),
     (r"saved tensor hooks", "hooks on saved tensors, which activation checkpointing sets"),
     (r"setup_context|generate_vmap_rule", "an autograd.Function without setup_context and vmap, "
      "which backward hooks and reentrant checkpointing use"),
-    (r"escaped from inside a function", "something outside reads a tensor that vmap has left"),
+    (r"escaped from inside a function", "a backward pass reads what vmap has left, as that of "
+     "activation checkpointing does"),
 )  # fmt: skip
+_OF_VMAP = r"vmap|functorch|torch\.func|[Bb]atching rule"
 
 
 @contextmanager
 def vectorizing(setting: str, value: object, loop: Callable[[], object]) -> Iterator[None]:
-    """Errors of a block that ``loop`` does not raise become a `VectorizationError`.
+    """Errors of a block that ``loop`` does without become a `VectorizationError`.
 
     Args:
         setting: what chooses between vmap and the loop, such as ``"engine"``.
-        value: what it is.
+        value: what it is; with ``"loop"`` errors stay as they are.
         loop: does the same for one sample or task without vmap; called after an error alone.
     """
+    if value == "loop":
+        yield
+        return
     try:
         yield
     except (SettingError, DataError):
         raise
     except Exception as error:
-        if is_out_of_memory(error) or not _runs(loop):
+        if is_out_of_memory(error) or not in_a_loop():
             raise
+        try:
+            loop()
+        except Exception as plain:
+            if re.search(_OF_VMAP, str(error)):
+                raise plain from error  # in the words of the loop
+            raise error from None
         raise VectorizationError(setting, value, _reason(error), f"{setting}='loop' can") from error
 
 
 def in_a_loop() -> bool:
     """Whether no transform of torch.func is under way."""
     return not torch._C._are_functorch_transforms_active()
-
-
-def _runs(loop: Callable[[], object]) -> bool:
-    if not in_a_loop():
-        return False
-    try:
-        loop()
-    except Exception:
-        return False
-    return True
 
 
 def _reason(error: Exception) -> str:

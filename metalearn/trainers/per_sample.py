@@ -19,7 +19,7 @@ from metalearn.addressing import AddressedStream
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.ghost_norms import clipped_chunk
-from metalearn.core.module import call_with
+from metalearn.core.ops import calling
 from metalearn.core.sample_checks import BatchNormPolicy
 from metalearn.core.tree import tree_map
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
@@ -200,7 +200,8 @@ class PerSampleTrainer(Trainer):
         """Logits ``[1, N, C]`` in evaluation mode."""
         self._stop.check()
         self.module.eval()
-        logits: Tensor = call_with(self.module, {}, {}, inputs.to(self.device))
+        with calling(self.module):
+            logits: Tensor = self.module(inputs.to(self.device))
         self._train()
         return logits[None]
 

@@ -3,11 +3,11 @@
 Plain torch, on any device. Derivatives up to the second are exact, in reverse mode.
 """
 
+from metalearn.core.ops.calling import calling
 from metalearn.core.ops.over_tasks import counting
 from metalearn.core.ops.plain_operations import (
     PlainOperations,
     plain_operations_inside,
-    wants_plain_operations,
 )
 from metalearn.core.ops.remembered import remembering
 from metalearn.core.ops.sequence import runs_over_tasks
@@ -15,11 +15,11 @@ from metalearn.core.ops.substitution import substituting, task_operations
 
 __all__ = [
     "PlainOperations",
+    "calling",
     "counting",
     "plain_operations_inside",
     "remembering",
     "runs_over_tasks",
     "substituting",
     "task_operations",
-    "wants_plain_operations",
 ]
