@@ -127,11 +127,15 @@ def clipped_gradient(
     if not isinstance(max_norm, Tensor) and not max_norm > 0:
         raise SettingError("max_norm", max_norm, "a number above 0 is needed")
     with refusing(loss_fn, params, batch, method):
-        take = _clipped_taker(loss_fn, params, batch, method, max_norm)
-        size = resolve_chunk(take, batch, chunk_size, memory)
+        squares_of = _norms_taker(loss_fn, params, batch, method)
+        size = resolve_chunk(squares_of, batch, chunk_size, memory)
         total, norms, count = None, [], 0
         for part in chunks(batch, size):
-            grads, norm = take(part)
+            if method == "loop":
+                grads, norm = _clipped_one_by_one(loss_fn, params, part, max_norm)
+            else:
+                norm = norms_of(squares_of(part))
+                grads = _weighted_gradient(loss_fn, params, part, _factors(norm, max_norm))
             total = grads if total is None else tree_map(torch.add, total, grads)
             norms.append(norm)
             count += norm.shape[0]
@@ -153,7 +157,8 @@ def clipped_chunk(
     Raises:
         SettingError: as `clipped_gradient`.
     """
-    return resolve_chunk(_norms_taker(loss_fn, params, batch, method), batch, "auto", memory)
+    with refusing(loss_fn, params, batch, method):
+        return resolve_chunk(_norms_taker(loss_fn, params, batch, method), batch, "auto", memory)
 
 
 def ghost_parameters(loss_fn: LossFn, params: Params, batch: Batch) -> dict[str, bool]:
@@ -162,24 +167,10 @@ def ghost_parameters(loss_fn: LossFn, params: Params, batch: Batch) -> dict[str,
         return dict(zip(leaf_names(params), _ghosts(loss_fn, params, batch)))
 
 
-def _clipped_taker(
-    loss_fn: LossFn, params: Params, batch: Batch, method: SampleMethod, max_norm: float | Tensor
-) -> Callable[[Batch], tuple[Params, Tensor]]:
-    """The function from a batch to the sum of its clipped gradients and to norms ``[N]``."""
-    if method == "loop":
-        return lambda batch: _clipped_one_by_one(loss_fn, params, batch, max_norm)
-    squares_of = _norms_taker(loss_fn, params, batch, method)
-
-    def take(batch: Batch) -> tuple[Params, Tensor]:
-        norms = norms_of(squares_of(batch))
-        return _weighted_gradient(loss_fn, params, batch, _factors(norms, max_norm)), norms
-
-    return take
-
-
 def _clipped_one_by_one(
     loss_fn: LossFn, params: Params, batch: Batch, max_norm: float | Tensor
 ) -> tuple[Params, Tensor]:
+    """The sum of clipped gradients, one of which is held at a time, and norms ``[N]``."""
     total, norms = None, []
     for grads in one_by_one(loss_fn, params, batch):
         norm = norms_of([squares(g[None]) for g in leaves(grads)])
