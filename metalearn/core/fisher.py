@@ -5,7 +5,9 @@ F = 1/N · Σ_n E_y[ g(x_n, y) g(x_n, y)ᵀ ], g = ∇_θ log p(y | f(θ, x_n)),
 - ``kind="exact"``: from the model's predictive distribution, in closed form: the generalised
   Gauss–Newton matrix (GGN) of the mean negative log-likelihood;
 - ``kind="monte_carlo"``: from the same, by ``samples`` draws for each x_n;
-- ``kind="empirical"``: the target of the sample (not an estimate of the other two).
+- ``kind="empirical"``: the target of the sample (not an estimate of the other two). A label of
+  −100 is padding: its gradient is zero, and N counts all samples, as for the other kinds, which do
+  not look at targets.
 
 Likelihoods and their normalisers: ``"categorical"`` has −log p = cross-entropy, so the exact Fisher
 is the GGN of ``cross_entropy`` with mean reduction. ``"gaussian"`` has −log p = ‖f − y‖²/(2σ²),
@@ -59,7 +61,8 @@ def fisher_diagonal(
     Args:
         outputs_fn: outputs ``[N, C]`` of parameters and inputs ``[N, ...]``.
         params: any tree.
-        batch: ``(inputs, targets)``; targets ``[N]`` (categorical) or ``[N, C]`` (gaussian).
+        batch: ``(inputs, targets)``; targets ``[N]`` (categorical: class indices,
+            or −100 for padding) or ``[N, C]`` (gaussian).
         likelihood: ``"categorical"`` or ``"gaussian"``; see the module for normalisers.
         kind: ``"exact"``, ``"monte_carlo"`` or ``"empirical"``.
         generator: of Monte Carlo draws.

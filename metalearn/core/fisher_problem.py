@@ -18,6 +18,7 @@ from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.ops import PlainOperations
 from metalearn.core.products import jvp
+from metalearn.core.targets import check_labels
 from metalearn.core.tree import check_floating, leaves, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
@@ -120,10 +121,16 @@ class FisherProblem:
 
 
 def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood) -> None:
-    """Refuse targets that are looked at and do not fit outputs of ``shape`` [N, C]."""
+    """Refuse targets that are looked at and do not fit outputs of ``shape`` [N, C].
+
+    Labels are in 0..C−1, or −100 for padding, which has a gradient of zero and counts in N. Their
+    values are looked at on concrete tensors alone.
+    """
     if likelihood.kind != "empirical":
         return
     wanted = shape[:1] if likelihood.name == "categorical" else shape
     if targets is None or tuple(targets.shape) != wanted:
         got = None if targets is None else tuple(targets.shape)
         raise SettingError("targets", got, f"the shape {wanted} is needed for this likelihood")
+    if likelihood.name == "categorical":
+        check_labels(targets, shape[1])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.draws import normal, uniform
+from metalearn.core.targets import IGNORED
 from metalearn.errors import SettingError, check_whole
 
 __all__ = ["FisherKind", "Likelihood", "LikelihoodName"]
@@ -30,7 +31,8 @@ FisherKind = Literal["exact", "monte_carlo", "empirical"]
 class Likelihood:
     """A distribution over targets given outputs, and which Fisher matrix is taken of it.
 
-    ``"categorical"``: logits f, targets y are class indices, −log p(y | f) = cross-entropy.
+    ``"categorical"``: logits f, targets y are class indices, −log p(y | f) = cross-entropy; a
+    target of −100 is padding, whose gradient is zero.
     ``"gaussian"``: means f, targets ``[C]``, −log p(y | f) = ‖f − y‖² / (2·variance) + constant.
 
     Raises:
@@ -101,7 +103,8 @@ class Likelihood:
         if self.kind == "monte_carlo":
             drawn = (noise[:, None] >= p.cumsum(-1)).sum(-1).clamp(max=p.shape[0] - 1)
             return (p - (drawn[:, None] == classes).to(p.dtype)) / math.sqrt(self.samples)
-        return (p - torch.eq(target, classes).to(p.dtype))[None]
+        slope = p - torch.eq(target, classes).to(p.dtype)
+        return torch.where(target == IGNORED, torch.zeros_like(slope), slope)[None]
 
     def metric(self, outputs: Tensor, target: Tensor, noise: Tensor, tangent: Tensor) -> Tensor:
         """S·Sᵀ·u of one sample for a tangent u of its outputs, ``[C]``."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.core.targets import check_labels
 from metalearn.errors import SettingError
 
 __all__ = [
@@ -193,6 +194,7 @@ def negative_log_likelihoods(log_probabilities: Tensor, targets: Tensor) -> Tens
     Returns:
         ``[...]``; its mean over samples is the NLL.
     """
+    _check_targets(targets, log_probabilities)
     index = targets.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
     return -log_probabilities.gather(-1, index).squeeze(-1)
 
@@ -210,6 +212,7 @@ def brier_scores(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     Returns:
         ``[...]``.
     """
+    _check_targets(targets, log_probabilities)
     classes = torch.arange(log_probabilities.shape[-1], device=targets.device)
     wanted = (targets.unsqueeze(-1) == classes).to(log_probabilities.dtype)
     return (log_probabilities.exp() - wanted).square().sum(-1)
@@ -222,6 +225,7 @@ def hits(log_probabilities: Tensor, targets: Tensor) -> Tensor:
         log_probabilities: ``[..., C]`` (or logits); of equal classes the first counts.
         targets: class indices whose shape broadcasts to ``[...]``.
     """
+    _check_targets(targets, log_probabilities)
     return log_probabilities.argmax(-1) == targets
 
 
@@ -256,3 +260,8 @@ def _pairwise(votes: Tensor, members: Tensor) -> Tensor:
     """Share of pairs that differ, of ``votes [..., C]`` by ``members [...]`` members."""
     differing = members * members - votes.square().sum(-1)  # ordered pairs
     return differing / (members * (members - 1)).clamp_min(1)
+
+
+def _check_targets(targets: Tensor, log_probabilities: Tensor) -> None:
+    """Refuse what is no class of the C; padding too, which has no score."""
+    check_labels(targets, log_probabilities.shape[-1], padded=False)

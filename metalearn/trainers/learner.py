@@ -27,7 +27,16 @@ from metalearn.core import (
 from metalearn.core.adapt import last_of
 from metalearn.core.checks import check_reached, outside_inference_mode
 from metalearn.core.memory import is_out_of_memory
-from metalearn.core.tree import match_names
+from metalearn.core.targets import (
+    IGNORED,
+    check_form,
+    check_values,
+    is_label,
+    labels_of,
+    mean_of_real,
+    real_ones,
+)
+from metalearn.core.tree import match_names, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.trainers.inductive import beside_support, each_beside
 from metalearn.trainers.maml import MAML
@@ -68,15 +77,34 @@ class MetaLearner:
         self.kind = kind
         self.module = convert_norm(module, self.maml.norm) if self.maml.norm else module
         self._only_loop = ""
+        self._classes: int | None = None
+        self._read: set[str] = set()
         self.apply, self.params, self.buffers = self._functional()
         self.plan: Plan | None = None
         match_names(self.params, self.maml.frozen, "maml.frozen")
         self.optimizer = self.maml.optimizer()
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        """Mean loss of a batch ``(inputs, targets)`` at given parameters, a scalar."""
+        """Mean loss of a batch ``(inputs, targets)`` at given parameters, a scalar.
+
+        Targets of a classification are int64 class indices ``[N]`` or probabilities ``[N, C]``. An
+        index of −100 is padding: the mean is over the others, and so are scores. (Where the module
+        normalises with the batch at hand, padding inputs take part in its statistics.)
+
+        Raises:
+            SettingError: targets that do not fit the outputs.
+        """
         inputs, targets = batch
         return self._criterion(self.apply(params, self.buffers, inputs), targets)
+
+    def sample_loss(self, params: Params, batch: Batch) -> Tensor:
+        """Loss of a batch of one sample; 0 for padding, of which `loss` has no mean."""
+        inputs, targets = batch
+        outputs = self.apply(params, self.buffers, inputs)
+        if self.kind == "regression" or not is_label(targets):
+            return self._criterion(outputs, targets)
+        check_form(True, outputs.shape, targets)
+        return F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="sum")
 
     def settle(self, tasks: TaskBatch, task_count: int, *, deterministic: bool = False) -> Plan:
         """Decide what ``maml`` leaves to ``"auto"``, by trials on ``tasks``; kept in ``plan``.
@@ -89,6 +117,7 @@ class MetaLearner:
         Raises:
             SettingError: nothing fits ``maml.memory``.
         """
+        self.check(tasks)
         plan = settle(
             self.maml,
             self.loss,
@@ -109,8 +138,10 @@ class MetaLearner:
         By ``plan`` where there is one (`settle`), else as ``maml`` says.
 
         Raises:
+            SettingError: targets that do not fit; see `check`.
             MemoryError: it ran out; the message says what would fit.
         """
+        self.check(tasks)
         settings = self.gradient_settings()
         try:
             return self._meta_gradient(tasks, settings)
@@ -122,6 +153,27 @@ class MetaLearner:
                 self.maml, self.loss, self._trial_params(), tasks, plan=self.plan, settings=settings
             )
         )
+
+    def check(self, tasks: TaskBatch) -> None:
+        """Refuse class targets that are out of range, and sets of padding alone.
+
+        Labels on another device than the CPU are read once, at the first call: the device is not
+        waited for in every step. Shapes and types are looked at with every loss.
+
+        Raises:
+            SettingError: names the support or query set.
+        """
+        for name, (inputs, targets) in zip(("support", "query"), tasks):
+            if self.kind == "regression" or not len(targets[0]):
+                continue
+            if self._classes is None:
+                with torch.no_grad():
+                    outputs = self.outputs(tree_map(lambda x: x[0], inputs))
+                self._classes = int(outputs.shape[-1])
+            check_form(True, (len(targets[0]), self._classes), targets[0])
+            if targets.device.type == "cpu" or name not in self._read:
+                check_values(targets, self._classes, f"targets of the {name} set")
+                self._read.add(name)
 
     @property
     def vectorized(self) -> bool:
@@ -163,6 +215,9 @@ class MetaLearner:
     ) -> TaskScores:
         """Adapt to each task and score its query set at every inner step 0..K.
 
+        Of probabilities as targets the most probable class is the right one; padding (−100) counts
+        nowhere.
+
         Args:
             tasks: ``TaskBatch``, every leaf ``[T, N, ...]``.
             steps: K; None takes ``maml.eval_steps``.
@@ -171,12 +226,13 @@ class MetaLearner:
                 batch with the support set and no other query (Nichol, Achiam and Schulman, "On
                 First-Order Meta-Learning Algorithms", 2018, section 6.1).
         """
+        self.check(tasks)
         losses, outputs = self._outputs(self.params, tasks, steps, inductive)
         if self.kind == "regression":
             return TaskScores(losses, None, outputs)
-        predictions = outputs.argmax(-1)
-        right = predictions == tasks.query[1][:, None]
-        return TaskScores(losses, right.to(losses.dtype).mean(-1), predictions)
+        predictions, targets = outputs.argmax(-1), tasks.query[1]
+        right = (predictions == labels_of(targets)[:, None]).to(losses.dtype)
+        return TaskScores(losses, mean_of_real(right, real_ones(targets)[:, None]), predictions)
 
     def _adapted(
         self,
@@ -188,6 +244,8 @@ class MetaLearner:
         transductive: bool,
     ) -> nn.Module:
         """The module with the parameters that adaptation from ``start`` gives."""
+        alone = tree_map(lambda x: x[None], support)
+        self.check(TaskBatch(alone, alone))
         points = inner_trajectory(
             self.inner_loss(start),
             start,
@@ -293,8 +351,9 @@ class MetaLearner:
         return each_beside(together, support, inputs, vectorize=vectorize)
 
     def _criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        check_form(self.kind == "classification", outputs.shape, targets)
         if self.kind == "classification":
-            return F.cross_entropy(outputs, targets)
+            return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
         return F.mse_loss(outputs, targets)
 
     def _steps(self, steps: int | None) -> int:

@@ -22,6 +22,7 @@ from metalearn.core.predictive import (
     negative_log_likelihoods,
 )
 from metalearn.core.predictive_regression import regression_uncertainty
+from metalearn.core.targets import is_label, labels_of, mean_of_real, real_ones
 from metalearn.errors import SettingError
 from metalearn.evaluation import expected_calibration_error
 from metalearn.models import Ensemble, Stack
@@ -72,6 +73,7 @@ class MemberLearner(MetaLearner):
         self, tasks: TaskBatch, *, steps: int | None = None, inductive: bool = False
     ) -> TaskScores:
         """Scores of the mean prediction, and of each member; see `MetaLearner.score`."""
+        self.check(tasks)
         rows = [self._outputs(row, tasks, steps, inductive) for row in unstack(self.params)]
         losses = torch.stack([loss for loss, _ in rows], 1)
         outputs = torch.stack([output for _, output in rows])
@@ -82,20 +84,22 @@ class MemberLearner(MetaLearner):
             error = (mean - targets[:, None]).square().flatten(2).mean(-1)
             members = MemberScores(losses, None, spread.flatten(1).mean(-1), None)
             return TaskScores(error, None, mean, members)
-        every = targets[:, None].expand(outputs.shape[1:-1])
+        labels, real = labels_of(targets), real_ones(targets)
         log_p = mean_log_probabilities(outputs)
         predictions = log_p.argmax(-1)
-        right = (outputs.argmax(-1) == every).to(losses.dtype).mean(-1).movedim(0, 1)
-        last = log_p[:, -1]
-        calibration = expected_calibration_error(
-            last.exp().amax(-1), last.argmax(-1) == targets
-        ).to(losses)
-        epistemic = mutual_information(outputs[:, :, -1]).mean(-1)
+        right = (outputs.argmax(-1) == labels[:, None]).to(losses.dtype)
+        found = (predictions == labels[:, None]).to(losses.dtype)
+        epistemic = mean_of_real(mutual_information(outputs[:, :, -1]), real)
         return TaskScores(
-            negative_log_likelihoods(log_p, every).mean(-1),
-            (predictions == every).to(losses.dtype).mean(-1),
+            mean_of_real(_cross_entropies(log_p, targets), real[:, None]),
+            mean_of_real(found, real[:, None]),
             predictions,
-            MemberScores(losses, right, epistemic, calibration),
+            MemberScores(
+                losses,
+                mean_of_real(right, real[:, None]).movedim(0, 1),
+                epistemic,
+                _calibration(log_p[:, -1], labels, real).to(losses),
+            ),
         )
 
     def _functional(self) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
@@ -117,3 +121,20 @@ class MemberLearner(MetaLearner):
 
     def _meta_gradient(self, tasks: TaskBatch, settings: Mapping[str, Any]) -> MetaGradient:
         return member_meta_gradient(self.loss, self.params, tasks, **settings)
+
+
+def _cross_entropies(log_p: Tensor, targets: Tensor) -> Tensor:
+    """``[T, K+1, N]`` of the mean prediction ``[T, K+1, N, C]``; of padding, something finite."""
+    if not is_label(targets):
+        return -(targets[:, None] * log_p).sum(-1)
+    every = targets.clamp_min(0)[:, None].expand(log_p.shape[:-1])
+    return negative_log_likelihoods(log_p, every)
+
+
+def _calibration(log_p: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+    """``[T]``: expected calibration error of ``[T, N, C]`` over the targets that are no padding."""
+    confidences, hits = log_p.exp().amax(-1), log_p.argmax(-1) == labels
+    if real.all():
+        return expected_calibration_error(confidences, hits)
+    rows = zip(confidences, hits, real)
+    return torch.stack([expected_calibration_error(c[kept], h[kept]) for c, h, kept in rows])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import Plan
+from metalearn.core.targets import check_form
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.tracking import NullTracker, Tracker
@@ -265,8 +266,9 @@ class MetaTrainer(MemberTrainer):
         self.tracker.figure(self.step, "validation/adaptation", curve)
 
     def _check_outputs(self) -> None:
-        """Run one task's support set through the model before any training."""
-        inputs, _ = _first(self.tasks.sample("train", [0], device=self.device).support)
+        """Run one task's support set through the model and look at its targets, before training."""
+        batch = self.tasks.sample("train", [0], device=self.device)
+        inputs, _ = _first(batch.support)
         name = type(self.module).__name__
         try:
             with torch.no_grad():
@@ -281,6 +283,9 @@ class MetaTrainer(MemberTrainer):
             raise SettingError(
                 "model", name, f"outputs {wanted} are needed for these tasks, not {got}"
             )
+        for _, targets in map(_first, batch):
+            check_form(self.larger_is_better, (len(targets), wanted[1]), targets)
+        self.learner.check(batch)
 
 
 def _first(batch: Any) -> tuple[Tensor, Tensor]:

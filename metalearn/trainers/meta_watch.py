@@ -51,7 +51,7 @@ def shot_units(learner: MetaLearner, tasks: TaskBatch) -> Units:
     adapting = _adapting(learner)
 
     def loss_of(fixed: Any) -> LossFn:
-        return lambda params, batch: learner.loss({**fixed, **params}, batch)
+        return lambda params, batch: learner.sample_loss({**fixed, **params}, batch)
 
     def blocks() -> Iterator[Chunks]:
         for row in _rows(learner):
