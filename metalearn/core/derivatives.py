@@ -10,22 +10,32 @@ Axes: ``[*y]`` a leaf of the outputs, ``[*x]`` a leaf of the inputs, P all input
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from metalearn.core.ops import PlainOperations
-from metalearn.core.passes import by_columns, by_rows, each_output, pulled, vjp_of
+from metalearn.core.modes import (
+    DISAGREE,
+    Mode,
+    concrete,
+    differing,
+    guarded,
+    random_like,
+    refuse_forward,
+    vjp_of,
+)
+from metalearn.core.passes import by_columns, by_rows, each_output
 from metalearn.core.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
+from metalearn.core.refusals import says
 from metalearn.core.tree import check_floating, flatten, unflatten
 from metalearn.errors import SettingError, check_whole
 
 __all__ = ["Mode", "SecondMode", "ggn_vp", "hessian", "hvp", "jacobian", "jacobian_mode"]
 __all__ += ["jvp", "vjp"]
-
-Mode = Literal["forward", "reverse"]
 
 Function = Callable[..., Any]
 Leaves = list[Tensor]
@@ -42,13 +52,19 @@ def jacobian(
 
     Forward mode costs one pass for every input element, reverse mode one for every output element;
     the passes are batched. ``"auto"`` takes forward mode where there are more outputs than inputs
-    (see `jacobian_mode`). Inside a ``vmap``, torch 2.14 refuses reverse mode for an ``f`` that
-    takes gradients itself through fused batch or instance norms; forward mode and `hessian` work.
+    (see `jacobian_mode`) and torch has it.
+
+    Torch's forward mode is wrong for some operations, and so are its batched reverse passes (see
+    `metalearn.core.modes`). The Jacobian of the first call of the returned function with concrete
+    tensors is therefore tested: its product uᵀ·J with a random u must be that of one reverse pass.
+    Where ``"auto"`` took forward mode and they disagree, it takes reverse mode from then on, and
+    where batched reverse passes disagree, they are taken one after another, each with a warning.
+    Inside transforms of ``torch.func`` values cannot be read and nothing is tested.
 
     Args:
         f: function of any arguments with a tensor, or a tree of tensors, as its value.
         argnums: which positional arguments are differentiated; each is a tensor or a tree.
-        mode: ``"forward"``, ``"reverse"`` or ``"auto"``.
+        mode: ``"forward"``, refused where the test fails, ``"reverse"`` or ``"auto"``.
         chunk_size: passes that are taken at once; None takes all.
 
     Returns:
@@ -58,17 +74,15 @@ def jacobian(
 
     Raises:
         SettingError: an unknown mode, a chunk size below 1, an argument that is not there;
-            arguments or outputs that are not floating-point tensors.
+            arguments or outputs that are not floating-point tensors; a function that the mode
+            cannot take, or takes wrongly.
     """
     _check_passes(mode, chunk_size)
+    passes = _Passes(mode, chunk_size)
 
     def taken(*args: Any, **kwargs: Any) -> Any:
         function, inputs, spec = _of_leaves(f, args, argnums, kwargs)
-        if mode != "forward":
-            outputs, pull = vjp_of(function, inputs)
-            if mode == "reverse" or not _prefers_forward(inputs, outputs):
-                return by_rows(outputs, pull, spec, chunk_size)
-        return by_columns(function, inputs, spec, chunk_size)
+        return passes.jacobian(function, inputs, spec)
 
     return taken
 
@@ -76,7 +90,7 @@ def jacobian(
 def jacobian_mode(
     f: Function, args: Sequence[Any], argnums: int | tuple[int, ...] = 0, **kwargs: Any
 ) -> Mode:
-    """Which mode ``jacobian(f, argnums)(*args, **kwargs)`` takes by itself; evaluates ``f`` once.
+    """Which mode ``jacobian(f, argnums)`` asks for first; evaluates ``f`` once.
 
     Forward where the outputs have more elements than the inputs, reverse otherwise: for equal
     numbers, reverse passes are the cheaper ones.
@@ -103,7 +117,7 @@ def hessian(
         as_matrix: one matrix over all elements of all leaves, in the order of
             `metalearn.core.tree.flatten`, in place of a tree of blocks.
         mode: how the gradient, itself taken in reverse mode, is differentiated in turn;
-            ``"auto"`` is ``"reverse"``.
+            ``"auto"`` is ``"reverse"``. Both are tested as by `jacobian`.
         chunk_size: rows (columns in forward mode) of the Hessian that are taken at once.
 
     Returns:
@@ -114,6 +128,7 @@ def hessian(
         SettingError: as `jacobian`.
     """
     _check_passes(mode, chunk_size)
+    passes = _Passes(mode, chunk_size)
 
     def taken(*args: Any, **kwargs: Any) -> Any:
         function, inputs, spec = _of_leaves(f, args, argnums, kwargs)
@@ -122,22 +137,84 @@ def hessian(
         with torch.no_grad():
             ys, out_spec = flatten(function(inputs))
 
+        def gradient(cotangents: Sequence[Tensor], values: Leaves) -> Any:
+            return unflatten(vjp_of(function, values)[1](cotangents), spec)
+
         # vmap over outputs stands outside of both derivatives, because a derivative of a vmapped
         # one is wrong through fused norms (torch 2.14; torch.func.hessian is wrong there too)
         def of_one(*cotangents: Tensor) -> Any:
-            slopes = pulled(function, cotangents)
+            return passes.jacobian(partial(gradient, cotangents), inputs, spec)
 
-            def gradient(values: Leaves) -> Any:
-                return unflatten(slopes(values), spec)
-
-            if mode == "forward":
-                return by_columns(gradient, inputs, spec, chunk_size)
-            bent = lambda tangents: pulled(gradient, tangents)(inputs)  # noqa: E731
-            return by_rows(unflatten(inputs, spec), bent, spec, chunk_size)
-
-        return each_output(of_one, ys, out_spec, None)
+        if sum(y.numel() for y in ys) > 1 and concrete(inputs):
+            of_one(*random_like(ys))  # tested there, as it cannot be inside vmap
+        return each_output(of_one, ys, out_spec, None, passes.looped)
 
     return taken
+
+
+class _Passes:
+    """How a Jacobian is taken; its first one that can be tested decides for those that follow."""
+
+    def __init__(self, mode: str, chunk_size: int | None) -> None:
+        self.mode, self.chunk_size = mode, chunk_size
+        self.looped = False
+        self._tested: set[str] = set()
+
+    def jacobian(self, function: Callable[[Leaves], Any], inputs: Leaves, spec: Any) -> Any:
+        """Of a function of leaves; the tree ``spec`` of them stands in the value."""
+        if self.mode == "forward":
+            found = by_columns(function, inputs, spec, self.chunk_size)
+            self._ask("forward", function, inputs, found)
+            return found
+        outputs, pull = vjp_of(function, inputs)
+        if self.mode == "auto" and _prefers_forward(inputs, outputs):
+            try:
+                found = by_columns(function, inputs, spec, self.chunk_size)
+                if self._ask("auto", function, inputs, found):
+                    return found
+            except SettingError as error:
+                if error.__cause__ is None:  # not of torch
+                    raise
+            self.mode = "reverse"
+        take = partial(by_rows, outputs, pull, spec, self.chunk_size)
+        try:
+            found = take(self.looped)
+            if self._ask("reverse", function, inputs, found):
+                return found
+        except (RuntimeError, ValueError) as error:
+            if self.looped or not says(error, "transform"):
+                raise
+        self.looped = True
+        return take(True)
+
+    def _ask(self, mode: str, function: Any, inputs: Leaves, found: Any) -> bool:
+        """Whether to keep what was found."""
+        if mode in self._tested or self.looped or not concrete(inputs):
+            return True
+        self._tested.add(mode)
+        try:
+            outputs, pull = vjp_of(function, inputs)
+            along = random_like(flatten(outputs)[0])
+            if mode == "reverse" and sum(u.numel() for u in along) == 1:
+                return True  # one pass alone
+            pulled = pull(along)
+        except SettingError as error:
+            if error.__cause__ is None:
+                raise
+            return True  # there is no reverse mode to test it by
+        blocks = flatten(found)[0]
+        sides = differing([blocks[i :: len(inputs)] for i in range(len(inputs))], pulled, along)
+        if isinstance(sides, bool):
+            return mode != "auto" or not sides  # where nothing is finite, autograd decides
+        if mode == "forward":
+            refuse_forward(sides, mode)
+        kind, then = (
+            ("forward", "reverse") if mode == "auto" else ("batched reverse", "unbatched reverse")
+        )
+        warnings.warn(
+            f"{DISAGREE.format(kind)} ({sides}); the Jacobian is taken in {then} mode", stacklevel=5
+        )
+        return False
 
 
 def _of_leaves(
@@ -154,12 +231,11 @@ def _of_leaves(
         tree, full = unflatten(values, spec), list(args)
         for i, part in zip(chosen, tree if several else (tree,)):
             full[i] = part
-        with PlainOperations():
-            outputs = f(*full, **kwargs)
+        outputs = f(*full, **kwargs)
         check_floating(outputs, "f(*args)")
         return outputs
 
-    return function, inputs, spec
+    return guarded(function, inputs), inputs, spec
 
 
 def _positions(argnums: Any, count: int) -> tuple[int, ...]:

@@ -26,11 +26,15 @@ Kunstner, Balles and Hennig, "Limitations of the Empirical Fisher Approximation"
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
+from metalearn.core.modes import Mode
+from metalearn.core.products import check_mode
 from metalearn.core.tree import leaves, tree_map
 from metalearn.types import Batch, Params
 
@@ -170,18 +174,21 @@ def fisher_vp(
     samples: int = 1,
     variance: float = 1.0,
     chunk_size: int | None = None,
+    mode: Mode = "reverse",
 ) -> Params:
     """F·v = 1/N · Σ_n J_nᵀ S_n S_nᵀ J_n v for a tree v like ``params``; no gradient of a sample.
 
     Arguments as in `fisher_diagonal`; ``chunk_size`` bounds the samples of one pass (default: all).
     Every call with kind ``"monte_carlo"`` draws anew; `metalearn.core.operators.fisher_operator`
-    draws once. An ``outputs_fn`` that takes gradients itself (an adapted network) must not do so
-    through batch, layer or instance normalisation: see `metalearn.core.operators`.
+    draws once. ``mode`` is that of J_n·v, as in `metalearn.core.jvp`.
     """
     problem = FisherProblem.of(
         outputs_fn, params, batch, Likelihood(likelihood, kind, samples, variance), generator
     )
-    return problem.product(vector, chunk_size)
+    check_mode("mode", mode, get_args(Mode))
+    if mode == "forward":
+        problem.check_forward(chunk_size)
+    return problem.product(vector, chunk_size, mode)
 
 
 def effective_rank(matrix: Tensor) -> Tensor:

@@ -16,10 +16,19 @@ from torch.func import grad, vmap
 from metalearn.core.checks import check_reached
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.likelihood import Likelihood
+from metalearn.core.modes import (
+    Mode,
+    check_forward,
+    forward,
+    guarded,
+    random_like,
+    reverse_of,
+    vjp_of,
+)
 from metalearn.core.ops import PlainOperations
-from metalearn.core.products import jvp
+from metalearn.core.products import matching
 from metalearn.core.targets import check_labels
-from metalearn.core.tree import check_floating, leaves, tree_map
+from metalearn.core.tree import check_floating, flatten, leaves, tree_map, unflatten
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
 
@@ -77,38 +86,52 @@ class FisherProblem:
             total = part if total is None else tree_map(torch.add, total, part)
         return tree_map(lambda x: x / len(self.noise), total)
 
-    def product(self, vector: Params, chunk_size: int | None = None) -> Params:
-        """F·v."""
-        total = None
-        for chunk in self._chunks(len(self.noise) if chunk_size is None else chunk_size):
-            pushed = vmap(self._pushed, in_dims=(None, 0, 0, 0))(vector, *chunk)
-            # grad outside the vmap sums over samples as it goes: no gradient of one sample is held
-            part = grad(self._along)(self.params, chunk[0], pushed)
+    def product(
+        self, vector: Params, chunk_size: int | None = None, mode: Mode = "reverse"
+    ) -> Params:
+        """F·v, J·v by ``mode``; forward mode is not tested."""
+        along, total = matching(vector, self.params, "vector"), None
+        for inputs, targets, noise in self._in_chunks(chunk_size):
+            function, values, spec = self._outputs(inputs)
+            outputs, pull = vjp_of(_reaching(function), values)
+            if mode == "reverse":
+                (pushed,) = reverse_of(pull, [outputs], along)
+            else:
+                pushed = forward(function, values, along)[1]
+            cotangents = vmap(self.likelihood.metric)(outputs, targets, noise, pushed)
+            part = unflatten(pull([cotangents]), spec)
             total = part if total is None else tree_map(torch.add, total, part)
         return tree_map(lambda x: x / len(self.noise), total)
+
+    def check_forward(self, chunk_size: int | None) -> None:
+        """Refuse forward mode that reverse mode does not confirm, sample by sample."""
+        for inputs, _, _ in self._in_chunks(chunk_size):
+            function, values, _ = self._outputs(inputs)
+            along = random_like(values)
+            check_forward(function, values, along, forward(function, values, along)[1])
 
     def _gradients(self, x: Any, target: Tensor, noise: Tensor) -> Params:
         """The R gradients J_nᵀ s_nr of one sample, leaves ``[R, ...]``."""
         factor = self.likelihood.factor(self._one(self.params, x), target, noise)
-        along = grad(lambda params, s: self._reached(self._one(params, x) * s))
+        along = grad(_reaching(lambda params, s: (self._one(params, x) * s).sum()))
         return vmap(along, in_dims=(None, 0))(self.params, factor)
 
-    def _pushed(self, vector: Params, x: Any, target: Tensor, noise: Tensor) -> Tensor:
-        """S·Sᵀ·J·v of one sample, ``[C]``."""
-        outputs, tangent = jvp(lambda p: self._one(p, x), (self.params,), (vector,))
-        return self.likelihood.metric(outputs, target, noise, tangent)
+    def _outputs(self, inputs: Any) -> tuple[Callable[[list[Tensor]], Tensor], list[Tensor], Any]:
+        """Outputs ``[n, C]`` as a function of the leaves of the parameters; those; their tree."""
+        values, spec = flatten(self.params)
 
-    def _along(self, params: Params, inputs: Any, cotangents: Tensor) -> Tensor:
-        outputs = vmap(self._one, in_dims=(None, 0))(params, inputs)
-        return self._reached(outputs * cotangents)
+        def function(values: list[Tensor]) -> Tensor:
+            found: Tensor = vmap(self._one, in_dims=(None, 0))(unflatten(values, spec), inputs)
+            return found
 
-    def _reached(self, along: Tensor) -> Tensor:
-        """Their sum, for a gradient in the parameters."""
-        return check_reached(along.sum(), "outputs_fn")
+        return guarded(function, values), values, spec
 
     def _one(self, params: Params, x: Any) -> Tensor:
         with PlainOperations():
             return self.outputs_fn(params, tree_map(lambda leaf: leaf[None], x))[0]
+
+    def _in_chunks(self, size: int | None) -> Iterator[Batch]:
+        return self._chunks(len(self.noise) if size is None else size)
 
     def _chunks(self, size: int) -> Iterator[Batch]:
         check_whole("chunk_size", size, 1)
@@ -118,6 +141,10 @@ class FisherProblem:
     def _affordable(self) -> int:
         size: int = sum(p.numel() * p.element_size() for p in leaves(self.params))
         return max(1, _BUDGET // max(1, size * self.likelihood.columns(self.outputs)))
+
+
+def _reaching(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args: check_reached(function(*args), "outputs_fn")
 
 
 def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood) -> None:

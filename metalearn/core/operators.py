@@ -3,11 +3,10 @@
 Each gives A·v for a tree v like the parameters; A is symmetric, ``[P, P]``, and belongs to the mean
 over all N samples of all batches (batches may differ in size). Nothing is kept between products.
 
-Inside an outer vmap (over members, over tasks) the order of transforms is vmap(jvp(grad(loss))):
-each member differentiates its own loss twice. Where a vmap stands between the two derivatives, as
-in jvp(vmap(grad(loss))) or grad(vmap(grad(loss))), products through batch, layer or instance
-normalisation are wrong by several per cent, without an error (torch 2.14, float64); a vmap inside
-both or outside both is right. So hand over no loss that takes gradients under a vmap of its own.
+Inside an outer vmap (over members, over tasks) each member differentiates its own loss twice. Where
+a vmap stands between two derivatives, as in jvp(vmap(grad(loss))), torch's batch, layer and
+instance norms are wrong by several per cent, without an error (torch 2.14, float64); here they are
+taken in plain arithmetic where a loss takes gradients by itself or a transform stands around.
 
 Axes: N samples, C outputs, P parameters.
 """
@@ -23,8 +22,9 @@ from torch import Tensor
 from metalearn.core.chunking import sample_count
 from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
-from metalearn.core.products import SecondMode, ggn_vp, hvp
-from metalearn.core.tree import scale, tree_map
+from metalearn.core.modes import Mode, concrete, random_like
+from metalearn.core.products import SecondMode, gauss_newton_product, hessian_product
+from metalearn.core.tree import flatten, scale, tree_map, unflatten
 from metalearn.errors import SettingError
 from metalearn.types import Batch, LossFn, Params
 
@@ -39,7 +39,7 @@ def hessian_operator(
     params: Params,
     batches: Sequence[Batch],
     *,
-    mode: SecondMode = "forward_over_reverse",
+    mode: SecondMode = "reverse_over_reverse",
 ) -> Operator:
     """V ↦ ∇²L·v, L = Σ_b (N_b/N)·loss_fn(params, batch b), the mean loss over all samples.
 
@@ -47,17 +47,18 @@ def hessian_operator(
         loss_fn: mean loss of a batch.
         params: any tree.
         batches: a list, of one batch or more; never the batch itself.
-        mode: of `metalearn.core.hvp`; ``mse_loss`` with mean reduction and ``huber_loss`` refuse
-            the default (torch 2.14) and need ``"reverse_over_reverse"``.
+        mode: of `metalearn.core.hvp`; ``"forward_over_reverse"`` is tested here, once on every
+            batch, not at every product.
 
     Raises:
-        SettingError: ``batches`` is not a list of batches.
+        SettingError: ``batches`` is not a list of batches; as `metalearn.core.hvp`.
     """
 
-    def product(vector: Params, batch: Batch) -> Params:
-        return hvp(lambda p: loss_fn(p, batch), (params,), (vector,), mode=mode)[0]
+    def product(vector: Params, batch: Batch, tested: bool) -> Params:
+        loss = lambda p: loss_fn(p, batch)  # noqa: E731
+        return hessian_product(loss, (params,), (vector,), mode, tested=tested)[0]
 
-    return _summed(product, batches)
+    return _summed(product, params, batches, mode == "forward_over_reverse")
 
 
 def ggn_operator(
@@ -65,6 +66,8 @@ def ggn_operator(
     output_loss: Callable[[Any, Any], Tensor],
     params: Params,
     batches: Sequence[Batch],
+    *,
+    mode: Mode = "reverse",
 ) -> Operator:
     """V ↦ Jᵀ·∇²_f L·J·v, the generalised Gauss–Newton matrix of the mean loss over all samples.
 
@@ -73,24 +76,28 @@ def ggn_operator(
         output_loss: mean loss of outputs and targets, convex in the outputs.
         params: any tree.
         batches: a list of ``(inputs, targets)``.
+        mode: of J·v, as in `metalearn.core.jvp`; ``"forward"`` is tested here, once on every batch,
+            not at every product.
 
     Raises:
-        SettingError: ``batches`` is not a list of batches.
+        SettingError: ``batches`` is not a list of batches; as `metalearn.core.ggn_vp`.
 
     Source: Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent",
     2002.
     """
 
-    def product(vector: Params, batch: Batch) -> Params:
+    def product(vector: Params, batch: Batch, tested: bool) -> Params:
         inputs, targets = batch
-        return ggn_vp(
+        return gauss_newton_product(
             lambda p: outputs_fn(p, inputs),
             lambda outputs: output_loss(outputs, targets),
             (params,),
             (vector,),
+            mode,
+            tested=tested,
         )[0]
 
-    return _summed(product, batches)
+    return _summed(product, params, batches, mode == "forward")
 
 
 def fisher_operator(
@@ -104,6 +111,7 @@ def fisher_operator(
     samples: int = 1,
     variance: float = 1.0,
     chunk_size: int | None = None,
+    mode: Mode = "reverse",
 ) -> Operator:
     """V ↦ F·v as `metalearn.core.fisher_vp`; Monte Carlo targets are drawn once, here.
 
@@ -117,6 +125,7 @@ def fisher_operator(
         samples: the same.
         variance: the same.
         chunk_size: samples of one pass; by default a batch.
+        mode: of J·v, as in `metalearn.core.jvp`; ``"forward"`` is tested here, once.
 
     Raises:
         SettingError: ``batches`` is not a list of batches; see `metalearn.core.fisher_diagonal`.
@@ -125,14 +134,32 @@ def fisher_operator(
     rule = Likelihood(likelihood, kind, samples, variance)
     problems = [FisherProblem.of(outputs_fn, params, b, rule, generator) for b in batches]
     shares = _shares([problem.inputs for problem in problems])
+    if mode == "forward":
+        for problem in problems:
+            problem.check_forward(chunk_size)
     return lambda vector: _total(
-        [scale(problem.product(vector, chunk_size), s) for problem, s in zip(problems, shares)]
+        [
+            scale(problem.product(vector, chunk_size, mode), s)
+            for problem, s in zip(problems, shares)
+        ]
     )
 
 
-def _summed(product: Callable[[Params, Batch], Params], batches: Sequence[Batch]) -> Operator:
+def _summed(
+    product: Callable[[Params, Batch, bool], Params],
+    params: Params,
+    batches: Sequence[Batch],
+    test: bool,
+) -> Operator:
+    """The sum over batches; where ``test``, every batch takes a product that is tested."""
     shares = _shares(batches)
-    return lambda vector: _total([scale(product(vector, b), s) for b, s in zip(batches, shares)])
+    values, spec = flatten(params)
+    if test and concrete(values):
+        for batch in batches:
+            product(unflatten(random_like(values), spec), batch, False)
+    return lambda vector: _total(
+        [scale(product(vector, b, True), s) for b, s in zip(batches, shares)]
+    )
 
 
 def _shares(batches: Sequence[Batch]) -> list[float]:

@@ -11,38 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.products import inner
-from metalearn.core.tree import flatten, unflatten
+from metalearn.core.refusals import refusing
+from metalearn.core.tree import flatten, tree_map, unflatten
 
-__all__ = ["by_columns", "by_rows", "each_output", "pulled", "vjp_of"]
+__all__ = ["by_columns", "by_rows", "each_output"]
 
 Leaves = list[Tensor]
 
 
-def vjp_of(
-    function: Callable[[Leaves], Any], inputs: Leaves
-) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
-    """Outputs, and the map of the cotangents of their leaves to those of the inputs."""
-    outputs, pull = torch.func.vjp(function, inputs)[:2]
-    spec = flatten(outputs)[1]
-    return outputs, lambda cotangents: pull(unflatten(cotangents, spec))[0]
-
-
-def pulled(function: Callable[[Leaves], Any], cotangents: Sequence[Tensor]) -> Callable[..., Any]:
-    """The map of inputs to their cotangents, as the gradient of ⟨y, u⟩ with y the outputs.
-
-    Under a further vmap, `vjp_of` fails where ``function`` takes gradients through fused norms
-    (torch 2.14); this does not, and evaluates ``function`` once more.
-    """
-
-    def along(values: Leaves) -> Tensor:
-        return inner(flatten(function(values))[0], cotangents)
-
-    return torch.func.grad(along)
-
-
 def by_rows(
-    outputs: Any, pull: Callable[[Sequence[Tensor]], Any], spec: Any, chunk: int | None
+    outputs: Any,
+    pull: Callable[[Sequence[Tensor]], Any],
+    spec: Any,
+    chunk: int | None,
+    looped: bool = False,
 ) -> Any:
     """Reverse passes, one for each output element; ``pull`` maps cotangents to cotangents.
 
@@ -53,11 +35,13 @@ def by_rows(
     def row(*cotangents: Tensor) -> Any:
         return unflatten(pull(cotangents), spec)
 
-    return each_output(row, ys, out_spec, chunk)
+    return each_output(row, ys, out_spec, chunk, looped)
 
 
-def each_output(function: Callable[..., Any], ys: Leaves, out_spec: Any, chunk: int | None) -> Any:
-    """``function`` of the unit cotangent of each output element, batched.
+def each_output(
+    function: Callable[..., Any], ys: Leaves, out_spec: Any, chunk: int | None, looped: bool = False
+) -> Any:
+    """``function`` of the unit cotangent of each output element, batched, or ``looped`` over.
 
     A tree like the outputs; in the place of leaf y, the tree that ``function`` gives, its leaves
     with ``[*y]`` in front.
@@ -68,7 +52,11 @@ def each_output(function: Callable[..., Any], ys: Leaves, out_spec: Any, chunk: 
     else:
         parts = []
         for basis in _basis(ys, chunk):
-            values, spec = flatten(torch.func.vmap(function)(*basis))
+            if looped:
+                of_each = [function(*units) for units in zip(*basis)]
+                values, spec = flatten(tree_map(lambda *rows: torch.stack(rows), *of_each))
+            else:
+                values, spec = flatten(torch.func.vmap(function)(*basis))
             parts.append(values)
         rows = _joined(parts, 0)
     counts = [y.numel() for y in ys]
@@ -89,7 +77,8 @@ def by_columns(
 
     parts = []
     for basis in _basis(inputs, chunk):
-        values, out_spec = flatten(torch.func.vmap(push, out_dims=-1)(*basis))
+        with refusing("mode", "forward", "mode='reverse' would do", "forward", "transform"):
+            values, out_spec = flatten(torch.func.vmap(push, out_dims=-1)(*basis))
         parts.append(values)
     counts, blocks = [x.numel() for x in inputs], []
     for columns in _joined(parts, -1):

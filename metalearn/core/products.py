@@ -7,17 +7,37 @@ Everything works inside a further ``vmap``: over vectors, over parameters, over 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from metalearn.core.checks import check_scalar
-from metalearn.core.ops import PlainOperations
+from metalearn.core.modes import (
+    Mode,
+    check_forward,
+    forward,
+    guarded,
+    reverse,
+    reverse_of,
+    vjp_of,
+)
 from metalearn.core.tree import check_floating, flatten, leaf_names, unflatten
 from metalearn.errors import SettingError
 
-__all__ = ["SecondMode", "check_mode", "check_scalar", "ggn_vp", "hvp", "inner", "jvp", "vjp"]
+__all__ = [
+    "SecondMode",
+    "check_mode",
+    "check_scalar",
+    "gauss_newton_product",
+    "ggn_vp",
+    "hessian_product",
+    "hvp",
+    "jvp",
+    "matching",
+    "vjp",
+]
 
 SecondMode = Literal["forward_over_reverse", "reverse_over_reverse"]
 
@@ -30,7 +50,7 @@ def hvp(
     primals: Any,
     tangents: Any,
     *,
-    mode: SecondMode = "forward_over_reverse",
+    mode: SecondMode = "reverse_over_reverse",
     **kwargs: Any,
 ) -> Any:
     """Hessian–vector product ∇²f(x)·v of a scalar function, without the Hessian.
@@ -40,29 +60,31 @@ def hvp(
             is not a tuple.
         primals: x, one tree of floating-point tensors, or a tuple of several, one per argument.
         tangents: v, shaped like ``primals``.
-        mode: ``"forward_over_reverse"`` differentiates the gradient along v;
-            ``"reverse_over_reverse"`` takes the gradient of ⟨∇f, v⟩, for functions that have no
-            forward mode.
+        mode: ``"reverse_over_reverse"`` pulls v back through the gradient;
+            ``"forward_over_reverse"`` differentiates the gradient along v. Torch lacks or mistakes
+            forward mode for some operations (see `metalearn.core.modes`), so its product is tested
+            by one of the other mode with a random vector, at every call outside of transforms;
+            inside it is not.
         **kwargs: further inputs of ``f``.
 
     Returns:
         A tree like ``primals``.
 
     Raises:
-        SettingError: an unknown mode, a value that is not a scalar, tangents that do not fit.
+        SettingError: an unknown mode, a value that is not a scalar, tangents that do not fit; a
+            function that the mode cannot take, or takes wrongly.
     """
+    return hessian_product(partial(f, **kwargs), primals, tangents, mode)
+
+
+def hessian_product(
+    f: Function, primals: Any, tangents: Any, mode: SecondMode, *, tested: bool = False
+) -> Any:
+    """As `hvp`; ``tested`` says that forward mode need not be tested again."""
     check_mode("mode", mode, get_args(SecondMode))
-    function, inputs, spec = _of_primals(f, primals, kwargs)
-    along = _matching(tangents, primals, "tangents")
-
-    def scalar(values: Leaves) -> Tensor:
-        return check_scalar(function(values), "f")
-
-    gradient = torch.func.grad(scalar)
-    if mode == "forward_over_reverse":
-        return unflatten(torch.func.jvp(gradient, (inputs,), (along,))[1], spec)
-    product = torch.func.grad(lambda values: inner(gradient(values), along))
-    return unflatten(product(inputs), spec)
+    function, inputs, spec = _of_primals(f, primals)
+    along = matching(tangents, primals, "tangents")
+    return unflatten(_curved(function, inputs, along, mode, "f", tested), spec)
 
 
 def ggn_vp(
@@ -70,6 +92,8 @@ def ggn_vp(
     output_loss: Callable[[Any], Tensor],
     params: Any,
     vector: Any,
+    *,
+    mode: Mode = "reverse",
     **kwargs: Any,
 ) -> Any:
     """Generalised Gauss–Newton product Jᵀ ∇²L(z) J v, z = f(θ), J = ∂z/∂θ (Schraudolph, 2002).
@@ -81,35 +105,67 @@ def ggn_vp(
         output_loss: L, a scalar function of the outputs.
         params: θ, a tree of floating-point tensors, or a tuple of them, one per argument.
         vector: v, shaped like ``params``.
+        mode: of J·v, as in `jvp`.
         **kwargs: further inputs of ``outputs_fn``.
 
     Returns:
         A tree like ``params``.
 
     Raises:
-        SettingError: a loss that is not a scalar, a vector that does not fit.
+        SettingError: a loss that is not a scalar, a vector that does not fit; as `jvp`.
     """
+    return gauss_newton_product(partial(outputs_fn, **kwargs), output_loss, params, vector, mode)
+
+
+def gauss_newton_product(
+    outputs_fn: Function,
+    output_loss: Callable[[Any], Tensor],
+    params: Any,
+    vector: Any,
+    mode: Mode,
+    *,
+    tested: bool = False,
+) -> Any:
+    """As `ggn_vp`; ``tested`` as for `hessian_product`."""
+    check_mode("mode", mode, get_args(Mode))
     check_floating(params, "params")
-    _matching(vector, params, "vector")
-    outputs, along = jvp(outputs_fn, params, vector, **kwargs)
-    values, spec = flatten(outputs)
+    function, inputs, spec = _of_primals(outputs_fn, params)
+    along = matching(vector, params, "vector")
+    outputs, pull = vjp_of(function, inputs)
+    ys, shape = flatten(outputs)
+    if mode == "reverse":
+        pushed = reverse_of(pull, ys, along)
+    else:
+        products = forward(function, inputs, along)[1]
+        if not tested:
+            check_forward(function, inputs, along, products)
+        pushed = flatten(products)[0]
 
     def loss(values: Leaves) -> Tensor:
-        return check_scalar(output_loss(unflatten(values, spec)), "output_loss")
+        return output_loss(unflatten(values, shape))
 
-    # in reverse mode, because mse_loss and huber_loss refuse forward over reverse (torch 2.14)
-    curved = hvp(loss, values, flatten(along)[0], mode="reverse_over_reverse")
-    return vjp(outputs_fn, params, unflatten(curved, spec), **kwargs)[1]
+    curved = _curved(loss, ys, pushed, "reverse_over_reverse", "output_loss", True)
+    return unflatten(pull(curved), spec)
 
 
-def jvp(f: Function, primals: Any, tangents: Any, **kwargs: Any) -> tuple[Any, Any]:
+def jvp(
+    f: Function, primals: Any, tangents: Any, *, mode: Mode = "reverse", **kwargs: Any
+) -> tuple[Any, Any]:
     """Outputs and Jacobian–vector product J·v, J the Jacobian of ``f`` at ``primals``.
 
-    Arguments and errors are those of `hvp`; both results are shaped like the outputs.
+    ``mode="reverse"`` takes the gradient of ⟨Jᵀ·u, v⟩ with respect to u, for about twice the time
+    of ``"forward"``, which torch lacks or mistakes for some operations (see
+    `metalearn.core.modes`) and which is therefore tested by a reverse pass at every call outside of
+    transforms; inside it is not. The other arguments and errors are those of `hvp`; both results
+    are shaped like the outputs.
     """
-    function, inputs, _ = _of_primals(f, primals, kwargs)
-    along = _matching(tangents, primals, "tangents")
-    outputs, products = torch.func.jvp(function, (inputs,), (along,))[:2]
+    check_mode("mode", mode, get_args(Mode))
+    function, inputs, _ = _of_primals(partial(f, **kwargs), primals)
+    along = matching(tangents, primals, "tangents")
+    if mode == "reverse":
+        return reverse(function, inputs, along)
+    outputs, products = forward(function, inputs, along)
+    check_forward(function, inputs, along, products)
     return outputs, products
 
 
@@ -118,21 +174,9 @@ def vjp(f: Function, primals: Any, cotangents: Any, **kwargs: Any) -> tuple[Any,
 
     ``cotangents`` u are shaped like the outputs; otherwise as `jvp`.
     """
-    function, inputs, spec = _of_primals(f, primals, kwargs)
-
-    # the gradient of ⟨y, u⟩, because under vmap torch.func.vjp's own function fails where f takes
-    # gradients itself (torch 2.14)
-    def along(values: Leaves) -> tuple[Tensor, Any]:
-        outputs = function(values)
-        return inner(flatten(outputs)[0], _matching(cotangents, outputs, "cotangents")), outputs
-
-    product, outputs = torch.func.grad(along, has_aux=True)(inputs)
-    return outputs, unflatten(product, spec)
-
-
-def inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """⟨a, b⟩ over all elements of all leaves."""
-    return torch.stack([(a * b).sum() for a, b in zip(one, other)]).sum()
+    function, inputs, spec = _of_primals(partial(f, **kwargs), primals)
+    outputs, pull = vjp_of(function, inputs)
+    return outputs, unflatten(pull(matching(cotangents, outputs, "cotangents")), spec)
 
 
 def check_mode(setting: str, mode: str, known: Sequence[str]) -> None:
@@ -141,24 +185,40 @@ def check_mode(setting: str, mode: str, known: Sequence[str]) -> None:
         raise SettingError(setting, mode, f"one of {', '.join(known)} is needed")
 
 
-def _of_primals(
-    f: Function, primals: Any, kwargs: dict[str, Any]
-) -> tuple[Callable[[Leaves], Any], Leaves, Any]:
+def _curved(
+    function: Callable[[Leaves], Any],
+    inputs: Leaves,
+    along: Leaves,
+    mode: SecondMode,
+    setting: str,
+    tested: bool,
+) -> Leaves:
+    """∇²f·v on leaves; the Hessian is symmetric, so that v may be pulled back as well as pushed."""
+    gradient = torch.func.grad(lambda values: check_scalar(function(values), setting))
+    if mode == "reverse_over_reverse":
+        back: Leaves = vjp_of(gradient, inputs, mode)[1](along)
+        return back
+    product: Leaves = forward(gradient, inputs, along, mode)[1]
+    if not tested:
+        check_forward(gradient, inputs, along, product, mode)
+    return product
+
+
+def _of_primals(f: Function, primals: Any) -> tuple[Callable[[Leaves], Any], Leaves, Any]:
     """``f`` as a function of the leaves of ``primals``, the leaves, and their tree."""
     check_floating(primals, "primals")
     inputs, spec = flatten(primals)
 
     def function(values: Leaves) -> Any:
         tree = unflatten(values, spec)
-        with PlainOperations():
-            outputs = f(*tree, **kwargs) if type(tree) is tuple else f(tree, **kwargs)
+        outputs = f(*tree) if type(tree) is tuple else f(tree)
         check_floating(outputs, "f(*primals)")
         return outputs
 
-    return function, inputs, spec
+    return guarded(function, inputs), inputs, spec
 
 
-def _matching(tree: Any, like: Any, setting: str) -> Leaves:
+def matching(tree: Any, like: Any, setting: str) -> Leaves:
     """Leaves of ``tree``, which must have the structure and shapes of ``like``."""
     wanted, spec = flatten(like)
     try:
@@ -172,4 +232,4 @@ def _matching(tree: Any, like: Any, setting: str) -> Leaves:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise SettingError(where, got, f"the shape {tuple(model.shape)} is needed")
         check_floating(value, where)
-    return given
+    return [value.to(model.dtype) for value, model in zip(given, wanted)]

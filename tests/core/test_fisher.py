@@ -280,7 +280,7 @@ def test_a_vector_of_another_shape_is_refused() -> None:
     outputs_fn, params, batch = setting("categorical")
     rule = {"likelihood": "categorical", "kind": "exact"}
     wrong = {**params, "0.bias": torch.zeros(2).double()}
-    with pytest.raises(SettingError, match=r"tangents\[.*0.bias\]=\(2,\): the shape \(4,\)"):
+    with pytest.raises(SettingError, match=r"vector\[0.bias\]=\(2,\): the shape \(4,\)"):
         fisher_vp(outputs_fn, params, batch, wrong, **rule)
 
 
