@@ -13,6 +13,10 @@ Without sharing (S = 1) they are the same. With ``corrected=True`` (EKFAC) the e
 basis of B ⊗ A are those that fit best, E = 1/N Σ_n Σ_r (Q_Bᵀ·G_r·Q_A)² element by element; then the
 trace is that of the exact block. Blocks between layers are zero.
 
+Every axis of a layer's input but its last is one of positions, as a single sample has them; where
+the module keeps its samples (first, second, folded into others) does not matter. Factors of
+parameters with fewer than 32 bits are float32.
+
 Axes: N samples, R columns, S positions, O outputs and I inputs of a layer, P parameters.
 Sources: Martens and Grosse, ICML 2015; Grosse and Martens, ICML 2016 (convolutions); George et al.,
 "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", NeurIPS 2018;
@@ -53,8 +57,10 @@ class KroneckerBlock(NamedTuple):
 
     def times(self, matrix: Tensor, factors: Tensor) -> Tensor:
         """The block with ``factors`` for E, times a matrix ``[O, I (+1)]``."""
-        rotated = self.gradient_basis.mT @ matrix @ self.input_basis
-        return self.gradient_basis @ (factors * rotated) @ self.input_basis.mT
+        wide = matrix.to(self.input_basis.dtype)
+        rotated = self.gradient_basis.mT @ wide @ self.input_basis
+        product = self.gradient_basis @ (factors * rotated) @ self.input_basis.mT
+        return product.to(matrix.dtype)
 
 
 class KroneckerFisher(NamedTuple):

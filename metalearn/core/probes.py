@@ -11,12 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import current_level
 from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metalearn.core.checks import check_reached
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.module import functionalize
+from metalearn.core.ops.sample_layers import Convolution, Embedding
+from metalearn.core.ops.sample_substitution import Call, LayerCalls
+from metalearn.core.per_sample import single
+from metalearn.core.precision import widened
 from metalearn.errors import SettingError
 
 __all__ = ["Layers", "ProbedModule"]
@@ -28,6 +33,9 @@ Layers = dict[str, tuple[Tensor, Tensor]]
 class ProbedModule:
     """A module to whose layers' outputs zeros are added, that their gradients can be taken.
 
+    Layers are met where they are called, inside a vmap over samples: whatever axes a layer's input
+    has there are positions of one sample, wherever the module puts its samples.
+
     Raises:
         SettingError: a layer whose parameters have no Kronecker factors, by name.
     """
@@ -36,62 +44,78 @@ class ProbedModule:
         self, module: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None
     ) -> None:
         self._apply, own, held = functionalize(module)
-        self._module, self._params = module, dict(params)
+        self._params = dict(params)
         self._buffers = held if buffers is None else dict(buffers)
         self._layers = _layers(module, own)
 
     def outputs(self, inputs: Any) -> Tensor:
         """Outputs ``[N, C]``; refuses layers that are never called or called twice."""
-        outputs, seen, _ = self._forward(inputs, None)
+        called: set[str] = set()
+
+        def of_one(x: Any) -> Tensor:
+            outputs, seen, _ = self._forward(x, None)
+            called.update(seen)
+            return outputs
+
+        outputs: Tensor = vmap(of_one)(inputs)
         for name in self._layers:
-            if name not in seen:
+            if name not in called:
                 raise SettingError(f"module[{name}]", "never called", "freeze what is not used")
-        if outputs.dim() != 2:
-            raise SettingError("module", tuple(outputs.shape), "outputs [N, C] are needed")
         return outputs
 
     def run(self, inputs: Any, targets: Tensor, noise: Tensor, likelihood: Likelihood) -> Layers:
         """Inputs and gradients of every layer for one chunk of samples."""
-        outputs, seen, sizes = self._forward(inputs, None)
-        factors = vmap(likelihood.factor, out_dims=1)(outputs, targets, noise)  # [R, N, C]
-        zeros = {name: outputs.new_zeros(size) for name, size in sizes.items()}
 
-        def along(probes: dict[str, Tensor], factor: Tensor) -> Tensor:
-            return check_reached((self._forward(inputs, probes)[0] * factor).sum(), "module")
+        def of_one(x: Any, target: Tensor, noise: Tensor) -> Any:
+            outputs, seen, zeros = self._forward(x, None)
+            rows = likelihood.factor(outputs, target, noise)  # [R, C]
 
-        back = vmap(grad(along), in_dims=(None, 0))(zeros, factors)
+            def along(probes: dict[str, Tensor], row: Tensor) -> Tensor:
+                return check_reached((self._forward(x, probes)[0] * row).sum(), "module")
+
+            return seen, vmap(grad(along), in_dims=(None, 0))(zeros, rows)
+
+        seen, back = vmap(of_one, out_dims=(0, 1))(inputs, targets, noise)
         return {
-            name: (_inputs(layer, seen[name], self._has_bias(name)), _positions(layer, back[name]))
+            name: (seen[name], _positions(layer, back[name]))
             for name, layer in self._layers.items()
         }
 
     def _forward(
-        self, inputs: Any, probes: dict[str, Tensor] | None
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, torch.Size]]:
+        self, x: Any, probes: dict[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs ``[C]`` of one sample; what its layers see ``[S, I (+1)]``; zeros of outputs."""
         seen: dict[str, Tensor] = {}
-        sizes: dict[str, torch.Size] = {}
+        zeros: dict[str, Tensor] = {}
+        keys = list(self._params)
 
-        def watch(name: str) -> Any:
-            def hook(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                if name in seen:
-                    raise SettingError(
-                        f"module[{name}]", "called twice", "a layer that is used once is needed"
-                    )
-                seen[name], sizes[name] = given[0], output.shape
-                return output if probes is None else output + probes[name]
+        def answer(index: int, bias: int | None, call: Call) -> Tensor:
+            name = keys[index].rpartition(".")[0]
+            self._check_call(name, name in seen, None if bias is None else keys[bias], call)
+            seen[name] = widened(_inputs(call, bias is not None))  # a copy, so that it stays
+            output = call[0].forward(*call[1:])
+            zeros[name] = torch.zeros_like(output)
+            return output if probes is None else output + probes[name]
 
-            return hook
+        calls = LayerCalls(list(self._params.values()), answer, current_level())
+        with torch.enable_grad(), calls:
+            outputs = self._apply(self._params, self._buffers, single(x))
+        if outputs.dim() != 2:
+            raise SettingError("module", tuple(outputs.shape), "outputs [N, C] are needed")
+        return widened(outputs[0]), seen, zeros
 
-        handles = [layer.register_forward_hook(watch(n)) for n, layer in self._layers.items()]
-        try:
-            outputs = self._apply(self._params, self._buffers, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return outputs, seen, sizes
-
-    def _has_bias(self, name: str) -> bool:
-        return (f"{name}.bias" if name else "bias") in self._params
+    def _check_call(self, name: str, again: bool, bias: str | None, call: Call) -> None:
+        own = f"{name}.bias" if name else "bias"
+        got = ""
+        if again:
+            got = "called twice"
+        elif isinstance(call[0], Embedding):
+            got = "called as an embedding"
+        elif bias != (own if own in self._params else None):
+            got = "called without its bias" if bias is None else f"called with {bias}"
+        if got:
+            needed = "a layer that is used once is needed, with its own weight and bias"
+            raise SettingError(f"module[{name}]", got, needed)
 
 
 def _layers(module: nn.Module, params: Mapping[str, Tensor]) -> dict[str, nn.Module]:
@@ -121,20 +145,19 @@ def _layers(module: nn.Module, params: Mapping[str, Tensor]) -> dict[str, nn.Mod
     return found
 
 
-def _inputs(layer: nn.Module, x: Tensor, bias: bool) -> Tensor:
-    """Inputs of a layer as ``[N, S, I]``, with a column of ones for a bias."""
-    if isinstance(layer, nn.Conv2d):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode)
-        patches = nn.functional.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride)
-        x = patches.mT
-    else:
-        x = x.reshape(len(x), -1, x.shape[-1])
-    return torch.cat([x, x.new_ones((*x.shape[:2], 1))], dim=-1) if bias else x
+def _inputs(call: Call, bias: bool) -> Tensor:
+    """Inputs of a layer as ``[S, I]``, a copy, with a column of ones for a bias."""
+    layer, x, *_ = call
+    if isinstance(layer, Convolution):
+        size, stride, ((top, _), (left, _)), dilation = layer.window
+        x = nn.functional.unfold(x, size, dilation, (top, left), stride).mT
+    x = x.reshape(-1, x.shape[-1])
+    return torch.cat([x, x.new_ones((len(x), 1))], dim=-1) if bias else x.clone()
 
 
 def _positions(layer: nn.Module, gradients: Tensor) -> Tensor:
     """Gradients ``[R, N, ...]`` of a layer's outputs as ``[R, N, S, O]``."""
+    gradients = widened(gradients)
     if isinstance(layer, nn.Conv2d):
-        return gradients.flatten(3).mT
+        gradients = gradients.movedim(3, -1)
     return gradients.reshape(*gradients.shape[:2], -1, gradients.shape[-1])

@@ -36,7 +36,7 @@ from metalearn.core.ops.plain_operations import plain_operation
 from metalearn.core.ops.sample_layers import Convolution, Embedding, Layer, Linear
 from metalearn.core.tree import flatten
 
-__all__ = ["Measure", "SampleLayers"]
+__all__ = ["Call", "LayerCalls", "Measure", "SampleLayers"]
 
 Call = tuple[Layer, Tensor, Tensor, Tensor | None]
 """Layer, input, weight, bias."""
@@ -77,7 +77,7 @@ class SampleLayers:
             def inside(values: list[Tensor]) -> Tensor:
                 level = current_level()
                 answer = partial(self._answer, values[-1], level, count)
-                with plain_norms(keep), _LayerCalls(values[:-1], answer, level):
+                with plain_norms(keep), LayerCalls(values[:-1], answer, level):
                     return loss(values[:-1], sample)
 
             found = lean_gradient(inside, values, keep_graph=keep)[:-1]
@@ -149,8 +149,15 @@ def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if enabled else nullcontext()
 
 
-class _LayerCalls(TorchFunctionMode):
-    """Offers layer calls whose weight is one of ``values`` to ``answer``."""
+class LayerCalls(TorchFunctionMode):
+    """Offers layer calls whose weight is one of ``values`` to ``answer``.
+
+    Args:
+        values: the tensors themselves that the layers will be called with.
+        answer: is given the number of the weight, that of the bias, or None, and the call; gives
+            the output, or None to let the call run.
+        level: of transforms of torch.func, at which calls are offered.
+    """
 
     def __init__(
         self, values: Sequence[Tensor], answer: Callable[[int, int | None, Call], Any], level: int
@@ -194,9 +201,13 @@ def _conv2d(
     if groups != 1 or input.dim() != 4 or weight.dim() != 4:
         return None
     window = window_of(weight.shape[-2:], stride, padding, dilation)
-    even = all(before == after for before, after in window.padding)
     fits = input.shape[1] == weight.shape[1] and min(window.positions(*input.shape[2:])) >= 1
-    return (Convolution(window), input, weight, bias) if even and fits else None
+    if not fits or (padding == "same" and window.stride != (1, 1)):
+        return None  # torch says what is wrong
+    if any(before != after for before, after in window.padding):
+        down, across = window.padding
+        input, window = F.pad(input, (*across, *down)), window._replace(padding=((0, 0), (0, 0)))
+    return Convolution(window), input, weight, bias
 
 
 def _embedding(
