@@ -6,39 +6,40 @@ refused here, with the layer's name and what to do instead.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from metalearn.core.ops import calling, runs_over_tasks, substituting
+from metalearn.core.copying import copy_module
+from metalearn.core.pure_call import PureCall
 from metalearn.errors import SettingError
 
-__all__ = ["Norm", "call_with", "check_layers", "convert_norm", "functionalize"]
+__all__ = ["Norm", "check_layers", "convert_norm", "functionalize"]
 
 Norm = Literal["batch_stats", "group"]
-
-Apply = Callable[..., Any]
 
 
 def functionalize(
     module: nn.Module, *, vectorize: bool = True
-) -> tuple[Apply, dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[PureCall, dict[str, Tensor], dict[str, Tensor]]:
     """Split a module into a pure function, its parameters and its buffers.
 
     ``apply(params, buffers, *args, **kwargs)`` equals ``module(*args, **kwargs)`` with those
     values. The trees hold detached tensors that share storage with the module, so an optimiser
     that steps the module's parameters in place steps them too. Tied weights appear once. Parameters
     with ``requires_grad=False`` stay as they are: they stand among the buffers. Attention runs on
-    torch's MATH backend, the one that has second derivatives. The module's mode (train or eval) is
-    to stay as it is now.
+    torch's MATH backend, the one that has second derivatives.
+
+    A call runs on a private copy of the module's structure and leaves the module as it is, also
+    where it raises or runs inside transforms: what forward stores is dropped with the copy. What
+    the next call would read (a running mean, a counter, a list that grows) is refused by a trial
+    at the first call. Later changes of the module's mode, hooks and attributes are followed, and
+    checked anew; replaced or moved parameters are not in the trees.
 
     Args:
         module: any module whose forward pass is a function of its parameters, buffers and inputs.
@@ -52,22 +53,12 @@ def functionalize(
     params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
     fixed = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
     buffers = fixed | {n: b.detach() for n, b in module.named_buffers()}
-    names, held = frozenset(params), frozenset(buffers)
-
-    def apply(params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
-        for setting, given, known in (("params", params, names), ("buffers", buffers, held)):
-            if not given.keys() >= known:
-                raise SettingError(setting, sorted(given), f"{sorted(known)} are all needed")
-        return call_with(module, params, buffers, *args, **kwargs)
-
-    return apply, params, buffers
-
-
-def call_with(module: nn.Module, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
-    """``module(*args, **kwargs)`` with other parameters and buffers, as `functionalize` does it."""
-    runs = runs_over_tasks(module) if substituting() else nullcontext()
-    with sdpa_kernel(SDPBackend.MATH), calling(module), runs:
-        return functional_call(module, (params, buffers), args, kwargs)
+    needed = frozenset(params), frozenset(buffers)
+    return (
+        PureCall(module, partial(check_layers, vectorize=vectorize), needed=needed),
+        params,
+        buffers,
+    )
 
 
 def check_layers(module: nn.Module, *, vectorize: bool = True, running_stats: bool = False) -> None:
@@ -102,7 +93,7 @@ def convert_norm(module: nn.Module, norm: Norm) -> nn.Module:
     """
     if norm not in get_args(Norm):
         raise SettingError("norm", norm, f"one of {', '.join(get_args(Norm))} is needed")
-    root = nn.ModuleDict({"module": copy.deepcopy(module)})
+    root = nn.ModuleDict({"module": copy_module(module)})
     converted: dict[nn.Module, nn.Module] = {}  # a layer used twice stays one layer
     for name, layer in list(root.named_modules(remove_duplicate=False)):
         if isinstance(layer, _NormBase):
@@ -138,6 +129,17 @@ def _refusal(layer: nn.Module, vectorize: bool, running_stats: bool) -> str | No
             f"vmap cannot take fused recurrent layers; loop over nn.{type(layer).__name__}Cell, "
             "or take a plain loop, with vectorize=False here (engine='loop', method='loop', "
             "maml.engine=loop)"
+        )
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "the parameters of compiled TorchScript cannot be replaced; use the Python module"
+    if isinstance(layer, nn.parallel.DistributedDataParallel) or (
+        isinstance(layer, nn.DataParallel) and len(layer.device_ids) > 1
+    ):
+        return "its copies on other devices cannot be replaced; use the module inside, its .module"
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
+        return (
+            f"max_norm={layer.max_norm:g} rewrites the weight in each forward pass; "
+            "set max_norm=None"
         )
     if any(is_lazy(p) for p in layer.parameters(recurse=False)):
         return "a lazy layer has no parameters yet; run one batch through the module first"

@@ -5,13 +5,13 @@ Axes: N samples.
 
 from __future__ import annotations
 
-import copy
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metalearn.core.chunking import chunks
+from metalearn.core.copying import copy_module
 from metalearn.core.ghost_norms import ghost_parameters, per_sample_norms
 from metalearn.core.module import convert_norm
 from metalearn.core.per_sample import one_gradient, per_sample_gradients
@@ -65,7 +65,7 @@ def per_sample_module(module: nn.Module, *, batch_norm: BatchNormPolicy = "eval"
         raise SettingError("batch_norm", batch_norm, f"one of {known} is needed")
     if batch_norm == "groupnorm":
         return convert_norm(module, "group")
-    module = copy.deepcopy(module)
+    module = copy_module(module)
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm):
             if layer.running_mean is None:

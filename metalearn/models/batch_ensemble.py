@@ -5,14 +5,16 @@ Axes: M members, B samples, I inputs and O outputs of a layer.
 
 from __future__ import annotations
 
-import copy
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from metalearn.core.copying import copy_module
 from metalearn.core.ensemble import MemberEngine, map_members
-from metalearn.core.module import call_with, check_layers
+from metalearn.core.module import check_layers
+from metalearn.core.pure_call import PureCall
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.ensemble import Stack
 
@@ -81,6 +83,9 @@ class BatchEnsemble(nn.Module):
         copies = [_with_factors(network, factors, generator) for _ in range(members)]
         self.network, self.members = Stack(copies).network, members
         self._shared = _share_weights(self.network)
+        self._call = PureCall(
+            self.network, partial(check_layers, running_stats=True), keeps_buffers=True
+        )
 
     def __len__(self) -> int:
         """M."""
@@ -99,14 +104,14 @@ class BatchEnsemble(nn.Module):
         shared = {name: value for name, value in tensors.items() if name in self._shared}
 
         def one(own: Any, shared: Any) -> Any:
-            return call_with(self.network, own, shared, *args, **kwargs)
+            return self._call(own, shared, *args, **kwargs)
 
         return map_members(one, own, shared, in_dims=(0, None), engine=engine)
 
 
 def _with_factors(network: nn.Module, factors: str, generator: torch.Generator) -> nn.Module:
     """A copy of the network with `RankOne` around its layers, factors drawn for one member."""
-    root = nn.ModuleDict({"network": copy.deepcopy(network)})
+    root = nn.ModuleDict({"network": copy_module(network)})
     converted: dict[nn.Module, nn.Module] = {}  # a layer used twice stays one layer
     for name, layer in list(root.named_modules(remove_duplicate=False)):
         if type(layer) in _LAYERS:  # a subclass may be read by its owner, as in attention

@@ -8,12 +8,12 @@ Axes: M members, B samples.
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
+from metalearn.core.copying import copy_module
 from metalearn.errors import SettingError, check_whole
 
 __all__ = ["Dropout", "convert_dropout", "set_draw"]
@@ -79,7 +79,7 @@ def convert_dropout(module: nn.Module, *, seed: int = 0) -> nn.Module:
         module: left as it is.
         seed: of the masks; each layer has a stream of its own.
     """
-    root = nn.ModuleDict({"module": copy.deepcopy(module)})
+    root = nn.ModuleDict({"module": copy_module(module)})
     converted: dict[nn.Module, nn.Module] = {}
     for name, layer in list(root.named_modules(remove_duplicate=False)):
         if isinstance(layer, _DROPOUTS):

@@ -5,19 +5,21 @@ Axes: M members, B samples.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from metalearn.core.copying import copy_module, named_tensors
 from metalearn.core.ensemble import MemberEngine, map_members, stack
-from metalearn.core.module import call_with, check_layers
+from metalearn.core.likeness import attributes
+from metalearn.core.module import check_layers
+from metalearn.core.pure_call import PureCall
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError, check_whole
-from metalearn.models.likeness import plain
 
 __all__ = ["Ensemble", "Stack"]
 
@@ -43,6 +45,9 @@ class Stack(nn.Module):
         self.network = _template(modules)
         self.size = len(modules)
         self.indices = tuple(range(len(modules)) if indices is None else indices)
+        self._call = PureCall(
+            self.network, partial(check_layers, running_stats=True), keeps_buffers=True
+        )
 
     def train(self, mode: bool = True) -> Stack:
         """Set the mode of all members; training may need what evaluation does not."""
@@ -60,7 +65,7 @@ class Stack(nn.Module):
 
     def call(self, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
         """One member's network with its parameters and buffers."""
-        return call_with(self.network, params, buffers, *args, **kwargs)
+        return self._call(params, buffers, *args, **kwargs)
 
     def forward(self, *args: Any, engine: MemberEngine = "batched", **kwargs: Any) -> Any:
         """Outputs of all members on the same inputs, ``[M, ...]``."""
@@ -72,9 +77,8 @@ class Stack(nn.Module):
 
     def member(self, row: int) -> nn.Module:
         """A copy of the network in one row: a plain module."""
-        module = copy.deepcopy(self.network)
-        _replace(module, [value.detach()[row].clone() for *_, value in _own_tensors(module)])
-        return module
+        rows = {n: v.detach()[row].clone() for n, v in named_tensors(self.network).items()}
+        return copy_module(self.network, _as_they_were(self.network, rows))
 
 
 class Ensemble(nn.Module):
@@ -194,20 +198,17 @@ def _template(modules: Sequence[nn.Module]) -> nn.Module:
         if _structure(module) != first:
             accepted = "the layers and settings of members[0] are needed in one stack"
             raise SettingError(f"members[{index}]", type(module).__name__, accepted)
-    template = copy.deepcopy(modules[0])
-    _replace(template, list(stacked.values()))
-    return template
+    return copy_module(modules[0], _as_they_were(modules[0], stacked))
 
 
-def _replace(module: nn.Module, values: Sequence[Tensor]) -> None:
-    """Put ``values`` in the places of a module's own tensors, in order; tied ones stay tied."""
-    placed: dict[int, Tensor] = {}
-    for (_, table, key, old), value in zip(_own_tensors(module), values):
-        if isinstance(old, nn.Parameter):
-            fresh: Tensor = nn.Parameter(value, requires_grad=old.requires_grad)
-        else:
-            fresh = value
-        table[key] = placed.setdefault(id(old), fresh)
+def _as_they_were(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of ``values`` that are parameters in ``module`` as such, trained or not as there."""
+    return {
+        name: nn.Parameter(values[name], value.requires_grad)
+        if isinstance(value, nn.Parameter)
+        else values[name]
+        for name, value in named_tensors(module).items()
+    }
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, dict[str, Any], str, Tensor]]:
@@ -222,23 +223,12 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, dict[str, Any], str, Tens
 
 
 def _structure(module: nn.Module) -> Any:
-    """What two networks must share to be stacked: layers, settings, shapes, ties."""
-    layers = tuple((name, type(layer), _settings(layer)) for name, layer in module.named_modules())
-    seen: dict[int, int] = {}
+    """What two networks must share to be stacked: all but the values of their tensors."""
     tensors = tuple(
-        (name, value.shape, value.dtype, value.requires_grad, seen.setdefault(id(value), len(seen)))
+        (name, type(value), value.shape, value.dtype, value.device, value.requires_grad)
         for name, *_, value in _own_tensors(module)
     )
-    return layers, tensors
-
-
-def _settings(layer: nn.Module) -> Any:
-    """Attributes of a layer that are no tensors or layers of its own."""
-    return tuple(
-        (name, plain(value))
-        for name, value in sorted(vars(layer).items())
-        if not name.startswith("_") and name != "training"
-    )
+    return tuple(attributes(module).items()), tensors
 
 
 def _call_with_seed(make: Callable[..., nn.Module], seed: int) -> nn.Module:

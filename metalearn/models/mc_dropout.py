@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core.ensemble import MemberEngine, map_members
-from metalearn.core.module import call_with, check_layers
+from metalearn.core.module import check_layers
+from metalearn.core.pure_call import PureCall
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.dropout import Dropout, convert_dropout
 
@@ -51,6 +52,7 @@ class MCDropout(nn.Module):
             raise SettingError("network", found, "one with dropout layers is needed")
         self.train(False)
         check_layers(self.network)
+        self._call = PureCall(self.network, check_layers)
 
     def __len__(self) -> int:
         """M."""
@@ -68,7 +70,7 @@ class MCDropout(nn.Module):
         numbers = torch.arange(_FIRST, _FIRST + self.draws, device=device)
 
         def one(drawn: dict[str, Tensor]) -> Any:
-            return call_with(self.network, drawn, {}, *args, **kwargs)
+            return self._call(drawn, {}, *args, **kwargs)
 
         return map_members(one, {f"{name}.draw": numbers for name in self._dropouts}, engine=engine)
 

@@ -5,7 +5,6 @@ Axes: T tasks, K inner steps, N query samples, C classes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from metalearn.core import (
 )
 from metalearn.core.adapt import last_of
 from metalearn.core.checks import check_reached, outside_inference_mode
+from metalearn.core.copying import copy_module
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.targets import (
     IGNORED,
@@ -207,7 +207,7 @@ class MetaLearner:
             SettingError: steps below 0, a loss that the module's parameters have no part in.
         """
         return self._adapted(
-            copy.deepcopy(self.module), self.params, support, steps, transductive=transductive
+            copy_module(self.module), self.params, support, steps, transductive=transductive
         )
 
     def score(
@@ -258,7 +258,8 @@ class MetaLearner:
         params = last_of(points).params
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                parameter.copy_(params[name])
+                if name in params:  # else it is not trained, or there under its first name
+                    parameter.copy_(params[name])
                 parameter.grad = None
         module.eval()
         if transductive:

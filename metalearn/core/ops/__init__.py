@@ -4,7 +4,7 @@ Plain torch, on any device. Derivatives up to the second are exact, in reverse m
 """
 
 from metalearn.core.ops.calling import calling
-from metalearn.core.ops.over_tasks import counting
+from metalearn.core.ops.over_tasks import counting, first_row, outside_transforms, unwrap
 from metalearn.core.ops.plain_operations import (
     PlainOperations,
     plain_operations_inside,
@@ -17,9 +17,12 @@ __all__ = [
     "PlainOperations",
     "calling",
     "counting",
+    "first_row",
+    "outside_transforms",
     "plain_operations_inside",
     "remembering",
     "runs_over_tasks",
     "substituting",
     "task_operations",
+    "unwrap",
 ]

@@ -12,15 +12,26 @@ from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
+from torch._C import DisableTorchFunction
 from torch._C._functorch import (
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
+    maybe_get_bdim,
     maybe_get_level,
 )
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import Function
 
-__all__ = ["Count", "carries_tasks", "counting", "over_tasks", "unwrap"]
+__all__ = [
+    "Count",
+    "carries_tasks",
+    "counting",
+    "first_row",
+    "outside_transforms",
+    "over_tasks",
+    "unwrap",
+]
 
 
 def over_tasks(function: Callable[..., Tensor], *operands: Any) -> Tensor:
@@ -77,6 +88,25 @@ def unwrap(tensor: Tensor) -> tuple[list[Tensor], Tensor]:
         wrappers.append(tensor)
         tensor = get_unwrapped(tensor)
     return wrappers, tensor
+
+
+def first_row(tensor: Tensor) -> Tensor:
+    """One task's (sample's, member's) value of a tensor inside transforms, as an ordinary tensor.
+
+    To be called inside `outside_transforms`.
+    """
+    wrappers, plain = unwrap(tensor)
+    for wrapper in reversed(wrappers):
+        if is_batchedtensor(wrapper):
+            plain = plain.select(maybe_get_bdim(wrapper), 0)
+    return plain
+
+
+@contextmanager
+def outside_transforms() -> Iterator[None]:
+    """Run the block as if no transform of torch.func and no function mode were in force."""
+    with temporarily_clear_interpreter_stack(), DisableTorchFunction():
+        yield
 
 
 class _OverTasks(Function):

@@ -1,0 +1,165 @@
+"""One trial of a forward pass on copies: what it changes, and whether the next would read that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from metalearn.core.likeness import attributes, plain
+from metalearn.core.ops import first_row, outside_transforms
+from metalearn.core.private_copy import PrivateCopy, Structure
+from metalearn.errors import SettingError
+
+__all__ = ["try_once", "write_refusal"]
+
+
+class _Pass(NamedTuple):
+    """What a forward pass gave and changed."""
+
+    outputs: Any
+    written: list[tuple[str, str, nn.Module, str]]
+    """Name, table, layer and key of parameters and buffers whose values changed."""
+    rebound: frozenset[str]
+    attributes: dict[tuple[str, str], Any]
+
+
+def try_once(
+    structure: Structure,
+    given: Mapping[str, Tensor],
+    args: Any,
+    kwargs: Any,
+    keeps_buffers: bool,
+) -> None:
+    """Note in ``structure`` what a forward pass leaves behind, or refuse it.
+
+    It runs on copies of one task's (sample's, member's) values, twice where something changed. A
+    pass that fails is no trial: the call that follows says why.
+
+    Raises:
+        SettingError: parameters are written, or buffers that cannot be kept; attributes change
+            from call to call; random numbers come from the global state.
+    """
+    with outside_transforms(), torch.inference_mode(False), torch.enable_grad():
+        copied = structure.copied()
+        tensors = {name: _concrete(value) for name, value in given.items()}
+        before = attributes(copied.root)
+        first = _run(copied, tensors, args, kwargs)
+        structure.reusable = False
+        if first is None:
+            return
+        for _, table, layer, key in first.written:
+            if table == "_parameters" or not keeps_buffers:
+                raise write_refusal(copied.root, layer, key)
+        structure.rebound = first.rebound - {name for name, *_ in first.written}
+        changed = _differing(before, first.attributes)
+        if changed:
+            second = _run(copied, tensors, args, kwargs)
+            _check_repeats(copied.root, changed, first, second)
+        structure.reusable = copied.restored() and attributes(copied.root) == before
+
+
+def write_refusal(
+    root: nn.Module, layer: nn.Module, key: str, reason: str = "which a pure function cannot keep"
+) -> SettingError:
+    """The refusal of a forward pass that writes a parameter or buffer ``key`` of ``layer``."""
+    return SettingError(
+        f"module[{_name(root, layer)}]",
+        type(layer).__name__,
+        f"its forward pass writes {key!r}, {reason}; put it in eval mode if it writes in training "
+        "alone, else use a layer that keeps nothing",
+    )
+
+
+def _run(
+    copied: PrivateCopy, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
+) -> _Pass | None:
+    """One forward pass on copies of all tensors; None where it fails."""
+    given = {name: value.clone() for name, value in tensors.items()}
+    args, kwargs = tree_map(_concrete, (tuple(args), dict(kwargs)))
+    devices = {value.device for value in given.values() if value.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        state = torch.get_rng_state()
+        try:
+            outputs = copied.run(given, args, kwargs, {})
+        except Exception:
+            return None
+        if not torch.equal(state, torch.get_rng_state()):
+            _refuse_draws(copied, tensors, args, kwargs)
+    written, rebound = [], []
+    for name, (layer, table, key, value) in copied.placed():
+        if value is not given[name]:
+            rebound.append(name)
+        if plain(value) != plain(tensors[name]):
+            written.append((name, table, layer, key))
+    return _Pass(outputs, written, frozenset(rebound), attributes(copied.root))
+
+
+def _check_repeats(
+    root: nn.Module, changed: list[tuple[str, str]], first: _Pass, second: _Pass | None
+) -> None:
+    """Refuse what the next call would read: another output, or another change."""
+    again = changed if second is None else _differing(first.attributes, second.attributes)
+    same = second is not None and plain(first.outputs) == plain(second.outputs)
+    inside = [(layer, name) for layer, name in changed if name.endswith("_hooks")]
+    if same and not again and not inside:
+        return
+    layer, name = (inside or again or changed)[0]
+    kind = type(root.get_submodule(layer)).__name__
+    if name.endswith("_hooks"):
+        raise SettingError(
+            f"module[{layer}]", kind,
+            "a hook stores what it sees outside of the layer, which transforms would fill with "
+            "tensors that do not outlive them; remove the hook",
+        )  # fmt: skip
+    raise SettingError(
+        f"module[{layer}]", kind,
+        f"its forward pass changes {name!r} from call to call, which a pure function cannot keep; "
+        "make it an input, or set it anew in each call",
+    )  # fmt: skip
+
+
+def _refuse_draws(
+    copied: PrivateCopy, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
+) -> NoReturn:
+    """Refuse the innermost layer that draws from torch's global random state."""
+    found: list[str] = []
+    states: dict[str, Tensor] = {}
+
+    def watch(name: str, layer: nn.Module) -> None:
+        layer.register_forward_pre_hook(lambda *_: states.update({name: torch.get_rng_state()}))
+        layer.register_forward_hook(
+            lambda *_: (
+                found.append(name)
+                if name in states and not torch.equal(states[name], torch.get_rng_state())
+                else None
+            )
+        )
+
+    for name, layer in copied.root.named_modules():
+        watch(name, layer)
+    copied.run({n: t.clone() for n, t in tensors.items()}, args, kwargs, {})
+    name = found[0] if found else ""
+    raise SettingError(
+        f"module[{name}]",
+        type(copied.root.get_submodule(name)).__name__,
+        "its forward pass draws from the global random state; use eval mode if it draws in "
+        "training alone, or metalearn.models.Dropout",
+    )
+
+
+def _concrete(value: Any) -> Any:
+    """A tensor of one task, without a graph and apart from others; anything else as it is."""
+    return first_row(value).detach().clone() if isinstance(value, Tensor) else value
+
+
+def _differing(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> list[tuple[str, str]]:
+    keys = [*one, *(key for key in other if key not in one)]
+    return [key for key in keys if (key in one) != (key in other) or one[key] != other[key]]
+
+
+def _name(root: nn.Module, layer: nn.Module) -> str:
+    return next((name for name, found in root.named_modules() if found is layer), "")
