@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -16,10 +16,8 @@ from torch.nn.utils import parametrize
 from metalearn.core.copying import Copier, Place, named_tensors
 from metalearn.core.ops import calling, runs_over_tasks, substituting, unwrap
 
-__all__ = ["Hooks", "PrivateCopy", "Structure", "Written"]
+__all__ = ["PrivateCopy", "Structure", "Written"]
 
-Hooks = Mapping[str, Callable[..., Any]]
-"""Forward hooks by the name of their layer."""
 Written = tuple[nn.Module, str, str, Any]
 """Layer, table (``_parameters`` or ``_buffers``), key, and what stands there after a call."""
 
@@ -115,19 +113,14 @@ class PrivateCopy:
         ]
         self._counts: list[int] = []
 
-    def run(self, given: Mapping[str, Tensor], args: Any, kwargs: Any, hooks: Hooks) -> Any:
+    def run(self, given: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
         """One forward pass."""
         self._counts = list(map(sys.getrefcount, self._layers))
         for container, key, name, _ in self._places:
             container[key] = given[name]
-        handles = [self.root.get_submodule(n).register_forward_hook(h) for n, h in hooks.items()]
         runs = runs_over_tasks(self.root) if substituting() else nullcontext()
-        try:
-            with math_attention(), calling(self.root), runs, _uncached():
-                return self.root(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with math_attention(), calling(self.root), runs, _uncached():
+            return self.root(*args, **kwargs)
 
     def rebound(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Written]]:
         """Parameters and buffers that the pass has put something else in the place of."""

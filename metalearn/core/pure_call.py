@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metalearn.core.private_copy import Hooks, PrivateCopy, Structure
+from metalearn.core.private_copy import PrivateCopy, Structure
 from metalearn.core.trial import try_once, write_refusal
 from metalearn.errors import SettingError
 
@@ -57,13 +57,7 @@ class PureCall:
         return {**vars(self), "_structures": []}
 
     def __call__(self, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
-        """Outputs with ``params`` and ``buffers``; see `run`."""
-        return self.run(params, buffers, args, kwargs)
-
-    def run(
-        self, params: Any, buffers: Any, args: Any, kwargs: Any, hooks: Hooks | None = None
-    ) -> Any:
-        """The same with forward hooks on layers of the copy, by name.
+        """What the module gives for the other arguments.
 
         Raises:
             SettingError: names that are missing; a forward pass that cannot be a pure function, by
@@ -82,7 +76,7 @@ class PureCall:
         copied = structure.take()
         try:
             before = structure.versions(tensors, not self._keeps_buffers)
-            outputs = copied.run(tensors, args, kwargs, hooks or {})
+            outputs = copied.run(tensors, args, kwargs)
             if before != structure.versions(tensors, not self._keeps_buffers):
                 raise write_refusal(copied.root, copied.root, "a buffer in place")
             self._settle(structure, copied, tensors)

@@ -84,7 +84,7 @@ def _run(
     with torch.random.fork_rng(devices=sorted(devices, key=str)):
         state = torch.get_rng_state()
         try:
-            outputs = copied.run(given, args, kwargs, {})
+            outputs = copied.run(given, args, kwargs)
         except Exception:
             return None
         if not torch.equal(state, torch.get_rng_state()):
@@ -141,7 +141,7 @@ def _refuse_draws(
 
     for name, layer in copied.root.named_modules():
         watch(name, layer)
-    copied.run({n: t.clone() for n, t in tensors.items()}, args, kwargs, {})
+    copied.run({n: t.clone() for n, t in tensors.items()}, args, kwargs)
     name = found[0] if found else ""
     raise SettingError(
         f"module[{name}]",
