@@ -90,7 +90,7 @@ def check_seed(seed: int) -> None:
 
 def check_split(split: str) -> None:
     """Refuse what is not a split."""
-    if split not in _SPLIT_NUMBER:
+    if not isinstance(split, str) or split not in _SPLIT_NUMBER:
         raise SettingError("split", split, f"one of {', '.join(_SPLIT_NUMBER)} is needed")
 
 

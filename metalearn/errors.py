@@ -25,11 +25,13 @@ class NonFiniteError(FloatingPointError):
     """A loss or gradient became infinite or NaN; the message says where."""
 
 
-def check_whole(setting: str, value: object, least: int) -> None:
-    """Refuse what is not a whole number of at least ``least``.
+def check_whole(setting: str, value: object, least: int, most: int | None = None) -> None:
+    """Refuse what is not a whole number of at least ``least``, and at most ``most``.
 
     Raises:
         SettingError: names the setting.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingError(setting, value, f"a whole number of at least {least} is needed")
+    if most is not None and value > most:
+        raise SettingError(setting, value, f"a whole number of at most {most} is needed")

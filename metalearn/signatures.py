@@ -12,7 +12,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -39,18 +39,25 @@ def accepted_settings(function: Callable[..., Any]) -> dict[str, Any]:
     return settings
 
 
-def check_settings(function: Callable[..., Any], values: Mapping[str, Any], prefix: str) -> None:
+def check_settings(
+    function: Callable[..., Any],
+    values: Mapping[str, Any],
+    prefix: str,
+    *,
+    without: Collection[str] = (),
+) -> None:
     """Refuse names that ``function`` does not accept and values of a wrong type.
 
     Args:
         function: what will be called with the values.
         values: plain numbers, strings, lists and mappings.
         prefix: put before each name in messages, ``"trainer."``.
+        without: names that are no settings, though ``function`` accepts them.
 
     Raises:
         SettingError: the first misfit.
     """
-    accepted = accepted_settings(function)
+    accepted = {k: v for k, v in accepted_settings(function).items() if k not in without}
     for name, value in values.items():
         if name not in accepted:
             near = difflib.get_close_matches(name, accepted, n=1)

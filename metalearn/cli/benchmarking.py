@@ -26,14 +26,17 @@ from metalearn.benchmarks import (
     race_table,
 )
 from metalearn.cli.complaints import one_sentence_errors
+from metalearn.cli.given import Given, given_settings, plain
 from metalearn.errors import SettingError, check_whole
 from metalearn.tracking import provenance, write_json
 
-__all__ = ["benchmark"]
+__all__ = ["benchmark", "check"]
 
 _CURVE_WORKLOAD = "W2"
 _CURVE = ("batched", "mixed", "first_order", "implicit", "vmap_grad")
 _META = "meta_gradient"
+_MOST_THREADS = 4096
+_OF_RACE = ("workloads", "contestants", "memory", "curve", "parallel_metalearn")
 
 
 @one_sentence_errors()
@@ -43,22 +46,11 @@ def benchmark(config: DictConfig) -> None:
     Raises:
         SettingError: an unknown suite, workload or contestant, a number out of range.
     """
+    check(config, given_settings(HydraConfig.get()))
     folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        _known("suites", config.suites, {_META: None, **SUITES})
-        if config.parallel_metalearn is not None:
-            _name_folder(config.parallel_metalearn)
-        names = _contestants(config.contestants)
-        _known("workloads", config.workloads, WORKLOADS)
-        check_whole("rounds", config.rounds, 1)
-        for steps in config.curve:
-            check_whole("curve", steps, 1)
-        if config.threads is not None:
-            check_whole("threads", config.threads, 1)
-            torch.set_num_threads(config.threads)
-    except SettingError:
-        folder.rmdir()
-        raise
+    names = _contestants(config.contestants)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     numbers: dict[str, Any] = {}
     for suite in config.suites:
         if suite == _META:
@@ -74,6 +66,36 @@ def benchmark(config: DictConfig) -> None:
     report = {"rounds": config.rounds, "threads": torch.get_num_threads(), **numbers}
     write_json(folder / "results.json", report | {"provenance": provenance()})
     print(f"written: {folder}")
+
+
+def check(config: DictConfig, given: Sequence[Given]) -> None:
+    """Refuse settings that cannot work, or that the chosen suites have no use for.
+
+    Raises:
+        SettingError: the first of them.
+    """
+    suites = {_META: None, **SUITES}
+    for name, known in (("suites", suites), ("workloads", WORKLOADS)):
+        _known(name, plain(config[name]), known)
+    if not config.suites:
+        raise SettingError("suites", [], f"at least one of {', '.join(suites)} is needed")
+    if config.parallel_metalearn is not None:
+        _name_folder(plain(config.parallel_metalearn))
+    _contestants(plain(config.contestants))
+    check_whole("rounds", plain(config.rounds), 1)
+    if not isinstance(config.memory, bool):
+        raise SettingError("memory", plain(config.memory), "true or false is needed")
+    if not isinstance(plain(config.curve), list):
+        raise SettingError("curve", plain(config.curve), "a list of whole numbers is needed")
+    for steps in plain(config.curve):
+        check_whole("curve", steps, 1)
+    if config.threads is not None:
+        check_whole("threads", plain(config.threads), 1, _MOST_THREADS)
+    if _META in config.suites and not (config.workloads or config.curve):
+        raise SettingError("workloads", [], f"one of {', '.join(WORKLOADS)} is needed, or a curve")
+    for setting in given:
+        if setting.name in _OF_RACE and setting.value is not None and _META not in config.suites:
+            raise setting.refusal(f"suites=[{_META}] is needed for it")
 
 
 def _meta_gradients(config: DictConfig, names: Sequence[str]) -> SuiteResult:
@@ -98,19 +120,22 @@ def _meta_gradients(config: DictConfig, names: Sequence[str]) -> SuiteResult:
     return SuiteResult("\n\n".join(tables), figures, numbers)
 
 
-def _name_folder(folder: str) -> None:
+def _name_folder(folder: object) -> None:
     """Tell this process and those it starts where parallel-metalearn is."""
+    accepted = "the folder of a pip install --target is needed"
+    if not isinstance(folder, str) or not folder:
+        raise SettingError("parallel_metalearn", folder, accepted)
     os.environ["PARALLEL_METALEARN"] = str(Path(folder).absolute())
     if not available(CONTESTANTS["parallel_metalearn"]):
-        raise SettingError(
-            "parallel_metalearn", folder, "the folder of a pip install --target is needed"
-        )
+        raise SettingError("parallel_metalearn", folder, accepted)
 
 
 def _contestants(asked: Sequence[str] | None) -> list[str]:
     if asked is None:
         return [name for name, contestant in CONTESTANTS.items() if available(contestant)]
     _known("contestants", asked, CONTESTANTS)
+    if not asked:
+        raise SettingError("contestants", [], f"one of {', '.join(CONTESTANTS)} is needed, or null")
     for name in asked:
         if not available(CONTESTANTS[name]):
             needs = CONTESTANTS[name].needs
@@ -118,9 +143,11 @@ def _contestants(asked: Sequence[str] | None) -> list[str]:
     return list(asked)
 
 
-def _known(setting: str, names: Sequence[str], known: Mapping[str, object]) -> None:
+def _known(setting: str, names: object, known: Mapping[str, object]) -> None:
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        raise SettingError(setting, names, f"a list of {', '.join(known)} is needed")
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise SettingError(setting, name, f"one of {', '.join(known)} is needed")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from hydra.errors import HydraException, InstantiationException
@@ -11,49 +14,118 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from metalearn.data import resized
+from metalearn.cli.given import plain
+from metalearn.core.memory import check_room
+from metalearn.data import ClassificationData, resized
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import accepted_settings, check_settings
-from metalearn.trainers import EnsembleTrainer, MetaTrainer, PerSampleTrainer
+from metalearn.trainers import MAML, EnsembleTrainer, MetaTrainer, PerSampleTrainer
+from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.types import TaskDistribution
 
-__all__ = ["AnyTrainer", "build", "groups_of"]
+__all__ = [
+    "GROUPS",
+    "AnyTrainer",
+    "build",
+    "check_settings_of",
+    "device_of",
+    "groups_of",
+    "target_of",
+]
 
 AnyTrainer = MetaTrainer | EnsembleTrainer | PerSampleTrainer
+
+GROUPS = ("task", "data", "ood", "maml", "model", "optimizer", "trainer")
 
 _FULL_NAMES = ("maml.", "model", "module", "optimizer")
 _SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml"}
 """Groups that become an argument of the trainer, where it has such an argument."""
+_REQUIRED = ("task", "data")
+_HANDED = ("model", "optimizer", "tracker", "folder", "device", "deterministic")
+_SUPPLIED = {
+    "model": {"input_shape", "outputs"},
+    "optimizer": {"params"},
+    "task": {"data"},
+    "trainer": {
+        "model",
+        "tasks",
+        "data",
+        "ood",
+        "maml",
+        "optimizer",
+        "tracker",
+        "folder",
+        "device",
+    },
+}
+"""Arguments that are made from other groups, and are no settings."""
+_CLASSES: dict[str, tuple[type, ...]] = {
+    "data": (ClassificationData,),
+    "ood": (ClassificationData,),
+    "maml": (MAML,),
+    "model": (nn.Module,),
+    "optimizer": (torch.optim.Optimizer,),
+    "trainer": (MetaTrainer, EnsembleTrainer, PerSampleTrainer),
+}
+"""What the target of a group gives, where that is a class and no protocol."""
+_MADE = {**_CLASSES, "task": (TaskDistribution,)}
+_KEYWORDS = ("_target_", "_partial_")
+_LARGEST = 2**63 - 1
 
 
 def groups_of(config: DictConfig) -> tuple[str, ...]:
     """The groups that a configuration's trainer is built from, itself last."""
-    accepted = accepted_settings(_target(config.trainer, "trainer"))
+    accepted = accepted_settings(target_of(_group(config, "trainer"), "trainer"))
     sources = [g for g, argument in _SOURCES.items() if argument in accepted and config.get(g)]
     return (*sources, "model", "optimizer", "trainer")
 
 
+def check_settings_of(config: DictConfig) -> None:
+    """Refuse a configuration that cannot work, as far as that shows before anything is loaded.
+
+    Raises:
+        SettingError: the first setting that cannot work.
+    """
+    device_of(config.device)
+    for name in ("seed", "test_tasks"):
+        check_whole(name, plain(config[name]), 0, _LARGEST)
+    deterministic = _deterministic(config)
+    if not isinstance(deterministic, bool):
+        raise SettingError("deterministic", plain(deterministic), "true or false is needed")
+    accepted = _accepted(_group(config, "trainer"), "trainer")
+    arguments = accepted_settings(target_of(config.trainer, "trainer"))
+    for group in _REQUIRED:
+        if _SOURCES[group] in arguments:
+            _group(config, group)
+    for group in groups_of(config):
+        _check(_group(config, group), group)
+    if config.get("maml") and "maml" in arguments:
+        _make(config.maml, "maml")
+    loop = {
+        f.name: config.trainer[f.name] for f in fields(LoopSettings) if f.name in config.trainer
+    }
+    try:
+        LoopSettings(**{name: plain(value) for name, value in loop.items()})
+    except SettingError as error:
+        raise _placed(error, "trainer") from error
+    if "members" in accepted and ("seeds" in accepted or config.trainer.get("members") is not None):
+        check_whole("trainer.members", config.trainer.get("members"), 1)
+        _network_seeds(config)
+
+
 def build(config: DictConfig, *, folder: Path | None) -> AnyTrainer:
     """The trainer of a configuration, every setting checked before anything is loaded."""
-    device = _device(config.device)
-    check_whole("seed", config.seed, 0)
-    if config.seed >= 2**63:
-        raise SettingError("seed", config.seed, "a whole number below 2^63 is needed")
-    check_whole("test_tasks", config.test_tasks, 0)
-    deterministic = config.get("deterministic", False)  # runs of before have no such setting
-    if not isinstance(deterministic, bool):
-        raise SettingError("deterministic", deterministic, "true or false is needed")
+    check_settings_of(config)
+    device = device_of(config.device)
     groups = groups_of(config)
-    for group in groups:
-        _check(config[group], group)
     optimizer = _make(config.optimizer, "optimizer")
     objects = {_SOURCES[g]: _make(config[g], g) for g in groups if g in _SOURCES}
     source = objects.get("tasks") or objects["data"]
     if "ood" in objects:
         channels, *size = source.input_shape
         objects["ood"] = resized(objects["ood"], image_size=size[0], channels=channels)
-    if "seeds" in accepted_settings(_target(config.trainer, "trainer")):
-        check_whole("trainer.members", config.trainer.members, 1)
+    if "seeds" in _accepted(config.trainer, "trainer"):
         objects["seeds"] = _network_seeds(config)
     trainer: AnyTrainer = _make(
         config.trainer,
@@ -62,10 +134,14 @@ def build(config: DictConfig, *, folder: Path | None) -> AnyTrainer:
         optimizer=optimizer,
         folder=folder,
         device=device,
-        deterministic=deterministic,
+        deterministic=_deterministic(config),
         **objects,
     )
     return trainer
+
+
+def _deterministic(config: DictConfig) -> Any:
+    return config.get("deterministic", False)  # runs of before have no such setting
 
 
 def _model(config: DictConfig, source: Any) -> nn.Module:
@@ -75,50 +151,84 @@ def _model(config: DictConfig, source: Any) -> nn.Module:
     if members is None:
         model: nn.Module = _make(config.model, "model", **shape)
         return model
-    check_whole("trainer.members", members, 1)
-    seeded = "seed" in accepted_settings(_target(config.model, "model"))
+    seeded = "seed" in _accepted(config.model, "model")
 
     def make(seed: int) -> nn.Module:
         own = shape | {"seed": seed} if seeded else shape
         network: nn.Module = _make(config.model, "model", **own)
         return network
 
-    return Ensemble.from_factory(make, _network_seeds(config))
+    seeds = _network_seeds(config)
+    size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
+    check_room("trainer.members", members, 2 * size * len(seeds))  # with their gradients
+    return Ensemble.from_factory(make, seeds)
 
 
-def _network_seeds(config: DictConfig) -> list[int]:
+def _network_seeds(config: DictConfig) -> Sequence[int]:
     """Of the weights of each network, and of the order in which it sees the data."""
-    given, members = config.trainer.get("seeds"), config.trainer.members
-    count = getattr(_target(config.trainer, "trainer"), "networks", None) or members
+    given, members = plain(config.trainer.get("seeds")), config.trainer.members
+    count = getattr(target_of(config.trainer, "trainer"), "networks", None) or members
     if given is None:
-        return list(range(config.seed, config.seed + count))
+        return range(config.seed, config.seed + count)
     if len(given) != count:
-        raise SettingError(
-            "trainer.seeds", list(given), f"{count} are needed, one for each network"
-        )
+        raise SettingError("trainer.seeds", given, f"{count} are needed, one for each network")
     for seed in given:
-        check_whole("trainer.seeds", seed, 0)
-    return list(given)
+        check_whole("trainer.seeds", seed, 0, _LARGEST)
+    return [int(seed) for seed in given]
 
 
-def _target(node: DictConfig, group: str) -> Any:
+def target_of(node: DictConfig, group: str) -> Any:
     """What a node builds."""
+    place = node.get("_target_")
     try:
-        return get_object(node["_target_"])
+        target = get_object(place)
     except (ImportError, AttributeError, ValueError, TypeError, HydraException) as error:
-        place = node.get("_target_")
         raise SettingError(f"{group}._target_", place, "no such class can be imported") from error
+    if not callable(target):
+        raise SettingError(f"{group}._target_", place, "a class or a function is needed")
+    return target
+
+
+def _group(config: DictConfig, group: str) -> DictConfig:
+    """The node of a group that has to be there."""
+    node = config.get(group)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        choices = f"a choice of this group is needed, {group}=..., which --help lists"
+        raise SettingError(group, plain(node), choices)
+    return node
+
+
+def _accepted(node: DictConfig, group: str) -> dict[str, Any]:
+    """What a node's target accepts, without what other groups supply."""
+    target = target_of(node, group)
+    try:
+        accepted = accepted_settings(target)
+    except (ValueError, TypeError, NameError) as error:
+        reason = "something with a signature that can be read is needed"
+        raise SettingError(f"{group}._target_", node["_target_"], reason) from error
+    return {k: v for k, v in accepted.items() if k not in _SUPPLIED.get(group, ())}
 
 
 def _check(node: DictConfig, group: str) -> None:
     """Hold a configuration node against the signature of its ``_target_``."""
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
-        raise SettingError(f"{group}.{missing[0]}", None, "this setting has to be given")
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
-    plain = {str(k): v for k, v in values.items() if not str(k).startswith("_")}
-    check_settings(_target(node, group), plain, f"{group}.")
+        name = f"{group}.{missing[0].removeprefix(f'{group}.')}"
+        raise SettingError(name, None, "this setting has to be given")
+    values = {str(key): plain(node[key], resolve=True) for key in node}
+    settings = {k: v for k, v in values.items() if k not in _KEYWORDS}
+    for name in settings:
+        if name.startswith("_"):
+            raise SettingError(f"{group}.{name}", settings[name], "there is no such setting")
+    _accepted(node, group)
+    target = target_of(node, group)
+    if inspect.isclass(target) and not issubclass(target, _CLASSES.get(group, object)):
+        _refuse_target(node, group)
+    check_settings(target, settings, f"{group}.", without=_SUPPLIED.get(group, ()))
+    partial = group == "optimizer"
+    if bool(values.get("_partial_")) != partial:
+        accepted = f"{str(partial).lower()} is needed"
+        raise SettingError(f"{group}._partial_", values.get("_partial_"), accepted)
 
 
 def _make(node: DictConfig, group: str, **objects: Any) -> Any:
@@ -126,7 +236,9 @@ def _make(node: DictConfig, group: str, **objects: Any) -> Any:
     try:
         # Objects go in by hand: Hydra would turn dataclasses into configurations.
         target = instantiate(node, _partial_=True, _convert_="all")
-        return target if node.get("_partial_") else target(**objects)
+        if node.get("_partial_"):
+            return target
+        made = target(**objects)
     except SettingError as error:
         raise _placed(error, group) from error
     except InstantiationException as error:
@@ -135,6 +247,22 @@ def _make(node: DictConfig, group: str, **objects: Any) -> Any:
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from error
         raise
+    except (TypeError, ValueError, OverflowError) as error:
+        if str(node["_target_"]).startswith("metalearn."):
+            raise
+        accepted = f"this cannot be made with these settings: {error}"
+        raise SettingError(f"{group}._target_", node["_target_"], accepted) from error
+    if not isinstance(made, _MADE[group]):
+        _refuse_target(node, group)
+    return made
+
+
+def _refuse_target(node: DictConfig, group: str) -> NoReturn:
+    kinds = _MADE[group]
+    names = ", ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+    raise SettingError(
+        f"{group}._target_", node["_target_"], f"what gives one of {names} is needed"
+    )
 
 
 def _placed(error: SettingError, group: str) -> SettingError:
@@ -144,7 +272,8 @@ def _placed(error: SettingError, group: str) -> SettingError:
     return SettingError(f"{group}.{error.setting}", error.value, error.accepted)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` is an accelerator, where there is one."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if accelerator is None else accelerator

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.cli.building import AnyTrainer, build
-from metalearn.cli.complaints import one_sentence_errors
+from metalearn.cli.building import AnyTrainer, build, check_settings_of
+from metalearn.cli.complaints import check_options, one_sentence_errors
 from metalearn.cli.determinism import determinism
 from metalearn.cli.folders import (
     claimed,
-    discard_if_empty,
+    discard_unused,
+    existing_run,
     resumed_config,
     run_folder,
     used_part,
     write_config,
 )
+from metalearn.cli.given import Given, given_settings, plain
 from metalearn.cli.reports import (
     Report,
     headline,
@@ -28,11 +31,12 @@ from metalearn.cli.reports import (
     plain_report,
     report_table,
 )
-from metalearn.errors import DataError, SettingError
+from metalearn.cli.unused import refuse_unused, refuse_vain
+from metalearn.errors import SettingError
 from metalearn.tracking import RunTracker, provenance, write_json
 from metalearn.trainers import FitResult, MetaTrainer, PerSampleTrainer
 
-__all__ = ["run", "train"]
+__all__ = ["check", "run", "train"]
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -40,6 +44,7 @@ def run(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing
     OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
     with one_sentence_errors():
+        check_options(sys.argv[1:])
         main()
 
 
@@ -54,27 +59,14 @@ def train(config: DictConfig) -> None:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     resuming = config.resume is not None
-    if config.trust is not False and not resuming:
-        raise SettingError("trust", config.trust, "false is needed: without resume no file is read")
     with claimed(folder):
-        if resuming:
-            if folder.resolve() != Path(config.resume).resolve():
-                raise SettingError(
-                    "hydra.run.dir", str(folder), "a resumed run stays in its own folder"
-                )
-            config = resumed_config(config, list(HydraConfig.get().overrides.task))
-        elif (folder / "checkpoints").exists() or (folder / "config.yaml").exists():
-            raise SettingError(
-                "hydra.run.dir",
-                str(folder),
-                f"this folder holds a run already; resume={folder} goes on with it",
-            )
         try:
+            config = _asked(config, folder)
             trainer = build(config, folder=folder)
             if resuming:
                 trainer.resume(folder / "checkpoints" / "last.pt")
-        except (SettingError, DataError):
-            discard_if_empty(folder)
+        except Exception:
+            discard_unused(folder)
             raise
         write_config(folder, config)
         suffix = f"-resumed-at-{trainer.step}" if resuming else ""
@@ -85,6 +77,45 @@ def train(config: DictConfig) -> None:
         print(f"run folder: {folder}")
         with determinism(config):
             _train_and_test(folder, config, trainer)
+
+
+def check(config: DictConfig, given: Sequence[Given]) -> None:
+    """Refuse settings of a training that cannot work, or that it has no use for.
+
+    Args:
+        config: composed, with its ``hydra`` node.
+        given: what a person gave.
+
+    Raises:
+        SettingError: the first of them.
+    """
+    if config.resume is not None:
+        check_settings_of(resumed_config(config, given))
+    else:
+        _check_trust(config)
+        refuse_unused(config, given, config.hydra.runtime.choices.get("trainer"))
+        check_settings_of(config)
+        refuse_vain(config, given)
+
+
+def _asked(config: DictConfig, folder: Path) -> DictConfig:
+    """The configuration to train: as composed, or that of the run which goes on in ``folder``."""
+    if config.resume is not None:
+        if folder.resolve() != existing_run(config.resume, "resume").resolve():
+            accepted = "a resumed run stays in its own folder"
+            raise SettingError("hydra.run.dir", str(folder), accepted)
+        return resumed_config(config, given_settings(HydraConfig.get()))
+    _check_trust(config)
+    if (folder / "checkpoints").exists() or (folder / "config.yaml").exists():
+        accepted = f"this folder holds a run already; resume={folder} goes on with it"
+        raise SettingError("hydra.run.dir", str(folder), accepted)
+    return config
+
+
+def _check_trust(config: DictConfig) -> None:
+    if config.trust is not False:
+        accepted = "false is needed: without resume no file is read"
+        raise SettingError("trust", plain(config.trust), accepted)
 
 
 def _train_and_test(folder: Path, config: DictConfig, trainer: AnyTrainer) -> None:

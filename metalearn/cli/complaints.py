@@ -6,20 +6,36 @@ import difflib
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from metalearn.core.memory import is_out_of_memory
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.tour import DisagreementError
 
-__all__ = ["one_sentence_errors"]
+__all__ = ["KNOWN_ERRORS", "check_options", "one_sentence_errors"]
+
+KNOWN_ERRORS = (
+    SettingError, DataError, NonFiniteError, DisagreementError, MemoryError, OSError,
+    HydraException, OmegaConfBaseException,
+)  # fmt: skip
+"""What `one_sentence_errors` answers with a sentence, whatever else it says."""
 
 _USAGE_ERROR = 2
+_OPTIONAL = ("ood", "experiment")
 
 
 @contextmanager
@@ -28,7 +44,7 @@ def one_sentence_errors() -> Iterator[None]:
     try:
         yield
     except (NonFiniteError, DisagreementError, MemoryError) as error:
-        _fail(str(error), 1)
+        _fail(str(error) or "memory ran out", 1)
     except (SettingError, DataError) as error:
         _fail(str(error), _USAGE_ERROR)
     except (HydraException, OmegaConfBaseException) as error:
@@ -37,8 +53,34 @@ def one_sentence_errors() -> Iterator[None]:
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}", _USAGE_ERROR)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(f"memory ran out: {str(error).splitlines()[0]}", 1)
+    except ValueError as error:
+        if not _is_of_hydra(error):
+            raise
+        _fail(_misfit_choice() or str(error), _USAGE_ERROR)
     except KeyboardInterrupt:
         _fail("interrupted", 128 + signal.SIGINT)
+
+
+def check_options(arguments: Sequence[str]) -> None:
+    """Refuse options that Hydra would answer with a page of usage.
+
+    Raises:
+        SettingError: the first of them.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        shown = " ".join(part for part in arguments if part.startswith("-"))
+        raise SettingError("options", shown, f"{message}; --hydra-help lists them")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    rerun = parser.parse_args(arguments).experimental_rerun
+    if rerun is not None and not Path(rerun).is_file():
+        raise SettingError("--experimental-rerun", rerun, "a file that a run has left is needed")
 
 
 def _one_sentence(error: BaseException) -> str:
@@ -49,35 +91,108 @@ def _one_sentence(error: BaseException) -> str:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: this cannot be read as setting=value"
+        return f"{error.override!s}: this cannot be read as setting=value"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}: there is no choice {choice!r}; known: {', '.join(error.options)}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: this setting has to be given"
+    place = re.search(r"full_key: (\S+)", str(error))
+    if isinstance(error, OmegaConfBaseException) and place:
+        return f"{place[1]}: {str(error).splitlines()[0]}"
     text = " ".join(str(error).split())
+    lost = re.search(r"Could not delete[^']* '([^']+)'", text)
+    if lost:
+        return f"~{lost[1]}: there is nothing of that name to take away"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return f"{unknown.group(1)}: there is no such setting{_suggestion(unknown.group(1))}"
+        return _misfit_choice() or _unknown(unknown[1])
+    several = re.match(r"Ambiguous value for argument '([^']*)'", text)
+    if several:
+        return f"{several[1]}: several values are for a sweep (-m); a list is in brackets"
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        text += f": {str(error.__cause__).splitlines()[0]}"
     return text
 
 
-def _suggestion(key: str) -> str:
-    known: set[str] = set()
-    for path in (Path(sys.argv[0]).resolve().parent.parent / "conf").rglob("*.yaml"):
-        group = path.parent.name if path.parent.name != "conf" else ""
-        node = OmegaConf.load(path)
-        if isinstance(node, DictConfig):
-            known |= {
-                f"{group}.{k}" if group else k
-                for k in map(str, node)
-                if not k.startswith("_") and k != "defaults"
-            }
-    near = difflib.get_close_matches(key, sorted(known), n=1)
-    return f"; did you mean {near[0]}?" if near else "; --help lists all"
+def _unknown(name: str) -> str:
+    """What to say of a setting or a group that is not there."""
+    choices: dict[str, list[str]] = {key: [] for key in _own_yaml()}
+    for group in _groups():
+        for path in sorted((_conf() / group).glob("*.yaml")):
+            for key in _keys(path):
+                choices.setdefault(f"{group}.{key}", []).append(f"{group}={path.stem}")
+    key = name.partition("=")[0]
+    if choices.get(key):
+        return f"{key}: there is no such setting here; it is one of {', '.join(choices[key])}"
+    parts = [name for name in choices if name.startswith(f"{key}.")]
+    near = difflib.get_close_matches(key, sorted(choices), n=1)
+    hint = f"did you mean {near[0]}?" if near else "--help lists all"
+    if parts:
+        hint = f"{', '.join(parts)} are there"
+    return f"{key}: there is no such setting; {hint}"
 
 
-def _fail(sentence: str, code: int) -> None:
+def _misfit_choice() -> str | None:
+    """What to say where something else than a name was given as the choice of a group."""
+    for override in OverridesParser.create().parse_overrides(_overrides()):
+        group, value = override.key_or_group, override.value()
+        if not group:
+            return f"{override.input_line}: this cannot be read as setting=value"
+        if override.is_delete() or isinstance(value, str | list):
+            continue
+        if group in _groups():
+            known = sorted(path.stem for path in (_conf() / group).glob("*.yaml"))
+            rest = f", or ~{group} for none" if group in _OPTIONAL else ""
+            return str(SettingError(group, value, f"one of {', '.join(known)} is needed{rest}"))
+        parts = [key for key in _own_yaml() if key.startswith(f"{group}.")]
+        if parts:
+            return str(SettingError(group, value, f"this holds settings: {', '.join(parts)}"))
+    return None
+
+
+def _groups() -> list[str]:
+    """The groups of the script's YAML."""
+    defaults = _script_yaml().get("defaults") or ()
+    names = [str(name) for entry in defaults if isinstance(entry, dict) for name in entry]
+    return [name for name in names if not name.startswith("override")]
+
+
+def _own_yaml() -> list[str]:
+    """Settings of the script's YAML, those within others with dots."""
+    own = {k: part for k, part in _script_yaml().items() if k not in ("defaults", "hydra")}
+    nested = [f"{k}.{name}" for k, part in own.items() if isinstance(part, dict) for name in part]
+    return [*own, *nested]
+
+
+def _script_yaml() -> dict[str, Any]:
+    node = OmegaConf.to_container(OmegaConf.load(_conf() / f"{Path(sys.argv[0]).stem}.yaml"))
+    return {str(key): part for key, part in node.items()} if isinstance(node, dict) else {}
+
+
+def _keys(path: Path) -> list[str]:
+    keys = [str(key) for key in OmegaConf.load(path)]
+    return [key for key in keys if not key.startswith("_") and key != "defaults"]
+
+
+def _overrides() -> list[str]:
+    found: list[str] = get_args_parser().parse_args(sys.argv[1:]).overrides
+    return found
+
+
+def _conf() -> Path:
+    return Path(sys.argv[0]).resolve().parent.parent / "conf"
+
+
+def _is_of_hydra(error: BaseException) -> bool:
+    """Whether Hydra itself raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("hydra.")
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {' '.join(sentence.splitlines())}", file=sys.stderr)
     raise SystemExit(code)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from metalearn.addressing import check_split
-from metalearn.cli.building import AnyTrainer
+from metalearn.cli.building import AnyTrainer, device_of
 from metalearn.cli.complaints import one_sentence_errors
 from metalearn.cli.folders import claimed, existing_run, saved_config
+from metalearn.cli.given import Given, given_settings, plain
 from metalearn.cli.loading import trainer_of
+from metalearn.core.memory import check_room
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError, check_whole
 from metalearn.tracking import (
@@ -41,10 +44,18 @@ from metalearn.trainers.diagnostics.sources import mixing
 from metalearn.trainers.ensemble_watch import member_sources, sample_predictive
 from metalearn.trainers.meta_watch import task_predictive, task_units
 
-__all__ = ["diagnose"]
+__all__ = ["check", "diagnose"]
 
 _SAMPLE_WISE = ("gradient_norms", "noise_scale", "fisher")
 _TITLES = {"fisher": "Fisher matrix", "noise_scale": "gradient noise"}
+_CURVATURE = ("eigenvalues", "iterations", "probes", "products", "models_at_once", "seed")
+_USERS = {
+    "eigenvalues": ("eigenvalues",),
+    "iterations": ("eigenvalues", "density"),
+    "probes": ("density",),
+    "products": ("traces",),
+}
+"""Settings that are those of single quantities."""
 _PLACES = ("initial", "adapted")
 
 Findings = dict[str, dict[str, Finding]]
@@ -58,9 +69,10 @@ def diagnose(config: DictConfig) -> None:
     Raises:
         SettingError, DataError: what a user can mend.
     """
+    check(config, given_settings(HydraConfig.get()))
     folder = existing_run(config.run, "run")
     saved = saved_config(folder, trust=config.trust)
-    curvature = _checked(config)
+    curvature = Curvature(**{name: config[name] for name in _CURVATURE})
     # torch's own, at its first forward-mode derivative
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
@@ -73,7 +85,8 @@ def diagnose(config: DictConfig) -> None:
         if reason:
             left_out |= {f"{name}/{q}": reason for q in what if q in _SAMPLE_WISE}
             what = [q for q in what if q not in _SAMPLE_WISE]
-        if len(leaves(model.batch)[0]) == 1:
+        if len(leaves(model.batch)[0]) == 1 and "cosines" in what:
+            left_out[f"{name}/cosines"] = "a single model has no others to be compared with"
             what = [q for q in what if q != "cosines"]
         findings[name] = diagnose_models(model, what, curvature)
     if isinstance(trainer, MetaTrainer):
@@ -82,23 +95,47 @@ def diagnose(config: DictConfig) -> None:
         _write(folder, config, trainer, findings, left_out, time.monotonic() - started)
 
 
-def _checked(config: DictConfig) -> Curvature:
+def check(config: DictConfig, given: Sequence[Given]) -> None:
+    """Refuse settings that cannot work, or that the run or what is asked for has no use for.
+
+    Raises:
+        SettingError, DataError: the first of them, or a run that cannot be read.
+    """
+    saved = saved_config(existing_run(config.run, "run"), trust=plain(config.trust))
     if config.checkpoint not in ("best", "last"):
-        raise SettingError("checkpoint", config.checkpoint, "best or last is needed")
-    check_split(config.split)
-    check_whole("samples", config.samples, 1)
-    check_whole("tasks", config.tasks, 1)
+        raise SettingError("checkpoint", plain(config.checkpoint), "best or last is needed")
+    check_split(plain(config.split))
+    device_of(config.device)
+    check_whole("samples", plain(config.samples), 1)
+    check_whole("tasks", plain(config.tasks), 1)
     if config.inner_steps is not None:
-        check_whole("inner_steps", config.inner_steps, 0)
+        check_whole("inner_steps", plain(config.inner_steps), 0)
     for setting, known in (("what", tuple(QUANTITIES)), ("at", _PLACES)):
-        given = config[setting]
-        if isinstance(given, str) or not given:
-            raise SettingError(setting, given, f"a list of {', '.join(known)} is needed")
-        for name in given:
+        value = plain(config[setting])
+        if not isinstance(value, list) or not value:
+            raise SettingError(setting, value, f"a list of {', '.join(known)} is needed")
+        for name in value:
             if name not in known:
                 raise SettingError(setting, name, f"known are {', '.join(known)}")
-    names = ("eigenvalues", "iterations", "probes", "products", "models_at_once", "seed")
-    return Curvature(**{name: config[name] for name in names})
+    Curvature(**{name: plain(config[name]) for name in _CURVATURE})
+    vain = dict(_vain(config, meta="task" in saved))
+    for entry in given:
+        if entry.name in vain and entry.value is not None:
+            raise entry.refusal(vain[entry.name])
+
+
+def _vain(config: DictConfig, *, meta: bool) -> Iterator[tuple[str, str]]:
+    """Settings without a use for this kind of run, or for what is asked of it."""
+    if meta:
+        yield "samples", "a run of trainer=meta takes tasks=..."
+        if "adapted" not in config.at:
+            yield "inner_steps", "at=[adapted] is needed for it"
+    else:
+        for name in ("tasks", "at", "inner_steps"):
+            yield name, "the run has no tasks, so nothing is needed here"
+    for name, quantities in _USERS.items():
+        if not set(quantities) & set(config.what):
+            yield name, f"what=[{' or '.join(quantities)}] is needed for it"
 
 
 def _models(trainer: AnyTrainer, config: DictConfig) -> Iterator[tuple[str, Predictive]]:
@@ -130,6 +167,9 @@ def _models(trainer: AnyTrainer, config: DictConfig) -> Iterator[tuple[str, Pred
 
 
 def _tasks(trainer: MetaTrainer, config: DictConfig) -> Any:
+    one = leaves(trainer.tasks.sample(config.split, [0], device=trainer.device))
+    size = sum(part.numel() * part.element_size() for part in one)
+    check_room("tasks", config.tasks, size * config.tasks, trainer.device)
     return trainer.tasks.sample(config.split, range(config.tasks), device=trainer.device)
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metalearn.addressing import check_split
+from metalearn.cli.building import device_of, target_of
 from metalearn.cli.complaints import one_sentence_errors
 from metalearn.cli.determinism import determinism
 from metalearn.cli.folders import existing_run, saved_config
+from metalearn.cli.given import Given, given_settings, plain
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.reports import plain_report, report_table
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import accepted_settings
 from metalearn.tracking import provenance, write_json
 from metalearn.trainers import MetaTrainer
 
-__all__ = ["evaluate"]
+__all__ = ["check", "evaluate"]
 
 
 @one_sentence_errors()
@@ -29,10 +33,9 @@ def evaluate(config: DictConfig) -> None:
     Raises:
         SettingError, DataError: what a user can mend.
     """
+    check(config, given_settings(HydraConfig.get()))
     folder = existing_run(config.run, "run")
     saved = saved_config(folder, trust=config.trust)
-    if config.checkpoint not in ("best", "last"):
-        raise SettingError("checkpoint", config.checkpoint, "best or last is needed")
     with determinism(saved):
         if "task" in saved:
             _evaluate_tasks(folder, config, saved)
@@ -40,19 +43,48 @@ def evaluate(config: DictConfig) -> None:
             _evaluate_samples(folder, config, saved)
 
 
+def check(config: DictConfig, given: Sequence[Given]) -> None:
+    """Refuse settings that cannot work, or that the run has no use for.
+
+    Raises:
+        SettingError, DataError: the first of them, or a run that cannot be read.
+    """
+    saved = saved_config(existing_run(config.run, "run"), trust=plain(config.trust))
+    if config.checkpoint not in ("best", "last"):
+        raise SettingError("checkpoint", plain(config.checkpoint), "best or last is needed")
+    check_split(plain(config.split))
+    device_of(config.device)
+    check_whole("tasks", plain(config.tasks), 1)
+    if config.eval_steps is not None:
+        check_whole("eval_steps", plain(config.eval_steps), 0)
+    for setting in given:
+        if setting.value is None or "task" in saved:
+            continue
+        if setting.group in ("task", "eval_steps"):
+            raise setting.refusal("the run has no tasks, so null is needed")
+        if setting.name == "tasks":
+            raise setting.refusal("the run has no tasks, so nothing is needed here")
+    if config.get("ood") is not None:
+        _check_ood(config, saved)
+    for key, value in config.task.items() if "task" in saved else ():
+        if value is not None and key not in saved.task:
+            raise SettingError(f"task.{key}", plain(value), "the run's task has no such setting")
+
+
+def _check_ood(config: DictConfig, saved: DictConfig) -> None:
+    name = config.ood.get("_target_")
+    if "task" in saved:
+        raise SettingError("ood", name, "the run has tasks, so null is needed")
+    if "ood" not in accepted_settings(target_of(saved.trainer, "trainer")):
+        raise SettingError("ood", name, "only a run of an ensemble takes one")
+
+
 def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     """Score a run on labelled samples."""
-    given = {f"task.{key}": value for key, value in config.task.items()}
-    for name, value in {**given, "eval_steps": config.eval_steps}.items():
-        if value is not None:
-            raise SettingError(name, value, "the run has no tasks, so null is needed")
     if config.get("ood") is not None:
-        if saved.trainer["_target_"].endswith("PerSampleTrainer"):
-            raise SettingError("ood", "a data set", "only a run of an ensemble takes one")
         with open_dict(saved):
             saved.ood = config.ood
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
-    check_split(config.split)
     assert not isinstance(trainer, MetaTrainer)
     report = trainer.test(split=config.split)
     name = f"evaluation-{config.split}" + ("" if config.checkpoint == "best" else "-last")
@@ -73,20 +105,15 @@ def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> No
 
 def _evaluate_tasks(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     """Score a run on few-shot tasks."""
-    if config.get("ood") is not None:
-        raise SettingError("ood", config.ood._target_, "the run has tasks, so null is needed")
     trained_way = saved.task.get("way")
     changes = {str(key): value for key, value in config.task.items() if value is not None}
     with open_dict(saved):
         for key, value in changes.items():
-            if key not in saved.task:
-                raise SettingError(f"task.{key}", value, "the run's task has no such setting")
             saved.task[key] = value
         if config.eval_steps is not None:
             saved.maml.eval_steps = config.eval_steps
     if config.task.way not in (None, trained_way):
         raise SettingError("task.way", config.task.way, f"the model was built for {trained_way}")
-    check_whole("tasks", config.tasks, 1)
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
     assert isinstance(trainer, MetaTrainer)
     started = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.cli.building import groups_of
+from metalearn.cli.given import Given, plain
 from metalearn.cli.targets import check_targets
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular, replace_file
@@ -24,8 +25,9 @@ except ImportError:  # Windows
 
 __all__ = [
     "claimed",
-    "discard_if_empty",
+    "discard_unused",
     "existing_run",
+    "expect",
     "resumed_config",
     "run_folder",
     "saved_config",
@@ -39,6 +41,10 @@ _WRITTEN = (_LOCK, _LOG, "metrics.jsonl", "tensorboard")
 """What is written to where it is; all else is put in its place whole."""
 _LARGEST = 2**18  # bytes of a configuration: a hundred times what they have
 _DEEPEST = 32  # levels of a configuration
+_OURS = {_LOCK, _LOG, "multirun.yaml"}
+
+_missing: set[Path] = set()
+"""Folders, and logs in them, that were not there when a command began."""
 
 
 def run_folder(resume: str | None, choices: Mapping[str, str]) -> str:
@@ -50,8 +56,8 @@ def run_folder(resume: str | None, choices: Mapping[str, str]) -> str:
     """
     if resume is not None:
         return str(existing_run(resume, "resume"))
-    meta = choices["trainer"] == "meta"
-    what = choices["task"] if meta else f"{choices['data']}-{choices['trainer']}"
+    trainer = choices.get("trainer")
+    what = choices.get("task") if trainer == "meta" else f"{choices.get('data')}-{trainer}"
     folder = name = f"outputs/{what}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     count = 1
     while Path(folder).exists():
@@ -66,9 +72,10 @@ def existing_run(name: str, setting: str) -> Path:
     Raises:
         DataError: a run that would write into a file elsewhere, through a link in its folder.
     """
+    if not isinstance(name, str) or not name or not (Path(name) / "config.yaml").is_file():
+        accepted = "the folder of a run, with its config.yaml, is needed"
+        raise SettingError(setting, plain(name), accepted)
     folder = Path(name)
-    if not (folder / "config.yaml").is_file():
-        raise SettingError(setting, name, "the folder of a run, with its config.yaml, is needed")
     for path in (folder / written for written in _WRITTEN):
         if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
             raise DataError(f"{path}: a run keeps this itself; it is a link or no file, remove it")
@@ -95,14 +102,26 @@ def claimed(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def discard_if_empty(folder: Path) -> None:
-    """Take away the folder of a run that never began, if it holds nothing but our log and lock."""
-    ours = {_LOCK, _LOG}
-    if folder.resolve() == Path.cwd() or not {path.name for path in folder.iterdir()} <= ours:
-        return
-    for name in ours:
-        (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
+def expect(folder: Path) -> None:
+    """Note what is missing of a folder that is about to be made."""
+    _missing.clear()
+    _missing.update(p for p in (folder / _LOG, folder, *folder.parents) if not p.exists())
+
+
+def discard_unused(folder: Path) -> None:
+    """Take away what was made for a run that never began, and nothing else.
+
+    That is the folder with those above it and its log, where `expect` did not find them.
+    """
+    if folder / _LOG in _missing:
+        (folder / _LOG).unlink(missing_ok=True)
+    for path in (folder, *folder.parents):
+        new = any(path == missing or missing in path.parents for missing in _missing)
+        if not new or not {part.name for part in path.iterdir()} <= _OURS:
+            return
+        for name in _OURS:
+            (path / name).unlink(missing_ok=True)
+        path.rmdir()
 
 
 def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = ()) -> DictConfig:
@@ -168,21 +187,25 @@ def write_config(folder: Path, config: DictConfig) -> None:
     replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))
 
 
-def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The interrupted run's own configuration, with the overrides given now."""
-    typed = [override.partition("=")[0] for override in overrides]
-    saved = saved_config(Path(config.resume), trust=config.trust, typed=typed)
-    for override in overrides:
-        key, _, _ = override.partition("=")
-        same = key == "trainer" and config.trainer._target_ == saved.trainer._target_
-        if key in ("resume", "trust") or same:
+def resumed_config(config: DictConfig, given: Sequence[Given]) -> DictConfig:
+    """The interrupted run's own configuration, with what is given now.
+
+    Raises:
+        SettingError: something is given that a resumed run cannot change.
+    """
+    folder = existing_run(config.resume, "resume")
+    typed = [setting.name for setting in given]
+    saved = saved_config(folder, trust=plain(config.trust), typed=typed)
+    for setting in given:
+        name = setting.name
+        same = name == "trainer" and config.trainer._target_ == saved.trainer._target_
+        if name in ("resume", "trust") or same:
             continue
-        if key not in ("device", "test_tasks") and not key.startswith("trainer."):
-            raise SettingError(
-                "resume",
-                config.resume,
-                f"a resumed run keeps its settings; device, test_tasks and trainer.* may change, "
-                f"not {override}",
+        free = name in ("device", "test_tasks") or name.startswith("trainer.")
+        if setting.removed or not free:
+            raise setting.refusal(
+                "a resumed run keeps its settings; device, test_tasks and trainer.* may change "
+                f"beside resume={config.resume}"
             )
-        OmegaConf.update(saved, key, OmegaConf.select(config, key))
+        OmegaConf.update(saved, name, OmegaConf.select(config, name))
     return saved

@@ -9,12 +9,14 @@ import textwrap
 import time
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from metalearn.cli.complaints import one_sentence_errors
 from metalearn.core.tree import leaves, norm
+from metalearn.errors import SettingError
 from metalearn.tour import Chapter, ScalarEngine, Stop, Way, chapters, choose, walk
 
 __all__ = ["take_tour"]
@@ -77,9 +79,16 @@ def _print_tour(chosen: Sequence[tuple[int, Chapter]]) -> None:
     print(f"\n\n{count} stops, all of them equal where they must be, in {seconds:.1f} s.")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers an unknown option with one sentence in place of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingError("options", " ".join(sys.argv[1:]), f"{message}; --help lists them")
+
+
 def _parser(tour: Sequence[Chapter]) -> argparse.ArgumentParser:
     names = ", ".join(chapter.name for chapter in tour)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tour.py",
         description="A walk through the mathematics: everything computed twice, and timed.",
     )

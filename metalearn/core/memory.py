@@ -20,6 +20,7 @@ from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 
 __all__ = [
+    "check_room",
     "describe_bytes",
     "free_memory",
     "is_out_of_memory",
@@ -30,6 +31,7 @@ __all__ = [
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT, _BLOCK = 2**30, 2**25  # bytes; the latter is the most that glibc itself would grow to
+_SMALL = 2**26  # bytes that are not worth asking for
 _ALLOCATOR_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_")
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -68,6 +70,18 @@ def free_memory(device: torch.device) -> int | None:
     found = [_available_in_system(), _left_in_cgroup()]
     known = [amount for amount in found if amount is not None]
     return min(known) if known else None
+
+
+def check_room(setting: str, value: object, need: int, device: torch.device | str = "cpu") -> None:
+    """Refuse a setting that makes tensors of ``need`` bytes where the device has less than that.
+
+    Raises:
+        SettingError: names the setting and both amounts.
+    """
+    free = free_memory(torch.device(device)) if need > _SMALL else None
+    if free is not None and need > free:
+        accepted = f"what fits the memory is needed: of {describe_bytes(free)} that are free, "
+        raise SettingError(setting, value, f"{accepted}it would take {describe_bytes(need)}")
 
 
 @cache

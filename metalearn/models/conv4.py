@@ -11,6 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from metalearn.addressing import check_seed
+from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
 
 __all__ = ["Conv4"]
@@ -68,6 +70,8 @@ class Conv4(nn.Sequential):
             check_whole("input_shape", size, 1)
         check_whole("outputs", outputs, 1)
         check_whole("filters", filters, 1)
+        check_seed(seed)
+        check_room("filters", filters, 4 * 9 * filters * (input_shape[0] + 3 * filters))
         channels, height, width = input_shape
         if downsample == "max_pool" and min(height, width) < 16:
             raise SettingError(

@@ -31,7 +31,7 @@ class Dropout(nn.Module):
 
     Args:
         p: in [0, 1).
-        key: which stream of masks; a whole number from 0.
+        key: which stream of masks; a whole number in 0..2^63-1.
         whole_channels: drop whole channels, axis 1, as ``nn.Dropout2d`` does.
 
     Raises:
@@ -48,7 +48,7 @@ class Dropout(nn.Module):
         super().__init__()
         if not 0 <= p < 1:
             raise SettingError("p", p, "a number in [0, 1) is needed")
-        check_whole("key", key, 0)
+        check_whole("key", key, 0, 2**63 - 1)
         self.whole_channels = whole_channels
         self.register_buffer("p", torch.tensor(float(p)))
         self.register_buffer("key", torch.tensor(key))

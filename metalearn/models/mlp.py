@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from metalearn.addressing import check_seed
+from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.dropout import Dropout
 
@@ -62,13 +64,16 @@ class MLP(nn.Sequential):
             raise SettingError("init_bias", init_bias, "a finite number of at least 0 is needed")
         if not input_shape:
             raise SettingError("input_shape", (), "at least one axis is needed")
+        check_seed(seed)
         widths = [math.prod(input_shape), *hidden]
+        weights = sum(wide * narrow for wide, narrow in itertools.pairwise([*widths, outputs]))
+        check_room("hidden", list(hidden), 4 * weights)
         layers: list[nn.Module] = [nn.Flatten()]
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation, overwritten below
             for wide, narrow in itertools.pairwise(widths):
                 layers += [nn.Linear(wide, narrow), nn.ReLU()]
                 if dropout:
-                    layers.append(Dropout(dropout, key=seed * 65537 + len(layers)))
+                    layers.append(Dropout(dropout, key=(seed * 65537 + len(layers)) % 2**63))
             layers.append(nn.Linear(widths[-1], outputs))
         super().__init__(*layers)
         generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn.addressing import AddressedStream, check_seed
+from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Split, TaskBatch
 
@@ -42,6 +43,7 @@ class SinusoidTasks:
     def __init__(self, *, shot: int = 5, query: int = 10, seed: int = 0) -> None:
         for name, value in (("shot", shot), ("query", query)):
             check_whole(name, value, 1)
+            check_room(name, value, 8 * 4 * value)  # of one task, in float64
         check_seed(seed)
         self.shot, self.query, self.seed = shot, query, seed
 

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,12 @@ from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.clock import Clock, process_memory
 from metalearn.trainers.diagnostics import Predictive, Units, Watch
 from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.outer_optimizer import OptimizerFactory, make_optimizer
 from metalearn.trainers.signals import Stopped, StopRequest
 
-__all__ = ["FitResult", "StepReport", "Trainer"]
+__all__ = ["FitResult", "OptimizerFactory", "StepReport", "Trainer"]
 
 log = logging.getLogger(__name__)
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 _CHECKPOINT_VERSION = 1
 
@@ -99,11 +98,7 @@ class Trainer(ABC):
         self.device = torch.device(device)
         self.tracker: Tracker = tracker or NullTracker()
         self.folder = None if folder is None else Path(folder)
-        try:
-            self.optimizer = (optimizer or _adam)(self.module.parameters())
-        except (TypeError, ValueError) as error:
-            reason = f"torch refuses these settings: {error}"
-            raise SettingError("optimizer", _options(optimizer), reason) from error
+        self.optimizer = make_optimizer(optimizer, self.module)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
         self.seconds = 0.0
@@ -488,10 +483,6 @@ class Trainer(ABC):
         return self.step % every == 0 or self.step == self.settings.steps
 
 
-def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=1e-3)
-
-
 def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:
     """The same gradient with the strides of its parameter.
 
@@ -501,8 +492,3 @@ def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:
     if grad.stride() == parameter.stride():
         return grad
     return torch.empty_like(parameter).copy_(grad)
-
-
-def _options(factory: object) -> object:
-    """What an optimiser's factory was given, where it tells."""
-    return getattr(factory, "keywords", None) or getattr(factory, "__name__", "a factory")

@@ -162,6 +162,8 @@ class EnsembleTrainer(MemberTrainer):
         self.seeds = list(range(count)) if seeds is None else list(seeds)
         if len(self.seeds) != count:
             raise SettingError("seeds", self.seeds, f"{count} are needed, one for each member")
+        for seed in self.seeds:
+            check_whole("seeds", seed, 0, 2**63 - 1)
         self.monitor = f"validation/member_{monitor}"
         self.larger_is_better = monitor == "accuracy"
         self.engine, self.chunk_size, self.memory = engine, chunk_size, memory

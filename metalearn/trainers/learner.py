@@ -81,7 +81,9 @@ class MetaLearner:
         self._read: set[str] = set()
         self.apply, self.params, self.buffers = self._functional()
         self.plan: Plan | None = None
-        match_names(self.params, self.maml.frozen, "maml.frozen")
+        if all(match_names(self.params, self.maml.frozen, "maml.frozen")):
+            accepted = "a pattern that leaves a parameter to adapt is needed"
+            raise SettingError("maml.frozen", self.maml.frozen, accepted)
         self.optimizer = self.maml.optimizer()
 
     def loss(self, params: Params, batch: Batch) -> Tensor:

@@ -59,7 +59,7 @@ class LoopSettings:
             if field.name in _NO_COUNTS or (field.name == "patience" and value is None):
                 continue
             low = least.get(field.name, 1)
-            check_whole(field.name, value, low)
+            check_whole(field.name, value, low, 2**63 - 1)
         check_diagnostics(self.diagnostics)
         if not isinstance(self.deterministic, bool):
             raise SettingError("deterministic", self.deterministic, "true or false is needed")
@@ -67,7 +67,10 @@ class LoopSettings:
             raise SettingError("warmup", self.warmup, f"fewer than steps={self.steps} are accepted")
         if self.schedule not in ("cosine", "constant"):
             raise SettingError("schedule", self.schedule, "cosine or constant is needed")
-        if self.clip is not None and not self.clip > 0:
+        if not isinstance(self.progress, bool | None):
+            raise SettingError("progress", self.progress, "True, False or None is needed")
+        number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
+        if self.clip is not None and not (number and self.clip > 0):
             raise SettingError("clip", self.clip, "None or a number above 0 is needed")
 
     def rate(self, step: int) -> float:

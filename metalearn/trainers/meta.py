@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import Plan
+from metalearn.core.memory import check_room
 from metalearn.core.targets import check_form
+from metalearn.core.tree import leaves
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.tracking import NullTracker, Tracker
@@ -268,6 +270,8 @@ class MetaTrainer(MemberTrainer):
     def _check_outputs(self) -> None:
         """Run one task's support set through the model and look at its targets, before training."""
         batch = self.tasks.sample("train", [0], device=self.device)
+        size = sum(part.numel() * part.element_size() for part in leaves(batch))
+        check_room("meta_batch", self.meta_batch, size * self.meta_batch, self.device)
         inputs, _ = _first(batch.support)
         name = type(self.module).__name__
         try:

@@ -121,6 +121,7 @@ class PerSampleTrainer(Trainer):
             folder=folder,
             device=device,
         )
+        check_whole("seed", seed, 0, 2**63 - 1)
         self.data, self.seed = data, seed
         self.max_norm, self.noise_multiplier = float(max_norm), float(noise_multiplier)
         self.chunk_size = chunk_size
@@ -135,7 +136,7 @@ class PerSampleTrainer(Trainer):
         self._check_outputs()
         dropouts = [layer for layer in self.module.modules() if isinstance(layer, Dropout)]
         for number, layer in enumerate(dropouts):
-            layer.key.fill_(seed * 65537 + number)
+            layer.key.copy_(torch.tensor(seed) * 65537 + number)
         self.begin_watch()
 
     def loss(self, params: Params, batch: Batch) -> Tensor:

@@ -49,7 +49,7 @@ class Curvature:
         check_whole("iterations", self.iterations, max(2, self.eigenvalues))
         check_whole("probes", self.probes, 1)
         check_whole("products", self.products, 4)
-        check_whole("seed", self.seed, 0)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
         if self.models_at_once is not None:
             check_whole("models_at_once", self.models_at_once, 1)
 

@@ -1,0 +1,106 @@
+"""Before Hydra makes a folder: every setting is checked, and what is not there yet is noted.
+
+So a command line that is refused leaves nothing behind: neither a folder nor a file, nor is
+anything removed that was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn.cli import benchmarking, commands, diagnosing, evaluation
+from metalearn.cli.complaints import KNOWN_ERRORS, one_sentence_errors
+from metalearn.cli.folders import expect
+from metalearn.cli.given import Given, given_settings, plain, refuse_unknown, sweep_jobs
+from metalearn.errors import SettingError
+
+__all__ = ["CheckSettings"]
+
+_CHECKS: dict[str, Callable[[DictConfig, list[Given]], None]] = {
+    "train": commands.check,
+    "evaluate": evaluation.check,
+    "diagnose": diagnosing.check,
+    "benchmark": benchmarking.check,
+}
+
+
+class CheckSettings(Callback):
+    """Hydra's callback that refuses what cannot work, or would be in vain.
+
+    Args:
+        script: whose settings are checked.
+    """
+
+    def __init__(self, script: str) -> None:
+        self.script = script
+
+    def on_run_start(self, config: DictConfig, **rest: Any) -> None:
+        """Check a single run."""
+        with _ending(), _current(config):
+            self._check(config)
+            _expect_folder("hydra.run.dir", config)
+
+    def on_multirun_start(self, config: DictConfig, **rest: Any) -> None:
+        """Check every job of a sweep before the first begins."""
+        with _ending():
+            for job in sweep_jobs(config):
+                with _current(job):
+                    if job.get("resume") is not None:
+                        accepted = "a sweep starts new runs, so null is needed"
+                        raise SettingError("resume", plain(job.resume), accepted)
+                    self._check(job)
+            with _current(config):
+                _expect_folder("hydra.sweep.dir", config)
+
+    def _check(self, config: DictConfig) -> None:
+        given = given_settings(config.hydra)
+        refuse_unknown(config, config.hydra.job.config_name, given)
+        _CHECKS[self.script](config, given)
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """End the program for an error, which Hydra would turn into a warning of a callback."""
+    with one_sentence_errors():
+        try:
+            yield
+        except KNOWN_ERRORS:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise SystemExit(1) from error
+
+
+@contextmanager
+def _current(config: DictConfig) -> Iterator[None]:
+    """Have ``${hydra:...}`` see a configuration whose job has not begun."""
+    current = HydraConfig.instance()
+    before = current.cfg
+    current.cfg = config  # type: ignore[assignment]  # which holds the node of that type
+    try:
+        yield
+    finally:
+        current.cfg = before
+
+
+def _expect_folder(setting: str, config: DictConfig) -> None:
+    """Refuse a folder that cannot be made or written to; note what is missing of it."""
+    name = OmegaConf.select(config, setting)
+    if not name:
+        raise SettingError(setting, name, "the name of a folder is needed")
+    folder = Path(name).absolute()
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    writable = folder == Path.cwd() or os.access(nearest, os.W_OK | os.X_OK)
+    if not nearest.is_dir() or not writable:
+        accepted = f"a folder that can be written to is needed, and {nearest} is none"
+        raise SettingError(setting, name, accepted)
+    expect(folder)

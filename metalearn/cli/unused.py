@@ -1,0 +1,88 @@
+"""Settings of a training that were given in vain: each is named, none is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from omegaconf import DictConfig
+
+from metalearn.cli.building import GROUPS, groups_of, target_of
+from metalearn.cli.given import Given, plain
+from metalearn.signatures import accepted_settings
+
+__all__ = ["refuse_unused", "refuse_vain"]
+
+_OF_MEMBERS = ("lr", "weight_decay", "label_smoothing", "dropout")
+"""Settings of the trainer in which members may differ."""
+
+
+def refuse_unused(config: DictConfig, given: Sequence[Given], trainer: str) -> None:
+    """Refuse groups that the training has no use for.
+
+    Args:
+        config: of a training.
+        given: what a person gave.
+        trainer: the choice of that group.
+
+    Raises:
+        SettingError: the first setting in vain.
+    """
+    used = groups_of(config)
+    for setting in given:
+        group, _, name = setting.name.partition(".")
+        if setting.removed:
+            if group in used and name in accepted_settings(target_of(config[group], group)):
+                raise setting.refusal("this setting has to be given; ~ takes away a group alone")
+        elif setting.value is not None and group in GROUPS and group not in used:
+            accepted = f"trainer={trainer} has no use for it, but for {', '.join(used)}"
+            raise setting.refusal(accepted)
+
+
+def refuse_vain(config: DictConfig, given: Sequence[Given]) -> None:
+    """Refuse settings that other settings leave without a use.
+
+    Args:
+        config: of a training, checked.
+        given: what a person gave.
+
+    Raises:
+        SettingError: the first setting in vain.
+    """
+    names = {setting.name for setting in given if setting.value is not None}
+    vain = dict(_vain(config, names))
+    for setting in given:
+        if setting.name in vain and setting.value is not None and not setting.removed:
+            raise setting.refusal(vain[setting.name])
+
+
+def _vain(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
+    """Settings that others leave without a use, and why."""
+    trainer, maml = config.trainer, config.get("maml")
+    meta = "maml" in groups_of(config)
+    if meta and maml is not None:
+        if maml.get("method") != "implicit":
+            for name in ("regularization", "cg_iterations"):
+                yield f"maml.{name}", "maml.method=implicit is needed for it"
+        if maml.get("method") == "first_order" and not maml.get("first_order"):
+            yield "maml.first_order", "true is needed beside maml.method=first_order"
+    if not meta and config.test_tasks:
+        yield "test_tasks", "the run has no tasks; 0 leaves the test out, which is on samples"
+    if not trainer.get("diagnostics"):
+        yield "trainer.diagnostics_every", "trainer.diagnostics is needed for it"
+    if trainer.get("members") is not None:
+        yield "model.seed", "members have seeds of their own: seed, or trainer.seeds, is needed"
+        if "trainer.lr" in given:
+            yield "optimizer.lr", "members follow trainer.lr, so one of both is needed"
+        own = [plain(trainer.get(name)) for name in _OF_MEMBERS]
+        seeds = plain(trainer.get("seeds"))
+        if (
+            seeds
+            and len(set(seeds)) < len(seeds)
+            and not any(isinstance(v, list | dict) for v in own)
+        ):
+            yield (
+                "trainer.seeds",
+                "different ones are needed, or members of equal settings are twins",
+            )
+    if trainer.get("chunk_size") is not None and "trainer.chunk_size" in given:
+        yield "trainer.memory", "trainer.chunk_size is given, and decides; one of both is needed"

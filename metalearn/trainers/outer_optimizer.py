@@ -1,0 +1,69 @@
+"""The outer optimiser: made by a factory, and tried on a parameter of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from metalearn.errors import SettingError
+
+__all__ = ["OptimizerFactory", "make_optimizer"]
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def make_optimizer(factory: OptimizerFactory | None, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that ``factory`` makes of a module's parameters; Adam with rate 1e-3 for None.
+
+    Raises:
+        SettingError: what it gives is no optimiser, torch refuses its settings, or it cannot take
+            a plain step from a gradient (LBFGS wants a closure, SparseAdam sparse gradients).
+    """
+    try:
+        optimizer = (factory or _adam)(module.parameters())
+    except (TypeError, ValueError) as error:
+        reason = f"torch refuses these settings: {error}"
+        raise SettingError("optimizer", _options(factory), reason) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        accepted = "what makes a torch.optim.Optimizer of parameters is needed"
+        raise SettingError("optimizer", type(optimizer).__name__, accepted)
+    for group in optimizer.param_groups:
+        _try(optimizer, group["params"][0])
+    return optimizer
+
+
+def _try(optimizer: torch.optim.Optimizer, like: torch.Tensor) -> None:
+    """Take one step of a parameter that is none of the module's."""
+    name = type(optimizer).__name__
+    probe = nn.Parameter(torch.zeros(2, 2, dtype=like.dtype, device=like.device))
+    probe.grad = torch.ones_like(probe)
+    trial = copy.copy(optimizer)
+    trial.state = defaultdict(dict)
+    trial.param_groups = [{**group, "params": [probe]} for group in optimizer.param_groups]
+    try:
+        trial.step()
+    except Exception as error:
+        reason = f"one that steps from gradients alone is needed ({str(error).splitlines()[0]})"
+        raise SettingError("optimizer", name, reason) from error
+    if not bool(torch.isfinite(probe).all()):
+        reason = "settings that give a finite step are needed"
+        raise SettingError("optimizer", _options_of(optimizer), reason)
+
+
+def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def _options(factory: object) -> object:
+    """What an optimiser's factory was given, where it tells."""
+    return getattr(factory, "keywords", None) or getattr(factory, "__name__", "a factory")
+
+
+def _options_of(optimizer: torch.optim.Optimizer) -> dict[str, object]:
+    """The numbers of the first group of parameters."""
+    group = optimizer.param_groups[0]
+    return {k: v for k, v in group.items() if isinstance(v, int | float) and v is not False}
