@@ -17,7 +17,7 @@ from torch.func import grad_and_value, vmap
 
 from metalearn.core.calculus import Eager
 from metalearn.core.checks import outside_inference_mode, reaching, scalar_loss
-from metalearn.core.ops import task_operations
+from metalearn.core.ops import PlainOperations, task_operations
 from metalearn.core.tree import check_floating, flatten, leaf_names, leaves, tree_map, unflatten
 from metalearn.core.vectorization import in_a_loop, vectorizing
 from metalearn.errors import SettingError, check_whole
@@ -178,7 +178,9 @@ def _gradients(
 ) -> MemberGradients:
     params, *args = trees
     if engine == "vmap":
-        grads, losses = vmap(grad_and_value(reaching(loss_fn)), in_dims=(0, *dims))(params, *args)
+        with PlainOperations():
+            take = vmap(grad_and_value(reaching(loss_fn)), in_dims=(0, *dims))
+            grads, losses = take(params, *args)
         return MemberGradients(grads, losses)
     values, spec = flatten(params)
 

@@ -7,7 +7,7 @@
 - ``embedding_bag``: torch's has neither a second derivative nor a batching rule.
 - Recurrent cells inside transforms of torch.func: torch's add into the default state, which has no
   sample axis.
-- Layer and group norm of autocast inside transforms: their backward passes mix types.
+- Norms under autocast inside transforms: their backward passes mix types.
 
 While a mode of torch's functions is in force, attention in evaluation mode does not take its
 inference path, which has no derivatives in forward mode and other outputs at padded places.
@@ -231,7 +231,7 @@ def _plain_cell(act: Callable[[Tensor], Tensor]) -> Callable[..., Tensor | None]
 
 
 def _in_float(function: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
-    """A norm that autocast takes in float32, with its casts outside of torch's operation."""
+    """The norm in float32, its casts outside of torch's operation."""
 
     def norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         kind = input.device.type
@@ -263,6 +263,8 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     torch.gru_cell: _gru_cell,
     torch.rnn_tanh_cell: _plain_cell(torch.tanh),
     torch.rnn_relu_cell: _plain_cell(torch.relu),
+    F.batch_norm: _in_float(F.batch_norm),
+    F.instance_norm: _in_float(F.instance_norm),
     F.layer_norm: _in_float(F.layer_norm),
     F.group_norm: _in_float(F.group_norm),
 }
