@@ -20,6 +20,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "append_whole",
+    "check_regular",
     "failures_named",
     "lock",
     "read_regular",
@@ -31,6 +32,15 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}")
 
 
+def check_regular(path: Path, largest: int) -> None:
+    """Refuse what is not a regular file of at most ``largest`` bytes, without opening it.
+
+    Raises:
+        OSError: as `read_regular`.
+    """
+    _check(path.stat(), largest)
+
+
 def read_regular(path: Path, largest: int) -> bytes:
     """The bytes of a regular file, after links are resolved, of at most ``largest`` bytes.
 
@@ -38,10 +48,10 @@ def read_regular(path: Path, largest: int) -> bytes:
         OSError: no such file, one that is too large, or a pipe, a device, a socket or a folder,
             which may have no end, or make whoever reads them wait.
     """
-    _check_regular(path.stat(), largest)  # to open a device can already do something
+    check_regular(path, largest)  # first: to open a device can already do something
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
     with open(descriptor, "rb") as file:
-        _check_regular(os.fstat(descriptor), largest)
+        _check(os.fstat(descriptor), largest)
         data = file.read(largest + 1) or b""
     if len(data) > largest:
         raise OSError(_too_large(f"more than {largest}", largest))
@@ -157,7 +167,7 @@ def _opened_beside(path: Path) -> tuple[Path, IO[bytes]]:
         file.close()  # somebody took it for a leftover before it was locked
 
 
-def _check_regular(status: os.stat_result, largest: int) -> None:
+def _check(status: os.stat_result, largest: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         raise OSError(f"a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}, not a file")

@@ -6,6 +6,7 @@ Axes: N pictures, C classes (folders), G groups (the folders above them).
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +35,9 @@ def load_folder(
 
     The largest centred square of each picture is brought to ``image_size``. Read are png, jpg,
     jpeg, bmp, webp, gif (its first frame), tif and tiff; hidden files, other files and links that
-    lead back to a folder above are passed over. Classes and files are sorted by name.
+    lead back to a folder above are passed over. Pipes and devices, files of more than 64 MiB and
+    pictures of more than 50 million pixels count as unreadable. Classes and files are sorted by
+    name.
 
     With subfolders train, validation (or val) and test those are the splits, and each holds class
     folders. Otherwise classes are put in the order of the SHA-256 of their names, the same on any
@@ -85,7 +88,7 @@ def _divide(
         }
     else:
         order = sorted(
-            range(len(classes)), key=lambda i: hashlib.sha256(classes[i].name.encode()).digest()
+            range(len(classes)), key=lambda i: hashlib.sha256(os.fsencode(classes[i].name)).digest()
         )
         first = max(_LEAST, round(test * len(classes)))
         second = first + max(_LEAST, round(validation * len(classes)))

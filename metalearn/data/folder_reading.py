@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from metalearn.data.folder_tree import ClassFolder
-from metalearn.data.pictures import PictureError, decode
+from metalearn.data.pictures import LARGEST, PictureError, decode
 from metalearn.errors import DataError, SettingError, check_whole
+from metalearn.files import read_regular
 
 __all__ = ["FolderReading", "existing_folder"]
 
@@ -71,7 +72,7 @@ class FolderReading:
             for label, folder in enumerate(classes):
                 for file in folder.files:
                     try:
-                        pixels = decode(file.read_bytes(), channels, size)
+                        pixels = decode(read_regular(file, LARGEST), channels, size)
                     except (OSError, PictureError) as error:
                         faults.append(f"{file.relative_to(root)} ({error})")
                         continue

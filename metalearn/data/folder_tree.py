@@ -128,7 +128,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
         if entry.is_dir():
             if not entry.is_symlink() or entry.resolve() not in above:
                 folders.append(entry)
-        # A link to a missing file is a picture that cannot be read, not one that is not there.
-        elif entry.suffix.lower() in _SUFFIXES and (entry.is_file() or entry.is_symlink()):
+        # A pipe or a link to nothing is a picture that cannot be read, not one that is not there.
+        elif entry.suffix.lower() in _SUFFIXES:
             pictures.append(entry)
     return folders, pictures

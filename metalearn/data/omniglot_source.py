@@ -19,10 +19,13 @@ import numpy as np
 from metalearn.data.omniglot_layout import ALPHABETS, DRAWINGS, class_names
 from metalearn.data.pictures import PictureError, Pixels, area_average, decode
 from metalearn.errors import DataError
+from metalearn.files import check_regular, read_regular
 
 __all__ = ["fingerprint", "parts_in", "read_pictures"]
 
 _SIDE = 105
+_LARGEST = 2**26  # bytes of an archive; the official ones have 10 and 6 million
+_LARGEST_DRAWING = 2**16  # bytes of a picture; they have 150 to 400
 _PICTURE = re.compile(r"(?:.*/)?([^/]+/character\d+)/\d+_(\d+)\.png")
 _UNREADABLE = (
     OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error,
@@ -60,9 +63,9 @@ def fingerprint(sources: Iterable[Path]) -> str:
                 digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         else:
             try:
-                digest.update(hashlib.sha256(source.read_bytes()).digest())
+                digest.update(hashlib.sha256(read_regular(source, _LARGEST)).digest())
             except OSError as error:
-                raise DataError(f"{source} cannot be read: {error.strerror}") from error
+                raise DataError(f"{source} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
@@ -82,16 +85,30 @@ def parts_in(folder: Path) -> dict[str, Path]:
 def _opened(source: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """Names of the files of an archive or folder, and what reads one of them."""
     if source.is_dir():
-        yield _listed(source), lambda name: (source / name).read_bytes()
+        yield _listed(source), lambda name: read_regular(source / name, _LARGEST_DRAWING)
         return
     try:
+        check_regular(source, _LARGEST)
         archive = zipfile.ZipFile(source)
     except _UNREADABLE as error:
         raise DataError(
             f"{source} is not a whole zip archive ({error}): delete it and fetch it again"
         ) from error
     with archive:
-        yield archive.namelist(), archive.read
+        yield archive.namelist(), lambda name: _member(archive, name)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of an archive, its size and kind looked at before it is inflated."""
+    member = archive.getinfo(name)
+    if member.flag_bits & 1:
+        raise PictureError("it is encrypted")
+    # zlib stops at the size that is given here; other kinds of compression need not.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise PictureError(f"it is compressed by method {member.compress_type}; deflate is read")
+    if member.file_size > _LARGEST_DRAWING:
+        raise PictureError(f"{member.file_size} bytes; at most {_LARGEST_DRAWING} are read")
+    return archive.read(member)
 
 
 def _listed(folder: Path) -> list[str]:

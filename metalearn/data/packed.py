@@ -17,12 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.files import check_regular, replace_file
+
 __all__ = ["Pack", "read_pack", "write_pack"]
 
-from metalearn.files import replace_file
-
 _HEADER = "header"
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_LARGEST = 2**34  # bytes, packed or not; the largest set of glyphs has 14 billion
+_UNREADABLE = (
+    OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, RuntimeError,
+    MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -40,8 +44,11 @@ def read_pack(path: Path) -> Pack | None:
     A pack is a convenience: whoever gets None builds it again from the source.
     """
     try:
+        check_regular(path, _LARGEST)
         # Opened here because np.load leaves the file open when it is no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if sum(member.file_size for member in stored.zip.infolist()) > _LARGEST:
+                raise ValueError(f"its arrays claim more than {_LARGEST} bytes")
             header = json.loads(str(stored[_HEADER]))
             arrays = {name: stored[name] for name in stored.files if name != _HEADER}
             if header["sha256"] == _digest(arrays, header["source"]):

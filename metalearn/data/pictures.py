@@ -6,14 +6,24 @@ Axes: N pictures, [height, width, channels] of a picture as it is read.
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-__all__ = ["PictureError", "Pixels", "area_average", "decode"]
+__all__ = ["LARGEST", "PictureError", "Pixels", "area_average", "decode"]
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+LARGEST = 2**26
+"""Bytes of a file that is read as a picture, at most: 64 MiB."""
+
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+_TIFF_LISTS = (273, 279, 324, 325)  # where strips and tiles are, and their sizes
+_TIFF_BYTES = (1, 2, 6, 7)  # kinds of entries that stay bytes
+_MOST_PARTS = 2**18  # tiles of 16x16 pixels in the largest picture, and some more
+_MOST_PIXELS = 8192 * 6144  # of a camera with 50 megapixels; decoded they take 50 to 800 MB
 
 
 class PictureError(ValueError):
@@ -27,19 +37,30 @@ def decode(data: bytes, channels: Literal[1, 3], size: int | None = None) -> Pix
     Pillow's antialiased bilinear filter. Of several frames the first is taken; transparent
     pixels are laid on white; the camera's orientation mark is not applied.
 
+    Read are PNG, JPEG, BMP, WebP, GIF and TIFF, whatever the file is called, of at most 50,331,648
+    pixels; the size that a file claims is looked at before anything is decoded.
+
     Raises:
-        PictureError: no picture format that Pillow knows, a truncated or a damaged picture.
+        PictureError: another format, too many pixels, a truncated or a damaged picture.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        _check_tiff(data)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image)
             image.load()
-            flat = _flatten(image, channels)
-        pixels = flat if size is None else _square(flat, size)
-    except MemoryError:
+            # Cut first: less is copied, and the box of resize() would let the filter reach over
+            # the border.
+            part = image if size is None else _centre(image)
+            flat = _flatten(part, channels)
+            if size is not None:
+                flat = flat.resize((size, size), Image.Resampling.BILINEAR)
+            return np.array(flat, dtype=np.uint8)
+    except (MemoryError, PictureError):
         raise
+    except UnidentifiedImageError as error:
+        raise PictureError(f"no readable {'/'.join(_FORMATS)}") from error
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
         raise PictureError(str(error) or type(error).__name__) from error
-    return np.asarray(pixels, dtype=np.uint8)
 
 
 def area_average(pictures: Pixels, size: int) -> Pixels:
@@ -65,6 +86,30 @@ def area_average(pictures: Pixels, size: int) -> Pixels:
     return rounded
 
 
+def _check_tiff(data: bytes) -> None:
+    """Refuse a TIFF of more strips or tiles than pictures have, before Pillow lists them.
+
+    Each entry of such a list takes Pillow 10 µs and 250 bytes, before the size is known.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        return
+    if 43 in data[2:4]:
+        raise PictureError("BigTIFF, which is for files beyond 4 GiB, is not read")
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (entries,) = struct.unpack_from(f"{order}H", data, start)
+    for entry in range(entries):
+        tag, kind, count = struct.unpack_from(f"{order}HHI", data, start + 2 + 12 * entry)
+        if (tag in _TIFF_LISTS or kind not in _TIFF_BYTES) and count > _MOST_PARTS:
+            raise PictureError(f"{count} entries of TIFF tag {tag}; at most {_MOST_PARTS} are read")
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > _MOST_PIXELS:
+        raise PictureError(f"{width}x{height} pixels; at most {_MOST_PIXELS} are read")
+
+
 def _flatten(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
     """One opaque picture in the wanted mode."""
     if image.mode.startswith("I;16"):
@@ -74,13 +119,19 @@ def _flatten(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
         raise PictureError("32-bit pixels have no known range; 8 or 16 bits are needed")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image.convert("RGBA"))
-    return image.convert("L" if channels == 1 else "RGB")
+        image = Image.alpha_composite(ground, _in_mode(image, "RGBA"))
+    return _in_mode(image, "L" if channels == 1 else "RGB")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in a mode, itself where it is in that mode: a large one is not copied."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _centre(image: Image.Image) -> Image.Image:
+    """The largest centred square."""
     side = min(image.size)
+    if image.size == (side, side):
+        return image
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Cut first: the box of resize() lets the filter reach over the border.
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((size, size), Image.Resampling.BILINEAR)
+    return image.crop((left, top, left + side, top + side))

@@ -20,9 +20,11 @@ from metalearn.data.division import check_fraction, divide_samples
 from metalearn.data.locations import data_folder
 from metalearn.data.network import DOWNLOAD_FAULTS, patience
 from metalearn.errors import DataError, SettingError
+from metalearn.files import check_regular
 
 __all__ = ["torchvision_data"]
 
+_LARGEST = 2**28  # bytes of a file; CIFAR-10's archive has 170 million
 _FAULTS = (
     *DOWNLOAD_FAULTS, AssertionError, TypeError, EOFError, LookupError, pickle.UnpicklingError,
 )  # fmt: skip
@@ -30,17 +32,31 @@ _FAULTS = (
 
 @dataclass(frozen=True)
 class _Kind:
-    """A data set of torchvision: its class there, its shape and the official files below a root."""
+    """A data set of torchvision: its class there, its shape and the official files below a root.
+
+    ``read`` are patterns of all that torchvision may open there.
+    """
 
     label: str
     shape: tuple[int, int, int]
     files: str
+    read: tuple[str, ...]
 
 
 _KINDS: Mapping[str, _Kind] = {
-    "mnist": _Kind("MNIST", (1, 28, 28), "MNIST/raw/{train,t10k}-*-ubyte.gz"),
-    "fashion_mnist": _Kind("FashionMNIST", (1, 28, 28), "FashionMNIST/raw/{train,t10k}-*-ubyte.gz"),
-    "cifar10": _Kind("CIFAR10", (3, 32, 32), "cifar-10-python.tar.gz"),
+    "mnist": _Kind("MNIST", (1, 28, 28), "MNIST/raw/{train,t10k}-*-ubyte.gz", ("MNIST/*/*",)),
+    "fashion_mnist": _Kind(
+        "FashionMNIST",
+        (1, 28, 28),
+        "FashionMNIST/raw/{train,t10k}-*-ubyte.gz",
+        ("FashionMNIST/*/*",),
+    ),
+    "cifar10": _Kind(
+        "CIFAR10",
+        (3, 32, 32),
+        "cifar-10-python.tar.gz",
+        ("cifar-10-python.tar.gz", "cifar-10-batches-py/*"),
+    ),
 }
 
 
@@ -104,6 +120,8 @@ def _part(
     from torchvision import datasets  # slow to import
 
     try:
+        for path in (path for pattern in kind.read for path in folder.glob(pattern)):
+            _check_file(path)
         with patience(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy warns of how the pickles of CIFAR-10 are made
             found = getattr(datasets, kind.label)(str(folder), train=train, download=download)
@@ -116,6 +134,14 @@ def _part(
             f"put the official {kind.files} there{more}, set root to the folder that has them, or "
             "use digits"
         ) from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what torchvision would read without end; what it unpickles has its checksum."""
+    try:
+        check_regular(path, _LARGEST)
+    except OSError as error:
+        raise OSError(f"{path.name}: {error.strerror or error}") from error
 
 
 def _arrays(kind: _Kind, found: Any) -> tuple[Tensor, Tensor, tuple[str, ...]]:
