@@ -9,8 +9,6 @@ Axes: ``[*y]`` a leaf of the outputs, ``[*x]`` a leaf of the inputs, P all input
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
@@ -18,20 +16,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metalearn.core.modes import (
-    DISAGREE,
-    Mode,
-    concrete,
-    differing,
-    guarded,
-    random_like,
-    refuse_forward,
-    vjp_of,
-)
-from metalearn.core.passes import by_columns, by_rows, each_output
+from metalearn.core.modes import Mode, concrete, curved, guarded, random_like
+from metalearn.core.passes import Passes, each_output, prefers_forward
 from metalearn.core.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
-from metalearn.core.refusals import says
-from metalearn.core.tree import check_floating, flatten, unflatten
+from metalearn.core.tree import check_floating, dot, flatten, unflatten
 from metalearn.errors import SettingError, check_whole
 
 __all__ = ["Mode", "SecondMode", "ggn_vp", "hessian", "hvp", "jacobian", "jacobian_mode"]
@@ -78,7 +66,7 @@ def jacobian(
             cannot take, or takes wrongly.
     """
     _check_passes(mode, chunk_size)
-    passes = _Passes(mode, chunk_size)
+    passes = Passes(mode, chunk_size)
 
     def taken(*args: Any, **kwargs: Any) -> Any:
         function, inputs, spec = _of_leaves(f, args, argnums, kwargs)
@@ -98,7 +86,7 @@ def jacobian_mode(
     function, inputs, _ = _of_leaves(f, tuple(args), argnums, kwargs)
     with torch.no_grad():
         outputs = function(inputs)
-    return "forward" if _prefers_forward(inputs, outputs) else "reverse"
+    return "forward" if prefers_forward(inputs, outputs) else "reverse"
 
 
 def hessian(
@@ -128,7 +116,7 @@ def hessian(
         SettingError: as `jacobian`.
     """
     _check_passes(mode, chunk_size)
-    passes = _Passes(mode, chunk_size)
+    passes = Passes(mode, chunk_size)
 
     def taken(*args: Any, **kwargs: Any) -> Any:
         function, inputs, spec = _of_leaves(f, args, argnums, kwargs)
@@ -137,84 +125,18 @@ def hessian(
         with torch.no_grad():
             ys, out_spec = flatten(function(inputs))
 
-        def gradient(cotangents: Sequence[Tensor], values: Leaves) -> Any:
-            return unflatten(vjp_of(function, values)[1](cotangents), spec)
-
         # vmap over outputs stands outside of both derivatives, because a derivative of a vmapped
         # one is wrong through fused norms (torch 2.14; torch.func.hessian is wrong there too)
         def of_one(*cotangents: Tensor) -> Any:
-            return passes.jacobian(partial(gradient, cotangents), inputs, spec)
+            along = lambda values: dot(flatten(function(values))[0], list(cotangents))  # noqa: E731
+            slope = lambda values: unflatten(torch.func.grad(along)(values), spec)  # noqa: E731
+            return passes.jacobian(slope, inputs, spec, partial(curved, along, inputs))
 
         if sum(y.numel() for y in ys) > 1 and concrete(inputs):
             of_one(*random_like(ys))  # tested there, as it cannot be inside vmap
         return each_output(of_one, ys, out_spec, None, passes.looped)
 
     return taken
-
-
-class _Passes:
-    """How a Jacobian is taken; its first one that can be tested decides for those that follow."""
-
-    def __init__(self, mode: str, chunk_size: int | None) -> None:
-        self.mode, self.chunk_size = mode, chunk_size
-        self.looped = False
-        self._tested: set[str] = set()
-
-    def jacobian(self, function: Callable[[Leaves], Any], inputs: Leaves, spec: Any) -> Any:
-        """Of a function of leaves; the tree ``spec`` of them stands in the value."""
-        if self.mode == "forward":
-            found = by_columns(function, inputs, spec, self.chunk_size)
-            self._ask("forward", function, inputs, found)
-            return found
-        outputs, pull = vjp_of(function, inputs)
-        if self.mode == "auto" and _prefers_forward(inputs, outputs):
-            try:
-                found = by_columns(function, inputs, spec, self.chunk_size)
-                if self._ask("auto", function, inputs, found):
-                    return found
-            except SettingError as error:
-                if error.__cause__ is None:  # not of torch
-                    raise
-            self.mode = "reverse"
-        take = partial(by_rows, outputs, pull, spec, self.chunk_size)
-        try:
-            found = take(self.looped)
-            if self._ask("reverse", function, inputs, found):
-                return found
-        except (RuntimeError, ValueError) as error:
-            if self.looped or not says(error, "transform"):
-                raise
-        self.looped = True
-        return take(True)
-
-    def _ask(self, mode: str, function: Any, inputs: Leaves, found: Any) -> bool:
-        """Whether to keep what was found."""
-        if mode in self._tested or self.looped or not concrete(inputs):
-            return True
-        self._tested.add(mode)
-        try:
-            outputs, pull = vjp_of(function, inputs)
-            along = random_like(flatten(outputs)[0])
-            if mode == "reverse" and sum(u.numel() for u in along) == 1:
-                return True  # one pass alone
-            pulled = pull(along)
-        except SettingError as error:
-            if error.__cause__ is None:
-                raise
-            return True  # there is no reverse mode to test it by
-        blocks = flatten(found)[0]
-        sides = differing([blocks[i :: len(inputs)] for i in range(len(inputs))], pulled, along)
-        if isinstance(sides, bool):
-            return mode != "auto" or not sides  # where nothing is finite, autograd decides
-        if mode == "forward":
-            refuse_forward(sides, mode)
-        kind, then = (
-            ("forward", "reverse") if mode == "auto" else ("batched reverse", "unbatched reverse")
-        )
-        warnings.warn(
-            f"{DISAGREE.format(kind)} ({sides}); the Jacobian is taken in {then} mode", stacklevel=5
-        )
-        return False
 
 
 def _of_leaves(
@@ -260,11 +182,6 @@ def _of_vector(
         return function([part.view(x.shape) for part, x in zip(parts, inputs)])
 
     return of_vector, [vector], flatten(vector)[1]
-
-
-def _prefers_forward(inputs: Any, outputs: Any) -> bool:
-    counts = [sum(math.prod(x.shape) for x in flatten(tree)[0]) for tree in (inputs, outputs)]
-    return bool(counts[0] < counts[1])
 
 
 def _check_passes(mode: str, chunk_size: int | None) -> None:

@@ -18,12 +18,11 @@ from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.modes import (
     Mode,
+    bent,
     check_forward,
     forward,
     guarded,
     random_like,
-    reverse_of,
-    vjp_of,
 )
 from metalearn.core.ops import PlainOperations
 from metalearn.core.products import matching
@@ -93,13 +92,12 @@ class FisherProblem:
         along, total = matching(vector, self.params, "vector"), None
         for inputs, targets, noise in self._in_chunks(chunk_size):
             function, values, spec = self._outputs(inputs)
-            outputs, pull = vjp_of(_reaching(function), values)
-            if mode == "reverse":
-                (pushed,) = reverse_of(pull, [outputs], along)
-            else:
-                pushed = forward(function, values, along)[1]
-            cotangents = vmap(self.likelihood.metric)(outputs, targets, noise, pushed)
-            part = unflatten(pull([cotangents]), spec)
+
+            def bend(outputs: Any, pushed: Any, t: Any = targets, n: Any = noise) -> list[Tensor]:
+                check_reached(outputs, "outputs_fn")
+                return [vmap(self.likelihood.metric)(outputs, t, n, pushed)]
+
+            part = unflatten(bent(function, values, along, bend, mode), spec)
             total = part if total is None else tree_map(torch.add, total, part)
         return tree_map(lambda x: x / len(self.noise), total)
 
@@ -113,7 +111,9 @@ class FisherProblem:
     def _gradients(self, x: Any, target: Tensor, noise: Tensor) -> Params:
         """The R gradients J_nᵀ s_nr of one sample, leaves ``[R, ...]``."""
         factor = self.likelihood.factor(self._one(self.params, x), target, noise)
-        along = grad(_reaching(lambda params, s: (self._one(params, x) * s).sum()))
+        along = grad(
+            lambda params, s: check_reached((self._one(params, x) * s).sum(), "outputs_fn")
+        )
         return vmap(along, in_dims=(None, 0))(self.params, factor)
 
     def _outputs(self, inputs: Any) -> tuple[Callable[[list[Tensor]], Tensor], list[Tensor], Any]:
@@ -141,10 +141,6 @@ class FisherProblem:
     def _affordable(self) -> int:
         size: int = sum(p.numel() * p.element_size() for p in leaves(self.params))
         return max(1, _BUDGET // max(1, size * self.likelihood.columns(self.outputs)))
-
-
-def _reaching(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *args: check_reached(function(*args), "outputs_fn")
 
 
 def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
 from metalearn.core.ops import PlainOperations, plain_operations_inside
-from metalearn.core.ops.lean_gradient import is_differentiated
+from metalearn.core.ops.lean_gradient import Level, differentiating, is_differentiated
 from metalearn.core.refusals import refusing
 from metalearn.core.tree import flatten, unflatten
 from metalearn.errors import SettingError
@@ -26,15 +27,19 @@ from metalearn.errors import SettingError
 __all__ = [
     "DISAGREE",
     "Mode",
+    "bent",
     "check_forward",
     "concrete",
+    "curved",
     "differing",
     "forward",
     "guarded",
+    "near",
+    "pulled",
     "random_like",
     "refuse_forward",
     "reverse",
-    "reverse_of",
+    "term_sums",
     "vjp_of",
 ]
 
@@ -42,6 +47,8 @@ Mode = Literal["forward", "reverse"]
 
 Leaves = list[Tensor]
 Function = Callable[[Leaves], Any]
+Cotangents = Sequence[Tensor] | Callable[[Any], Sequence[Tensor]]
+Bend = Callable[[Any, Any], Sequence[Tensor]]
 
 DISAGREE = (
     "{} mode disagrees with one reverse pass: torch has an operation of this function wrong there, "
@@ -53,7 +60,6 @@ _OTHER = {
     "forward_over_reverse": "reverse_over_reverse",
     "reverse_over_reverse": "forward_over_reverse",
 }
-_WITHOUT = "mode={!r} would do if the operation has that one"
 
 
 def forward(
@@ -75,34 +81,84 @@ def reverse(function: Function, inputs: Leaves, tangents: Leaves) -> tuple[Any, 
     Raises:
         SettingError: an operation that can be differentiated backwards but once, or not at all.
     """
-    outputs, pull = vjp_of(function, inputs)
-    ys, spec = flatten(outputs)
-    return outputs, unflatten(reverse_of(pull, ys, tangents), spec)
+    with _backwards("reverse"), differentiating() as level:
+        inside = level.enter(inputs)
+        ys, spec = flatten(function(inside))
+        products = _pushed(level, ys, inside, tangents)
+        return unflatten(level.leave(ys), spec), unflatten(level.leave(products), spec)
 
 
-def reverse_of(pull: Callable[..., Leaves], ys: Leaves, tangents: Leaves) -> Leaves:
-    """The same of the pull of `vjp_of` and the leaves of its outputs."""
-    with refusing("mode", "reverse", _WITHOUT.format("forward"), "reverse"):
-        push = torch.func.vjp(pull, [torch.zeros_like(y) for y in ys])[1]
-        products: Leaves = push(tangents)[0]
-        return products
+def pulled(function: Function, inputs: Leaves, cotangents: Cotangents) -> tuple[Any, Leaves]:
+    """Outputs and Jᵀ·u; ``cotangents`` are u, or a function of the outputs that gives them.
+
+    Raises:
+        SettingError: an operation without reverse mode.
+    """
+    with _backwards("reverse"), differentiating() as level:
+        inside = level.enter(inputs)
+        outputs = function(inside)
+        ys, spec = flatten(outputs)
+        along = cotangents(outputs) if callable(cotangents) else cotangents
+        found = level.pull(ys, inside, along)
+        return unflatten(level.leave(ys), spec), level.leave(found)
 
 
-def vjp_of(
-    function: Function, inputs: Leaves, mode: str = "reverse"
-) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
+def curved(function: Function, inputs: Leaves, tangents: Leaves, mode: str = "reverse") -> Leaves:
+    """∇²f·v of a scalar function: the cotangent of the inputs for v as that of the gradient.
+
+    Raises:
+        SettingError: an operation that can be differentiated backwards but once, or not at all.
+    """
+    with _backwards(mode), differentiating() as level:
+        inside = level.enter(inputs)
+        value = function(inside)
+        slope = level.pull([value], inside, [torch.ones_like(value)])
+        return level.leave(level.pull(slope, inside, tangents))
+
+
+def bent(function: Function, inputs: Leaves, tangents: Leaves, bend: Bend, mode: Mode) -> Leaves:
+    """Jᵀ·B(y, J·v) for the outputs y and ``bend`` B, which takes trees and gives leaves.
+
+    Forward mode is not tested.
+
+    Raises:
+        SettingError: an operation without the derivatives of the mode.
+    """
+    products = None if mode == "reverse" else forward(function, inputs, tangents)[1]
+    with _backwards("reverse"), differentiating() as level:
+        inside = level.enter(inputs)
+        outputs = function(inside)
+        ys, spec = flatten(outputs)
+        if products is None:
+            products = unflatten(_pushed(level, ys, inside, tangents), spec)
+        return level.leave(level.pull(ys, inside, bend(outputs, products)))
+
+
+def _pushed(level: Level, ys: Leaves, inputs: Leaves, tangents: Leaves) -> Leaves:
+    along = level.zeros(ys)
+    return level.pull(level.pull(ys, inputs, along), along, tangents)
+
+
+def _backwards(mode: str) -> AbstractContextManager[None]:
+    other = _OTHER[mode]
+    return refusing("mode", mode, f"mode={other!r} would do if the operation has that", "reverse")
+
+
+def vjp_of(function: Function, inputs: Leaves) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
     """Outputs, and the map of the cotangents of their leaves to those of the inputs.
+
+    The map may be called often, and under vmap. For functions that take derivatives themselves
+    `pulled` is the safer way.
 
     Raises:
         SettingError: an operation without reverse mode, here or from that map.
     """
-    way_out = _WITHOUT.format(_OTHER[mode])
-    with refusing("mode", mode, way_out, "reverse"):
+    with _backwards("reverse"):
         outputs, pull = torch.func.vjp(function, inputs)[:2]
     spec = flatten(outputs)[1]
 
     def back(cotangents: Sequence[Tensor]) -> Any:
-        with refusing("mode", mode, way_out, "reverse"):
+        with _backwards("reverse"):
             return pull(unflatten(cotangents, spec))[0]
 
     return outputs, back
@@ -121,18 +177,17 @@ def check_forward(
     if not concrete(inputs):
         return
     try:
-        outputs, pull = vjp_of(function, inputs)
-        along = random_like(flatten(outputs)[0])
-        pulled = pull(along)
+        along = random_like(flatten(products)[0])
+        back = pulled(function, inputs, along)[1]
     except SettingError as error:
         if error.__cause__ is None:
             raise
         return
-    pushed, one = _product(along, flatten(products)[0])
-    back, two = _product(pulled, tangents)
-    same = not (math.isfinite(pushed) or math.isfinite(back))
-    if not same and not abs(pushed - back) <= _eps([*along, *inputs]) ** 0.4 * (one + two):
-        sides = f"⟨u, J·v⟩ is {pushed:.6g} and ⟨Jᵀ·u, v⟩ is {back:.6g} for a random u"
+    pushed, one = term_sums(along, flatten(products)[0])
+    confirmed, two = term_sums(back, tangents)
+    finite = math.isfinite(pushed) or math.isfinite(confirmed)
+    if finite and not near(pushed, confirmed, one + two, [*along, *inputs]):
+        sides = f"⟨u, J·v⟩ is {pushed:.6g} and ⟨Jᵀ·u, v⟩ is {confirmed:.6g} for a random u"
         refuse_forward(sides, mode)
 
 
@@ -207,16 +262,7 @@ def random_like(leaves: Sequence[Tensor]) -> Leaves:
     ]
 
 
-def _eps(tensors: Sequence[Tensor]) -> float:
-    """Of the coarsest type. Two ways to one number may be eps^0.4 of its terms apart.
-
-    That is 5e-7 in float64, 2e-3 in float32, 0.14 in bfloat16: some thousand times what one
-    rounding leaves, and far below what a wrong rule does, which is of the order of 1.
-    """
-    return max(torch.finfo(x.dtype).eps for x in tensors)
-
-
-def _product(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, float]:
+def term_sums(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, float]:
     """⟨a, b⟩, and the root sum of squares of its terms, which sums of random signs are like."""
     total, squares = 0.0, 0.0
     for a, b in zip(one, other):
@@ -224,3 +270,17 @@ def _product(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, flo
         terms = a.detach().to(wide) * b.detach().to(wide)
         total, squares = total + float(terms.sum()), squares + float(terms.square().sum())
     return total, math.sqrt(squares)
+
+
+def near(one: float, two: float, size: float, tensors: Sequence[Tensor]) -> bool:
+    """Whether two ways to a sum of terms of that size agree, in the coarsest type of the tensors.
+
+    They may be eps^0.4 of it apart: 5e-7 in float64, 2e-3 in float32, 0.14 in bfloat16. That is
+    some thousand times what one rounding leaves, and far below what a wrong rule does, which is of
+    the order of 1.
+    """
+    return bool(abs(one - two) <= _eps(tensors) ** 0.4 * size)
+
+
+def _eps(tensors: Sequence[Tensor]) -> float:
+    return float(max(torch.finfo(x.dtype).eps for x in tensors))

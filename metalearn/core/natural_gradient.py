@@ -15,6 +15,7 @@ from torch import Tensor
 from metalearn.core.conjugate import conjugate_gradients
 from metalearn.core.kfac import KroneckerFisher
 from metalearn.core.operators import Operator
+from metalearn.core.symmetry import check_symmetric
 from metalearn.core.tree import add_scaled, flatten, leaves, unflatten
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Params
@@ -42,13 +43,14 @@ def natural_gradient(
 
     Args:
         gradient: ∇L of the mean loss, a tree.
-        fisher: F·v of a tree, as `metalearn.core.fisher_operator` gives, for conjugate gradients;
-            or Kronecker factors, inverted exactly.
+        fisher: F·v of a tree, as `metalearn.core.fisher_operator` gives, for conjugate gradients,
+            its symmetry tested by two products more; or Kronecker factors, inverted exactly.
         damping: δ; at least 0 for an operator, above 0 for Kronecker factors.
         iterations: of conjugate gradients.
 
     Raises:
-        SettingError: a number out of range.
+        SettingError: a number out of range; an operator that is not symmetric, deterministic or
+            finite.
     """
     if not damping >= 0:
         raise SettingError("damping", damping, "a number of at least 0 is needed")
@@ -56,6 +58,7 @@ def natural_gradient(
         zero = torch.zeros_like(leaves(gradient)[0].sum())
         return NaturalGradient(fisher.inverse_product(gradient, damping=damping), zero)
     check_whole("iterations", iterations, 1)
+    check_symmetric(fisher, gradient, "fisher")
     target, spec = flatten(gradient)
 
     def product(values: list[Tensor]) -> list[Tensor]:

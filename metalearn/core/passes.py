@@ -5,18 +5,111 @@ Axes: ``[*y]`` a leaf of the outputs, ``[*x]`` a leaf of the inputs, R rows or c
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metalearn.core.refusals import refusing
+from metalearn.core.modes import (
+    DISAGREE,
+    concrete,
+    differing,
+    pulled,
+    random_like,
+    refuse_forward,
+    vjp_of,
+)
+from metalearn.core.refusals import refusing, says
 from metalearn.core.tree import flatten, tree_map, unflatten
+from metalearn.errors import SettingError
 
-__all__ = ["by_columns", "by_rows", "each_output"]
+__all__ = ["Passes", "by_columns", "by_rows", "each_output", "prefers_forward"]
 
 Leaves = list[Tensor]
+Pull = Callable[[Any], Any]
+
+
+class Passes:
+    """How a Jacobian is taken; its first one that can be tested decides for those that follow."""
+
+    def __init__(self, mode: str, chunk_size: int | None) -> None:
+        self.mode, self.chunk_size = mode, chunk_size
+        self.looped = False
+        self._tested: set[str] = set()
+
+    def jacobian(
+        self,
+        function: Callable[[Leaves], Any],
+        inputs: Leaves,
+        spec: Any,
+        pull: Pull | None = None,
+    ) -> Any:
+        """Of a function of leaves; the tree ``spec`` of them stands in the value.
+
+        ``pull`` is given for a gradient, whose value is shaped like its argument.
+        """
+        columns = partial(by_columns, function, inputs, spec, self.chunk_size)
+        if self.mode == "forward":
+            found = columns()
+            self._ask("forward", inputs, found, lambda u: pulled(function, inputs, u)[1])
+            return found
+        if pull is None:
+            outputs, pull = vjp_of(function, inputs)
+        else:
+            outputs = unflatten(inputs, spec)
+        if self.mode == "auto" and prefers_forward(inputs, outputs):
+            try:
+                found = columns()
+                if self._ask("auto", inputs, found, pull):
+                    return found
+            except SettingError as error:
+                if error.__cause__ is None:  # not of torch
+                    raise
+            self.mode = "reverse"
+        return self._by_rows(outputs, pull, inputs, spec)
+
+    def _by_rows(self, outputs: Any, pull: Pull, inputs: Leaves, spec: Any) -> Any:
+        take = partial(by_rows, outputs, pull, spec, self.chunk_size)
+        try:
+            found = take(self.looped)
+            alone = sum(y.numel() for y in flatten(outputs)[0]) == 1
+            if alone or self._ask("reverse", inputs, found, pull):
+                return found
+        except (RuntimeError, ValueError) as error:
+            if self.looped or not says(error, "transform"):
+                raise
+        self.looped = True
+        return take(True)
+
+    def _ask(self, mode: str, inputs: Leaves, found: Any, pull: Pull) -> bool:
+        """Whether to keep what was found, by one reverse pass."""
+        if mode in self._tested or self.looped or not concrete(inputs):
+            return True
+        self._tested.add(mode)
+        count, blocks = len(inputs), flatten(found)[0]
+        axes = [b.dim() - inputs[0].dim() for b in blocks[::count]]
+        along = random_like([b.new_empty(b.shape[:n]) for b, n in zip(blocks[::count], axes)])
+        try:
+            right = pull(along)
+        except SettingError as error:
+            if error.__cause__ is None:
+                raise
+            return True  # there is no reverse mode to test it by
+        sides = differing([blocks[i::count] for i in range(count)], right, along)
+        if isinstance(sides, bool):
+            return mode != "auto" or not sides  # where nothing is finite, autograd decides
+        if mode == "forward":
+            refuse_forward(sides, mode)
+        modes = ("forward", "reverse") if mode == "auto" else ("batched reverse", "one by one")
+        sentence = (
+            f"{DISAGREE.format(modes[0])} ({sides}); the Jacobian is taken in {modes[1]} mode"
+        )
+        warnings.warn(sentence, stacklevel=6)
+        return False
 
 
 def by_rows(
@@ -86,6 +179,12 @@ def by_columns(
         block = [c.reshape(c.shape[:-1] + x.shape) for c, x in zip(split, inputs)]
         blocks.append(unflatten(block, spec))
     return unflatten(blocks, out_spec)
+
+
+def prefers_forward(inputs: Any, outputs: Any) -> bool:
+    """Whether a Jacobian has more rows than columns."""
+    counts = [sum(math.prod(x.shape) for x in flatten(tree)[0]) for tree in (inputs, outputs)]
+    return bool(counts[0] < counts[1])
 
 
 def _joined(parts: Sequence[Leaves], dim: int) -> Leaves:

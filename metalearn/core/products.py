@@ -16,12 +16,13 @@ from torch import Tensor
 from metalearn.core.checks import check_scalar
 from metalearn.core.modes import (
     Mode,
+    bent,
     check_forward,
+    curved,
     forward,
     guarded,
+    pulled,
     reverse,
-    reverse_of,
-    vjp_of,
 )
 from metalearn.core.tree import check_floating, flatten, leaf_names, unflatten
 from metalearn.errors import SettingError
@@ -131,21 +132,15 @@ def gauss_newton_product(
     check_floating(params, "params")
     function, inputs, spec = _of_primals(outputs_fn, params)
     along = matching(vector, params, "vector")
-    outputs, pull = vjp_of(function, inputs)
-    ys, shape = flatten(outputs)
-    if mode == "reverse":
-        pushed = reverse_of(pull, ys, along)
-    else:
-        products = forward(function, inputs, along)[1]
-        if not tested:
-            check_forward(function, inputs, along, products)
-        pushed = flatten(products)[0]
+    if mode == "forward" and not tested:
+        check_forward(function, inputs, along, forward(function, inputs, along)[1])
 
-    def loss(values: Leaves) -> Tensor:
-        return output_loss(unflatten(values, shape))
+    def bend(outputs: Any, pushed: Any) -> Leaves:
+        ys, shape = flatten(outputs)
+        loss = lambda values: output_loss(unflatten(values, shape))  # noqa: E731
+        return _curved(loss, ys, flatten(pushed)[0], "reverse_over_reverse", "output_loss", True)
 
-    curved = _curved(loss, ys, pushed, "reverse_over_reverse", "output_loss", True)
-    return unflatten(pull(curved), spec)
+    return unflatten(bent(function, inputs, along, bend, mode), spec)
 
 
 def jvp(
@@ -175,8 +170,10 @@ def vjp(f: Function, primals: Any, cotangents: Any, **kwargs: Any) -> tuple[Any,
     ``cotangents`` u are shaped like the outputs; otherwise as `jvp`.
     """
     function, inputs, spec = _of_primals(partial(f, **kwargs), primals)
-    outputs, pull = vjp_of(function, inputs)
-    return outputs, unflatten(pull(matching(cotangents, outputs, "cotangents")), spec)
+    outputs, product = pulled(
+        function, inputs, lambda outputs: matching(cotangents, outputs, "cotangents")
+    )
+    return outputs, unflatten(product, spec)
 
 
 def check_mode(setting: str, mode: str, known: Sequence[str]) -> None:
@@ -193,11 +190,11 @@ def _curved(
     setting: str,
     tested: bool,
 ) -> Leaves:
-    """∇²f·v on leaves; the Hessian is symmetric, so that v may be pulled back as well as pushed."""
-    gradient = torch.func.grad(lambda values: check_scalar(function(values), setting))
+    """∇²f·v on leaves."""
+    scalar = lambda values: check_scalar(function(values), setting)  # noqa: E731
     if mode == "reverse_over_reverse":
-        back: Leaves = vjp_of(gradient, inputs, mode)[1](along)
-        return back
+        return curved(scalar, inputs, along, mode)
+    gradient = torch.func.grad(scalar)
     product: Leaves = forward(gradient, inputs, along, mode)[1]
     if not tested:
         check_forward(gradient, inputs, along, product, mode)

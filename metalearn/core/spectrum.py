@@ -1,8 +1,10 @@
 """Eigenvalues, spectral density and trace of a symmetric matrix known by its products.
 
 ``matvec`` maps a tree like ``like`` to such a tree: an operator of `metalearn.core.operators`, or
-any other. Nothing depends on values, so all of it works inside an outer vmap over members or tasks;
-random vectors then follow its ``randomness`` (``"same"`` or ``"different"``).
+any other. Its symmetry is tested once, by two products more, and what is not symmetric, not
+deterministic or not finite is refused (`metalearn.core.symmetry`). Nothing else depends on values:
+all of it works inside an outer vmap over members or tasks, where nothing is tested; random vectors
+then follow its ``randomness`` (``"same"`` or ``"different"``).
 
 Axes: P parameters (dimension of the matrix), K Lanczos iterations, V probes, G grid points.
 """
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from metalearn.core.draws import normal, signs
 from metalearn.core.operators import Operator
-from metalearn.core.tree import ravel
+from metalearn.core.symmetry import check_symmetric
+from metalearn.core.tree import leaves, ravel
 from metalearn.errors import SettingError, check_whole
 
 __all__ = [
@@ -97,14 +100,24 @@ def lanczos(matvec: Operator, like: Any, *, iterations: int, generator: torch.Ge
         generator: of the starting direction.
 
     Raises:
-        SettingError: K out of range.
+        SettingError: K out of range; an operator that is not symmetric, deterministic or finite.
 
     Source: Golub and Van Loan, "Matrix Computations", 4th edition, chapter 10.
     """
-    flat, unravel = ravel(like)
+    _check_iterations(iterations, like)
+    check_symmetric(matvec, like)
+    return _lanczos(matvec, like, iterations, generator)
+
+
+def _check_iterations(iterations: int, like: Any) -> None:
     check_whole("iterations", iterations, 1)
-    if iterations > len(flat):
-        raise SettingError("iterations", iterations, f"at most P = {len(flat)} are possible")
+    size = sum(leaf.numel() for leaf in leaves(like))
+    if iterations > size:
+        raise SettingError("iterations", iterations, f"at most P = {size} are possible")
+
+
+def _lanczos(matvec: Operator, like: Any, iterations: int, generator: torch.Generator) -> Lanczos:
+    flat, unravel = ravel(like)
     tolerance = 10 * torch.finfo(flat.dtype).eps
     basis = [_unit(normal(flat.shape, flat, generator))]
     alphas, betas = [], []
@@ -144,7 +157,7 @@ def top_eigenvalues(
         which: end of the spectrum; ``"smallest"`` are the most negative.
 
     Raises:
-        SettingError: numbers out of range, an unknown end.
+        SettingError: numbers out of range, an unknown end; an operator as for `lanczos`.
     """
     if which not in ("largest", "smallest"):
         raise SettingError("which", which, "one of largest, smallest is needed")
@@ -189,7 +202,7 @@ def spectral_density(
             by (K − 1)·√(8·log 3), as in the source.
 
     Raises:
-        SettingError: numbers out of range.
+        SettingError: numbers out of range; an operator as for `lanczos`.
 
     Sources: Ubaru, Chen and Saad, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature",
     2017; Papyan, "Traces of Class/Cross-Class Structure Pervade Deep Learning Spectra", JMLR 2020;
@@ -201,10 +214,9 @@ def spectral_density(
     check_whole("points", points, 2)
     if width is not None and not width > 0:
         raise SettingError("width", width, "a number above 0 is needed")
-    runs = [
-        lanczos(matvec, like, iterations=iterations, generator=generator).ritz()
-        for _ in range(probes)
-    ]
+    _check_iterations(iterations, like)
+    check_symmetric(matvec, like)
+    runs = [_lanczos(matvec, like, iterations, generator).ritz() for _ in range(probes)]
     nodes = torch.stack([values for values, _ in runs])
     weights = torch.stack([vectors[0].square() for _, vectors in runs])
     low, high = nodes.amin(), nodes.amax()
@@ -244,12 +256,12 @@ def trace_estimate(
     Args:
         matvec: A·v of a tree, A symmetric.
         like: a tree that gives shapes, type and device.
-        products: how many with A in total: at least 2, for Hutch++ at least 4.
+        products: how many with A beside the two of the test: at least 2, for Hutch++ at least 4.
         generator: of the probes.
         method: which.
 
     Raises:
-        SettingError: an unknown method, too few products.
+        SettingError: an unknown method, too few products; an operator as for `lanczos`.
 
     Sources: Hutchinson, 1989; Meyer, Musco, Musco and Woodruff, "Hutch++: Optimal Stochastic Trace
     Estimation", SOSA 2021.
@@ -258,6 +270,7 @@ def trace_estimate(
     if method not in known:
         raise SettingError("method", method, f"one of {', '.join(known)} is needed")
     check_whole("products", products, 2 if method == "hutchinson" else 4)
+    check_symmetric(matvec, like)
     flat, unravel = ravel(like)
 
     def times(vector: Tensor) -> Tensor:

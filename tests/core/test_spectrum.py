@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from metalearn.core import (
     hessian_operator,
     lanczos,
+    natural_gradient,
     spectral_density,
     top_eigenvalues,
     trace_estimate,
     tree,
 )
+from metalearn.core.symmetry import check_symmetric
 from metalearn.errors import SettingError
 from tests.curvature_oracles import close, data, hessian, member, model, perceptron, stacked
 from tests.oracles import generator
@@ -238,3 +241,102 @@ def test_exhaustion_inside_a_vmap_is_each_members_own() -> None:
 def test_bad_input_gets_one_sentence(call: Any, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         call(product(symmetric(SPECTRA["distinct"])))
+
+
+# --- what is no symmetric matrix ---------------------------------------------------------------
+
+
+def takers() -> dict[str, Callable[[Any, Any], Any]]:
+    """Everything that is handed an operator."""
+    common: Any = {"iterations": 3}
+    return {
+        "lanczos": lambda a, like: lanczos(a, like, generator=generator(0), **common),
+        "top_eigenvalues": lambda a, like: top_eigenvalues(
+            a, like, count=1, generator=generator(0), **common
+        ),
+        "spectral_density": lambda a, like: spectral_density(
+            a, like, generator=generator(0), **common
+        ),
+        "hutchinson": lambda a, like: trace_estimate(a, like, products=4, generator=generator(0)),
+        "hutch++": lambda a, like: trace_estimate(
+            a, like, products=4, generator=generator(0), method="hutch++"
+        ),
+        "natural_gradient": lambda a, like: natural_gradient(
+            tree.tree_map(torch.ones_like, like), a, damping=0.1, **common
+        ),
+    }
+
+
+def noisy(matrix: Tensor, size: float) -> Callable[[Any], Any]:
+    source, given = generator(5), product(matrix)
+    draw = lambda x: x + size * torch.randn(x.shape, generator=source, dtype=x.dtype)  # noqa: E731
+    return lambda vector: tree.tree_map(draw, given(vector))
+
+
+SQUARE = torch.randn(P, P, generator=generator(3), dtype=torch.float64)
+EVEN = symmetric(SPECTRA["distinct"])
+BAD = {
+    "unsymmetric": (product(SQUARE), "='not symmetric': a symmetric matrix is needed, and for"),
+    "nearly": (product(EVEN + 1e-4 * SQUARE), "='not symmetric'"),
+    "antisymmetric": (product(SQUARE - SQUARE.mT), "='not symmetric'"),
+    "shifted": (
+        lambda v: tree.tree_map(lambda x: x + 1, product(EVEN)(v)), "='not symmetric'"
+    ),
+    "one entry": (product(EVEN + torch.eye(P)[[1]].mT @ torch.eye(P)[[4]]), "='not symmetric'"),
+    "random": (noisy(EVEN, 1.0), "='not deterministic': the same product twice is needed"),
+    "a little random": (noisy(EVEN, 1e-3), "='not deterministic'"),
+    "NaN": (lambda v: tree.scale(v, math.nan), "='NaN or infinite': finite products are needed"),
+    "infinite": (lambda v: tree.scale(v, math.inf), "='NaN or infinite'"),
+    "another tree": (lambda v: {"a": v["a"]}, r"\(v\)=\['a'\]: a tree with"),
+    "another shape": (lambda v: v | {"a": v["a"][0]}, r"\(v\)\[a\]=\(3,\): the shape \(2, 3\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("taker", takers())
+def test_what_is_no_symmetric_matrix_is_refused(taker: str, name: str) -> None:
+    operator, sentence = BAD[name]
+    setting = "fisher" if taker == "natural_gradient" else "matvec"
+    with pytest.raises(SettingError, match=setting + sentence):
+        takers()[taker](operator, LIKE)
+
+
+@pytest.mark.parametrize("taker", takers())
+def test_the_test_takes_two_products_and_none_inside_transforms(taker: str) -> None:
+    calls, even = [], product(EVEN)
+
+    def counted(vector: Any) -> Any:
+        calls.append(vector)
+        return even(vector)
+
+    takers()[taker](counted, LIKE)
+    alone = len(calls)
+    calls.clear()
+
+    def inside(scale: Tensor) -> Tensor:
+        found = takers()[taker](lambda v: tree.scale(counted(v), scale), LIKE)
+        return tree.leaves(tuple(found))[0]
+
+    torch.vmap(inside, randomness="different")(torch.ones(2).double())
+    assert alone == len(calls) + 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spread", [0, 3, 6])
+def test_rounding_is_not_taken_for_a_lack_of_symmetry(dtype: torch.dtype, spread: int) -> None:
+    """Products of a factor with its transpose, as those of a GGN; eigenvalues over six decades."""
+    for seed in range(20):
+        factor = symmetric(torch.logspace(-spread, 0, 100), seed).to(dtype)
+        check_symmetric(lambda v, f=factor: f.mT @ (f @ v), torch.zeros(100, dtype=dtype))
+
+
+def test_dropout_in_a_loss_is_refused_by_the_eigenvalues_of_its_hessian() -> None:
+    x, y, w = (torch.randn(s, generator=generator(1)).double() for s in ((20, 6), (20,), (6,)))
+
+    def loss(w: Tensor, batch: Any) -> Tensor:
+        return (nn.functional.dropout(batch[0], 0.5) @ w - batch[1]).square().mean()
+
+    with pytest.raises(SettingError, match="matvec='not deterministic'.*draw what is random once"):
+        top_eigenvalues(
+            hessian_operator(loss, w, [(x, y)]), w, count=1, iterations=3, generator=generator(0)
+        )

@@ -1,9 +1,10 @@
-"""Gradients inside torch.func's transforms that keep no graph where nobody asks for one."""
+"""Levels of differentiation inside torch.func's transforms, and gradients that keep no graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,52 @@ from torch._C._functorch import (
 from torch._functorch import eager_transforms
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-__all__ = ["broken_up", "is_differentiated", "lean_gradient"]
+__all__ = ["Level", "broken_up", "differentiating", "is_differentiated", "lean_gradient"]
+
+
+class Level(NamedTuple):
+    """One level of differentiation, in which autograd is used as outside of torch.func."""
+
+    number: int
+
+    def enter(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Values to differentiate by."""
+        return [
+            eager_transforms._create_differentiable(_wrap_for_grad(v, self.number)) for v in values
+        ]
+
+    def leave(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """What was computed, outside of the level."""
+        return [eager_transforms._undo_create_differentiable(v, self.number) for v in values]
+
+    def zeros(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Zeros to differentiate by, shaped like ``values``."""
+        made = [torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in values]
+        return [eager_transforms._create_differentiable(v) for v in made]  # made on this level
+
+    def pull(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The cotangents of inputs, with a graph; zero for those without a part in the outputs."""
+        reached = [(y, u) for y, u in zip(outputs, cotangents) if y.requires_grad]
+        found: Sequence[Tensor | None] = [None] * len(inputs)
+        if reached:
+            ys, us = zip(*reached)
+            found = torch.autograd.grad(ys, inputs, us, create_graph=True, allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs)]
+
+
+@contextmanager
+def differentiating() -> Iterator[Level]:
+    """A new level: derivatives of derivatives are taken inside of one, as by plain autograd.
+
+    torch.func.vjp leaves its level before cotangents are pulled back. Where the function takes
+    gradients itself, second derivatives of fused norms then fail under vmap or leave a graph behind
+    (torch 2.14).
+    """
+    with eager_transforms.grad_increment_nesting() as number, torch.enable_grad():
+        yield Level(number)
+
 
 _NO_HOOKS = "transforms of torch.func do not support saved tensor hooks"
 
