@@ -5,6 +5,7 @@ Axes: M members, B samples.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalearn.core.copying import copy_module, named_tensors
+from metalearn.core.copying import Copier, copy_module, named_tensors
 from metalearn.core.ensemble import MemberEngine, map_members, stack
 from metalearn.core.likeness import attributes
 from metalearn.core.module import check_layers
@@ -75,6 +76,12 @@ class Stack(nn.Module):
 
         return map_members(one, *self.state(), engine=engine)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stack:
+        """A copy in which functions that enclose the network enclose its copy."""
+        copied: Stack = Copier(lambda value: copy.deepcopy(value, memo))(self)
+        memo[id(self)] = copied
+        return copied
+
     def member(self, row: int) -> nn.Module:
         """A copy of the network in one row: a plain module."""
         rows = {n: v.detach()[row].clone() for n, v in named_tensors(self.network).items()}
@@ -111,10 +118,12 @@ class Ensemble(nn.Module):
         """An ensemble of given networks, which are copied.
 
         Raises:
-            SettingError: no network, or one with layers that cannot work.
+            SettingError: no network, one with layers that cannot work, or networks on different
+                devices.
         """
         if not len(modules):
             raise SettingError("members", 0, "at least one network is needed")
+        _check_devices(modules)
         alike: dict[Any, list[int]] = {}
         for index, module in enumerate(modules):
             check_layers(module, running_stats=True)
@@ -187,6 +196,17 @@ class Ensemble(nn.Module):
             if index in part.indices:
                 return part, part.indices.index(index)
         raise SettingError("member", index, f"a whole number from 0 to {len(self) - 1} is needed")
+
+
+def _check_devices(modules: Sequence[nn.Module]) -> None:
+    """Refuse networks on different devices, whose outputs cannot be joined."""
+    first: str | None = None
+    for index, module in enumerate(modules):
+        devices = sorted({str(value.device) for value in named_tensors(module).values()})
+        first = first or next(iter(devices), None)
+        if any(device != first for device in devices):
+            accepted = f"all tensors on {first} are needed, where members[0] is"
+            raise SettingError(f"members[{index}]", ", ".join(devices), accepted)
 
 
 def _template(modules: Sequence[nn.Module]) -> nn.Module:
