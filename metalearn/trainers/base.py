@@ -21,11 +21,13 @@ from metalearn.core.tree import is_finite
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.files import failures_named
 from metalearn.models import set_draw
+from metalearn.schema import Kind, Misfit, mapping
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.clock import Clock, process_memory
 from metalearn.trainers.diagnostics import Predictive, Units, Watch
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.outer_optimizer import OptimizerFactory, make_optimizer
+from metalearn.trainers.saved_state import check_module, check_state
 from metalearn.trainers.signals import Stopped, StopRequest
 
 __all__ = ["FitResult", "OptimizerFactory", "StepReport", "Trainer"]
@@ -33,6 +35,7 @@ __all__ = ["FitResult", "OptimizerFactory", "StepReport", "Trainer"]
 log = logging.getLogger(__name__)
 
 _CHECKPOINT_VERSION = 1
+_LONGEST = 300  # characters of torch's reasons that a sentence repeats
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,10 @@ class Trainer(ABC):
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take what `extra_state` gave."""
         return
+
+    def extra_kinds(self) -> list[Kind]:
+        """What `extra_state` has to be in a checkpoint; a subclass adds its own."""
+        return [mapping({})]
 
     def rate(self, step: int) -> float:
         """Factor of the learning rate at a step counted from 0."""
@@ -273,6 +280,7 @@ class Trainer(ABC):
                 f"not {optimizer}"
             )
         try:
+            check_state(self, state)
             self.module.load_state_dict(state["module"])
             options = [{**group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
@@ -287,10 +295,12 @@ class Trainer(ABC):
             if self.step:
                 self._set_rates(self.step - 1)  # as they were saved
         except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{path}: this checkpoint does not fit the run ({reason})") from error
+            raise _unfit(path, error) from error
+        lost = self.not_finite()
+        if lost:
+            raise DataError(f"{path}: {lost} of this checkpoint has weights that are not finite")
         best = Path(path).with_name("best.pt")
-        self._best = load_checkpoint(best, device=self.device)["module"] if best.is_file() else {}
+        self._best = self._best_of(best) if best.is_file() else {}
         last = None if self.folder is None else self.folder / "checkpoints" / "last.pt"
         self._unsaved = last is None or last.resolve() != Path(path).resolve()
 
@@ -298,20 +308,30 @@ class Trainer(ABC):
         """Refuse to go on where the best parameters so far are not known.
 
         Raises:
-            DataError: ``best.pt`` was not beside the resumed checkpoint, or is of another module.
+            DataError: ``best.pt`` was not beside the resumed checkpoint.
         """
         if self.best_step < 0:
             return
         where = "best.pt" if self.folder is None else self.folder / "checkpoints" / "best.pt"
-        way_out = "a copy of last.pt in its place makes the newest parameters the best so far"
         if not self._best:
             raise DataError(
                 f"{where}: the best checkpoint is missing, so the best parameters are not known; "
-                f"{way_out}"
+                "a copy of last.pt in its place makes the newest parameters the best so far"
             )
-        here = {name: value.shape for name, value in self.module.state_dict().items()}
-        if here != {name: value.shape for name, value in self._best.items()}:
-            raise DataError(f"{where}: this checkpoint does not fit the run; {way_out}")
+
+    def not_finite(self) -> str:
+        """What of the module has parameters that are not finite, in words; empty where nothing."""
+        return "" if is_finite(dict(self.module.named_parameters())) else "the module"
+
+    def _best_of(self, path: Path) -> dict[str, Tensor]:
+        """The module's state in the best checkpoint."""
+        state = load_checkpoint(path, device=self.device)
+        try:
+            check_module(self.module, state)
+        except Misfit as error:
+            raise _unfit(path, error) from error
+        found: dict[str, Tensor] = state["module"]
+        return found
 
     def load_best(self) -> None:
         """Put the parameters of the best validation into the module.
@@ -481,6 +501,12 @@ class Trainer(ABC):
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
+
+
+def _unfit(path: str | Path, error: Exception) -> DataError:
+    """A checkpoint that does not fit the run."""
+    reason = " ".join(str(error).split())[:_LONGEST]
+    return DataError(f"{path}: this checkpoint does not fit the run ({reason})")
 
 
 def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from metalearn.evaluation import (
     uncertainty_scores,
 )
 from metalearn.models import Ensemble, Predictor
+from metalearn.schema import Kind, choice, list_of, mapping, maybe, number, text, whole
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.data_scores import logits_of, report_of
@@ -310,6 +311,19 @@ class EnsembleTrainer(MemberTrainer):
             plan = {"engine": self.plan.engine, "chunk_size": self.plan.chunk_size}
             state["plan"] = plan | {"device": self.device.type}
         return state
+
+    def extra_kinds(self) -> list[Kind]:
+        """With the history of validations and, where there is one, the plan."""
+        rows = list_of(list_of(number(nan=True)))
+        plan = mapping(
+            {
+                "engine": choice(*get_args(MemberEngine)),
+                "chunk_size": maybe(whole(1)),
+                "device": text,
+            }
+        )
+        history = mapping(dict.fromkeys(self._history, rows))
+        return [*super().extra_kinds(), mapping({"history": history}, {"plan": maybe(plan)})]
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take what `extra_state` gave."""

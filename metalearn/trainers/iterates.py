@@ -19,6 +19,7 @@ from metalearn.core.swag import SWAGMoments, swag_init, swag_sample, swag_update
 from metalearn.data import ClassificationData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble, Stack
+from metalearn.schema import Kind, like, list_of, mapping
 from metalearn.trainers.ensemble import EnsembleTrainer
 from metalearn.trainers.one_network import OneNetworkTrainer
 
@@ -124,6 +125,12 @@ class SnapshotTrainer(IterateTrainer):
         """With the snapshots."""
         return super().extra_state() | {"snapshots": self.snapshots}
 
+    def extra_kinds(self) -> list[Kind]:
+        """With as many snapshots as there can be."""
+        network = like(self.ensemble.member(0).state_dict())
+        snapshots = list_of(network, most=self.members)
+        return [*super().extra_kinds(), mapping({"snapshots": snapshots})]
+
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take what `extra_state` gave."""
         super().load_extra_state(state)
@@ -211,6 +218,10 @@ class SWAGTrainer(IterateTrainer):
     def extra_state(self) -> dict[str, Any]:
         """With the moments."""
         return super().extra_state() | {"moments": self.moments._asdict()}
+
+    def extra_kinds(self) -> list[Kind]:
+        """With the moments."""
+        return [*super().extra_kinds(), mapping({"moments": like(self.moments._asdict())})]
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take what `extra_state` gave."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metalearn.errors import NonFiniteError
 from metalearn.models import Ensemble, Stack
+from metalearn.schema import Kind, choice, like, map_of, mapping, text
 from metalearn.trainers.base import StepReport, Trainer
 from metalearn.trainers.diagnostics import Units
 from metalearn.trainers.member_update import MemberUpdate
@@ -124,11 +125,7 @@ class MemberTrainer(Trainer):
         if self.ensemble is None:
             super().check_parameters()
             return
-        finite = torch.ones(len(self._members), dtype=torch.bool)
-        for stack, rows in self._rows():
-            for parameter in stack.parameters():
-                finite[rows] &= _by_member(torch.isfinite(parameter.detach())).all(1).cpu()
-        lost = (self.active & ~finite).nonzero().flatten().tolist()
+        lost = (self.active & ~self._finite_members()).nonzero().flatten().tolist()
         self._put_back(dict.fromkeys(lost, "parameters"), self.step)
 
     def judge(self, numbers: Mapping[str, float]) -> bool:
@@ -182,6 +179,25 @@ class MemberTrainer(Trainer):
         self.best_values, self.best_steps = state["best_values"].cpu(), state["best_steps"].cpu()
         self._member_stale = state["member_stale"].cpu()
 
+    def extra_kinds(self) -> list[Kind]:
+        """Of each member, if there are members."""
+        kinds = super().extra_kinds()
+        if self.ensemble is None:
+            return kinds
+        state = MemberTrainer.extra_state(self)
+        endings = map_of(choice(*map(str, range(len(self._members)))), text)
+        return [*kinds, mapping({n: like(v) for n, v in state.items()} | {"endings": endings})]
+
+    def not_finite(self) -> str:
+        """Members that are not finite; one that diverged before it had a best state is known."""
+        if self.ensemble is None:
+            return super().not_finite()
+        lost = (~self._finite_members()).nonzero().flatten().tolist()
+        known = [index for index in lost if self.diverged[index]]
+        for index in known:
+            log.warning("member %d has weights that are not finite: it diverged", index)
+        return ", ".join(f"member {index}" for index in lost if index not in known)
+
     def _member_norms(self) -> Tensor:
         """``[M]``: norm of each member's gradient."""
         norms = torch.zeros(len(self._members), dtype=torch.float64)
@@ -191,6 +207,14 @@ class MemberTrainer(Trainer):
             if squares:
                 norms[rows] = torch.stack(squares).sum(0).sqrt().cpu().double()
         return norms
+
+    def _finite_members(self) -> Tensor:
+        """``[M]``: whether all parameters of a member are finite."""
+        finite = torch.ones(len(self._members), dtype=torch.bool)
+        for stack, rows in self._rows():
+            for parameter in stack.parameters():
+                finite[rows] &= _by_member(torch.isfinite(parameter.detach())).all(1).cpu()
+        return finite
 
     def _put_back(self, lost: Mapping[int, str], step: int) -> None:
         """Freeze members that diverged, by what is not finite; NonFiniteError if all have."""

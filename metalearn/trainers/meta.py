@@ -9,17 +9,18 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from metalearn.core import Plan
+from metalearn.core import Engine, Method, Plan
 from metalearn.core.memory import check_room
 from metalearn.core.targets import check_form
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
+from metalearn.schema import Kind, choice, maybe, text, together, whole
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.base import OptimizerFactory, StepReport
@@ -209,6 +210,16 @@ class MetaTrainer(MemberTrainer):
                 "device": self.device.type,
             }
         return state
+
+    def extra_kinds(self) -> list[Kind]:
+        """With the plan, where there is one."""
+        plan = {
+            "engine": choice(*get_args(Engine)),
+            "method": choice(*get_args(Method)),
+            "chunk_size": maybe(whole(1)),
+            "device": text,
+        }
+        return [*super().extra_kinds(), together(plan)]
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take the plan of the run, unless it was made for another kind of device."""

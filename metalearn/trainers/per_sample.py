@@ -26,6 +26,7 @@ from metalearn.data import Augmentation, ClassificationData, MemberBatches, augm
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import EnsembleReport, fit_temperature
 from metalearn.models import Dropout
+from metalearn.schema import Kind, mapping, maybe, text, whole
 from metalearn.tracking import NullTracker, Tracker, reliability_figure
 from metalearn.trainers.base import OptimizerFactory, StepReport, Trainer
 from metalearn.trainers.data_scores import logits_of, report_of
@@ -211,6 +212,11 @@ class PerSampleTrainer(Trainer):
         if self.plan is None:
             return {}
         return {"plan": {"chunk_size": self.plan.chunk_size, "device": self.device.type}}
+
+    def extra_kinds(self) -> list[Kind]:
+        """The plan, where there is one."""
+        plan = mapping({"chunk_size": maybe(whole(1)), "device": text})
+        return [*super().extra_kinds(), mapping({}, {"plan": maybe(plan)})]
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take the plan of the run, unless it was made for another kind of device."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.schema import Kind, choice, entries, list_of, map_of, maybe, square, text, whole
 from metalearn.tracking import Tracker, matrix_figure
 from metalearn.trainers.diagnostics.protocol import Chunk, Diagnostic, Eye, Units, Watched
 
@@ -94,6 +95,10 @@ class GradientCosines(Diagnostic):
     def state(self) -> dict[str, Any]:
         """The newest matrix, which may not have been drawn yet."""
         return {kind: list(entry) for kind, entry in self._newest.items()}
+
+    def state_kind(self) -> Kind:
+        """A step, a matrix and the names of its rows."""
+        return map_of(choice(*self.kinds), entries(whole(), square, maybe(list_of(text))))
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""

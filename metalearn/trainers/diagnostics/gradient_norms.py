@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.schema import Kind, choice, list_of, map_of, mapping, number, whole
 from metalearn.tracking import Tracker, quantile_bands_figure
 from metalearn.trainers.diagnostics.protocol import Chunk, Diagnostic, Eye, Units, Watched
 
@@ -91,6 +92,11 @@ class GradientNorms(Diagnostic):
     def state(self) -> dict[str, Any]:
         """The quantiles so far."""
         return {"history": self._history, "counts": self._counts}
+
+    def state_kind(self) -> Kind:
+        """Rows of a step and its quantiles."""
+        kind, row = choice(*self.kinds), list_of(number(nan=True), length=1 + len(_QUANTILES))
+        return mapping({"history": map_of(kind, list_of(row)), "counts": map_of(kind, whole())})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""

@@ -11,6 +11,17 @@ from typing import Any
 import torch
 
 from metalearn.core import noise_average
+from metalearn.schema import (
+    Kind,
+    choice,
+    entries,
+    list_of,
+    map_of,
+    mapping,
+    number,
+    tensor_like,
+    text,
+)
 from metalearn.tracking import Tracker, noise_scale_figure
 from metalearn.trainers.diagnostics.moments import Moments, by_layer, noise_of, ratio
 from metalearn.trainers.diagnostics.protocol import Diagnostic, Watched
@@ -85,6 +96,13 @@ class NoiseScales(Diagnostic):
     def state(self) -> dict[str, Any]:
         """Averages and what has been drawn so far."""
         return {"averages": self._averages, "history": self._history}
+
+    def state_kind(self) -> Kind:
+        """A weight and two trees by layer; rows of a step and a scale."""
+        kind, row = choice(*self.kinds), list_of(number(nan=True), length=2)
+        scalar = tensor_like(torch.zeros(()))
+        parts = entries(scalar, map_of(text, scalar), map_of(text, scalar))
+        return mapping({"averages": map_of(kind, parts), "history": map_of(kind, list_of(row))})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from metalearn.core.fisher_problem import OutputsFn
 from metalearn.core.likelihood import LikelihoodName
+from metalearn.schema import Kind, mapping
 from metalearn.tracking import Tracker
 from metalearn.types import Batch, Params
 
@@ -126,6 +127,10 @@ class Diagnostic(ABC):
     def state(self) -> dict[str, Any]:
         """What it remembers, plain or tensors."""
         return {}
+
+    def state_kind(self) -> Kind:
+        """What `state` has to be in a checkpoint."""
+        return mapping({})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""

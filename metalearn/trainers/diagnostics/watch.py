@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.errors import SettingError
+from metalearn.schema import Kind, mapping
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.diagnostics.fisher_trace import FisherTrace
 from metalearn.trainers.diagnostics.gradient_cosines import GradientCosines
@@ -149,6 +150,10 @@ class Watch:
     def state(self) -> dict[str, Any]:
         """What has to survive a stop, by diagnostic."""
         return {diagnostic.name: diagnostic.state() for diagnostic in self.diagnostics}
+
+    def state_kind(self) -> Kind:
+        """What `state` has to be in a checkpoint."""
+        return mapping({}, {known.name: known.state_kind() for known in self.diagnostics})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave; a diagnostic that is new starts from nothing."""

@@ -1,0 +1,106 @@
+"""What a checkpoint has to hold, for the trainer that is to go on from it.
+
+Axes: M members.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from metalearn.schema import (
+    Kind,
+    Misfit,
+    anything,
+    flag,
+    like,
+    list_of,
+    map_of,
+    mapping,
+    number,
+    text,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from metalearn.trainers.base import Trainer
+
+__all__ = ["check_module", "check_state"]
+
+
+def check_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
+    """Refuse a state that `Trainer.resume` could not load, before any of it is.
+
+    Keys of the module are left to ``load_state_dict``, which knows what was renamed.
+
+    Raises:
+        Misfit: says which entry is what, and what it should be.
+    """
+    fields: dict[str, Kind] = {
+        "step": whole(),
+        "module": _of_module(trainer.module),
+        "optimizer": _of_optimizer(trainer.optimizer),
+        "best_step": whole(-1),
+        "best_value": number(nan=True),
+        "stale": whole(),
+        "seconds": number(0),
+    }
+    mapping(fields, {"validation_due": flag})(state, "")
+    if state["best_step"] > state["step"]:
+        raise Misfit("best_step", state["best_step"], f"at most step={state['step']}")
+    for kind in trainer.extra_kinds():
+        kind(state.get("extra", {}), "extra")
+    trainer.watch.state_kind()(state.get("diagnostics", {}), "diagnostics")
+
+
+def check_module(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose module has entries of other shapes than this one.
+
+    Raises:
+        Misfit: as `check_state`.
+    """
+    mapping({"module": _of_module(module)})(state, "")
+
+
+def _of_module(module: nn.Module) -> Kind:
+    known = {name: like(value) for name, value in module.state_dict().items()}
+    return mapping({}, known)
+
+
+def _of_optimizer(optimizer: torch.optim.Optimizer) -> Kind:
+    """Groups of as many parameters; of each parameter, what one step of a copy would keep of it."""
+    kept = _trial_state(optimizer)
+    counts = [len(group["params"]) for group in optimizer.param_groups]
+
+    def groups(value: Any, where: str) -> None:
+        list_of(mapping({"params": list_of(whole())}), length=len(counts))(value, where)
+        for index, (group, count) in enumerate(zip(value, counts)):
+            list_of(whole(), length=count)(group["params"], f"{where}[{index}].params")
+
+    each = {index: mapping({k: like(v) for k, v in state.items()}) for index, state in kept.items()}
+    entries = map_of(whole(most=sum(counts) - 1), map_of(text, anything))
+
+    def states(value: Any, where: str) -> None:
+        entries(value, where)
+        mapping({}, each)(value, where)
+
+    return mapping({"param_groups": groups, "state": states})
+
+
+def _trial_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """What a step keeps of each parameter, by its number; nothing where a step needs a closure."""
+    try:
+        trial = copy.deepcopy(optimizer)
+        trial.state.clear()
+        for group in trial.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        trial.step()
+    except (TypeError, RuntimeError):
+        return {}
+    found: dict[int, dict[str, Any]] = trial.state_dict()["state"]
+    return found
