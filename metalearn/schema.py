@@ -200,7 +200,12 @@ def like(value: Any) -> Kind:
         return mapping({name: like(entry) for name, entry in value.items()})
     if isinstance(value, Sequence) and not isinstance(value, str):
         return entries(*(like(entry) for entry in value))
-    for known, kind in ((bool, flag), (int, whole(-(2**63))), (float, number(nan=True)), (str, text)):
+    for known, kind in (
+        (bool, flag),
+        (int, whole(-(2**63))),
+        (float, number(nan=True)),
+        (str, text),
+    ):
         if isinstance(value, known):
             return kind
     return anything

@@ -184,4 +184,4 @@ def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:
         return {name: value if isinstance(value, bool | int | float | str) else str(value)}
 
     values = OmegaConf.to_container(used_part(config), resolve=True)
-    return {k: v for k, v in walk("", values).items() if k not in ("resume", "trust")}
+    return {k: v for k, v in walk("", values).items() if k not in ("resume", "trust", "version")}

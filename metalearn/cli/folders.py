@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.cli.building import groups_of
 from metalearn.cli.given import Given, plain
+from metalearn.cli.saved import CONFIG_VERSION, upgraded
 from metalearn.cli.targets import check_targets
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular, replace_file
@@ -152,10 +153,7 @@ def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = 
         raise DataError(f"{path}: this file cannot be read as a run's configuration") from error
     if not isinstance(config, DictConfig) or "trainer" not in config:
         raise DataError(f"{path}: a run's configuration has a trainer")
-    missing = [group for group in ("model", "optimizer") if group not in config]
-    if missing:
-        raise DataError(f"{path}: a run's configuration has {missing[0]}")
-    return config
+    return upgraded(config, path)
 
 
 def _check_form(text: str) -> None:
@@ -183,6 +181,8 @@ def write_config(folder: Path, config: DictConfig) -> None:
     shown = used_part(config)
     shown.resume = None  # where this process began is told by the provenance files
     shown.pop("trust", None)  # no file may ask to be trusted
+    with open_dict(shown):
+        shown.version = CONFIG_VERSION
     text = OmegaConf.to_yaml(shown, resolve=True)
     replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))
 

@@ -1,0 +1,74 @@
+"""What a run's ``config.yaml`` has to be, and the version that it is written in.
+
+Version 1 has no number; it is that of runs before version 2, which added ``deterministic``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn.errors import DataError
+from metalearn.schema import Kind, Misfit, anything, flag, map_of, mapping, maybe, text, whole
+
+__all__ = ["CONFIG_VERSION", "upgraded"]
+
+CONFIG_VERSION = 2
+
+_BEFORE: dict[int, dict[str, Any]] = {1: {"deterministic": False}}
+"""By version: settings that it did not have, and the values that say what was done then."""
+
+
+def _group(value: Any, where: str) -> None:
+    map_of(text, anything)(value, where)
+    mapping({"_target_": text})(value, where)
+
+
+_CONFIG: Kind = mapping(
+    {
+        **dict.fromkeys(("trainer", "model", "optimizer"), _group),
+        "seed": whole(),
+        "device": text,
+        "test_tasks": whole(),
+    },
+    {
+        **dict.fromkeys(("task", "data", "ood", "maml"), maybe(_group)),
+        "resume": maybe(text),
+        "deterministic": flag,
+    },
+)
+
+
+def upgraded(config: DictConfig, path: Path) -> DictConfig:
+    """A configuration that was read from a file, as this version would have written it.
+
+    What a setting left open is as open as it was: a later version that decides otherwise has to
+    write down here what was decided then.
+
+    Args:
+        config: as it was read.
+        path: its file, for messages.
+
+    Raises:
+        DataError: an unknown version, or entries that are not what they have to be.
+    """
+    values = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(values, dict)
+    version = values.get("version", 1)
+    try:
+        whole(1)(version, "version")
+        if version > CONFIG_VERSION:
+            needed = f"{CONFIG_VERSION} is the newest that is known here; update metalearn"
+            raise DataError(f"{path}: version {version} of a run's configuration: {needed}")
+        _CONFIG(values, "")
+        if "task" not in values and "data" not in values:
+            raise Misfit("task or data", None, "where tasks or samples come from")
+    except Misfit as error:
+        raise DataError(f"{path}: this is no run's configuration ({error})") from error
+    for before in range(version, CONFIG_VERSION):
+        for name, value in _BEFORE[before].items():
+            config.setdefault(name, value)
+    config.version = CONFIG_VERSION
+    return config
