@@ -24,7 +24,9 @@ __all__ = [
     "map_of",
     "mapping",
     "maybe",
+    "nothing",
     "number",
+    "shown",
     "square",
     "tensor_like",
     "text",
@@ -41,11 +43,16 @@ class Misfit(ValueError):
     """A value is not of its kind; the message says where, what it is and what is needed."""
 
     def __init__(self, where: str, value: object, needed: str) -> None:
-        super().__init__(f"{where or 'it'} is {_shown(value)}, but {needed} is needed")
+        super().__init__(f"{where or 'it'} is {shown(value)}, but {needed} is needed")
 
 
 def anything(value: Any, where: str) -> None:
     """Accept whatever there is."""
+
+
+def nothing(value: Any, where: str) -> None:
+    """Refuse whatever there is."""
+    raise Misfit(where, value, "no such entry")
 
 
 def whole(least: int = 0, most: int = 2**63 - 1) -> Kind:
@@ -197,7 +204,7 @@ def like(value: Any) -> Kind:
     if isinstance(value, Tensor):
         return tensor_like(value)
     if isinstance(value, Mapping):
-        return mapping({name: like(entry) for name, entry in value.items()})
+        return mapping({name: like(entry) for name, entry in value.items()}, others=nothing)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return entries(*(like(entry) for entry in value))
     for known, kind in (
@@ -228,7 +235,7 @@ def _shape(value: Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in a few words; nothing deep or long is ever spelt out."""
     if value is _MISSING:
         return "missing"
@@ -248,6 +255,6 @@ def _short(value: object) -> bool:
     return value is None or isinstance(value, float | str)
 
 
-def _cut(shown: str) -> str:
-    shown = shown if shown.isprintable() else repr(shown)
-    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+def _cut(text: str) -> str:
+    line = text if text.isprintable() else repr(text)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

@@ -11,7 +11,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.errors import DataError
-from metalearn.schema import Kind, Misfit, anything, flag, map_of, mapping, maybe, text, whole
+from metalearn.schema import (
+    Kind,
+    Misfit,
+    anything,
+    choice,
+    flag,
+    map_of,
+    mapping,
+    maybe,
+    text,
+    whole,
+)
 
 __all__ = ["CONFIG_VERSION", "upgraded"]
 
@@ -23,7 +34,7 @@ _BEFORE: dict[int, dict[str, Any]] = {1: {"deterministic": False}}
 
 def _group(value: Any, where: str) -> None:
     map_of(text, anything)(value, where)
-    mapping({"_target_": text})(value, where)
+    mapping({"_target_": text}, {"_partial_": choice(True)})(value, where)
 
 
 _CONFIG: Kind = mapping(
@@ -63,8 +74,10 @@ def upgraded(config: DictConfig, path: Path) -> DictConfig:
             needed = f"{CONFIG_VERSION} is the newest that is known here; update metalearn"
             raise DataError(f"{path}: version {version} of a run's configuration: {needed}")
         _CONFIG(values, "")
-        if "task" not in values and "data" not in values:
-            raise Misfit("task or data", None, "where tasks or samples come from")
+        if values.get("task") is not None:
+            mapping({"maml": anything})(values, "")
+        elif values.get("data") is None:
+            raise Misfit("data", None, "a mapping, or a task,")
     except Misfit as error:
         raise DataError(f"{path}: this is no run's configuration ({error})") from error
     for before in range(version, CONFIG_VERSION):

@@ -21,7 +21,7 @@ from metalearn.core.tree import is_finite
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.files import failures_named
 from metalearn.models import set_draw
-from metalearn.schema import Kind, Misfit, mapping
+from metalearn.schema import Kind, Misfit, mapping, shown
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.clock import Clock, process_memory
 from metalearn.trainers.diagnostics import Predictive, Units, Watch
@@ -271,14 +271,13 @@ class Trainer(ABC):
             DataError: a file that is no checkpoint, or one of another module or optimiser.
         """
         state = load_checkpoint(Path(path), device=self.device)
-        if state.get("version") != _CHECKPOINT_VERSION:
-            raise DataError(f"{path}: checkpoint version {state.get('version')} is not known here")
+        version, kind = state.get("version"), state.get("optimizer_class")
+        if type(version) is not int or version != _CHECKPOINT_VERSION:
+            raise DataError(f"{path}: checkpoint version {shown(version)} is not known here")
         optimizer = type(self.optimizer).__name__
-        if state.get("optimizer_class") != optimizer:
-            raise DataError(
-                f"{path}: this checkpoint is of the optimiser {state.get('optimizer_class')}, "
-                f"not {optimizer}"
-            )
+        if not isinstance(kind, str) or kind != optimizer:
+            named = shown(kind).strip("'")
+            raise DataError(f"{path}: this checkpoint is of the optimiser {named}, not {optimizer}")
         try:
             check_state(self, state)
             self.module.load_state_dict(state["module"])

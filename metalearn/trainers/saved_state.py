@@ -35,8 +35,6 @@ __all__ = ["check_module", "check_state"]
 def check_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Refuse a state that `Trainer.resume` could not load, before any of it is.
 
-    Keys of the module are left to ``load_state_dict``, which knows what was renamed.
-
     Raises:
         Misfit: says which entry is what, and what it should be.
     """
@@ -67,8 +65,7 @@ def check_module(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def _of_module(module: nn.Module) -> Kind:
-    known = {name: like(value) for name, value in module.state_dict().items()}
-    return mapping({}, known)
+    return like(module.state_dict())
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer) -> Kind:
