@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from metalearn.core.tree import leaves, tree_map
+from metalearn.core.tree import flatten, leaf_names, leaves, tree_map, unflatten
 from metalearn.errors import SettingError
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "reaching",
     "refuse_unreached",
     "scalar_loss",
+    "unused_parameters",
 ]
 
 P = ParamSpec("P")
@@ -90,6 +91,42 @@ def reaching(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     return checked
 
 
+def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which takes gradients, for callers under ``torch.inference_mode`` too.
+
+    There autograd records nothing, so that every gradient would be zero. The function runs
+    outside of it, with copies of the argument tensors that were made inside.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):
+            args, kwargs = tree_map(_ordinary, (args, kwargs))
+            return function(*args, **kwargs)
+
+    return run
+
+
+@outside_inference_mode
+def unused_parameters(loss_fn: Callable[..., Tensor], params: Any, *args: Any) -> list[str]:
+    """Names of the parameters that have no part in ``loss_fn(params, *args)``, by autograd.
+
+    To torch they have no gradient (None), which an optimiser skips, where a gradient of zero would
+    have them decay.
+
+    Raises:
+        SettingError: a loss that is not a scalar or in which no parameter has a part.
+    """
+    values, spec = flatten(params)
+    with torch.enable_grad():
+        inside = [value.detach().requires_grad_() for value in values]
+        loss = check_reached(check_scalar(loss_fn(unflatten(inside, spec), *args), "loss_fn"))
+        grads = torch.autograd.grad(loss, inside, allow_unused=True)
+    return [name for name, grad in zip(leaf_names(params), grads) if grad is None]
+
+
 def check_samples(tree: Any, setting: str) -> None:
     """Refuse a set without samples, whose mean loss would be NaN: all leaves are empty."""
     found = [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
@@ -142,24 +179,6 @@ def check_number(
         if value > above and value >= least and (value < below or beyond):
             return
     raise SettingError(setting, value, accepted or _range(above, least, below, infinite))
-
-
-def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, which takes gradients, for callers under ``torch.inference_mode`` too.
-
-    There autograd records nothing, so that every gradient would be zero. The function runs
-    outside of it, with copies of the argument tensors that were made inside.
-    """
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
-        with torch.inference_mode(False):
-            args, kwargs = tree_map(_ordinary, (args, kwargs))
-            return function(*args, **kwargs)
-
-    return run
 
 
 def _ordinary(leaf: Any) -> Any:

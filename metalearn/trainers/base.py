@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,9 @@ class Trainer(ABC):
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            accepted = "a parameter to train is needed (requires_grad=True)"
+            raise SettingError("model", type(module).__name__, accepted)
         self.module = module.to(device)
         self.settings = settings
         self.device = torch.device(device)
@@ -109,6 +112,7 @@ class Trainer(ABC):
         self._best: dict[str, Tensor] = {}
         self._stale = 0
         self._shown: dict[str, float] = {}
+        self._unused: frozenset[str] | None = None
         self.validation_due = True
         self._unsaved, self._has_folder = True, False
         self._stop = StopRequest()  # of no signal, unless in `stoppable`
@@ -128,6 +132,15 @@ class Trainer(ABC):
         What a subclass decides here is part of `extra_state`, so the first checkpoint has it.
         """
         return
+
+    def unused_parameters(self) -> Iterable[str]:
+        """Names of parameters that have no part in the loss, which the optimiser is to skip.
+
+        Asked once a run, at its first step; a subclass answers for its first batch, so that a
+        resumed run has the same answer. (A parameter that single steps leave out has a gradient of
+        zero in those.)
+        """
+        return ()
 
     @property
     def bands(self) -> dict[str, list[str]]:
@@ -371,9 +384,14 @@ class Trainer(ABC):
         kept = [b.clone() for b in self.module.buffers()] if watched else []
         set_draw(self.module, step)
         report = self.gradient(step)
+        if self._unused is None:
+            self._unused = frozenset(self.unused_parameters())
         for name, parameter in self.module.named_parameters():
             grad = report.grads.get(name)  # none of a stack that is not trained any more
-            parameter.grad = None if grad is None else _laid_out_like(grad, parameter)
+            if grad is not None and name not in self._unused:
+                parameter.grad = _laid_out_like(grad, parameter)
+            else:
+                parameter.grad = None
         if watched:
             with clock.paused():
                 self._look(step, report, kept)

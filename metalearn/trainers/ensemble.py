@@ -33,7 +33,7 @@ from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.data_scores import logits_of, report_of
 from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
-from metalearn.trainers.ensemble_gradients import classification_gradients
+from metalearn.trainers.ensemble_gradients import classification_gradients, unused_by_stacks
 from metalearn.trainers.ensemble_watch import member_sources, sample_predictive, sample_units
 from metalearn.trainers.loop_settings import LoopSettings
 from metalearn.trainers.member_settings import (
@@ -201,6 +201,11 @@ class EnsembleTrainer(MemberTrainer):
         assert self.plan is not None
         batch = self._batch(step)
         return self._gradients(batch, self.active, self.plan.engine, self.plan.chunk_size)
+
+    def unused_parameters(self) -> list[str]:
+        """Those of the loss of the first batch, of the first member of each stack."""
+        self.ensemble.train()
+        return unused_by_stacks(self.ensemble, self._batch(0), self._smoothing)
 
     def validate(self) -> Mapping[str, float]:
         """Scores of members and ensemble on the validation split."""

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalearn.core.checks import unused_parameters
 from metalearn.core.ensemble import MemberEngine, member_gradients
 from metalearn.core.tree import tree_map
 from metalearn.models import Ensemble, Stack
 
-__all__ = ["classification_gradients", "member_loss"]
+__all__ = ["classification_gradients", "member_loss", "unused_by_stacks"]
 
 
 def classification_gradients(
@@ -60,6 +61,24 @@ def classification_gradients(
         losses[mine] = found[0].to(losses.dtype)
         grads |= {f"stacks.{number}.network.{name}": grad for name, grad in found[1].items()}
     return losses, grads
+
+
+def unused_by_stacks(
+    ensemble: Ensemble, batch: tuple[Tensor, Tensor], smoothing: Tensor
+) -> list[str]:
+    """Names of parameters that have no part in the loss of their stack's first member.
+
+    Arguments as in `classification_gradients`; buffers stay as they are.
+    """
+    found = []
+    for number, stack in enumerate(ensemble.stacks):
+        assert isinstance(stack, Stack)
+        first, own = stack.indices[0], batch[1].dim() == 2
+        params, buffers = tree_map(lambda value: value.detach()[0].clone(), stack.state())
+        x, y = (part[first] for part in batch) if own else batch
+        names = unused_parameters(member_loss(stack), params, buffers, x, y, smoothing[first])
+        found += [f"stacks.{number}.network.{name}" for name in names]
+    return found
 
 
 def _of_stack(

@@ -24,7 +24,7 @@ from metalearn.core import (
     meta_gradient,
 )
 from metalearn.core.adapt import last_of
-from metalearn.core.checks import check_reached, outside_inference_mode
+from metalearn.core.checks import check_reached, outside_inference_mode, unused_parameters
 from metalearn.core.copying import copy_module
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.targets import (
@@ -60,8 +60,8 @@ class MetaLearner:
             error).
 
     Raises:
-        SettingError: a module with layers that cannot work, by name; an unknown kind; a pattern in
-            ``maml.frozen`` that matches no parameter.
+        SettingError: a module with layers that cannot work, by name, or without parameters to
+            learn; an unknown kind; a pattern in ``maml.frozen`` that matches no parameter.
     """
 
     def __init__(
@@ -81,6 +81,9 @@ class MetaLearner:
         self._read: set[str] = set()
         self.apply, self.params, self.buffers = self._functional()
         self.plan: Plan | None = None
+        if not self.params:
+            accepted = "a parameter to learn is needed (requires_grad=True)"
+            raise SettingError("module", type(module).__name__, accepted)
         if all(match_names(self.params, self.maml.frozen, "maml.frozen")):
             accepted = "a pattern that leaves a parameter to adapt is needed"
             raise SettingError("maml.frozen", self.maml.frozen, accepted)
@@ -98,6 +101,10 @@ class MetaLearner:
         """
         inputs, targets = batch
         return self._criterion(self.apply(params, self.buffers, inputs), targets)
+
+    def unused_parameters(self, batch: Batch) -> list[str]:
+        """Names of parameters that have no part in the loss of a batch (of the first member)."""
+        return unused_parameters(self.loss, self._trial_params(), batch)
 
     def sample_loss(self, params: Params, batch: Batch) -> Tensor:
         """Loss of a batch of one sample; 0 for padding, of which `loss` has no mean."""

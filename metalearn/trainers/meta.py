@@ -133,6 +133,13 @@ class MetaTrainer(MemberTrainer):
         grads = {f"stacks.0.network.{name}": grad for name, grad in result.grads.items()}
         return StepReport(result.loss.mean(), grads, len(indices), suspects, result.loss)
 
+    def unused_parameters(self) -> list[str]:
+        """Those of the loss of the first training task (of the first member)."""
+        query = _first(self.tasks.sample("train", [0], device=self.device).query)
+        names = self.learner.unused_parameters(query)
+        prefix = "" if self.ensemble is None else "stacks.0.network."
+        return [prefix + name for name in names]
+
     def validate(self) -> Mapping[str, float]:
         """Scores on the fixed validation tasks, before and after adaptation, with intervals."""
         scores = self._score("validation", self.validation_tasks)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metalearn.addressing import AddressedStream
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
+from metalearn.core.checks import reaching, unused_parameters
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.ghost_norms import clipped_chunk
 from metalearn.core.ops import calling
@@ -160,7 +161,7 @@ class PerSampleTrainer(Trainer):
         batch = self._batch(step)
         count = len(batch[1])
         if math.isinf(self.max_norm):
-            grads, loss = torch.func.grad_and_value(self.loss)(self.params, batch)
+            grads, loss = torch.func.grad_and_value(reaching(self.loss))(self.params, batch)
             self._norms = None
         else:
             found = clipped_gradient(
@@ -174,6 +175,11 @@ class PerSampleTrainer(Trainer):
             with torch.no_grad():
                 loss = self.loss(self.params, batch)
         return StepReport(loss, grads, count, lambda: f"batch {step} of the training part")
+
+    def unused_parameters(self) -> list[str]:
+        """Those of the loss of the first batch; they get no noise either."""
+        self._train()
+        return unused_parameters(self.loss, self.params, self._batch(0))
 
     def validate(self) -> Mapping[str, float]:
         """Scores on the validation split."""
