@@ -8,13 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 
 from metalearn.core.memory import is_out_of_memory
 from metalearn.errors import DataError, SettingError
 
-__all__ = ["VectorizationError", "in_a_loop", "vectorizing"]
+__all__ = ["VectorizationError", "in_a_loop", "vectorizing", "vmapped_or_looped"]
+
+T = TypeVar("T")
 
 
 class VectorizationError(SettingError, RuntimeError):
@@ -64,6 +67,16 @@ def vectorizing(setting: str, value: object, loop: Callable[[], object]) -> Iter
                 raise plain from error  # in the words of the loop
             raise error from None
         raise VectorizationError(setting, value, _reason(error), f"{setting}='loop' can") from error
+
+
+def vmapped_or_looped(vmapped: Callable[..., T], looped: Callable[..., T], *args: Any) -> T:
+    """What the first function gives; what the second gives, where vmap cannot take the first."""
+    found: list[T] = []
+    try:
+        with vectorizing("engine", "vmap", lambda: found.append(looped(*args))):
+            return vmapped(*args)
+    except VectorizationError:
+        return found[0] if found else looped(*args)
 
 
 def in_a_loop() -> bool:

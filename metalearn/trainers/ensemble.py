@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.ensemble import MemberEngine
+from metalearn.core.vectorization import VectorizationError, vmapped_or_looped
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import (
@@ -409,8 +410,11 @@ class EnsembleTrainer(MemberTrainer):
     def _logits(self, model: Predictor, inputs: Tensor) -> Tensor:
         self._stop.check()
         given: MemberEngine = "loop" if self.engine == "loop" else "batched"
-        engine = self.plan.engine if self.plan else given
-        logits: Tensor = model.eval()(inputs.to(self.device), engine=engine)
+        by = partial(model.eval(), engine=self.plan.engine if self.plan else given)
+        looped = partial(model, engine="loop")
+        undecided = self.plan is None and self.engine == "auto"
+        run = partial(vmapped_or_looped, by, looped) if undecided else by
+        logits: Tensor = run(inputs.to(self.device))
         return logits
 
     def _note(self, members: Mapping[str, Tensor]) -> None:
@@ -425,6 +429,8 @@ class EnsembleTrainer(MemberTrainer):
         x, _ = self.data.take(self.data.splits["train"][:2], device=self.device)
         try:
             got = list(self._logits(self.validated(), x).shape)
+        except VectorizationError:
+            raise
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             raise SettingError(

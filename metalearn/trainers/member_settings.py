@@ -16,6 +16,7 @@ import torch
 
 from metalearn.core.ensemble import MemberEngine
 from metalearn.core.memory import describe_bytes, peak_memory
+from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError
 from metalearn.models import Dropout, Ensemble, Stack
 
@@ -130,6 +131,11 @@ def plan_members(
         SettingError: not even one member fits.
     """
     notes = []
+    if engine == "auto":
+        reason = _refusal_of_batched(attempt)
+        if reason:
+            engine = "loop"
+            notes.append(f"vmap cannot take the networks: {reason}")
     if memory is not None and chunk_size is None:
         tried: MemberEngine = "loop" if engine == "loop" else "batched"
         one, two = (
@@ -156,6 +162,15 @@ def plan_members(
             0, f"measured: batched {1e3 * batched:.3g} ms, loop {1e3 * loop:.3g} ms, {why}"
         )
     return MemberPlan("loop" if engine == "loop" else "batched", chunk_size, tuple(notes))
+
+
+def _refusal_of_batched(attempt: Callable[[MemberEngine, int], object]) -> str:
+    """Why a loop is needed; empty where batched works."""
+    try:
+        attempt("batched", 1)
+    except VectorizationError as error:
+        return error.reason
+    return ""
 
 
 def _seconds(

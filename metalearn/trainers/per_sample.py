@@ -21,6 +21,8 @@ from metalearn.core.checks import reaching, unused_parameters
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.ghost_norms import clipped_chunk
 from metalearn.core.ops import calling
+from metalearn.core.per_sample import SampleMethod, one_gradient
+from metalearn.core.products import check_mode
 from metalearn.core.sample_checks import BatchNormPolicy
 from metalearn.core.tree import tree_map
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
@@ -67,6 +69,8 @@ class PerSampleTrainer(Trainer):
             never updated); None refuses it.
         chunk_size: samples at a time; None takes all, ``"auto"`` as many as memory has room for,
             decided once (with ``deterministic``: all).
+        method: of per-sample gradients, see `metalearn.core.per_sample_gradients`; ``"loop"`` takes
+            modules that vmap cannot take.
         max_shift, flip, rotate: augmentation of pictures; see `metalearn.data.Augmentation`.
         monitor: what decides which state is best, on the validation split.
         diagnostics: what to show of the gradients; see `metalearn.trainers.diagnostics`.
@@ -96,6 +100,7 @@ class PerSampleTrainer(Trainer):
         noise_multiplier: float = 0.0,
         batch_norm: BatchNormPolicy | None = None,
         chunk_size: ChunkSize = None,
+        method: SampleMethod = "layers",
         max_shift: int = 0,
         flip: bool = False,
         rotate: float = 0.0,
@@ -108,6 +113,7 @@ class PerSampleTrainer(Trainer):
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
         _check(max_norm, noise_multiplier, monitor, chunk_size)
+        check_mode("method", method, get_args(SampleMethod))
         if batch_norm is not None:
             model = per_sample_module(model, batch_norm=batch_norm)
         else:
@@ -126,10 +132,12 @@ class PerSampleTrainer(Trainer):
         check_whole("seed", seed, 0, 2**63 - 1)
         self.data, self.seed = data, seed
         self.max_norm, self.noise_multiplier = float(max_norm), float(noise_multiplier)
-        self.chunk_size = chunk_size
+        self.chunk_size, self.method = chunk_size, method
         self.monitor = "validation/accuracy" if monitor == "accuracy" else "validation/nll"
         self.larger_is_better = monitor == "accuracy"
-        self.apply, self.params, self.buffers = functionalize(self.module)
+        self.apply, self.params, self.buffers = functionalize(
+            self.module, vectorize=method != "loop"
+        )
         self._modes = [(layer, layer.training) for layer in self.module.modules()]
         self.batches = MemberBatches(data.splits["train"], batch_size=batch_size, seeds=[seed])
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
@@ -161,8 +169,13 @@ class PerSampleTrainer(Trainer):
         batch = self._batch(step)
         count = len(batch[1])
         if math.isinf(self.max_norm):
-            grads, loss = torch.func.grad_and_value(reaching(self.loss))(self.params, batch)
             self._norms = None
+            if self.method == "loop":
+                grads = one_gradient(self.loss, self.params, batch)
+                with torch.no_grad():
+                    loss = self.loss(self.params, batch)
+            else:
+                grads, loss = torch.func.grad_and_value(reaching(self.loss))(self.params, batch)
         else:
             found = clipped_gradient(
                 self.loss,
@@ -170,6 +183,7 @@ class PerSampleTrainer(Trainer):
                 batch,
                 max_norm=self.max_norm,
                 chunk_size=self.plan.chunk_size,
+                method=self.method,
             )
             grads, self._norms = self._noisy(found.grads, step, count), found.norms
             with torch.no_grad():
@@ -241,7 +255,8 @@ class PerSampleTrainer(Trainer):
         x, y = batch
 
         def blocks() -> Iterator[Iterator[Mapping[str, Tensor]]]:
-            return sample_blocks(lambda _: self.loss, self._alone(), {}, (x[None], y[None]))
+            shown = (x[None], y[None])
+            return sample_blocks(lambda _: self.loss, self._alone(), {}, shown, method=self.method)
 
         return Units("sample", blocks, len(y), self.max_norm)
 
@@ -279,7 +294,7 @@ class PerSampleTrainer(Trainer):
             return SamplePlan(None, "nothing measured")
         self._train()
         batch = self._batch(0)
-        size = clipped_chunk(self.loss, self.params, batch)
+        size = clipped_chunk(self.loss, self.params, batch, method=self.method)
         whole = size is None or size >= len(batch[1])
         return SamplePlan(None if whole else size, "as many as memory has room for")
 

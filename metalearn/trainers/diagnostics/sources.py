@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metalearn.core.per_sample import gradients_taker
+from metalearn.core.per_sample import SampleMethod, gradients_taker
 from metalearn.core.tree import leaves, tree_map
+from metalearn.core.vectorization import vmapped_or_looped
 from metalearn.trainers.diagnostics.protocol import Chunk
 from metalearn.types import Batch, LossFn, Params
 
@@ -48,21 +49,36 @@ def affordable(params: Params, models: int, samples: int, columns: int = 1) -> t
 
 
 def sample_blocks(
-    loss_of: Callable[[Any], LossFn], params: Params, extra: Any, batch: Batch
+    loss_of: Callable[[Any], LossFn],
+    params: Params,
+    extra: Any,
+    batch: Batch,
+    *,
+    method: SampleMethod = "layers",
 ) -> Iterator[Iterator[Chunk]]:
     """Gradients of each sample of each model; every sample is seen as a batch of one.
+
+    What vmap cannot take is taken one model and one sample after another.
 
     Args:
         loss_of: from what a model has beside parameters to its mean loss.
         params: by name, leaves ``[G, ...]``; expanded ones cost nothing.
         extra: leaves ``[G, ...]``, or an empty tree.
         batch: leaves ``[G, N, ...]``.
+        method: as for `metalearn.core.per_sample_gradients`.
     """
     models, samples = leaves(batch)[0].shape[:2]
     block, size = affordable(params, models, samples)
 
     def take(params: Params, extra: Any, part: Batch) -> Any:
-        return gradients_taker(loss_of(extra), params)(part)
+        return gradients_taker(loss_of(extra), params, method)(part)
+
+    def looped(*trees: Any) -> Any:
+        rows = []
+        for g in range(len(leaves(trees)[0])):
+            params, extra, part = tree_map(lambda x, g=g: x[g], trees)
+            rows.append(gradients_taker(loss_of(extra), params, "loop")(part))
+        return tree_map(lambda *values: torch.stack(values), *rows)
 
     def chunks(start: int) -> Iterator[Chunk]:
         def rows(tree: Any) -> Any:
@@ -71,6 +87,9 @@ def sample_blocks(
         mine = rows(params), rows(extra)
         for first in range(0, samples, size):
             part = tree_map(lambda x, at=first: x[:, at : at + size], rows(batch))
-            yield torch.vmap(take)(*mine, part)
+            if method == "loop":
+                yield looped(*mine, part)
+            else:
+                yield vmapped_or_looped(torch.vmap(take), looped, *mine, part)
 
     return (chunks(start) for start in range(0, models, block))
