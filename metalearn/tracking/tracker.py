@@ -296,7 +296,7 @@ def _stays(record: Mapping[str, Any], resume_step: int | None, again: str | None
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and isinstance(record.get("step"), int)
     return record if whole else None

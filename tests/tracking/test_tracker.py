@@ -98,12 +98,15 @@ def test_resume_drops_later_lines_and_the_torn_one(tmp_path: Path) -> None:
     assert read == pytest.approx({0: 1.0, 1: 1 / 2, 2: 1 / 3, 3: 1 / 4, 4: 9.0})
 
 
-def test_continuing_without_resume_step_drops_only_the_torn_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", [b'{"step": 7, "name": "\xc3', b"[" * 100_000])
+def test_continuing_without_resume_step_drops_only_the_torn_line(
+    tmp_path: Path, torn: bytes
+) -> None:
     tracker = RunTracker(tmp_path)
     _steps(tracker, range(3))
     tracker.close()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"step": 7, "name": "\xc3')
+        file.write(torn)
     RunTracker(tmp_path).close()
     assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2]
 
