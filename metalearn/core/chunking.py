@@ -79,6 +79,7 @@ def resolve_chunk(
         return None  # nothing is known
     # copies, so that what is a view of them does not count as the whole batch
     few = [tree_map(torch.clone, next(chunks(batch, n))) for n in (1, min(2, count))]
+    function(few[0])  # a module's first call is tried beside, which later ones are not
     one, two = (peak_memory(partial(function, samples), device) for samples in few)
     if one > budget:
         raise SettingError("memory", memory, f"one sample takes {one} bytes")

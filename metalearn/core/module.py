@@ -36,7 +36,8 @@ def functionalize(
     torch's MATH backend, the one that has second derivatives.
 
     A call runs on a private copy of the module's structure and leaves the module as it is, also
-    where it raises or runs inside transforms: what forward stores is dropped with the copy. What
+    where it raises or runs inside transforms: what forward stores is dropped with the copy (what a
+    hook records elsewhere is the hook's, and inside transforms shows their tensors). What
     the next call would read (a running mean, a counter, a list that grows) is refused by a trial
     at the first call. Later changes of the module's mode, hooks and attributes are followed, and
     checked anew; replaced or moved parameters are not in the trees.

@@ -181,9 +181,20 @@ def hooked(hook: Callable[..., Any]) -> Net:
     return net
 
 
-def recorded() -> Net:
-    records: list[Tensor] = []
-    return hooked(lambda layer, x, y: records.append(y))
+def counting() -> Net:
+    """The hook's output depends on how often it was called."""
+    calls: list[int] = []
+
+    def hook(layer: nn.Module, x: Any, y: Tensor) -> Tensor:
+        calls.append(1)
+        return y * len(calls)
+
+    return hooked(hook)
+
+
+def recording() -> Net:
+    records: list[torch.Size] = []
+    return hooked(lambda layer, x, y: records.append(y.shape))
 
 
 def patched() -> Net:
@@ -233,6 +244,7 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "caches": Caches,
     "what cannot be copied": Holds,
     "a hook that sets an attribute": lambda: hooked(lambda m, x, y: setattr(m, "features", y)),
+    "a hook that records": recording,
     "a patched forward": patched,
     "old weight norm": lambda: old_norm(nn.utils.weight_norm),
     "old spectral norm, eval": lambda: old_norm(nn.utils.spectral_norm).eval(),
@@ -254,7 +266,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a written weight": (Clamps, r"^module\[inner\]='Linear': its forward pass writes 'weight'"),
     "global random numbers": (Draws, r"^module\[\]='Draws': .* global random state"),
     "its own random numbers": (DrawsItself, r"^module\[\]='DrawsItself': .*'generator'"),
-    "a hook that records": (recorded, r"^module\[inner\]='Linear': a hook stores what it sees"),
+    "a hook that counts": (counting, r"^module\[inner\]='Linear': .* changes '_forward_hooks'"),
     "old spectral norm": (
         lambda: old_norm(nn.utils.spectral_norm),
         r"^module\[inner\]='Linear': its forward pass writes 'weight_u'",

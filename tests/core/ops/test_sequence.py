@@ -89,7 +89,8 @@ def sequentials(module: nn.Module) -> list[nn.Module]:
 def test_a_sequential_is_unchanged_outside_and_afterwards() -> None:
     class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            assert substituting() and all("forward" in vars(s) for s in sequentials(module))
+            assert substituting()
+            assert not any("forward" in vars(s) for s in sequentials(module))  # copies have it
             raise OSError("from inside")
 
     inner = nn.Sequential(norm(3), nn.ReLU())
