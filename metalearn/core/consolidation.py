@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from metalearn.core.checks import check_number
 from metalearn.core.operators import Operator
 from metalearn.core.tree import add_scaled, dot, leaf_names, tree_map
 from metalearn.errors import SettingError
@@ -34,8 +35,7 @@ def consolidation_penalty(
     Raises:
         SettingError: a strength below 0, trees that do not fit.
     """
-    if isinstance(strength, int | float) and not strength >= 0:
-        raise SettingError("strength", strength, "a number of at least 0 is needed")
+    check_number("strength", strength, least=0, accepted="a number of at least 0 is needed")
     for name, tree in (("anchor", anchor), ("fisher", fisher)):
         if not callable(tree) and sorted(leaf_names(tree)) != sorted(leaf_names(params)):
             raise SettingError(name, type(tree).__name__, "a tree like the parameters is needed")

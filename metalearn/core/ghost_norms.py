@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.core.checks import check_scalar
-from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
+from metalearn.core.checks import check_number, check_scalar
+from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk, sample_count
 from metalearn.core.ops.lean_gradient import broken_up, is_differentiated, lean_gradient
 from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.ops.sample_substitution import SampleLayers
@@ -33,7 +33,6 @@ from metalearn.core.tree import (
     tree_map,
     unflatten,
 )
-from metalearn.errors import SettingError
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = [
@@ -116,7 +115,7 @@ def clipped_gradient(
         loss_fn: as for `per_sample_gradients`, as are ``params``, ``batch`` and ``memory``.
         params: see there.
         batch: see there.
-        max_norm: C, above 0.
+        max_norm: C, above 0: a number, or a tensor of one, or ``[N]`` with one for each sample.
         chunk_size: samples that are taken at once.
         memory: budget of ``chunk_size="auto"``.
         method: as for `per_sample_norms`.
@@ -124,18 +123,21 @@ def clipped_gradient(
     Raises:
         SettingError: a ``max_norm`` that is not above 0; as `per_sample_gradients`.
     """
-    if not isinstance(max_norm, Tensor) and not max_norm > 0:
-        raise SettingError("max_norm", max_norm, "a number above 0 is needed")
+    own = isinstance(max_norm, Tensor) and max_norm.dim() == 1
+    shape = [sample_count(batch)] if own else ()
+    accepted = "a number above 0 is needed"
+    check_number("max_norm", max_norm, above=0, infinite=True, shape=shape, accepted=accepted)
     with refusing(loss_fn, params, batch, method):
         squares_of = _norms_taker(loss_fn, params, batch, method)
         size = resolve_chunk(squares_of, batch, chunk_size, memory)
         total, norms, count = None, [], 0
-        for part in chunks(batch, size):
+        for part, limits in chunks((batch, max_norm if own else ()), size):
+            limit = limits if own else max_norm
             if method == "loop":
-                grads, norm = _clipped_one_by_one(loss_fn, params, part, max_norm)
+                grads, norm = _clipped_one_by_one(loss_fn, params, part, limit)
             else:
                 norm = norms_of(squares_of(part))
-                grads = _weighted_gradient(loss_fn, params, part, _factors(norm, max_norm))
+                grads = _weighted_gradient(loss_fn, params, part, _factors(norm, limit))
             total = grads if total is None else tree_map(torch.add, total, grads)
             norms.append(norm)
             count += norm.shape[0]
@@ -172,9 +174,11 @@ def _clipped_one_by_one(
 ) -> tuple[Params, Tensor]:
     """The sum of clipped gradients, one of which is held at a time, and norms ``[N]``."""
     total, norms = None, []
-    for grads in one_by_one(loss_fn, params, batch):
+    own = isinstance(max_norm, Tensor) and max_norm.dim() == 1
+    for i, grads in enumerate(one_by_one(loss_fn, params, batch)):
         norm = norms_of([squares(g[None]) for g in leaves(grads)])
-        part = scale(widened_tree(grads), _factors(norm, max_norm)[0])
+        limit = max_norm[i] if own else max_norm  # type: ignore[index]
+        part = scale(widened_tree(grads), _factors(norm, limit)[0])
         total = part if total is None else tree_map(torch.add, total, part)
         norms.append(norm)
     return tree_map(lambda t, p: t.to(p.dtype), total, params), torch.cat(norms)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.tree import flatten, leaves, tree_map, unflatten
+from metalearn.core.checks import check_number
+from metalearn.core.tree import flatten, leaf_names, leaves, tree_map, unflatten
 from metalearn.errors import SettingError
 
 __all__ = ["InnerOptimizer", "adam", "sgd"]
@@ -67,11 +68,17 @@ def sgd(lr: LearningRate, *, momentum: float = 0.0, weight_decay: float = 0.0) -
         weight_decay: factor of the L2 term, at least 0.
 
     Raises:
-        SettingError: a value outside its range.
+        SettingError: a value outside its range; tensors are held to the same ranges, trees of step
+            sizes to finite ones.
     """
     _check_lr(lr)
     _check_unit("momentum", momentum)
     _check_not_negative("weight_decay", weight_decay)
+    return _sgd(lr, momentum, weight_decay)
+
+
+def _sgd(lr: LearningRate, momentum: float, weight_decay: float) -> InnerOptimizer:
+    """`sgd` without checks: step sizes that are learnt may cross 0."""
 
     def init(params: Any) -> Any:
         return tree_map(torch.zeros_like, params) if momentum else ()
@@ -92,7 +99,7 @@ def sgd(lr: LearningRate, *, momentum: float = 0.0, weight_decay: float = 0.0) -
         return tree_map(_descend, _rates(lr, steepest), steepest, params), state
 
     def rebuild(learnt: Any) -> InnerOptimizer:
-        return sgd(learnt, momentum=momentum, weight_decay=weight_decay)
+        return _sgd(learnt, momentum, weight_decay)
 
     return _optimizer(init, update, lr, rebuild, weight_decay, fused)
 
@@ -125,8 +132,15 @@ def adam(
     _check_unit("betas[0]", beta1)
     _check_unit("betas[1]", beta2)
     _check_not_negative("eps", eps)
-    if not eps_root > 0:
-        raise SettingError("eps_root", eps_root, "a number above 0 is needed")
+    check_number("eps_root", eps_root, above=0, infinite=True)
+    return _adam(lr, (beta1, beta2), eps, eps_root)
+
+
+def _adam(
+    lr: LearningRate, betas: tuple[float, float], eps: float, eps_root: float
+) -> InnerOptimizer:
+    """`adam` without checks: step sizes that are learnt may cross 0."""
+    beta1, beta2 = betas
 
     def init(params: Any) -> Any:
         return 0, tree_map(torch.zeros_like, params), tree_map(torch.zeros_like, params)
@@ -146,7 +160,7 @@ def adam(
         return tree_map(move, _rates(lr, first), first, second), (count, first, second)
 
     def rebuild(learnt: Any) -> InnerOptimizer:
-        return adam(learnt, betas=betas, eps=eps, eps_root=eps_root)
+        return _adam(learnt, betas, eps, eps_root)
 
     return _optimizer(init, update, lr, rebuild)
 
@@ -182,21 +196,24 @@ def _rates(lr: LearningRate, grads: Any) -> Any:
 
 
 def _check_lr(lr: LearningRate) -> None:
+    """A number, or a scalar tensor, above 0; in a tree, whose rates are directions too, finite."""
     if isinstance(lr, Tensor):
         if lr.ndim:
             raise SettingError("lr", list(lr.shape), "a number or a scalar tensor is needed")
+        check_number("lr", lr, above=0)
     elif isinstance(lr, int | float):
-        if not lr > 0 or lr == float("inf"):
-            raise SettingError("lr", lr, "a finite number above 0 is needed")
+        check_number("lr", lr, above=0)
     elif not leaves(lr) or not all(isinstance(rate, Tensor) for rate in leaves(lr)):
         raise SettingError("lr", lr, "a number, a scalar tensor or a tree of tensors is needed")
+    else:
+        for name, rate in zip(leaf_names(lr), leaves(lr)):
+            check_number(f"lr[{name}]", rate, shape=None)
 
 
-def _check_unit(setting: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise SettingError(setting, value, "a number in [0, 1) is needed")
+def _check_unit(setting: str, value: Any) -> None:
+    check_number(setting, value, least=0, below=1)
 
 
-def _check_not_negative(setting: str, value: float) -> None:
-    if not value >= 0:
-        raise SettingError(setting, value, "a number of at least 0 is needed")
+def _check_not_negative(setting: str, value: Any) -> None:
+    accepted = "a number of at least 0 is needed"
+    check_number(setting, value, least=0, infinite=True, accepted=accepted)

@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from metalearn.core.checks import check_number
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.fisher_problem import check_targets
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
@@ -79,8 +80,7 @@ class KroneckerFisher(NamedTuple):
         self, vector: Mapping[str, Tensor], *, damping: float | Tensor
     ) -> dict[str, Tensor]:
         """(F + damping·I)⁻¹·v, exactly, by the eigenvalues; damping above 0."""
-        if isinstance(damping, int | float) and not damping > 0:
-            raise SettingError("damping", damping, "a number above 0 is needed")
+        check_number("damping", damping, above=0, accepted="a number above 0 is needed")
         return self._apply(vector, lambda eigenvalues: 1 / (eigenvalues.clamp_min(0) + damping))
 
     def trace(self) -> Tensor:

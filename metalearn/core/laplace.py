@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from metalearn.core.checks import check_number
 from metalearn.core.chunking import sample_count
 from metalearn.core.draws import normal
 from metalearn.core.fisher import fisher_matrix
@@ -103,8 +104,7 @@ def laplace_posterior(
     Raises:
         SettingError: a number out of range; see `metalearn.core.fisher_diagonal`.
     """
-    if not prior_precision > 0:
-        raise SettingError("prior_precision", prior_precision, "a number above 0 is needed")
+    check_number("prior_precision", prior_precision, above=0, accepted="a number above 0 is needed")
     fisher = fisher_matrix(
         outputs_fn, params, batch, likelihood=likelihood, kind="exact", variance=variance,
         chunk_size=chunk_size,

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import check_number
 from metalearn.core.draws import normal, uniform
 from metalearn.core.targets import IGNORED
 from metalearn.errors import SettingError, check_whole
@@ -54,9 +55,8 @@ class Likelihood:
         check_whole("samples", self.samples, 1)
         if self.samples != 1 and self.kind != "monte_carlo":
             raise SettingError("samples", self.samples, "only kind='monte_carlo' draws targets")
-        if not self.variance > 0 or not math.isfinite(self.variance):
-            raise SettingError("variance", self.variance, "a number above 0 is needed")
-        if self.variance != 1 and self.name != "gaussian":
+        check_number("variance", self.variance, above=0, accepted="a number above 0 is needed")
+        if self.name != "gaussian" and self.variance != 1:
             raise SettingError("variance", self.variance, "only a gaussian likelihood has one")
 
     def columns(self, outputs: int) -> int:
@@ -92,9 +92,11 @@ class Likelihood:
         if self.name == "gaussian":
             if self.kind == "exact":
                 eye = torch.eye(outputs.shape[0], dtype=outputs.dtype, device=outputs.device)
-                return eye / math.sqrt(self.variance)
+                scaled: Tensor = eye / self.variance**0.5
+                return scaled
             if self.kind == "monte_carlo":
-                return noise / math.sqrt(self.samples * self.variance)
+                drawn: Tensor = noise / (self.samples * self.variance) ** 0.5
+                return drawn
             return ((outputs - target) / self.variance)[None]
         p = outputs.softmax(-1)
         classes = torch.arange(p.shape[0], device=p.device)

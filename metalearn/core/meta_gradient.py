@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.adapt import check_inner
-from metalearn.core.checks import check_samples, outside_inference_mode
+from metalearn.core.checks import check_number, check_samples, outside_inference_mode
 from metalearn.core.engines import (
     GRADIENTS,
     VISITS,
@@ -243,10 +243,7 @@ def _check_implicit(implicit: Implicit, fixed: Sequence[bool], optimizer: InnerO
         raise SettingError(
             "weight_decay", optimizer.weight_decay, "method=implicit needs 0: it has a term itself"
         )
-    if not 0 < implicit.regularization < float("inf"):
-        raise SettingError(
-            "regularization", implicit.regularization, "a finite number above 0 is needed"
-        )
+    check_number("regularization", implicit.regularization, above=0)
     check_whole("iterations", implicit.iterations, 1)
     if all(fixed):
         raise SettingError("frozen", "every parameter", "method=implicit needs one that adapts")

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import check_number
 from metalearn.core.conjugate import conjugate_gradients
 from metalearn.core.kfac import KroneckerFisher
 from metalearn.core.operators import Operator
 from metalearn.core.symmetry import check_symmetric
 from metalearn.core.tree import add_scaled, flatten, leaves, unflatten
-from metalearn.errors import SettingError, check_whole
+from metalearn.errors import check_whole
 from metalearn.types import Params
 
 __all__ = ["NaturalGradient", "natural_gradient", "natural_gradient_step"]
@@ -52,8 +53,7 @@ def natural_gradient(
         SettingError: a number out of range; an operator that is not symmetric, deterministic or
             finite.
     """
-    if not damping >= 0:
-        raise SettingError("damping", damping, "a number of at least 0 is needed")
+    check_number("damping", damping, least=0, accepted="a number of at least 0 is needed")
     if isinstance(fisher, KroneckerFisher):
         zero = torch.zeros_like(leaves(gradient)[0].sum())
         return NaturalGradient(fisher.inverse_product(gradient, damping=damping), zero)
@@ -83,5 +83,6 @@ def natural_gradient_step(
     With lr = 1, δ = 0 and the exact Fisher of a model that is linear in its parameters with a
     gaussian likelihood, one step reaches the minimum.
     """
+    check_number("lr", lr)
     found = natural_gradient(gradient, fisher, damping=damping, iterations=iterations)
     return add_scaled(params, found.direction, -lr)

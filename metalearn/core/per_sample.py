@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.calculus import Eager, Functional
-from metalearn.core.checks import UnreachedError, check_scalar, reaching
+from metalearn.core.checks import UnreachedError, check_scalar, outside_inference_mode, reaching
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.ops.lean_gradient import is_differentiated
 from metalearn.core.ops.plain_operations import PlainOperations
@@ -121,6 +121,7 @@ def gradients_taker(
     return {"layers": by_layers, "vmap": by_vmap, "loop": by_loop}[method]
 
 
+@outside_inference_mode
 def one_gradient(loss_fn: LossFn, params: Params, batch: Batch) -> Params:
     """The gradient of a batch, such as one of a single sample, by an ordinary backward pass."""
     values, spec = flatten(params)
@@ -136,6 +137,7 @@ def one_gradient(loss_fn: LossFn, params: Params, batch: Batch) -> Params:
 
 def one_by_one(loss_fn: LossFn, params: Params, batch: Batch) -> Iterator[Params]:
     """`one_gradient` of each sample, zero where its loss uses no parameter."""
+    check_floating(params, "params")
     unreached: UnreachedError | None = None
     for number, sample in enumerate(chunks(batch, 1)):
         try:

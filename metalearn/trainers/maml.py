@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from metalearn.core import Engine, Implicit, InnerOptimizer, Method, adam, sgd
+from metalearn.core.checks import check_number
 from metalearn.core.memory import parse_bytes
 from metalearn.core.module import Norm
 from metalearn.errors import SettingError, check_whole
@@ -23,7 +23,7 @@ class MAML:
     """How a learner adapts, and how the gradient through adaptation is taken.
 
     Attributes:
-        inner_lr: step size of the inner loop, above 0.
+        inner_lr: step size of the inner loop, a number above 0; a learner does not learn it.
         inner_steps: inner steps in training, at least 0.
         eval_steps: inner steps in validation and test, at least 0.
         first_order: ignore second derivatives (FOMAML); the same as ``method="first_order"``.
@@ -64,13 +64,16 @@ class MAML:
         check_whole("eval_steps", self.eval_steps, 0)
         if self.chunk_size is not None:
             check_whole("chunk_size", self.chunk_size, 1)
-        if not 0 < self.inner_lr < math.inf:
-            raise SettingError("inner_lr", self.inner_lr, "a finite number above 0 is needed")
-        check_whole("cg_iterations", self.cg_iterations, 1)
-        if not 0 < self.regularization < math.inf:
+        if not isinstance(self.inner_lr, int | float):
             raise SettingError(
-                "regularization", self.regularization, "a finite number above 0 is needed"
+                "inner_lr",
+                type(self.inner_lr).__name__,
+                "a finite number above 0 is needed: a learner does not learn step sizes; "
+                "metalearn.core.meta_gradient gives the gradients of those of sgd(lr=tensor)",
             )
+        check_number("inner_lr", self.inner_lr, above=0)
+        check_whole("cg_iterations", self.cg_iterations, 1)
+        check_number("regularization", self.regularization, above=0)
         if self.memory is not None:
             parse_bytes(self.memory)
         choices = (

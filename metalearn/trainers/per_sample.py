@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metalearn.addressing import AddressedStream
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
-from metalearn.core.checks import reaching, unused_parameters
+from metalearn.core.checks import check_number, reaching, unused_parameters
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.ghost_norms import clipped_chunk
 from metalearn.core.ops import calling
@@ -333,10 +333,9 @@ class PerSampleTrainer(Trainer):
 
 
 def _check(max_norm: float, noise: float, monitor: str, chunk_size: ChunkSize) -> None:
-    if not max_norm > 0:
-        raise SettingError("max_norm", max_norm, "a number above 0 is needed, or infinity")
-    if not 0 <= noise < math.inf:
-        raise SettingError("noise_multiplier", noise, "a finite number of at least 0 is needed")
+    accepted = "a number above 0 is needed, or infinity"
+    check_number("max_norm", max_norm, above=0, infinite=True, accepted=accepted)
+    check_number("noise_multiplier", noise, least=0)
     if noise and math.isinf(max_norm):
         raise SettingError("noise_multiplier", noise, "noise needs a finite max_norm")
     if monitor not in get_args(Monitor):

@@ -15,17 +15,22 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metalearn.core import (
+    Implicit,
+    adam,
     adapt,
     along_adaptation,
     clipped_gradient,
+    consolidation_penalty,
     fisher_diagonal,
     fisher_matrix,
     fisher_trace,
     fisher_vp,
     gradient_mean,
+    laplace_posterior,
     member_gradients,
     member_meta_gradient,
     meta_gradient,
+    natural_gradient,
     per_sample_gradients,
     per_sample_norms,
     reduce_per_sample,
@@ -34,6 +39,7 @@ from metalearn.core import (
 from metalearn.core.checks import check_number
 from metalearn.core.task_gradients import task_meta_gradients
 from metalearn.errors import SettingError
+from metalearn.trainers import MAML
 from metalearn.types import TaskBatch
 
 DRAWS = torch.Generator().manual_seed(0)
@@ -99,7 +105,7 @@ ENTRIES |= {
     for engine in ("batched", "vmap", "loop")
 }
 ENTRIES["adapt"] = lambda loss: adapt(loss, PARAMS, ROW, optimizer=sgd(0.01), steps=1).params
-for method in ("layers", "vmap"):
+for method in ("layers", "vmap", "loop"):
     ENTRIES |= {
         f"per_sample_gradients {method}": lambda loss, method=method: per_sample_gradients(
             loss, PARAMS, ROW, method=method
@@ -292,3 +298,97 @@ def test_numbers_inside_transforms_are_taken_as_they_are() -> None:
 
     assert torch.equal(vmap(inside)(torch.tensor([-1.0, 1.0])), torch.tensor([-2.0, 2.0]))
     assert grad(inside)(torch.tensor(-1.0)) == 2
+
+
+def _classes() -> tuple[Any, Any]:
+    weight = {"w": noise(3, 4), "c": noise(4)}
+    batch = (noise(6, 3), torch.tensor([0, 1, 2, 3, 0, 1]))
+    return weight, batch
+
+
+def logits(params: Any, inputs: Tensor) -> Tensor:
+    found: Tensor = inputs @ params["w"] + params["c"]
+    return found
+
+
+def _clip(max_norm: Any) -> Any:
+    return clipped_gradient(mean_loss, PARAMS, ROW, max_norm=max_norm)
+
+
+def _laplace(**settings: Any) -> Any:
+    params, batch = _classes()
+    given = {"likelihood": "gaussian", "prior_precision": 1.0} | settings
+    return laplace_posterior(logits, params, batch, **given)
+
+
+def _natural(damping: Any) -> Any:
+    return natural_gradient({"w": noise(3)}, lambda v: v, damping=damping)
+
+
+TAKERS: dict[str, tuple[Callable[[Any], Any], list[float], float]] = {
+    "max_norm": (_clip, [-1.0, 0.0, math.nan], 1.0),
+    "prior_precision": (lambda v: _laplace(prior_precision=v), [-1.0, 0.0, math.nan], 1.0),
+    "variance": (lambda v: _laplace(variance=v), [-1.0, 0.0, math.nan, math.inf], 2.0),
+    "damping": (_natural, [-1.0, math.nan, math.inf], 0.5),
+    "strength": (
+        lambda v: consolidation_penalty(PARAMS, PARAMS, PARAMS, strength=v), [-1.0, math.nan], 1.0),
+    "lr": (sgd, [-1.0, 0.0, math.nan, math.inf], 0.1),
+    "lr of adam": (adam, [-1.0, 0.0, math.nan, math.inf], 0.1),
+    "momentum": (lambda v: sgd(0.1, momentum=v), [-0.1, 1.0, math.nan], 0.5),
+    "weight_decay": (lambda v: sgd(0.1, weight_decay=v), [-0.1, math.nan], 0.5),
+    "regularization": (
+        lambda v: meta_gradient(
+            mean_loss, PARAMS, TASKS, optimizer=sgd(0.1), steps=1, method="implicit",
+            implicit=Implicit(v),
+        ),
+        [-1.0, 0.0, math.nan], 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [float, lambda v: torch.tensor(v, dtype=torch.float64)])
+@pytest.mark.parametrize("name", TAKERS)
+def test_settings_refuse_numbers_and_tensors_alike(name: str, form: Any) -> None:
+    take, bad, good = TAKERS[name]
+    take(form(good))
+    for value in bad:
+        with pytest.raises(SettingError, match=rf"^{name.split()[0]}=.*a .*number"):
+            take(form(value))
+
+
+@pytest.mark.parametrize("name", [name for name in TAKERS if name != "max_norm"])
+def test_settings_refuse_vectors_and_what_is_no_number(name: str) -> None:
+    for value in (torch.ones(7), "fast", None, [1.0, 2.0]):
+        with pytest.raises(SettingError, match=rf"^{name.split()[0]}=.*(number|tree)"):
+            TAKERS[name][0](value)
+
+
+@pytest.mark.parametrize("method", ["layers", "vmap", "loop"])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_norms_to_clip_by_of_each_sample(chunk_size: Any, method: Any) -> None:
+    limits = torch.tensor([0.1, 0.2, 5.0, 0.3, 1e6], dtype=torch.float64)
+    found = clipped_gradient(
+        mean_loss, PARAMS, ROW, max_norm=limits, chunk_size=chunk_size, method=method
+    )
+    grads = per_sample_gradients(mean_loss, PARAMS, ROW)
+    factors = (limits / per_sample_norms(mean_loss, PARAMS, ROW)).clamp(max=1)
+    expected = {n: torch.einsum("n...,n->...", g, factors) / 5 for n, g in grads.items()}
+    torch.testing.assert_close(found.grads, expected)
+    for wrong in (limits[:3], limits[:, None]):
+        with pytest.raises(SettingError, match=r"^max_norm='a tensor "):
+            clipped_gradient(mean_loss, PARAMS, ROW, max_norm=wrong)
+
+
+def test_trees_of_step_sizes_are_directions_too() -> None:
+    rates = {name: torch.full_like(value, -0.1) for name, value in PARAMS.items()}
+    meta_gradient(mean_loss, PARAMS, TASKS, optimizer=sgd(rates), steps=1)
+    rates["a"] = torch.full_like(PARAMS["a"], math.nan)
+    with pytest.raises(SettingError, match=r"^lr\[a\]=nan: a finite number is needed"):
+        sgd(rates)
+
+
+def test_a_learner_has_numbers_for_step_sizes() -> None:
+    with pytest.raises(SettingError, match=r"^inner_lr='Tensor': a finite number .*does not learn"):
+        MAML(inner_lr=torch.tensor(0.1))  # type: ignore[arg-type]
+    for value in (0, -1.0, math.nan, math.inf, True):
+        with pytest.raises(SettingError, match="^inner_lr=.*: a finite number above 0"):
+            MAML(inner_lr=value)
