@@ -212,7 +212,7 @@ class Trainer(ABC):
 
         Raises:
             NonFiniteError: a loss or gradient that is not finite; the state before that step has
-                been saved if the trainer has a folder.
+                been saved if the trainer has a folder. At the end: every validation was NaN.
             DataError: the best parameters are not known; see `check_best`.
             OSError: a checkpoint or record cannot be written; the last checkpoint is whole.
         """
@@ -232,6 +232,12 @@ class Trainer(ABC):
         if self.finished:
             reason = "finished" if self.step >= self.settings.steps else "patience"
         self.tracker.flush()
+        if reason != "interrupted" and math.isnan(self.best_value):
+            where = f"; the last state is in {self.folder / 'checkpoints'}" if self.folder else ""
+            raise NonFiniteError(
+                f"step {self.step}: {self.monitor} was NaN in every validation, so that no state "
+                f"is known to be good{where}"
+            )
         return FitResult(
             self.step,
             reason,
@@ -494,12 +500,20 @@ class Trainer(ABC):
             self.best_value,
             self.best_step,
         )
+        lost = self.nan_validation(numbers)
+        if lost:
+            log.warning("step %d: %s is NaN in validation and cannot be the best", self.step, lost)
+
+    def nan_validation(self, numbers: Mapping[str, float]) -> str:
+        """What of a validation is NaN, in words; empty where nothing is."""
+        return self.monitor if math.isnan(numbers[self.monitor]) else ""
 
     def judge(self, numbers: Mapping[str, float]) -> bool:
         """Take note of a validation; whether the best state has changed."""
         value = numbers[self.monitor]
         better = value > self.best_value if self.larger_is_better else value < self.best_value
-        if not (self.best_step < 0 or better or math.isnan(self.best_value)):
+        better = better or (math.isnan(self.best_value) and not math.isnan(value))
+        if not (self.best_step < 0 or better):  # the first is kept even if it is NaN
             self._stale += 1
             return False
         self.best_step, self.best_value, self._stale = self.step, value, 0

@@ -45,6 +45,7 @@ from metalearn.trainers.member_settings import (
     set_dropout,
 )
 from metalearn.trainers.member_trainer import MemberTrainer
+from metalearn.trainers.nan_scores import check_members
 from metalearn.trainers.planning import keeps, memory_budget
 from metalearn.types import Split
 
@@ -281,6 +282,7 @@ class EnsembleTrainer(MemberTrainer):
         """Scores on a split as the members stand, temperature, out-of-distribution tests."""
         model = self.predictive()
         logits, targets = self._outputs(model, self.data, "validation")
+        check_members(logits, "validation")
         temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
         report = self._report(model, split)
         found: dict[str, OODScores] = {}

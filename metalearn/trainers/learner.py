@@ -40,6 +40,7 @@ from metalearn.core.tree import match_names, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.trainers.inductive import beside_support, each_beside
 from metalearn.trainers.maml import MAML
+from metalearn.trainers.nan_scores import hits
 from metalearn.trainers.planning import planned, settle, what_fits
 from metalearn.trainers.task_scores import TaskScores
 from metalearn.types import Batch, LossFn, Params, TaskBatch
@@ -225,7 +226,7 @@ class MetaLearner:
         """Adapt to each task and score its query set at every inner step 0..K.
 
         Of probabilities as targets the most probable class is the right one; padding (−100) counts
-        nowhere.
+        nowhere. A task with a prediction that is NaN has an accuracy of NaN.
 
         Args:
             tasks: ``TaskBatch``, every leaf ``[T, N, ...]``.
@@ -240,7 +241,7 @@ class MetaLearner:
         if self.kind == "regression":
             return TaskScores(losses, None, outputs)
         predictions, targets = outputs.argmax(-1), tasks.query[1]
-        right = (predictions == labels_of(targets)[:, None]).to(losses.dtype)
+        right = hits(outputs, labels_of(targets)[:, None]).to(losses.dtype)
         return TaskScores(losses, mean_of_real(right, real_ones(targets)[:, None]), predictions)
 
     def _adapted(

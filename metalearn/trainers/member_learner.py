@@ -27,6 +27,7 @@ from metalearn.errors import SettingError
 from metalearn.evaluation import expected_calibration_error
 from metalearn.models import Ensemble, Stack
 from metalearn.trainers.learner import MetaLearner
+from metalearn.trainers.nan_scores import hits
 from metalearn.trainers.task_scores import MemberScores, TaskScores
 from metalearn.types import Batch, Params, TaskBatch
 
@@ -87,8 +88,8 @@ class MemberLearner(MetaLearner):
         labels, real = labels_of(targets), real_ones(targets)
         log_p = mean_log_probabilities(outputs)
         predictions = log_p.argmax(-1)
-        right = (outputs.argmax(-1) == labels[:, None]).to(losses.dtype)
-        found = (predictions == labels[:, None]).to(losses.dtype)
+        right = hits(outputs, labels[:, None]).to(losses.dtype)
+        found = hits(log_p, labels[:, None]).to(losses.dtype)
         epistemic = mean_of_real(mutual_information(outputs[:, :, -1]), real)
         return TaskScores(
             mean_of_real(_cross_entropies(log_p, targets), real[:, None]),

@@ -20,6 +20,7 @@ from metalearn.schema import Kind, choice, like, map_of, mapping, text
 from metalearn.trainers.base import StepReport, Trainer
 from metalearn.trainers.diagnostics import Units
 from metalearn.trainers.member_update import MemberUpdate
+from metalearn.trainers.nan_scores import named
 
 __all__ = ["MemberTrainer"]
 
@@ -128,6 +129,13 @@ class MemberTrainer(Trainer):
         lost = (self.active & ~self._finite_members()).nonzero().flatten().tolist()
         self._put_back(dict.fromkeys(lost, "parameters"), self.step)
 
+    def nan_validation(self, numbers: Mapping[str, float]) -> str:
+        """The same by member, of those that are trained."""
+        if self.ensemble is None:
+            return super().nan_validation(numbers)
+        lost = self.member_scores().cpu().isnan() & self.active
+        return named(lost.nonzero().flatten().tolist())
+
     def judge(self, numbers: Mapping[str, float]) -> bool:
         """Keep the state of every member that is better than ever.
 
@@ -138,7 +146,8 @@ class MemberTrainer(Trainer):
         values = self.member_scores().double().cpu()
         first = self.best_steps < 0
         gain = values > self.best_values if self.larger_is_better else values < self.best_values
-        better = first | (self.active & (gain | torch.isnan(self.best_values)))
+        gain |= self.best_values.isnan() & ~values.isnan()
+        better = first | (self.active & gain)
         self._member_stale = torch.where(better, 0, self._member_stale + 1)
         self.best_values = torch.where(better, values, self.best_values)
         self.best_steps = torch.where(better, self.step, self.best_steps)

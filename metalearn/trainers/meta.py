@@ -31,6 +31,7 @@ from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.member_trainer import MemberTrainer
 from metalearn.trainers.meta_watch import meta_sources, shot_units, task_predictive, task_units
+from metalearn.trainers.nan_scores import check_tasks
 from metalearn.trainers.planning import keeps
 from metalearn.trainers.task_reports import TestReport, by_step, score_numbers, task_report
 from metalearn.trainers.task_scores import TaskScores, joined_scores, mean_interval
@@ -180,6 +181,7 @@ class MetaTrainer(MemberTrainer):
         """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K."""
         check_whole("count", count, 1)
         scores = self._score(split, count, inductive=inductive)
+        check_tasks(scores, split)
         return task_report(scores)
 
     def watchable(self) -> Mapping[str, str]:

@@ -37,6 +37,7 @@ from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.diagnostics.sources import mixing, sample_blocks
 from metalearn.trainers.ensemble import EnsembleTest
 from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.nan_scores import check_members
 from metalearn.trainers.planning import SamplePlan
 from metalearn.types import Batch, Params, Split
 
@@ -214,6 +215,7 @@ class PerSampleTrainer(Trainer):
     def test(self, *, split: Split = "test") -> EnsembleTest:
         """Scores on a split as the module stands (of one member), and temperature."""
         logits, targets = logits_of(self.predict, self.data, "validation", device=self.device)
+        check_members(logits, "validation")
         temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
         return EnsembleTest(split, self._report(split), temperature, {})
 
