@@ -33,7 +33,7 @@ from torch import Tensor
 
 from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
-from metalearn.core.modes import Mode
+from metalearn.core.modes import AnyMode
 from metalearn.core.products import check_mode
 from metalearn.core.tree import leaves, tree_map
 from metalearn.types import Batch, Params
@@ -174,7 +174,7 @@ def fisher_vp(
     samples: int = 1,
     variance: float = 1.0,
     chunk_size: int | None = None,
-    mode: Mode = "reverse",
+    mode: AnyMode = "auto",
 ) -> Params:
     """F·v = 1/N · Σ_n J_nᵀ S_n S_nᵀ J_n v for a tree v like ``params``; no gradient of a sample.
 
@@ -185,7 +185,7 @@ def fisher_vp(
     problem = FisherProblem.of(
         outputs_fn, params, batch, Likelihood(likelihood, kind, samples, variance), generator
     )
-    check_mode("mode", mode, get_args(Mode))
+    check_mode("mode", mode, get_args(AnyMode))
     if mode == "forward":
         problem.check_forward(chunk_size)
     return problem.product(vector, chunk_size, mode)

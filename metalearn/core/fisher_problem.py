@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from metalearn.core.checks import check_reached
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.modes import (
+    AnyMode,
     Mode,
     bent,
     check_forward,
+    either,
     forward,
     guarded,
     random_like,
@@ -86,9 +89,9 @@ class FisherProblem:
         return tree_map(lambda x: x / len(self.noise), total)
 
     def product(
-        self, vector: Params, chunk_size: int | None = None, mode: Mode = "reverse"
+        self, vector: Params, chunk_size: int | None = None, mode: AnyMode = "auto"
     ) -> Params:
-        """F·v, J·v by ``mode``; forward mode is not tested."""
+        """F·v, J·v by ``mode``; ``"forward"`` is not tested."""
         along, total = matching(vector, self.params, "vector"), None
         for inputs, targets, noise in self._in_chunks(chunk_size):
             function, values, spec = self._outputs(inputs)
@@ -97,9 +100,17 @@ class FisherProblem:
                 check_reached(outputs, "outputs_fn")
                 return [vmap(self.likelihood.metric)(outputs, t, n, pushed)]
 
-            part = unflatten(bent(function, values, along, bend, mode), spec)
+            take = partial(self._product, function, values, along, bend, mode)
+            part = unflatten(either(take, mode, "reverse"), spec)
             total = part if total is None else tree_map(torch.add, total, part)
         return tree_map(lambda x: x / len(self.noise), total)
+
+    def _product(
+        self, function: Any, values: Any, along: Any, bend: Any, asked: AnyMode, mode: Mode
+    ) -> list[Tensor]:
+        if mode == "forward" != asked:
+            check_forward(function, values, along, forward(function, values, along)[1])
+        return bent(function, values, along, bend, mode)
 
     def check_forward(self, chunk_size: int | None) -> None:
         """Refuse forward mode that reverse mode does not confirm, sample by sample."""

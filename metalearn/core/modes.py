@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,14 +26,17 @@ from metalearn.errors import SettingError
 
 __all__ = [
     "DISAGREE",
+    "AnyMode",
     "Mode",
     "bent",
     "check_forward",
     "concrete",
     "curved",
     "differing",
+    "either",
     "forward",
     "guarded",
+    "lacks",
     "near",
     "pulled",
     "random_like",
@@ -44,7 +47,9 @@ __all__ = [
 ]
 
 Mode = Literal["forward", "reverse"]
+AnyMode = Literal["forward", "reverse", "auto"]
 
+R = TypeVar("R")
 Leaves = list[Tensor]
 Function = Callable[[Leaves], Any]
 Cotangents = Sequence[Tensor] | Callable[[Any], Sequence[Tensor]]
@@ -54,6 +59,7 @@ DISAGREE = (
     "{} mode disagrees with one reverse pass: torch has an operation of this function wrong there, "
     "or the function is not deterministic"
 )
+_UNTAKEN = "transforms of torch.func take no such operation; write it in other operations"
 _OTHER = {
     "forward": "reverse",
     "reverse": "forward",
@@ -73,6 +79,26 @@ def forward(
     with refusing("mode", mode, f"mode={_OTHER[mode]!r} would do", "forward"):
         outputs, products = torch.func.jvp(function, (inputs,), (tangents,))[:2]
     return outputs, products
+
+
+def either(run: Callable[[Any], R], mode: str, first: str) -> R:
+    """``run(mode)``; for ``"auto"`` the ``first`` mode, or the other one where torch lacks that."""
+    if mode != "auto":
+        return run(mode)
+    try:
+        return run(first)
+    except SettingError as error:
+        if not lacks(error):
+            raise
+        try:
+            return run(_OTHER[first])
+        except SettingError as second:
+            raise error if lacks(second) else second from error.__cause__
+
+
+def lacks(error: SettingError) -> bool:
+    """Whether it says that torch lacks a derivative of the mode."""
+    return error.setting == "mode" and error.__cause__ is not None
 
 
 def reverse(function: Function, inputs: Leaves, tangents: Leaves) -> tuple[Any, Any]:
@@ -135,7 +161,7 @@ def bent(function: Function, inputs: Leaves, tangents: Leaves, bend: Bend, mode:
 
 
 def _pushed(level: Level, ys: Leaves, inputs: Leaves, tangents: Leaves) -> Leaves:
-    along = level.zeros(ys)
+    along = level.ones(ys)  # at 0 the backward pass of logcumsumexp has no derivative (torch 2.14)
     return level.pull(level.pull(ys, inputs, along), along, tangents)
 
 
@@ -180,7 +206,7 @@ def check_forward(
         along = random_like(flatten(products)[0])
         back = pulled(function, inputs, along)[1]
     except SettingError as error:
-        if error.__cause__ is None:
+        if not lacks(error):
             raise
         return
     pushed, one = term_sums(along, flatten(products)[0])
@@ -240,11 +266,17 @@ def guarded(function: Function, inputs: Leaves) -> Function:
     """
     nested = torch._C._are_functorch_transforms_active() or is_differentiated(inputs)
 
+    outermost = not torch._C._are_functorch_transforms_active()
+
     def run(values: Leaves) -> Any:
         with PlainOperations(-1) if nested else plain_operations_inside():
             return function(values)
 
-    return run
+    def told(values: Leaves) -> Any:
+        with refusing("f", "an operation", _UNTAKEN, "level"):
+            return run(values)
+
+    return told if outermost else run  # around a loss, its own entry point says what would do
 
 
 def concrete(tensors: Sequence[Tensor]) -> bool:

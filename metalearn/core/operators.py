@@ -22,7 +22,7 @@ from torch import Tensor
 from metalearn.core.chunking import sample_count
 from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
-from metalearn.core.modes import Mode, concrete, random_like
+from metalearn.core.modes import AnyMode, concrete, random_like
 from metalearn.core.products import SecondMode, gauss_newton_product, hessian_product
 from metalearn.core.tree import flatten, scale, tree_map, unflatten
 from metalearn.errors import SettingError
@@ -39,7 +39,7 @@ def hessian_operator(
     params: Params,
     batches: Sequence[Batch],
     *,
-    mode: SecondMode = "reverse_over_reverse",
+    mode: SecondMode = "auto",
 ) -> Operator:
     """V ↦ ∇²L·v, L = Σ_b (N_b/N)·loss_fn(params, batch b), the mean loss over all samples.
 
@@ -67,7 +67,7 @@ def ggn_operator(
     params: Params,
     batches: Sequence[Batch],
     *,
-    mode: Mode = "reverse",
+    mode: AnyMode = "auto",
 ) -> Operator:
     """V ↦ Jᵀ·∇²_f L·J·v, the generalised Gauss–Newton matrix of the mean loss over all samples.
 
@@ -111,7 +111,7 @@ def fisher_operator(
     samples: int = 1,
     variance: float = 1.0,
     chunk_size: int | None = None,
-    mode: Mode = "reverse",
+    mode: AnyMode = "auto",
 ) -> Operator:
     """V ↦ F·v as `metalearn.core.fisher_vp`; Monte Carlo targets are drawn once, here.
 
@@ -158,7 +158,7 @@ def _summed(
         for batch in batches:
             product(unflatten(random_like(values), spec), batch, False)
     return lambda vector: _total(
-        [scale(product(vector, b, True), s) for b, s in zip(batches, shares)]
+        [scale(product(vector, b, test), s) for b, s in zip(batches, shares)]
     )
 
 

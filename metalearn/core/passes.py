@@ -18,6 +18,7 @@ from metalearn.core.modes import (
     DISAGREE,
     concrete,
     differing,
+    lacks,
     pulled,
     random_like,
     refuse_forward,
@@ -70,7 +71,12 @@ class Passes:
                 if error.__cause__ is None:  # not of torch
                     raise
             self.mode = "reverse"
-        return self._by_rows(outputs, pull, inputs, spec)
+        try:
+            return self._by_rows(outputs, pull, inputs, spec)
+        except SettingError as error:
+            if self.mode == "reverse" or not lacks(error):
+                raise
+            return columns()
 
     def _by_rows(self, outputs: Any, pull: Pull, inputs: Leaves, spec: Any) -> Any:
         take = partial(by_rows, outputs, pull, spec, self.chunk_size)
@@ -96,7 +102,7 @@ class Passes:
         try:
             right = pull(along)
         except SettingError as error:
-            if error.__cause__ is None:
+            if not lacks(error):
                 raise
             return True  # there is no reverse mode to test it by
         sides = differing([blocks[i::count] for i in range(count)], right, along)

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from metalearn.core.checks import check_scalar
 from metalearn.core.modes import (
+    AnyMode,
     Mode,
     bent,
     check_forward,
     curved,
+    either,
     forward,
     guarded,
     pulled,
@@ -40,7 +42,7 @@ __all__ = [
     "vjp",
 ]
 
-SecondMode = Literal["forward_over_reverse", "reverse_over_reverse"]
+SecondMode = Literal["forward_over_reverse", "reverse_over_reverse", "auto"]
 
 Function = Callable[..., Any]
 Leaves = list[Tensor]
@@ -51,7 +53,7 @@ def hvp(
     primals: Any,
     tangents: Any,
     *,
-    mode: SecondMode = "reverse_over_reverse",
+    mode: SecondMode = "auto",
     **kwargs: Any,
 ) -> Any:
     """Hessian–vector product ∇²f(x)·v of a scalar function, without the Hessian.
@@ -65,7 +67,8 @@ def hvp(
             ``"forward_over_reverse"`` differentiates the gradient along v. Torch lacks or mistakes
             forward mode for some operations (see `metalearn.core.modes`), so its product is tested
             by one of the other mode with a random vector, at every call outside of transforms;
-            inside it is not.
+            inside it is not. ``"auto"`` is ``"reverse_over_reverse"``, or the other one, tested in
+            the same way, where torch cannot differentiate an operation backwards twice.
         **kwargs: further inputs of ``f``.
 
     Returns:
@@ -85,7 +88,8 @@ def hessian_product(
     check_mode("mode", mode, get_args(SecondMode))
     function, inputs, spec = _of_primals(f, primals)
     along = matching(tangents, primals, "tangents")
-    return unflatten(_curved(function, inputs, along, mode, "f", tested), spec)
+    take = lambda mode: _curved(function, inputs, along, mode, "f", tested)  # noqa: E731
+    return unflatten(either(take, mode, "reverse_over_reverse"), spec)
 
 
 def ggn_vp(
@@ -94,7 +98,7 @@ def ggn_vp(
     params: Any,
     vector: Any,
     *,
-    mode: Mode = "reverse",
+    mode: AnyMode = "auto",
     **kwargs: Any,
 ) -> Any:
     """Generalised Gauss–Newton product Jᵀ ∇²L(z) J v, z = f(θ), J = ∂z/∂θ (Schraudolph, 2002).
@@ -123,45 +127,53 @@ def gauss_newton_product(
     output_loss: Callable[[Any], Tensor],
     params: Any,
     vector: Any,
-    mode: Mode,
+    mode: AnyMode,
     *,
     tested: bool = False,
 ) -> Any:
     """As `ggn_vp`; ``tested`` as for `hessian_product`."""
-    check_mode("mode", mode, get_args(Mode))
+    check_mode("mode", mode, get_args(AnyMode))
     check_floating(params, "params")
     function, inputs, spec = _of_primals(outputs_fn, params)
     along = matching(vector, params, "vector")
-    if mode == "forward" and not tested:
-        check_forward(function, inputs, along, forward(function, inputs, along)[1])
 
     def bend(outputs: Any, pushed: Any) -> Leaves:
         ys, shape = flatten(outputs)
         loss = lambda values: output_loss(unflatten(values, shape))  # noqa: E731
         return _curved(loss, ys, flatten(pushed)[0], "reverse_over_reverse", "output_loss", True)
 
-    return unflatten(bent(function, inputs, along, bend, mode), spec)
+    def take(mode: Mode) -> Leaves:
+        if mode == "forward" and not tested:
+            check_forward(function, inputs, along, forward(function, inputs, along)[1])
+        return bent(function, inputs, along, bend, mode)
+
+    return unflatten(either(take, mode, "reverse"), spec)
 
 
 def jvp(
-    f: Function, primals: Any, tangents: Any, *, mode: Mode = "reverse", **kwargs: Any
+    f: Function, primals: Any, tangents: Any, *, mode: AnyMode = "auto", **kwargs: Any
 ) -> tuple[Any, Any]:
     """Outputs and Jacobian–vector product J·v, J the Jacobian of ``f`` at ``primals``.
 
     ``mode="reverse"`` takes the gradient of ⟨Jᵀ·u, v⟩ with respect to u, for about twice the time
     of ``"forward"``, which torch lacks or mistakes for some operations (see
     `metalearn.core.modes`) and which is therefore tested by a reverse pass at every call outside of
-    transforms; inside it is not. The other arguments and errors are those of `hvp`; both results
-    are shaped like the outputs.
+    transforms; inside it is not. ``"auto"`` is ``"reverse"``, or ``"forward"`` where torch cannot
+    differentiate an operation backwards twice. The other arguments and errors are those of `hvp`;
+    both results are shaped like the outputs.
     """
-    check_mode("mode", mode, get_args(Mode))
+    check_mode("mode", mode, get_args(AnyMode))
     function, inputs, _ = _of_primals(partial(f, **kwargs), primals)
     along = matching(tangents, primals, "tangents")
-    if mode == "reverse":
-        return reverse(function, inputs, along)
-    outputs, products = forward(function, inputs, along)
-    check_forward(function, inputs, along, products)
-    return outputs, products
+
+    def take(mode: Mode) -> tuple[Any, Any]:
+        if mode == "reverse":
+            return reverse(function, inputs, along)
+        outputs, products = forward(function, inputs, along)
+        check_forward(function, inputs, along, products)
+        return outputs, products
+
+    return either(take, mode, "reverse")
 
 
 def vjp(f: Function, primals: Any, cotangents: Any, **kwargs: Any) -> tuple[Any, Any]:

@@ -17,8 +17,9 @@ from metalearn.errors import SettingError
 
 __all__ = ["Refusal", "refusing", "says"]
 
-Refusal = Literal["forward", "reverse", "transform"]
-"""A derivative that an operation lacks in one of the modes; what a transform cannot take."""
+Refusal = Literal["forward", "reverse", "level", "transform"]
+"""A derivative that an operation lacks in one of the modes; what no transform can take; what vmap
+or another transform cannot take."""
 
 _WORDS: dict[Refusal, re.Pattern[str]] = {
     "forward": re.compile(
@@ -27,6 +28,9 @@ _WORDS: dict[Refusal, re.Pattern[str]] = {
     "reverse": re.compile(
         r"must implement either the backward or vjp|[Tt]he derivative for '.*not implemented"
         r"|derivative for .* is not implemented|is not differentiable twice|once_differentiable"
+    ),
+    "level": re.compile(
+        r"Cannot access (data pointer|storage) of|functorch transform|override the setup_context"
     ),
     "transform": re.compile(
         r"\bvmap: |[Bb]atching rule|\bvmap\(|vmapping over|to vmap over|vmap is not possible"

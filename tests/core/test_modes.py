@@ -214,10 +214,18 @@ def test_operations_with_one_mode_alone() -> None:
     with pytest.raises(SettingError, match=LACKING.format(*ASKED[0])):
         jacobian(OnlyBackward.apply, mode="forward")(POINT)
     matches(jacobian(OnlyForward.apply, mode="forward")(POINT), torch.diag(cube))
-    matches(jvp(OnlyForward.apply, POINT, ALONG, mode="forward")[1], cube * ALONG)
+    for mode in ("auto", "forward"):
+        matches(jvp(OnlyForward.apply, POINT, ALONG, mode=mode)[1], cube * ALONG)  # type: ignore[arg-type]
+        matches(jacobian(OnlyForward.apply, mode=mode)(POINT), torch.diag(cube))  # type: ignore[arg-type]
+    kinked = F.hardsigmoid  # its gradient has forward mode alone
+    matches(jvp(kinked, POINT, ALONG)[1], ALONG * (POINT < 3) / 6, 1e-7)
+    given: Any = {"likelihood": "gaussian", "kind": "exact"}
+    outputs = lambda p, x: kinked(p)[None] + 0 * x  # noqa: E731
+    found = fisher_vp(outputs, POINT, (noise(2, 1), None), ALONG, **given)
+    matches(found, ALONG * (POINT < 3) / 36, 1e-7)
     for run in (
-        lambda: jvp(OnlyForward.apply, POINT, ALONG),
-        lambda: jacobian(OnlyForward.apply)(POINT),
+        lambda: jvp(OnlyForward.apply, POINT, ALONG, mode="reverse"),
+        lambda: jacobian(OnlyForward.apply, mode="reverse")(POINT),
         lambda: vjp(OnlyForward.apply, POINT, ALONG),
     ):
         with pytest.raises(
@@ -328,7 +336,7 @@ def test_operators_are_those_of_autograd_and_test_forward_mode_when_they_are_mad
         lambda: fisher_vp(outputs, params, (x, y), vector, mode="back", **rule),
         lambda: jvp(lambda p: p["w"], params, vector, mode="back"),  # type: ignore[arg-type]
     ):
-        with pytest.raises(SettingError, match="mode='back': one of forward, reverse is needed"):
+        with pytest.raises(SettingError, match="mode='back': one of forward, reverse, auto"):
             bad()
 
 

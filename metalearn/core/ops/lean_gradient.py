@@ -36,9 +36,9 @@ class Level(NamedTuple):
         """What was computed, outside of the level."""
         return [eager_transforms._undo_create_differentiable(v, self.number) for v in values]
 
-    def zeros(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Zeros to differentiate by, shaped like ``values``."""
-        made = [torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in values]
+    def ones(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Ones to differentiate by, shaped like ``values``."""
+        made = [torch.ones(v.shape, dtype=v.dtype, device=v.device) for v in values]
         return [eager_transforms._create_differentiable(v) for v in made]  # made on this level
 
     def pull(
