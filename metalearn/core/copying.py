@@ -69,14 +69,14 @@ class Copier:
             and no place are shared.
 
     Attributes:
-        places: where places stand: container, key, name.
+        places: where places stand: container, key, place.
     """
 
     def __init__(self, tensor: Callable[[Tensor], Any], *, deep: bool = False) -> None:
         self._tensor, self._deep = tensor, deep
         self._done: dict[int, Any] = {}
         self._originals: list[Any] = []  # kept, that no other object gets their identity
-        self.places: list[tuple[Any, Any, str]] = []
+        self.places: list[tuple[Any, Any, Place]] = []
 
     def __call__(self, value: Any) -> Any:
         """The copy of any object, or the object itself where it cannot be copied."""
@@ -99,7 +99,7 @@ class Copier:
             new = self(value)
             container[key] = new
             if type(new) is Place:
-                self.places.append((container, key, new.name))
+                self.places.append((container, key, new))
 
     def _of_tensor(self, value: Tensor) -> Any:
         return self._keep(value, self._tensor(value))

@@ -93,29 +93,32 @@ class PrivateCopy:
 
     Args:
         root: with places instead of parameters and buffers.
-        places: container, key and name of each.
+        places: container, key and place of each.
+
+    Attributes:
+        layers: in the order of ``root.modules()``.
     """
 
-    def __init__(self, root: nn.Module, places: list[tuple[Any, Any, str]]) -> None:
+    def __init__(self, root: nn.Module, places: list[tuple[Any, Any, Place]]) -> None:
         self.root = root
-        self._places = [(container, key, name, Place(name)) for container, key, name in places]
-        self._layers = list(root.modules())
-        self._state = _Snapshot(self._layers)
+        self._places = [(*where, place.name, place) for *where, place in places]
+        self.layers = list(root.modules())
+        self._state = _Snapshot(self.layers)
         owners = {
             id(vars(layer)[table]): (layer, table)
-            for layer in self._layers
+            for layer in self.layers
             for table in ("_parameters", "_buffers")
         }
         self._tables = [
-            (*owners[id(container)], container, key, name)
-            for container, key, name in places
+            (*owners[id(container)], container, key, place.name)
+            for container, key, place in places
             if id(container) in owners
         ]
         self._counts: list[int] = []
 
     def run(self, given: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
         """One forward pass."""
-        self._counts = list(map(sys.getrefcount, self._layers))
+        self._counts = list(map(sys.getrefcount, self.layers))
         for container, key, name, _ in self._places:
             container[key] = given[name]
         runs = runs_over_tasks(self.root) if substituting() else nullcontext()
@@ -139,7 +142,7 @@ class PrivateCopy:
         What still holds a layer, as activation checkpointing does until the backward pass, which
         runs the layer again, keeps the copy with the tensors of the call for itself.
         """
-        if list(map(sys.getrefcount, self._layers)) != self._counts:
+        if list(map(sys.getrefcount, self.layers)) != self._counts:
             return False
         for container, key, _, place in self._places:
             container[key] = place

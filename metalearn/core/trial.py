@@ -88,6 +88,7 @@ def _run(
             outputs = copied.run(given, args, kwargs)
         except Exception:
             return None
+        _refuse_new_layers(copied)
         if not torch.equal(state, torch.get_rng_state()):
             _refuse_draws(copied, tensors, args, kwargs)
     written, rebound = [], []
@@ -119,6 +120,17 @@ def _check_repeats(
 def _is_hook(place: tuple[str, str]) -> bool:
     """Hooks may record outside of the module, as long as the outputs are the same."""
     return place[1].endswith("_hooks")
+
+
+def _refuse_new_layers(copied: PrivateCopy) -> None:
+    """Refuse a forward pass that makes layers with parameters, which would not be trained."""
+    for name, layer in copied.root.named_modules():
+        if layer not in copied.layers and any(True for _ in layer.parameters()):
+            raise SettingError(
+                f"module[{name}]",
+                type(layer).__name__,
+                "it is made in the forward pass; run one batch through the module first",
+            )
 
 
 def _refuse_draws(

@@ -175,6 +175,13 @@ class DrawsItself(Net):
         return super().forward(x) * torch.rand((), generator=self.generator, dtype=x.dtype)
 
 
+class MakesLayers(Net):
+    def forward(self, x: Tensor) -> Any:
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(3, 3, dtype=torch.float64)
+        return super().forward(self.late(x))
+
+
 def hooked(hook: Callable[..., Any]) -> Net:
     net = Net()
     net.inner.register_forward_hook(hook)
@@ -258,6 +265,7 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "old weight norm": NormedPlainly,
 }
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "layers made in forward": (MakesLayers, r"^module\[late\]='Linear': it is made in the forward"),
     "a counter": (Counts, r"^module\[\]='Counts': its forward pass changes 'calls' from call to"),
     "a running mean": (Remembers, r"^module\[\]='Remembers': its forward pass changes 'mean'"),
     "a growing list": (Grows, r"^module\[\]='Grows': its forward pass changes 'list'"),

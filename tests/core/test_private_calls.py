@@ -195,6 +195,19 @@ def test_later_modes_hooks_and_attributes_are_followed_and_checked() -> None:
         apply(params, buffers, torch.ones(1, 3))
 
 
+@pytest.mark.parametrize("kind", [k for k in RIGHT if k != "caches"])
+def test_a_copy_serves_again(kind: str) -> None:
+    """Only what forward leaves in containers makes the next call copy anew."""
+    apply, params, buffers = functionalize(RIGHT[kind]())
+    layers = []
+    for _ in range(2):
+        apply(params, buffers, drawn(4, 3))
+        (structure,) = apply._structures
+        layers.append(structure.take())
+        structure.give_back(layers[-1])
+    assert layers[0] is layers[1]
+
+
 def test_a_hook_records_calls_and_no_trials() -> None:
     net, calls = Net(), []
     net.inner.register_forward_hook(lambda layer, x, y: calls.append(y.shape))
