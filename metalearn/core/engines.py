@@ -11,6 +11,7 @@ Axes: T tasks, K inner steps.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from metalearn.core.inner import InnerOptimizer
 from metalearn.core.methods import METHODS, Given, Implicit, TaskGradient
 from metalearn.core.ops import plain_operations_inside, remembering, task_operations
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
+from metalearn.errors import SettingError
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "structural_engine",
 ]
 
+_NO_DERIVATIVE = r"derivative for '?(?:aten::)?(\w+)'? is not implemented"
 Engine = Literal["auto", "batched", "vmap", "loop"]
 Visit = Callable[[Params, Batch, Batch], Any]
 
@@ -224,9 +227,19 @@ def _run(
             inner.loss_fn, params, optimizer=optimizer, frozen=inner.frozen, calculus=calculus
         )
 
-    return METHODS[method](
-        Given(loop_of, inner.optimizer, start, *tasks, inner.steps, settings=implicit)
-    )
+    given = Given(loop_of, inner.optimizer, start, *tasks, inner.steps, settings=implicit)
+    try:
+        return METHODS[method](given)
+    except RuntimeError as error:  # NotImplementedError is one
+        missing = re.search(_NO_DERIVATIVE, str(error))
+        if missing is None:
+            raise
+        raise SettingError(
+            "method",
+            method,
+            f"torch has no derivative of {missing[1]}, which second derivatives of this loss need; "
+            "method='first_order' (maml.first_order=true) takes none",
+        ) from error
 
 
 def _trajectory(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -361,3 +362,23 @@ def test_an_ensemble_of_networks_with_hooks_calls_them_in_a_loop() -> None:
     (weight,) = (p for n, p in ensemble.named_parameters() if n.endswith("weight"))
     assert weight.grad is not None and network[0].weight.grad is not None
     torch.testing.assert_close(weight.grad[0], network[0].weight.grad)
+
+
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("method", ["reverse", "mixed", "implicit"])
+def test_losses_without_second_derivatives_name_the_first_order(method: Any, engine: Any) -> None:
+    problem = Problem("plain")
+    labels = torch.arange(5)[None] % 2
+    tasks = TaskBatch(*[(problem.x[None], labels)] * 2)
+
+    def loss(params: Any, batch: Any) -> Tensor:
+        return F.multi_margin_loss(problem.apply(params, {}, batch[0]), batch[1])
+
+    given: dict[str, Any] = {"optimizer": sgd(0.1), "steps": 1, "engine": engine}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        needed = "torch has no derivative of multi_margin_loss_backward, which .*'first_order'"
+        with pytest.raises(SettingError, match=f"^method='{method}': {needed}"):
+            meta_gradient(loss, problem.params, tasks, method=method, **given)
+        found = meta_gradient(loss, problem.params, tasks, method="first_order", **given)
+    assert float(found.grads["layer.weight"].abs().max()) > 0
