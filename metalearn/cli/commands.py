@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,11 @@ __all__ = ["check", "run", "train"]
 def run(main: Callable[[], Any]) -> None:
     """Call a Hydra main; whatever a user can mend becomes one sentence and exit code 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing
-    OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
+    register: Callable[..., None] = OmegaConf.register_new_resolver
+    # OmegaConf 2.4 deprecates that name for this one, which meant something else before.
+    if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:
+        register = OmegaConf.register_resolver
+    register("run_folder", run_folder, use_cache=True, replace=True)
     with one_sentence_errors():
         check_options(sys.argv[1:])
         main()
