@@ -13,15 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn.core.ops import PlainOperations, plain_operations_inside
 from metalearn.core.ops.lean_gradient import Level, differentiating, is_differentiated
 from metalearn.core.refusals import refusing
-from metalearn.core.tree import flatten, unflatten
+from metalearn.core.tree import flatten, leaves, unflatten
 from metalearn.errors import SettingError
 
 __all__ = [
@@ -30,10 +32,12 @@ __all__ = [
     "Mode",
     "bent",
     "check_forward",
+    "coarsest",
     "concrete",
     "curved",
     "differing",
     "either",
+    "eps_of",
     "forward",
     "guarded",
     "lacks",
@@ -212,7 +216,8 @@ def check_forward(
     pushed, one = term_sums(along, flatten(products)[0])
     confirmed, two = term_sums(back, tangents)
     finite = math.isfinite(pushed) or math.isfinite(confirmed)
-    if finite and not near(pushed, confirmed, one + two, [*along, *inputs]):
+    run = partial(function, inputs)
+    if finite and not near(pushed, confirmed, one + two, [*along, *inputs], run):
         sides = f"⟨u, J·v⟩ is {pushed:.6g} and ⟨Jᵀ·u, v⟩ is {confirmed:.6g} for a random u"
         refuse_forward(sides, mode)
 
@@ -224,7 +229,10 @@ def refuse_forward(sides: str, mode: str) -> NoReturn:
 
 
 def differing(
-    found: Sequence[Sequence[Tensor]], pulled: Sequence[Tensor], along: Sequence[Tensor]
+    found: Sequence[Sequence[Tensor]],
+    pulled: Sequence[Tensor],
+    along: Sequence[Tensor],
+    eps: float,
 ) -> str | bool:
     """Where a Jacobian does not have the product uᵀ·J of one reverse pass; False where it has.
 
@@ -234,6 +242,7 @@ def differing(
         found: blocks ``[*y, *x]``, for every x a list over y.
         pulled: uᵀ·J by that pass, ``[*x]``.
         along: u, ``[*y]``.
+        eps: of the coarsest type; see `near`.
     """
     products, sizes = [], []
     for blocks, right in zip(found, pulled):
@@ -244,7 +253,7 @@ def differing(
             squares = squares + torch.linalg.vector_norm(rows, dim=0).square()
         products.append(product)
         sizes.append(squares.sqrt() + right.detach().abs())
-    eps, finite = _eps([*along, *pulled]), True
+    finite = True
     most = max((float(x.nan_to_num(0, 0).max()) for x in sizes if x.numel()), default=0.0)
     for product, right, size in zip(products, pulled, sizes):
         good, right = product.isfinite() & right.isfinite(), right.detach()
@@ -285,12 +294,12 @@ def concrete(tensors: Sequence[Tensor]) -> bool:
     return not inside and not any(x.is_meta for x in tensors)
 
 
-def random_like(leaves: Sequence[Tensor]) -> Leaves:
+def random_like(like: Sequence[Tensor]) -> Leaves:
     """Normal entries from a generator of their own: the same for the same shapes."""
     generator = torch.Generator().manual_seed(2**31 - 1)
     return [
         torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x.device, x.dtype)
-        for x in leaves
+        for x in like
     ]
 
 
@@ -304,15 +313,41 @@ def term_sums(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, fl
     return total, math.sqrt(squares)
 
 
-def near(one: float, two: float, size: float, tensors: Sequence[Tensor]) -> bool:
+def near(
+    one: float, two: float, size: float, tensors: Sequence[Tensor], run: Callable[[], Any]
+) -> bool:
     """Whether two ways to a sum of terms of that size agree, in the coarsest type of the tensors.
 
     They may be eps^0.4 of it apart: 5e-7 in float64, 2e-3 in float32, 0.14 in bfloat16. That is
     some thousand times what one rounding leaves, and far below what a wrong rule does, which is of
-    the order of 1.
+    the order of 1. Where they do not, ``run`` is looked at for a coarser type inside (autocast).
     """
-    return bool(abs(one - two) <= _eps(tensors) ** 0.4 * size)
+    gap = abs(one - two)
+    return bool(gap <= eps_of(tensors) ** 0.4 * size or gap <= coarsest(run) ** 0.4 * size)
 
 
-def _eps(tensors: Sequence[Tensor]) -> float:
+def coarsest(run: Callable[[], Any]) -> float:
+    """The largest eps of a type that any operation of ``run`` gives."""
+    seen = [0.0]
+    with _Types(seen):
+        run()
+    return max(seen)
+
+
+class _Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, seen: list[float]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = seen
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        given = [x for x in leaves(found) if isinstance(x, Tensor) and x.is_floating_point()]
+        self.seen.extend([eps_of(given)] if given else [])
+        return found
+
+
+def eps_of(tensors: Sequence[Tensor]) -> float:
+    """Of their coarsest type."""
     return float(max(torch.finfo(x.dtype).eps for x in tensors))

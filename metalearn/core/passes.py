@@ -16,8 +16,10 @@ from torch import Tensor
 
 from metalearn.core.modes import (
     DISAGREE,
+    coarsest,
     concrete,
     differing,
+    eps_of,
     lacks,
     pulled,
     random_like,
@@ -56,7 +58,7 @@ class Passes:
         columns = partial(by_columns, function, inputs, spec, self.chunk_size)
         if self.mode == "forward":
             found = columns()
-            self._ask("forward", inputs, found, lambda u: pulled(function, inputs, u)[1])
+            self._ask("forward", function, inputs, found, lambda u: pulled(function, inputs, u)[1])
             return found
         if pull is None:
             outputs, pull = vjp_of(function, inputs)
@@ -65,25 +67,25 @@ class Passes:
         if self.mode == "auto" and prefers_forward(inputs, outputs):
             try:
                 found = columns()
-                if self._ask("auto", inputs, found, pull):
+                if self._ask("auto", function, inputs, found, pull):
                     return found
             except SettingError as error:
                 if error.__cause__ is None:  # not of torch
                     raise
             self.mode = "reverse"
         try:
-            return self._by_rows(outputs, pull, inputs, spec)
+            return self._by_rows(function, outputs, pull, inputs, spec)
         except SettingError as error:
             if self.mode == "reverse" or not lacks(error):
                 raise
             return columns()
 
-    def _by_rows(self, outputs: Any, pull: Pull, inputs: Leaves, spec: Any) -> Any:
+    def _by_rows(self, function: Any, outputs: Any, pull: Pull, inputs: Leaves, spec: Any) -> Any:
         take = partial(by_rows, outputs, pull, spec, self.chunk_size)
         try:
             found = take(self.looped)
             alone = sum(y.numel() for y in flatten(outputs)[0]) == 1
-            if alone or self._ask("reverse", inputs, found, pull):
+            if alone or self._ask("reverse", function, inputs, found, pull):
                 return found
         except (RuntimeError, ValueError) as error:
             if self.looped or not says(error, "transform"):
@@ -91,7 +93,7 @@ class Passes:
         self.looped = True
         return take(True)
 
-    def _ask(self, mode: str, inputs: Leaves, found: Any, pull: Pull) -> bool:
+    def _ask(self, mode: str, function: Any, inputs: Leaves, found: Any, pull: Pull) -> bool:
         """Whether to keep what was found, by one reverse pass."""
         if mode in self._tested or self.looped or not concrete(inputs):
             return True
@@ -105,7 +107,10 @@ class Passes:
             if not lacks(error):
                 raise
             return True  # there is no reverse mode to test it by
-        sides = differing([blocks[i::count] for i in range(count)], right, along)
+        given = ([blocks[i::count] for i in range(count)], right, along)
+        sides = differing(*given, eps_of([*along, *right]))
+        if isinstance(sides, str):  # perhaps it is rounding in a coarser type, as under autocast
+            sides = differing(*given, coarsest(partial(function, inputs)))
         if isinstance(sides, bool):
             return mode != "auto" or not sides  # where nothing is finite, autograd decides
         if mode == "forward":

@@ -21,11 +21,12 @@ from metalearn.core import (
     hvp,
     jacobian,
     jvp,
+    top_eigenvalues,
     vjp,
 )
 from metalearn.errors import SettingError
 from tests.derivative_oracles import dense_hessian, dense_jacobian, matches, noise
-from tests.oracles import draw
+from tests.oracles import draw, generator
 
 INDEX = torch.tensor([[0, 1, 0], [2, 1, 1]])
 
@@ -258,6 +259,27 @@ def test_rounding_is_no_disagreement(dtype: torch.dtype) -> None:
     for mode in ("auto", "forward"):
         found = jacobian(f, mode=mode)(x)  # type: ignore[arg-type]
         torch.testing.assert_close(found, exact, rtol=0.1, atol=float(exact.abs().max()) / 20)
+
+
+def test_rounding_of_autocast_is_no_disagreement() -> None:
+    """Inputs and outputs in float32 and the work in bfloat16: seen by what operations give."""
+    weight, x = noise(60, 40, seed=3).float(), noise(40, seed=4).float()
+
+    def f(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.linear(torch.tanh(F.linear(x, weight)), weight.T / 8).float().repeat(2)
+
+    exact = jacobian(f, mode="reverse")(x)
+    for mode in ("auto", "forward"):
+        found = jacobian(f, mode=mode)(x)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, exact, rtol=0.1, atol=0.1)
+    matches(jvp(f, x, x.cos(), mode="forward")[1], exact @ x.cos(), 0.1)
+    scalar = lambda x: f(x).square().sum()  # noqa: E731
+    product = hvp(scalar, x, x.cos(), mode="forward_over_reverse")
+    matches(product, hvp(scalar, x, x.cos()), 0.1)
+    operator = hessian_operator(lambda p, b: scalar(p), x, [x])
+    found = top_eigenvalues(operator, x, count=1, iterations=5, generator=generator(0))
+    assert found.values.isfinite().all()
 
 
 def test_errors_of_the_function_itself_pass_as_they_are() -> None:
