@@ -47,17 +47,7 @@ _SUPPLIED = {
     "model": {"input_shape", "outputs"},
     "optimizer": {"params"},
     "task": {"data"},
-    "trainer": {
-        "model",
-        "tasks",
-        "data",
-        "ood",
-        "maml",
-        "optimizer",
-        "tracker",
-        "folder",
-        "device",
-    },
+    "trainer": {*_SOURCES.values(), *_HANDED},
 }
 """Arguments that are made from other groups, and are no settings."""
 _CLASSES: dict[str, tuple[type, ...]] = {
@@ -258,11 +248,8 @@ def _make(node: DictConfig, group: str, **objects: Any) -> Any:
 
 
 def _refuse_target(node: DictConfig, group: str) -> NoReturn:
-    kinds = _MADE[group]
-    names = ", ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-    raise SettingError(
-        f"{group}._target_", node["_target_"], f"what gives one of {names} is needed"
-    )
+    names = " or ".join(kind.__name__ for kind in _MADE[group])
+    raise SettingError(f"{group}._target_", node["_target_"], f"{names} is needed")
 
 
 def _placed(error: SettingError, group: str) -> SettingError:

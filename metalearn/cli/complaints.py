@@ -107,6 +107,9 @@ def _one_sentence(error: BaseException) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return _misfit_choice() or _unknown(unknown[1])
+    twice = re.search(r"Could not append to config. An item is already at '([^']+)'", text)
+    if twice:
+        return f"+{twice[1]}: this setting is there already; without + it is changed"
     several = re.match(r"Ambiguous value for argument '([^']*)'", text)
     if several:
         return f"{several[1]}: several values are for a sweep (-m); a list is in brackets"

@@ -92,6 +92,8 @@ def existing_folder(root: str | Path) -> Path:
     Raises:
         SettingError: there is none.
     """
+    if not str(root):
+        raise SettingError("root", "", "a folder of class folders is needed")
     root = Path(root).expanduser()
     if not root.is_dir():
         there = "it is a file" if root.exists() else "nothing is there"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.ensemble import MemberEngine
+from metalearn.core.memory import parse_bytes
 from metalearn.core.vectorization import VectorizationError, vmapped_or_looped
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole
@@ -153,6 +154,8 @@ class EnsembleTrainer(MemberTrainer):
             raise SettingError("shuffle", shuffle, "member is needed beside bootstrap")
         if chunk_size is not None:
             check_whole("chunk_size", chunk_size, 1)
+        if memory is not None:
+            parse_bytes(memory)
         super().__init__(
             model,
             LoopSettings(steps=steps, **settings),

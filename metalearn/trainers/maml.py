@@ -60,8 +60,8 @@ class MAML:
     cg_iterations: int = 5
 
     def __post_init__(self) -> None:
-        check_whole("inner_steps", self.inner_steps, 0)
-        check_whole("eval_steps", self.eval_steps, 0)
+        check_whole("inner_steps", self.inner_steps, 0, 2**63 - 1)
+        check_whole("eval_steps", self.eval_steps, 0, 2**63 - 1)
         if self.chunk_size is not None:
             check_whole("chunk_size", self.chunk_size, 1)
         if not isinstance(self.inner_lr, int | float):
