@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from metalearn.core.calculus import Eager
-from metalearn.core.checks import outside_inference_mode, reaching, scalar_loss
+from metalearn.core.checks import check_samples, outside_inference_mode, reaching, scalar_loss
 from metalearn.core.ops import PlainOperations, task_operations
 from metalearn.core.tree import check_floating, flatten, leaf_names, leaves, tree_map, unflatten
 from metalearn.core.vectorization import in_a_loop, vectorizing
@@ -139,6 +139,7 @@ def member_gradients(
     """
     _check_engine(engine)
     check_floating(params, "params")
+    check_samples(args, "args")
     loss_fn = scalar_loss(loss_fn)
     dims = list(in_dims) if isinstance(in_dims, Sequence) else [in_dims] * len(args)
     count = member_count(params, *(a for a, dim in zip(args, dims) if dim is not None))

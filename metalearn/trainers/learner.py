@@ -24,7 +24,12 @@ from metalearn.core import (
     meta_gradient,
 )
 from metalearn.core.adapt import last_of
-from metalearn.core.checks import check_reached, outside_inference_mode, unused_parameters
+from metalearn.core.checks import (
+    check_reached,
+    check_samples,
+    outside_inference_mode,
+    unused_parameters,
+)
 from metalearn.core.copying import copy_module
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.targets import (
@@ -173,8 +178,11 @@ class MetaLearner:
         Raises:
             SettingError: names the support or query set.
         """
-        for name, (inputs, targets) in zip(("support", "query"), tasks):
-            if self.kind == "regression" or not len(targets[0]):
+        for name, batch in zip(("support", "query"), tasks):
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise SettingError(name, type(batch).__name__, "inputs and targets are needed")
+            inputs, targets = batch
+            if self.kind == "regression" or not targets.numel():
                 continue
             if self._classes is None:
                 with torch.no_grad():
@@ -254,6 +262,7 @@ class MetaLearner:
         transductive: bool,
     ) -> nn.Module:
         """The module with the parameters that adaptation from ``start`` gives."""
+        check_samples(support, "support")
         alone = tree_map(lambda x: x[None], support)
         self.check(TaskBatch(alone, alone))
         points = inner_trajectory(

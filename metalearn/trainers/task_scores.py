@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.tree import tree_map
+from metalearn.errors import SettingError
 
 __all__ = ["MemberScores", "TaskScores", "joined_scores", "mean_interval"]
 
@@ -46,7 +47,9 @@ class TaskScores(NamedTuple):
 
 
 def joined_scores(parts: Sequence[TaskScores]) -> TaskScores:
-    """The scores of several batches of tasks as one."""
+    """The scores of several batches of tasks, at least one, as one."""
+    if not parts:
+        raise SettingError("parts", 0, "scores of at least one batch of tasks are needed")
     found: TaskScores = tree_map(_joined, *parts)
     return found
 
@@ -59,8 +62,13 @@ def mean_interval(values: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Two tensors ``[...]``; the half-width is NaN-free and 0 where T is 1.
+
+    Raises:
+        SettingError: T is 0.
     """
     count = values.shape[0]
+    if not count:
+        raise SettingError("values", list(values.shape), "at least one task is needed")
     spread = values.std(0) if count > 1 else torch.zeros_like(values[0])
     return values.mean(0), 1.96 * spread / math.sqrt(count)
 

@@ -17,8 +17,9 @@ from metalearn.errors import SettingError
 from metalearn.evaluation import expected_calibration_error
 from metalearn.models import Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
-from metalearn.trainers import MAML, MemberLearner, MetaLearner, MetaTrainer
+from metalearn.trainers import MAML, MemberLearner, MetaLearner, MetaTrainer, mean_interval
 from metalearn.trainers.meta_watch import shot_units
+from metalearn.trainers.task_scores import joined_scores
 from metalearn.types import TaskBatch
 from tests.builders import patterns
 
@@ -240,3 +241,21 @@ def test_a_bad_label_in_a_later_batch_is_found() -> None:
     model.meta_gradient(TaskBatch(draw(2, 6), draw(2, 8)))
     with pytest.raises(SettingError, match="targets of the support set=7"):
         model.meta_gradient(_classes(_with(7)))
+
+
+def test_nothing_to_take_a_mean_of() -> None:
+    model = learner()
+    tasks = TaskBatch(draw(2, 6), draw(2, 8))
+    none = TaskBatch(*((x[:0], y[:0]) for x, y in tasks))
+    bare = tasks._replace(support=tuple(part[:, :0] for part in tasks.support))
+    for run, message in (
+        (lambda: model.meta_gradient(none), r"^tasks=\[0\]: every leaf"),
+        (lambda: model.score(none), r"^tasks=\[0\]: every leaf"),
+        (lambda: model.score(bare), r"^support=\[\(2, 0, 4\).*it needs samples"),
+        (lambda: model.adapt(tuple(part[0, :0] for part in tasks.support)), "^support=.*needs sam"),
+        (lambda: model.adapt(tasks.support[0][0]), "^support='Tensor': inputs and targets are"),
+        (lambda: mean_interval(torch.zeros(0, 3)), r"^values=\[0, 3\]: at least one task"),
+        (lambda: joined_scores([]), "^parts=0: scores of at least one batch"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            run()
