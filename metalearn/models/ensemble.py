@@ -92,11 +92,13 @@ class Ensemble(nn.Module):
     """M networks trained and called as one: parameters stacked, ``vmap`` over members.
 
     ``ensemble(x)`` gives ``[M, B, ...]``, every member on the same inputs. Members of one
-    architecture (same layers, settings and shapes) stand in one `Stack`; others are called stack
-    after stack, and their outputs have to agree in shape. Running statistics, where a network keeps
-    them, are each member's own. Any elementwise optimiser may train ``ensemble.parameters()``: it
-    trains every member as if alone. What takes a norm over all parameters, such as
-    ``clip_grad_norm_``, mixes members: `metalearn.trainers.EnsembleTrainer` clips each by itself.
+    architecture stand in one `Stack`: all is the same but the values of their tensors (classes,
+    attributes, hooks, modes, shapes, ties). Others are called stack after stack, and their outputs
+    have to agree in shape. Buffers that forward writes, such as running statistics, are each
+    member's own; what else it would keep is refused at the first call. Any elementwise optimiser
+    may train ``ensemble.parameters()``: it trains every member as if alone. What takes a norm over
+    all parameters, such as ``clip_grad_norm_``, mixes members: `metalearn.trainers.EnsembleTrainer`
+    clips each by itself.
 
     Args:
         stacks: of members; every index 0..M−1 once.
