@@ -6,15 +6,15 @@ factors and eigenvalues of such tensors are computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metalearn.core.tree import tree_map
+from metalearn.core.tree import leaves, tree_map
 
-__all__ = ["norms_of", "squares", "widened", "widened_tree"]
+__all__ = ["in_float32", "norms_of", "squares", "widened", "widened_tree"]
 
 
 def widened(x: Tensor) -> Tensor:
@@ -26,6 +26,17 @@ def widened(x: Tensor) -> Tensor:
 def widened_tree(tree: Any) -> Any:
     """The same for every leaf."""
     return tree_map(widened, tree)
+
+
+def in_float32(matvec: Callable[[Any], Any], like: Any) -> tuple[Callable[[Any], Any], Any]:
+    """A linear map and its tree for vectors in float32; the map itself sees the tree's types."""
+
+    def times(vector: Any) -> Any:
+        return widened_tree(matvec(tree_map(lambda v, x: v.to(x.dtype), vector, like)))
+
+    wide = widened_tree(like)
+    same = all(a is b for a, b in zip(leaves(wide), leaves(like)))
+    return (matvec, like) if same else (times, wide)
 
 
 def squares(grads: Tensor) -> Tensor:

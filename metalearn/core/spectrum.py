@@ -6,6 +6,8 @@ deterministic or not finite is refused (`metalearn.core.symmetry`). Nothing else
 all of it works inside an outer vmap over members or tasks, where nothing is tested; random vectors
 then follow its ``randomness`` (``"same"`` or ``"different"``).
 
+Of trees with fewer than 32 bits products alone are taken in their type, all else in float32.
+
 Axes: P parameters (dimension of the matrix), K Lanczos iterations, V probes, G grid points.
 """
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from metalearn.core.draws import normal, signs
 from metalearn.core.operators import Operator
+from metalearn.core.precision import in_float32, widened_tree
 from metalearn.core.symmetry import check_symmetric
 from metalearn.core.tree import leaves, ravel
 from metalearn.errors import SettingError, check_whole
@@ -106,7 +109,7 @@ def lanczos(matvec: Operator, like: Any, *, iterations: int, generator: torch.Ge
     """
     _check_iterations(iterations, like)
     check_symmetric(matvec, like)
-    return _lanczos(matvec, like, iterations, generator)
+    return _lanczos(*in_float32(matvec, like), iterations, generator)
 
 
 def _check_iterations(iterations: int, like: Any) -> None:
@@ -169,7 +172,7 @@ def top_eigenvalues(
         values, vectors = values.flip(0), vectors.flip(1)
     values, vectors = values[:count], vectors[:, :count]
     residuals = (process.betas[-1] * vectors[-1]).abs()
-    _, unravel = ravel(like)
+    _, unravel = ravel(widened_tree(like))
     return TopEigenvalues(values, residuals, torch.vmap(unravel)(vectors.mT @ process.basis))
 
 
@@ -216,6 +219,7 @@ def spectral_density(
         raise SettingError("width", width, "a number above 0 is needed")
     _check_iterations(iterations, like)
     check_symmetric(matvec, like)
+    matvec, like = in_float32(matvec, like)
     runs = [_lanczos(matvec, like, iterations, generator).ritz() for _ in range(probes)]
     nodes = torch.stack([values for values, _ in runs])
     weights = torch.stack([vectors[0].square() for _, vectors in runs])
@@ -271,6 +275,7 @@ def trace_estimate(
         raise SettingError("method", method, f"one of {', '.join(known)} is needed")
     check_whole("products", products, 2 if method == "hutchinson" else 4)
     check_symmetric(matvec, like)
+    matvec, like = in_float32(matvec, like)
     flat, unravel = ravel(like)
 
     def times(vector: Tensor) -> Tensor:

@@ -22,16 +22,20 @@ from metalearn.core import (
     gradient_norms,
     gradient_sketches,
     gradient_variance,
+    hessian_operator,
     meta_gradient,
     norm_quantiles,
     per_sample_gradients,
     per_sample_norms,
     reduce_per_sample,
     sgd,
+    spectral_density,
+    top_eigenvalues,
+    trace_estimate,
 )
 from metalearn.core.ensemble import member_gradients, stack
 from metalearn.core.precision import norms_of, widened
-from metalearn.core.tree import ravel
+from metalearn.core.tree import leaves, ravel
 from metalearn.types import TaskBatch
 from tests.oracles import assert_trees, draw, generator
 
@@ -270,6 +274,24 @@ def test_autocast_over_tasks_and_members(
     wide = stack([params, {n: 2 * v for n, v in params.items()}])
     right = member_gradients(loss, wide, (x, y), in_dims=None, engine="loop")
     assert gap(members.grads, right.grads) < rounding(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_spectra_of_low_precision_are_computed_in_float32(dtype: torch.dtype) -> None:
+    problem = Problem("sequences")
+    found, wanted = [], []
+    for kind, results in ((dtype, found), (torch.float64, wanted)):
+        loss, params, batch = problem.cast(kind)
+        operator = hessian_operator(loss, params, [batch])
+        top = top_eigenvalues(operator, params, count=2, iterations=40, generator=generator(4))
+        settings: dict[str, Any] = {"generator": generator(5)}
+        density = spectral_density(operator, params, iterations=6, points=4, **settings)
+        trace = trace_estimate(operator, params, products=30, **settings)
+        results.extend((top.values, top.vectors, density.nodes, trace.trace))
+    assert all(value.dtype == torch.float32 for value in leaves(found))
+    scale = float(wanted[0][0])
+    close(found[0].double(), wanted[0], rtol=0, atol=0.1 * scale)
+    close(found[3].double(), wanted[3], rtol=0, atol=scale)
 
 
 def test_only_narrow_floating_point_types_are_widened() -> None:
