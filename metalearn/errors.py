@@ -1,6 +1,6 @@
 """Errors that a person can act on: one sentence, no traceback needed."""
 
-__all__ = ["DataError", "NonFiniteError", "SettingError", "check_whole"]
+__all__ = ["DataError", "NonFiniteError", "SettingError", "StorageError", "check_whole"]
 
 
 class SettingError(ValueError):
@@ -19,6 +19,10 @@ class SettingError(ValueError):
 
 class DataError(RuntimeError):
     """Data on disk is missing, incomplete or corrupt; the message says which and what to do."""
+
+
+class StorageError(OSError):
+    """A run's folder cannot be written to; the message says which, why, and what to do then."""
 
 
 class NonFiniteError(FloatingPointError):

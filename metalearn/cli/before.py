@@ -21,7 +21,7 @@ from metalearn.cli import benchmarking, commands, diagnosing, evaluation
 from metalearn.cli.complaints import KNOWN_ERRORS, one_sentence_errors
 from metalearn.cli.folders import expect
 from metalearn.cli.given import Given, given_settings, plain, refuse_unknown, sweep_jobs
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, StorageError
 
 __all__ = ["CheckSettings"]
 
@@ -100,7 +100,8 @@ def _expect_folder(setting: str, config: DictConfig) -> None:
     folder = Path(name).absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     writable = folder == Path.cwd() or os.access(nearest, os.W_OK | os.X_OK)
-    if not nearest.is_dir() or not writable:
-        accepted = f"a folder that can be written to is needed, and {nearest} is none"
-        raise SettingError(setting, name, accepted)
+    if not nearest.is_dir():
+        raise SettingError(setting, name, f"a folder is needed, and {nearest} is none")
+    if not writable:
+        raise StorageError(f"{nearest}: it cannot be written to: read-only, or somebody else's")
     expect(folder)

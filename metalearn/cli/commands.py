@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +14,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from metalearn.checkpoint import load_checkpoint
 from metalearn.cli.building import AnyTrainer, build, check_settings_of
 from metalearn.cli.complaints import check_options, one_sentence_errors
 from metalearn.cli.determinism import determinism
@@ -21,8 +24,10 @@ from metalearn.cli.folders import (
     existing_run,
     resumed_config,
     run_folder,
+    sweep,
     used_part,
     write_config,
+    writing_to,
 )
 from metalearn.cli.given import Given, given_settings, plain
 from metalearn.cli.reports import (
@@ -32,12 +37,20 @@ from metalearn.cli.reports import (
     plain_report,
     report_table,
 )
+from metalearn.cli.streams import lasting_streams
 from metalearn.cli.unused import refuse_unused, refuse_vain
-from metalearn.errors import SettingError
+from metalearn.errors import DataError, SettingError
 from metalearn.tracking import RunTracker, provenance, write_json
 from metalearn.trainers import FitResult, MetaTrainer, PerSampleTrainer
+from metalearn.trainers.signals import Stopped
 
 __all__ = ["check", "run", "train"]
+
+log = logging.getLogger(__name__)
+
+_RESULTS = "results.json"
+_RECORDED = ("best/", "test/", "member_")
+"""Beginnings of the names under which `_finish` records what came of a run."""
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -48,7 +61,7 @@ def run(main: Callable[[], Any]) -> None:
     if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:
         register = OmegaConf.register_resolver
     register("run_folder", run_folder, use_cache=True, replace=True)
-    with one_sentence_errors():
+    with lasting_streams(), one_sentence_errors():
         check_options(sys.argv[1:])
         main()
 
@@ -60,28 +73,67 @@ def train(config: DictConfig) -> None:
     Raises:
         SettingError, DataError: what a user can mend.
         NonFiniteError: training diverged.
+        StorageError: the folder cannot be written to, or is gone.
         SystemExit: 128 + signal number, after an interrupted run has been saved.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     resuming = config.resume is not None
-    with claimed(folder):
+    with claimed(folder, "resume" if resuming else "hydra.run.dir"):
         try:
             config = _asked(config, folder)
+            sweep(folder)
             trainer = build(config, folder=folder)
             if resuming:
-                trainer.resume(folder / "checkpoints" / "last.pt")
+                _resume(trainer, folder)
         except Exception:
             discard_unused(folder)
             raise
-        write_config(folder, config)
-        suffix = f"-resumed-at-{trainer.step}" if resuming else ""
-        write_json(folder / f"provenance{suffix}.json", provenance())
-        trainer.tracker = RunTracker(
-            folder, resume_step=trainer.step if resuming else None, bands=trainer.bands
-        )
-        print(f"run folder: {folder}")
         with determinism(config):
-            _train_and_test(folder, config, trainer)
+            if resuming and trainer.finished and _has_results(folder, trainer.step):
+                _show_again(folder, config, trainer)
+                return
+            with writing_to(folder, f"with that mended, resume={folder} goes on"):
+                _begin(folder, config, trainer, resuming=resuming)
+                _train_and_test(folder, config, trainer)
+
+
+def _resume(trainer: AnyTrainer, folder: Path) -> None:
+    """Go on from the last checkpoint, or from the beginning where there is none yet."""
+    last = folder / "checkpoints" / "last.pt"
+    if last.is_file():
+        trainer.resume(last)
+        trainer.check_best()
+        return
+    best = last.with_name("best.pt")
+    if best.is_file() and load_checkpoint(best).get("step") != 0:
+        raise DataError(f"{last}: it is missing; a copy of best.pt in its place goes on from there")
+    log.info("%s: stopped before its first checkpoint, so it starts from step 0", folder)
+
+
+def _show_again(folder: Path, config: DictConfig, trainer: AnyTrainer) -> None:
+    """The test table of a finished run, of which nothing is written."""
+    print(f"{folder}: finished at step {trainer.step}; its files stay as they are")
+    trainer.load_best()
+    reports = _test_reports(trainer, config.test_tasks)
+    if reports:
+        print(report_table(reports))
+
+
+def _begin(folder: Path, config: DictConfig, trainer: AnyTrainer, *, resuming: bool) -> None:
+    """Write what explains a run before it trains, and let it keep records."""
+    write_config(folder, config)
+    path = folder / "provenance.json"
+    if path.exists():
+        path = folder / f"provenance-resumed-at-{trainer.step}.json"
+    write_json(path, provenance(), make_folder=False)
+    again = ("validation",) if trainer.validation_due else _RECORDED
+    trainer.tracker = RunTracker(
+        folder,
+        resume_step=trainer.step if resuming else None,
+        again=() if _has_results(folder, trainer.step) else again,
+        bands=trainer.bands,
+    )
+    print(f"run folder: {folder}")
 
 
 def check(config: DictConfig, given: Sequence[Given]) -> None:
@@ -111,10 +163,18 @@ def _asked(config: DictConfig, folder: Path) -> DictConfig:
             raise SettingError("hydra.run.dir", str(folder), accepted)
         return resumed_config(config, given_settings(HydraConfig.get()))
     _check_trust(config)
-    if (folder / "checkpoints").exists() or (folder / "config.yaml").exists():
+    _check_free(folder)
+    return config
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder in which a new run would mix with another."""
+    if (folder / "config.yaml").exists():
         accepted = f"this folder holds a run already; resume={folder} goes on with it"
         raise SettingError("hydra.run.dir", str(folder), accepted)
-    return config
+    if any((folder / "checkpoints").glob("*.pt")):
+        accepted = "this folder holds checkpoints of another training; one without is needed"
+        raise SettingError("hydra.run.dir", str(folder), accepted)
 
 
 def _check_trust(config: DictConfig) -> None:
@@ -125,13 +185,18 @@ def _check_trust(config: DictConfig) -> None:
 
 def _train_and_test(folder: Path, config: DictConfig, trainer: AnyTrainer) -> None:
     try:
-        result = trainer.fit()
-        if result.signal is not None:
-            print(f"stopped at step {result.step}; go on with resume={folder}")
-            raise SystemExit(128 + result.signal)
-        trainer.load_best()
-        reports = _test_reports(trainer, config.test_tasks)
-        _finish(folder, config, result, reports, trainer)
+        with trainer.stoppable() as stop:
+            result = trainer.fit()
+            if result.signal is not None:
+                print(f"stopped at step {result.step}; go on with resume={folder}")
+                raise SystemExit(128 + result.signal)
+            trainer.load_best()
+            try:
+                reports = _test_reports(trainer, config.test_tasks)
+            except Stopped:
+                print(f"trained, but stopped before it was tested; go on with resume={folder}")
+                raise SystemExit(128 + (stop.received or 0)) from None
+            _finish(folder, config, result, reports, trainer)
     finally:
         trainer.tracker.close()
     if reports:
@@ -154,19 +219,7 @@ def _finish(
     reports: Mapping[str, Report],
     trainer: AnyTrainer,
 ) -> None:
-    """results.json, and the rows of the hyper-parameters tab."""
-    write_json(
-        folder / "results.json",
-        {
-            "steps": result.step,
-            "reason": result.reason,
-            "best_step": result.best_step,
-            result.best_name: result.best_value,
-            "seconds": result.seconds,
-            "test": {name: plain_report(report) for name, report in reports.items()},
-            **({"endings": trainer.endings} if trainer.ensemble is not None else {}),
-        },
-    )
+    """The rows of the hyper-parameters tab and, when all else is done, results.json."""
     numbers = {f"best/{result.best_name.rsplit('/', 1)[-1]}": result.best_value}
     for report in reports.values():
         numbers |= headline(report)
@@ -176,6 +229,28 @@ def _finish(
         results = member_headlines(report)
         if results and not isinstance(trainer, PerSampleTrainer):
             trainer.tracker.member_hparams(trainer.member_settings(), results)
+    write_json(
+        folder / _RESULTS,
+        {
+            "steps": result.step,
+            "reason": result.reason,
+            "best_step": result.best_step,
+            result.best_name: result.best_value,
+            "seconds": result.seconds,
+            "test": {name: plain_report(report) for name, report in reports.items()},
+            **({"endings": trainer.endings} if trainer.ensemble is not None else {}),
+        },
+        make_folder=False,
+    )
+
+
+def _has_results(folder: Path, step: int) -> bool:
+    """Whether the run has been tested after this step."""
+    try:
+        results = json.loads((folder / _RESULTS).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(results, dict) and results.get("steps") == step
 
 
 def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import signal
 import sys
@@ -23,7 +24,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metalearn.core.memory import is_out_of_memory
-from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.errors import DataError, NonFiniteError, SettingError, StorageError
 from metalearn.tour import DisagreementError
 
 __all__ = ["KNOWN_ERRORS", "check_options", "one_sentence_errors"]
@@ -36,6 +37,8 @@ KNOWN_ERRORS = (
 
 _USAGE_ERROR = 2
 _OPTIONAL = ("ood", "experiment")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Nothing about the command is wrong: 1."""
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def one_sentence_errors() -> Iterator[None]:
     """Turn errors that a user can mend into a sentence on standard error and SystemExit."""
     try:
         yield
-    except (NonFiniteError, DisagreementError, MemoryError) as error:
+    except (NonFiniteError, DisagreementError, MemoryError, StorageError) as error:
         _fail(str(error) or "memory ran out", 1)
     except (SettingError, DataError) as error:
         _fail(str(error), _USAGE_ERROR)
@@ -52,12 +55,15 @@ def one_sentence_errors() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}", _USAGE_ERROR)
+        _fail(f"{error.filename}: {error.strerror}", 1 if error.errno in _DISK else _USAGE_ERROR)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         _fail(f"memory ran out: {str(error).splitlines()[0]}", 1)
     except ValueError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.filename is not None:  # of the run's log
+            _fail(f"{cause.filename}: {cause.strerror}", 1)
         if not _is_of_hydra(error):
             raise
         _fail(_misfit_choice() or str(error), _USAGE_ERROR)
@@ -196,6 +202,7 @@ def _is_of_hydra(error: BaseException) -> bool:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    sys.stdout.flush()
+    if sys.stdout is not None:  # as under pythonw, or >&-
+        sys.stdout.flush()
     print(f"error: {' '.join(sentence.splitlines())}", file=sys.stderr)
     raise SystemExit(code)

@@ -17,7 +17,7 @@ from torch import Tensor
 from metalearn.addressing import check_split
 from metalearn.cli.building import AnyTrainer, device_of
 from metalearn.cli.complaints import one_sentence_errors
-from metalearn.cli.folders import claimed, existing_run, saved_config
+from metalearn.cli.folders import claimed, existing_run, saved_config, writing_to
 from metalearn.cli.given import Given, given_settings, plain
 from metalearn.cli.loading import trainer_of
 from metalearn.core.memory import check_room
@@ -68,10 +68,16 @@ def diagnose(config: DictConfig) -> None:
 
     Raises:
         SettingError, DataError: what a user can mend.
+        StorageError: the run's folder cannot be written to.
     """
     check(config, given_settings(HydraConfig.get()))
     folder = existing_run(config.run, "run")
     saved = saved_config(folder, trust=config.trust)
+    with claimed(folder, "run"), writing_to(folder):
+        _diagnose(folder, config, saved)
+
+
+def _diagnose(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     curvature = Curvature(**{name: config[name] for name in _CURVATURE})
     # torch's own, at its first forward-mode derivative
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
@@ -91,8 +97,7 @@ def diagnose(config: DictConfig) -> None:
         findings[name] = diagnose_models(model, what, curvature)
     if isinstance(trainer, MetaTrainer):
         findings |= _of_tasks(trainer, config)
-    with claimed(folder):
-        _write(folder, config, trainer, findings, left_out, time.monotonic() - started)
+    _write(folder, config, trainer, findings, left_out, time.monotonic() - started)
 
 
 def check(config: DictConfig, given: Sequence[Given]) -> None:

@@ -14,7 +14,7 @@ from metalearn.addressing import check_split
 from metalearn.cli.building import device_of, target_of
 from metalearn.cli.complaints import one_sentence_errors
 from metalearn.cli.determinism import determinism
-from metalearn.cli.folders import existing_run, saved_config
+from metalearn.cli.folders import existing_run, saved_config, writing_to
 from metalearn.cli.given import Given, given_settings, plain
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.reports import plain_report, report_table
@@ -32,11 +32,12 @@ def evaluate(config: DictConfig) -> None:
 
     Raises:
         SettingError, DataError: what a user can mend.
+        StorageError: the scores are printed, but cannot be written into the run's folder.
     """
     check(config, given_settings(HydraConfig.get()))
     folder = existing_run(config.run, "run")
     saved = saved_config(folder, trust=config.trust)
-    with determinism(saved):
+    with determinism(saved), writing_to(folder):
         if "task" in saved:
             _evaluate_tasks(folder, config, saved)
         else:
@@ -89,6 +90,8 @@ def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> No
     report = trainer.test(split=config.split)
     name = f"evaluation-{config.split}" + ("" if config.checkpoint == "best" else "-last")
     path = folder / f"{name}.json"
+    print(f"{folder}, step {trainer.step}")
+    print(report_table({config.split: report}))
     write_json(
         path,
         {
@@ -98,8 +101,6 @@ def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> No
             "provenance": provenance(),
         },
     )
-    print(f"{folder}, step {trainer.step}")
-    print(report_table({config.split: report}))
     print(f"written: {path}")
 
 
@@ -122,6 +123,8 @@ def _evaluate_tasks(folder: Path, config: DictConfig, saved: DictConfig) -> None
         for name in ("transductive", "inductive")
     }
     path = folder / f"{_evaluation_name(config, changes)}.json"
+    print(f"{folder}, step {trainer.step}, {config.tasks} {config.split} tasks")
+    print(report_table(reports))
     write_json(
         path,
         {
@@ -135,8 +138,6 @@ def _evaluate_tasks(folder: Path, config: DictConfig, saved: DictConfig) -> None
             "provenance": provenance(),
         },
     )
-    print(f"{folder}, step {trainer.step}, {config.tasks} {config.split} tasks")
-    print(report_table(reports))
     print(f"written: {path}")
 
 

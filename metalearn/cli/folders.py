@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -16,13 +18,8 @@ from metalearn.cli.building import groups_of
 from metalearn.cli.given import Given, plain
 from metalearn.cli.saved import CONFIG_VERSION, upgraded
 from metalearn.cli.targets import check_targets
-from metalearn.errors import DataError, SettingError
-from metalearn.files import read_regular, replace_file
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from metalearn.errors import DataError, SettingError, StorageError
+from metalearn.files import lock, read_regular, remove_partials, replace_file
 
 __all__ = [
     "claimed",
@@ -32,8 +29,10 @@ __all__ = [
     "resumed_config",
     "run_folder",
     "saved_config",
+    "sweep",
     "used_part",
     "write_config",
+    "writing_to",
 ]
 
 _LOCK = ".lock"
@@ -75,6 +74,8 @@ def existing_run(name: str, setting: str) -> Path:
     """
     if not isinstance(name, str) or not name or not (Path(name) / "config.yaml").is_file():
         accepted = "the folder of a run, with its config.yaml, is needed"
+        if isinstance(name, str) and name and Path(name).is_dir():
+            accepted += "; a run that ended before it had one is started anew"
         raise SettingError(setting, plain(name), accepted)
     folder = Path(name)
     for path in (folder / written for written in _WRITTEN):
@@ -84,23 +85,25 @@ def existing_run(name: str, setting: str) -> Path:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run's folder; the lock goes when the process does."""
-    if fcntl is None:
-        yield
-        return
+def claimed(folder: Path, setting: str = "hydra.run.dir") -> Iterator[None]:
+    """Keep a second process out of a run's folder; the lock goes when the process does.
+
+    Args:
+        folder: made if missing.
+        setting: that names the folder.
+
+    Raises:
+        SettingError: another process is in this folder.
+        StorageError: no lock can be written there.
+    """
     path = folder / _LOCK
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingError(
-                "hydra.run.dir", str(folder), "another process is running in this folder"
-            ) from error
-        try:
-            yield
-        finally:
+    file = _claim(path, setting)
+    try:
+        yield
+    finally:
+        if _is_at(file, path):  # not in a folder that was made anew meanwhile
             path.unlink(missing_ok=True)
+        file.close()
 
 
 def expect(folder: Path) -> None:
@@ -122,7 +125,70 @@ def discard_unused(folder: Path) -> None:
             return
         for name in _OURS:
             (path / name).unlink(missing_ok=True)
-        path.rmdir()
+        try:
+            path.rmdir()
+        except OSError:  # somebody else has come in
+            return
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that is `claimed`."""
+    jsons = r"(provenance|results|evaluation|diagnosis)[^/]*\.json"
+    remove_partials(folder, rf"config\.yaml|metrics\.jsonl|{jsons}")
+    remove_partials(folder / "checkpoints", r".*\.pt")
+
+
+@contextmanager
+def writing_to(folder: Path, advice: str = "") -> Iterator[None]:
+    """Turn an error of a file in ``folder`` into one sentence that names the folder and the cause.
+
+    Args:
+        folder: of a run.
+        advice: what can be done when the cause is mended.
+
+    Raises:
+        StorageError: instead of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError) or error.filename is None:
+            raise
+        path = Path(error.filename)
+        if path != folder and folder not in path.parents:
+            raise
+        if not folder.is_dir():
+            raise StorageError(f"{folder}: the run's folder is gone") from error
+        what = path.relative_to(folder) if path != folder else "it"
+        then = f"; {advice}" if advice else ""
+        raise StorageError(f"{folder}: {what} cannot be written: {error.strerror}{then}") from error
+
+
+def _claim(path: Path, setting: str) -> IO[str]:
+    """Open and lock a file that is still at its path: its last holder may have taken it away."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+        except FileNotFoundError:  # the folder of a run that never began has just been discarded
+            continue
+        except OSError as error:
+            reason = f"{path.parent}: it cannot be written to: {error.strerror}"
+            raise StorageError(reason) from error
+        if lock(file) is False:
+            file.close()
+            accepted = "another process is running in this folder"
+            raise SettingError(setting, str(path.parent), accepted)
+        if _is_at(file, path):
+            return file
+        file.close()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = ()) -> DictConfig:
@@ -184,7 +250,8 @@ def write_config(folder: Path, config: DictConfig) -> None:
     with open_dict(shown):
         shown.version = CONFIG_VERSION
     text = OmegaConf.to_yaml(shown, resolve=True)
-    replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))
+    path = folder / "config.yaml"
+    replace_file(path, lambda file: file.write(text.encode()), make_folder=False)
 
 
 def resumed_config(config: DictConfig, given: Sequence[Given]) -> DictConfig:

@@ -6,7 +6,7 @@ Axes: none; the bar counts outer steps.
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TextIO
 
@@ -21,7 +21,8 @@ _FORMAT = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}, {remaini
 class Progress:
     """A bar with the newest numbers behind it and the time left; a context manager.
 
-    Silent by itself when the stream is not a terminal, so logs and pipes stay clean.
+    Silent by itself when the stream is not a terminal, so logs and pipes stay clean, and from when
+    on the stream takes nothing more.
 
     Args:
         total: steps of the whole run.
@@ -41,20 +42,22 @@ class Progress:
         interval: float = 0.25,
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self.enabled = _is_terminal(self._stream) if enabled is None else enabled
+        wanted = _is_terminal(self._stream) if enabled is None else enabled
+        self.enabled = wanted and self._stream is not None  # it is None where it was closed
         # A disabled tqdm would still start its watcher thread: make none at all.
         self._bar: tqdm[None] | None = None
         self._logging: AbstractContextManager[None] | None = None
         if self.enabled:
-            self._bar = tqdm(
-                total=total,
-                initial=initial,
-                file=self._stream,
-                bar_format=_FORMAT,
-                mininterval=interval,
-                miniters=1,
-                dynamic_ncols=True,
-            )
+            with suppress(OSError):
+                self._bar = tqdm(
+                    total=total,
+                    initial=initial,
+                    file=self._stream,
+                    bar_format=_FORMAT,
+                    mininterval=interval,
+                    miniters=1,
+                    dynamic_ncols=True,
+                )
 
     def update(self, n: int = 1, **numbers: float) -> None:
         """Advance by ``n`` steps and show ``numbers`` behind the bar.
@@ -68,18 +71,31 @@ class Progress:
         if numbers:
             text = ", ".join(_show(name, value) for name, value in numbers.items())
             self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(n)
+        try:
+            self._bar.update(n)
+        except OSError:
+            self._give_up()
 
     def write(self, text: str) -> None:
         """Print a line above the bar; nothing when the bar is off."""
         if self._bar is not None:
-            tqdm.write(text, file=self._stream)
+            with suppress(OSError):
+                tqdm.write(text, file=self._stream)
 
     def close(self) -> None:
         """Draw the last state and leave the line; a second call does nothing."""
+        try:
+            if self._bar is not None:
+                self._bar.refresh()
+                self._bar.close()
+                self._bar = None
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody reads the stream any more, which is no reason to end what the bar shows."""
         if self._bar is not None:
-            self._bar.refresh()
-            self._bar.close()
+            self._bar.disable = True
             self._bar = None
 
     def __enter__(self) -> Progress:

@@ -57,17 +57,19 @@ def provenance() -> dict[str, object]:
     }
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, make_folder: bool = True) -> None:
     """Write ``value`` as indented JSON, whole or not at all.
 
     Non-finite numbers become ``null``, since JSON has no word for them; tensors and arrays become
-    lists, paths become strings. The folder is made if it is missing.
+    lists, paths become strings. The folder is made if it is missing, unless ``make_folder`` is
+    false.
 
     Raises:
         TypeError: a value that has no JSON form.
+        OSError: what the system refuses, with ``path`` as its file.
     """
     text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
-    replace_file(path, lambda file: file.write(text.encode() + b"\n"))
+    replace_file(path, lambda file: file.write(text.encode() + b"\n"), make_folder=make_folder)
 
 
 def plain(value: object) -> object:

@@ -115,8 +115,8 @@ class RunTracker:
     Args:
         folder: the run's folder, made if missing.
         resume_step: the last step whose records stay; None keeps all.
-        again: the beginning of names that will be recorded once more at ``resume_step`` itself;
-            its lines with such a name are dropped as well.
+        again: beginnings of names that will be recorded once more at ``resume_step`` itself; its
+            lines with such a name are dropped as well.
         bands: title to names of scalars with companions ``<name>_low`` and ``<name>_high``, the
             ends of a band; each is one in TensorBoard's Custom Scalars tab, under the title.
 
@@ -130,7 +130,7 @@ class RunTracker:
         folder: Path,
         *,
         resume_step: int | None = None,
-        again: str | None = None,
+        again: Sequence[str] = (),
         bands: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         from metalearn.tracking.events import EventWriter  # a second to import: only if asked for
@@ -268,7 +268,7 @@ def _setting(value: bool | int | float | str) -> int | float | str:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _tidy(path: Path, resume_step: int | None, again: str | None) -> int:
+def _tidy(path: Path, resume_step: int | None, again: Sequence[str]) -> int:
     """Drop torn lines and those after ``resume_step``; return the last step that stays, or 0."""
     if not path.exists():
         return 0
@@ -286,10 +286,10 @@ def _tidy(path: Path, resume_step: int | None, again: str | None) -> int:
     return last
 
 
-def _stays(record: Mapping[str, Any], resume_step: int | None, again: str | None) -> bool:
+def _stays(record: Mapping[str, Any], resume_step: int | None, again: Sequence[str]) -> bool:
     if resume_step is None or record["step"] < resume_step:
         return True
-    repeated = again is not None and any(name.startswith(again) for name in record)
+    repeated = any(name.startswith(tuple(again)) for name in record)
     return record["step"] == resume_step and not repeated
 
 

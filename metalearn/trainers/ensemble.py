@@ -197,7 +197,9 @@ class EnsembleTrainer(MemberTrainer):
         self.begin_watch()
 
     def prepare(self) -> None:
-        """Decide how gradients are taken."""
+        """Decide how gradients are taken; a plan from a checkpoint is said as well."""
+        if self.plan is not None:
+            log.info("%s", self.plan)
         self._settle()
 
     def gradient(self, step: int) -> StepReport:
@@ -349,7 +351,6 @@ class EnsembleTrainer(MemberTrainer):
         ):
             note = ("as before the interruption",)
             self.plan = MemberPlan(plan["engine"], plan["chunk_size"], note)
-            log.info("%s", self.plan)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs ``[B, ...]`` and targets ``[B]``, or with M in front where members differ."""

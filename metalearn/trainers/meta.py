@@ -114,7 +114,9 @@ class MetaTrainer(MemberTrainer):
         self.begin_watch()
 
     def prepare(self) -> None:
-        """Decide how meta-gradients are taken."""
+        """Decide how meta-gradients are taken; a plan from a checkpoint is said as well."""
+        if self.learner.plan is not None:
+            log.info("%s", self.learner.plan)
         self._settle()
 
     def gradient(self, step: int) -> StepReport:
@@ -239,7 +241,6 @@ class MetaTrainer(MemberTrainer):
             plan, engine=maml.engine, method=maml.wanted_method
         ):
             self.learner.plan = Plan(**plan, notes=("as before the interruption",))
-            log.info("%s", self.learner.plan)
 
     def _settle(self) -> None:
         """Decide once how meta-gradients are taken, and say so."""

@@ -98,6 +98,26 @@ def test_resume_drops_later_lines_and_the_torn_one(tmp_path: Path) -> None:
     assert read == pytest.approx({0: 1.0, 1: 1 / 2, 2: 1 / 3, 3: 1 / 4, 4: 9.0})
 
 
+def test_what_is_recorded_again_is_dropped_at_its_step_alone(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    for step in (2, 4):
+        tracker.scalars(step, {"train/loss": 1.0})
+        tracker.scalars(step, {"validation/loss": 2.0})
+        tracker.curves(step, "validation_by_step", {"k=0": 3.0})
+    tracker.close()
+    RunTracker(tmp_path, resume_step=4, again=("validation", "best/")).close()
+    kept = [(line["step"], list(line)[2]) for line in _lines(tmp_path)]
+    names = ["train/loss", "validation/loss", "validation_by_step/k=0"]
+    assert kept == [*((2, name) for name in names), (4, "train/loss")]
+
+
+def test_events_are_on_disk_at_once(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
+    tracker.scalars(1, {"train/loss": 1.0})
+    assert [event.step for event in _events(tmp_path).Scalars("train/loss")] == [1]
+    tracker.close()
+
+
 @pytest.mark.parametrize("torn", [b'{"step": 7, "name": "\xc3', b"[" * 100_000])
 def test_continuing_without_resume_step_drops_only_the_torn_line(
     tmp_path: Path, torn: bytes
