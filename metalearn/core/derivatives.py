@@ -47,7 +47,8 @@ def jacobian(
     tensors is therefore tested: its product uᵀ·J with a random u must be that of one reverse pass.
     Where ``"auto"`` took forward mode and they disagree, it takes reverse mode from then on, and
     where batched reverse passes disagree, they are taken one after another, each with a warning.
-    Inside transforms of ``torch.func`` values cannot be read and nothing is tested.
+    Inside transforms of ``torch.func`` values cannot be read and nothing is tested: ``"auto"`` is
+    forward mode there if a call outside has found it right, else reverse mode.
 
     Args:
         f: function of any arguments with a tensor, or a tree of tensors, as its value.

@@ -102,15 +102,15 @@ def map_members(
     """
     _check_engine(engine)
 
-    def loop() -> Any:
+    def loop(args: Sequence[Any]) -> Any:
         rows = [function(*row) for row in _rows(args, in_dims)]
         return tree_map(lambda *values: torch.stack(values), *rows)
 
     if engine == "loop":
-        return loop()
+        return loop(args)
     batched = engine == "batched" and in_a_loop()
     operations = task_operations(args) if batched else nullcontext()
-    with vectorizing("engine", engine, loop), operations:
+    with vectorizing("engine", engine, lambda: loop(_copies(args))), operations:
         return vmap(function, in_dims=in_dims)(*args)
 
 
@@ -147,6 +147,10 @@ def member_gradients(
         check_whole("chunk_size", chunk_size, 1)
     size = chunk_size or count
     parts = []
+
+    def loop(chunk: Sequence[Any]) -> MemberGradients:
+        return _gradients(loss_fn, _copies(chunk), dims, "loop")
+
     for start in range(0, count, size):
         chunk = [params, *args]
         if size < count:
@@ -154,7 +158,7 @@ def member_gradients(
                 tree_map(lambda x, at=start: x[at : at + size], a) if dim is not None else a
                 for a, dim in zip(chunk, [0, *dims])
             ]
-        with vectorizing("engine", engine, partial(_gradients, loss_fn, chunk, dims, "loop")):
+        with vectorizing("engine", engine, partial(loop, chunk)):
             parts.append(_gradients(loss_fn, chunk, dims, engine))
     if len(parts) == 1:
         return parts[0]
@@ -199,6 +203,11 @@ def _check_engine(engine: MemberEngine) -> None:
     known = get_args(MemberEngine)
     if engine not in known:
         raise SettingError("engine", engine, f"one of {', '.join(known)} is needed")
+
+
+def _copies(trees: Sequence[Any]) -> list[Any]:
+    """Trees whose tensors, such as buffers, may be written to."""
+    return [tree_map(lambda leaf: leaf.detach().clone(), tree) for tree in trees]
 
 
 def _rows(args: Sequence[Any], in_dims: Any) -> list[list[Any]]:

@@ -6,6 +6,7 @@ Axes: N samples, C outputs, R columns of an output factor, P parameters, n sampl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,17 +29,23 @@ from metalearn.core.modes import (
     random_like,
 )
 from metalearn.core.ops import PlainOperations
+from metalearn.core.per_sample import one_gradient
 from metalearn.core.products import matching
 from metalearn.core.targets import check_labels
 from metalearn.core.tree import check_floating, flatten, leaves, tree_map, unflatten
+from metalearn.core.vectorization import vectorizing
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
 
-__all__ = ["FisherProblem", "OutputsFn", "check_targets"]
+__all__ = ["FisherProblem", "OutputsFn", "check_targets", "over_samples"]
 
 OutputsFn = Callable[[Params, Any], Tensor]
 """Outputs ``[N, C]`` of a batch of inputs."""
 
+_NO_LOOP = (
+    "Fisher matrices have no plain loop; per_sample_gradients with method='loop' gives the "
+    "gradients of which the empirical one is made"
+)
 _BUDGET = 2**28  # bytes of per-sample gradients in a chunk, where no chunk_size is given
 
 
@@ -84,7 +91,9 @@ class FisherProblem:
         total = None
         size = self._affordable() if chunk_size is None else chunk_size
         for chunk in self._chunks(size):
-            part = reduce(vmap(self._gradients)(*chunk))
+            with over_samples("outputs_fn", self.outputs_fn, self.params, self.inputs):
+                grads = vmap(self._gradients)(*chunk)
+            part = reduce(grads)
             total = part if total is None else tree_map(torch.add, total, part)
         return tree_map(lambda x: x / len(self.noise), total)
 
@@ -101,7 +110,8 @@ class FisherProblem:
                 return [vmap(self.likelihood.metric)(outputs, t, n, pushed)]
 
             take = partial(self._product, function, values, along, bend, mode)
-            part = unflatten(either(take, mode, "reverse"), spec)
+            with over_samples("outputs_fn", self.outputs_fn, self.params, self.inputs):
+                part = unflatten(either(take, mode, "reverse"), spec)
             total = part if total is None else tree_map(torch.add, total, part)
         return tree_map(lambda x: x / len(self.noise), total)
 
@@ -117,7 +127,8 @@ class FisherProblem:
         for inputs, _, _ in self._in_chunks(chunk_size):
             function, values, _ = self._outputs(inputs)
             along = random_like(values)
-            check_forward(function, values, along, forward(function, values, along)[1])
+            with over_samples("outputs_fn", self.outputs_fn, self.params, self.inputs):
+                check_forward(function, values, along, forward(function, values, along)[1])
 
     def _gradients(self, x: Any, target: Tensor, noise: Tensor) -> Params:
         """The R gradients J_nᵀ s_nr of one sample, leaves ``[R, ...]``."""
@@ -152,6 +163,28 @@ class FisherProblem:
     def _affordable(self) -> int:
         size: int = sum(p.numel() * p.element_size() for p in leaves(self.params))
         return max(1, _BUDGET // max(1, size * self.likelihood.columns(self.outputs)))
+
+
+def over_samples(
+    setting: str, outputs_fn: OutputsFn, params: Params, inputs: Any
+) -> AbstractContextManager[None]:
+    """A block that takes outputs under a vmap over samples; its errors say what vmap cannot take.
+
+    Args:
+        setting: by which the user gave the function.
+        outputs_fn: tried on one sample, differentiated once, after an error alone.
+        params: of the outputs.
+        inputs: of all samples.
+    """
+
+    def alone() -> None:
+        def total(params: Params, inputs: Any) -> Tensor:
+            return outputs_fn(params, inputs).sum()
+
+        one_gradient(total, params, tree_map(lambda x: x[:1], inputs))
+
+    name = getattr(outputs_fn, "__name__", type(outputs_fn).__name__)
+    return vectorizing(setting, name, alone, _NO_LOOP)
 
 
 def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import reaching, scalar_loss
 from metalearn.core.chunking import sample_count
 from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
@@ -51,11 +52,12 @@ def hessian_operator(
             batch, not at every product.
 
     Raises:
-        SettingError: ``batches`` is not a list of batches; as `metalearn.core.hvp`.
+        SettingError: ``batches`` is not a list of batches; a loss in which no parameter has a part;
+            as `metalearn.core.hvp`.
     """
 
     def product(vector: Params, batch: Batch, tested: bool) -> Params:
-        loss = lambda p: loss_fn(p, batch)  # noqa: E731
+        loss = reaching(scalar_loss(lambda p: loss_fn(p, batch)))
         return hessian_product(loss, (params,), (vector,), mode, tested=tested)[0]
 
     return _summed(product, params, batches, mode == "forward_over_reverse")

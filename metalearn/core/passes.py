@@ -64,7 +64,8 @@ class Passes:
             outputs, pull = vjp_of(function, inputs)
         else:
             outputs = unflatten(inputs, spec)
-        if self.mode == "auto" and prefers_forward(inputs, outputs):
+        sure = "auto" in self._tested or concrete(inputs)
+        if self.mode == "auto" and sure and prefers_forward(inputs, outputs):
             try:
                 found = columns()
                 if self._ask("auto", function, inputs, found, pull):

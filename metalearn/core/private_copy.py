@@ -27,6 +27,7 @@ class Structure:
 
     Attributes:
         reusable: whether a copy may serve again after a call; None until that was tried.
+        changes: whether a trial has seen that attributes change in a call.
         rebound: names of buffers that forward assigns anew without changing them.
     """
 
@@ -47,6 +48,7 @@ class Structure:
         self._hidden = [value for value in hidden.values() if not value.is_meta]
         self._free: list[PrivateCopy] = []
         self.reusable: bool | None = None
+        self.changes = False
         self.rebound: frozenset[str] = frozenset()
 
     def fits(self) -> bool:
@@ -87,6 +89,12 @@ class Structure:
         plain = [unwrap(value)[1] for value in (*watched, *self._hidden)]
         return [0 if value.is_inference() else value._version for value in plain]
 
+    def written(self, before: list[int], after: list[int]) -> str:
+        """The name of the first buffer that `versions` tells apart; empty for another tensor."""
+        place = next(i for i, pair in enumerate(zip(before, after)) if pair[0] != pair[1])
+        hidden = len(before) - len(self._hidden)
+        return self._buffers[place] if place < hidden else ""
+
 
 class PrivateCopy:
     """One copy of a structure, for one call at a time.
@@ -97,6 +105,7 @@ class PrivateCopy:
 
     Attributes:
         layers: in the order of ``root.modules()``.
+        changed: whether the last call had changed attributes, known once they are restored.
     """
 
     def __init__(self, root: nn.Module, places: list[tuple[Any, Any, Place]]) -> None:
@@ -115,6 +124,7 @@ class PrivateCopy:
             if id(container) in owners
         ]
         self._counts: list[int] = []
+        self.changed = False
 
     def run(self, given: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
         """One forward pass."""
@@ -146,8 +156,8 @@ class PrivateCopy:
             return False
         for container, key, _, place in self._places:
             container[key] = place
-        self._state.restore()
-        return True
+        self.changed = not self._state.holds()
+        return not self.changed or self._state.restored()
 
 
 class _Snapshot:
@@ -174,12 +184,12 @@ class _Snapshot:
             and all(map(operator.is_, chain.from_iterable(self._containers), self._contents))
         )
 
-    def restore(self) -> None:
-        """Put the attributes back."""
-        if list(map(len, self._live)) != self._sizes[: len(self._live)] or not self._same():
-            for live, then in zip(self._live, self._then):
-                live.clear()
-                live.update(then)
+    def restored(self) -> bool:
+        """Put the attributes back; whether their containers hold what they held."""
+        for live, then in zip(self._live, self._then):
+            live.clear()
+            live.update(then)
+        return self.holds()
 
     def _same(self) -> bool:
         return all(map(operator.is_, chain.from_iterable(map(_VALUES, self._live)), self._values))

@@ -7,6 +7,7 @@ layer, C outputs of the module.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metalearn.core.checks import check_reached
+from metalearn.core.fisher_problem import over_samples
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.module import functionalize
 from metalearn.core.ops.sample_layers import Convolution, Embedding
@@ -47,6 +49,7 @@ class ProbedModule:
         self._params = dict(params)
         self._buffers = held if buffers is None else dict(buffers)
         self._layers = _layers(module, own)
+        self._name = type(module).__name__
 
     def outputs(self, inputs: Any) -> Tensor:
         """Outputs ``[N, C]``; refuses layers that are never called or called twice."""
@@ -57,7 +60,8 @@ class ProbedModule:
             called.update(seen)
             return outputs
 
-        outputs: Tensor = vmap(of_one)(inputs)
+        with self._over_samples(inputs):
+            outputs: Tensor = vmap(of_one)(inputs)
         for name in self._layers:
             if name not in called:
                 raise SettingError(f"module[{name}]", "never called", "freeze what is not used")
@@ -75,11 +79,20 @@ class ProbedModule:
 
             return seen, vmap(grad(along), in_dims=(None, 0))(zeros, rows)
 
-        seen, back = vmap(of_one, out_dims=(0, 1))(inputs, targets, noise)
+        with self._over_samples(inputs):
+            seen, back = vmap(of_one, out_dims=(0, 1))(inputs, targets, noise)
         return {
             name: (seen[name], _positions(layer, back[name]))
             for name, layer in self._layers.items()
         }
+
+    def _over_samples(self, inputs: Any) -> AbstractContextManager[None]:
+        def outputs(params: Any, inputs: Any) -> Tensor:
+            found: Tensor = self._apply(params, self._buffers, inputs)
+            return found
+
+        outputs.__name__ = self._name
+        return over_samples("module", outputs, self._params, inputs)
 
     def _forward(
         self, x: Any, probes: dict[str, Tensor] | None

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metalearn.core.checks import check_scalar
+from metalearn.core.checks import check_scalar, refuse_unreached
 from metalearn.core.modes import (
     AnyMode,
     Mode,
@@ -117,7 +117,8 @@ def ggn_vp(
         A tree like ``params``.
 
     Raises:
-        SettingError: a loss that is not a scalar, a vector that does not fit; as `jvp`.
+        SettingError: a loss that is not a scalar, outputs in which no parameter has a part, a
+            vector that does not fit; as `jvp`.
     """
     return gauss_newton_product(partial(outputs_fn, **kwargs), output_loss, params, vector, mode)
 
@@ -139,6 +140,8 @@ def gauss_newton_product(
 
     def bend(outputs: Any, pushed: Any) -> Leaves:
         ys, shape = flatten(outputs)
+        if not any(y.requires_grad for y in ys):
+            refuse_unreached("outputs_fn")
         loss = lambda values: output_loss(unflatten(values, shape))  # noqa: E731
         return _curved(loss, ys, flatten(pushed)[0], "reverse_over_reverse", "output_loss", True)
 

@@ -77,12 +77,18 @@ class PureCall:
         try:
             before = structure.versions(tensors, not self._keeps_buffers)
             outputs = copied.run(tensors, args, kwargs)
-            if before != structure.versions(tensors, not self._keeps_buffers):
-                raise write_refusal(copied.root, copied.root, "a buffer in place")
+            after = structure.versions(tensors, not self._keeps_buffers)
+            if before != after:
+                name = structure.written(before, after)
+                layer = copied.root.get_submodule(name.rpartition(".")[0])
+                raise write_refusal(copied.root, layer, name.rpartition(".")[2] or "a tensor")
             self._settle(structure, copied, tensors)
-            return outputs
         finally:
             structure.give_back(copied)
+        if copied.changed and not structure.changes:  # which the trial's inputs did not bring about
+            structure.changes = True
+            try_once(structure, tensors, args, kwargs, self._keeps_buffers)
+        return outputs
 
     def _current(self) -> Structure:
         """The module's structure as it is now."""

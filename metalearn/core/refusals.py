@@ -31,6 +31,7 @@ _WORDS: dict[Refusal, re.Pattern[str]] = {
     ),
     "level": re.compile(
         r"Cannot access (data pointer|storage) of|functorch transform|override the setup_context"
+        r"|saved tensor hooks|batched == nullptr"
     ),
     "transform": re.compile(
         r"\bvmap: |[Bb]atching rule|\bvmap\(|vmapping over|to vmap over|vmap is not possible"

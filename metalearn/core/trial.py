@@ -57,6 +57,7 @@ def try_once(
         structure.rebound = first.rebound - {name for name, *_ in first.written}
         changed = _differing(before, first.attributes)
         if changed:
+            structure.changes = True
             second = _run(copied, tensors, args, kwargs)
             _check_repeats(copied.root, changed, first, second)
         left = _differing(before, attributes(copied.root)) if copied.restored() else changed

@@ -35,20 +35,24 @@ _REASONS = (
     (r"saved tensor hooks", "hooks on saved tensors, which activation checkpointing sets"),
     (r"setup_context|generate_vmap_rule", "an autograd.Function without setup_context and vmap, "
      "which backward hooks and reentrant checkpointing use"),
-    (r"escaped from inside a function", "a backward pass reads what vmap has left, as that of "
-     "activation checkpointing does"),
+    (r"escaped from inside a function|batched == nullptr", "a backward pass reads what vmap has "
+     "left, as that of activation checkpointing does"),
 )  # fmt: skip
 _OF_VMAP = r"vmap|functorch|torch\.func|[Bb]atching rule"
 
 
 @contextmanager
-def vectorizing(setting: str, value: object, loop: Callable[[], object]) -> Iterator[None]:
+def vectorizing(
+    setting: str, value: object, loop: Callable[[], object], way_out: str = ""
+) -> Iterator[None]:
     """Errors of a block that ``loop`` does without become a `VectorizationError`.
 
     Args:
         setting: what chooses between vmap and the loop, such as ``"engine"``.
         value: what it is; with ``"loop"`` errors stay as they are.
-        loop: does the same for one sample or task without vmap; called after an error alone.
+        loop: does the same for one sample or task without vmap; called after an error alone, so
+            that it should write to copies.
+        way_out: what to do instead; by default the loop.
     """
     if value == "loop":
         yield
@@ -66,7 +70,8 @@ def vectorizing(setting: str, value: object, loop: Callable[[], object]) -> Iter
             if re.search(_OF_VMAP, str(error)):
                 raise plain from error  # in the words of the loop
             raise error from None
-        raise VectorizationError(setting, value, _reason(error), f"{setting}='loop' can") from error
+        way_out = way_out or f"{setting}='loop' can"
+        raise VectorizationError(setting, value, _reason(error), way_out) from error
 
 
 def vmapped_or_looped(vmapped: Callable[..., T], looped: Callable[..., T], *args: Any) -> T:

@@ -109,3 +109,28 @@ def test_bad_inputs(take: Any) -> None:
         jacobian_mode(lambda x: x.long(), (x,))
     with pytest.raises(SettingError, match="argnums=2: f got 1 positional arguments"):
         jacobian_mode(torch.sin, (x,), 2)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2), (3, 3)])
+@pytest.mark.parametrize("around", ["vmap", "jvp", "jacobian"])
+def test_auto_does_not_change_the_answer_with_the_shapes_inside_transforms(
+    around: str, shape: tuple[int, int]
+) -> None:
+    """Forward mode passes over ``no_grad``, and inside transforms no test can tell."""
+    matrix, x = noise(*reversed(shape)), noise(shape[0])
+
+    def f(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = matrix @ x.square()
+        return matrix @ x * scale
+
+    expected = matrix * (matrix @ x.square())[:, None]
+    if around == "vmap":
+        found = torch.func.vmap(jacobian(f))(torch.stack([x, 2 * x]))[0]
+    elif around == "jvp":
+        found = torch.func.jvp(jacobian(f), (x,), (x,))[0]
+    else:
+        rows = jacobian(lambda x: (jacobian(f)(x), x.sum()), mode="reverse")(x)[1]
+        assert rows.shape == x.shape
+        found = torch.func.vjp(jacobian(f), x)[0]
+    torch.testing.assert_close(found, expected)

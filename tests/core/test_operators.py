@@ -161,3 +161,21 @@ def test_batches_are_a_list(bad: Any) -> None:
     ):
         with pytest.raises(SettingError, match=r"batches='\w+': a list of batches is needed"):
             make()
+
+
+@pytest.mark.parametrize("mode", ["auto", "reverse_over_reverse", "forward_over_reverse"])
+@pytest.mark.parametrize("kind", ["detached", "ignores them"])
+def test_a_loss_or_outputs_that_no_parameter_reaches_are_refused(kind: str, mode: Any) -> None:
+    outputs_fn, params = model(draw(nn.Linear(3, 2)))
+    batch = torch.ones(4, 3).double(), torch.zeros(4, dtype=torch.int64)
+
+    def constant(params: Any, inputs: Tensor) -> Tensor:
+        return outputs_fn(params, inputs).detach() if kind == "detached" else inputs[:, :2]
+
+    first: Any = {"auto": "auto", "reverse_over_reverse": "reverse"}.get(mode, "forward")
+    with pytest.raises(SettingError, match="outputs_fn='no parameter reached'"):
+        ggn_operator(constant, cross_entropy, params, [batch], mode=first)(params)
+    with pytest.raises(SettingError, match="loss_fn='no parameter reached'"):
+        hessian_operator(
+            lambda p, b: cross_entropy(constant(p, b[0]), b[1]), params, [batch], mode=mode
+        )(params)

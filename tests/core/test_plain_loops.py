@@ -21,6 +21,10 @@ from metalearn import Ensemble
 from metalearn.core import (
     check_per_sample,
     clipped_gradient,
+    fisher_diagonal,
+    fisher_kfac,
+    fisher_operator,
+    fisher_vp,
     functionalize,
     ghost_parameters,
     gradient_mean,
@@ -209,6 +213,57 @@ def test_members_name_the_loop(kind: str, engine: Any) -> None:
     if found is not None:
         assert_trees(found.grads, wanted.grads)
         assert kind in ("LSTM", "saved by hooks", "item", "branch", "boolean mask")
+
+
+@pytest.mark.parametrize("kind", [k for k in REASONS if "hook" not in k])
+def test_fisher_matrices_say_what_vmap_cannot_take(kind: str) -> None:
+    problem = Problem(kind)
+
+    def outputs_fn(params: Any, x: Tensor) -> Tensor:
+        found = problem.apply(params, problem.buffers, x)
+        scale = torch.ones_like(found)
+        if kind == "boolean mask":
+            scale[x[:, :2] > 0] = 2
+        return found * scale
+
+    model, rule = problem.module, {"likelihood": "gaussian", "kind": "exact"}
+    given = outputs_fn, problem.params, (problem.x, None)
+    ways: list[Callable[[], Any]] = [
+        lambda: fisher_diagonal(*given, **rule),
+        lambda: fisher_vp(*given, problem.params, **rule),
+        lambda: fisher_operator(*given[:2], [given[2]], **rule)(problem.params),
+    ]
+    if kind not in ("LSTM", "boolean mask"):  # which the module itself has no part in, or refuses
+        ways.append(lambda: fisher_kfac(model, *given[1:], **rule))
+    for way in ways:
+        with pytest.raises(VectorizationError, match=REASONS[kind]) as caught:
+            way()
+        assert re.search("Fisher matrices have no plain loop; per_sample.*", str(caught.value))
+
+
+@pytest.mark.parametrize("engine", ["batched", "vmap"])
+def test_a_refused_call_leaves_the_buffers_of_members_alone(engine: Any) -> None:
+    """Whether a loop would do is tried on copies."""
+
+    def make() -> nn.Module:
+        return nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+
+    ensemble = Ensemble.from_modules([make(), make()])
+    before = {name: value.clone() for name, value in ensemble.named_buffers()}
+    with pytest.raises(VectorizationError, match="engine='loop' can"):
+        ensemble(torch.ones(4, 3), engine=engine)
+    assert_trees(dict(ensemble.named_buffers()), before)
+    part = ensemble.stacks[0]
+    params, buffers = part.state()
+
+    def loss(params: Any, buffers: Any) -> Tensor:
+        return part.call(params, buffers, torch.ones(4, 3)).square().mean()
+
+    with pytest.raises(VectorizationError, match="engine='loop' can"):
+        member_gradients(loss, params, buffers, engine=engine)
+    assert_trees(dict(ensemble.named_buffers()), before)
+    ensemble(torch.ones(4, 3), engine="loop")
+    assert any(not torch.equal(v, before[n]) for n, v in ensemble.named_buffers())
 
 
 def test_a_mistake_of_the_user_is_not_laid_on_vmap() -> None:

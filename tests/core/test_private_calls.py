@@ -195,6 +195,70 @@ def test_later_modes_hooks_and_attributes_are_followed_and_checked() -> None:
         apply(params, buffers, torch.ones(1, 3))
 
 
+class Late(Net):
+    """Keeps something from large batches alone, which the trial of a small one does not show."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.count, self.seen = where, 0, []
+        self.by_name: dict[str, int] = {}
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+        self.plain = torch.zeros((), dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Any:
+        large = len(x) > 2
+        if large and self.where == "an attribute":
+            self.count += 1
+        if large and self.where == "a list":
+            self.seen.append(1)
+        if large and self.where == "a mapping":
+            self.by_name["n"] = self.by_name.get("n", 0) + 1
+        if large and self.where == "a buffer":
+            self.total.add_(1)
+        if large and self.where == "a tensor":
+            self.plain.add_(1)
+        kept = self.count + len(self.seen) + self.by_name.get("n", 0) + self.total + self.plain
+        return super().forward(x) * (1 + kept)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("an attribute", "changes 'count' from call to call"),
+        ("a list", "changes 'seen' from call to call"),
+        ("a mapping", "changes 'by_name' from call to call"),
+        ("a buffer", "writes 'total', which a pure function cannot keep"),
+        ("a tensor", "which a pure function cannot keep"),
+    ],
+)
+def test_what_only_a_later_call_keeps_is_refused_then(where: str, message: str) -> None:
+    net = Late(where).double()
+    apply, params, buffers = functionalize(net)
+    small, expected = drawn(2, 3), net(drawn(2, 3)).detach()
+    torch.testing.assert_close(apply(params, buffers, small), expected)
+    with pytest.raises(SettingError, match=f"module.*{message}"):
+        apply(params, buffers, drawn(4, 3))
+    assert (net.count, net.seen, net.by_name) == (0, [], {})
+
+
+def test_a_list_that_a_later_call_fills_anew_is_dropped() -> None:
+    class Fills(Net):
+        seen: list[Any]
+
+        def forward(self, x: Tensor) -> Any:
+            if len(x) > 2:
+                self.seen = [x]
+            return super().forward(x)
+
+    net = Fills()
+    net.seen = []
+    apply, params, buffers = functionalize(net)
+    for size in (2, 4, 2, 4):
+        x = drawn(size, 3)
+        torch.testing.assert_close(apply(params, buffers, x), Net.forward(net, x).detach())
+    assert net.seen == []
+
+
 @pytest.mark.parametrize("kind", [k for k in RIGHT if k != "caches"])
 def test_a_copy_serves_again(kind: str) -> None:
     """Only what forward leaves in containers makes the next call copy anew."""

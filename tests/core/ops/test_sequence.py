@@ -190,16 +190,3 @@ def test_a_weight_that_stands_among_the_buffers_counts(layer: Any, name: str) ->
     delattr(layer, name)
     layer.register_buffer(name, value)
     both(oracles.classification(oracles.draw(nn.Sequential(layer, norm(2), *head(2))), PICTURE))
-
-
-def test_a_support_set_without_samples_steps_nowhere() -> None:
-    module = oracles.draw(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), *head(3)))
-    case = oracles.classification(module, PICTURE)
-    apply, _, buffers = functionalize(module)
-
-    def total(params: Any, batch: Any) -> Tensor:
-        return apply(params, buffers, batch[0]).square().sum()
-
-    none = tuple(x[:, :0] for x in case.tasks.support)
-    grads = both(case._replace(loss_fn=total, tasks=TaskBatch(none, case.tasks.query)))
-    assert float(grads["0.weight"].abs().max()) > 1e-6
