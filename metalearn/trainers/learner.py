@@ -5,7 +5,7 @@ Axes: T tasks, K inner steps, N query samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -121,21 +121,34 @@ class MetaLearner:
         check_form(True, outputs.shape, targets)
         return F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="sum")
 
-    def settle(self, tasks: TaskBatch, task_count: int, *, deterministic: bool = False) -> Plan:
+    def settle(
+        self,
+        tasks: TaskBatch,
+        task_count: int,
+        *,
+        deterministic: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> Plan:
         """Decide what ``maml`` leaves to ``"auto"``, by trials on ``tasks``; kept in ``plan``.
 
         Args:
             tasks: two are enough.
             task_count: T of the meta-gradients to come.
             deterministic: leave out of it what memory is free.
+            check: called in every trial; what it raises ends them.
 
         Raises:
             SettingError: nothing fits ``maml.memory``.
         """
         self.check(tasks)
+
+        def loss(params: Params, batch: Batch) -> Tensor:
+            check()
+            return self.loss(params, batch)
+
         plan = settle(
             self.maml,
-            self.loss,
+            loss,
             self._trial_params(),
             tasks,
             task_count=task_count,
@@ -229,7 +242,12 @@ class MetaLearner:
         )
 
     def score(
-        self, tasks: TaskBatch, *, steps: int | None = None, inductive: bool = False
+        self,
+        tasks: TaskBatch,
+        *,
+        steps: int | None = None,
+        inductive: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> TaskScores:
         """Adapt to each task and score its query set at every inner step 0..K.
 
@@ -243,9 +261,10 @@ class MetaLearner:
                 (transductive, what the MAML papers report); True predicts each query alone, in a
                 batch with the support set and no other query (Nichol, Achiam and Schulman, "On
                 First-Order Meta-Learning Algorithms", 2018, section 6.1).
+            check: called before every prediction; what it raises ends the scoring.
         """
         self.check(tasks)
-        losses, outputs = self._outputs(self.params, tasks, steps, inductive)
+        losses, outputs = self._outputs(self.params, tasks, steps, inductive, check)
         if self.kind == "regression":
             return TaskScores(losses, None, outputs)
         predictions, targets = outputs.argmax(-1), tasks.query[1]
@@ -297,7 +316,12 @@ class MetaLearner:
         return meta_gradient(self.loss, self.params, tasks, **settings)
 
     def _outputs(
-        self, params: Params, tasks: TaskBatch, steps: int | None, inductive: bool
+        self,
+        params: Params,
+        tasks: TaskBatch,
+        steps: int | None,
+        inductive: bool,
+        check: Callable[[], None],
     ) -> tuple[Tensor, Tensor]:
         """Query losses ``[T, K+1]`` and outputs ``[T, K+1, N, ...]`` of one learner."""
         settings = self.gradient_settings()
@@ -305,7 +329,7 @@ class MetaLearner:
 
         def visit(params: Params, support: Batch, query: Batch) -> tuple[Tensor, Tensor]:
             beside = support[0] if inductive else None
-            output = self._predict(params, query[0], beside, vectorize)
+            output = self._predict(params, query[0], beside, vectorize, check)
             return self._criterion(output, query[1]), output
 
         losses, outputs = along_adaptation(
@@ -357,11 +381,17 @@ class MetaLearner:
         return pulled
 
     def _predict(
-        self, params: Params, inputs: Tensor, support: Tensor | None, vectorize: bool
+        self,
+        params: Params,
+        inputs: Tensor,
+        support: Tensor | None,
+        vectorize: bool,
+        check: Callable[[], None],
     ) -> Tensor:
         """Outputs for a query set, or, with a support set, for each query beside that alone."""
 
         def together(batch: Tensor) -> Tensor:
+            check()
             outputs: Tensor = self.apply(params, self.buffers, batch)
             return outputs
 

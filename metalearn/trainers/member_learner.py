@@ -5,7 +5,7 @@ Axes: M members, T tasks, K inner steps, N query samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,10 +42,17 @@ class MemberLearner(MetaLearner):
 
     module: Ensemble
 
-    def settle(self, tasks: TaskBatch, task_count: int, *, deterministic: bool = False) -> Plan:
+    def settle(
+        self,
+        tasks: TaskBatch,
+        task_count: int,
+        *,
+        deterministic: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> Plan:
         """As for one learner; chunks are of tasks, each for all members."""
         count = member_count(self.params)
-        plan = super().settle(tasks, task_count * count, deterministic=deterministic)
+        plan = super().settle(tasks, task_count * count, deterministic=deterministic, check=check)
         if plan.chunk_size is not None:
             plan = replace(plan, chunk_size=max(1, plan.chunk_size // count))
         self.plan = replace(plan, notes=(f"each of {count} members", *plan.notes))
@@ -71,11 +78,16 @@ class MemberLearner(MetaLearner):
         return Ensemble.from_modules(modules).eval()
 
     def score(
-        self, tasks: TaskBatch, *, steps: int | None = None, inductive: bool = False
+        self,
+        tasks: TaskBatch,
+        *,
+        steps: int | None = None,
+        inductive: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> TaskScores:
         """Scores of the mean prediction, and of each member; see `MetaLearner.score`."""
         self.check(tasks)
-        rows = [self._outputs(row, tasks, steps, inductive) for row in unstack(self.params)]
+        rows = [self._outputs(row, tasks, steps, inductive, check) for row in unstack(self.params)]
         losses = torch.stack([loss for loss, _ in rows], 1)
         outputs = torch.stack([output for _, output in rows])
         targets = tasks.query[1]

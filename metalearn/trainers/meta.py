@@ -247,7 +247,10 @@ class MetaTrainer(MemberTrainer):
         if self.learner.plan is None:
             few = self.tasks.sample("train", range(min(2, self.meta_batch)), device=self.device)
             fixed = self.settings.deterministic
-            log.info("%s", self.learner.settle(few, self.meta_batch, deterministic=fixed))
+            plan = self.learner.settle(
+                few, self.meta_batch, deterministic=fixed, check=self._stop.check
+            )
+            log.info("%s", plan)
 
     def _train_indices(self, step: int) -> range:
         return range(step * self.meta_batch, (step + 1) * self.meta_batch)
@@ -256,10 +259,10 @@ class MetaTrainer(MemberTrainer):
         self._settle()
         parts = []
         for start in range(0, count, self.meta_batch):
-            self._stop.check()
             indices = range(start, min(start + self.meta_batch, count))
             batch = self.tasks.sample(split, indices, device=self.device)
-            parts.append(self.learner.score(batch, inductive=inductive))
+            scores = self.learner.score(batch, inductive=inductive, check=self._stop.check)
+            parts.append(scores)
         return joined_scores(parts)
 
     def _draw(self, scores: TaskScores) -> None:

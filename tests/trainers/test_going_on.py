@@ -15,8 +15,10 @@ import torch
 
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import DataError
+from metalearn.models import MLP, Ensemble
+from metalearn.tasks import SinusoidTasks
 from metalearn.tracking import RunTracker
-from metalearn.trainers import MetaTrainer, Trainer
+from metalearn.trainers import MAML, MetaTrainer, Trainer
 from metalearn.trainers.signals import Stopped
 from tests.builders import (
     Recorder,
@@ -130,12 +132,63 @@ def test_diagnostics_that_are_broken_off_leave_no_trace(tmp_path: Path) -> None:
     assert_same(resumed.watch.state(), whole.watch.state())
 
 
+def test_a_diagnostic_of_models_that_is_broken_off_takes_back_those_before_it(
+    tmp_path: Path,
+) -> None:
+    settings: dict[str, Any] = {
+        "steps": 6,
+        "log_every": 1,
+        "diagnostics": ["noise_scale", "fisher_trace"],
+        "diagnostics_every": 3,
+    }
+    whole, stopped, resumed = (
+        per_sample(folder=tmp_path / name, **settings) for name in ("whole", "parts", "parts")
+    )
+    whole.fit()
+    _send_while(stopped, "watched_models", lambda: stopped.step == 5, signal.SIGTERM)
+    assert stopped.fit().step == 5
+    resumed.resume(last(tmp_path / "parts"))
+    resumed.fit()
+    assert_same(state_of(resumed), state_of(whole))
+    assert_same(resumed.watch.state(), whole.watch.state())
+
+
 def test_a_plan_is_given_up_at_once() -> None:
     trainer = ensemble_trainer(engine="auto")
     before = trainer.module.state_dict()
     _send_while(trainer, "_gradients", lambda: True, signal.SIGTERM)
     assert trainer.fit().step == 0
     assert_same(dict(trainer.module.state_dict()), dict(before))
+
+
+@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize("method", ["prepare", "validate", "test"])
+@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+def test_a_batch_of_tasks_is_broken_off_between_its_predictions(
+    engine: Any, method: str, members: int | None
+) -> None:
+    """After the signal, in the third prediction, the network is not called again."""
+    network = MLP((1,), 1, hidden=(8,))
+    model = network if members is None else Ensemble.from_modules([network] * members)
+    maml = MAML(inner_lr=0.01, engine=engine, eval_steps=3)
+    tasks = SinusoidTasks(shot=4, query=4)
+    trainer: Any = MetaTrainer(model, tasks, members=members, maml=maml, meta_batch=4)
+    if method != "prepare":
+        trainer.prepare()
+    predict, called = trainer.learner.apply, [0]
+
+    def counted(*given: Any) -> Any:
+        called[0] += 1
+        if called[0] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(*given)
+
+    trainer.learner.apply = counted
+    given = {"inductive": True} if method == "test" else {}
+    with pytest.raises(Stopped), trainer.stoppable():
+        getattr(trainer, method)(**given)
+    assert called[0] <= 4, "the inner step at hand, and no further prediction"
+    assert trainer.learner.plan is None or method != "prepare"
 
 
 # --- a step is counted once ---------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 from torch import Tensor
 
+from metalearn.core.fisher_problem import OutputsFn
 from metalearn.errors import SettingError
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import NullTracker, Tracker
@@ -18,7 +21,8 @@ from metalearn.trainers.diagnostics.gradient_cosines import GradientCosines
 from metalearn.trainers.diagnostics.gradient_norms import GradientNorms
 from metalearn.trainers.diagnostics.gradient_variance import GradientVariance
 from metalearn.trainers.diagnostics.noise_scale import NoiseScales
-from metalearn.trainers.diagnostics.protocol import Diagnostic, Eye, Watched
+from metalearn.trainers.diagnostics.protocol import Diagnostic, Eye, Predictive, Watched
+from metalearn.types import Params
 
 __all__ = ["DIAGNOSTICS", "Watch", "check_diagnostics", "register"]
 
@@ -108,8 +112,24 @@ class Watch:
             grads: of the step, by parameter.
             tracker: gets all of it, and what it took: ``diagnostics/<name>_seconds`` and, of the
                 time since this process began to train, ``diagnostics/<name>_share``.
-            check: called between chunks of gradients; what it raises leaves no trace here.
+            check: called between chunks of gradients and whenever a model predicts; what it raises
+                leaves no trace here.
         """
+        before = copy.deepcopy(self.state())
+        try:
+            self._look(step, grads, tracker, check)
+        except BaseException:
+            self.load_state(before)
+            raise
+
+    def _look(
+        self,
+        step: int,
+        grads: Mapping[str, Tensor],
+        tracker: Tracker,
+        check: Callable[[], None],
+    ) -> None:
+        watched = cast(Watched, _Checked(self._watched, check))
         took = dict.fromkeys(self._seconds, 0.0)
         seen: dict[str, dict[str, Eye]] = {name: {} for name in took}
         kinds = dict.fromkeys(kind for found in self._kinds.values() for kind in found)
@@ -126,7 +146,7 @@ class Watch:
         numbers: dict[str, float] = {}
         for diagnostic in self.diagnostics:
             started = time.monotonic()
-            numbers |= diagnostic.conclude(step, self._watched, seen[diagnostic.name], tracker)
+            numbers |= diagnostic.conclude(step, watched, seen[diagnostic.name], tracker)
             took[diagnostic.name] += time.monotonic() - started
         self._account(took)
         whole = max(time.monotonic() - self._since, 1e-9)
@@ -185,3 +205,29 @@ class Watch:
     def _account(self, took: Mapping[str, float]) -> None:
         for name, spent in took.items():
             self._seconds[name] += spent
+
+
+class _Checked:
+    """A trainer whose models call ``check`` whenever they predict."""
+
+    def __init__(self, watched: Watched, check: Callable[[], None]) -> None:
+        self._watched, self._check = watched, check
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._watched, name)
+
+    def watched_models(self, step: int) -> Iterator[Predictive]:
+        for model in self._watched.watched_models(step):
+            yield replace(model, outputs_fn=self._checked(model.outputs_fn))
+
+    def _checked(self, outputs_fn: Callable[[Any], OutputsFn]) -> Callable[[Any], OutputsFn]:
+        def of(extra: Any) -> OutputsFn:
+            outputs = outputs_fn(extra)
+
+            def checked(params: Params, inputs: Any) -> Tensor:
+                self._check()
+                return outputs(params, inputs)
+
+            return checked
+
+        return of
