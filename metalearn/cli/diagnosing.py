@@ -17,6 +17,7 @@ from torch import Tensor
 from metalearn.addressing import check_split
 from metalearn.cli.building import AnyTrainer, device_of
 from metalearn.cli.complaints import one_sentence_errors
+from metalearn.cli.determinism import determinism
 from metalearn.cli.folders import claimed, existing_run, saved_config, writing_to
 from metalearn.cli.given import Given, given_settings, plain
 from metalearn.cli.loading import trainer_of
@@ -73,7 +74,7 @@ def diagnose(config: DictConfig) -> None:
     check(config, given_settings(HydraConfig.get()))
     folder = existing_run(config.run, "run")
     saved = saved_config(folder, trust=config.trust)
-    with claimed(folder, "run"), writing_to(folder):
+    with claimed(folder, "run"), determinism(saved), writing_to(folder):
         _diagnose(folder, config, saved)
 
 

@@ -59,6 +59,13 @@ class Trials:
                     raise
         return self._attempt(engine, *self._given)
 
+    @property
+    def note(self) -> str:
+        """What to say of the comparison, in words; empty where it is in float64."""
+        if self._is_double:
+            return ""
+        return f"held to a plain loop to {_TOLERANCE:.0%} alone: this loss does not run in float64"
+
     def disagreement(self, engine: str, found: MetaGradient) -> str:
         """Where an engine's trial is not what the loop gives, in words; empty where it is."""
         exact = self._takes_double()

@@ -155,6 +155,8 @@ def _engine(trials: Trials, optimizer: InnerOptimizer) -> tuple[Engine, list[str
         if gap:
             notes.append(f"{engine} {gap}")
             continue
+        if engine != "loop" and trials.note:
+            notes.append(trials.note)
         return engine, notes
     raise AssertionError("the loop either works or raises")
 

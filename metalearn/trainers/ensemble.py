@@ -321,8 +321,12 @@ class EnsembleTrainer(MemberTrainer):
         """What is known of each member, and how gradients are taken."""
         state = super().extra_state() | {"history": self._history}
         if self.plan is not None:
-            plan = {"engine": self.plan.engine, "chunk_size": self.plan.chunk_size}
-            state["plan"] = plan | {"device": self.device.type}
+            state["plan"] = {
+                "engine": self.plan.engine,
+                "chunk_size": self.plan.chunk_size,
+                "memory": self.memory,
+                "device": self.device.type,
+            }
         return state
 
     def extra_kinds(self) -> list[Kind]:
@@ -347,7 +351,7 @@ class EnsembleTrainer(MemberTrainer):
         if (
             plan
             and plan["device"] == self.device.type
-            and keeps(plan, engine=self.engine, chunk_size=self.chunk_size)
+            and keeps(plan, engine=self.engine, chunk_size=self.chunk_size, memory=self.memory)
         ):
             note = ("as before the interruption",)
             self.plan = MemberPlan(plan["engine"], plan["chunk_size"], note)

@@ -218,6 +218,7 @@ class MetaTrainer(MemberTrainer):
                 "engine": plan.engine,
                 "method": plan.method,
                 "chunk_size": plan.chunk_size,
+                "memory": self.learner.maml.memory,
                 "device": self.device.type,
             }
         return state
@@ -237,9 +238,11 @@ class MetaTrainer(MemberTrainer):
         super().load_extra_state(state)
         plan: dict[str, Any] = {k: state.get(k) for k in ("engine", "method", "chunk_size")}
         maml = self.learner.maml
-        if state.get("device") == self.device.type and keeps(
-            plan, engine=maml.engine, method=maml.wanted_method
-        ):
+        asked = {"engine": maml.engine, "method": maml.wanted_method, "memory": maml.memory}
+        if self.ensemble is None:  # members share chunks
+            asked["chunk_size"] = maml.chunk_size
+        same_device = state.get("device") == self.device.type
+        if same_device and keeps({**plan, "memory": state.get("memory", maml.memory)}, **asked):
             self.learner.plan = Plan(**plan, notes=("as before the interruption",))
 
     def _settle(self) -> None:

@@ -90,10 +90,10 @@ def keeps(plan: Mapping[str, Any], **asked: Any) -> bool:
     """Whether a resumed run can go on with its plan: what was left open then may be asked for now.
 
     Args:
-        plan: what was decided, by setting.
+        plan: what was decided, by setting, and what memory was given then, if that is known.
         asked: the settings of now; ``"auto"`` and None leave it to the plan.
     """
-    return all(value in ("auto", None, plan[name]) for name, value in asked.items())
+    return all(value in ("auto", None, plan.get(name, value)) for name, value in asked.items())
 
 
 def memory_budget(

@@ -67,7 +67,10 @@ def test_a_loss_in_float32_is_held_to_per_cents(
 ) -> None:
     case = conv()
     case = case._replace(loss_fn=cast(case))
-    assert planned(case).engine == "batched"
+    found = planned(case)
+    assert found.engine == "batched"
+    assert found.notes == ("held to a plain loop to 5% alone: this loss does not run in float64",)
+    assert not planned(conv()).notes and not planned(case, engine="batched").notes
     with monkeypatch.context() as patch:
         wrong_by(1.001, patch)
         assert planned(case).engine == "batched"

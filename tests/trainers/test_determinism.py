@@ -194,6 +194,33 @@ def test_an_engine_asked_for_when_resuming_is_used(tmp_path: Path) -> None:
         assert later.plan is not None and later.plan.engine == found
 
 
+@pytest.mark.parametrize("kind", ["learner", "members"])
+def test_memory_that_is_given_anew_is_planned_for(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was given for the run, or is left open now, leaves its plan as it is."""
+
+    def make(memory: int | None, **more: Any) -> Any:
+        if kind == "members":
+            return ensemble_trainer(engine="batched", memory=memory, **more)
+        return sinusoid_trainer(maml=MAML(inner_lr=0.02, memory=memory), **more)
+
+    make(PLENTY, steps=2, folder=tmp_path).fit()
+    for memory, anew in ((PLENTY, False), (None, False), (PLENTY + 1, True)):
+        later = make(memory, steps=4)
+        later.resume(last(tmp_path))
+        assert (plan_of(later) is None) is anew
+        later.fit()
+
+
+def test_chunks_that_are_given_anew_are_taken(tmp_path: Path) -> None:
+    sinusoid_trainer(steps=2, folder=tmp_path).fit()
+    later = sinusoid_trainer(maml=MAML(inner_lr=0.02, eval_steps=2, chunk_size=3), steps=4)
+    later.resume(last(tmp_path))
+    later.fit()
+    assert plan_of(later).chunk_size == 3
+
+
 def test_per_sample_chunks_are_decided_and_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
