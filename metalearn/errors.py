@@ -11,10 +11,19 @@ class SettingError(ValueError):
     """
 
     def __init__(self, setting: str, value: object, accepted: str) -> None:
-        super().__init__(f"{setting}={value!r}: {accepted}")
+        super().__init__(f"{setting}={_shown(value)}: {accepted}")
         self.setting = setting
         self.value = value
         self.accepted = accepted
+
+
+_LONGEST = 120
+
+
+def _shown(value: object) -> str:
+    """A value in one line: modules, tensors and long lists are cut."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 class DataError(RuntimeError):
