@@ -1,0 +1,452 @@
+"""A working call of every public function, by face and name: contracts run over them.
+
+A new public name is one more entry; `test_every_public_function_has_a_call` names what is missing.
+Each entry gives fresh arguments, in float64, small enough for hundreds of calls a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalearn import core, data, evaluation, models, tasks, trainers
+from metalearn.core import functionalize
+from metalearn.types import TaskBatch
+from tests.builders import labelled
+from tests.trainers.small_data import blobs
+
+Call = tuple[Callable[..., Any], dict[str, Any]]
+
+FACES = ("core", "models", "data", "tasks", "evaluation", "trainers")
+FILES = {"load_folder", "load_omniglot", "folder_data", "omniglot_data", "torchvision_data"}
+FILES |= {"folder_tasks", "omniglot_tasks", "load_glyphs", "glyphs_data", "glyph_tasks"}
+"""Read pictures from a disk: their campaigns are in tests/data."""
+RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
+RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
+"""What the library gives, never what it is given."""
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def network() -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    for index, parameter in enumerate(net.parameters()):
+        parameter.data = draw(*parameter.shape, seed=index)
+    return net
+
+
+def problem() -> dict[str, Any]:
+    """``loss_fn``, ``outputs_fn``, ``params``, ``batch``, ``tasks`` of one network."""
+    net = network()
+    apply, params, buffers = functionalize(net)
+
+    def outputs_fn(params: Any, inputs: Any) -> Tensor:
+        found: Tensor = apply(params, buffers, inputs)
+        return found
+
+    def loss_fn(params: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(outputs_fn(params, batch[0]), batch[1])
+
+    x, y = draw(3, 4, 3), torch.arange(12).view(3, 4) % 2
+    return {
+        "module": net,
+        "apply": apply,
+        "buffers": buffers,
+        "outputs_fn": outputs_fn,
+        "loss_fn": loss_fn,
+        "params": params,
+        "batch": (x[0], y[0]),
+        "support": (x[0], y[0]),
+        "tasks": TaskBatch((x, y), (x.flip(1), y.flip(1))),
+    }
+
+
+def ones(tree: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.ones_like(value) for name, value in tree.items()}
+
+
+def quadratic(x: Tensor) -> Tensor:
+    return (x**4).sum()
+
+
+def matvec(v: Tensor) -> Tensor:
+    return torch.arange(1, 6, dtype=v.dtype) * v
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _of(face: Any, name: str, *keys: str, **given: Any) -> Callable[[], Call]:
+    """A call with ``keys`` of `problem`, and values, those that are functions made anew."""
+
+    def make() -> Call:
+        known = problem()
+        fresh = {k: v() if getattr(v, "fresh", False) else v for k, v in given.items()}
+        return getattr(face, name), {k: known[k] for k in keys} | fresh
+
+    return make
+
+
+def _fresh(make: Callable[[], Any]) -> Callable[[], Any]:
+    make.fresh = True  # type: ignore[attr-defined]
+    return make
+
+
+_generator = _fresh(generator)
+_sgd = _fresh(lambda: core.sgd(0.1))
+_LOSS = ("loss_fn", "params", "batch")
+_META = ("loss_fn", "params", "tasks")
+_OUT = ("outputs_fn", "params", "batch")
+_FISHER = {"likelihood": "categorical", "kind": "exact"}
+_SPECTRUM = {"matvec": matvec, "like": torch.zeros(5, dtype=torch.float64)}
+
+
+def _core() -> dict[str, Callable[[], Call]]:
+    inner = {"optimizer": _sgd, "steps": 1}
+    params = _fresh(lambda: problem()["params"])
+    vector = _fresh(lambda: ones(problem()["params"]))
+    stacked = _fresh(lambda: core.stack([problem()["params"]] * 2))
+    calls = {
+        "adam": _of(core, "adam", lr=0.1),
+        "sgd": _of(core, "sgd", lr=0.1),
+        "adapt": _of(core, "adapt", "loss_fn", "params", "support", **inner),
+        "inner_trajectory": _of(core, "inner_trajectory", "loss_fn", "params", "support", **inner),
+        "along_adaptation": _of(
+            core, "along_adaptation", *_META, visit=lambda p, s, q: s[0].sum(), **inner
+        ),
+        "check_per_sample": _of(core, "check_per_sample", *_LOSS),
+        "clipped_gradient": _of(core, "clipped_gradient", *_LOSS, max_norm=1.0),
+        "consolidated_loss": _of(
+            core, "consolidated_loss", "loss_fn", anchor=params, fisher=vector, strength=1.0
+        ),
+        "consolidation_penalty": _of(
+            core, "consolidation_penalty", "params", anchor=params, fisher=vector, strength=1.0
+        ),
+        "convert_norm": _of(core, "convert_norm", "module", norm="group"),
+        "effective_rank": _of(core, "effective_rank", matrix=torch.eye(3, dtype=torch.float64)),
+        "fisher_kfac": _of(core, "fisher_kfac", "module", "params", "batch", **_FISHER),
+        "fisher_operator": _of(
+            core,
+            "fisher_operator",
+            "outputs_fn",
+            "params",
+            batches=_fresh(lambda: [problem()["batch"]]),
+            **_FISHER,
+        ),
+        "fisher_vp": _of(core, "fisher_vp", *_OUT, vector=vector, **_FISHER),
+        "functionalize": _of(core, "functionalize", "module"),
+        "ggn_operator": _of(
+            core,
+            "ggn_operator",
+            "outputs_fn",
+            "params",
+            output_loss=F.cross_entropy,
+            batches=_fresh(lambda: [problem()["batch"]]),
+        ),
+        "ggn_vp": _of(
+            core,
+            "ggn_vp",
+            outputs_fn=lambda x: x**2,
+            output_loss=quadratic,
+            params=draw(3),
+            vector=draw(3),
+        ),
+        "ghost_parameters": _of(core, "ghost_parameters", *_LOSS),
+        "gradient_noise_scale": _of(core, "gradient_noise_scale", grads={"w": draw(6, 3)}),
+        "gradient_sketches": _of(core, "gradient_sketches", size=4, generator=_generator),
+        "hessian": _of(core, "hessian", f=quadratic),
+        "hessian_operator": _of(
+            core,
+            "hessian_operator",
+            "loss_fn",
+            "params",
+            batches=_fresh(lambda: [problem()["batch"]]),
+        ),
+        "hvp": _of(core, "hvp", f=quadratic, primals=draw(3), tangents=draw(3)),
+        "jacobian": _of(core, "jacobian", f=quadratic),
+        "jacobian_mode": _of(core, "jacobian_mode", f=quadratic, args=(draw(3),)),
+        "jvp": _of(core, "jvp", f=quadratic, primals=draw(3), tangents=draw(3)),
+        "vjp": _of(core, "vjp", f=torch.sin, primals=draw(3), cotangents=draw(3)),
+        "lanczos": _of(core, "lanczos", iterations=3, generator=_generator, **_SPECTRUM),
+        "top_eigenvalues": _of(
+            core, "top_eigenvalues", count=2, iterations=4, generator=_generator, **_SPECTRUM
+        ),
+        "spectral_density": _of(
+            core, "spectral_density", iterations=3, generator=_generator, points=16, **_SPECTRUM
+        ),
+        "trace_estimate": _of(
+            core, "trace_estimate", products=6, generator=_generator, **_SPECTRUM
+        ),
+        "laplace_posterior": _of(
+            core, "laplace_posterior", *_OUT, likelihood="categorical", prior_precision=1.0
+        ),
+        "laplace_predictive": _of(
+            core,
+            "laplace_predictive",
+            "outputs_fn",
+            posterior=_fresh(_posterior),
+            inputs=draw(4, 3),
+        ),
+        "laplace_probabilities": _of(
+            core, "laplace_probabilities", mean=draw(4, 2), covariance=torch.eye(2).expand(4, 2, 2)
+        ),
+        "last_layer": _of(core, "last_layer", "apply", "params", "buffers", names="2.*"),
+        "map_members": lambda: (
+            lambda function, params, **rest: core.map_members(function, params, **rest),
+            {"function": lambda p: p["0.weight"].sum(), "params": stacked()},
+        ),
+        "member_gradients": lambda: (
+            lambda loss_fn, params, batch, **rest: core.member_gradients(
+                loss_fn, params, batch, in_dims=None, **rest
+            ),
+            {k: problem()[k] for k in _LOSS} | {"params": stacked()},
+        ),
+        "member_meta_gradient": _of(
+            core, "member_meta_gradient", "loss_fn", "tasks", params=stacked, **inner
+        ),
+        "meta_gradient": _of(core, "meta_gradient", *_META, **inner),
+        "task_meta_gradients": _of(core, "task_meta_gradients", *_META, **inner),
+        "plan_meta_gradient": _of(core, "plan_meta_gradient", *_META, **inner),
+        "natural_gradient": _of(
+            core,
+            "natural_gradient",
+            gradient=draw(5),
+            fisher=matvec,
+            damping=0.1,
+        ),
+        "natural_gradient_step": _of(
+            core,
+            "natural_gradient_step",
+            params=draw(5),
+            gradient=draw(5),
+            fisher=matvec,
+            lr=0.1,
+            damping=0.1,
+        ),
+        "noise_average": _of(core, "noise_average", decay=0.9),
+        "norm_quantiles": _of(core, "norm_quantiles", q=(0.5,)),
+        "per_sample_gradients": _of(core, "per_sample_gradients", *_LOSS),
+        "per_sample_norms": _of(core, "per_sample_norms", *_LOSS),
+        "per_sample_module": _of(core, "per_sample_module", "module"),
+        "reduce_per_sample": _of(
+            core, "reduce_per_sample", *_LOSS, reductions={"mean": core.gradient_mean()}
+        ),
+        "stack": _of(core, "stack", trees=_fresh(lambda: [problem()["params"]] * 2)),
+        "unstack": _of(core, "unstack", tree=stacked),
+        "Implicit": _of(core, "Implicit", regularization=1.0, iterations=3),
+    }
+    for name in ("gradient_mean", "gradient_norms", "gradient_variance"):
+        calls[name] = _of(core, name)
+    for name in ("fisher_blocks", "fisher_diagonal", "fisher_matrix", "fisher_trace"):
+        calls[name] = _of(core, name, *_OUT, **_FISHER)
+    return calls
+
+
+def _posterior() -> Any:
+    known = problem()
+    return core.laplace_posterior(
+        known["outputs_fn"],
+        known["params"],
+        known["batch"],
+        likelihood="categorical",
+        prior_precision=1.0,
+    )
+
+
+def _evaluation() -> dict[str, Callable[[], Call]]:
+    confidences, hits = torch.rand(20, generator=generator()), torch.arange(20) % 3 == 0
+    logits, targets = draw(3, 20, 4), torch.arange(20) % 4
+    calls = {
+        name: _of(evaluation, name, confidences=confidences, hits=hits)
+        for name in (
+            "adaptive_calibration_error",
+            "expected_calibration_error",
+            "reliability_bins",
+        )
+    }
+    return calls | {
+        "EnsembleStatistics": _of(evaluation, "EnsembleStatistics", members=3, classes=4),
+        "fit_temperature": _of(
+            evaluation, "fit_temperature", logits=logits, targets=targets, pooling="pool_then_scale"
+        ),
+        "tempered_log_probabilities": _of(
+            evaluation,
+            "tempered_log_probabilities",
+            logits=logits,
+            temperature=1.5,
+            pooling="pool_then_scale",
+        ),
+        "ood_scores": _of(
+            evaluation, "ood_scores", in_scores=draw(20), out_scores=draw(20, seed=1), resamples=5
+        ),
+        "uncertainty_scores": _of(evaluation, "uncertainty_scores", logits=logits),
+    }
+
+
+def _models() -> dict[str, Callable[[], Call]]:
+    net = _fresh(lambda: models.MLP((2,), 3, hidden=(4,), dropout=0.2))
+    plain = _fresh(lambda: models.MLP((2,), 3, hidden=(4,)))
+    return {
+        "MLP": _of(models, "MLP", input_shape=(2,), outputs=3, hidden=(4,)),
+        "Conv4": _of(models, "Conv4", input_shape=(1, 8, 8), outputs=3, filters=2),
+        "Dropout": _of(models, "Dropout", p=0.5),
+        "BatchEnsemble": _of(models, "BatchEnsemble", network=plain, members=2),
+        "MCDropout": _of(models, "MCDropout", network=net, draws=2),
+        "Ensemble": lambda: (
+            models.Ensemble,
+            {"stacks": [models.Stack([models.MLP((2,), 3, hidden=(4,))])]},
+        ),
+        "Ensemble.from_modules": lambda: (
+            models.Ensemble.from_modules,
+            {"modules": [models.MLP((2,), 3, hidden=(4,), seed=s) for s in (0, 1)]},
+        ),
+        "Ensemble.from_factory": lambda: (
+            models.Ensemble.from_factory,
+            {"make": lambda seed: models.MLP((2,), 3, seed=seed), "seeds": [0, 1]},
+        ),
+        "Stack": lambda: (models.Stack, {"modules": [models.MLP((2,), 3, hidden=(4,))]}),
+        "convert_dropout": lambda: (
+            models.convert_dropout,
+            {"module": nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))},
+        ),
+        "set_draw": _of(models, "set_draw", module=net, draw=1),
+    }
+
+
+def _data() -> dict[str, Callable[[], Call]]:
+    targets = torch.arange(12) % 3
+    splits = {"train": targets[:1] + 0, "validation": targets[1:2] + 0, "test": targets[2:3] + 0}
+    return {
+        "Augmentation": _of(data, "Augmentation", max_shift=1),
+        "ClassificationData": _of(
+            data,
+            "ClassificationData",
+            inputs=draw(12, 2).float(),
+            targets=targets,
+            class_names=("a", "b", "c"),
+            splits=splits,
+        ),
+        "LabelledImages": lambda: (
+            data.LabelledImages,
+            {
+                name: getattr(labelled(), name)
+                for name in ("images", "labels", "class_names", "class_groups", "splits")
+            },
+        ),
+        "MemberBatches": _of(data, "MemberBatches", samples=10, batch_size=4, seeds=[0, 1]),
+        "augment": lambda: (
+            data.augment,
+            {
+                "inputs": torch.rand(2, 1, 4, 4),
+                "augmentation": data.Augmentation(max_shift=1),
+                "seeds": [0],
+                "step": 0,
+            },
+        ),
+        "digits_data": _of(data, "digits_data"),
+        "resized": lambda: (data.resized, {"data": data.digits_data(), "image_size": 4}),
+    }
+
+
+def _tasks() -> dict[str, Callable[[], Call]]:
+    return {
+        "FewShotTasks": lambda: (tasks.FewShotTasks, {"data": labelled(), "way": 2}),
+        "SinusoidTasks": _of(tasks, "SinusoidTasks", shot=3),
+    }
+
+
+def _trainers() -> dict[str, Callable[[], Call]]:
+    few: dict[str, Any] = {"steps": 2, "progress": False}
+
+    def ensemble(name: str, **settings: Any) -> Callable[[], Call]:
+        count = 1 if name != "EnsembleTrainer" else 2
+
+        def make() -> Call:
+            net = lambda seed: models.MLP((2,), 3, hidden=(4,), dropout=0.2, seed=seed)  # noqa: E731
+            model = models.Ensemble.from_factory(net, range(count))
+            given = {"model": model, "data": blobs(), "batch_size": 8, **few}
+            return getattr(trainers, name), given | settings
+
+        return make
+
+    def meta() -> Call:
+        model = models.MLP((1,), 1, hidden=(4,))
+        given = {"model": model, "tasks": tasks.SinusoidTasks(), "meta_batch": 2, **few}
+        return trainers.MetaTrainer, given | {"validation_tasks": 2}
+
+    def learner() -> Any:
+        return trainers.MetaLearner(models.MLP((1,), 1, hidden=(4,)), kind="regression")
+
+    batch = tasks.SinusoidTasks().sample("train", [0, 1])
+    return {
+        "MAML": _of(trainers, "MAML", inner_lr=0.1),
+        "LoopSettings": _of(trainers, "LoopSettings", steps=3),
+        "MetaLearner": lambda: (
+            trainers.MetaLearner,
+            {"module": models.MLP((1,), 1), "kind": "regression"},
+        ),
+        "MetaLearner.adapt": lambda: (
+            learner().adapt,
+            {"support": (batch.support[0][0], batch.support[1][0])},
+        ),
+        "MetaLearner.score": lambda: (learner().score, {"tasks": batch}),
+        "MemberLearner": lambda: (
+            trainers.MemberLearner,
+            {
+                "module": models.Ensemble.from_factory(
+                    lambda seed: models.MLP((1,), 1, seed=seed), [0, 1]
+                ),
+                "kind": "regression",
+            },
+        ),
+        "MetaTrainer": meta,
+        "EnsembleTrainer": ensemble("EnsembleTrainer", members=2),
+        "BatchEnsembleTrainer": ensemble("BatchEnsembleTrainer", members=2),
+        "MCDropoutTrainer": ensemble("MCDropoutTrainer", members=2),
+        "SnapshotTrainer": ensemble("SnapshotTrainer", members=2),
+        "SWAGTrainer": ensemble("SWAGTrainer", members=2, rank=1, every=1, start=0.1),
+        "PerSampleTrainer": lambda: (
+            trainers.PerSampleTrainer,
+            {"model": models.MLP((2,), 3, hidden=(4,)), "data": blobs(), "batch_size": 8, **few},
+        ),
+        "mean_interval": _of(trainers, "mean_interval", values=draw(4, 2)),
+    }
+
+
+CALLS: dict[str, Callable[[], Call]] = {
+    f"{face}.{name}": make
+    for face, found in (
+        ("core", _core()),
+        ("evaluation", _evaluation()),
+        ("models", _models()),
+        ("data", _data()),
+        ("tasks", _tasks()),
+        ("trainers", _trainers()),
+    )
+    for name, make in found.items()
+}
+
+
+def public_functions() -> set[str]:
+    """What a user calls: functions and constructors of the faces, but for records of results."""
+    names = set()
+    for face in FACES:
+        room = importlib.import_module(f"metalearn.{face}")
+        for name in room.__all__:
+            found = getattr(room, name)
+            record = inspect.isclass(found) and issubclass(found, tuple)
+            abstract = inspect.isabstract(found) or getattr(found, "_is_protocol", False)
+            callable_ = inspect.isfunction(found) or inspect.isclass(found)
+            if callable_ and not record and not abstract and name not in FILES | RESULTS:
+                names.add(f"{face}.{name}")
+    return names - {"core.Eager", "core.InnerOptimizer"}  # of the library's own making

@@ -1,0 +1,155 @@
+"""Bad arguments of every public function: one sentence that names the argument, or a result.
+
+Rows are made from `CALLS`: every argument of every call is replaced in turn by values of other
+kinds and out of every range. What is refused is refused by one of the library's errors in one line;
+nothing else escapes. What must be refused, whatever else happens, stands in `REFUSED`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metalearn.core.tree import tree_map
+from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.types import TaskBatch
+from tests.contracts.calls import CALLS, problem, public_functions
+
+ERRORS = (SettingError, DataError, NonFiniteError)
+
+PLAIN: dict[str, Any] = {
+    "None": None,
+    "text": "text",
+    "empty text": "",
+    "-1": -1,
+    "0": 0,
+    "1.5": 1.5,
+    "true": True,
+    "nan": math.nan,
+    "inf": math.inf,
+    "2^70": 2**70,
+    "[]": [],
+    "{}": {},
+    "object": object(),
+    "tensor(-1)": torch.tensor(-1.0),
+    "tensor(nan)": torch.tensor(math.nan),
+    "tensor of ints": torch.arange(3),
+    "function": lambda *args, **kwargs: None,
+}
+
+TREES: dict[str, Any] = {
+    "without leaves": lambda tree: {},
+    "on the meta device": lambda tree: tree_map(lambda x: x.to("meta"), tree),
+    "complex": lambda tree: tree_map(lambda x: x.to(torch.complex64), tree),
+    "of ints": lambda tree: tree_map(lambda x: x.to(torch.int64), tree),
+    "of bools": lambda tree: tree_map(lambda x: x > 0, tree),
+    "of numpy": lambda tree: tree_map(lambda x: x.numpy(), tree),
+    "sparse": lambda tree: tree_map(lambda x: x.to_sparse(), tree),
+    "without elements": lambda tree: tree_map(lambda x: x[:0], tree),
+    "without axes": lambda tree: tree_map(lambda x: x.sum(), tree),
+    "one axis more": lambda tree: tree_map(lambda x: x[None], tree),
+    "cut": lambda tree: tree_map(lambda x: x[..., :1], tree),
+    "one leaf missing": lambda tree: dict(list(tree.items())[1:]) if isinstance(tree, dict) else (),
+    "one leaf longer": lambda tree: _longer(tree),
+}
+
+
+def _longer(tree: Any) -> Any:
+    first = [True]
+
+    def longer(x: Tensor) -> Tensor:
+        if first.pop() if first else False:
+            return torch.cat([x, x])
+        return x
+
+    return tree_map(longer, tree)
+
+
+LOSSES: dict[str, Any] = {
+    "gives None": lambda *args: None,
+    "gives a tuple": lambda *args: (torch.tensor(1.0), torch.tensor(2.0)),
+    "gives a number": lambda *args: 1.0,
+    "gives whole numbers": lambda params, *rest: torch.tensor(3),
+    "gives a constant": lambda params, *rest: torch.tensor(1.0, dtype=torch.float64),
+    "detaches": lambda params, *rest: sum(p.detach().sum() for p in _leaves(params)),
+    "is complex": lambda params, *rest: sum(p.sum() for p in _leaves(params)) * 1j,
+    "takes nothing": lambda: None,
+}
+
+
+def _leaves(params: Any) -> list[Tensor]:
+    return list(params.values()) if isinstance(params, dict) else [params]
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    """Name of the call, argument, name of the bad value."""
+    for name, make in CALLS.items():
+        _, given = make()
+        for argument, value in given.items():
+            for bad in PLAIN:
+                yield name, argument, bad
+            if isinstance(value, Tensor | dict | tuple) and _has_tensors(value):
+                for bad in TREES:
+                    yield name, argument, bad
+            if argument.endswith("_fn") or argument in ("f", "matvec"):
+                for bad in LOSSES:
+                    yield name, argument, bad
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(x, Tensor) for x in torch.utils._pytree.tree_leaves(value))
+
+
+def spoilt(value: Any, bad: str) -> Any:
+    if bad in PLAIN:
+        return PLAIN[bad]
+    return LOSSES[bad] if bad in LOSSES else TREES[bad](value)
+
+
+def attempt(name: str, argument: str, bad: str) -> str:
+    """``accepted``, or what it said; anything but an error of ours escapes."""
+    function, given = CALLS[name]()
+    value = spoilt(given[argument], bad)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = function(**{**given, argument: value})
+            if hasattr(found, "__next__"):
+                list(found)
+        except ERRORS as error:
+            return str(error)
+    return "accepted"
+
+
+def test_every_public_function_has_a_call() -> None:
+    missing = public_functions() - set(CALLS)
+    assert not missing, f"tests/contracts/calls.py lacks {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_call_itself_works(name: str) -> None:
+    function, given = CALLS[name]()
+    function(**given)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_bad_arguments_are_refused_in_one_line_or_taken(name: str) -> None:
+    escaped = []
+    for row in rows():
+        if row[0] != name:
+            continue
+        try:
+            said = attempt(*row)
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0][:100]
+            escaped.append(f"{row[1]}={row[2]}: {type(error).__name__}: {first}")
+            continue
+        if said != "accepted" and ("\n" in said or len(said) > 400):
+            escaped.append(f"{row[1]}={row[2]}: not one sentence: {said}")
+    assert not escaped, f"{len(escaped)} of {name}:\n" + "\n".join(escaped)
