@@ -38,13 +38,15 @@ class NonFiniteError(FloatingPointError):
     """A loss or gradient became infinite or NaN; the message says where."""
 
 
-def check_whole(setting: str, value: object, least: int, most: int | None = None) -> None:
+def check_whole(setting: str, value: object, least: int, most: int = 2**63 - 1) -> None:
     """Refuse what is not a whole number of at least ``least``, and at most ``most``.
+
+    Beyond 64 bits there is nothing that torch could count.
 
     Raises:
         SettingError: names the setting.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingError(setting, value, f"a whole number of at least {least} is needed")
-    if most is not None and value > most:
+    if value > most:
         raise SettingError(setting, value, f"a whole number of at most {most} is needed")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from metalearn.errors import SettingError
 from metalearn.models import MLP, Conv4
-from metalearn.signatures import accepted_settings, check_settings
+from metalearn.signatures import accepted_settings, check_settings, checked
 from metalearn.tasks import FewShotTasks, SinusoidTasks, folder_tasks, glyph_tasks, omniglot_tasks
 from metalearn.trainers import MAML, LoopSettings, MetaTrainer
 
@@ -243,3 +245,77 @@ def test_names_of_the_callable_behind_are_suggested_too() -> None:
 def test_the_first_misfit_is_named() -> None:
     with pytest.raises(SettingError, match="^count="):
         check_settings(function, {"rate": 0.1, "count": "x", "flag": "y"}, "")
+
+
+@checked
+def call(
+    loss_fn: Callable[[Any, Any], Tensor],
+    module: nn.Module | None = None,
+    *,
+    steps: int = 1,
+    lr: float | Tensor = 0.1,
+    names: Sequence[str] | str = "",
+    batches: Iterable[Any] = (),
+    pair: tuple[Tensor, Tensor] | None = None,
+    flag: bool = False,
+    free: Any = None,
+) -> str:
+    return "called"
+
+
+LOSS: Any = lambda params, batch: params  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_fn": None}, "loss_fn=None: a function of 2 arguments is needed"),
+        ({"loss_fn": lambda: 0}, "a function of 2 arguments is needed"),
+        ({"loss_fn": lambda a: 0}, "a function of 2 arguments is needed"),
+        ({"loss_fn": lambda a, b, c: 0}, "a function of 2 arguments is needed"),
+        ({"loss_fn": lambda a, b, *, c: 0}, "a function of 2 arguments is needed"),
+        ({"module": 3}, "module=3: a Module or null is needed"),
+        ({"module": nn.Linear}, "module=<class .*>: a Module or null is needed"),
+        ({"names": 1}, "names=1: a list of texts or a text is needed"),
+        ({"names": torch.tensor(1.0)}, "names=.*: a list of texts or a text is needed"),
+        ({"names": ["a", 1]}, r"names=\['a', 1\]: a list of texts or a text is needed"),
+        ({"batches": 1}, "batches=1: a list is needed"),
+        ({"batches": "ab"}, "batches='ab': a list is needed"),
+        ({"pair": (1, 2)}, r"pair=\(1, 2\): a list of 2 values"),
+        ({"pair": (torch.ones(1),)}, "pair=.*: a list of 2 values"),
+        ({"flag": 1}, "flag=1: true or false is needed"),
+        ({"flag": "no"}, "flag='no': true or false is needed"),
+    ],
+)
+def test_a_call_refuses_other_kinds_of_arguments(changes: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=f"{message}") as caught:
+        call(**{"loss_fn": LOSS, **changes})
+    assert caught.value.setting == next(iter(changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss_fn": lambda *args: 0},
+        {"loss_fn": lambda a, b, c=1, *, d=2: 0},
+        {"loss_fn": nn.MSELoss()},
+        {"loss_fn": max},
+        {"module": nn.Linear(1, 1)},
+        {"names": ("a", "b")},
+        {"names": []},
+        {"batches": (x for x in (1, 2))},
+        {"batches": torch.utils.data.DataLoader([1, 2])},  # type: ignore[arg-type]
+        {"pair": (torch.ones(1), torch.ones(1))},
+        {"free": object()},
+        {"steps": "of the function's own"},
+        {"lr": math.nan},
+    ],
+)
+def test_a_call_takes_what_fits_and_leaves_ranges_to_the_function(changes: Any) -> None:
+    assert call(**{"loss_fn": LOSS, **changes}) == "called"
+
+
+def test_arguments_by_position_are_checked_too() -> None:
+    with pytest.raises(SettingError, match="module='net': a Module or null is needed"):
+        call(LOSS, "net")  # type: ignore[arg-type]

@@ -16,8 +16,16 @@ from torch import Tensor
 from metalearn.core.calculus import Calculus, Functional
 from metalearn.core.checks import check_samples, scalar_loss
 from metalearn.core.inner import InnerOptimizer
-from metalearn.core.tree import check_floating, flatten, leaf_names, match_names, unflatten
+from metalearn.core.tree import (
+    check_floating,
+    check_tensors,
+    flatten,
+    leaf_names,
+    match_names,
+    unflatten,
+)
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "inner_loop",
     "inner_trajectory",
     "last_of",
+    "trajectory",
 ]
 
 
@@ -116,6 +125,7 @@ def inner_loop(
     )
 
 
+@checked
 def adapt(
     loss_fn: LossFn,
     params: Params,
@@ -147,14 +157,15 @@ def adapt(
             floating-point tensors, a support set without samples; a loss that is not a scalar or
             in which no parameter that adapts has a part.
     """
+    check_inner(params, steps)
     if steps:
         check_samples(support, "support")
-    loss_fn = scalar_loss(loss_fn)
     return last_of(
         inner_trajectory(loss_fn, params, support, optimizer=optimizer, steps=steps, frozen=frozen)
     )
 
 
+@checked
 def inner_trajectory(
     loss_fn: LossFn,
     params: Params,
@@ -171,6 +182,24 @@ def inner_trajectory(
     not differentiated in turn.
     """
     check_inner(params, steps)
+    check_tensors(support, "support")
+    return trajectory(
+        scalar_loss(loss_fn), params, support, optimizer=optimizer, steps=steps, frozen=frozen,
+        calculus=calculus,
+    )  # fmt: skip
+
+
+def trajectory(
+    loss_fn: LossFn,
+    params: Params,
+    support: Batch,
+    *,
+    optimizer: InnerOptimizer,
+    steps: int,
+    frozen: str | Sequence[str] | None = None,
+    calculus: Calculus | None = None,
+) -> Iterator[InnerStep]:
+    """As `inner_trajectory`, of arguments that are checked; losses may be ``[T]``, one a task."""
     loop = inner_loop(loss_fn, params, optimizer=optimizer, frozen=frozen, calculus=calculus)
     values, spec = flatten(params)
     state = loop.start(values)

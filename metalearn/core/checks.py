@@ -7,24 +7,31 @@ nothing wraps them; inside a transform they are taken as they are.
 
 from __future__ import annotations
 
+import dis
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import flatten, leaf_names, leaves, tree_map, unflatten
 from metalearn.errors import SettingError
 
 __all__ = [
     "UnreachedError",
+    "call",
     "check_number",
+    "check_pair",
     "check_reached",
     "check_samples",
     "check_scalar",
+    "module_takes",
     "outside_inference_mode",
     "reaching",
     "refuse_unreached",
@@ -34,6 +41,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_TORCH = str(Path(torch.__file__).parent)
 _CONSTANT = "no parameter reached"
 
 
@@ -51,11 +59,53 @@ def check_scalar(value: Any, setting: str) -> Tensor:
     return value
 
 
+def call(function: Callable[..., R], setting: str, *args: Any, **kwargs: Any) -> R:
+    """What a function that was handed over gives; refused where it does not take the arguments.
+
+    Errors from inside of it surface as they are.
+    """
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise
+        wanted = f"a function that takes {len(args)} such argument{'s' * (len(args) > 1)}"
+        raise SettingError(setting, function, f"{wanted} is needed ({error})") from error
+
+
+def check_pair(batch: Any, setting: str = "batch") -> tuple[Any, Any]:
+    """Inputs and targets of a batch, refused where it is no pair of them."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        shown = (
+            f"{type(batch).__name__} of {len(batch)}"
+            if isinstance(batch, tuple | list)
+            else (type(batch).__name__)
+        )
+        raise SettingError(setting, shown, "a pair (inputs, targets) is needed")
+    return batch[0], batch[1]
+
+
+@contextmanager
+def module_takes(setting: str, inputs: Any) -> Iterator[None]:
+    """A block that calls a module; what torch says against the inputs is said of them by name.
+
+    What the module itself raises surfaces as it is.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError, TypeError) as error:
+        if isinstance(error, SettingError) or is_out_of_memory(error) or _raised_by_hand(error):
+            raise
+        line = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        accepted = f"inputs that the module takes are needed ({line})"
+        raise SettingError(setting, tree_map(_described, inputs), accepted) from error
+
+
 def scalar_loss(loss_fn: Callable[P, Any]) -> Callable[P, Tensor]:
     """The same loss, whose value is checked by `check_scalar`."""
 
     def checked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        return check_scalar(loss_fn(*args, **kwargs), "loss_fn")
+        return check_scalar(call(loss_fn, "loss_fn", *args, **kwargs), "loss_fn")
 
     return checked
 
@@ -177,8 +227,26 @@ def check_number(
     elif isinstance(value, int | float) and not isinstance(value, bool):
         beyond = infinite and value == below == math.inf
         if value > above and value >= least and (value < below or beyond):
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise SettingError(setting, value, "a number of at most 64 bits is needed")
             return
     raise SettingError(setting, value, accepted or _range(above, least, below, infinite))
+
+
+def _raised_by_hand(error: Exception) -> bool:
+    """Whether it comes from a ``raise`` in a file that is not torch's."""
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None:
+        return False
+    code = innermost.tb_frame.f_code
+    by_hand = code.co_code[innermost.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return by_hand and not code.co_filename.startswith(_TORCH)
+
+
+def _described(leaf: Any) -> Any:
+    return f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
 
 
 def _ordinary(leaf: Any) -> Any:

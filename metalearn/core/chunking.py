@@ -10,10 +10,9 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from metalearn.core.memory import free_memory, parse_bytes, peak_memory
-from metalearn.core.tree import flatten, leaf_names, tree_map
+from metalearn.core.tree import check_tensors, flatten, leaf_names, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch
 
@@ -29,12 +28,13 @@ def sample_count(batch: Batch) -> int:
         SettingError: no leaves, leaves that are not tensors, different lengths.
     """
     values, _ = flatten(batch)
+    check_tensors(batch, "batch")
     counts: dict[int, str] = {}
     for i, value in enumerate(values):
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            got = "a scalar" if isinstance(value, Tensor) else type(value).__name__
-            needed = "a tensor with a leading sample axis is needed"
-            raise SettingError(f"batch[{leaf_names(batch)[i]}]", got, needed)
+        if value.dim() == 0:
+            got, needed = "a scalar", "a tensor with a leading sample axis is needed"
+            name = leaf_names(batch)[i]
+            raise SettingError(f"batch[{name}]" if name else "batch", got, needed)
         counts.setdefault(value.shape[0], leaf_names(batch)[i])
     if len(counts) != 1 or 0 in counts:
         found = {name: count for count, name in counts.items()}

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metalearn.core.checks import check_number
+from metalearn.core.checks import call, check_number, check_scalar
 from metalearn.core.operators import Operator
-from metalearn.core.tree import add_scaled, dot, leaf_names, tree_map
-from metalearn.errors import SettingError
+from metalearn.core.tree import add_scaled, check_floating, check_like, dot, tree_map
+from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = ["consolidated_loss", "consolidation_penalty"]
 
 
+@checked
 def consolidation_penalty(
     params: Params, anchor: Params, fisher: Params | Operator, *, strength: float | Tensor
 ) -> Tensor:
@@ -36,21 +37,31 @@ def consolidation_penalty(
         SettingError: a strength below 0, trees that do not fit.
     """
     check_number("strength", strength, least=0, accepted="a number of at least 0 is needed")
+    check_floating(params, "params")
     for name, tree in (("anchor", anchor), ("fisher", fisher)):
-        if not callable(tree) and sorted(leaf_names(tree)) != sorted(leaf_names(params)):
-            raise SettingError(name, type(tree).__name__, "a tree like the parameters is needed")
+        if name == "anchor" or not callable(tree):
+            check_like(tree, params, name)
     moved = add_scaled(params, anchor, -1)
-    pulled = fisher(moved) if callable(fisher) else tree_map(lambda f, m: f * m, fisher, moved)
+    if callable(fisher):
+        pulled = fisher(moved)
+        check_like(pulled, params, "fisher(v)")
+    else:
+        pulled = tree_map(lambda f, m: f * m, fisher, moved)
     return 0.5 * strength * dot(moved, pulled)
 
 
+@checked
 def consolidated_loss(
     loss_fn: LossFn, anchor: Params, fisher: Params | Operator, *, strength: float | Tensor
 ) -> LossFn:
     """The later task's loss with `consolidation_penalty` added: a loss function again."""
+    check_number("strength", strength, least=0, accepted="a number of at least 0 is needed")
+    check_floating(anchor, "anchor")
+    if not callable(fisher):
+        check_like(fisher, anchor, "fisher")
 
     def loss(params: Params, batch: Batch) -> Tensor:
         penalty = consolidation_penalty(params, anchor, fisher, strength=strength)
-        return loss_fn(params, batch) + penalty
+        return check_scalar(call(loss_fn, "loss_fn", params, batch), "loss_fn") + penalty
 
     return loss

@@ -16,11 +16,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import call
 from metalearn.core.modes import Mode, concrete, curved, guarded, random_like
 from metalearn.core.passes import Passes, each_output, prefers_forward
 from metalearn.core.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
 from metalearn.core.tree import check_floating, dot, flatten, unflatten
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = ["Mode", "SecondMode", "ggn_vp", "hessian", "hvp", "jacobian", "jacobian_mode"]
 __all__ += ["jvp", "vjp"]
@@ -29,6 +31,7 @@ Function = Callable[..., Any]
 Leaves = list[Tensor]
 
 
+@checked
 def jacobian(
     f: Function,
     argnums: int | tuple[int, ...] = 0,
@@ -76,6 +79,7 @@ def jacobian(
     return taken
 
 
+@checked
 def jacobian_mode(
     f: Function, args: Sequence[Any], argnums: int | tuple[int, ...] = 0, **kwargs: Any
 ) -> Mode:
@@ -90,6 +94,7 @@ def jacobian_mode(
     return "forward" if prefers_forward(inputs, outputs) else "reverse"
 
 
+@checked
 def hessian(
     f: Function,
     argnums: int | tuple[int, ...] = 0,
@@ -154,7 +159,7 @@ def _of_leaves(
         tree, full = unflatten(values, spec), list(args)
         for i, part in zip(chosen, tree if several else (tree,)):
             full[i] = part
-        outputs = f(*full, **kwargs)
+        outputs = call(partial(f, **kwargs), "f", *full)
         check_floating(outputs, "f(*args)")
         return outputs
 

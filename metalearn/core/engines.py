@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metalearn.core.adapt import InnerLoop, inner_loop, inner_trajectory
+from metalearn.core.adapt import InnerLoop, inner_loop, trajectory
 from metalearn.core.calculus import Calculus, Eager, Functional, Values
 from metalearn.core.checks import scalar_loss
 from metalearn.core.inner import InnerOptimizer
@@ -246,7 +246,7 @@ def _trajectory(
     inner: Inner, params: Params, support: Batch, calculus: Calculus | None = None
 ) -> Iterator[Params]:
     """θ_0 … θ_K."""
-    for point in inner_trajectory(
+    for point in trajectory(
         inner.loss_fn,
         params,
         support,

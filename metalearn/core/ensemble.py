@@ -18,9 +18,18 @@ from torch.func import grad_and_value, vmap
 from metalearn.core.calculus import Eager
 from metalearn.core.checks import check_samples, outside_inference_mode, reaching, scalar_loss
 from metalearn.core.ops import PlainOperations, task_operations
-from metalearn.core.tree import check_floating, flatten, leaf_names, leaves, tree_map, unflatten
+from metalearn.core.tree import (
+    check_floating,
+    check_tensors,
+    flatten,
+    leaf_names,
+    leaves,
+    tree_map,
+    unflatten,
+)
 from metalearn.core.vectorization import in_a_loop, vectorizing
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Params
 
 __all__ = [
@@ -48,6 +57,7 @@ class MemberGradients(NamedTuple):
     """``[M]``."""
 
 
+@checked
 def stack(trees: Sequence[Any]) -> Any:
     """M trees of one shape as one tree, leaves ``[M, ...]``.
 
@@ -56,6 +66,8 @@ def stack(trees: Sequence[Any]) -> Any:
     """
     if not len(trees):
         raise SettingError("members", 0, "at least one is needed")
+    for index, tree in enumerate(trees):
+        check_tensors(tree, f"members[{index}]")
     first, spec = flatten(trees[0])
     for index, tree in enumerate(trees):
         values, found = flatten(tree)
@@ -72,9 +84,12 @@ def stack(trees: Sequence[Any]) -> Any:
     return tree_map(lambda *values: torch.stack(values), *trees)
 
 
+@checked
 def unstack(tree: Any) -> list[Any]:
     """Inverse of `stack`: M trees of views."""
+    check_tensors(tree, "tree")
     values, spec = flatten(tree)
+    member_count(tree)
     return [unflatten(row, spec) for row in zip(*(value.unbind(0) for value in values))]
 
 
@@ -83,6 +98,7 @@ def take_member(tree: Any, index: int) -> Any:
     return tree_map(lambda value: value[index], tree)
 
 
+@checked
 def map_members(
     function: Callable[..., Any],
     *args: Any,
@@ -104,6 +120,7 @@ def map_members(
 
     def loop(args: Sequence[Any]) -> Any:
         rows = [function(*row) for row in _rows(args, in_dims)]
+        check_tensors(rows, "function")
         return tree_map(lambda *values: torch.stack(values), *rows)
 
     if engine == "loop":
@@ -115,6 +132,7 @@ def map_members(
 
 
 @outside_inference_mode
+@checked
 def member_gradients(
     loss_fn: Callable[..., Tensor],
     params: Params,
@@ -170,6 +188,8 @@ def member_gradients(
 
 def member_count(*trees: Any) -> int:
     """M of stacked trees; SettingError where they disagree."""
+    for tree in trees:
+        check_tensors(tree, "members")
     sizes = {int(leaf.shape[0]) if leaf.dim() else 0 for leaf in leaves(trees)}
     if len(sizes) != 1 or 0 in sizes:
         raise SettingError(
@@ -207,6 +227,7 @@ def _check_engine(engine: MemberEngine) -> None:
 
 def _copies(trees: Sequence[Any]) -> list[Any]:
     """Trees whose tensors, such as buffers, may be written to."""
+    check_tensors(trees, "args")
     return [tree_map(lambda leaf: leaf.detach().clone(), tree) for tree in trees]
 
 

@@ -35,7 +35,9 @@ from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
 from metalearn.core.modes import AnyMode
 from metalearn.core.products import check_mode
-from metalearn.core.tree import leaves, tree_map
+from metalearn.core.tree import check_floating, leaves, tree_map
+from metalearn.errors import SettingError
+from metalearn.signatures import checked
 from metalearn.types import Batch, Params
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 
+@checked
 def fisher_diagonal(
     outputs_fn: OutputsFn,
     params: Params,
@@ -85,6 +88,7 @@ def fisher_diagonal(
     return problem.mean(lambda grads: tree_map(lambda g: g.square().sum((0, 1)), grads), chunk_size)
 
 
+@checked
 def fisher_trace(
     outputs_fn: OutputsFn,
     params: Params,
@@ -107,6 +111,7 @@ def fisher_trace(
     return total
 
 
+@checked
 def fisher_matrix(
     outputs_fn: OutputsFn,
     params: Params,
@@ -135,6 +140,7 @@ def fisher_matrix(
     return matrix
 
 
+@checked
 def fisher_blocks(
     outputs_fn: OutputsFn,
     params: Params,
@@ -162,6 +168,7 @@ def fisher_blocks(
     return problem.mean(lambda grads: tree_map(gram, _with_axis(grads)), chunk_size)
 
 
+@checked
 def fisher_vp(
     outputs_fn: OutputsFn,
     params: Params,
@@ -191,12 +198,16 @@ def fisher_vp(
     return problem.product(vector, chunk_size, mode)
 
 
+@checked
 def effective_rank(matrix: Tensor) -> Tensor:
     """exp(−Σ_i q_i log q_i), q_i = λ_i / Σ λ, of a positive semi-definite matrix ``[P, P]``.
 
     Between 1 and P: the number of equal eigenvalues that would have the same entropy. Eigenvalues
     below zero (rounding) count as zero. Source: Roy and Vetterli, "The Effective Rank", 2007.
     """
+    check_floating(matrix, "matrix")
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
+        raise SettingError("matrix", tuple(matrix.shape), "a square matrix [P, P] is needed")
     values = torch.linalg.eigvalsh(matrix).clamp_min(0)
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     entropy: Tensor = torch.special.entr(shares).sum()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from metalearn.core.checks import check_reached
+from metalearn.core.checks import check_pair, check_reached
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.modes import (
@@ -37,7 +37,7 @@ from metalearn.core.vectorization import vectorizing
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
 
-__all__ = ["FisherProblem", "OutputsFn", "check_targets", "over_samples"]
+__all__ = ["FisherProblem", "OutputsFn", "check_outputs", "check_targets", "over_samples"]
 
 OutputsFn = Callable[[Params, Any], Tensor]
 """Outputs ``[N, C]`` of a batch of inputs."""
@@ -72,13 +72,9 @@ class FisherProblem:
     ) -> FisherProblem:
         """Check shapes and draw the noise of Monte Carlo targets."""
         check_floating(params, "params")
-        inputs, targets = batch
+        inputs, targets = check_pair(batch)
         count = sample_count(inputs)
-        one = outputs_fn(params, tree_map(lambda x: x[:1], inputs)).detach()
-        if one.dim() != 2 or len(one) != 1:
-            raise SettingError(
-                "outputs_fn", tuple(one.shape), "outputs [N, C] are needed, here for N = 1"
-            )
+        one = check_outputs(outputs_fn(params, tree_map(lambda x: x[:1], inputs))).detach()
         check_targets(targets, (count, one.shape[1]), likelihood)
         targets = targets if likelihood.kind == "empirical" else None
         noise = likelihood.noise(count, one[0], generator)
@@ -187,6 +183,18 @@ def over_samples(
     return vectorizing(setting, name, alone, _NO_LOOP)
 
 
+def check_outputs(outputs: Any) -> Tensor:
+    """Outputs of one sample, refused where they are not a floating-point tensor ``[1, C]``."""
+    needed = "outputs [N, C] are needed, here for N = 1"
+    if not isinstance(outputs, Tensor):
+        raise SettingError("outputs_fn", type(outputs).__name__, needed)
+    if not outputs.is_floating_point():
+        raise SettingError("outputs_fn", outputs.dtype, f"{needed}, of a floating-point type")
+    if outputs.dim() != 2 or len(outputs) != 1:
+        raise SettingError("outputs_fn", tuple(outputs.shape), needed)
+    return outputs
+
+
 def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood) -> None:
     """Refuse targets that are looked at and do not fit outputs of ``shape`` [N, C].
 
@@ -196,8 +204,8 @@ def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Li
     if likelihood.kind != "empirical":
         return
     wanted = shape[:1] if likelihood.name == "categorical" else shape
-    if targets is None or tuple(targets.shape) != wanted:
-        got = None if targets is None else tuple(targets.shape)
+    if not isinstance(targets, Tensor) or tuple(targets.shape) != wanted:
+        got = tuple(targets.shape) if isinstance(targets, Tensor) else targets
         raise SettingError("targets", got, f"the shape {wanted} is needed for this likelihood")
     if likelihood.name == "categorical":
         check_labels(targets, shape[1])

@@ -33,6 +33,7 @@ from metalearn.core.tree import (
     tree_map,
     unflatten,
 )
+from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = [
@@ -55,6 +56,7 @@ class ClippedGradient(NamedTuple):
     """Scalar: the share of samples with ‖g_i‖ > C."""
 
 
+@checked
 def per_sample_norms(
     loss_fn: LossFn,
     params: Params,
@@ -95,6 +97,7 @@ def per_sample_norms(
     return norms_of(found)
 
 
+@checked
 def clipped_gradient(
     loss_fn: LossFn,
     params: Params,
@@ -163,6 +166,7 @@ def clipped_chunk(
         return resolve_chunk(_norms_taker(loss_fn, params, batch, method), batch, "auto", memory)
 
 
+@checked
 def ghost_parameters(loss_fn: LossFn, params: Params, batch: Batch) -> dict[str, bool]:
     """For each parameter by name, whether `per_sample_norms` does without its gradients."""
     with refusing(loss_fn, params, batch, "layers"):

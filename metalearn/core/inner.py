@@ -17,6 +17,7 @@ from torch import Tensor
 from metalearn.core.checks import check_number
 from metalearn.core.tree import flatten, leaf_names, leaves, tree_map, unflatten
 from metalearn.errors import SettingError
+from metalearn.signatures import checked
 
 __all__ = ["InnerOptimizer", "adam", "sgd"]
 
@@ -57,6 +58,7 @@ LearningRate = float | Tensor | Any
 """A number, a scalar tensor, or a tree of tensors: one for each leaf that adapts (Meta-SGD)."""
 
 
+@checked
 def sgd(lr: LearningRate, *, momentum: float = 0.0, weight_decay: float = 0.0) -> InnerOptimizer:
     """Gradient descent: ``m ← momentum · m + (g + weight_decay · θ)``, update ``−lr · m``.
 
@@ -104,6 +106,7 @@ def _sgd(lr: LearningRate, momentum: float, weight_decay: float) -> InnerOptimiz
     return _optimizer(init, update, lr, rebuild, weight_decay, fused)
 
 
+@checked
 def adam(
     lr: LearningRate,
     *,

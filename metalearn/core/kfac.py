@@ -32,13 +32,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from metalearn.core.checks import check_number
+from metalearn.core.checks import check_number, check_pair
 from metalearn.core.chunking import chunks, sample_count
-from metalearn.core.fisher_problem import check_targets
+from metalearn.core.fisher_problem import check_outputs, check_targets
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
 from metalearn.core.probes import Layers, ProbedModule
-from metalearn.core.tree import ravel, tree_map
+from metalearn.core.tree import check_floating, ravel, tree_map
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Batch
 
 __all__ = ["KroneckerBlock", "KroneckerFisher", "Sharing", "fisher_kfac"]
@@ -112,6 +113,7 @@ class KroneckerFisher(NamedTuple):
         return {name: parts[name] for name in vector}
 
 
+@checked
 def fisher_kfac(
     module: nn.Module,
     params: Mapping[str, Tensor],
@@ -151,11 +153,12 @@ def fisher_kfac(
         raise SettingError("sharing", sharing, f"one of {', '.join(get_args(Sharing))} is needed")
     rule = Likelihood(likelihood, kind, samples, variance)
     probed = ProbedModule(module, params, buffers)
-    inputs, targets = batch
+    check_floating(dict(params), "params")
+    inputs, targets = check_pair(batch)
     count = sample_count(inputs)
     if chunk_size is not None:
         check_whole("chunk_size", chunk_size, 1)
-    one = probed.outputs(tree_map(lambda x: x[:1], inputs))
+    one = check_outputs(probed.outputs(tree_map(lambda x: x[:1], inputs)))
     check_targets(targets, (count, one.shape[-1]), rule)
     noise = rule.noise(count, one[0], generator)
     data = (inputs, targets if kind == "empirical" else noise, noise)

@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from metalearn.core.checks import check_number
+from metalearn.core.checks import call, check_number
 from metalearn.core.chunking import sample_count
 from metalearn.core.draws import normal
 from metalearn.core.fisher import fisher_matrix
-from metalearn.core.fisher_problem import OutputsFn
+from metalearn.core.fisher_problem import OutputsFn, check_outputs
 from metalearn.core.likelihood import LikelihoodName
-from metalearn.core.tree import match_names, ravel, tree_map
+from metalearn.core.tree import check_floating, match_names, ravel, tree_map
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Batch, Params
 
 __all__ = [
@@ -53,6 +54,7 @@ class Laplace(NamedTuple):
         return torch.cholesky_inverse(self.root)
 
 
+@checked
 def last_layer(
     apply: Callable[..., Tensor],
     params: Mapping[str, Tensor],
@@ -80,6 +82,7 @@ def last_layer(
     return outputs_fn, chosen
 
 
+@checked
 def laplace_posterior(
     outputs_fn: OutputsFn,
     params: Params,
@@ -114,6 +117,7 @@ def laplace_posterior(
     return Laplace(params, torch.linalg.cholesky(count * fisher + prior_precision * eye))
 
 
+@checked
 def laplace_predictive(
     posterior: Laplace, outputs_fn: OutputsFn, inputs: Any
 ) -> tuple[Tensor, Tensor]:
@@ -121,6 +125,11 @@ def laplace_predictive(
 
     For regression the predictive distribution of a target has ``variance``·I in addition.
     """
+    check_floating(posterior.params, "posterior.params")
+    sample_count(inputs)
+    check_outputs(
+        call(outputs_fn, "outputs_fn", posterior.params, tree_map(lambda x: x[:1], inputs))
+    )
     flat, unravel = ravel(posterior.params)
 
     def one(x: Any) -> tuple[Tensor, Tensor]:
@@ -135,6 +144,7 @@ def laplace_predictive(
     return found
 
 
+@checked
 def laplace_probabilities(
     mean: Tensor,
     covariance: Tensor,
@@ -156,6 +166,11 @@ def laplace_probabilities(
     Raises:
         SettingError: an unknown method, no generator, no samples.
     """
+    check_floating(mean, "mean")
+    check_floating(covariance, "covariance")
+    if mean.dim() < 1 or covariance.shape != (*mean.shape, mean.shape[-1]):
+        wanted = [*mean.shape, *mean.shape[-1:]]
+        raise SettingError("covariance", tuple(covariance.shape), f"the shape {wanted} is needed")
     if method == "probit":
         spread = covariance.diagonal(dim1=-2, dim2=-1)
         return (mean / torch.sqrt(1 + math.pi / 8 * spread)).softmax(-1)

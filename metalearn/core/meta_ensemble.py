@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.func import vmap
 
+from metalearn.core.adapt import check_inner
 from metalearn.core.checks import outside_inference_mode
 from metalearn.core.engines import Engine, Inner, gradient_of_pairs
 from metalearn.core.ensemble import member_count, unstack
@@ -29,12 +30,14 @@ from metalearn.core.methods import Implicit
 from metalearn.core.tree import leaves, tree_map
 from metalearn.core.vectorization import vectorizing
 from metalearn.errors import SettingError
+from metalearn.signatures import checked
 from metalearn.types import LossFn, Params, TaskBatch
 
 __all__ = ["member_meta_gradient"]
 
 
 @outside_inference_mode
+@checked
 def member_meta_gradient(
     loss_fn: LossFn,
     params: Params,
@@ -73,6 +76,8 @@ def member_meta_gradient(
             optimiser that learns.
     """
     member_count(params)
+    check_inner(params, steps)
+    check_sets(tasks, steps)
     settings: dict[str, Any] = {
         "optimizer": optimizer, "steps": steps, "method": method, "chunk_size": chunk_size,
         "frozen": frozen, "implicit": implicit,
@@ -96,7 +101,6 @@ def member_meta_gradient(
             each: MetaGradient = vmap(lambda row: of_row(row, "vmap"))(params)
             return each
         inner = Inner.of(loss_fn, optimizer, steps, frozen)
-        check_sets(tasks, steps)
         run = partial(gradient_of_pairs, *check_meta(inner, params, method, implicit), inner)
         return mean_over_tasks(run, params, tasks, chunk_size, axis=1)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.adapt import check_inner
-from metalearn.core.checks import check_number, check_samples, outside_inference_mode
+from metalearn.core.checks import call, check_number, check_samples, outside_inference_mode
 from metalearn.core.engines import (
     GRADIENTS,
     VISITS,
@@ -27,9 +27,10 @@ from metalearn.core.engines import (
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.memory import keep_freed_memory
 from metalearn.core.methods import Implicit
-from metalearn.core.tree import add_scaled, leaves, match_names, scale, tree_map
+from metalearn.core.tree import add_scaled, check_tensors, leaves, match_names, scale, tree_map
 from metalearn.core.vectorization import vectorizing
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
 __all__ = ["MetaGradient", "Method", "along_adaptation", "meta_gradient"]
@@ -56,6 +57,7 @@ class MetaGradient(NamedTuple):
 
 
 @outside_inference_mode
+@checked
 def meta_gradient(
     loss_fn: LossFn,
     params: Params,
@@ -156,6 +158,7 @@ def mean_over_tasks(
 
 
 @outside_inference_mode
+@checked
 def along_adaptation(
     visit: Callable[[Params, Batch, Batch], Any],
     loss_fn: LossFn,
@@ -180,10 +183,15 @@ def along_adaptation(
     size, params = chunk_size or count, _ready(params)
     inner = Inner.of(loss_fn, optimizer, steps, frozen)
 
+    def visited(*point: Any) -> Any:
+        found = call(visit, "visit", *point)
+        check_tensors(found, "visit")
+        return found
+
     def run(engine: Engine) -> Any:
         parts = [
             VISITS[engine](
-                visit, inner, params, tree_map(lambda x, s=start: x[s : s + size], tasks)
+                visited, inner, params, tree_map(lambda x, s=start: x[s : s + size], tasks)
             )
             for start in range(0, count, size)
         ]
@@ -263,6 +271,8 @@ def _check_chunk(chunk_size: int | None) -> None:
 
 def _task_count(tasks: TaskBatch) -> int:
     """T, which all leaves of support and query must share."""
+    for name, part in (("support", tasks.support), ("query", tasks.query)):
+        check_tensors(part, name)
     sizes = {int(leaf.shape[0]) if leaf.ndim else 0 for leaf in leaves(tasks)}
     if len(sizes) != 1 or 0 in sizes:
         raise SettingError(

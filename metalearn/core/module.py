@@ -18,12 +18,14 @@ from torch.nn.parameter import is_lazy
 from metalearn.core.copying import copy_module
 from metalearn.core.pure_call import PureCall
 from metalearn.errors import SettingError
+from metalearn.signatures import checked
 
 __all__ = ["Norm", "check_layers", "convert_norm", "functionalize"]
 
 Norm = Literal["batch_stats", "group"]
 
 
+@checked
 def functionalize(
     module: nn.Module, *, vectorize: bool = True
 ) -> tuple[PureCall, dict[str, Tensor], dict[str, Tensor]]:
@@ -80,6 +82,7 @@ def check_layers(module: nn.Module, *, vectorize: bool = True, running_stats: bo
             raise SettingError(f"module[{name}]", type(layer).__name__, reason)
 
 
+@checked
 def convert_norm(module: nn.Module, norm: Norm) -> nn.Module:
     """A copy of the module whose batch and instance norms keep no running statistics.
 

@@ -17,8 +17,9 @@ from metalearn.core.conjugate import conjugate_gradients
 from metalearn.core.kfac import KroneckerFisher
 from metalearn.core.operators import Operator
 from metalearn.core.symmetry import check_symmetric
-from metalearn.core.tree import add_scaled, flatten, leaves, unflatten
+from metalearn.core.tree import add_scaled, check_floating, check_like, flatten, leaves, unflatten
 from metalearn.errors import check_whole
+from metalearn.signatures import checked
 from metalearn.types import Params
 
 __all__ = ["NaturalGradient", "natural_gradient", "natural_gradient_step"]
@@ -33,6 +34,7 @@ class NaturalGradient(NamedTuple):
     """‖(F + δI)·x − ∇L‖ / ‖∇L‖; 0 for Kronecker factors, whose inverse is exact."""
 
 
+@checked
 def natural_gradient(
     gradient: Params,
     fisher: Operator | KroneckerFisher,
@@ -54,6 +56,7 @@ def natural_gradient(
             finite.
     """
     check_number("damping", damping, least=0, accepted="a number of at least 0 is needed")
+    check_floating(gradient, "gradient")
     if isinstance(fisher, KroneckerFisher):
         zero = torch.zeros_like(leaves(gradient)[0].sum())
         return NaturalGradient(fisher.inverse_product(gradient, damping=damping), zero)
@@ -69,6 +72,7 @@ def natural_gradient(
     return NaturalGradient(unflatten(solution, spec), residual)
 
 
+@checked
 def natural_gradient_step(
     params: Params,
     gradient: Params,
@@ -84,5 +88,7 @@ def natural_gradient_step(
     gaussian likelihood, one step reaches the minimum.
     """
     check_number("lr", lr)
+    check_floating(params, "params")
+    check_like(gradient, params, "gradient")
     found = natural_gradient(gradient, fisher, damping=damping, iterations=iterations)
     return add_scaled(params, found.direction, -lr)

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import check_number
 from metalearn.core.precision import widened_tree
 from metalearn.core.tree import check_floating, flatten, leaves, tree_map, unflatten
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = ["NoiseAverage", "NoiseScale", "gradient_noise_scale", "noise_average"]
 
@@ -51,6 +53,7 @@ class NoiseAverage(NamedTuple):
     """``value(state)``: the noise scale of the averages; NaN before the first step."""
 
 
+@checked
 def gradient_noise_scale(grads: Any, *, group_size: int = 1) -> NoiseScale:
     """Noise scale of gradients that are at hand: tr(Σ)/|G|².
 
@@ -82,6 +85,7 @@ def gradient_noise_scale(grads: Any, *, group_size: int = 1) -> NoiseScale:
     return _gathered(unflatten(noises, spec), unflatten(signals, spec))
 
 
+@checked
 def noise_average(decay: float | None = None) -> NoiseAverage:
     """Averages of numerator and denominator, whose ratio is a noise scale over many steps.
 
@@ -92,8 +96,9 @@ def noise_average(decay: float | None = None) -> NoiseAverage:
     Raises:
         SettingError: a decay outside of that.
     """
-    if decay is not None and not 0 <= decay < 1:
-        raise SettingError("decay", decay, "a number from 0 to below 1, or None, is needed")
+    if decay is not None:
+        accepted = "a number from 0 to below 1, or None, is needed"
+        check_number("decay", decay, least=0, below=1, accepted=accepted)
 
     def init(params: Any) -> Any:
         zeros = tree_map(lambda p: p.new_zeros(()), params)

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.checks import reaching, scalar_loss
+from metalearn.core.checks import check_pair, reaching, scalar_loss
 from metalearn.core.chunking import sample_count
 from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
 from metalearn.core.modes import AnyMode, concrete, random_like
 from metalearn.core.products import SecondMode, gauss_newton_product, hessian_product
-from metalearn.core.tree import flatten, scale, tree_map, unflatten
+from metalearn.core.tree import check_floating, flatten, scale, tree_map, unflatten
 from metalearn.errors import SettingError
+from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = ["Operator", "fisher_operator", "ggn_operator", "hessian_operator"]
@@ -35,6 +36,7 @@ Operator = Callable[[Params], Params]
 """A·v of a tree v."""
 
 
+@checked
 def hessian_operator(
     loss_fn: LossFn,
     params: Params,
@@ -63,6 +65,7 @@ def hessian_operator(
     return _summed(product, params, batches, mode == "forward_over_reverse")
 
 
+@checked
 def ggn_operator(
     outputs_fn: OutputsFn,
     output_loss: Callable[[Any, Any], Tensor],
@@ -89,7 +92,7 @@ def ggn_operator(
     """
 
     def product(vector: Params, batch: Batch, tested: bool) -> Params:
-        inputs, targets = batch
+        inputs, targets = check_pair(batch)
         return gauss_newton_product(
             lambda p: outputs_fn(p, inputs),
             lambda outputs: output_loss(outputs, targets),
@@ -102,6 +105,7 @@ def ggn_operator(
     return _summed(product, params, batches, mode == "forward")
 
 
+@checked
 def fisher_operator(
     outputs_fn: OutputsFn,
     params: Params,
@@ -154,6 +158,7 @@ def _summed(
     test: bool,
 ) -> Operator:
     """The sum over batches; where ``test``, every batch takes a product that is tested."""
+    check_floating(params, "params")
     shares = _shares(batches)
     values, spec = flatten(params)
     if test and concrete(values):

@@ -23,6 +23,7 @@ from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.products import check_mode
 from metalearn.core.tree import check_floating, flatten, tree_map, unflatten
 from metalearn.core.vectorization import in_a_loop, vectorizing
+from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
 SampleMethod = Literal["layers", "vmap", "loop"]
 
 
+@checked
 def per_sample_gradients(
     loss_fn: LossFn,
     params: Params,

@@ -16,17 +16,19 @@ from typing import Any
 
 import torch
 
+from metalearn.core.adapt import check_inner
 from metalearn.core.agreement import Trials
 from metalearn.core.checks import UnreachedError
 from metalearn.core.engines import Engine, structural_engine
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.memory import describe_bytes, is_out_of_memory, peak_memory
-from metalearn.core.meta_gradient import MetaGradient, Method, meta_gradient
+from metalearn.core.meta_gradient import MetaGradient, Method, check_sets, meta_gradient
 from metalearn.core.methods import Implicit
 from metalearn.core.ops import counting
 from metalearn.core.tree import leaves, tree_map
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError
+from metalearn.signatures import checked
 from metalearn.types import LossFn, Params, TaskBatch
 
 __all__ = ["Plan", "plan_meta_gradient"]
@@ -58,6 +60,7 @@ class Plan:
         return "; ".join([line, *self.notes])
 
 
+@checked
 def plan_meta_gradient(
     loss_fn: LossFn,
     params: Params,
@@ -106,6 +109,8 @@ def plan_meta_gradient(
             implicit=implicit,
         )
 
+    check_inner(params, steps)
+    check_sets(tasks, steps)
     chosen: Engine = engine
     notes: list[str] = []
     if engine == "auto":

@@ -16,7 +16,7 @@ from torch._C._functorch import current_level
 from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metalearn.core.checks import check_reached
+from metalearn.core.checks import check_reached, module_takes
 from metalearn.core.fisher_problem import over_samples
 from metalearn.core.likelihood import Likelihood
 from metalearn.core.module import functionalize
@@ -24,6 +24,7 @@ from metalearn.core.ops.sample_layers import Convolution, Embedding
 from metalearn.core.ops.sample_substitution import Call, LayerCalls
 from metalearn.core.per_sample import single
 from metalearn.core.precision import widened
+from metalearn.core.tree import check_like
 from metalearn.errors import SettingError
 
 __all__ = ["Layers", "ProbedModule"]
@@ -46,6 +47,7 @@ class ProbedModule:
         self, module: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None
     ) -> None:
         self._apply, own, held = functionalize(module)
+        check_like(dict(params), own, "params")
         self._params = dict(params)
         self._buffers = held if buffers is None else dict(buffers)
         self._layers = _layers(module, own)
@@ -60,7 +62,7 @@ class ProbedModule:
             called.update(seen)
             return outputs
 
-        with self._over_samples(inputs):
+        with module_takes("batch inputs", inputs), self._over_samples(inputs):
             outputs: Tensor = vmap(of_one)(inputs)
         for name in self._layers:
             if name not in called:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metalearn.core.checks import check_scalar, refuse_unreached
+from metalearn.core.checks import call, check_scalar, refuse_unreached
 from metalearn.core.modes import (
     AnyMode,
     Mode,
@@ -28,6 +28,7 @@ from metalearn.core.modes import (
 )
 from metalearn.core.tree import check_floating, flatten, leaf_names, unflatten
 from metalearn.errors import SettingError
+from metalearn.signatures import checked
 
 __all__ = [
     "SecondMode",
@@ -48,6 +49,7 @@ Function = Callable[..., Any]
 Leaves = list[Tensor]
 
 
+@checked
 def hvp(
     f: Function,
     primals: Any,
@@ -92,6 +94,7 @@ def hessian_product(
     return unflatten(either(take, mode, "reverse_over_reverse"), spec)
 
 
+@checked
 def ggn_vp(
     outputs_fn: Function,
     output_loss: Callable[[Any], Tensor],
@@ -153,6 +156,7 @@ def gauss_newton_product(
     return unflatten(either(take, mode, "reverse"), spec)
 
 
+@checked
 def jvp(
     f: Function, primals: Any, tangents: Any, *, mode: AnyMode = "auto", **kwargs: Any
 ) -> tuple[Any, Any]:
@@ -179,6 +183,7 @@ def jvp(
     return either(take, mode, "reverse")
 
 
+@checked
 def vjp(f: Function, primals: Any, cotangents: Any, **kwargs: Any) -> tuple[Any, Any]:
     """Outputs and vector–Jacobian product Jᵀ·u, shaped like ``primals``.
 
@@ -223,7 +228,7 @@ def _of_primals(f: Function, primals: Any) -> tuple[Callable[[Leaves], Any], Lea
 
     def function(values: Leaves) -> Any:
         tree = unflatten(values, spec)
-        outputs = f(*tree) if type(tree) is tuple else f(tree)
+        outputs = call(f, "f", *(tree if type(tree) is tuple else (tree,)))
         check_floating(outputs, "f(*primals)")
         return outputs
 

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalearn.core.private_copy import PrivateCopy, Structure
+from metalearn.core.tree import check_tensors
 from metalearn.core.trial import try_once, write_refusal
 from metalearn.errors import SettingError
 
@@ -64,6 +65,9 @@ class PureCall:
                 the layer's name.
         """
         for setting, given, names in zip(("params", "buffers"), (params, buffers), self._needed):
+            if type(given) is not dict and not isinstance(given, Mapping):
+                kind = type(given).__name__
+                raise SettingError(setting, kind, f"a dict with {sorted(names)} is needed")
             if not given.keys() >= names:
                 raise SettingError(setting, sorted(given), f"{sorted(names)} are all needed")
         if torch.compiler.is_compiling():
@@ -71,6 +75,8 @@ class PureCall:
                 return functional_call(self.module, {**buffers, **params}, args, kwargs)
         structure = self._current()
         tensors = structure.tensors(params, buffers)
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            check_tensors({**buffers, **params}, "params")
         if structure.reusable is None:
             try_once(structure, tensors, args, kwargs, self._keeps_buffers)
         copied = structure.take()

@@ -18,6 +18,7 @@ from metalearn.core.per_sample import one_gradient, per_sample_gradients
 from metalearn.core.precision import norms_of, squares
 from metalearn.core.tree import leaf_names, leaves
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = ["BatchNormPolicy", "SampleCheck", "check_per_sample", "per_sample_module"]
@@ -41,6 +42,7 @@ class SampleCheck(NamedTuple):
     """Whose gradients `per_sample_norms` does not form."""
 
 
+@checked
 def per_sample_module(module: nn.Module, *, batch_norm: BatchNormPolicy = "eval") -> nn.Module:
     """A copy of the module whose samples do not depend on each other.
 
@@ -77,6 +79,7 @@ def per_sample_module(module: nn.Module, *, batch_norm: BatchNormPolicy = "eval"
     return module
 
 
+@checked
 def check_per_sample(
     loss_fn: LossFn, params: Params, batch: Batch, *, samples: int = 4
 ) -> SampleCheck:

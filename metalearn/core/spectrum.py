@@ -23,8 +23,9 @@ from metalearn.core.draws import normal, signs
 from metalearn.core.operators import Operator
 from metalearn.core.precision import in_float32, widened_tree
 from metalearn.core.symmetry import check_symmetric
-from metalearn.core.tree import leaves, ravel
+from metalearn.core.tree import check_floating, leaves, ravel
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = [
     "Lanczos",
@@ -89,6 +90,7 @@ class TraceEstimate(NamedTuple):
     """Of the estimate, from the spread of the probes."""
 
 
+@checked
 def lanczos(matvec: Operator, like: Any, *, iterations: int, generator: torch.Generator) -> Lanczos:
     """K steps of the Lanczos process with full reorthogonalisation, from a random direction.
 
@@ -114,6 +116,7 @@ def lanczos(matvec: Operator, like: Any, *, iterations: int, generator: torch.Ge
 
 def _check_iterations(iterations: int, like: Any) -> None:
     check_whole("iterations", iterations, 1)
+    check_floating(like, "like")
     size = sum(leaf.numel() for leaf in leaves(like))
     if iterations > size:
         raise SettingError("iterations", iterations, f"at most P = {size} are possible")
@@ -140,6 +143,7 @@ def _lanczos(matvec: Operator, like: Any, iterations: int, generator: torch.Gene
     return Lanczos(torch.stack(alphas), torch.stack(betas), torch.stack(basis))
 
 
+@checked
 def top_eigenvalues(
     matvec: Operator,
     like: Any,
@@ -176,6 +180,7 @@ def top_eigenvalues(
     return TopEigenvalues(values, residuals, torch.vmap(unravel)(vectors.mT @ process.basis))
 
 
+@checked
 def spectral_density(
     matvec: Operator,
     like: Any,
@@ -214,7 +219,7 @@ def spectral_density(
     """
     for name, value, least in (("iterations", iterations, 2), ("probes", probes, 1)):
         check_whole(name, value, least)
-    check_whole("points", points, 2)
+    check_whole("points", points, 2, 2**24)
     if width is not None and not width > 0:
         raise SettingError("width", width, "a number above 0 is needed")
     _check_iterations(iterations, like)
@@ -243,6 +248,7 @@ def broadened(nodes: Tensor, weights: Tensor, grid: Tensor, width: float | Tenso
     return (weights[..., None] * bumps).sum(1).mean(0)
 
 
+@checked
 def trace_estimate(
     matvec: Operator,
     like: Any,

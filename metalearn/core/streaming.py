@@ -18,6 +18,7 @@ from metalearn.core.per_sample import SampleMethod, gradients_taker, refusing
 from metalearn.core.precision import norms_of, squares, widened, widened_tree
 from metalearn.core.tree import leaves, scale, tree_map
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = [
@@ -42,6 +43,7 @@ class Reduction(NamedTuple):
     """``finish(state)``: the result."""
 
 
+@checked
 def reduce_per_sample(
     loss_fn: LossFn,
     params: Params,
@@ -80,11 +82,13 @@ def reduce_per_sample(
     return {name: reductions[name].finish(state) for name, state in states.items()}
 
 
+@checked
 def gradient_mean() -> Reduction:
     """ḡ = (1/N) Σ g_i, a tree like the parameters."""
     return Reduction(_no_moments, _add_moments, lambda state: state[1])
 
 
+@checked
 def gradient_variance() -> Reduction:
     """(1/(N−1)) Σ (g_i − ḡ)², element by element; NaN where N is 1.
 
@@ -98,6 +102,7 @@ def gradient_variance() -> Reduction:
     return Reduction(_no_moments, _add_moments, finish)
 
 
+@checked
 def gradient_norms() -> Reduction:
     """‖g_i‖ ``[N]``."""
     return Reduction(
@@ -107,6 +112,7 @@ def gradient_norms() -> Reduction:
     )
 
 
+@checked
 def norm_quantiles(q: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> Reduction:
     """Quantiles of ‖g_i‖ over samples, ``[len(q)]``, interpolated linearly; NaN if a norm is.
 
@@ -127,6 +133,7 @@ def norm_quantiles(q: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> Reduct
     return Reduction(init, update, finish)
 
 
+@checked
 def gradient_sketches(size: int, *, generator: torch.Generator) -> Reduction:
     """Random projections of the gradients, ``[N, k]``, whose products are those of the gradients.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn.core.modes import concrete, near, random_like, term_sums
 from metalearn.core.operators import Operator
 from metalearn.core.products import matching
-from metalearn.core.tree import is_finite, ravel
+from metalearn.core.tree import check_floating, is_finite, ravel
 from metalearn.errors import SettingError
 
 __all__ = ["check_symmetric"]
@@ -35,6 +35,7 @@ def check_symmetric(operator: Operator, like: Any, setting: str = "matvec") -> N
     Raises:
         SettingError: a product that is not finite or not shaped like ``like``; no symmetry.
     """
+    check_floating(like, "like")
     flat, unravel = ravel(like)
     if not concrete([flat]):
         return

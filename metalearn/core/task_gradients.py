@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.adapt import check_inner
 from metalearn.core.checks import outside_inference_mode
 from metalearn.core.engines import Engine, Inner, gradient_of_tasks, structural_engine
 from metalearn.core.inner import InnerOptimizer
@@ -18,12 +19,14 @@ from metalearn.core.meta_gradient import Method, check_meta, check_sets, meta_gr
 from metalearn.core.methods import Implicit
 from metalearn.core.tree import leaves, tree_map, unflatten
 from metalearn.core.vectorization import vectorizing
+from metalearn.signatures import checked
 from metalearn.types import LossFn, Params, TaskBatch
 
 __all__ = ["task_meta_gradients"]
 
 
 @outside_inference_mode
+@checked
 def task_meta_gradients(
     loss_fn: LossFn,
     params: Params,
@@ -43,6 +46,7 @@ def task_meta_gradients(
     Raises:
         SettingError: as `meta_gradient`.
     """
+    check_inner(params, steps)
     params = tree_map(Tensor.detach, params)
     check_sets(tasks, steps)
     settings: dict[str, Any] = {

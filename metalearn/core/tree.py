@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from metalearn.errors import SettingError
 __all__ = [
     "add_scaled",
     "check_floating",
+    "check_like",
+    "check_tensors",
     "dot",
     "flatten",
     "is_finite",
@@ -128,15 +130,59 @@ def check_floating(tree: Any, setting: str) -> None:
         raise SettingError(setting, tree, "a tree with at least one tensor is needed")
     for i, value in enumerate(values):
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            name = leaf_names(tree)[i]
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            where = f"{setting}[{name}]" if name else setting
-            raise SettingError(where, got, "a floating-point tensor is needed")
+            raise SettingError(_where(tree, setting, i), got, "a floating-point tensor is needed")
+        if value.layout is not torch.strided or value.is_meta:
+            _refuse_without_values(tree, setting, i, value)
+
+
+def check_tensors(tree: Any, setting: str) -> None:
+    """Refuse leaves that are no tensors with values: arrays, numbers, sparse and meta tensors.
+
+    Raises:
+        SettingError: names ``setting`` and the leaf.
+    """
+    for i, value in enumerate(leaves(tree)):
+        if not isinstance(value, Tensor):
+            got = type(value).__name__
+            raise SettingError(_where(tree, setting, i), got, "a torch.Tensor is needed")
+        if value.layout is not torch.strided or value.is_meta:
+            _refuse_without_values(tree, setting, i, value)
+
+
+def check_like(tree: Any, like: Any, setting: str) -> None:
+    """Refuse a tree that has not the structure and shapes of ``like`` or leaves without values.
+
+    Raises:
+        SettingError: names ``setting`` and the leaf.
+    """
+    check_tensors(tree, setting)
+    names = leaf_names(like)
+    if sorted(leaf_names(tree)) != sorted(names):
+        raise SettingError(setting, leaf_names(tree), f"a tree with {names} is needed")
+    shapes = {name: value.shape for name, value in zip(names, leaves(like))}
+    for i, (name, value) in enumerate(zip(leaf_names(tree), leaves(tree))):
+        if value.shape != shapes[name]:
+            raise SettingError(
+                _where(tree, setting, i), tuple(value.shape),
+                f"the shape {tuple(shapes[name])} is needed",
+            )  # fmt: skip
 
 
 def is_finite(tree: Any) -> bool:
     """Whether every element of every leaf is finite. Reads values: not for use inside vmap."""
     return all(bool(torch.isfinite(leaf).all()) for leaf in leaves(tree))
+
+
+def _where(tree: Any, setting: str, index: int) -> str:
+    name = leaf_names(tree)[index]
+    return f"{setting}[{name}]" if name else setting
+
+
+def _refuse_without_values(tree: Any, setting: str, index: int, value: Tensor) -> NoReturn:
+    got = "a meta tensor" if value.is_meta else str(value.layout)
+    needed = "a dense tensor with values is needed (to_empty, to_dense)"
+    raise SettingError(_where(tree, setting, index), got, needed)
 
 
 def _flat(tree: Any, *rest: Any) -> bool:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.addressing import AddressedStream, check_seed
+from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = ["Augmentation", "augment", "mirror", "rotate", "shift"]
 
@@ -54,6 +56,7 @@ class Augmentation:
         return bool(self.max_shift or self.flip or self.rotate)
 
 
+@checked
 def augment(
     inputs: Tensor, augmentation: Augmentation, *, seeds: Sequence[int], step: int
 ) -> Tensor:
@@ -147,6 +150,7 @@ def _draw(seeds: Sequence[int], step: int, batch: int) -> np.ndarray:
 
 
 def _check_inputs(inputs: Tensor, augmentation: Augmentation, seeds: Sequence[int]) -> None:
+    check_tensors(inputs, "inputs")
     shape = list(inputs.shape)
     if inputs.ndim not in (4, 5) or not inputs.is_floating_point():
         accepted = "float pictures [B, C, H, W] or [M, B, C, H, W] are needed"

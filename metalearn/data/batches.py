@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metalearn.addressing import AddressedStream, check_seed
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = ["MemberBatches"]
 
@@ -43,6 +44,7 @@ class MemberBatches:
         SettingError: a setting that cannot work.
     """
 
+    @checked
     def __init__(
         self,
         samples: int | Tensor,

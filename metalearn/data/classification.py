@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from metalearn.addressing import check_split
+from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
+from metalearn.signatures import check_fields
 from metalearn.types import Split
 
 __all__ = ["ClassificationData"]
@@ -45,6 +47,9 @@ class ClassificationData:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("inputs", "targets", "splits"):
+            check_tensors(getattr(self, name), name)
         _check_samples(self.inputs, self.targets, len(self.class_names))
         _check_splits(self.splits, len(self.inputs))
 

@@ -19,11 +19,13 @@ from metalearn.data.glyphs import load_glyphs
 from metalearn.data.images import LabelledImages
 from metalearn.data.omniglot import load_omniglot
 from metalearn.errors import DataError, SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Split
 
 __all__ = ["digits_data", "folder_data", "glyphs_data", "omniglot_data"]
 
 
+@checked
 def digits_data(
     *, validation_fraction: float = 0.15, test_fraction: float = 0.25, seed: int = 0
 ) -> ClassificationData:
@@ -60,6 +62,7 @@ def digits_data(
     return ClassificationData(torch.from_numpy(pixels).unsqueeze(1), targets, names, splits)
 
 
+@checked
 def glyphs_data(
     *,
     image_size: int = 28,
@@ -88,6 +91,7 @@ def glyphs_data(
     return _divided(images, classes, validation_fraction, test_fraction, seed)
 
 
+@checked
 def omniglot_data(
     *,
     root: str | Path | None = None,
@@ -118,6 +122,7 @@ def omniglot_data(
     return _divided(images, classes, validation_fraction, test_fraction, seed)
 
 
+@checked
 def folder_data(
     root: str | Path,
     *,

@@ -15,12 +15,14 @@ from metalearn.data.folder_reading import FolderReading, existing_folder
 from metalearn.data.folder_tree import ClassFolder, find_classes
 from metalearn.data.images import LabelledImages
 from metalearn.errors import DataError
+from metalearn.signatures import checked
 
 __all__ = ["load_folder"]
 
 _LEAST = 2  # classes of a split: a task tells at least two apart
 
 
+@checked
 def load_folder(
     root: str | Path,
     *,

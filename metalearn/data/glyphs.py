@@ -45,6 +45,7 @@ from metalearn.data.images import LabelledImages
 from metalearn.data.locations import cache_folder
 from metalearn.data.packed import Pack, read_pack, write_pack
 from metalearn.errors import DataError, SettingError
+from metalearn.signatures import checked
 from metalearn.types import Split
 
 __all__ = ["FONTS_SHA256", "font_folder", "load_glyphs"]
@@ -53,6 +54,7 @@ FONTS_SHA256 = "9b1e90cc8b3ea5b0a3c10b20c6e66c10df6ff5f6c4f3fb18979672ae1ddedcfe
 """Of the bytes of the twelve font files, one after another: DejaVu 2.35 as matplotlib ships it."""
 
 
+@checked
 def load_glyphs(
     *, image_size: int = 28, renderings: int = 24, cache: Path | None = None
 ) -> LabelledImages:

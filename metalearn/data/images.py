@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metalearn.core.tree import check_tensors
+from metalearn.errors import SettingError
+from metalearn.signatures import check_fields
+
 __all__ = ["LabelledImages"]
 
 
@@ -26,7 +30,7 @@ class LabelledImages:
         splits: split name to its class indices; splits share no class.
 
     Raises:
-        ValueError: shapes, types or splits that contradict one another.
+        SettingError: shapes, types or splits that contradict one another.
     """
 
     images: Tensor
@@ -36,27 +40,32 @@ class LabelledImages:
     splits: Mapping[str, tuple[int, ...]]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                "images: a uint8 tensor [N, channels, height, width] is needed, "
-                f"got {self.images.dtype} {list(self.images.shape)}"
-            )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels: an int64 tensor [{len(self.images)}] is needed, "
-                f"got {self.labels.dtype} {list(self.labels.shape)}"
-            )
-        count = len(self.class_names)
+        check_fields(self)
+        for name in ("images", "labels"):
+            check_tensors(getattr(self, name), name)
+        images, labels, count = self.images, self.labels, len(self.class_names)
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            needed = "a uint8 tensor [N, channels, height, width] is needed"
+            raise SettingError("images", f"{images.dtype} {list(images.shape)}", needed)
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            needed = f"an int64 tensor [{len(images)}] is needed"
+            raise SettingError("labels", f"{labels.dtype} {list(labels.shape)}", needed)
         if len(self.class_groups) != count:
-            raise ValueError(f"class_groups: {count} names are needed, one a class")
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < count:
-            raise ValueError(f"labels: classes lie in 0..{count - 1}")
+            needed = f"{count} names are needed, one a class"
+            raise SettingError("class_groups", len(self.class_groups), needed)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+            found = f"{int(labels.min())}..{int(labels.max())}"
+            raise SettingError("labels", found, f"classes lie in 0..{count - 1}")
+        self._check_splits(count)
+
+    def _check_splits(self, count: int) -> None:
         seen: set[int] = set()
         for name, classes in self.splits.items():
+            where = f"splits[{name!r}]"
             if seen & set(classes) or len(set(classes)) != len(classes):
-                raise ValueError(f"splits[{name!r}]: a class stands twice")
+                raise SettingError(where, classes, "a class stands twice; once is accepted")
             if not all(0 <= c < count for c in classes):
-                raise ValueError(f"splits[{name!r}]: classes lie in 0..{count - 1}")
+                raise SettingError(where, classes, f"classes lie in 0..{count - 1}")
             seen |= set(classes)
 
     @property

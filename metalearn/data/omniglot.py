@@ -17,6 +17,7 @@ from metalearn.data.omniglot_layout import ALPHABETS, OmniglotSplit, class_names
 from metalearn.data.omniglot_source import fingerprint, parts_in, read_pictures
 from metalearn.data.packed import Pack, read_pack, write_pack
 from metalearn.errors import DataError, SettingError
+from metalearn.signatures import checked
 
 __all__ = ["load_omniglot"]
 
@@ -25,6 +26,7 @@ _SIDE = 105
 _PLACES = ("omniglot-py", "omniglot", "")
 
 
+@checked
 def load_omniglot(
     root: str | Path | None = None,
     *,

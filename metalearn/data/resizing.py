@@ -13,12 +13,14 @@ import torch
 from metalearn.data.classification import ClassificationData
 from metalearn.data.pictures import Pixels, area_average
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = ["resized"]
 
 _LARGEST = 256  # side up to which area averages are exact
 
 
+@checked
 def resized(
     data: ClassificationData, *, image_size: int, channels: int | None = None, margin: int = 0
 ) -> ClassificationData:

@@ -21,6 +21,7 @@ from metalearn.data.locations import data_folder
 from metalearn.data.network import DOWNLOAD_FAULTS, patience
 from metalearn.errors import DataError, SettingError
 from metalearn.files import check_regular
+from metalearn.signatures import checked
 
 __all__ = ["torchvision_data"]
 
@@ -60,6 +61,7 @@ _KINDS: Mapping[str, _Kind] = {
 }
 
 
+@checked
 def torchvision_data(
     name: Literal["mnist", "fashion_mnist", "cifar10"] = "mnist",
     *,

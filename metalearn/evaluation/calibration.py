@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metalearn.core.tree import check_floating, check_tensors
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = [
     "ReliabilityBins",
@@ -50,6 +52,7 @@ class ReliabilityBins:
         return ReliabilityBins(count.long(), confidence / count, accuracy / count)
 
 
+@checked
 def reliability_bins(confidences: Tensor, hits: Tensor, *, bins: int = 15) -> ReliabilityBins:
     """Count, mean confidence and accuracy in equal-width bins of the confidence.
 
@@ -65,6 +68,7 @@ def reliability_bins(confidences: Tensor, hits: Tensor, *, bins: int = 15) -> Re
     return ReliabilityBins.from_sums(bin_sums(confidences, hits, bins=bins))
 
 
+@checked
 def expected_calibration_error(confidences: Tensor, hits: Tensor, *, bins: int = 15) -> Tensor:
     """``Σ_b (n_b / N) |accuracy_b − confidence_b|`` over equal-width bins.
 
@@ -84,6 +88,7 @@ def expected_calibration_error(confidences: Tensor, hits: Tensor, *, bins: int =
     return reliability_bins(confidences, hits, bins=bins).error
 
 
+@checked
 def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, bins: int = 15) -> Tensor:
     """The same sum over bins of equal mass: N/bins samples each, in order of confidence.
 
@@ -141,7 +146,9 @@ def _shared(ordered: Tensor, right: Tensor) -> Tensor:
 
 
 def _check(confidences: Tensor, hits: Tensor, bins: int) -> None:
-    check_whole("bins", bins, 1)
+    check_whole("bins", bins, 1, 2**24)
+    check_floating(confidences, "confidences")
+    check_tensors(hits, "hits")
     if confidences.ndim < 1 or not confidences.numel():
         accepted = "[..., N] with at least one sample is needed"
         raise SettingError("shape of confidences", list(confidences.shape), accepted)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from metalearn.core.predictive import entropy, running_mean_log_probabilities, uncertainty
+from metalearn.core.tree import check_floating, check_tensors
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = ["OODScores", "ood_scores", "uncertainty_scores"]
 
@@ -42,6 +44,7 @@ class OODScores:
     fpr95_interval: tuple[Tensor, Tensor] | None
 
 
+@checked
 def uncertainty_scores(logits: Tensor, *, of: Of = "ensemble") -> dict[str, Tensor]:
     """Three scores of each sample that grow with uncertainty.
 
@@ -59,6 +62,7 @@ def uncertainty_scores(logits: Tensor, *, of: Of = "ensemble") -> dict[str, Tens
     """
     if of not in get_args(Of):
         raise SettingError("of", of, f"one of {', '.join(get_args(Of))} is needed")
+    check_floating(logits, "logits")
     if of == "members":
         rows = [uncertainty_scores(member.unsqueeze(0)) for member in logits]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -76,6 +80,7 @@ def uncertainty_scores(logits: Tensor, *, of: Of = "ensemble") -> dict[str, Tens
     return {"max_probability": least, "entropy": total, "mutual_information": mutual}
 
 
+@checked
 def ood_scores(
     in_scores: Tensor,
     out_scores: Tensor,
@@ -161,6 +166,7 @@ def _check(
     if resamples and generator is None:
         raise SettingError("generator", None, "a torch.Generator is needed for the resamples")
     for name, scores in (("in_scores", inside), ("out_scores", outside)):
+        check_tensors(scores, name)
         if scores.ndim < 1 or not scores.numel():
             accepted = "[..., N] with at least one sample is needed"
             raise SettingError(f"shape of {name}", list(scores.shape), accepted)

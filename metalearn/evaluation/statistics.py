@@ -22,9 +22,11 @@ from metalearn.core.predictive import (
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation.calibration import ReliabilityBins, adaptive_calibration_error, bin_sums
 from metalearn.evaluation.targets import check_targets
+from metalearn.signatures import checked
 
 __all__ = ["EnsembleReport", "EnsembleStatistics", "Scores"]
 
+_MOST = 2**20  # members, classes, bins: beyond it their sums alone take gigabytes
 _CHUNK = 2**22  # numbers worked on at a time: 16 MiB in float32
 
 
@@ -104,10 +106,10 @@ class EnsembleStatistics:
         SettingError: not a whole number of at least 1.
     """
 
+    @checked
     def __init__(self, members: int, classes: int, *, bins: int = 15) -> None:
-        check_whole("members", members, 1)
-        check_whole("classes", classes, 1)
-        check_whole("bins", bins, 1)
+        for name, value in (("members", members), ("classes", classes), ("bins", bins)):
+            check_whole(name, value, 1, _MOST)
         self.members, self.classes, self.bins = members, classes, bins
         self.samples = 0
         # predictors: M members, then M ensembles of the first 1..M

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
 
 __all__ = ["check_targets"]
@@ -19,6 +20,7 @@ def check_targets(targets: Tensor, *, samples: int, classes: int) -> None:
     Raises:
         SettingError: says what is wrong.
     """
+    check_tensors(targets, "targets")
     if targets.shape != (samples,):
         accepted = f"[{samples}] is needed, one class for each sample"
         raise SettingError("shape of targets", list(targets.shape), accepted)

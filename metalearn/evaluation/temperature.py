@@ -14,9 +14,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import check_number
 from metalearn.core.predictive import mean_log_probabilities, negative_log_likelihoods
+from metalearn.core.tree import check_floating
 from metalearn.errors import SettingError
 from metalearn.evaluation.targets import check_targets
+from metalearn.signatures import checked
 
 __all__ = ["Pooling", "Temperature", "fit_temperature", "tempered_log_probabilities"]
 
@@ -48,6 +51,7 @@ class Temperature:
     at_bound: Tensor
 
 
+@checked
 def tempered_log_probabilities(
     logits: Tensor, temperature: Tensor | float, *, pooling: Pooling
 ) -> Tensor:
@@ -61,6 +65,11 @@ def tempered_log_probabilities(
     Raises:
         SettingError: another pooling.
     """
+    check_floating(logits, "logits")
+    members = (len(logits),) if logits.dim() == 3 and pooling == "members" else ()
+    if not isinstance(temperature, Tensor) or not temperature.dim():
+        members = ()
+    check_number("temperature", temperature, above=0, shape=members)
     scale = torch.as_tensor(temperature).to(logits)
     if pooling == "members":
         return (logits / scale.reshape(-1, 1, 1)).log_softmax(-1)
@@ -71,6 +80,7 @@ def tempered_log_probabilities(
     raise SettingError("pooling", pooling, f"one of {', '.join(get_args(Pooling))} is needed")
 
 
+@checked
 def fit_temperature(logits: Tensor, targets: Tensor, *, pooling: Pooling) -> Temperature:
     """The temperature of least mean NLL on held-out samples, within 0.01..100.
 
@@ -148,6 +158,7 @@ def _derivatives(nll: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, T
 
 
 def _check(logits: Tensor, targets: Tensor) -> None:
+    check_floating(logits, "logits")
     if logits.ndim != 3 or not logits.numel():
         accepted = "[M, N, C] with at least one member, sample and class is needed"
         raise SettingError("shape of logits", list(logits.shape), accepted)

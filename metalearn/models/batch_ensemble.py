@@ -17,6 +17,7 @@ from metalearn.core.module import check_layers
 from metalearn.core.pure_call import PureCall
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.ensemble import Stack
+from metalearn.signatures import checked
 
 __all__ = ["BatchEnsemble", "RankOne"]
 
@@ -35,6 +36,7 @@ class RankOne(nn.Module):
         s: ``[O]``, one for each output (channel).
     """
 
+    @checked
     def __init__(self, layer: nn.Linear | nn.Conv2d, r: Tensor, s: Tensor) -> None:
         super().__init__()
         self.layer, self.r, self.s = layer, nn.Parameter(r), nn.Parameter(s)
@@ -71,6 +73,7 @@ class BatchEnsemble(nn.Module):
     Source: Wen, Tran and Ba, "BatchEnsemble", ICLR 2020 (arXiv 2002.06715).
     """
 
+    @checked
     def __init__(
         self, network: nn.Module, members: int = 10, *, factors: Factors = "signs", seed: int = 0
     ) -> None:

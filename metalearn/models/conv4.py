@@ -14,6 +14,7 @@ from torch import nn
 from metalearn.addressing import check_seed
 from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = ["Conv4"]
 
@@ -44,6 +45,7 @@ class Conv4(nn.Sequential):
     Source: Vinyals et al., "Matching Networks", 2016; Finn, Abbeel and Levine, "MAML", 2017.
     """
 
+    @checked
     def __init__(
         self,
         input_shape: Sequence[int],

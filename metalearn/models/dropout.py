@@ -13,8 +13,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from metalearn.core.checks import check_number
 from metalearn.core.copying import copy_module
-from metalearn.errors import SettingError, check_whole
+from metalearn.errors import check_whole
+from metalearn.signatures import checked
 
 __all__ = ["Dropout", "convert_dropout", "set_draw"]
 
@@ -44,10 +46,10 @@ class Dropout(nn.Module):
     key: Tensor
     draw: Tensor
 
+    @checked
     def __init__(self, p: float = 0.5, *, key: int = 0, whole_channels: bool = False) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise SettingError("p", p, "a number in [0, 1) is needed")
+        check_number("p", p, least=0, below=1)
         check_whole("key", key, 0, 2**63 - 1)
         self.whole_channels = whole_channels
         self.register_buffer("p", torch.tensor(float(p)))
@@ -65,13 +67,16 @@ class Dropout(nn.Module):
         return torch.where(keep, x / (1 - self.p).to(x.dtype), 0.0)
 
 
+@checked
 def set_draw(module: nn.Module, draw: int) -> None:
     """Let every `Dropout` in ``module`` (a stack of members as well) use masks number ``draw``."""
+    check_whole("draw", draw, 0)
     for layer in module.modules():
         if isinstance(layer, Dropout):
             layer.draw.fill_(draw)
 
 
+@checked
 def convert_dropout(module: nn.Module, *, seed: int = 0) -> nn.Module:
     """A copy of the module with `Dropout` in place of torch's dropout layers.
 

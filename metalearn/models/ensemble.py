@@ -21,6 +21,7 @@ from metalearn.core.module import check_layers
 from metalearn.core.pure_call import PureCall
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 
 __all__ = ["Ensemble", "Stack"]
 
@@ -37,6 +38,7 @@ class Stack(nn.Module):
             cannot work, which is looked at again when training mode is switched on.
     """
 
+    @checked
     def __init__(self, modules: Sequence[nn.Module], indices: Sequence[int] | None = None) -> None:
         super().__init__()
         if not len(modules):
@@ -107,6 +109,7 @@ class Ensemble(nn.Module):
         SettingError: no members.
     """
 
+    @checked
     def __init__(self, stacks: Sequence[Stack]) -> None:
         super().__init__()
         order = [i for s in stacks for i in s.indices]
@@ -116,6 +119,7 @@ class Ensemble(nn.Module):
         self._order = tuple(order.index(i) for i in range(len(order)))
 
     @classmethod
+    @checked
     def from_modules(cls, modules: Sequence[nn.Module]) -> Ensemble:
         """An ensemble of given networks, which are copied.
 
@@ -133,6 +137,7 @@ class Ensemble(nn.Module):
         return cls([Stack([modules[i] for i in rows], rows) for rows in alike.values()])
 
     @classmethod
+    @checked
     def from_factory(cls, make: Callable[..., nn.Module], seeds: Sequence[int]) -> Ensemble:
         """An ensemble of ``make(seed)`` for each seed.
 

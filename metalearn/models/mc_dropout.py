@@ -15,6 +15,7 @@ from metalearn.core.module import check_layers
 from metalearn.core.pure_call import PureCall
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.dropout import Dropout, convert_dropout
+from metalearn.signatures import checked
 
 __all__ = ["MCDropout"]
 
@@ -40,6 +41,7 @@ class MCDropout(nn.Module):
     Source: Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016.
     """
 
+    @checked
     def __init__(self, network: nn.Module, draws: int = 10, *, seed: int = 0) -> None:
         super().__init__()
         check_whole("draws", draws, 1)

@@ -16,6 +16,7 @@ from metalearn.addressing import check_seed
 from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.dropout import Dropout
+from metalearn.signatures import checked
 
 __all__ = ["MLP"]
 
@@ -43,6 +44,7 @@ class MLP(nn.Sequential):
         SettingError: a size below 1, a scale or rate out of range.
     """
 
+    @checked
     def __init__(
         self,
         input_shape: Sequence[int],

@@ -16,6 +16,7 @@ from torch import Tensor
 from metalearn.addressing import AddressedStream, check_seed, check_split
 from metalearn.data.images import LabelledImages
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["FewShotTasks"]
@@ -47,6 +48,7 @@ class FewShotTasks:
 
     kind: Literal["classification"] = "classification"
 
+    @checked
     def __init__(
         self,
         data: LabelledImages,

@@ -15,6 +15,7 @@ from torch import Tensor
 from metalearn.addressing import AddressedStream, check_seed
 from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["SinusoidTasks"]
@@ -40,6 +41,7 @@ class SinusoidTasks:
     input_shape = (1,)
     outputs = 1
 
+    @checked
     def __init__(self, *, shot: int = 5, query: int = 10, seed: int = 0) -> None:
         for name, value in (("shot", shot), ("query", query)):
             check_whole(name, value, 1)

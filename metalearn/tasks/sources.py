@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from metalearn.data import OmniglotSplit, load_folder, load_glyphs, load_omniglot
+from metalearn.signatures import checked
 from metalearn.tasks.episodes import FewShotTasks
 
 __all__ = ["folder_tasks", "glyph_tasks", "omniglot_tasks"]
 
 
+@checked
 def glyph_tasks(*, image_size: int = 28, **episodes: Annotated[Any, FewShotTasks]) -> FewShotTasks:
     """Letters of the world's scripts, drawn from fonts that come with matplotlib; no download.
 
@@ -29,6 +31,7 @@ def glyph_tasks(*, image_size: int = 28, **episodes: Annotated[Any, FewShotTasks
     return FewShotTasks(load_glyphs(image_size=image_size), **episodes)
 
 
+@checked
 def omniglot_tasks(
     *,
     root: str | Path | None = None,
@@ -55,6 +58,7 @@ def omniglot_tasks(
     return FewShotTasks(data, **episodes)
 
 
+@checked
 def folder_tasks(
     root: str | Path,
     *,

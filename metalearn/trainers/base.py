@@ -22,6 +22,7 @@ from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.files import failures_named
 from metalearn.models import set_draw
 from metalearn.schema import Kind, Misfit, mapping, shown
+from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.clock import Clock, process_memory
 from metalearn.trainers.diagnostics import Predictive, Units, Watch
@@ -86,6 +87,7 @@ class Trainer(ABC):
     larger_is_better: bool
     unit: str = "samples"
 
+    @checked
     def __init__(
         self,
         module: nn.Module,

@@ -30,6 +30,7 @@ from metalearn.evaluation import (
 )
 from metalearn.models import Ensemble, Predictor
 from metalearn.schema import Kind, choice, list_of, mapping, maybe, number, text, whole
+from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.data_scores import logits_of, report_of
@@ -116,6 +117,7 @@ class EnsembleTrainer(MemberTrainer):
     unit = "samples"
     ensemble: Ensemble
 
+    @checked
     def __init__(
         self,
         model: Ensemble,
@@ -147,7 +149,7 @@ class EnsembleTrainer(MemberTrainer):
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
         count = len(model)
-        if members not in (None, count):
+        if members is not None and not (type(members) is int and members == count):
             raise SettingError("members", members, f"the model has {count} members")
         _check_choices(monitor=monitor, engine=engine, shuffle=shuffle)
         if bootstrap and shuffle == "shared":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalearn.errors import SettingError
+from metalearn.signatures import checked
 from metalearn.trainers.diagnostics.sources import mixing
 
 __all__ = ["InductiveModule", "beside_support", "depends_on_batch"]
@@ -36,6 +37,7 @@ class InductiveModule(nn.Module):
 
     support: Tensor
 
+    @checked
     def __init__(self, network: nn.Module, support: Tensor, *, vectorize: bool = True) -> None:
         super().__init__()
         self.network = network

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from metalearn.core.checks import check_number
 from metalearn.core.ensemble import take_member
 from metalearn.core.swag import SWAGMoments, swag_init, swag_sample, swag_update
 from metalearn.data import ClassificationData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble, Stack
 from metalearn.schema import Kind, like, list_of, mapping
+from metalearn.signatures import checked
 from metalearn.trainers.ensemble import EnsembleTrainer
 from metalearn.trainers.one_network import OneNetworkTrainer
 
@@ -85,6 +87,7 @@ class SnapshotTrainer(IterateTrainer):
     (arXiv 1704.00109).
     """
 
+    @checked
     def __init__(
         self,
         model: Ensemble,
@@ -162,6 +165,7 @@ class SWAGTrainer(IterateTrainer):
     2019 (arXiv 1902.02476).
     """
 
+    @checked
     def __init__(
         self,
         model: Ensemble,
@@ -176,8 +180,7 @@ class SWAGTrainer(IterateTrainer):
         **settings: Annotated[Any, EnsembleTrainer],
     ) -> None:
         super().__init__(model, data, members=members, **settings)
-        if not 0 <= start < 1:
-            raise SettingError("start", start, "a number in [0, 1) is needed")
+        check_number("start", start, least=0, below=1)
         if not final_rate > 0:
             raise SettingError("final_rate", final_rate, "a number above 0 is needed")
         if not scale >= 0:

@@ -5,7 +5,8 @@ Axes: T tasks, K inner steps, N query samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -25,11 +26,14 @@ from metalearn.core import (
 )
 from metalearn.core.adapt import last_of
 from metalearn.core.checks import (
+    check_pair,
     check_reached,
     check_samples,
+    module_takes,
     outside_inference_mode,
     unused_parameters,
 )
+from metalearn.core.chunking import sample_count
 from metalearn.core.copying import copy_module
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.targets import (
@@ -41,8 +45,9 @@ from metalearn.core.targets import (
     mean_of_real,
     real_ones,
 )
-from metalearn.core.tree import match_names, tree_map
+from metalearn.core.tree import check_tensors, match_names, tree_map
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
 from metalearn.trainers.inductive import beside_support, each_beside
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.nan_scores import hits
@@ -70,6 +75,7 @@ class MetaLearner:
             learn; an unknown kind; a pattern in ``maml.frozen`` that matches no parameter.
     """
 
+    @checked
     def __init__(
         self,
         module: nn.Module,
@@ -192,13 +198,11 @@ class MetaLearner:
             SettingError: names the support or query set.
         """
         for name, batch in zip(("support", "query"), tasks):
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise SettingError(name, type(batch).__name__, "inputs and targets are needed")
-            inputs, targets = batch
+            inputs, targets = check_pair(batch, name)
             if self.kind == "regression" or not targets.numel():
                 continue
             if self._classes is None:
-                with torch.no_grad():
+                with torch.no_grad(), module_takes(f"{name} inputs", inputs):
                     outputs = self.outputs(tree_map(lambda x: x[0], inputs))
                 self._classes = int(outputs.shape[-1])
             check_form(True, (len(targets[0]), self._classes), targets[0])
@@ -217,6 +221,7 @@ class MetaLearner:
         return found
 
     @outside_inference_mode
+    @checked
     def adapt(
         self, support: Batch, *, steps: int | None = None, transductive: bool = False
     ) -> nn.Module:
@@ -241,6 +246,7 @@ class MetaLearner:
             copy_module(self.module), self.params, support, steps, transductive=transductive
         )
 
+    @checked
     def score(
         self,
         tasks: TaskBatch,
@@ -264,7 +270,8 @@ class MetaLearner:
             check: called before every prediction; what it raises ends the scoring.
         """
         self.check(tasks)
-        losses, outputs = self._outputs(self.params, tasks, steps, inductive, check)
+        with self._taken(tasks):
+            losses, outputs = self._outputs(self.params, tasks, steps, inductive, check)
         if self.kind == "regression":
             return TaskScores(losses, None, outputs)
         predictions, targets = outputs.argmax(-1), tasks.query[1]
@@ -281,7 +288,10 @@ class MetaLearner:
         transductive: bool,
     ) -> nn.Module:
         """The module with the parameters that adaptation from ``start`` gives."""
+        check_pair(support, "support")
         check_samples(support, "support")
+        sample_count(support[0])
+        check_tensors(support[1], "support targets")
         alone = tree_map(lambda x: x[None], support)
         self.check(TaskBatch(alone, alone))
         points = inner_trajectory(
@@ -293,7 +303,8 @@ class MetaLearner:
             frozen=self.maml.frozen,
             calculus=Eager(),
         )
-        params = last_of(points).params
+        with self._taken(TaskBatch(alone, alone)):
+            params = last_of(points).params
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 if name in params:  # else it is not trained, or there under its first name
@@ -303,6 +314,19 @@ class MetaLearner:
         if transductive:
             return module
         return beside_support(module, support[0], vectorize=self.vectorized)
+
+    @contextmanager
+    def _taken(self, tasks: TaskBatch) -> Iterator[None]:
+        """A block in which inputs that the module cannot take are refused by their set."""
+        try:
+            yield
+        except SettingError:
+            raise
+        except Exception:
+            for name, (inputs, _) in zip(("support", "query"), tasks):
+                with torch.no_grad(), module_takes(f"{name} inputs", inputs):
+                    self.outputs(tree_map(lambda x: x[0], inputs))
+            raise
 
     def _functional(self) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The module as a pure function, its parameters and buffers."""

@@ -26,6 +26,7 @@ from metalearn.core.targets import is_label, labels_of, mean_of_real, real_ones
 from metalearn.errors import SettingError
 from metalearn.evaluation import expected_calibration_error
 from metalearn.models import Ensemble, Stack
+from metalearn.signatures import checked
 from metalearn.trainers.learner import MetaLearner
 from metalearn.trainers.nan_scores import hits
 from metalearn.trainers.task_scores import MemberScores, TaskScores
@@ -64,6 +65,7 @@ class MemberLearner(MetaLearner):
         return found
 
     @outside_inference_mode
+    @checked
     def adapt(
         self, support: Batch, *, steps: int | None = None, transductive: bool = False
     ) -> nn.Module:
@@ -77,6 +79,7 @@ class MemberLearner(MetaLearner):
         ]
         return Ensemble.from_modules(modules).eval()
 
+    @checked
     def score(
         self,
         tasks: TaskBatch,
@@ -87,7 +90,10 @@ class MemberLearner(MetaLearner):
     ) -> TaskScores:
         """Scores of the mean prediction, and of each member; see `MetaLearner.score`."""
         self.check(tasks)
-        rows = [self._outputs(row, tasks, steps, inductive, check) for row in unstack(self.params)]
+        with self._taken(tasks):
+            rows = [
+                self._outputs(row, tasks, steps, inductive, check) for row in unstack(self.params)
+            ]
         losses = torch.stack([loss for loss, _ in rows], 1)
         outputs = torch.stack([output for _, output in rows])
         targets = tasks.query[1]

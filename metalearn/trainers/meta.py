@@ -21,6 +21,7 @@ from metalearn.core.tree import leaves
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.schema import Kind, choice, maybe, text, together, whole
+from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.base import OptimizerFactory, StepReport
@@ -71,6 +72,7 @@ class MetaTrainer(MemberTrainer):
 
     unit = "tasks"
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

@@ -13,6 +13,7 @@ from metalearn.data import ClassificationData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import BatchEnsemble, Ensemble, MCDropout, Predictor
 from metalearn.models.batch_ensemble import Factors
+from metalearn.signatures import checked
 from metalearn.trainers.ensemble import EnsembleTrainer
 
 __all__ = ["BatchEnsembleTrainer", "MCDropoutTrainer", "OneNetworkTrainer"]
@@ -67,6 +68,7 @@ class MCDropoutTrainer(OneNetworkTrainer):
         SettingError: a setting out of range, or a network without dropout.
     """
 
+    @checked
     def __init__(
         self,
         model: Ensemble,
@@ -100,6 +102,7 @@ class BatchEnsembleTrainer(OneNetworkTrainer):
         SettingError: a setting out of range, or a network without a layer that can share.
     """
 
+    @checked
     def __init__(
         self,
         model: Ensemble,

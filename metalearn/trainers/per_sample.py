@@ -30,6 +30,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import EnsembleReport, fit_temperature
 from metalearn.models import Dropout
 from metalearn.schema import Kind, mapping, maybe, text, whole
+from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Tracker, reliability_figure
 from metalearn.trainers.base import OptimizerFactory, StepReport, Trainer
 from metalearn.trainers.data_scores import logits_of, report_of
@@ -89,6 +90,7 @@ class PerSampleTrainer(Trainer):
     unit = "samples"
     ensemble = None
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

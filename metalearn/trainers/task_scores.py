@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.core.tree import tree_map
+from metalearn.core.tree import check_floating, tree_map
 from metalearn.errors import SettingError
+from metalearn.signatures import checked
 
 __all__ = ["MemberScores", "TaskScores", "joined_scores", "mean_interval"]
 
@@ -54,6 +55,7 @@ def joined_scores(parts: Sequence[TaskScores]) -> TaskScores:
     return found
 
 
+@checked
 def mean_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over tasks and half-width of its 95 % interval: 1.96 · s / √T, s with divisor T − 1.
 
@@ -66,7 +68,8 @@ def mean_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         SettingError: T is 0.
     """
-    count = values.shape[0]
+    check_floating(values, "values")
+    count = len(values) if values.dim() else 0
     if not count:
         raise SettingError("values", list(values.shape), "at least one task is needed")
     spread = values.std(0) if count > 1 else torch.zeros_like(values[0])

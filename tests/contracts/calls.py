@@ -287,7 +287,12 @@ def _evaluation() -> dict[str, Callable[[], Call]]:
             pooling="pool_then_scale",
         ),
         "ood_scores": _of(
-            evaluation, "ood_scores", in_scores=draw(20), out_scores=draw(20, seed=1), resamples=5
+            evaluation,
+            "ood_scores",
+            in_scores=draw(20),
+            out_scores=draw(20, seed=1),
+            resamples=5,
+            generator=_generator,
         ),
         "uncertainty_scores": _of(evaluation, "uncertainty_scores", logits=logits),
     }
@@ -418,6 +423,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
         "PerSampleTrainer": lambda: (
             trainers.PerSampleTrainer,
             {"model": models.MLP((2,), 3, hidden=(4,)), "data": blobs(), "batch_size": 8, **few},
+        ),
+        "InductiveModule": lambda: (
+            trainers.InductiveModule,
+            {"network": models.MLP((1,), 1), "support": draw(4, 1)},
         ),
         "mean_interval": _of(trainers, "mean_interval", values=draw(4, 2)),
     }

@@ -8,20 +8,25 @@ nothing else escapes. What must be refused, whatever else happens, stands in `RE
 from __future__ import annotations
 
 import math
+import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+import metalearn
 from metalearn.core.tree import tree_map
 from metalearn.errors import DataError, NonFiniteError, SettingError
-from metalearn.types import TaskBatch
-from tests.contracts.calls import CALLS, problem, public_functions
+from tests.contracts import calls
+from tests.contracts.calls import CALLS, public_functions
 
 ERRORS = (SettingError, DataError, NonFiniteError)
+LIBRARY = Path(metalearn.__file__).parent
+USERS = Path(calls.__file__)
 
 PLAIN: dict[str, Any] = {
     "None": None,
@@ -124,7 +129,23 @@ def attempt(name: str, argument: str, bad: str) -> str:
                 list(found)
         except ERRORS as error:
             return str(error)
+        except Exception as error:
+            if of_the_users_function(error):
+                return "of the function itself"
+            raise
     return "accepted"
+
+
+def of_the_users_function(error: Exception) -> bool:
+    """Whether the error arose in a function that the library was given, below one of its own.
+
+    Those surface as they are. What the library's own call raises there is none of them, but for
+    its layers, which stand for torch's.
+    """
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    inside = [LIBRARY in frame.parents for frame in frames]
+    below = any(f == USERS for f in frames[inside.index(True) :]) if any(inside) else False
+    return below and (not inside[-1] or LIBRARY / "core" / "ops" in frames[-1].parents)
 
 
 def test_every_public_function_has_a_call() -> None:
@@ -150,6 +171,6 @@ def test_bad_arguments_are_refused_in_one_line_or_taken(name: str) -> None:
             first = (str(error).splitlines() or [""])[0][:100]
             escaped.append(f"{row[1]}={row[2]}: {type(error).__name__}: {first}")
             continue
-        if said != "accepted" and ("\n" in said or len(said) > 400):
+        if "\n" in said or len(said) > 400:
             escaped.append(f"{row[1]}={row[2]}: not one sentence: {said}")
     assert not escaped, f"{len(escaped)} of {name}:\n" + "\n".join(escaped)

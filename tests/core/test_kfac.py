@@ -265,7 +265,7 @@ def test_what_has_no_kronecker_factors_is_refused_by_name(make: Any, message: st
         ({"sharing": "sum"}, "sharing='sum': one of expand, reduce is needed"),
         ({"kind": "monte_carlo"}, "generator=None: kind='monte_carlo' needs a torch.Generator"),
         ({"chunk_size": 0}, "chunk_size=0: a whole number of at least 1 is needed"),
-        ({"params": {}}, r"params=\[\]: .* are all needed"),
+        ({"params": {}}, r"params=\[\]: a tree with .* is needed"),
     ],
 )
 def test_bad_settings_get_one_sentence(change: Any, message: str) -> None:

@@ -159,7 +159,7 @@ def test_batches_are_a_list(bad: Any) -> None:
         lambda: ggn_operator(outputs_fn, cross_entropy, params, bad),
         lambda: fisher_operator(outputs_fn, params, bad, **rule),
     ):
-        with pytest.raises(SettingError, match=r"batches='\w+': a list of batches is needed"):
+        with pytest.raises(SettingError, match="batches=.*: a list (of batches )?is needed"):
             make()
 
 

@@ -185,7 +185,7 @@ def len_of(state: Any) -> int:
 
 @pytest.mark.parametrize("q", [(), (1.1,), (0.5, -0.1), (math.nan,)])
 def test_bad_quantiles_are_one_sentence(q: Any) -> None:
-    with pytest.raises(SettingError, match=r"q=.*numbers from 0 to 1 are needed"):
+    with pytest.raises(SettingError, match=r"q=.*numbers"):
         norm_quantiles(q)
 
 
