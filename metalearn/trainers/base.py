@@ -35,6 +35,7 @@ __all__ = ["FitResult", "OptimizerFactory", "StepReport", "Trainer"]
 
 log = logging.getLogger(__name__)
 
+_IN_ITS_PLACE = "a copy of last.pt in its place makes the newest parameters the best so far"
 _CHECKPOINT_VERSION = 1
 _LONGEST = 300  # characters of torch's reasons that a sentence repeats
 
@@ -336,7 +337,7 @@ class Trainer(ABC):
         if not self._best:
             raise DataError(
                 f"{where}: the best checkpoint is missing, so the best parameters are not known; "
-                "a copy of last.pt in its place makes the newest parameters the best so far"
+                f"{_IN_ITS_PLACE}"
             )
 
     def not_finite(self) -> str:
@@ -349,7 +350,7 @@ class Trainer(ABC):
         try:
             check_module(self.module, state)
         except Misfit as error:
-            raise _unfit(path, error) from error
+            raise DataError(f"{_unfit(path, error)}; {_IN_ITS_PLACE}") from error
         found: dict[str, Tensor] = state["module"]
         return found
 

@@ -51,7 +51,11 @@ def members(make: Any) -> Ensemble:
         ({"patience": 0}, "patience=0: a whole number of at least 1"),
         (
             {"optimizer": partial(torch.optim.LBFGS, lr=1.0)},
-            "optimizer='LBFGS': members are stacked, so an elementwise one is needed: SGD, Adam",
+            "optimizer='LBFGS': one that steps from gradients alone is needed",
+        ),
+        (
+            {"optimizer": partial(torch.optim.Adafactor, lr=1.0)},
+            "optimizer='Adafactor': members are stacked, so an elementwise one is needed: SGD, Ad",
         ),
         (
             {"optimizer": partial(torch.optim.SGD, lr=0.1, weight_decay=0.1), "weight_decay": 0.1},
@@ -132,7 +136,8 @@ def test_the_plan_measures_and_says_so() -> None:
         attempt, 4, engine="auto", chunk_size=None, memory=None, device=torch.device("cpu")
     )
     assert plan.engine == "loop"  # a product of 1600 rows against one of 4
-    assert {count for _, count in calls} == {4}
+    assert calls[0] == ("batched", 1)  # whether vmap takes the networks at all
+    assert {count for _, count in calls[1:]} == {4}
     assert str(plan).startswith("members: engine loop, all members at once; measured: batched ")
 
 
@@ -149,7 +154,7 @@ def test_the_loop_engine_takes_what_vmap_cannot() -> None:
             return y if float(y.detach().sum()) > 0 else -y
 
     model = Ensemble.from_factory(Branching, range(3))
-    with pytest.raises(SettingError, match="^model='Branching': inputs"):
+    with pytest.raises(SettingError, match=r"^engine='batched': .*reads a value.*'loop' can"):
         ensemble_trainer(model=model)
     trainer = ensemble_trainer(model=model, engine="loop")
     assert trainer.fit().reason == "finished"

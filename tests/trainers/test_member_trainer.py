@@ -150,9 +150,14 @@ def test_a_learning_rate_that_is_far_too_large_ends_its_member_alone() -> None:
 def test_all_members_diverged_is_an_error(eval_every: int, tmp_path: Path) -> None:
     settings = {**STEADY, "eval_every": eval_every}
     trainer = ensemble_trainer(
-        model=networks(mlp_network, range(2)), optimizer=partial(SGD, lr=math.inf),
-        folder=tmp_path, clip=None, **settings,
-    )  # fmt: skip
+        model=networks(mlp_network, range(2)), folder=tmp_path, clip=None, **settings
+    )
+
+    def explode(factor: float) -> None:
+        for parameter in trainer.module.parameters():
+            parameter.data.fill_(math.inf)
+
+    trainer.update = explode  # type: ignore[method-assign]
     first = [rows_of(trainer, index) for index in range(2)]
     pattern = (
         r"^step 1: every member has diverged \(member 0: diverged at step 1 .*; member 1: "
