@@ -11,8 +11,9 @@ import copy
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ class Copier:
 
     Attributes:
         places: where places stand: container, key, place.
+        containers: what holds other objects, of layers the tables alone: original, copy.
     """
 
     def __init__(self, tensor: Callable[[Tensor], Any], *, deep: bool = False) -> None:
@@ -77,6 +79,7 @@ class Copier:
         self._done: dict[int, Any] = {}
         self._originals: list[Any] = []  # kept, that no other object gets their identity
         self.places: list[tuple[Any, Any, Place]] = []
+        self.containers: list[tuple[Any, Any]] = []
 
     def __call__(self, value: Any) -> Any:
         """The copy of any object, or the object itself where it cannot be copied."""
@@ -93,6 +96,10 @@ class Copier:
         self._done[id(value)] = new
         self._originals.append(value)
         return new
+
+    def _hold(self, value: Any, new: Any) -> Any:
+        self.containers.append((value, new))
+        return self._keep(value, new)
 
     def _fill(self, container: Any, items: Any) -> None:
         for key, value in items:
@@ -121,7 +128,7 @@ class Copier:
         return new
 
     def _dict(self, value: dict[Any, Any]) -> Any:
-        new = self._keep(value, copy.copy(value))
+        new = self._hold(value, copy.copy(value))
         items = list(value.items())
         if any(isinstance(key, nn.Module) for key, _ in items):
             new.clear()
@@ -130,12 +137,12 @@ class Copier:
         return new
 
     def _list(self, value: list[Any] | deque[Any]) -> Any:
-        new = self._keep(value, copy.copy(value))
+        new = self._hold(value, copy.copy(value))
         self._fill(new, list(enumerate(value)))
         return new
 
     def _set(self, value: set[Any]) -> Any:
-        new = self._keep(value, copy.copy(value))
+        new = self._hold(value, copy.copy(value))
         new.clear()
         new.update(map(self, value))
         return new
@@ -184,6 +191,11 @@ class Copier:
         args, words = self(value.args), {n: self(v) for n, v in value.keywords.items()}
         return self._keep(value, partial(self(value.func), *args, **words))
 
+    def _reference(self, value: ReferenceType[Any]) -> Any:
+        """A weak reference to the copy of a layer, as that of a layer to the one around it."""
+        layer = value()
+        return ref(self(layer)) if isinstance(layer, nn.Module) else value
+
     def _reaches(self, value: Any, seen: set[int]) -> bool:
         """Whether a layer, or a tensor with a place, is enclosed."""
         if id(value) in seen:
@@ -209,10 +221,12 @@ class Copier:
     def _object(self, value: Any) -> Any:
         """Any other object: copied where it is no more than its attributes, else shared."""
         kind = type(value)
-        if isinstance(value, type) or not hasattr(value, "__dict__") or _copies_itself(kind):
+        bare = isinstance(value, SimpleNamespace)  # of C, but no more than its attributes
+        own = _copies_itself(kind) and not bare
+        if own or isinstance(value, type) or not hasattr(value, "__dict__"):
             return value
         try:
-            new = object.__new__(kind)
+            new = SimpleNamespace.__new__(kind) if bare else object.__new__(kind)
         except TypeError:
             return value
         self._keep(value, new)
@@ -222,6 +236,7 @@ class Copier:
                 if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                     object.__setattr__(new, name, self(getattr(value, name)))
         self._fill(vars(new), list(object_state(value).items()))
+        self.containers.append((vars(value), vars(new)))
         return new
 
 
@@ -299,5 +314,6 @@ _COPIERS: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (partial, Copier._partial),
     (set, Copier._set),
     (deque, Copier._list),
+    (ReferenceType, Copier._reference),
     (torch.Generator, Copier._generator),
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.core.checks import check_number, check_scalar
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk, sample_count
-from metalearn.core.ops.lean_gradient import broken_up, is_differentiated, lean_gradient
+from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
 from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.per_sample import (
@@ -244,8 +244,7 @@ def _ghosts(loss_fn: LossFn, params: Params, batch: Batch) -> list[bool]:
 def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: Tensor) -> Params:
     """Σ c_i g_i for weights c ``[N]``."""
     values, spec = flatten(params)
-    loss = broken_up(_leaf_loss(loss_fn, params))
-
+    loss = _leaf_loss(loss_fn, params)
     keep = is_differentiated([*values, *leaves(batch)])
 
     def weighted(values: list[Tensor]) -> Tensor:

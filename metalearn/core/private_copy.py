@@ -14,7 +14,7 @@ from torch.backends import cuda
 from torch.nn.utils import parametrize
 
 from metalearn.core.copying import Copier, Place, named_tensors
-from metalearn.core.ops import calling, runs_over_tasks, substituting, unwrap
+from metalearn.core.ops import Calling, runs_over_tasks, substituting, unwrap
 
 __all__ = ["PrivateCopy", "Structure", "Written"]
 
@@ -41,9 +41,11 @@ class Structure:
                 return Place(names[id(value)])
             return hidden.setdefault(id(value), value)
 
-        self._root: nn.Module = Copier(tensor)(module)
-        self._live = _Snapshot(list(module.modules()))
+        copier = Copier(tensor)
+        self._root: nn.Module = copier(module)
+        self._live = _Snapshot(list(module.modules()), [held for held, _ in copier.containers])
         self._sources = _sources(module, tensors)
+        self._names = {id(vars(layer)): name for name, layer in module.named_modules()}
         self._buffers = [name for name, _ in module.named_buffers() if name in tensors]
         self._hidden = [value for value in hidden.values() if not value.is_meta]
         self._free: list[PrivateCopy] = []
@@ -54,6 +56,10 @@ class Structure:
     def fits(self) -> bool:
         """Whether the module is still so: its attributes, modes, hooks and layers."""
         return self._live.holds()
+
+    def name_of(self, layer: nn.Module) -> str | None:
+        """The name of a layer of the module itself; None for any other, such as a copy's."""
+        return self._names.get(id(vars(layer)))
 
     def tensors(self, params: Any, buffers: Any) -> dict[str, Tensor]:
         """A tensor for each place: of ``params``, of ``buffers``, or the module's own."""
@@ -68,7 +74,7 @@ class Structure:
     def copied(self) -> PrivateCopy:
         """A copy for a trial, which shares nothing with the module that can be written to."""
         copier = Copier(lambda value: value.detach().clone(), deep=True)
-        return PrivateCopy(copier(self._root), copier.places)
+        return PrivateCopy(copier(self._root), copier)
 
     def take(self) -> PrivateCopy:
         """A copy that no other call has; tensors that are no parameters or buffers are shared."""
@@ -76,7 +82,7 @@ class Structure:
             return self._free.pop()
         except IndexError:
             copier = Copier(lambda value: value)
-            return PrivateCopy(copier(self._root), copier.places)
+            return PrivateCopy(copier(self._root), copier)
 
     def give_back(self, copied: PrivateCopy) -> None:
         """Keep a copy for the next call, if it can be as it was."""
@@ -101,18 +107,18 @@ class PrivateCopy:
 
     Args:
         root: with places instead of parameters and buffers.
-        places: container, key and place of each.
+        copier: that made it.
 
     Attributes:
         layers: in the order of ``root.modules()``.
         changed: whether the last call had changed attributes, known once they are restored.
     """
 
-    def __init__(self, root: nn.Module, places: list[tuple[Any, Any, Place]]) -> None:
-        self.root = root
+    def __init__(self, root: nn.Module, copier: Copier) -> None:
+        self.root, places = root, copier.places
         self._places = [(*where, place.name, place) for *where, place in places]
         self.layers = list(root.modules())
-        self._state = _Snapshot(self.layers)
+        self._state = _Snapshot(self.layers, [held for _, held in copier.containers])
         owners = {
             id(vars(layer)[table]): (layer, table)
             for layer in self.layers
@@ -123,6 +129,7 @@ class PrivateCopy:
             for container, key, place in places
             if id(container) in owners
         ]
+        self._calling = Calling(root)
         self._counts: list[int] = []
         self.changed = False
 
@@ -132,7 +139,7 @@ class PrivateCopy:
         for container, key, name, _ in self._places:
             container[key] = given[name]
         runs = runs_over_tasks(self.root) if substituting() else nullcontext()
-        with math_attention(), calling(self.root), runs, _uncached():
+        with math_attention(), self._calling(), runs, _uncached():
             return self.root(*args, **kwargs)
 
     def rebound(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Written]]:
@@ -161,14 +168,15 @@ class PrivateCopy:
 
 
 class _Snapshot:
-    """The attributes of layers at one time, and what stood in their containers."""
+    """The attributes of layers at one time, and what stood in containers and objects in them."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], containers: Sequence[Any]) -> None:
         self._live = [vars(layer) for layer in layers]
         self._then = [dict(live) for live in self._live]
         self._values = [value for then in self._then for value in then.values()]
         buffers = {id(layer._buffers) for layer in layers}
-        held = [v for v in self._values if isinstance(v, dict | list | set)]
+        tables = {id(live) for live in self._live}
+        held = list({id(v): v for v in containers if id(v) not in tables}.values())
         self._sized = [*self._live, *held]
         self._sizes = list(map(len, self._sized))
         self._containers: list[Iterable[Any]] = [

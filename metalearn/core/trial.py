@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_map
 
 from metalearn.core.likeness import attributes, plain
@@ -47,7 +50,8 @@ def try_once(
         copied = structure.copied()
         tensors = {name: _concrete(value) for name, value in given.items()}
         before = attributes(copied.root)
-        first = _run(copied, tensors, args, kwargs)
+        with _inside(structure):
+            first = _run(copied, tensors, args, kwargs)
         structure.reusable = False
         if first is None:
             return
@@ -99,6 +103,31 @@ def _run(
         if plain(value) != plain(tensors[name]):
             written.append((name, table, layer, key))
     return _Pass(outputs, written, frozenset(rebound), attributes(copied.root))
+
+
+@contextmanager
+def _inside(structure: Structure) -> Iterator[None]:
+    """Refuse, after the block, layers of the user's own module that were called in it."""
+    called: list[nn.Module] = []
+    thread = threading.get_ident()
+
+    def note(layer: nn.Module, _: Any) -> None:
+        if threading.get_ident() == thread and structure.name_of(layer) is not None:
+            called.append(layer)
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+    for layer in called:
+        if any(True for _ in layer.parameters()):
+            raise SettingError(
+                f"module[{structure.name_of(layer)}]",
+                type(layer).__name__,
+                "forward reaches it by a global variable, so that it cannot have other parameters; "
+                "reach it as an attribute of the module",
+            )
 
 
 def _check_repeats(

@@ -20,7 +20,6 @@ from metalearn.core import clipped_gradient, functionalize, per_sample_module
 from metalearn.core.checks import check_number, reaching, unused_parameters
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.ghost_norms import clipped_chunk
-from metalearn.core.ops import calling
 from metalearn.core.per_sample import SampleMethod, one_gradient
 from metalearn.core.products import check_mode
 from metalearn.core.sample_checks import BatchNormPolicy
@@ -226,8 +225,7 @@ class PerSampleTrainer(Trainer):
         """Logits ``[1, N, C]`` in evaluation mode."""
         self._stop.check()
         self.module.eval()
-        with calling(self.module):
-            logits: Tensor = self.module(inputs.to(self.device))
+        logits: Tensor = self.apply(self.params, self.buffers, inputs.to(self.device))
         self._train()
         return logits[None]
 

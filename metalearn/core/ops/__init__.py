@@ -3,7 +3,7 @@
 Plain torch, on any device. Derivatives up to the second are exact, in reverse mode.
 """
 
-from metalearn.core.ops.calling import calling
+from metalearn.core.ops.calling import Calling
 from metalearn.core.ops.over_tasks import counting, first_row, outside_transforms, unwrap
 from metalearn.core.ops.plain_operations import (
     PlainOperations,
@@ -14,8 +14,8 @@ from metalearn.core.ops.sequence import runs_over_tasks
 from metalearn.core.ops.substitution import substituting, task_operations
 
 __all__ = [
+    "Calling",
     "PlainOperations",
-    "calling",
     "counting",
     "first_row",
     "outside_transforms",

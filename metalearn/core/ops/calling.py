@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,60 +12,42 @@ from torch.nn.modules import module as torch_module
 from metalearn.core.ops.plain_operations import PlainOperations, wants_plain_operations
 from metalearn.core.vectorization import VectorizationError, in_a_loop
 
-__all__ = ["calling"]
+__all__ = ["Calling"]
 
 
-@contextmanager
-def calling(module: nn.Module) -> Iterator[None]:
-    """For calls of a module: `PlainOperations` where it has such layers.
+class Calling:
+    """For calls of a module whose layers and hooks stay as they are.
 
-    Inside transforms of torch.func, compiled layers run as they were written, which transforms can
-    follow, and backward hooks, which they would pass over, are refused.
-
-    Raises:
-        VectorizationError: backward hooks inside a transform, by the layer's name.
+    Layers that need them have `PlainOperations`. Inside transforms of torch.func, backward hooks,
+    which those would pass over, are refused.
     """
-    inside = not in_a_loop()
-    if inside and torch.is_grad_enabled():
-        _refuse_backward_hooks(module)
-    eager = _eagerly() if inside and any(map(_is_compiled, module.modules())) else nullcontext()
-    plain = PlainOperations() if wants_plain_operations(module) else nullcontext()
-    with eager, plain:
-        yield
 
+    def __init__(self, module: nn.Module) -> None:
+        self._plain = wants_plain_operations(module)
+        named = [(name, type(layer).__name__, layer) for name, layer in module.named_modules()]
+        self._first = named[0][:2]
+        self._hooked = [
+            (name, kind)
+            for name, kind, layer in named
+            if layer._backward_hooks or layer._backward_pre_hooks
+        ]
 
-def _refuse_backward_hooks(module: nn.Module) -> None:
-    everywhere = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
-    for name, layer in module.named_modules():
-        if everywhere or layer._backward_hooks or layer._backward_pre_hooks:
+    def __call__(self) -> AbstractContextManager[Any]:
+        """Of one call.
+
+        Raises:
+            VectorizationError: backward hooks inside a transform, by the layer's name.
+        """
+        if not in_a_loop() and torch.is_grad_enabled():
+            self._refuse_backward_hooks()
+        return PlainOperations() if self._plain else nullcontext()
+
+    def _refuse_backward_hooks(self) -> None:
+        everywhere = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
+        for name, kind in [self._first] if everywhere else self._hooked:
             raise VectorizationError(
                 f"module[{name}]",
-                type(layer).__name__,
+                kind,
                 "transforms of torch.func pass over its backward hooks",
                 "take them off, or take a plain loop (engine='loop', method='loop')",
             )
-
-
-def _is_compiled(layer: nn.Module) -> bool:
-    compiler = sys.modules.get("torch._dynamo")  # slow to import, and needed for either kind
-    if compiler is None:
-        return False
-    return isinstance(layer, compiler.OptimizedModule) or layer._compiled_call_impl is not None
-
-
-_lock = threading.Lock()
-_calls: list[Any] = []
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    """Let what torch.compile made run as it was written; the setting is the whole process'."""
-    with _lock:  # the first of several threads sets it, the last one puts it back
-        _calls.append(_calls[0] if _calls else torch.compiler.set_stance("force_eager"))
-    try:
-        yield
-    finally:
-        with _lock:
-            stance = _calls.pop()
-            if not _calls:
-                stance.__exit__(None, None, None)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._C._functorch import (
     TransformType,
-    _unwrap_for_grad,
     _wrap_for_grad,
     get_unwrapped,
     is_functorch_wrapped_tensor,
@@ -18,7 +17,7 @@ from torch._C._functorch import (
 from torch._functorch import eager_transforms
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-__all__ = ["Level", "broken_up", "differentiating", "is_differentiated", "lean_gradient"]
+__all__ = ["Level", "differentiating", "is_differentiated", "lean_gradient"]
 
 
 class Level(NamedTuple):
@@ -87,26 +86,6 @@ def lean_gradient(
             None if g is None else eager_transforms._undo_create_differentiable(g, level)
             for g in grads
         ]
-
-
-def broken_up(
-    function: Callable[[list[Tensor], Any], Tensor],
-) -> Callable[[list[Tensor], Any], Tensor]:
-    """The same function of values and one sample, to be differentiated outside of ``vmap``.
-
-    A level of differentiation inside of vmap breaks up the operations that vmap would loop over
-    otherwise (``gru_cell``, ``lstm_cell``), as ``vmap(grad)`` does.
-    """
-
-    def inside(values: list[Tensor], sample: Any) -> Tensor:
-        with eager_transforms.grad_increment_nesting() as level:
-            wrapped = [
-                eager_transforms._create_differentiable(_wrap_for_grad(v, level)) for v in values
-            ]
-            value: Tensor = _unwrap_for_grad(function(wrapped, sample), level)
-            return value
-
-    return inside
 
 
 def is_differentiated(tensors: Sequence[Tensor]) -> bool:
