@@ -28,6 +28,7 @@ class Structure:
     Attributes:
         reusable: whether a copy may serve again after a call; None until that was tried.
         changes: whether a trial has seen that attributes change in a call.
+        hangs_hooks: whether forward hangs hooks on tensors, which transforms pass over.
         rebound: names of buffers that forward assigns anew without changing them.
     """
 
@@ -50,7 +51,7 @@ class Structure:
         self._hidden = [value for value in hidden.values() if not value.is_meta]
         self._free: list[PrivateCopy] = []
         self.reusable: bool | None = None
-        self.changes = False
+        self.changes = self.hangs_hooks = False
         self.rebound: frozenset[str] = frozenset()
 
     def fits(self) -> bool:
@@ -94,6 +95,10 @@ class Structure:
         watched = [given[name] for name in self._buffers] if buffers else []
         plain = [unwrap(value)[1] for value in (*watched, *self._hidden)]
         return [0 if value.is_inference() else value._version for value in plain]
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether a tensor of that name is a buffer."""
+        return name in self._buffers
 
     def written(self, before: list[int], after: list[int]) -> str:
         """The name of the first buffer that `versions` tells apart; empty for another tensor."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metalearn.core.ops import refuse_hooks
 from metalearn.core.private_copy import PrivateCopy, Structure
 from metalearn.core.tree import check_tensors
 from metalearn.core.trial import try_once, write_refusal
@@ -79,6 +80,8 @@ class PureCall:
             check_tensors({**buffers, **params}, "params")
         if structure.reusable is None:
             try_once(structure, tensors, args, kwargs, self._keeps_buffers)
+        if structure.hangs_hooks:
+            refuse_hooks(self.module, "hooks on tensors")
         copied = structure.take()
         try:
             before = structure.versions(tensors, not self._keeps_buffers)

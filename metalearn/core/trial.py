@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction, _EnableTorchFunction
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from metalearn.core.likeness import attributes, plain
@@ -64,6 +66,7 @@ def try_once(
             structure.changes = True
             second = _run(copied, tensors, args, kwargs)
             _check_repeats(copied.root, changed, first, second)
+        structure.hangs_hooks = _hangs_hooks(structure, copied, tensors, args, kwargs)
         left = _differing(before, attributes(copied.root)) if copied.restored() else changed
         structure.reusable = all(map(_is_hook, left))
 
@@ -103,6 +106,33 @@ def _run(
         if plain(value) != plain(tensors[name]):
             written.append((name, table, layer, key))
     return _Pass(outputs, written, frozenset(rebound), attributes(copied.root))
+
+
+def _hangs_hooks(
+    structure: Structure, copied: PrivateCopy, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
+) -> bool:
+    """Whether forward hangs hooks on tensors, which it can only where these need gradients."""
+    given = {name: value.clone() for name, value in tensors.items()}
+    for name, value in given.items():
+        value.requires_grad_(value.is_floating_point() and not structure.is_buffer(name))
+    args, kwargs = tree_map(_concrete, (tuple(args), dict(kwargs)))
+    seen = _Hooks()
+    with suppress(Exception), _EnableTorchFunction(), seen:
+        copied.run(given, args, kwargs)
+    return seen.hung
+
+
+class _Hooks(TorchFunctionMode):
+    """Notes whether a hook is hung on a tensor."""
+
+    hung = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.hung |= function is Tensor.register_hook
+        with DisableTorchFunction():  # modes around this one are for tensors of transforms
+            return function(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -70,6 +70,8 @@ class Linear(nn.Module):
         if self.kind == "saved by hooks":
             with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x):
                 return torch.tanh(self.layer(x))
+        if self.kind == "hook on a tensor" and x.requires_grad:
+            x.register_hook(lambda grad: 2 * grad)
         return torch.tanh(self.layer(x))
 
 
@@ -80,6 +82,7 @@ REASONS = {
     "boolean mask": "a boolean mask or another operation whose output's shape depends on values",
     "not reentrant": "activation checkpointing",
     "saved by hooks": "hooks on saved tensors, which activation checkpointing sets",
+    "hook on a tensor": "transforms of torch.func pass over hooks on tensors",
     "full hook": "transforms of torch.func pass over its backward hooks",
     "pre-hook": "transforms of torch.func pass over its backward hooks",
 }
@@ -176,7 +179,8 @@ def test_other_methods_name_the_loop_or_are_right(kind: str, method: Any) -> Non
             assert str(caught.value).startswith(f"method='{method}': vmap cannot"), name
             assert str(caught.value).endswith("method='loop' can"), name
         else:
-            assert "module[layer]='Linear'" in str(caught.value)
+            where = "" if kind == "hook on a tensor" else "layer"
+            assert f"module[{where}]='Linear'" in str(caught.value)
             assert "method='loop'" in str(caught.value)
     with pytest.raises(VectorizationError):
         ghost_parameters(*given)

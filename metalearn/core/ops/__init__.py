@@ -3,7 +3,7 @@
 Plain torch, on any device. Derivatives up to the second are exact, in reverse mode.
 """
 
-from metalearn.core.ops.calling import Calling
+from metalearn.core.ops.calling import Calling, refuse_hooks
 from metalearn.core.ops.over_tasks import counting, first_row, outside_transforms, unwrap
 from metalearn.core.ops.plain_operations import (
     PlainOperations,
@@ -20,6 +20,7 @@ __all__ = [
     "first_row",
     "outside_transforms",
     "plain_operations_inside",
+    "refuse_hooks",
     "remembering",
     "runs_over_tasks",
     "substituting",

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 from metalearn.core.ops.plain_operations import PlainOperations, wants_plain_operations
 from metalearn.core.vectorization import VectorizationError, in_a_loop
 
-__all__ = ["Calling"]
+__all__ = ["Calling", "refuse_hooks"]
 
 
 class Calling:
@@ -24,11 +24,10 @@ class Calling:
 
     def __init__(self, module: nn.Module) -> None:
         self._plain = wants_plain_operations(module)
-        named = [(name, type(layer).__name__, layer) for name, layer in module.named_modules()]
-        self._first = named[0][:2]
+        self._first = ("", module)
         self._hooked = [
-            (name, kind)
-            for name, kind, layer in named
+            (name, layer)
+            for name, layer in module.named_modules()
             if layer._backward_hooks or layer._backward_pre_hooks
         ]
 
@@ -38,16 +37,19 @@ class Calling:
         Raises:
             VectorizationError: backward hooks inside a transform, by the layer's name.
         """
-        if not in_a_loop() and torch.is_grad_enabled():
-            self._refuse_backward_hooks()
+        everywhere = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
+        for name, layer in [self._first] if everywhere else self._hooked:
+            refuse_hooks(layer, "its backward hooks", name)
         return PlainOperations() if self._plain else nullcontext()
 
-    def _refuse_backward_hooks(self) -> None:
-        everywhere = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
-        for name, kind in [self._first] if everywhere else self._hooked:
-            raise VectorizationError(
-                f"module[{name}]",
-                kind,
-                "transforms of torch.func pass over its backward hooks",
-                "take them off, or take a plain loop (engine='loop', method='loop')",
-            )
+
+def refuse_hooks(layer: nn.Module, hooks: str, name: str = "") -> None:
+    """Refuse, where a transform of torch.func takes gradients, what it would pass over."""
+    if in_a_loop() or not torch.is_grad_enabled():
+        return
+    raise VectorizationError(
+        f"module[{name}]",
+        type(layer).__name__,
+        f"transforms of torch.func pass over {hooks}",
+        "take them off, or take a plain loop (engine='loop', method='loop')",
+    )

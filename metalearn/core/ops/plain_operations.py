@@ -180,54 +180,37 @@ def _bags(rows: Tensor, counted: Tensor, mode: str) -> Tensor:
     return torch.where(counted.any(1), top, 0)
 
 
-def _lstm_cell(
-    input: Tensor,
-    hx: Any,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> tuple[Tensor, Tensor] | None:
-    if not _transformed():
-        return None
-    state, memory = hx
-    gates = F.linear(input, w_ih, b_ih) + F.linear(state, w_hh, b_hh)
-    enter, keep, new, show = gates.chunk(4, -1)
-    memory = keep.sigmoid() * memory + enter.sigmoid() * new.tanh()
-    return show.sigmoid() * memory.tanh(), memory
+def _cell(step: Callable[[Tensor, Tensor, Any], Any]) -> Callable[..., Any]:
+    """A recurrent cell from ``step(W_i·x + b_i, W_h·h + b_h, state)``."""
 
-
-def _gru_cell(
-    input: Tensor,
-    hx: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> Tensor | None:
-    if not _transformed():
-        return None
-    of_input = F.linear(input, w_ih, b_ih).chunk(3, -1)
-    of_state = F.linear(hx, w_hh, b_hh).chunk(3, -1)
-    reset, keep = ((a + b).sigmoid() for a, b in zip(of_input[:2], of_state[:2]))
-    new = (of_input[2] + reset * of_state[2]).tanh()
-    return new + keep * (hx - new)
-
-
-def _plain_cell(act: Callable[[Tensor], Tensor]) -> Callable[..., Tensor | None]:
     def cell(
         input: Tensor,
-        hx: Tensor,
+        hx: Any,
         w_ih: Tensor,
         w_hh: Tensor,
         b_ih: Tensor | None = None,
         b_hh: Tensor | None = None,
-    ) -> Tensor | None:
+    ) -> Any:
         if not _transformed():
             return None
-        return act(F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))
+        hidden = hx if isinstance(hx, Tensor) else hx[0]
+        return step(F.linear(input, w_ih, b_ih), F.linear(hidden, w_hh, b_hh), hx)
 
     return cell
+
+
+def _lstm(of_input: Tensor, of_hidden: Tensor, hx: Any) -> tuple[Tensor, Tensor]:
+    enter, keep, new, show = (of_input + of_hidden).chunk(4, -1)
+    memory = keep.sigmoid() * hx[1] + enter.sigmoid() * new.tanh()
+    return show.sigmoid() * memory.tanh(), memory
+
+
+def _gru(of_input: Tensor, of_hidden: Tensor, hx: Tensor) -> Tensor:
+    gates, new = of_input.tensor_split([2 * hx.shape[-1]], -1)
+    gates_of_hidden, new_of_hidden = of_hidden.tensor_split([2 * hx.shape[-1]], -1)
+    reset, keep = (gates + gates_of_hidden).sigmoid().chunk(2, -1)
+    new = (new + reset * new_of_hidden).tanh()
+    return new + keep * (hx - new)
 
 
 def _in_float(function: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
@@ -259,10 +242,10 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     torch._weight_norm: _weight_norm,
     F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
-    torch.lstm_cell: _lstm_cell,
-    torch.gru_cell: _gru_cell,
-    torch.rnn_tanh_cell: _plain_cell(torch.tanh),
-    torch.rnn_relu_cell: _plain_cell(torch.relu),
+    torch.lstm_cell: _cell(_lstm),
+    torch.gru_cell: _cell(_gru),
+    torch.rnn_tanh_cell: _cell(lambda a, b, _: torch.tanh(a + b)),
+    torch.rnn_relu_cell: _cell(lambda a, b, _: torch.relu(a + b)),
     F.batch_norm: _in_float(F.batch_norm),
     F.instance_norm: _in_float(F.instance_norm),
     F.layer_norm: _in_float(F.layer_norm),
