@@ -15,11 +15,11 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from metalearn.cli import benchmarking, commands, diagnosing, evaluation
 from metalearn.cli.complaints import KNOWN_ERRORS, one_sentence_errors
-from metalearn.cli.folders import expect
+from metalearn.cli.folders import expect, made_anew
 from metalearn.cli.given import Given, given_settings, plain, refuse_unknown, sweep_jobs
 from metalearn.errors import SettingError, StorageError
 
@@ -48,6 +48,9 @@ class CheckSettings(Callback):
         with _ending(), _current(config):
             self._check(config)
             _expect_folder("hydra.run.dir", config)
+            if _is_named_by_time(config):
+                with read_write(config.hydra):
+                    config.hydra.run.dir = made_anew(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **rest: Any) -> None:
         """Check every job of a sweep before the first begins."""
@@ -90,6 +93,12 @@ def _current(config: DictConfig) -> Iterator[None]:
         yield
     finally:
         current.cfg = before
+
+
+def _is_named_by_time(config: DictConfig) -> bool:
+    """Whether the folder is that of a new run, under a name that others may take meanwhile."""
+    name = OmegaConf.to_container(config.hydra.run)["dir"]  # type: ignore[call-overload, index]
+    return str(name).startswith("${run_folder:") and config.resume is None
 
 
 def _expect_folder(setting: str, config: DictConfig) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,7 @@ __all__ = [
     "discard_unused",
     "existing_run",
     "expect",
+    "made_anew",
     "resumed_config",
     "run_folder",
     "saved_config",
@@ -58,12 +60,20 @@ def run_folder(resume: str | None, choices: Mapping[str, str]) -> str:
         return str(existing_run(resume, "resume"))
     trainer = choices.get("trainer")
     what = choices.get("task") if trainer == "meta" else f"{choices.get('data')}-{trainer}"
-    folder = name = f"outputs/{what}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    count = 1
-    while Path(folder).exists():
-        count += 1
-        folder = f"{name}-{count}"
-    return folder
+    return f"outputs/{what}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+
+
+def made_anew(name: str) -> str:
+    """A folder of this name, made by this process; one with a number where others were faster."""
+    for count in itertools.count(1):
+        found = name if count == 1 else f"{name}-{count}"
+        folder = Path(found).absolute()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
+            _missing.update((folder, folder / _LOG))
+            return found
+    raise AssertionError("numbers have no end")
 
 
 def existing_run(name: str, setting: str) -> Path:

@@ -16,7 +16,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
-from metalearn.cli import load_learner
+from metalearn.cli import before as before_module
+from metalearn.cli import folders, load_learner
 from metalearn.cli.folders import claimed
 from metalearn.errors import SettingError, StorageError
 from metalearn.tracking import RunTracker
@@ -436,3 +437,36 @@ def test_nobody_has_to_listen(tmp_path: Path, streams: str) -> None:
     )
     assert (tmp_path / "code").read_text().strip() == "0"
     assert json.loads((folder / "results.json").read_text())["steps"] == 4
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another process makes the folder after its name was chosen."""
+    monkeypatch.setattr(folders.time, "strftime", lambda form: "now")
+    first = tmp_path / "outputs" / "sinusoid-now"
+    assert run("train", *TINY).code == 0
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    assert run("train", *TINY, "seed=1").code == 0
+    assert {path.name for path in first.parent.iterdir()} == {"sinusoid-now", "sinusoid-now-2"}
+    assert all(path.read_bytes() == data for path, data in before.items())
+    check = before_module.commands.check
+
+    def meanwhile(*given: Any) -> None:
+        check(*given)
+        (first.parent / "sinusoid-now-3").mkdir()
+
+    monkeypatch.setitem(before_module._CHECKS, "train", meanwhile)
+    assert run("train", *TINY, "seed=2").code == 0
+    assert not any((first.parent / "sinusoid-now-3").iterdir())
+    assert (first.parent / "sinusoid-now-4" / "results.json").is_file()
+
+
+def test_a_run_that_never_began_leaves_no_folder_named_by_the_time(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run("train", "task=folder", "task.root=nowhere").code == 2
+    assert not any(tmp_path.iterdir())
