@@ -18,9 +18,18 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
+from metalearn.core.copied_parts import (
+    Cell,
+    Eager,
+    apart,
+    copies_itself,
+    is_compiled,
+    is_full,
+    object_state,
+)
 from metalearn.errors import SettingError
 
-__all__ = ["Copier", "Place", "copy_module", "named_tensors", "object_state"]
+__all__ = ["Copier", "Place", "copy_module", "named_tensors"]
 
 
 def copy_module(module: nn.Module, replaced: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -35,7 +44,7 @@ def copy_module(module: nn.Module, replaced: Mapping[str, Tensor] | None = None)
     by_id = {id(t): given[n] for n, t in named_tensors(module).items() if n in given}
 
     def tensor(value: Tensor) -> Tensor:
-        return by_id[id(value)] if id(value) in by_id else _apart(value)
+        return by_id[id(value)] if id(value) in by_id else apart(value)
 
     copied: nn.Module = Copier(tensor)(module)
     return copied
@@ -114,14 +123,14 @@ class Copier:
     def _module(self, value: nn.Module) -> Any:
         if isinstance(value, torch.jit.ScriptModule):
             return value
-        if _is_compiled(value):
-            new: nn.Module = _Eager.__new__(_Eager)
+        if is_compiled(value):
+            new: nn.Module = Eager.__new__(Eager)
         else:
             new = object.__new__(type(value))
         self._keep(value, new)
         items = dict(vars(value))
         items.pop("_compiled_call_impl", None)
-        if type(new) is _Eager:
+        if type(new) is Eager:
             kept = vars(nn.Module())
             items = {name: item for name, item in items.items() if name in kept}
         self._fill(vars(new), items.items())
@@ -181,7 +190,10 @@ class Copier:
             except ValueError:
                 continue
             wanted = self._deep or self._reaches(held, set())
-            self._fill(_Cell(cell), [(None, held)]) if wanted else _put(cell, held)
+            if wanted:
+                self._fill(Cell(cell), [(None, held)])
+            else:
+                cell.cell_contents = held
         return new
 
     def _method(self, value: MethodType) -> Any:
@@ -207,7 +219,7 @@ class Copier:
             return type(self(value)) is Place
         held: list[Any] = []
         if isinstance(value, FunctionType):
-            held = [cell.cell_contents for cell in value.__closure__ or () if _is_full(cell)]
+            held = [cell.cell_contents for cell in value.__closure__ or () if is_full(cell)]
         elif isinstance(value, MethodType):
             held = [value.__func__, value.__self__]
         elif isinstance(value, partial):
@@ -222,7 +234,7 @@ class Copier:
         """Any other object: copied where it is no more than its attributes, else shared."""
         kind = type(value)
         bare = isinstance(value, SimpleNamespace)  # of C, but no more than its attributes
-        own = _copies_itself(kind) and not bare
+        own = copies_itself(kind) and not bare
         if own or isinstance(value, type) or not hasattr(value, "__dict__"):
             return value
         try:
@@ -240,68 +252,7 @@ class Copier:
         return new
 
 
-def object_state(value: Any) -> dict[str, Any]:
-    """The attributes that a copy of an object begins with: without what it would make anew."""
-    kind = type(value)
-    if getattr(kind, "__getstate__", None) is getattr(object, "__getstate__", None):
-        found: dict[str, Any] = vars(value)
-        return found
-    state: Any = value.__getstate__()
-    found = state if isinstance(state, dict) else vars(value)
-    return found
-
-
-class _Eager(nn.Module):
-    """Stands for a module of ``torch.compile``, whose compiled code would run the original."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._modules["_orig_mod"](*args, **kwargs)  # type: ignore[misc]
-
-
-class _Cell:
-    """What a function encloses, as a container of one."""
-
-    def __init__(self, cell: CellType) -> None:
-        self._cell = cell
-
-    def __setitem__(self, _: Any, value: Any) -> None:
-        self._cell.cell_contents = value
-
-
-def _put(cell: CellType, value: Any) -> None:
-    cell.cell_contents = value
-
-
-def _is_full(cell: CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _apart(value: Tensor) -> Tensor:
-    """A tensor of its own; without a graph, which a copy could not have."""
-    if not value.is_leaf:
-        return value.detach().clone()
-    copied: Tensor = copy.deepcopy(value)
-    return copied
-
-
-def _copies_itself(kind: type) -> bool:
-    """Whether a class has its own way to be copied, which need not leave the original alone."""
-    ways = ("__reduce_ex__", "__reduce__")
-    return any(hasattr(kind, name) for name in _OWN_WAYS) or any(
-        getattr(kind, name) is not getattr(object, name) for name in ways
-    )
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
-
-
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type, torch.dtype, torch.device})
-_OWN_WAYS = ("__deepcopy__", "__copy__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
 _COPIERS: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (Tensor, Copier._of_tensor),
     (Place, lambda copier, place: place),

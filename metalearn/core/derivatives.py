@@ -16,8 +16,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.adjoint_tests import concrete, random_like
 from metalearn.core.checks import call
-from metalearn.core.modes import Mode, concrete, curved, guarded, random_like
+from metalearn.core.modes import Mode, curved, guarded
 from metalearn.core.passes import Passes, each_output, prefers_forward
 from metalearn.core.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
 from metalearn.core.tree import check_floating, dot, flatten, unflatten
@@ -46,8 +47,9 @@ def jacobian(
     (see `jacobian_mode`) and torch has it.
 
     Torch's forward mode is wrong for some operations, and so are its batched reverse passes (see
-    `metalearn.core.modes`). The Jacobian of the first call of the returned function with concrete
-    tensors is therefore tested: its product uᵀ·J with a random u must be that of one reverse pass.
+    `metalearn.core.adjoint_tests`). The Jacobian of the first call of the returned function with
+    concrete tensors is therefore tested: its product uᵀ·J with a random u must be that of one
+    reverse pass.
     Where ``"auto"`` took forward mode and they disagree, it takes reverse mode from then on, and
     where batched reverse passes disagree, they are taken one after another, each with a warning.
     Inside transforms of ``torch.func`` values cannot be read and nothing is tested: ``"auto"`` is

@@ -15,19 +15,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from metalearn.core.adjoint_tests import check_forward, random_like
 from metalearn.core.checks import check_pair, check_reached
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.likelihood import Likelihood
-from metalearn.core.modes import (
-    AnyMode,
-    Mode,
-    bent,
-    check_forward,
-    either,
-    forward,
-    guarded,
-    random_like,
-)
+from metalearn.core.modes import AnyMode, Mode, bent, either, forward, guarded
 from metalearn.core.ops import PlainOperations
 from metalearn.core.per_sample import one_gradient
 from metalearn.core.products import matching

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from metalearn.core.copying import object_state
+from metalearn.core.copied_parts import object_state
 
 __all__ = ["attributes", "plain"]
 

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.adjoint_tests import concrete, random_like
 from metalearn.core.checks import check_pair, reaching, scalar_loss
 from metalearn.core.chunking import sample_count
 from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
-from metalearn.core.modes import AnyMode, concrete, random_like
+from metalearn.core.modes import AnyMode
 from metalearn.core.products import SecondMode, gauss_newton_product, hessian_product
 from metalearn.core.tree import check_floating, flatten, scale, tree_map, unflatten
 from metalearn.errors import SettingError

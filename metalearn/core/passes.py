@@ -6,6 +6,7 @@ Axes: ``[*y]`` a leaf of the outputs, ``[*x]`` a leaf of the inputs, R rows or c
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,18 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.modes import (
+from metalearn.core.adjoint_tests import (
     DISAGREE,
     coarsest,
     concrete,
     differing,
     eps_of,
-    lacks,
-    pulled,
     random_like,
     refuse_forward,
-    vjp_of,
 )
+from metalearn.core.modes import lacks, pulled, vjp_of
 from metalearn.core.refusals import refusing, says
 from metalearn.core.tree import flatten, tree_map, unflatten
 from metalearn.errors import SettingError
@@ -120,8 +119,16 @@ class Passes:
         sentence = (
             f"{DISAGREE.format(modes[0])} ({sides}); the Jacobian is taken in {modes[1]} mode"
         )
-        warnings.warn(sentence, stacklevel=6)
+        warnings.warn(sentence, stacklevel=_levels_up())
         return False
+
+
+def _levels_up() -> int:
+    """Of the first caller outside of the package, for a warning that its caller gives."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "metalearn":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def by_rows(

@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.adjoint_tests import check_forward
 from metalearn.core.checks import call, check_scalar, refuse_unreached
 from metalearn.core.modes import (
     AnyMode,
     Mode,
     bent,
-    check_forward,
     curved,
     either,
     forward,
@@ -67,10 +67,11 @@ def hvp(
         tangents: v, shaped like ``primals``.
         mode: ``"reverse_over_reverse"`` pulls v back through the gradient;
             ``"forward_over_reverse"`` differentiates the gradient along v. Torch lacks or mistakes
-            forward mode for some operations (see `metalearn.core.modes`), so its product is tested
-            by one of the other mode with a random vector, at every call outside of transforms;
-            inside it is not. ``"auto"`` is ``"reverse_over_reverse"``, or the other one, tested in
-            the same way, where torch cannot differentiate an operation backwards twice.
+            forward mode for some operations (see `metalearn.core.adjoint_tests`), so its product is
+            tested by one of the other mode with a random vector, at every call outside of
+            transforms; inside it is not. ``"auto"`` is ``"reverse_over_reverse"``, or the other
+            one, tested in the same way, where torch cannot differentiate an operation backwards
+            twice.
         **kwargs: further inputs of ``f``.
 
     Returns:
@@ -164,10 +165,10 @@ def jvp(
 
     ``mode="reverse"`` takes the gradient of ⟨Jᵀ·u, v⟩ with respect to u, for about twice the time
     of ``"forward"``, which torch lacks or mistakes for some operations (see
-    `metalearn.core.modes`) and which is therefore tested by a reverse pass at every call outside of
-    transforms; inside it is not. ``"auto"`` is ``"reverse"``, or ``"forward"`` where torch cannot
-    differentiate an operation backwards twice. The other arguments and errors are those of `hvp`;
-    both results are shaped like the outputs.
+    `metalearn.core.adjoint_tests`) and which is therefore tested by a reverse pass at every call
+    outside of transforms; inside it is not. ``"auto"`` is ``"reverse"``, or ``"forward"`` where
+    torch cannot differentiate an operation backwards twice. The other arguments and errors are
+    those of `hvp`; both results are shaped like the outputs.
     """
     check_mode("mode", mode, get_args(AnyMode))
     function, inputs, _ = _of_primals(partial(f, **kwargs), primals)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.modes import concrete, near, random_like, term_sums
+from metalearn.core.adjoint_tests import concrete, near, random_like, term_sums
 from metalearn.core.operators import Operator
 from metalearn.core.products import matching
 from metalearn.core.tree import check_floating, is_finite, ravel

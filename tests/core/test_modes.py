@@ -140,8 +140,9 @@ def test_where_forward_mode_is_wrong_it_is_not_taken_or_refused(name: str) -> No
     matches(jvp(tall, POINT, ALONG)[1], dense @ ALONG)
     matches(hvp(scalar, POINT, ALONG), curved @ ALONG)
     matches(hessian(scalar)(POINT), curved)
-    with pytest.warns(UserWarning, match="forward mode disagrees .* taken in reverse"):
+    with pytest.warns(UserWarning, match="forward mode disagrees .* taken in reverse") as told:
         matches((take := jacobian(tall))(POINT), dense)
+    assert __file__ in [warning.filename for warning in told]
     matches(take(POINT), dense)  # decided once, and said once
     for run, modes in (
         (lambda: jvp(tall, POINT, ALONG, mode="forward"), first),
@@ -176,8 +177,9 @@ def test_where_forward_mode_is_missing_the_sentence_names_reverse_mode(name: str
     tall, scalar = doubled(f), energy(f)
     dense, (first, second) = dense_jacobian(tall, POINT), ASKED
     if name == "cdist":  # torch batches its reverse passes wrongly
-        with pytest.warns(UserWarning, match="batched reverse mode .* in one by one mode"):
+        with pytest.warns(UserWarning, match="batched reverse mode .* in one by one mode") as told:
             matches(jacobian(tall)(POINT), dense)
+        assert __file__ in [warning.filename for warning in told]
     else:
         matches(jacobian(tall)(POINT), dense)  # and says nothing
     for run in (lambda: jvp(tall, POINT, ALONG)[1], lambda: hvp(scalar, POINT, ALONG)):
