@@ -8,14 +8,16 @@ from typing import IO, Any
 
 import torch
 
-from metalearn.errors import DataError
+from metalearn.errors import DataError, SettingError
 from metalearn.files import replace_file
+from metalearn.signatures import checked
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 _LONGEST = 200  # characters of a reader's reason that a sentence repeats
 
 
+@checked
 def save_checkpoint(path: Path, state: dict[str, Any], *, make_folder: bool = True) -> None:
     """Write ``state`` (tensors, numbers, strings, containers) to ``path`` atomically.
 
@@ -34,15 +36,19 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, make_folder: bool = Tr
                 raise error.__context__ from None
             raise
 
-    replace_file(path, write, make_folder=make_folder)
+    if not Path(path).name:
+        raise SettingError("path", str(path), "the name of a file is needed")
+    replace_file(Path(path), write, make_folder=make_folder)
 
 
+@checked
 def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, tensors onto ``device``.
 
     Raises:
         DataError: no such file, or a file that is not a checkpoint.
     """
+    path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such checkpoint")
     try:

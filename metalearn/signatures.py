@@ -166,7 +166,7 @@ def _test(hint: Any) -> Test | None:
         return _PLAIN[hint]
     if origin is collections.abc.Callable:
         return lambda v: callable(v) and _takes(v, arguments)
-    if origin is collections.abc.Mapping:
+    if origin in (dict, collections.abc.Mapping):
         return lambda v: isinstance(v, dict | collections.abc.Mapping)
     if origin in _LISTS:
         return functools.partial(_fits_list, origin, arguments)
@@ -192,9 +192,14 @@ _PLAIN: dict[Any, Test] = {
 
 
 def _fits_list(origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
+    if arguments[0] is int and hasattr(value, "dtype"):  # an array or tensor of indices
+        return value.ndim == 1 and str(value.dtype).removeprefix("torch.") in _INTEGERS
     if _is_list(value):
         return _all_fit(value, origin, arguments)
     return origin is collections.abc.Iterable and _is_iterable(value)
+
+
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
 def _is_list(value: Any) -> bool:
@@ -260,7 +265,7 @@ def _describe(hint: Any) -> str:
     if origin is collections.abc.Callable:
         count = len(arguments[0]) if isinstance(arguments[0], list) else 0
         return f"a function of {count} argument{'s' * (count > 1)}" if count else "a function"
-    if origin is collections.abc.Mapping:
+    if origin in (dict, collections.abc.Mapping):
         return "a mapping"
     if hint in words:
         return words[hint]

@@ -25,9 +25,11 @@ from metalearn.errors import SettingError
 
 __all__ = [
     "UnreachedError",
+    "as_device",
     "call",
     "check_number",
     "check_pair",
+    "check_range",
     "check_reached",
     "check_samples",
     "check_scalar",
@@ -73,7 +75,9 @@ def call(function: Callable[..., R], setting: str, *args: Any, **kwargs: Any) ->
         raise SettingError(setting, function, f"{wanted} is needed ({error})") from error
 
 
-def check_pair(batch: Any, setting: str = "batch") -> tuple[Any, Any]:
+def check_pair(
+    batch: Any, setting: str = "batch", what: str = "inputs, targets"
+) -> tuple[Any, Any]:
     """Inputs and targets of a batch, refused where it is no pair of them."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         shown = (
@@ -81,8 +85,28 @@ def check_pair(batch: Any, setting: str = "batch") -> tuple[Any, Any]:
             if isinstance(batch, tuple | list)
             else (type(batch).__name__)
         )
-        raise SettingError(setting, shown, "a pair (inputs, targets) is needed")
+        raise SettingError(setting, shown, f"a pair ({what}) is needed")
     return batch[0], batch[1]
+
+
+def as_device(device: Any, setting: str = "device") -> torch.device:
+    """A device by its name, refused where there is none of that name here."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        line = (str(error).splitlines() or [""])[0][:120]
+        accepted = f"a device of this machine is needed, such as cpu or cuda:0 ({line})"
+        raise SettingError(setting, device, accepted) from error
+    return found
+
+
+def check_range(setting: str, indices: Tensor, count: int) -> None:
+    """Refuse indices outside of 0..count−1; reads values."""
+    least, largest = (int(end) for end in indices.aminmax())
+    if least < 0 or largest >= count:
+        wrong = least if least < 0 else largest
+        raise SettingError(setting, wrong, f"indices in 0..{count - 1} are needed")
 
 
 @contextmanager

@@ -73,10 +73,12 @@ class KroneckerFisher(NamedTuple):
 
     blocks: dict[str, KroneckerBlock]
 
+    @checked
     def product(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """F·v."""
         return self._apply(vector, lambda eigenvalues: eigenvalues)
 
+    @checked
     def inverse_product(
         self, vector: Mapping[str, Tensor], *, damping: float | Tensor
     ) -> dict[str, Tensor]:
@@ -97,19 +99,28 @@ class KroneckerFisher(NamedTuple):
     def _apply(
         self, vector: Mapping[str, Tensor], factors: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
+        check_floating(dict(vector), "vector")
         parts: dict[str, Tensor] = {}
         for name, block in self.blocks.items():
             prefix = f"{name}." if name else ""
-            weight = vector[prefix + "weight"]
+            weight, bias = vector.get(prefix + "weight"), vector.get(prefix + "bias")
+            if weight is None or weight.dim() < 2:
+                raise SettingError("vector", list(vector), f"{prefix}weight is needed, a matrix")
             matrix = weight.flatten(1)
-            bias = vector.get(prefix + "bias")
-            if bias is not None:
+            if bias is not None and bias.shape == weight.shape[:1]:
                 matrix = torch.cat([matrix, bias[:, None]], dim=1)
+            sizes = (len(block.gradient_basis), len(block.input_basis))
+            if matrix.shape != sizes:
+                accepted = f"weight and bias of layer {name!r} are needed, {sizes} together"
+                raise SettingError("vector", list(vector), accepted)
             result = block.times(matrix, factors(block.eigenvalues))
             if bias is not None:
                 parts[prefix + "bias"] = result[:, -1]
                 result = result[:, :-1]
             parts[prefix + "weight"] = result.reshape(weight.shape)
+        for name in vector:
+            if name not in parts:
+                raise SettingError("vector", name, f"parameters of {list(self.blocks)} are needed")
         return {name: parts[name] for name in vector}
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from metalearn.addressing import check_split
+from metalearn.core.checks import as_device, check_range
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
-from metalearn.signatures import check_fields
+from metalearn.signatures import check_fields, checked
 from metalearn.types import Split
 
 __all__ = ["ClassificationData"]
@@ -63,11 +64,13 @@ class ClassificationData:
         """Number of classes C."""
         return len(self.class_names)
 
+    @checked
     def size(self, split: Split) -> int:
         """Number of samples of a split."""
         check_split(split)
         return len(self.splits[split])
 
+    @checked
     def take(self, indices: Tensor, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Samples by their index, of any split: ``(x, y)`` on ``device``.
 
@@ -82,12 +85,19 @@ class ClassificationData:
                 they lie in [0, 1], and are not standardised; floats are handed on as they are.
             y: int64, shaped as ``indices``.
         """
-        inputs, targets = self._moved(torch.device(device))
+        check_tensors(indices, "indices")
+        if indices.dtype not in (torch.int64, torch.int32):
+            accepted = "whole numbers, the indices of samples, are needed"
+            raise SettingError("indices", str(indices.dtype), accepted)
+        if indices.device.type == "cpu" and indices.numel():  # a device is not waited for
+            check_range("indices", indices, len(self.inputs))
+        inputs, targets = self._moved(as_device(device))
         flat = indices.to(inputs.device).reshape(-1)
         x = inputs.index_select(0, flat).reshape(*indices.shape, *self.input_shape)
         y = targets.index_select(0, flat).reshape(indices.shape)
         return (x.float().div_(255) if x.dtype == torch.uint8 else x.float()), y
 
+    @checked
     def part(self, split: Split, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """All samples of a split, in the order of ``splits[split]``; see `take`."""
         check_split(split)

@@ -19,6 +19,7 @@ from metalearn.core.predictive import (
     running_disagreement,
     running_mean_log_probabilities,
 )
+from metalearn.core.tree import check_floating
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation.calibration import ReliabilityBins, adaptive_calibration_error, bin_sums
 from metalearn.evaluation.targets import check_targets
@@ -121,6 +122,7 @@ class EnsembleStatistics:
         self._uncertainty: list[Tensor] = []
 
     @torch.no_grad()
+    @checked
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch.
 
@@ -191,6 +193,7 @@ class EnsembleStatistics:
         self.samples += len(targets)
 
     def _check(self, logits: Tensor, targets: Tensor) -> None:
+        check_floating(logits, "logits")
         shape = list(logits.shape)
         if logits.ndim != 3 or (shape[0], shape[2]) != (self.members, self.classes):
             accepted = f"[{self.members}, B, {self.classes}] is needed, [members, samples, classes]"

@@ -86,6 +86,7 @@ class Stack(nn.Module):
 
     def member(self, row: int) -> nn.Module:
         """A copy of the network in one row: a plain module."""
+        check_whole("row", row, 0, len(self.indices) - 1)
         rows = {n: v.detach()[row].clone() for n, v in named_tensors(self.network).items()}
         return copy_module(self.network, _as_they_were(self.network, rows))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metalearn.addressing import AddressedStream, check_seed, check_split
+from metalearn.core.checks import as_device
 from metalearn.data.images import LabelledImages
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
@@ -83,6 +84,7 @@ class FewShotTasks:
         }
         self._on_device: dict[str, Tensor] = {}
 
+    @checked
     def sample(
         self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"
     ) -> TaskBatch:
@@ -92,17 +94,19 @@ class FewShotTasks:
             SettingError: a split that the data do not have, or no index.
         """
         self._check_split(split)
+        device = as_device(device)
         if not len(indices):
             raise SettingError("indices", indices, "at least one task index is needed")
         drawn = [self._draw(split, int(index)) for index in indices]
         pictures = torch.as_tensor(np.stack([d[0] for d in drawn]))
         turns = torch.as_tensor(np.stack([d[1] for d in drawn]))
-        inputs = self._gather(pictures, turns, torch.device(device))
+        inputs = self._gather(pictures, turns, device)
         labels = torch.arange(self.way, device=device)[None, :, None].expand(len(drawn), -1, 1)
         return TaskBatch(
             _flatten(inputs[:, :, : self.shot], labels), _flatten(inputs[:, :, self.shot :], labels)
         )
 
+    @checked
     def class_names(self, split: Split, index: int) -> tuple[str, ...]:
         """Names of the W classes of a task, in the order of its labels."""
         self._check_split(split)

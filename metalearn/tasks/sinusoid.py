@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.addressing import AddressedStream, check_seed
+from metalearn.addressing import AddressedStream, check_seed, check_split
+from metalearn.core.checks import as_device
 from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
@@ -49,6 +50,7 @@ class SinusoidTasks:
         check_seed(seed)
         self.shot, self.query, self.seed = shot, query, seed
 
+    @checked
     def sample(
         self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"
     ) -> TaskBatch:
@@ -57,6 +59,8 @@ class SinusoidTasks:
         Raises:
             SettingError: an unknown split, or no index.
         """
+        check_split(split)
+        device = as_device(device)
         if not len(indices):
             raise SettingError("indices", indices, "at least one task index is needed")
         drawn = np.stack(

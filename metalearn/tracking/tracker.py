@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from metalearn.errors import SettingError
+from metalearn.core.tree import check_tensors
+from metalearn.errors import SettingError, check_whole
 from metalearn.files import append_whole, failures_named, replace_file
+from metalearn.signatures import checked
 from metalearn.tracking.provenance import plain
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ class RunTracker:
         OSError: ``metrics.jsonl`` cannot be written.
     """
 
+    @checked
     def __init__(
         self,
         folder: Path,
@@ -135,8 +138,9 @@ class RunTracker:
     ) -> None:
         from metalearn.tracking.events import EventWriter  # a second to import: only if asked for
 
-        if resume_step is not None and resume_step < 0:
-            raise SettingError("resume_step", resume_step, "a step of at least 0, or None")
+        if resume_step is not None:
+            check_whole("resume_step", resume_step, 0)
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
         last = _tidy(self._metrics, resume_step, again)
@@ -154,18 +158,23 @@ class RunTracker:
         if self._charts:
             self._writer.add_custom_scalars(self._charts)
 
+    @checked
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one JSON line, and each number to TensorBoard under its name."""
+        check_whole("step", step, 0)
         for name, value in self._line(step, values).items():
             self._writer.add_scalar(name, value, step)
         self._last_step = max(self._last_step, step)
 
+    @checked
     def histograms(self, step: int, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write the histogram of each tensor as ``<name>/<leaf>``.
 
         Left out, since TensorBoard cannot draw them: empty tensors, and those with an entry that
         is not finite or lies beyond ±1e20.
         """
+        check_whole("step", step, 0)
+        check_tensors(dict(tensors), "tensors")
         for leaf, tensor in tensors.items():
             # In float64 the sum of squares that TensorBoard stores cannot overflow.
             values = tensor.detach().to("cpu").to(torch.float64).flatten()
@@ -176,6 +185,7 @@ class RunTracker:
         """Draw the figure into TensorBoard's Images and close it."""
         self._writer.add_figure(name, figure, step, close=True)
 
+    @checked
     def curves(self, step: int, name: str, values: Mapping[str, float]) -> None:
         """Write scalars ``<name>/<key>``; the Custom Scalars tab shows them in one chart."""
         self.scalars(step, {f"{name}/{key}": value for key, value in values.items()})

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
+from metalearn.core.checks import as_device
 from metalearn.core.tree import is_finite
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.files import failures_named
@@ -102,9 +103,10 @@ class Trainer(ABC):
         if not any(parameter.requires_grad for parameter in module.parameters()):
             accepted = "a parameter to train is needed (requires_grad=True)"
             raise SettingError("model", type(module).__name__, accepted)
+        device = as_device(device)
         self.module = module.to(device)
         self.settings = settings
-        self.device = torch.device(device)
+        self.device = device
         self.tracker: Tracker = tracker or NullTracker()
         self.folder = None if folder is None else Path(folder)
         self.optimizer = make_optimizer(optimizer, self.module)
@@ -286,6 +288,7 @@ class Trainer(ABC):
             self._unsaved = False
         return path
 
+    @checked
     def resume(self, path: str | Path) -> None:
         """Go on from a checkpoint as if the run had never stopped.
 

@@ -15,8 +15,11 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.addressing import check_split
+from metalearn.core.checks import module_takes
 from metalearn.core.ensemble import MemberEngine
 from metalearn.core.memory import parse_bytes
+from metalearn.core.tree import check_tensors
 from metalearn.core.vectorization import VectorizationError, vmapped_or_looped
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole
@@ -285,8 +288,10 @@ class EnsembleTrainer(MemberTrainer):
         """Each member on its batch."""
         return sample_predictive(self.ensemble, self._batch(step), self.active)
 
+    @checked
     def test(self, *, split: Split = "test") -> EnsembleTest:
         """Scores on a split as the members stand, temperature, out-of-distribution tests."""
+        check_split(split)
         model = self.predictive()
         logits, targets = self._outputs(model, self.data, "validation")
         check_members(logits, "validation")
@@ -315,6 +320,7 @@ class EnsembleTrainer(MemberTrainer):
                 row[name] = value
         return rows
 
+    @checked
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits of every member, ``[M, B, C]``, in evaluation mode."""
         return self._logits(self.predictive(), inputs)
@@ -426,7 +432,9 @@ class EnsembleTrainer(MemberTrainer):
         looped = partial(model, engine="loop")
         undecided = self.plan is None and self.engine == "auto"
         run = partial(vmapped_or_looped, by, looped) if undecided else by
-        logits: Tensor = run(inputs.to(self.device))
+        check_tensors(inputs, "inputs")
+        with module_takes("inputs", inputs):
+            logits: Tensor = run(inputs.to(self.device))
         return logits
 
     def _note(self, members: Mapping[str, Tensor]) -> None:

@@ -101,6 +101,7 @@ class MetaLearner:
             raise SettingError("maml.frozen", self.maml.frozen, accepted)
         self.optimizer = self.maml.optimizer()
 
+    @checked
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Mean loss of a batch ``(inputs, targets)`` at given parameters, a scalar.
 
@@ -111,22 +112,24 @@ class MetaLearner:
         Raises:
             SettingError: targets that do not fit the outputs.
         """
-        inputs, targets = batch
+        inputs, targets = check_pair(batch)
         return self._criterion(self.apply(params, self.buffers, inputs), targets)
 
+    @checked
     def unused_parameters(self, batch: Batch) -> list[str]:
         """Names of parameters that have no part in the loss of a batch (of the first member)."""
         return unused_parameters(self.loss, self._trial_params(), batch)
 
     def sample_loss(self, params: Params, batch: Batch) -> Tensor:
         """Loss of a batch of one sample; 0 for padding, of which `loss` has no mean."""
-        inputs, targets = batch
+        inputs, targets = check_pair(batch)
         outputs = self.apply(params, self.buffers, inputs)
         if self.kind == "regression" or not is_label(targets):
             return self._criterion(outputs, targets)
         check_form(True, outputs.shape, targets)
         return F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="sum")
 
+    @checked
     def settle(
         self,
         tasks: TaskBatch,
@@ -146,6 +149,7 @@ class MetaLearner:
         Raises:
             SettingError: nothing fits ``maml.memory``.
         """
+        check_whole("task_count", task_count, 1)
         self.check(tasks)
 
         def loss(params: Params, batch: Batch) -> Tensor:
@@ -166,6 +170,7 @@ class MetaLearner:
         self.plan = plan
         return plan
 
+    @checked
     def meta_gradient(self, tasks: TaskBatch) -> MetaGradient:
         """The meta-gradient at the module's parameters; see `metalearn.core.meta_gradient`.
 
@@ -178,7 +183,8 @@ class MetaLearner:
         self.check(tasks)
         settings = self.gradient_settings()
         try:
-            return self._meta_gradient(tasks, settings)
+            with self._taken(tasks):
+                return self._meta_gradient(tasks, settings)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -197,8 +203,9 @@ class MetaLearner:
         Raises:
             SettingError: names the support or query set.
         """
-        for name, batch in zip(("support", "query"), tasks):
+        for name, batch in zip(("support", "query"), check_pair(tasks, "tasks", "support, query")):
             inputs, targets = check_pair(batch, name)
+            check_tensors(targets, f"{name} targets")
             if self.kind == "regression" or not targets.numel():
                 continue
             if self._classes is None:
@@ -215,9 +222,11 @@ class MetaLearner:
         """Whether vmap takes the module."""
         return self.maml.engine != "loop" and not self._only_loop
 
+    @checked
     def outputs(self, inputs: Tensor) -> Tensor:
         """Outputs ``[N, ...]`` of the module as it is, before any adaptation."""
-        found: Tensor = self.apply(self.params, self.buffers, inputs)
+        with module_takes("inputs", inputs):
+            found: Tensor = self.apply(self.params, self.buffers, inputs)
         return found
 
     @outside_inference_mode
@@ -320,9 +329,9 @@ class MetaLearner:
         """A block in which inputs that the module cannot take are refused by their set."""
         try:
             yield
-        except SettingError:
-            raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, SettingError) or is_out_of_memory(error):
+                raise
             for name, (inputs, _) in zip(("support", "query"), tasks):
                 with torch.no_grad(), module_takes(f"{name} inputs", inputs):
                     self.outputs(tree_map(lambda x: x[0], inputs))

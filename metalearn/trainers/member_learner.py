@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import MetaGradient, Plan
-from metalearn.core.checks import outside_inference_mode
+from metalearn.core.checks import module_takes, outside_inference_mode
 from metalearn.core.ensemble import member_count, take_member, unstack
 from metalearn.core.meta_ensemble import member_meta_gradient
 from metalearn.core.predictive import (
@@ -61,7 +61,8 @@ class MemberLearner(MetaLearner):
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Outputs ``[N, ...]`` of the first member as it is."""
-        found: Tensor = self.apply(take_member(self.params, 0), {}, inputs)
+        with module_takes("inputs", inputs):
+            found: Tensor = self.apply(take_member(self.params, 0), {}, inputs)
         return found
 
     @outside_inference_mode

@@ -14,7 +14,9 @@ from typing import Annotated, Any, get_args
 import torch
 from torch import Tensor, nn
 
+from metalearn.addressing import check_split
 from metalearn.core import Engine, Method, Plan
+from metalearn.core.checks import as_device
 from metalearn.core.memory import check_room
 from metalearn.core.targets import check_form
 from metalearn.core.tree import leaves
@@ -95,7 +97,7 @@ class MetaTrainer(MemberTrainer):
         if members is not None and not (isinstance(model, Ensemble) and len(model) == members):
             raise SettingError("members", members, "an Ensemble with as many members is needed")
         make = MemberLearner if ensemble else MetaLearner
-        self.learner = make(model.to(device), maml, kind=tasks.kind)
+        self.learner = make(model.to(as_device(device)), maml, kind=tasks.kind)
         super().__init__(
             self.learner.module,
             LoopSettings(steps=steps, **settings),
@@ -179,11 +181,13 @@ class MetaTrainer(MemberTrainer):
         scores = self.learner.score(batch, steps=self.learner.maml.inner_steps)
         return score_numbers("train", scores)
 
+    @checked
     def test(
         self, count: int = 600, *, split: Split = "test", inductive: bool = False
     ) -> TestReport:
         """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K."""
         check_whole("count", count, 1)
+        check_split(split)
         scores = self._score(split, count, inductive=inductive)
         check_tasks(scores, split)
         return task_report(scores)

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.addressing import AddressedStream
+from metalearn.addressing import AddressedStream, check_split
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
-from metalearn.core.checks import check_number, reaching, unused_parameters
+from metalearn.core.checks import check_number, module_takes, reaching, unused_parameters
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.ghost_norms import clipped_chunk
 from metalearn.core.per_sample import SampleMethod, one_gradient
 from metalearn.core.products import check_mode
 from metalearn.core.sample_checks import BatchNormPolicy
-from metalearn.core.tree import tree_map
+from metalearn.core.tree import check_tensors, tree_map
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import EnsembleReport, fit_temperature
@@ -213,19 +213,24 @@ class PerSampleTrainer(Trainer):
         clipped = (self._norms > self.max_norm).double().mean()
         return {"train/clipped_fraction": float(clipped)}
 
+    @checked
     def test(self, *, split: Split = "test") -> EnsembleTest:
         """Scores on a split as the module stands (of one member), and temperature."""
+        check_split(split)
         logits, targets = logits_of(self.predict, self.data, "validation", device=self.device)
         check_members(logits, "validation")
         temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
         return EnsembleTest(split, self._report(split), temperature, {})
 
     @torch.no_grad()
+    @checked
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits ``[1, N, C]`` in evaluation mode."""
         self._stop.check()
+        check_tensors(inputs, "inputs")
         self.module.eval()
-        logits: Tensor = self.apply(self.params, self.buffers, inputs.to(self.device))
+        with module_takes("inputs", inputs):
+            logits: Tensor = self.apply(self.params, self.buffers, inputs.to(self.device))
         self._train()
         return logits[None]
 

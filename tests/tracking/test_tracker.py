@@ -149,7 +149,7 @@ def test_an_untouched_file_is_not_rewritten(tmp_path: Path) -> None:
 
 
 def test_negative_resume_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="resume_step=-1: a step of at least 0, or None"):
+    with pytest.raises(SettingError, match="resume_step=-1: a whole number of at least 0"):
         RunTracker(tmp_path, resume_step=-1)
 
 
