@@ -19,7 +19,7 @@ from metalearn.core.ensemble import MemberEngine, map_members, stack
 from metalearn.core.likeness import attributes
 from metalearn.core.module import check_layers
 from metalearn.core.pure_call import PureCall
-from metalearn.core.tree import tree_map
+from metalearn.core.tree import leaf_names, leaves, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 
@@ -178,9 +178,18 @@ class Ensemble(nn.Module):
         return self.gather([s(*args, engine=engine, **kwargs) for s in self.stacks])
 
     def gather(self, parts: Sequence[Any]) -> Any:
-        """What each stack gave, ``[M of the stack, ...]``, as one tree in the order of members."""
+        """What each stack gave, ``[M of the stack, ...]``, as one tree in the order of members.
+
+        Raises:
+            SettingError: outputs of members that differ in names or shapes.
+        """
         if len(parts) == 1 and self._order == tuple(range(len(self))):
             return parts[0]
+        for part, held in zip(parts, self.stacks):
+            if _outline(part) != _outline(parts[0]):
+                assert isinstance(held, Stack)
+                accepted = f"outputs like those of the others, {_outline(parts[0])}, are needed"
+                raise SettingError(f"members[{held.indices[0]}]", _outline(part), accepted)
         return tree_map(lambda *xs: torch.cat(xs)[list(self._order)], *parts)
 
     def member(self, index: int) -> nn.Module:
@@ -204,6 +213,12 @@ class Ensemble(nn.Module):
             if index in part.indices:
                 return part, part.indices.index(index)
         raise SettingError("member", index, f"a whole number from 0 to {len(self) - 1} is needed")
+
+
+def _outline(outputs: Any) -> str:
+    """Names and shapes of a stack's outputs, without its members."""
+    named = zip(leaf_names(outputs), leaves(outputs))
+    return ", ".join(f"{name} {list(value.shape[1:])}".strip() for name, value in named)
 
 
 def _check_devices(modules: Sequence[nn.Module]) -> None:

@@ -165,3 +165,21 @@ def test_an_ensemble_is_pickled_after_it_was_called() -> None:
     ensemble = Ensemble.from_modules([Net(), Net()])
     expected = ensemble(x())
     close(pickle.loads(pickle.dumps(ensemble))(x()), expected)
+
+
+@pytest.mark.parametrize("kind", ["shape", "names", "number"])
+def test_members_of_other_architectures_need_outputs_of_one_form(kind: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"y": self.layer(x)} if kind == "names" else (self.layer(x), x.sum())
+
+    other = nn.Linear(3, 4) if kind == "shape" else Named()
+    ensemble = Ensemble.from_modules([nn.Linear(3, 2), other, nn.Linear(3, 2)])
+    with pytest.raises(
+        SettingError, match=r"^members\[1\]=.*outputs like those of the others, \[5, 2\]"
+    ):
+        ensemble(torch.ones(5, 3))
