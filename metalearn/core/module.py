@@ -41,8 +41,9 @@ def functionalize(
     where it raises or runs inside transforms: what forward stores is dropped with the copy (what a
     hook records elsewhere is the hook's, and inside transforms shows their tensors). What
     the next call would read (a running mean, a counter, a list that grows) is refused by a trial
-    at the first call. Later changes of the module's mode, hooks and attributes are followed, and
-    checked anew; replaced or moved parameters are not in the trees.
+    at the first call, and at the first that changes anything. Later changes of the module's mode,
+    hooks and attributes, and of what containers and objects in them hold, are followed and checked
+    anew; replaced or moved parameters are not in the trees.
 
     Args:
         module: any module whose forward pass is a function of its parameters, buffers and inputs.

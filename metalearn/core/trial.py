@@ -41,12 +41,14 @@ def try_once(
 ) -> None:
     """Note in ``structure`` what a forward pass leaves behind, or refuse it.
 
-    It runs on copies of one task's (sample's, member's) values, twice where something changed. A
-    pass that fails is no trial: the call that follows says why.
+    It runs on copies of one task's (sample's, member's) values, twice where something changed, and
+    once more to see whether hooks are hung on tensors. A pass that fails is no trial: the call that
+    follows says why.
 
     Raises:
         SettingError: parameters are written, or buffers that cannot be kept; attributes change
-            from call to call; random numbers come from the global state.
+            from call to call; random numbers come from the global state; a layer is reached by a
+            global variable.
     """
     with outside_transforms(), torch.inference_mode(False), torch.enable_grad():
         copied = structure.copied()
