@@ -40,6 +40,7 @@ from metalearn.cli.reports import (
 from metalearn.cli.streams import lasting_streams
 from metalearn.cli.unused import refuse_unused, refuse_vain
 from metalearn.errors import DataError, SettingError
+from metalearn.files import read_regular
 from metalearn.tracking import RunTracker, provenance, write_json
 from metalearn.trainers import FitResult, MetaTrainer, PerSampleTrainer
 from metalearn.trainers.signals import Stopped
@@ -49,6 +50,7 @@ __all__ = ["check", "run", "train"]
 log = logging.getLogger(__name__)
 
 _RESULTS = "results.json"
+_LARGEST = 2**26  # bytes of them
 _RECORDED = ("best/", "test/", "member_")
 """Beginnings of the names under which `_finish` records what came of a run."""
 
@@ -247,8 +249,8 @@ def _finish(
 def _has_results(folder: Path, step: int) -> bool:
     """Whether the run has been tested after this step."""
     try:
-        results = json.loads((folder / _RESULTS).read_text())
-    except (OSError, ValueError):
+        results = json.loads(read_regular(folder / _RESULTS, _LARGEST))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(results, dict) and results.get("steps") == step
 

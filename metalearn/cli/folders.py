@@ -284,5 +284,5 @@ def resumed_config(config: DictConfig, given: Sequence[Given]) -> DictConfig:
                 "a resumed run keeps its settings; device, test_tasks and trainer.* may change "
                 f"beside resume={config.resume}"
             )
-        OmegaConf.update(saved, name, OmegaConf.select(config, name))
+        OmegaConf.update(saved, name, OmegaConf.select(config, name), merge=False)
     return saved

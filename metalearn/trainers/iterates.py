@@ -135,7 +135,18 @@ class SnapshotTrainer(IterateTrainer):
         return [*super().extra_kinds(), mapping({"snapshots": snapshots})]
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take what `extra_state` gave."""
+        """Take what `extra_state` gave, if cycles were as long then.
+
+        Raises:
+            SettingError: another number of cycles than these would have ended.
+        """
+        found, ended = len(state["snapshots"]), self.step // self.cycle
+        if found != ended:
+            accepted = (
+                f"cycles as long as before are needed: {found} have ended by step {self.step}, and "
+                f"of steps/members={self.cycle} it would be {ended}"
+            )
+            raise SettingError("steps", self.settings.steps, accepted)
         super().load_extra_state(state)
         self.snapshots = list(state["snapshots"])
 

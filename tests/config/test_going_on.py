@@ -470,3 +470,39 @@ def test_a_run_that_never_began_leaves_no_folder_named_by_the_time(
 ) -> None:
     assert run("train", "task=folder", "task.root=nowhere").code == 2
     assert not any(tmp_path.iterdir())
+
+
+# --- changes ------------------------------------------------------------------------------------
+
+
+def _kept(name: str, folder: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "tests" / "saved_runs" / "v1" / name, folder))
+
+
+@pytest.mark.parametrize("rates", ["[1e-3,1e-2,1e-3]", "1e-3", "null", "{low:1e-3,high:1e-2}"])
+def test_rates_of_members_change_in_kind_when_a_run_goes_on(
+    run: Run, tmp_path: Path, rates: str
+) -> None:
+    """The run had a range."""
+    folder = _kept("ensemble-interrupted", tmp_path / "out")
+    given = ["trainer=ensemble", f"trainer.lr={rates}", "trainer.steps=22"]
+    outcome = run("train", f"resume={folder}", *given)
+    assert outcome.code == 0, outcome.err
+    text = (folder / "config.yaml").read_text()
+    assert ("low:" in text) is ("low:" in rates)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "deep", "torn"])
+def test_results_that_cannot_be_read_are_made_anew(run: Run, tmp_path: Path, kind: str) -> None:
+    folder = _kept("meta_sinusoid-finished", tmp_path / "out")
+    results = folder / "results.json"
+    results.unlink()
+    if kind == "pipe":
+        os.mkfifo(results)
+    elif kind == "device":
+        results.symlink_to("/dev/zero")
+    else:
+        results.write_text({"deep": "[" * 100_000, "torn": '{"steps": 40'}[kind])
+    outcome = run("train", f"resume={folder}")
+    assert outcome.code == 0, outcome.err
+    assert not results.is_symlink() and json.loads(results.read_text())["steps"] == 40

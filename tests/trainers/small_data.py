@@ -45,10 +45,17 @@ def trainer(kind: type[EnsembleTrainer], **settings: Any) -> EnsembleTrainer:
     nets = MEMBERS if kind.networks is None else kind.networks
     model = settings.pop("model", None) or Ensemble.from_factory(network, range(nets))
     cadence = {"eval_every": 4, "log_every": 4, "checkpoint_every": 4, "engine": "loop"}
-    given = {"steps": 12, "batch_size": 16, "progress": False, "optimizer": _sgd, **cadence}
+    given = {
+        "members": MEMBERS,
+        "steps": 12,
+        "batch_size": 16,
+        "progress": False,
+        "optimizer": _sgd,
+        **cadence,
+    }
     if kind is SWAGTrainer:
         given |= {"start": 0.25, "rank": 2}
-    return kind(model, settings.pop("data", None) or blobs(), members=MEMBERS, **given | settings)
+    return kind(model, settings.pop("data", None) or blobs(), **given | settings)
 
 
 KINDS: dict[str, type[EnsembleTrainer]] = {

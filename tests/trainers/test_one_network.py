@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.data import MemberBatches
-from metalearn.errors import SettingError
+from metalearn.errors import DataError, SettingError
 from metalearn.models import MLP, BatchEnsemble, Ensemble
 from metalearn.trainers import BatchEnsembleTrainer, MCDropoutTrainer, SnapshotTrainer, SWAGTrainer
 from metalearn.trainers.ensemble import EnsembleTrainer
@@ -178,3 +179,16 @@ def test_mc_dropout_needs_dropout() -> None:
 def test_nothing_to_predict_with_before_it_is_trained(kind: type[EnsembleTrainer]) -> None:
     with pytest.raises(SettingError, match="at least . are needed; fit"):
         trainer(kind).predict(torch.zeros(1, 2))
+
+
+def test_snapshots_of_cycles_of_another_length_are_refused(tmp_path: Path) -> None:
+    """Twelve steps of three cycles; two more cycles of four steps may follow."""
+    trainer(SnapshotTrainer, folder=tmp_path).fit()
+    checkpoint = tmp_path / "checkpoints" / "last.pt"
+    for changed in ({"steps": 15}, {"members": 4}, {"steps": 30, "members": 6}):
+        with pytest.raises(DataError, match="cycles as long as before .* 3 have ended by step 12"):
+            trainer(SnapshotTrainer, **changed).resume(checkpoint)
+    longer: Any = trainer(SnapshotTrainer, steps=20, members=5)
+    longer.resume(checkpoint)
+    longer.fit()
+    assert len(longer.predictive()) == 5
