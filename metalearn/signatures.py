@@ -137,7 +137,8 @@ def check_fields(record: Any) -> None:
         SettingError: names the field, what it got and what would be accepted.
     """
     for name, hint in typing.get_type_hints(type(record)).items():
-        if not name.startswith("_") and get_origin(hint) is not ClassVar:
+        ours = name.startswith("_") or get_origin(hint) is ClassVar
+        if not ours and not _is_plain(hint):
             value = getattr(record, name)
             if not _fits(value, hint):
                 raise SettingError(name, value, f"{_describe(hint)} is needed")

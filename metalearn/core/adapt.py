@@ -183,6 +183,8 @@ def inner_trajectory(
     """
     check_inner(params, steps)
     check_tensors(support, "support")
+    if calculus is not None and not hasattr(calculus, "gradient"):
+        raise SettingError("calculus", calculus, "an Eager or Functional, or None, is needed")
     return trajectory(
         scalar_loss(loss_fn), params, support, optimizer=optimizer, steps=steps, frozen=frozen,
         calculus=calculus,

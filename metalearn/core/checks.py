@@ -117,8 +117,8 @@ def module_takes(setting: str, inputs: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, IndexError, TypeError) as error:
-        if isinstance(error, SettingError) or is_out_of_memory(error) or _raised_by_hand(error):
+    except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+        if isinstance(error, SettingError) or is_out_of_memory(error) or not _of_torch(error):
             raise
         line = (str(error).splitlines() or [type(error).__name__])[0][:160]
         accepted = f"inputs that the module takes are needed ({line})"
@@ -257,16 +257,18 @@ def check_number(
     raise SettingError(setting, value, accepted or _range(above, least, below, infinite))
 
 
-def _raised_by_hand(error: Exception) -> bool:
-    """Whether it comes from a ``raise`` in a file that is not torch's."""
+def _of_torch(error: Exception) -> bool:
+    """Whether torch raised it: in a file of its own, or beneath Python without a ``raise``."""
     innermost = error.__traceback__
     while innermost is not None and innermost.tb_next is not None:
         innermost = innermost.tb_next
     if innermost is None:
         return False
     code = innermost.tb_frame.f_code
+    if code.co_filename.startswith(_TORCH):
+        return True
     by_hand = code.co_code[innermost.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return by_hand and not code.co_filename.startswith(_TORCH)
+    return not by_hand and not isinstance(error, AttributeError)
 
 
 def _described(leaf: Any) -> Any:

@@ -147,7 +147,7 @@ def mean_over_tasks(
 ) -> MetaGradient:
     """What an engine gives for all tasks, some at a time; losses have tasks along ``axis``."""
     count = _task_count(tasks)
-    _check_chunk(chunk_size)
+    check_chunk(chunk_size)
     params = _ready(params)
     size = chunk_size or count
     parts = [
@@ -178,7 +178,7 @@ def along_adaptation(
     """
     check_inner(params, steps)
     count = check_sets(tasks, steps)
-    _check_chunk(chunk_size)
+    check_chunk(chunk_size)
     engine = choose_engine(engine, optimizer)
     size, params = chunk_size or count, _ready(params)
     inner = Inner.of(loss_fn, optimizer, steps, frozen)
@@ -216,12 +216,23 @@ def choose_engine(engine: Engine, optimizer: InnerOptimizer) -> Engine:
     Raises:
         SettingError: an unknown one, or ``batched`` where it cannot be.
     """
-    if engine not in get_args(Engine):
-        raise SettingError("engine", engine, f"one of {', '.join(get_args(Engine))} is needed")
+    check_engine(engine)
     found, reason = structural_engine(optimizer)
     if engine == "batched" != found:
         raise SettingError("engine", engine, f"{reason}; auto, vmap or loop is needed here")
     return found if engine == "auto" else engine
+
+
+def check_engine(engine: Engine) -> None:
+    """Refuse an unknown engine."""
+    if engine not in get_args(Engine):
+        raise SettingError("engine", engine, f"one of {', '.join(get_args(Engine))} is needed")
+
+
+def check_chunk(chunk_size: int | None) -> None:
+    """Refuse what is no number of tasks at a time."""
+    if chunk_size is not None:
+        check_whole("chunk_size", chunk_size, 1)
 
 
 def _mean(parts: Sequence[TaskSums], count: int, axis: int) -> MetaGradient:
@@ -262,11 +273,6 @@ def _ready(params: Params) -> Params:
     if any(leaf.device.type == "cpu" for leaf in leaves(params)):
         keep_freed_memory()
     return tree_map(Tensor.detach, params)
-
-
-def _check_chunk(chunk_size: int | None) -> None:
-    if chunk_size is not None:
-        check_whole("chunk_size", chunk_size, 1)
 
 
 def _task_count(tasks: TaskBatch) -> int:

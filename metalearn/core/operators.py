@@ -14,7 +14,7 @@ Axes: N samples, C outputs, P parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ from metalearn.core.chunking import sample_count
 from metalearn.core.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.likelihood import FisherKind, Likelihood, LikelihoodName
 from metalearn.core.modes import AnyMode
-from metalearn.core.products import SecondMode, gauss_newton_product, hessian_product
+from metalearn.core.products import SecondMode, check_mode, gauss_newton_product, hessian_product
 from metalearn.core.tree import check_floating, flatten, scale, tree_map, unflatten
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
@@ -58,6 +58,7 @@ def hessian_operator(
         SettingError: ``batches`` is not a list of batches; a loss in which no parameter has a part;
             as `metalearn.core.hvp`.
     """
+    check_mode("mode", mode, get_args(SecondMode))
 
     def product(vector: Params, batch: Batch, tested: bool) -> Params:
         loss = reaching(scalar_loss(lambda p: loss_fn(p, batch)))
@@ -91,6 +92,7 @@ def ggn_operator(
     Source: Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent",
     2002.
     """
+    check_mode("mode", mode, get_args(AnyMode))
 
     def product(vector: Params, batch: Batch, tested: bool) -> Params:
         inputs, targets = check_pair(batch)
@@ -138,6 +140,9 @@ def fisher_operator(
         SettingError: ``batches`` is not a list of batches; see `metalearn.core.fisher_diagonal`.
     """
     _check_list(batches)
+    check_mode("mode", mode, get_args(AnyMode))
+    if chunk_size is not None:
+        check_whole("chunk_size", chunk_size, 1)
     rule = Likelihood(likelihood, kind, samples, variance)
     problems = [FisherProblem.of(outputs_fn, params, b, rule, generator) for b in batches]
     shares = _shares([problem.inputs for problem in problems])

@@ -22,12 +22,19 @@ from metalearn.core.checks import UnreachedError
 from metalearn.core.engines import Engine, structural_engine
 from metalearn.core.inner import InnerOptimizer
 from metalearn.core.memory import describe_bytes, is_out_of_memory, peak_memory
-from metalearn.core.meta_gradient import MetaGradient, Method, check_sets, meta_gradient
+from metalearn.core.meta_gradient import (
+    MetaGradient,
+    Method,
+    check_chunk,
+    check_engine,
+    check_sets,
+    meta_gradient,
+)
 from metalearn.core.methods import Implicit
 from metalearn.core.ops import counting
 from metalearn.core.tree import leaves, tree_map
 from metalearn.core.vectorization import VectorizationError
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.types import LossFn, Params, TaskBatch
 
@@ -110,6 +117,11 @@ def plan_meta_gradient(
         )
 
     check_inner(params, steps)
+    check_engine(engine)
+    check_chunk(chunk_size)
+    for name, value in (("memory", memory), ("task_count", task_count)):
+        if value is not None:
+            check_whole(name, value, 1)
     check_sets(tasks, steps)
     chosen: Engine = engine
     notes: list[str] = []

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import check_number
 from metalearn.core.draws import normal, signs
 from metalearn.core.operators import Operator
 from metalearn.core.precision import in_float32, widened_tree
@@ -220,8 +221,10 @@ def spectral_density(
     for name, value, least in (("iterations", iterations, 2), ("probes", probes, 1)):
         check_whole(name, value, least)
     check_whole("points", points, 2, 2**24)
-    if width is not None and not width > 0:
-        raise SettingError("width", width, "a number above 0 is needed")
+    if width is not None:
+        check_number("width", width, above=0, accepted="a number above 0 is needed")
+    if grid is not None:
+        check_floating(grid, "grid")
     _check_iterations(iterations, like)
     check_symmetric(matvec, like)
     matvec, like = in_float32(matvec, like)

@@ -15,7 +15,7 @@ from metalearn.core.adapt import check_inner
 from metalearn.core.checks import outside_inference_mode
 from metalearn.core.engines import Engine, Inner, gradient_of_tasks, structural_engine
 from metalearn.core.inner import InnerOptimizer
-from metalearn.core.meta_gradient import Method, check_meta, check_sets, meta_gradient
+from metalearn.core.meta_gradient import Method, check_engine, check_meta, check_sets, meta_gradient
 from metalearn.core.methods import Implicit
 from metalearn.core.tree import leaves, tree_map, unflatten
 from metalearn.core.vectorization import vectorizing
@@ -47,6 +47,7 @@ def task_meta_gradients(
         SettingError: as `meta_gradient`.
     """
     check_inner(params, steps)
+    check_engine(engine)
     params = tree_map(Tensor.detach, params)
     check_sets(tasks, steps)
     settings: dict[str, Any] = {

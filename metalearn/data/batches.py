@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn.addressing import AddressedStream, check_seed
+from metalearn.core.checks import as_device
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 
@@ -70,7 +71,7 @@ class MemberBatches:
         self.batches_per_epoch = count // batch_size
         self._distinct = tuple(dict.fromkeys(self.seeds))
         self._row = torch.tensor([self._distinct.index(seed) for seed in self.seeds])
-        self._device = torch.device(device)
+        self._device = as_device(device)
         self._resamples = [self._resample(seed) for seed in self._distinct]
         self._epoch: tuple[int, Tensor] | None = None
 

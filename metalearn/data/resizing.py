@@ -43,7 +43,7 @@ def resized(
     check_whole("image_size", image_size, 1)
     if image_size > _LARGEST:
         raise SettingError("image_size", image_size, f"at most {_LARGEST} is accepted")
-    if channels not in (None, 1, 3):
+    if channels is not None and (type(channels) is not int or channels not in (1, 3)):
         raise SettingError("channels", channels, "1 (grey), 3 (colour) or null is needed")
     shape = data.input_shape
     fits = data.inputs.dtype == torch.uint8 and shape[0] in (1, 3) and shape[1] == shape[2]

@@ -84,6 +84,7 @@ def convert_dropout(module: nn.Module, *, seed: int = 0) -> nn.Module:
         module: left as it is.
         seed: of the masks; each layer has a stream of its own.
     """
+    check_whole("seed", seed, 0)
     root = nn.ModuleDict({"module": copy_module(module)})
     converted: dict[nn.Module, nn.Module] = {}
     for name, layer in list(root.named_modules(remove_duplicate=False)):

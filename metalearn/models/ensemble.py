@@ -160,7 +160,11 @@ class Ensemble(nn.Module):
             check_whole("seeds", seed, 0)
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                modules.append(_call_with_seed(make, seed))
+                made = _call_with_seed(make, seed)
+            if not isinstance(made, nn.Module):
+                accepted = "a function that gives a torch.nn.Module for a seed is needed"
+                raise SettingError("make", f"{type(made).__name__} for seed {seed}", accepted)
+            modules.append(made)
         return cls.from_modules(modules)
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from metalearn.addressing import check_seed
+from metalearn.core.checks import check_number
 from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.dropout import Dropout
@@ -60,10 +61,9 @@ class MLP(nn.Sequential):
             for size in sizes:
                 check_whole(name, size, 1)
         check_whole("outputs", outputs, 1)
-        if not 0 < init_scale < math.inf:
-            raise SettingError("init_scale", init_scale, "a finite number above 0 is needed")
-        if not 0 <= init_bias < math.inf:
-            raise SettingError("init_bias", init_bias, "a finite number of at least 0 is needed")
+        check_number("dropout", dropout, least=0, below=1)
+        check_number("init_scale", init_scale, above=0)
+        check_number("init_bias", init_bias, least=0)
         if not input_shape:
             raise SettingError("input_shape", (), "at least one axis is needed")
         check_seed(seed)

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import update_bn
 
 from metalearn.core.checks import check_number
 from metalearn.core.ensemble import take_member
+from metalearn.core.memory import check_room
 from metalearn.core.swag import SWAGMoments, swag_init, swag_sample, swag_update
 from metalearn.data import ClassificationData
 from metalearn.errors import SettingError, check_whole
@@ -192,10 +193,11 @@ class SWAGTrainer(IterateTrainer):
     ) -> None:
         super().__init__(model, data, members=members, **settings)
         check_number("start", start, least=0, below=1)
-        if not final_rate > 0:
-            raise SettingError("final_rate", final_rate, "a number above 0 is needed")
-        if not scale >= 0:
-            raise SettingError("scale", scale, "a number of at least 0 is needed")
+        check_number("final_rate", final_rate, above=0, accepted="a number above 0 is needed")
+        check_number("scale", scale, least=0, accepted="a number of at least 0 is needed")
+        check_whole("rank", rank, 1)
+        size = sum(p.numel() * p.element_size() for p in self._params().values())
+        check_room("rank", rank, rank * size, self.device)
         if every is not None:
             check_whole("every", every, 1)
         self.every = every or self.batches.batches_per_epoch

@@ -210,7 +210,7 @@ class MetaLearner:
                 continue
             if self._classes is None:
                 with torch.no_grad(), module_takes(f"{name} inputs", inputs):
-                    outputs = self.outputs(tree_map(lambda x: x[0], inputs))
+                    outputs = self._as_it_is(tree_map(lambda x: x[0], inputs))
                 self._classes = int(outputs.shape[-1])
             check_form(True, (len(targets[0]), self._classes), targets[0])
             if targets.device.type == "cpu" or name not in self._read:
@@ -222,12 +222,10 @@ class MetaLearner:
         """Whether vmap takes the module."""
         return self.maml.engine != "loop" and not self._only_loop
 
-    @checked
     def outputs(self, inputs: Tensor) -> Tensor:
         """Outputs ``[N, ...]`` of the module as it is, before any adaptation."""
         with module_takes("inputs", inputs):
-            found: Tensor = self.apply(self.params, self.buffers, inputs)
-        return found
+            return self._as_it_is(inputs)
 
     @outside_inference_mode
     @checked
@@ -334,8 +332,13 @@ class MetaLearner:
                 raise
             for name, (inputs, _) in zip(("support", "query"), tasks):
                 with torch.no_grad(), module_takes(f"{name} inputs", inputs):
-                    self.outputs(tree_map(lambda x: x[0], inputs))
+                    self._as_it_is(tree_map(lambda x: x[0], inputs))
             raise
+
+    def _as_it_is(self, inputs: Any) -> Tensor:
+        """Outputs of the module before any adaptation; of the first member."""
+        found: Tensor = self.apply(self.params, self.buffers, inputs)
+        return found
 
     def _functional(self) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The module as a pure function, its parameters and buffers."""

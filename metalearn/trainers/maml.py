@@ -11,6 +11,7 @@ from metalearn.core.checks import check_number
 from metalearn.core.memory import parse_bytes
 from metalearn.core.module import Norm
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import check_fields
 
 __all__ = ["MAML"]
 
@@ -60,6 +61,7 @@ class MAML:
     cg_iterations: int = 5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole("inner_steps", self.inner_steps, 0, 2**63 - 1)
         check_whole("eval_steps", self.eval_steps, 0, 2**63 - 1)
         if self.chunk_size is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import MetaGradient, Plan
-from metalearn.core.checks import module_takes, outside_inference_mode
+from metalearn.core.checks import outside_inference_mode
 from metalearn.core.ensemble import member_count, take_member, unstack
 from metalearn.core.meta_ensemble import member_meta_gradient
 from metalearn.core.predictive import (
@@ -58,12 +58,6 @@ class MemberLearner(MetaLearner):
             plan = replace(plan, chunk_size=max(1, plan.chunk_size // count))
         self.plan = replace(plan, notes=(f"each of {count} members", *plan.notes))
         return self.plan
-
-    def outputs(self, inputs: Tensor) -> Tensor:
-        """Outputs ``[N, ...]`` of the first member as it is."""
-        with module_takes("inputs", inputs):
-            found: Tensor = self.apply(take_member(self.params, 0), {}, inputs)
-        return found
 
     @outside_inference_mode
     @checked
@@ -122,8 +116,14 @@ class MemberLearner(MetaLearner):
             ),
         )
 
+    def _as_it_is(self, inputs: Any) -> Tensor:
+        found: Tensor = self.apply(take_member(self.params, 0), {}, inputs)
+        return found
+
     def _functional(self) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """One member's network as a pure function; parameters ``[M, ...]``."""
+        if not isinstance(self.module, Ensemble):
+            raise SettingError("module", type(self.module).__name__, "an Ensemble is needed")
         if len(self.module.stacks) != 1:
             found = len(self.module.stacks)
             raise SettingError("model", f"{found} architectures", "members need to share one")

@@ -113,7 +113,8 @@ class BatchEnsembleTrainer(OneNetworkTrainer):
         **settings: Annotated[Any, EnsembleTrainer],
     ) -> None:
         _one_network(model)
-        seed = (settings.get("seeds") or [0])[0]
+        seeds = settings.get("seeds")
+        seed = seeds[0] if isinstance(seeds, list | tuple | range) and seeds else 0
         shared = BatchEnsemble(model.member(0), members, factors=factors, seed=seed)
         super().__init__(Ensemble.from_modules([shared]), data, members=members, **settings)
 

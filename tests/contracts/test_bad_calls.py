@@ -7,6 +7,7 @@ nothing else escapes. What must be refused, whatever else happens, stands in `RE
 
 from __future__ import annotations
 
+import inspect
 import math
 import traceback
 import warnings
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 import metalearn
+from metalearn import trainers
 from metalearn.core.tree import tree_map
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from tests.contracts import calls, methods
@@ -108,6 +110,25 @@ def rows(name: str) -> Iterator[tuple[str, str]]:
         if argument.endswith("_fn") or argument in ("f", "matvec"):
             for bad in LOSSES:
                 yield argument, bad
+    for argument in others(name):
+        for bad in PLAIN:
+            yield argument, bad
+
+
+def others(name: str) -> list[str]:
+    """Arguments of a call that are left to their defaults, those of a loop's settings too."""
+    function, given = EVERY[name]()
+    makes = [function]
+    if name.endswith("Trainer"):
+        makes.append(trainers.LoopSettings)
+        makes += [trainers.EnsembleTrainer] * ("members" in given)
+    found = [
+        parameter.name
+        for make in makes
+        for parameter in inspect.signature(make).parameters.values()
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return [argument for argument in dict.fromkeys(found) if argument not in given]
 
 
 def _has_tensors(value: Any) -> bool:
@@ -123,7 +144,7 @@ def spoilt(value: Any, bad: str) -> Any:
 def attempt(name: str, argument: str, bad: str) -> str:
     """``accepted``, or what it said; anything but an error of ours escapes."""
     function, given = EVERY[name]()
-    value = spoilt(given[argument], bad)
+    value = spoilt(given.get(argument), bad)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
