@@ -171,6 +171,7 @@ def laplace_probabilities(
     if mean.dim() < 1 or covariance.shape != (*mean.shape, mean.shape[-1]):
         wanted = [*mean.shape, *mean.shape[-1:]]
         raise SettingError("covariance", tuple(covariance.shape), f"the shape {wanted} is needed")
+    check_whole("samples", samples, 1)
     if method == "probit":
         spread = covariance.diagonal(dim1=-2, dim2=-1)
         return (mean / torch.sqrt(1 + math.pi / 8 * spread)).softmax(-1)
@@ -178,7 +179,6 @@ def laplace_probabilities(
         raise SettingError("method", method, "one of probit, monte_carlo is needed")
     if generator is None:
         raise SettingError("generator", None, "method='monte_carlo' needs a torch.Generator")
-    check_whole("samples", samples, 1)
     values, vectors = torch.linalg.eigh(covariance)  # semi-definite where C is beyond P
     noise = normal((samples, *mean.shape), mean, generator)
     away: Tensor = (vectors @ (values.clamp_min(0).sqrt() * noise)[..., None])[..., 0]
