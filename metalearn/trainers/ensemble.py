@@ -58,6 +58,8 @@ __all__ = ["EnsembleTest", "EnsembleTrainer"]
 
 log = logging.getLogger(__name__)
 
+_LARGEST_RATE = 1e36  # a step of ten times that is still a number of float32
+
 Engine = Literal["auto", "batched", "loop"]
 Monitor = Literal["loss", "accuracy"]
 Shuffle = Literal["member", "shared"]
@@ -181,7 +183,7 @@ class EnsembleTrainer(MemberTrainer):
         self.member_curves = member_curves
         self.plan: MemberPlan | None = None
         self._own = {
-            "lr": member_values("lr", lr, count),
+            "lr": member_values("lr", lr, count, below=_LARGEST_RATE),
             "weight_decay": member_values("weight_decay", weight_decay, count),
             "label_smoothing": member_values("label_smoothing", label_smoothing, count, below=1),
             "dropout": member_values("dropout", dropout, count, below=1),
@@ -297,6 +299,7 @@ class EnsembleTrainer(MemberTrainer):
         check_members(logits, "validation")
         temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
         report = self._report(model, split)
+        check_members(report.members.accuracy, split)
         found: dict[str, OODScores] = {}
         if self.ood is not None:
             outside = uncertainty_scores(self._outputs(model, self.ood, "test")[0])

@@ -66,13 +66,13 @@ def check_members(logits: Tensor, split: str) -> None:
     """Refuse predictions that are NaN: so is the mean of the members then.
 
     Args:
-        logits: ``[M, N, C]``.
+        logits: ``[M, N, C]``, or scores of them, ``[M]``.
         split: for the message.
 
     Raises:
         NonFiniteError: names the members.
     """
-    lost = logits.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+    lost = logits.isnan().unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()
     if lost:
         who = f" of {named(lost)}" if len(logits) > 1 else ""
         raise NonFiniteError(f"{split}: the predictions{who} are NaN, so there is nothing to score")

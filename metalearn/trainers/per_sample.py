@@ -220,7 +220,9 @@ class PerSampleTrainer(Trainer):
         logits, targets = logits_of(self.predict, self.data, "validation", device=self.device)
         check_members(logits, "validation")
         temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
-        return EnsembleTest(split, self._report(split), temperature, {})
+        report = self._report(split)
+        check_members(report.members.accuracy, split)
+        return EnsembleTest(split, report, temperature, {})
 
     @torch.no_grad()
     @checked

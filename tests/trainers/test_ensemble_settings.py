@@ -29,6 +29,7 @@ def members(make: Any) -> Ensemble:
         ({"seeds": [1, 2, -3]}, "seeds?=-3: "),
         ({"lr": [0.1, 0.2]}, r"lr=\[0.1, 0.2\]: 3 values are needed, one for each member"),
         ({"lr": -0.1}, "lr=-0.1: a finite number of at least 0"),
+        ({"lr": [0.1, 1e38, 0.1]}, r"lr=1e\+38: a finite number of at least 0 and below 1e\+36"),
         ({"lr": [0.1, float("nan"), 0.1]}, "lr=nan: a finite number of at least 0"),
         ({"lr": [0.1, True, 0.1]}, "lr=True: a finite number"),
         ({"lr": "fast"}, "lr='fast': a number, a list, or low and high are needed"),

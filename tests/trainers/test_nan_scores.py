@@ -112,6 +112,24 @@ def test_nan_weights_are_no_score(case: tuple[Callable[..., Trainer], int | None
         trainer.test()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("make", [ensemble_trainer, per_sample_trainer])
+def test_one_sample_whose_predictions_are_nan_ends_a_test(make: Callable[..., Trainer]) -> None:
+    """Of the split that is scored, whatever the validation says."""
+    trainer: Any = make()
+    data = trainer.data
+    take = data.take
+
+    def poisoned(indices: torch.Tensor, **more: Any) -> Any:
+        inputs, targets = take(indices, **more)
+        lost = torch.isin(indices, data.splits["test"][1])
+        return torch.where(lost.view(-1, *[1] * (inputs.dim() - 1)), NAN, inputs), targets
+
+    object.__setattr__(data, "take", poisoned)
+    with pytest.raises(NonFiniteError, match=r"^test: the predictions.* are NaN"):
+        trainer.test()
+    trainer.test(split="train")
+
+
 def test_a_member_whose_validation_is_nan_is_named(caplog: pytest.LogCaptureFixture) -> None:
     """Its parameters are finite; what it answers is not."""
     trainer = ensemble_trainer(steps=2, eval_every=1)
