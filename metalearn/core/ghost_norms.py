@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.core.checks import check_number, check_scalar
+from metalearn.core.checks import check_number
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk, sample_count
 from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
 from metalearn.core.ops.plain_operations import PlainOperations
@@ -19,9 +19,9 @@ from metalearn.core.ops.sample_substitution import SampleLayers
 from metalearn.core.per_sample import (
     SampleMethod,
     gradients_taker,
+    loss_of_one,
     one_by_one,
     refusing,
-    single,
 )
 from metalearn.core.precision import norms_of, squares, widened, widened_tree
 from metalearn.core.tree import (
@@ -206,7 +206,7 @@ def _norms_taker(
         exact = gradients_taker(loss_fn, params, method)
         return lambda batch: [squares(g) for g in leaves(exact(batch))]
     ghosts = _ghosts(loss_fn, params, batch)
-    loss = _leaf_loss(loss_fn, params)
+    loss = loss_of_one(loss_fn, params)
 
     def take(batch: Batch) -> list[Tensor]:
         layers = SampleLayers(
@@ -233,7 +233,7 @@ def _ghosts(loss_fn: LossFn, params: Params, batch: Batch) -> list[bool]:
             lambda layer, x, dz: dz.new_zeros(()),
             lambda layer, dz: dz.new_zeros(()),
         )
-        layers.gradients(_leaf_loss(loss_fn, params), next(chunks(batch, 1)))
+        layers.gradients(loss_of_one(loss_fn, params), next(chunks(batch, 1)))
         calls = [len(layers.measured.get(i, ())) for i in range(len(values))]
         alone = [count == 1 and i not in layers.reached for i, count in enumerate(calls)]
         if all(alone[i] for i, count in enumerate(calls) if count):
@@ -244,7 +244,7 @@ def _ghosts(loss_fn: LossFn, params: Params, batch: Batch) -> list[bool]:
 def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: Tensor) -> Params:
     """Σ c_i g_i for weights c ``[N]``."""
     values, spec = flatten(params)
-    loss = _leaf_loss(loss_fn, params)
+    loss = loss_of_one(loss_fn, params)
     keep = is_differentiated([*values, *leaves(batch)])
 
     def weighted(values: list[Tensor]) -> Tensor:
@@ -254,14 +254,6 @@ def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: T
 
     grads = lean_gradient(weighted, values, keep_graph=keep)
     return unflatten([torch.zeros_like(v) if g is None else g for g, v in zip(grads, values)], spec)
-
-
-def _leaf_loss(loss_fn: LossFn, params: Params) -> Callable[[list[Tensor], Batch], Tensor]:
-    """Loss of leaves and of one sample without a sample axis."""
-    _, spec = flatten(params)
-    return lambda values, sample: check_scalar(
-        loss_fn(unflatten(values, spec), single(sample)), "loss_fn"
-    )
 
 
 def _factors(norms: Tensor, max_norm: float | Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from metalearn.core.calculus import Eager, Functional
 from metalearn.core.checks import UnreachedError, check_scalar, outside_inference_mode, reaching
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
+from metalearn.core.ops.class_weights import KeptClassWeights
 from metalearn.core.ops.lean_gradient import is_differentiated
 from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.ops.sample_layers import Embedding
@@ -29,6 +30,7 @@ from metalearn.types import Batch, LossFn, Params
 __all__ = [
     "SampleMethod",
     "gradients_taker",
+    "loss_of_one",
     "one_by_one",
     "one_gradient",
     "per_sample_gradients",
@@ -93,9 +95,7 @@ def gradients_taker(
     check_mode("method", method, get_args(SampleMethod))
     check_floating(params, "params")
     values, spec = flatten(params)
-
-    def loss(values: list[Tensor], sample: Batch) -> Tensor:
-        return check_scalar(loss_fn(unflatten(values, spec), single(sample)), "loss_fn")
+    loss = loss_of_one(loss_fn, params)
 
     def by_layers(batch: Batch) -> Params:
         layers = SampleLayers(
@@ -130,7 +130,8 @@ def one_gradient(loss_fn: LossFn, params: Params, batch: Batch) -> Params:
     keep = is_differentiated([*values, *flatten(batch)[0]])
 
     def loss(values: list[Tensor]) -> Tensor:
-        return check_scalar(loss_fn(unflatten(values, spec), batch), "loss_fn")
+        with KeptClassWeights():
+            return check_scalar(loss_fn(unflatten(values, spec), batch), "loss_fn")
 
     calculus = Eager() if in_a_loop() else Functional()
     with PlainOperations(-1) if keep else nullcontext():
@@ -168,6 +169,17 @@ def refusing(
             pass
 
     return vectorizing("method", method, loop)
+
+
+def loss_of_one(loss_fn: LossFn, params: Params) -> Callable[[list[Tensor], Batch], Tensor]:
+    """The loss of leaves like those of ``params`` and of one sample without a sample axis."""
+    _, spec = flatten(params)
+
+    def loss(values: list[Tensor], sample: Batch) -> Tensor:
+        with KeptClassWeights():
+            return check_scalar(loss_fn(unflatten(values, spec), single(sample)), "loss_fn")
+
+    return loss
 
 
 def single(sample: Batch) -> Any:
