@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import NonFiniteError
@@ -127,23 +127,30 @@ def test_a_member_that_diverges_is_put_back_and_the_others_go_on(
     assert tracker.series("train/members_active")[0] == 4.0
 
 
+def _linear_network(seed: int) -> nn.Module:
+    """Two layers whose weights multiply: no dead ReLU saves it from a rate that is too large."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 3))
+
+
 def test_a_learning_rate_that_is_far_too_large_ends_its_member_alone() -> None:
-    rates = [0.05, 1e60, 0.1]
+    rates = [0.05, 1e35, 0.1]
     trainer = ensemble_trainer(
-        model=networks(mlp_network, range(3)), lr=rates, optimizer=partial(SGD, lr=1.0),
+        model=networks(_linear_network, range(3)), lr=rates, optimizer=partial(SGD, lr=1.0),
         clip=None, **STEADY,
     )  # fmt: skip
     trainer.fit()
     assert trainer.active.tolist() == [True, False, True]
     assert trainer.endings[1].startswith("diverged at step")
     sound = ensemble_trainer(
-        model=networks(mlp_network, [0, 2]), seeds=[0, 2], lr=[0.05, 0.1], clip=None,
+        model=networks(_linear_network, [0, 2]), seeds=[0, 2], lr=[0.05, 0.1], clip=None,
         optimizer=partial(SGD, lr=1.0), **STEADY,
     )  # fmt: skip
     sound.fit()
     for index, other in ((0, 0), (2, 1)):
         for name, value in rows_of(trainer, index).items():
-            torch.testing.assert_close(value, rows_of(sound, other)[name], rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(value, rows_of(sound, other)[name], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("eval_every", [1, 3])
