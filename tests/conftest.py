@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.config.commands import Outcome, call
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,3 +21,16 @@ def _hangups_are_heard() -> Iterator[None]:
     signal.signal(number, signal.SIG_DFL)
     yield
     signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """``run(script, *arguments)``: a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(script: str, *arguments: str) -> Outcome:
+        return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+    return command

@@ -21,7 +21,7 @@ from metalearn.cli.folders import saved_config
 from metalearn.cli.loading import trainer_of
 from metalearn.errors import DataError, NonFiniteError
 from tests.builders import assert_same
-from tests.config.commands import Outcome, call
+from tests.config.commands import Outcome
 from tests.damaged.damage import FILES, REPLACEMENTS, Path_, entries, replaced, saved, without
 from tests.saved_runs.double import copy_of
 
@@ -31,18 +31,6 @@ KINDS = (
     "batch_ensemble", "snapshot", "swag",
 )  # fmt: skip
 HARMLESS = [FILES[name] for name in ("doubled", "a bit at 80%", "a bit at 100%")]
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Outcome]:
-    monkeypatch.chdir(tmp_path)
-
-    def command(script: str, *arguments: str) -> Outcome:
-        return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
-
-    return command
 
 
 @cache

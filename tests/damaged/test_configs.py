@@ -13,22 +13,10 @@ from metalearn.cli import load_learner
 from metalearn.cli.folders import saved_config
 from metalearn.cli.saved import CONFIG_VERSION
 from metalearn.errors import DataError, SettingError
-from tests.config.commands import Outcome, call
+from tests.config.commands import Outcome
 from tests.damaged.damage import CONFIGS
 from tests.damaged.test_checkpoints import RUNS, contents
 from tests.saved_runs.double import copy_of
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Outcome]:
-    monkeypatch.chdir(tmp_path)
-
-    def command(script: str, *arguments: str) -> Outcome:
-        return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
-
-    return command
 
 
 def damaged(name: str, folder: Path) -> Path:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metalearn.cli import load_ensemble, load_learner, load_module
-from tests.config.commands import Outcome, call
+from tests.config.commands import Outcome
 from tests.saved_runs.double import copy_of, float64, scores, trainer_at
 
 HERE = Path(__file__).parent
@@ -35,18 +35,6 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 def expected(saved: Path) -> dict[str, Any]:
     found: dict[str, Any] = torch.load(saved / "expected.pt", weights_only=True)
     return found
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Outcome]:
-    monkeypatch.chdir(tmp_path)
-
-    def command(script: str, *arguments: str) -> Outcome:
-        return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
-
-    return command
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float, where: str = "") -> None:

@@ -17,6 +17,7 @@ from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import NonFiniteError
 from metalearn.trainers import EnsembleTrainer
 from tests.builders import Recorder, assert_same, ensemble_trainer
+from tests.saved_runs.double import float64
 from tests.trainers.alone import conv_network, mlp_network, networks
 from tests.trainers.members import STEADY, mixed_networks, poisoned, rows_of, scripted
 
@@ -136,21 +137,20 @@ def _linear_network(seed: int) -> nn.Module:
 
 def test_a_learning_rate_that_is_far_too_large_ends_its_member_alone() -> None:
     rates = [0.05, 1e35, 0.1]
-    trainer = ensemble_trainer(
-        model=networks(_linear_network, range(3)), lr=rates, optimizer=partial(SGD, lr=1.0),
-        clip=None, **STEADY,
-    )  # fmt: skip
-    trainer.fit()
+    settings = {"optimizer": partial(SGD, lr=1.0), "clip": None, **STEADY}
+    with float64():
+        trainer = ensemble_trainer(model=networks(_linear_network, range(3)), lr=rates, **settings)
+        trainer.fit()
+        sound = ensemble_trainer(
+            model=networks(_linear_network, [0, 2]), seeds=[0, 2], lr=[0.05, 0.1], **settings
+        )
+        sound.fit()
     assert trainer.active.tolist() == [True, False, True]
     assert trainer.endings[1].startswith("diverged at step")
-    sound = ensemble_trainer(
-        model=networks(_linear_network, [0, 2]), seeds=[0, 2], lr=[0.05, 0.1], clip=None,
-        optimizer=partial(SGD, lr=1.0), **STEADY,
-    )  # fmt: skip
-    sound.fit()
     for index, other in ((0, 0), (2, 1)):
         for name, value in rows_of(trainer, index).items():
-            torch.testing.assert_close(value, rows_of(sound, other)[name], rtol=1e-5, atol=1e-7)
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(value, rows_of(sound, other)[name], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("eval_every", [1, 3])
