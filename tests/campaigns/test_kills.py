@@ -28,7 +28,7 @@ def _held(*arguments: str) -> None:
 
 
 def test_a_few_kills_of_two_trainers() -> None:
-    _held("--kinds", "per_sample", "meta_members", "--blows", "2")
+    _held("--kinds", "per_sample", "meta_members", "--blows", "4")
 
 
 @pytest.mark.campaign
