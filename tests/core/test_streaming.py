@@ -183,9 +183,17 @@ def len_of(state: Any) -> int:
     return 0
 
 
-@pytest.mark.parametrize("q", [(), (1.1,), (0.5, -0.1), (math.nan,)])
-def test_bad_quantiles_are_one_sentence(q: Any) -> None:
-    with pytest.raises(SettingError, match=r"q=.*numbers"):
+@pytest.mark.parametrize(
+    ("q", "accepted"),
+    [
+        ((), "numbers from 0 to 1 are"),
+        ((1.1,), "numbers from 0 to 1 are"),
+        ((0.5, -0.1), "numbers from 0 to 1 are"),
+        ((math.nan,), "a list of numbers is"),
+    ],
+)
+def test_bad_quantiles_are_one_sentence(q: Any, accepted: str) -> None:
+    with pytest.raises(SettingError, match=rf"^q=.*: {accepted} needed$"):
         norm_quantiles(q)
 
 
