@@ -14,7 +14,7 @@ import torch
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.errors import DataError
-from tests.builders import assert_same, linear
+from tests.support.builders import assert_same, linear
 
 
 def _state() -> dict[str, Any]:

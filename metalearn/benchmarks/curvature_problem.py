@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import functionalize, hessian_operator, tree
-from metalearn.core.operators import Operator
+from metalearn.core.curvature.operators import Operator
 from metalearn.models import Conv4
 
 __all__ = ["CurvatureProblem", "ProblemNorm", "eigenvalues", "product_by_autograd", "trained_conv4"]

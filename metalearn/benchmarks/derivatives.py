@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core import hessian, hvp, jacobian, jacobian_mode
-from metalearn.core.products import hessian_product
+from metalearn.core.autodiff.products import hessian_product
 
 __all__ = ["DerivativeTiming", "derivative_race", "derivative_table"]
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from metalearn.core.ensemble import MemberEngine, member_gradients, stack
+from metalearn.core.ensemble.stacking import MemberEngine, member_gradients, stack
 from metalearn.core.memory import peak_memory
 from metalearn.data import ClassificationData
 from metalearn.models import MLP, Conv4, Ensemble, Stack

@@ -1,12 +1,24 @@
 """The mathematics: pure functions over parameter trees."""
 
-from metalearn.core.adapt import Adapted, adapt, inner_trajectory
-from metalearn.core.calculus import Eager
-from metalearn.core.consolidation import consolidated_loss, consolidation_penalty
-from metalearn.core.derivatives import ggn_vp, hessian, hvp, jacobian, jacobian_mode, jvp, vjp
-from metalearn.core.engines import Engine
-from metalearn.core.ensemble import MemberGradients, map_members, member_gradients, stack, unstack
-from metalearn.core.fisher import (
+from metalearn.core.autodiff.backend import Eager
+from metalearn.core.autodiff.derivatives import (
+    ggn_vp,
+    hessian,
+    hvp,
+    jacobian,
+    jacobian_mode,
+    jvp,
+    vjp,
+)
+from metalearn.core.bayes.consolidation import consolidated_loss, consolidation_penalty
+from metalearn.core.bayes.laplace import (
+    Laplace,
+    laplace_posterior,
+    laplace_predictive,
+    laplace_probabilities,
+    last_layer,
+)
+from metalearn.core.curvature.fisher import (
     effective_rank,
     fisher_blocks,
     fisher_diagonal,
@@ -14,32 +26,8 @@ from metalearn.core.fisher import (
     fisher_trace,
     fisher_vp,
 )
-from metalearn.core.ghost_norms import (
-    ClippedGradient,
-    clipped_gradient,
-    ghost_parameters,
-    per_sample_norms,
-)
-from metalearn.core.inner import InnerOptimizer, adam, sgd
-from metalearn.core.kfac import KroneckerBlock, KroneckerFisher, fisher_kfac
-from metalearn.core.laplace import (
-    Laplace,
-    laplace_posterior,
-    laplace_predictive,
-    laplace_probabilities,
-    last_layer,
-)
-from metalearn.core.meta_ensemble import member_meta_gradient
-from metalearn.core.meta_gradient import MetaGradient, Method, along_adaptation, meta_gradient
-from metalearn.core.methods import Implicit
-from metalearn.core.module import convert_norm, functionalize
-from metalearn.core.natural_gradient import NaturalGradient, natural_gradient, natural_gradient_step
-from metalearn.core.noise_scale import NoiseScale, gradient_noise_scale, noise_average
-from metalearn.core.operators import fisher_operator, ggn_operator, hessian_operator
-from metalearn.core.per_sample import per_sample_gradients
-from metalearn.core.plan import Plan, plan_meta_gradient
-from metalearn.core.sample_checks import check_per_sample, per_sample_module
-from metalearn.core.spectrum import (
+from metalearn.core.curvature.kfac import KroneckerBlock, KroneckerFisher, fisher_kfac
+from metalearn.core.curvature.lanczos import (
     Lanczos,
     SpectralDensity,
     TopEigenvalues,
@@ -49,7 +37,34 @@ from metalearn.core.spectrum import (
     top_eigenvalues,
     trace_estimate,
 )
-from metalearn.core.streaming import (
+from metalearn.core.curvature.operators import fisher_operator, ggn_operator, hessian_operator
+from metalearn.core.curvature.solve import NaturalGradient, natural_gradient, natural_gradient_step
+from metalearn.core.ensemble.stacking import (
+    MemberGradients,
+    map_members,
+    member_gradients,
+    stack,
+    unstack,
+)
+from metalearn.core.meta.adapt import Adapted, adapt, inner_trajectory
+from metalearn.core.meta.engines import Engine
+from metalearn.core.meta.inner_optimizers import InnerOptimizer, adam, sgd
+from metalearn.core.meta.members import member_meta_gradient
+from metalearn.core.meta.meta_gradient import MetaGradient, Method, along_adaptation, meta_gradient
+from metalearn.core.meta.methods import Implicit
+from metalearn.core.meta.plan import Plan, plan_meta_gradient
+from metalearn.core.meta.task_gradients import task_meta_gradients
+from metalearn.core.module.functionalize import convert_norm, functionalize
+from metalearn.core.samples.checks import check_per_sample, per_sample_module
+from metalearn.core.samples.gradients import per_sample_gradients
+from metalearn.core.samples.noise_scale import NoiseScale, gradient_noise_scale, noise_average
+from metalearn.core.samples.norms import (
+    ClippedGradient,
+    clipped_gradient,
+    ghost_parameters,
+    per_sample_norms,
+)
+from metalearn.core.samples.reductions import (
     Reduction,
     gradient_mean,
     gradient_norms,
@@ -58,7 +73,6 @@ from metalearn.core.streaming import (
     norm_quantiles,
     reduce_per_sample,
 )
-from metalearn.core.task_gradients import task_meta_gradients
 
 __all__ = [
     "Adapted",

@@ -17,8 +17,8 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
+from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import flatten, leaf_names, leaves, tree_map, unflatten
 from metalearn.errors import SettingError

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
+from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.errors import SettingError
 
 __all__ = [

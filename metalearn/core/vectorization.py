@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
-
+from metalearn.core._functorch import transforms_active
 from metalearn.core.memory import is_out_of_memory
 from metalearn.errors import DataError, SettingError
 
@@ -86,7 +85,7 @@ def vmapped_or_looped(vmapped: Callable[..., T], looped: Callable[..., T], *args
 
 def in_a_loop() -> bool:
     """Whether no transform of torch.func is under way."""
-    return not torch._C._are_functorch_transforms_active()
+    return not transforms_active()
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from metalearn.core.predictive import entropy, running_mean_log_probabilities, uncertainty
+from metalearn.core.bayes.predictive import entropy, running_mean_log_probabilities, uncertainty
 from metalearn.core.tree import check_floating, check_tensors
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from metalearn.core.predictive import (
+from metalearn.core.bayes.predictive import (
     brier_scores,
     entropy,
     hits,

@@ -14,8 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.bayes.predictive import mean_log_probabilities, negative_log_likelihoods
 from metalearn.core.checks import check_number
-from metalearn.core.predictive import mean_log_probabilities, negative_log_likelihoods
 from metalearn.core.tree import check_floating
 from metalearn.errors import SettingError
 from metalearn.evaluation.targets import check_targets

@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from metalearn.core.copying import copy_module
-from metalearn.core.ensemble import MemberEngine, map_members
-from metalearn.core.module import check_layers
-from metalearn.core.pure_call import PureCall
+from metalearn.core.ensemble.stacking import MemberEngine, map_members
+from metalearn.core.module.copying import copy_module
+from metalearn.core.module.functionalize import check_layers
+from metalearn.core.module.pure_call import PureCall
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.ensemble import Stack
 from metalearn.signatures import checked
@@ -99,7 +99,7 @@ class BatchEnsemble(nn.Module):
 
         Args:
             args: inputs ``[B, ...]``.
-            engine: see `metalearn.core.ensemble.MemberEngine`.
+            engine: see `metalearn.core.ensemble.stacking.MemberEngine`.
             kwargs: of the network.
         """
         tensors = dict(self.network.named_parameters()) | dict(self.network.named_buffers())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core.checks import check_number
-from metalearn.core.copying import copy_module
+from metalearn.core.module.copying import copy_module
 from metalearn.errors import check_whole
 from metalearn.signatures import checked
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalearn.core.copying import Copier, copy_module, named_tensors
-from metalearn.core.ensemble import MemberEngine, map_members, stack
-from metalearn.core.likeness import attributes
-from metalearn.core.module import check_layers
-from metalearn.core.pure_call import PureCall
+from metalearn.core.ensemble.stacking import MemberEngine, map_members, stack
+from metalearn.core.module.copying import Copier, copy_module, named_tensors
+from metalearn.core.module.functionalize import check_layers
+from metalearn.core.module.module_structure import attributes
+from metalearn.core.module.pure_call import PureCall
 from metalearn.core.tree import leaf_names, leaves, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
@@ -176,7 +176,7 @@ class Ensemble(nn.Module):
 
         Args:
             args: inputs ``[B, ...]``.
-            engine: see `metalearn.core.ensemble.MemberEngine`.
+            engine: see `metalearn.core.ensemble.stacking.MemberEngine`.
             kwargs: of the networks.
         """
         return self.gather([s(*args, engine=engine, **kwargs) for s in self.stacks])

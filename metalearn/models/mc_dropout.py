@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalearn.core.ensemble import MemberEngine, map_members
-from metalearn.core.module import check_layers
-from metalearn.core.pure_call import PureCall
+from metalearn.core.ensemble.stacking import MemberEngine, map_members
+from metalearn.core.module.functionalize import check_layers
+from metalearn.core.module.pure_call import PureCall
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.dropout import Dropout, convert_dropout
 from metalearn.signatures import checked
@@ -65,7 +65,7 @@ class MCDropout(nn.Module):
 
         Args:
             args: inputs ``[B, ...]``.
-            engine: see `metalearn.core.ensemble.MemberEngine`.
+            engine: see `metalearn.core.ensemble.stacking.MemberEngine`.
             kwargs: of the network.
         """
         device = self.network.get_buffer(f"{self._dropouts[0]}.draw").device

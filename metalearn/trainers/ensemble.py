@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metalearn.addressing import check_split
 from metalearn.core.checks import module_takes
-from metalearn.core.ensemble import MemberEngine
+from metalearn.core.ensemble.stacking import MemberEngine
 from metalearn.core.memory import parse_bytes
 from metalearn.core.tree import check_tensors
 from metalearn.core.vectorization import VectorizationError, vmapped_or_looped

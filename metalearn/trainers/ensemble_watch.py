@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metalearn.core.fisher_problem import OutputsFn
+from metalearn.core.curvature.fisher_problem import OutputsFn
 from metalearn.core.tree import tree_map
 from metalearn.models import BatchEnsemble, Ensemble, Stack
 from metalearn.trainers.diagnostics import Predictive, Units

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from metalearn.core.bayes.swag import SWAGMoments, swag_init, swag_sample, swag_update
 from metalearn.core.checks import check_number
-from metalearn.core.ensemble import take_member
+from metalearn.core.ensemble.stacking import take_member
 from metalearn.core.memory import check_room
-from metalearn.core.swag import SWAGMoments, swag_init, swag_sample, swag_update
 from metalearn.data import ClassificationData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble, Stack
@@ -157,7 +157,7 @@ class SWAGTrainer(IterateTrainer):
 
     The rate goes as ``schedule`` says from 1 to ``final_rate`` until the share ``start`` of the
     steps is done, and stays there while iterates are collected. Running statistics of a member are
-    computed anew on the training part. See `metalearn.core.swag`.
+    computed anew on the training part. See `metalearn.core.bayes.swag`.
 
     Args:
         model: an ensemble of one network.

@@ -24,7 +24,6 @@ from metalearn.core import (
     inner_trajectory,
     meta_gradient,
 )
-from metalearn.core.adapt import last_of
 from metalearn.core.checks import (
     check_pair,
     check_reached,
@@ -34,8 +33,9 @@ from metalearn.core.checks import (
     unused_parameters,
 )
 from metalearn.core.chunking import sample_count
-from metalearn.core.copying import copy_module
 from metalearn.core.memory import is_out_of_memory
+from metalearn.core.meta.adapt import last_of
+from metalearn.core.module.copying import copy_module
 from metalearn.core.targets import (
     IGNORED,
     check_form,

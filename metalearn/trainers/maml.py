@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from metalearn.core import Engine, Implicit, InnerOptimizer, Method, adam, sgd
 from metalearn.core.checks import check_number
 from metalearn.core.memory import parse_bytes
-from metalearn.core.module import Norm
+from metalearn.core.module.functionalize import Norm
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import check_fields
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import MetaGradient, Plan
-from metalearn.core.checks import outside_inference_mode
-from metalearn.core.ensemble import member_count, take_member, unstack
-from metalearn.core.meta_ensemble import member_meta_gradient
-from metalearn.core.predictive import (
+from metalearn.core.bayes.predictive import (
     mean_log_probabilities,
     mutual_information,
     negative_log_likelihoods,
 )
-from metalearn.core.predictive_regression import regression_uncertainty
+from metalearn.core.bayes.predictive_regression import regression_uncertainty
+from metalearn.core.checks import outside_inference_mode
+from metalearn.core.ensemble.stacking import member_count, take_member, unstack
+from metalearn.core.meta.members import member_meta_gradient
 from metalearn.core.targets import is_label, labels_of, mean_of_real, real_ones
 from metalearn.errors import SettingError
 from metalearn.evaluation import expected_calibration_error

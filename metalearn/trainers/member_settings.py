@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from metalearn.core.ensemble import MemberEngine
+from metalearn.core.ensemble.stacking import MemberEngine
 from metalearn.core.memory import describe_bytes, peak_memory
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError

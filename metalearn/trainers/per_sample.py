@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from metalearn.addressing import AddressedStream, check_split
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
+from metalearn.core.autodiff.products import check_mode
 from metalearn.core.checks import check_number, module_takes, reaching, unused_parameters
 from metalearn.core.chunking import ChunkSize
-from metalearn.core.ghost_norms import clipped_chunk
-from metalearn.core.per_sample import SampleMethod, one_gradient
-from metalearn.core.products import check_mode
-from metalearn.core.sample_checks import BatchNormPolicy
+from metalearn.core.samples.checks import BatchNormPolicy
+from metalearn.core.samples.gradients import SampleMethod, one_gradient
+from metalearn.core.samples.norms import clipped_chunk
 from metalearn.core.tree import check_tensors, tree_map
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole

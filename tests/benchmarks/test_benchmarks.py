@@ -24,7 +24,7 @@ from metalearn.benchmarks.contestants import Run
 from metalearn.benchmarks.worker import errors
 from metalearn.benchmarks.workloads import Workload
 from metalearn.models import MLP, Conv4
-from tests.oracles import assert_trees
+from tests.support.oracles import assert_trees
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

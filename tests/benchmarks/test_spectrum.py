@@ -19,7 +19,7 @@ from metalearn.benchmarks.spectrum import (
     spectrum_table,
 )
 from metalearn.core import tree
-from tests.curvature_oracles import close, hessian
+from tests.support.curvature_oracles import close, hessian
 
 TINY = {"filters": 2, "size": 8, "classes": 2, "samples": 8, "steps": 5}
 

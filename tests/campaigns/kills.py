@@ -34,9 +34,9 @@ from hydra.core.global_hydra import GlobalHydra
 import metalearn.cli
 import metalearn.tracking.events  # before the forks
 from metalearn.checkpoint import load_checkpoint
-from tests.builders import assert_same
 from tests.saved_runs.double import draw_pictures
 from tests.saved_runs.make import RUNS
+from tests.support.builders import assert_same
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "scripts" / "train.py")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from metalearn import core, data, evaluation, models, tasks, trainers
 from metalearn.core import functionalize
 from metalearn.types import TaskBatch
-from tests.builders import labelled
-from tests.trainers.small_data import blobs
+from tests.support.builders import labelled
+from tests.support.small_data import blobs
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 

@@ -17,9 +17,9 @@ from metalearn import core, data, evaluation, models, tasks, trainers
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core import functionalize
 from metalearn.tracking import NullTracker, RunTracker
-from tests.builders import labelled
 from tests.contracts.calls import CALLS, Call, draw, network, ones, problem
-from tests.trainers.small_data import blobs
+from tests.support.builders import labelled
+from tests.support.small_data import blobs
 
 MLP = models.MLP
 QUIET: dict[str, Any] = {"steps": 2, "progress": False}

@@ -28,7 +28,7 @@ from metalearn.core import (
 )
 from metalearn.errors import SettingError
 from metalearn.types import TaskBatch
-from tests.oracles import generator
+from tests.support.oracles import generator
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what torch's own tests would like to have

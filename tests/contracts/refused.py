@@ -17,7 +17,7 @@ from metalearn import core
 from metalearn.core.tree import tree_map
 from metalearn.types import TaskBatch
 from tests.contracts.calls import problem
-from tests.trainers.small_data import blobs
+from tests.support.small_data import blobs
 
 __all__ = ["ACCEPTED", "REFUSED", "Changed"]
 

@@ -30,7 +30,8 @@ from tests.contracts.methods import METHODS
 ERRORS = (SettingError, DataError, NonFiniteError, OSError)  # those of a disk name the file
 LIBRARY = Path(metalearn.__file__).parent
 USERS = {Path(calls.__file__), Path(methods.__file__)}
-FORWARD = LIBRARY / "core" / "private_copy.py"
+TORCHS = ("core/ops", "core/samples/layer_substitution.py", "core/samples/layer_io.py", "models")
+FORWARD = LIBRARY / "core" / "module" / "private_copy.py"
 EVERY = CALLS | METHODS
 """All calls that work."""
 
@@ -170,7 +171,7 @@ def of_the_users_function(error: Exception) -> bool:
     inside = [LIBRARY in frame.parents for frame in frames]
     given = frames[inside.index(True) :] if any(inside) else []
     below = any(frame in USERS or frame == FORWARD for frame in given)
-    layers = any(LIBRARY / room in frames[-1].parents for room in ("core/ops", "models"))
+    layers = any(LIBRARY / room in (frames[-1], *frames[-1].parents) for room in TORCHS)
     return below and (not inside[-1] or layers)
 
 

@@ -14,8 +14,8 @@ from metalearn.errors import SettingError
 from metalearn.evaluation import EnsembleStatistics
 from metalearn.models import Ensemble
 from metalearn.trainers import EnsembleTrainer
-from tests.builders import assert_same, last, signal_in_step, state_of
-from tests.trainers.small_data import KINDS, MEMBERS, blobs, network, trainer
+from tests.support.builders import assert_same, last, signal_in_step, state_of
+from tests.support.small_data import KINDS, MEMBERS, blobs, network, trainer
 
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 of_one = pytest.mark.parametrize("kind", list(KINDS.values())[1:], ids=list(KINDS)[1:])

@@ -13,8 +13,8 @@ from torch.autograd.gradcheck import GradcheckError
 from metalearn.core import InnerOptimizer, adam, meta_gradient, sgd
 from metalearn.errors import SettingError
 from metalearn.types import TaskBatch
-from tests import oracles
-from tests.oracles import Problem, assert_trees
+from tests.support import oracles
+from tests.support.oracles import Problem, assert_trees
 
 OPTIMIZERS: dict[str, tuple[InnerOptimizer, oracles.Rule]] = {
     "sgd": (sgd(0.3), oracles.sgd_rule(0.3)),

@@ -20,7 +20,7 @@ from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.tracking import RunTracker
 from metalearn.trainers import MAML, EnsembleTrainer, FitResult, MetaTrainer, Trainer
-from tests.builders import (
+from tests.support.builders import (
     Recorder,
     Scripted,
     assert_same,
@@ -32,7 +32,7 @@ from tests.builders import (
     sinusoid_trainer,
     state_of,
 )
-from tests.trainers.diagnostics.cases import per_sample
+from tests.support.diagnostic_cases import per_sample
 
 
 def _adam_inside(**settings: Any) -> Trainer:
@@ -260,7 +260,7 @@ import os, signal
 from pathlib import Path
 from metalearn.tracking import RunTracker
 from metalearn.trainers import MetaTrainer
-from tests.builders import episode_trainer, signal_in_step
+from tests.support.builders import episode_trainer, signal_in_step
 MetaTrainer._draw = lambda self, scores: None
 folder = Path({folder!r})
 trainer = episode_trainer(folder=folder, **{cadence!r})

@@ -33,11 +33,11 @@ from metalearn.core import (
     top_eigenvalues,
     trace_estimate,
 )
-from metalearn.core.ensemble import member_gradients, stack
+from metalearn.core.ensemble.stacking import member_gradients, stack
 from metalearn.core.precision import norms_of, widened
 from metalearn.core.tree import leaves, ravel
 from metalearn.types import TaskBatch
-from tests.oracles import assert_trees, draw, generator
+from tests.support.oracles import assert_trees, draw, generator
 
 close = torch.testing.assert_close
 METHODS: tuple[Any, ...] = ("layers", "vmap", "loop")

@@ -22,7 +22,7 @@ from metalearn.core import (
     fisher_vp,
     functionalize,
 )
-from metalearn.core.predictive import brier_scores, hits, negative_log_likelihoods
+from metalearn.core.bayes.predictive import brier_scores, hits, negative_log_likelihoods
 from metalearn.core.tree import ravel
 from metalearn.errors import SettingError
 

@@ -13,8 +13,8 @@ from PIL import Image
 from metalearn.data import LabelledImages, classification_sources, folder_data
 from metalearn.data.classification_sources import glyphs_data, omniglot_data
 from metalearn.errors import DataError, SettingError
-from tests.builders import labelled
 from tests.data.test_classification import SPLITS, assert_stratified
+from tests.support.builders import labelled
 
 # --- letters and Omniglot -------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from metalearn.core import predictive
+from metalearn.core.bayes import predictive
 from metalearn.errors import SettingError
 from metalearn.evaluation import ood_scores, uncertainty_scores
 

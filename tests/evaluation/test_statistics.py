@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from metalearn.core import predictive
+from metalearn.core.bayes import predictive
 from metalearn.errors import SettingError
 from metalearn.evaluation import (
     EnsembleReport,

@@ -15,8 +15,8 @@ from torch.func import functional_call, vmap
 
 from metalearn import Ensemble
 from metalearn.models import MLP, Conv4
-from tests.models.networks import close, pictures, rows, same, small_conv, tied
-from tests.oracles import generator
+from tests.support.member_networks import close, pictures, rows, same, small_conv, tied
+from tests.support.oracles import generator
 
 ENGINES = ("batched", "vmap", "loop")
 engines = pytest.mark.parametrize("engine", ENGINES)

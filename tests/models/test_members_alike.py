@@ -15,9 +15,9 @@ from torch.nn.utils import parametrizations
 
 from metalearn import Ensemble
 from metalearn.errors import SettingError
-from tests.core.leaky_networks import REFUSED, RIGHT, Centre, Net
-from tests.models.networks import close
-from tests.oracles import generator
+from tests.support.leaky_networks import REFUSED, RIGHT, Centre, Net
+from tests.support.member_networks import close
+from tests.support.oracles import generator
 
 ENGINES = ("batched", "vmap", "loop")
 

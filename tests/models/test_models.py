@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metalearn.core import functionalize, meta_gradient, sgd
 from metalearn.errors import SettingError
 from metalearn.models import MLP, Conv4
-from tests import oracles
+from tests.support import oracles
 
 MAKERS: dict[str, Callable[[int], nn.Module]] = {
     "conv4": lambda seed: Conv4((1, 28, 28), 5, filters=8, seed=seed),

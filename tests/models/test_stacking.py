@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metalearn import Ensemble
 from metalearn.errors import SettingError
 from metalearn.models import MLP, Dropout, Stack, convert_dropout
-from tests.models.networks import close, rows, same, tied
+from tests.support.member_networks import close, rows, same, tied
 
 
 def test_architectures_that_differ_are_stacked_apart_in_the_order_of_members() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from metalearn.errors import SettingError
 from metalearn.tasks import FewShotTasks
 from metalearn.types import TaskDistribution
-from tests.builders import SPLITS, assert_same, labelled, read_pictures
+from tests.support.builders import SPLITS, assert_same, labelled, read_pictures
 from tests.test_addressing import assert_fair
 
 DATA = labelled()

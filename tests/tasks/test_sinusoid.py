@@ -12,7 +12,7 @@ import torch
 from metalearn.errors import SettingError
 from metalearn.tasks import SinusoidTasks
 from metalearn.types import TaskDistribution
-from tests.builders import assert_same
+from tests.support.builders import assert_same
 from tests.test_addressing import plain_uniform
 
 # Recorded once, to notice a drift of the tasks from one version to the next.

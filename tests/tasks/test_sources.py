@@ -13,7 +13,7 @@ from PIL import Image
 from metalearn.data import LabelledImages, load_folder, load_glyphs, load_omniglot
 from metalearn.errors import DataError, SettingError
 from metalearn.tasks import FewShotTasks, folder_tasks, glyph_tasks, omniglot_tasks, sources
-from tests.builders import labelled
+from tests.support.builders import labelled
 
 LOADERS = {"load_glyphs": load_glyphs, "load_omniglot": load_omniglot, "load_folder": load_folder}
 

@@ -20,7 +20,7 @@ from metalearn.tour import (
     stop,
     walk,
 )
-from tests import scalar_engine
+from tests.support import scalar_engine
 
 TOUR = chapters(scalar_engine)
 

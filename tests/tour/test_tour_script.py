@@ -10,7 +10,7 @@ import pytest
 
 from metalearn import cli
 from metalearn.tour import chapters
-from tests import scalar_engine
+from tests.support import scalar_engine
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "tour.py"
 TOUR = chapters(scalar_engine)

@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from metalearn.errors import SettingError
 from metalearn.tracking import NullTracker, RunTracker, Tracker
-from tests.builders import Recorder
+from tests.support.builders import Recorder
 
 SETTINGS = [{"seed": m, "lr": 10.0**-m, "augment": m % 2 == 0, "name": "a"} for m in range(3)]
 RESULTS = [{"test/accuracy": 0.5 + m / 8, "test/nll": 1.0 / (1 + m)} for m in range(3)]

@@ -15,7 +15,7 @@ import torch
 from metalearn.checkpoint import load_checkpoint
 from metalearn.tracking import NullTracker
 from metalearn.trainers import FitResult
-from tests.builders import (
+from tests.support.builders import (
     Recorder,
     Scripted,
     assert_same,

@@ -25,7 +25,7 @@ from metalearn.trainers import (
     planning,
 )
 from metalearn.trainers.member_settings import plan_members
-from tests.builders import (
+from tests.support.builders import (
     assert_same,
     ensemble_trainer,
     episode_trainer,

@@ -13,8 +13,7 @@ from torch import nn
 
 from metalearn.data import Augmentation
 from metalearn.models import MLP, Ensemble
-from tests.builders import assert_same, ensemble_trainer, samples
-from tests.trainers.alone import (
+from tests.support.alone import (
     Optimizer,
     assert_member,
     conv_network,
@@ -22,6 +21,7 @@ from tests.trainers.alone import (
     networks,
     train_alone,
 )
+from tests.support.builders import assert_same, ensemble_trainer, samples
 
 SGD = torch.optim.SGD
 OPTIMIZERS: dict[str, Optimizer] = {

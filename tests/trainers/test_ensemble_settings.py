@@ -13,8 +13,8 @@ from metalearn import Ensemble
 from metalearn.errors import SettingError
 from metalearn.models import MLP, Conv4
 from metalearn.trainers.member_settings import member_values, plan_members
-from tests.builders import ensemble_trainer, samples
-from tests.trainers.alone import conv_network, mlp_network, networks
+from tests.support.alone import conv_network, mlp_network, networks
+from tests.support.builders import ensemble_trainer, samples
 
 
 def members(make: Any) -> Ensemble:

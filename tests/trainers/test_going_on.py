@@ -20,7 +20,7 @@ from metalearn.tasks import SinusoidTasks
 from metalearn.tracking import RunTracker
 from metalearn.trainers import MAML, MetaTrainer, Trainer
 from metalearn.trainers.signals import Stopped
-from tests.builders import (
+from tests.support.builders import (
     Recorder,
     Scripted,
     assert_same,
@@ -29,7 +29,7 @@ from tests.builders import (
     sinusoid_trainer,
     state_of,
 )
-from tests.trainers.diagnostics.cases import per_sample
+from tests.support.diagnostic_cases import per_sample
 
 
 def _meta(**settings: Any) -> Trainer:

@@ -21,7 +21,7 @@ from metalearn.models import MLP, Conv4
 from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import MAML, MetaLearner, TaskScores, mean_interval
 from metalearn.types import TaskBatch
-from tests.builders import assert_same, labelled, patterns
+from tests.support.builders import assert_same, labelled, patterns
 
 WAY, SHOT, QUERY = 3, 2, 2
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metalearn.errors import SettingError
 from metalearn.trainers import MAML, MetaLearner
-from tests.builders import assert_same
+from tests.support.builders import assert_same
 from tests.trainers.test_learner import (
     NETS,
     WAY,

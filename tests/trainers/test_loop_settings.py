@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metalearn.errors import SettingError
 from metalearn.trainers import LoopSettings
-from tests.builders import (
+from tests.support.builders import (
     Recorder,
     Scripted,
     assert_same,

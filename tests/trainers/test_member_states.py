@@ -14,9 +14,9 @@ from metalearn import Ensemble
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import DataError
 from metalearn.trainers import EnsembleTrainer
-from tests.builders import assert_same, ensemble_trainer, last, signal_in_step
-from tests.trainers.alone import conv_network, mlp_network, networks
-from tests.trainers.members import STEADY, member_state, mixed_networks, poisoned, rows_of, scripted
+from tests.support.alone import conv_network, mlp_network, networks
+from tests.support.builders import assert_same, ensemble_trainer, last, signal_in_step
+from tests.support.members import STEADY, member_state, mixed_networks, poisoned, rows_of, scripted
 
 # --- best states ----------------------------------------------------------------------------------
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import NonFiniteError
 from metalearn.trainers import EnsembleTrainer
-from tests.builders import Recorder, assert_same, ensemble_trainer
 from tests.saved_runs.double import float64
-from tests.trainers.alone import conv_network, mlp_network, networks
-from tests.trainers.members import STEADY, mixed_networks, poisoned, rows_of, scripted
+from tests.support.alone import conv_network, mlp_network, networks
+from tests.support.builders import Recorder, assert_same, ensemble_trainer
+from tests.support.members import STEADY, mixed_networks, poisoned, rows_of, scripted
 
 SGD = torch.optim.SGD
 

@@ -15,9 +15,9 @@ from metalearn import Ensemble
 from metalearn.errors import SettingError
 from metalearn.models import Conv4
 from metalearn.trainers.member_update import MemberUpdate
-from tests.builders import ensemble_trainer, samples
-from tests.oracles import generator, mlp
-from tests.trainers.alone import assert_member, conv_network, mlp_network, networks, train_alone
+from tests.support.alone import assert_member, conv_network, mlp_network, networks, train_alone
+from tests.support.builders import ensemble_trainer, samples
+from tests.support.oracles import generator, mlp
 
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 RATES = [1.0, 1e-1, 1e-2, 1e-3, 1e-5]

@@ -17,8 +17,8 @@ from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.models import MLP, Conv4
 from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import MAML, MetaTrainer
-from tests import oracles
-from tests.builders import (
+from tests.support import oracles
+from tests.support.builders import (
     Poisoned,
     assert_same,
     episode_trainer,

@@ -14,7 +14,7 @@ from metalearn.errors import SettingError
 from metalearn.tasks import FewShotTasks
 from metalearn.trainers import MAML, MetaTrainer
 from metalearn.trainers.meta import TestReport as Report
-from tests.builders import (
+from tests.support.builders import (
     Recorder,
     assert_same,
     episode_trainer,

@@ -14,9 +14,15 @@ import torch
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import NonFiniteError
 from metalearn.trainers import MAML, Trainer
-from tests.builders import Scripted, ensemble_trainer, episode_trainer, last, sinusoid_trainer
 from tests.config.commands import call
 from tests.saved_runs.double import copy_of
+from tests.support.builders import (
+    Scripted,
+    ensemble_trainer,
+    episode_trainer,
+    last,
+    sinusoid_trainer,
+)
 from tests.trainers.test_determinism import learners_trainer, per_sample_trainer
 
 NAN = math.nan

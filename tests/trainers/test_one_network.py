@@ -17,7 +17,7 @@ from metalearn.errors import DataError, SettingError
 from metalearn.models import MLP, BatchEnsemble, Ensemble
 from metalearn.trainers import BatchEnsembleTrainer, MCDropoutTrainer, SnapshotTrainer, SWAGTrainer
 from metalearn.trainers.ensemble import EnsembleTrainer
-from tests.trainers.small_data import blobs, network, trainer
+from tests.support.small_data import blobs, network, trainer
 
 
 def _iterates(made: EnsembleTrainer) -> list[dict[str, Tensor]]:

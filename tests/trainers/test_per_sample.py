@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from metalearn.errors import SettingError
 from metalearn.models import MLP
-from tests.builders import Recorder, assert_same
-from tests.trainers.diagnostics.cases import blobs, per_sample
+from tests.support.builders import Recorder, assert_same
+from tests.support.diagnostic_cases import blobs, per_sample
 
 SGD: Any = lambda ps: torch.optim.SGD(ps, lr=0.1)  # noqa: E731
 

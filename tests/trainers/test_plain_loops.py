@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble
-from tests.builders import ensemble_trainer
-from tests.trainers.diagnostics.cases import per_sample
+from tests.support.builders import ensemble_trainer
+from tests.support.diagnostic_cases import per_sample
 
 
 class Reading(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 from metalearn.errors import SettingError
 from metalearn.tasks import SinusoidTasks
 from metalearn.trainers import MAML, MetaLearner, MetaTrainer, learner
-from tests.builders import sinusoid_trainer
+from tests.support.builders import sinusoid_trainer
 
 
 def test_the_plan_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

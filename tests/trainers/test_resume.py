@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.errors import DataError, NonFiniteError
-from tests.builders import (
+from tests.support.builders import (
     Recorder,
     Scripted,
     assert_same,

@@ -21,7 +21,7 @@ from metalearn.trainers import MAML, MemberLearner, MetaLearner, MetaTrainer, me
 from metalearn.trainers.meta_watch import shot_units
 from metalearn.trainers.task_scores import joined_scores
 from metalearn.types import TaskBatch
-from tests.builders import patterns
+from tests.support.builders import patterns
 
 C, FEATURES = 3, 4
 engines = pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])

@@ -26,7 +26,7 @@ from metalearn.trainers import (
     SWAGTrainer,
     Trainer,
 )
-from tests.trainers.small_data import blobs
+from tests.support.small_data import blobs
 
 
 class Net(nn.Module):

@@ -8,14 +8,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (
+
+from metalearn.core._functorch import (
     TransformType,
-    _wrap_for_grad,
+    create_differentiable,
     get_unwrapped,
+    grad_increment_nesting,
     is_functorch_wrapped_tensor,
+    retrieve_all_functorch_interpreters,
+    undo_create_differentiable,
+    wrap_for_grad,
 )
-from torch._functorch import eager_transforms
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 __all__ = ["Level", "differentiating", "is_differentiated", "lean_gradient"]
 
@@ -27,18 +30,16 @@ class Level(NamedTuple):
 
     def enter(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Values to differentiate by."""
-        return [
-            eager_transforms._create_differentiable(_wrap_for_grad(v, self.number)) for v in values
-        ]
+        return [create_differentiable(wrap_for_grad(v, self.number)) for v in values]
 
     def leave(self, values: Sequence[Tensor]) -> list[Tensor]:
         """What was computed, outside of the level."""
-        return [eager_transforms._undo_create_differentiable(v, self.number) for v in values]
+        return [undo_create_differentiable(v, self.number) for v in values]
 
     def ones(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Ones to differentiate by, shaped like ``values``."""
         made = [torch.ones(v.shape, dtype=v.dtype, device=v.device) for v in values]
-        return [eager_transforms._create_differentiable(v) for v in made]  # made on this level
+        return [create_differentiable(v) for v in made]  # made on this level
 
     def pull(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
@@ -60,7 +61,7 @@ def differentiating() -> Iterator[Level]:
     gradients itself, second derivatives of fused norms then fail under vmap or leave a graph behind
     (torch 2.14).
     """
-    with eager_transforms.grad_increment_nesting() as number, torch.enable_grad():
+    with grad_increment_nesting() as number, torch.enable_grad():
         yield Level(number)
 
 
@@ -76,16 +77,13 @@ def lean_gradient(
     this refuses hooks on saved tensors, which would see tensors of one level at another.
     """
     no_hooks = torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS)
-    with no_hooks, eager_transforms.grad_increment_nesting() as level, torch.enable_grad():
-        inside = [eager_transforms._create_differentiable(_wrap_for_grad(v, level)) for v in values]
+    with no_hooks, grad_increment_nesting() as level, torch.enable_grad():
+        inside = [create_differentiable(wrap_for_grad(v, level)) for v in values]
         loss = function(inside)
         if not loss.requires_grad:
             return [None] * len(inside)
         grads = torch.autograd.grad(loss, inside, create_graph=keep_graph, allow_unused=True)
-        return [
-            None if g is None else eager_transforms._undo_create_differentiable(g, level)
-            for g in grads
-        ]
+        return [None if g is None else undo_create_differentiable(g, level) for g in grads]
 
 
 def is_differentiated(tensors: Sequence[Tensor]) -> bool:

@@ -13,15 +13,16 @@ from typing import Any, cast
 
 from torch import Tensor
 from torch._C import DisableTorchFunction
-from torch._C._functorch import (
+from torch.autograd import Function
+
+from metalearn.core._functorch import (
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_get_bdim,
     maybe_get_level,
+    temporarily_clear_interpreter_stack,
 )
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.autograd import Function
 
 __all__ = [
     "Count",

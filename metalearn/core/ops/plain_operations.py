@@ -23,13 +23,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._functorch import maybe_current_level
 from torch.nn.modules.rnn import RNNCellBase
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
-from metalearn.core.ops.plain_norms import plain_norm
+from metalearn.core._functorch import maybe_current_level, transforms_active
+from metalearn.core.ops.decomposed_norms import plain_norm
 
 __all__ = [
     "PlainOperations",
@@ -234,7 +234,7 @@ def _as_float(value: Any) -> Any:
 
 
 def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active()
+    return transforms_active()
 
 
 _PLAIN: dict[Any, Callable[..., Any]] = {

@@ -12,8 +12,8 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
+from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.core.ops.columns import Window
 
 __all__ = ["of_data", "remembering"]

@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from metalearn.core.ops import layers
 from metalearn.core.ops.columns import window_of
+from metalearn.core.ops.decomposed_norms import plain_norm
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks, unwrap
-from metalearn.core.ops.plain_norms import plain_norm
 from metalearn.core.ops.plain_operations import plain_operation
 from metalearn.core.tree import leaves
 

@@ -20,9 +20,9 @@ from metalearn.core import (
     top_eigenvalues,
     trace_estimate,
 )
-from metalearn.core.fisher_problem import FisherProblem
-from metalearn.core.likelihood import FisherKind, Likelihood
-from metalearn.core.spectrum import broadened
+from metalearn.core.curvature.fisher_problem import FisherProblem
+from metalearn.core.curvature.lanczos import broadened
+from metalearn.core.curvature.likelihood import FisherKind, Likelihood
 from metalearn.core.tree import leaves, tree_map
 from metalearn.trainers.diagnosis.finding import Curvature, Finding, criterion, each, loss_of
 from metalearn.trainers.diagnostics import Predictive

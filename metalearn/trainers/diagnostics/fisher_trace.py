@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core import fisher_trace
-from metalearn.core.likelihood import FisherKind
+from metalearn.core.curvature.likelihood import FisherKind
 from metalearn.core.tree import leaves
 from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics.protocol import Diagnostic, Predictive, Watched

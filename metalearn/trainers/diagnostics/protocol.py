@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from metalearn.core.fisher_problem import OutputsFn
-from metalearn.core.likelihood import LikelihoodName
+from metalearn.core.curvature.fisher_problem import OutputsFn
+from metalearn.core.curvature.likelihood import LikelihoodName
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import Tracker
 from metalearn.types import Batch, Params

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metalearn.core.per_sample import SampleMethod, gradients_taker
+from metalearn.core.samples.gradients import SampleMethod, gradients_taker
 from metalearn.core.tree import leaves, tree_map
 from metalearn.core.vectorization import vmapped_or_looped
 from metalearn.trainers.diagnostics.protocol import Chunk

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from metalearn.core.fisher_problem import OutputsFn
+from metalearn.core.curvature.fisher_problem import OutputsFn
 from metalearn.errors import SettingError
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import NullTracker, Tracker

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.core.ops.columns import Columns, Window, to_columns, window_of
-from tests import oracles
+from tests.support import oracles
 
 SETTINGS: list[tuple[tuple[int, int], Any, Any, Any, Any]] = [
     # (height, width), size, stride, padding, dilation

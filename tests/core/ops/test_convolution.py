@@ -14,7 +14,7 @@ from metalearn.core.ops import convolution as module
 from metalearn.core.ops.columns import window_of
 from metalearn.core.ops.convolution import convolution
 from metalearn.core.ops.folding import task_columns
-from tests import oracles
+from tests.support import oracles
 
 
 class Counting:

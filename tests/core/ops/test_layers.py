@@ -14,7 +14,7 @@ from metalearn.core.ops import convolution as convolution_module
 from metalearn.core.ops import layers
 from metalearn.core.ops.columns import Window, window_of
 from metalearn.core.ops.folding import fold
-from tests import oracles
+from tests.support import oracles
 
 EPS = 1e-3
 Function = Callable[..., Tensor]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from metalearn.core.ops.normalization import normalize
-from tests import oracles
+from tests.support import oracles
 
 
 class Case(NamedTuple):

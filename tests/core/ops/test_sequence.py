@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from metalearn.core import functionalize, meta_gradient, sgd
 from metalearn.core.ops import runs_over_tasks, substituting, task_operations
 from metalearn.types import TaskBatch
-from tests import oracles
-from tests.core.ops.cases import PICTURE, STACKS, both, head, noise, norm
+from tests.support import oracles
+from tests.support.layer_cases import PICTURE, STACKS, both, head, noise, norm
 
 
 @pytest.mark.parametrize("where", ["0", "1", "2", "3", "3.0", ""])

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from metalearn.core import functionalize, meta_gradient, sgd, tree
 from metalearn.core.ops import substitution
-from metalearn.core.ops.plain_norms import plain_norms
+from metalearn.core.ops.decomposed_norms import plain_norms
 from metalearn.types import TaskBatch
-from tests import oracles
-from tests.core.ops.cases import PICTURE, STACKS, both, exact_methods, noise
-from tests.oracles import Problem, assert_trees
+from tests.support import oracles
+from tests.support.layer_cases import PICTURE, STACKS, both, exact_methods, noise
+from tests.support.oracles import Problem, assert_trees
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 # --- modules that call torch's functions ------------------------------------------------------

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.core import gradient_noise_scale, sgd, task_meta_gradients
-from metalearn.core.ensemble import unstack
+from metalearn.core.ensemble.stacking import unstack
 from metalearn.tracking import NullTracker
 from metalearn.trainers import MetaTrainer, Trainer
 from metalearn.trainers.diagnostics import DIAGNOSTICS, Units
@@ -23,9 +23,9 @@ from metalearn.trainers.diagnostics import sources as sources_module
 from metalearn.trainers.diagnostics.moments import Moments
 from metalearn.trainers.diagnostics.noise_scale import NoiseScales
 from metalearn.types import TaskBatch
-from tests.builders import Recorder
-from tests.oracles import Problem, inner_loop, sgd_rule
-from tests.trainers.diagnostics.cases import ensemble, few_shot, learners, per_sample
+from tests.support.builders import Recorder
+from tests.support.diagnostic_cases import ensemble, few_shot, learners, per_sample
+from tests.support.oracles import Problem, inner_loop, sgd_rule
 
 Rows = list[Tensor]
 
@@ -122,7 +122,7 @@ def test_shots_and_tasks(make: Callable[..., MetaTrainer]) -> None:
 @pytest.mark.parametrize("method", ["reverse", "mixed", "first_order", "implicit"])
 def test_task_gradients_agree_between_engines_and_average_to_the_meta_gradient(method: Any) -> None:
     from metalearn.core import meta_gradient
-    from tests.oracles import classification, mlp
+    from tests.support.oracles import classification, mlp
 
     problem: Problem = classification(mlp(), (2,), tasks=3)
     settings: dict[str, Any] = {"optimizer": sgd(0.1), "steps": 2, "method": method}

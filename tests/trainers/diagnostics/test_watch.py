@@ -16,8 +16,8 @@ from metalearn.errors import SettingError
 from metalearn.tracking import RunTracker
 from metalearn.trainers import LoopSettings, MetaTrainer, Trainer
 from metalearn.trainers.diagnostics import DIAGNOSTICS, Diagnostic, register
-from tests.builders import Recorder, assert_same, last, signal_in_step, state_of
-from tests.trainers.diagnostics.cases import APPLY, MAKERS, ensemble, few_shot, per_sample
+from tests.support.builders import Recorder, assert_same, last, signal_in_step, state_of
+from tests.support.diagnostic_cases import APPLY, MAKERS, ensemble, few_shot, per_sample
 
 COSTS = ("_seconds", "_share")
 
@@ -42,7 +42,7 @@ def test_buffers_and_dropout_are_left_alone() -> None:
     """A network in which each pass would write running statistics, and draws masks."""
     from metalearn.models import Dropout, Ensemble
     from metalearn.trainers import EnsembleTrainer
-    from tests.trainers.diagnostics.cases import COMMON, blobs
+    from tests.support.diagnostic_cases import COMMON, blobs
 
     def make(**settings: Any) -> EnsembleTrainer:
         def network(seed: int) -> nn.Module:
@@ -166,7 +166,7 @@ def test_a_part_that_cannot_be_seen_is_told(caplog: pytest.LogCaptureFixture) ->
 def test_members_of_several_architectures_are_refused() -> None:
     from metalearn.models import MLP, Ensemble
     from metalearn.trainers import EnsembleTrainer
-    from tests.trainers.diagnostics.cases import blobs
+    from tests.support.diagnostic_cases import blobs
 
     members = Ensemble.from_modules([MLP((4,), 3, hidden=(5,)), MLP((4,), 3, hidden=(6,))])
     with pytest.raises(SettingError, match="members of one architecture are needed"):
@@ -214,7 +214,7 @@ def test_a_step_that_is_not_finite_is_counted_before_it_is_refused() -> None:
 def test_members_that_share_weights() -> None:
     from metalearn.models import MLP, Ensemble
     from metalearn.trainers import BatchEnsembleTrainer
-    from tests.trainers.diagnostics.cases import COMMON, blobs
+    from tests.support.diagnostic_cases import COMMON, blobs
 
     def make(**settings: Any) -> Trainer:
         one = Ensemble.from_modules([MLP((4,), 3, hidden=(5,))])

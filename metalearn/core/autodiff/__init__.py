@@ -1,0 +1,1 @@
+"""Derivatives of functions over parameter trees, checked against one another."""

@@ -1,0 +1,1 @@
+"""Predictive distributions, Laplace approximations, weight averages and consolidation."""

@@ -1,0 +1,1 @@
+"""Fisher, Gauss-Newton and Hessian: matrices, operators, spectra, traces and solves."""

@@ -1,0 +1,216 @@
+"""Kronecker-factored Fisher matrices of modules made of linear and convolution layers.
+
+A layer with weight W ``[O, I]`` (a convolution's kernel flattened to I = channels·height·width) and
+bias b sees inputs a ``[S, I]`` of one sample, S shared positions (1 for a plain linear layer), and
+sends back g_r ``[S, O]`` for column r of the output factor of `curvature.likelihood`. With a 1
+appended to a where there is a bias, the sample's gradients of (W, b) are G_r = Σ_s g_rs·a_sᵀ, and
+its Fisher block 1/N Σ_n Σ_r vec(G)·vec(G)ᵀ is approximated by the Kronecker product B ⊗ A:
+
+- expand: A = 1/(N·S) Σ_n Σ_s a·aᵀ, B = 1/N Σ_n Σ_r Σ_s g·gᵀ;
+- reduce: A = 1/N Σ_n ā·āᵀ with ā the mean over s, B = 1/N Σ_n Σ_r ĝ·ĝᵀ with ĝ the sum over s.
+
+Without sharing (S = 1) they are the same. With ``corrected=True`` (EKFAC) the eigenvalues in the
+basis of B ⊗ A are those that fit best, E = 1/N Σ_n Σ_r (Q_Bᵀ·G_r·Q_A)² element by element; then the
+trace is that of the exact block. Blocks between layers are zero.
+
+Every axis of a layer's input but its last is one of positions, as a single sample has them; where
+the module keeps its samples (first, second, folded into others) does not matter. Factors of
+parameters with fewer than 32 bits are float32.
+
+Axes: N samples, R columns, S positions, O outputs and I inputs of a layer, P parameters.
+Sources: Martens and Grosse, ICML 2015; Grosse and Martens, ICML 2016 (convolutions); George et al.,
+"Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", NeurIPS 2018;
+Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern Neural Network
+Architectures", NeurIPS 2023 (expand, reduce).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.core.checks import check_number, check_pair
+from metalearn.core.chunking import chunks, sample_count
+from metalearn.core.curvature.fisher_problem import check_outputs, check_targets
+from metalearn.core.curvature.likelihood import FisherKind, Likelihood, LikelihoodName
+from metalearn.core.curvature.probes import Layers, ProbedModule
+from metalearn.core.tree import check_floating, ravel, tree_map
+from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
+from metalearn.types import Batch
+
+__all__ = ["KroneckerBlock", "KroneckerFisher", "Sharing", "fisher_kfac"]
+
+Sharing = Literal["expand", "reduce"]
+
+
+class KroneckerBlock(NamedTuple):
+    """One layer: (Q_B ⊗ Q_A)·diag(E)·(Q_B ⊗ Q_A)ᵀ over its weight with the bias as last column."""
+
+    input_basis: Tensor
+    """Q_A ``[I (+1), I (+1)]``, orthonormal columns."""
+    gradient_basis: Tensor
+    """Q_B ``[O, O]``."""
+    eigenvalues: Tensor
+    """E ``[O, I (+1)]``: the outer product of those of B and A, or the corrected ones."""
+
+    def times(self, matrix: Tensor, factors: Tensor) -> Tensor:
+        """The block with ``factors`` for E, times a matrix ``[O, I (+1)]``."""
+        wide = matrix.to(self.input_basis.dtype)
+        rotated = self.gradient_basis.mT @ wide @ self.input_basis
+        product = self.gradient_basis @ (factors * rotated) @ self.input_basis.mT
+        return product.to(matrix.dtype)
+
+
+class KroneckerFisher(NamedTuple):
+    """A block for each layer; trees are dicts of parameters by name, as `functionalize` gives.
+
+    A pytree of tensors: it goes into and comes out of vmap.
+    """
+
+    blocks: dict[str, KroneckerBlock]
+
+    @checked
+    def product(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """F·v."""
+        return self._apply(vector, lambda eigenvalues: eigenvalues)
+
+    @checked
+    def inverse_product(
+        self, vector: Mapping[str, Tensor], *, damping: float | Tensor
+    ) -> dict[str, Tensor]:
+        """(F + damping·I)⁻¹·v, exactly, by the eigenvalues; damping above 0."""
+        check_number("damping", damping, above=0, accepted="a number above 0 is needed")
+        return self._apply(vector, lambda eigenvalues: 1 / (eigenvalues.clamp_min(0) + damping))
+
+    def trace(self) -> Tensor:
+        """Tr F, a scalar."""
+        return torch.stack([block.eigenvalues.sum() for block in self.blocks.values()]).sum()
+
+    def dense(self, like: Mapping[str, Tensor]) -> Tensor:
+        """F whole, ``[P, P]`` in the order of ``ravel(like)``; for tests and small models."""
+        flat, unravel = ravel(dict(like))
+        eye = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+        return torch.vmap(lambda row: ravel(self.product(unravel(row)))[0])(eye)
+
+    def _apply(
+        self, vector: Mapping[str, Tensor], factors: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        check_floating(dict(vector), "vector")
+        parts: dict[str, Tensor] = {}
+        for name, block in self.blocks.items():
+            prefix = f"{name}." if name else ""
+            weight, bias = vector.get(prefix + "weight"), vector.get(prefix + "bias")
+            if weight is None or weight.dim() < 2:
+                raise SettingError("vector", list(vector), f"{prefix}weight is needed, a matrix")
+            matrix = weight.flatten(1)
+            if bias is not None and bias.shape == weight.shape[:1]:
+                matrix = torch.cat([matrix, bias[:, None]], dim=1)
+            sizes = (len(block.gradient_basis), len(block.input_basis))
+            if matrix.shape != sizes:
+                accepted = f"weight and bias of layer {name!r} are needed, {sizes} together"
+                raise SettingError("vector", list(vector), accepted)
+            result = block.times(matrix, factors(block.eigenvalues))
+            if bias is not None:
+                parts[prefix + "bias"] = result[:, -1]
+                result = result[:, :-1]
+            parts[prefix + "weight"] = result.reshape(weight.shape)
+        for name in vector:
+            if name not in parts:
+                raise SettingError("vector", name, f"parameters of {list(self.blocks)} are needed")
+        return {name: parts[name] for name in vector}
+
+
+@checked
+def fisher_kfac(
+    module: nn.Module,
+    params: Mapping[str, Tensor],
+    batch: Batch,
+    *,
+    likelihood: LikelihoodName,
+    kind: FisherKind,
+    sharing: Sharing = "expand",
+    corrected: bool = False,
+    buffers: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    samples: int = 1,
+    variance: float = 1.0,
+    chunk_size: int | None = None,
+) -> KroneckerFisher:
+    """The Kronecker-factored Fisher matrix of a module with outputs ``[N, C]``.
+
+    Args:
+        module: its parameters are those of ``nn.Linear`` and ``nn.Conv2d`` layers; others have to
+            be frozen (``requires_grad=False``) to be left out. Samples must not mix.
+        params: as `metalearn.core.functionalize` gives, of this module.
+        batch: ``(inputs, targets)``; targets may be None unless the kind is empirical.
+        likelihood: as for `metalearn.core.fisher_diagonal`, with the same normalisers.
+        kind: the same.
+        sharing: how positions that share weights are treated; see the module.
+        corrected: whether eigenvalues are corrected (EKFAC); a second pass over the batch.
+        buffers: by default those of the module.
+        generator: of Monte Carlo draws.
+        samples: Monte Carlo draws for each input.
+        variance: σ² of a gaussian likelihood.
+        chunk_size: samples of one pass; by default all.
+
+    Raises:
+        SettingError: a layer that cannot be taken, by name; other values that cannot work.
+    """
+    if sharing not in get_args(Sharing):
+        raise SettingError("sharing", sharing, f"one of {', '.join(get_args(Sharing))} is needed")
+    rule = Likelihood(likelihood, kind, samples, variance)
+    probed = ProbedModule(module, params, buffers)
+    check_floating(dict(params), "params")
+    inputs, targets = check_pair(batch)
+    count = sample_count(inputs)
+    if chunk_size is not None:
+        check_whole("chunk_size", chunk_size, 1)
+    one = check_outputs(probed.outputs(tree_map(lambda x: x[:1], inputs)))
+    check_targets(targets, (count, one.shape[-1]), rule)
+    noise = rule.noise(count, one[0], generator)
+    data = (inputs, targets if kind == "empirical" else noise, noise)
+
+    def passes() -> Iterator[Layers]:
+        for some_inputs, some_targets, some_noise in chunks(data, chunk_size):
+            yield probed.run(some_inputs, some_targets, some_noise, rule)
+
+    factors = _sum({n: _factors(*layer, sharing) for n, layer in p.items()} for p in passes())
+    factors = tree_map(lambda x: x / count, factors)
+    blocks = {name: _eigen(*pair) for name, pair in factors.items()}
+    if corrected:
+        sums = _sum({n: _squares(*layer, blocks[n]) for n, layer in p.items()} for p in passes())
+        blocks = {n: b._replace(eigenvalues=sums[n] / count) for n, b in blocks.items()}
+    return KroneckerFisher(blocks)
+
+
+def _factors(a: Tensor, g: Tensor, sharing: Sharing) -> tuple[Tensor, Tensor]:
+    """N·A and N·B of a layer from its inputs ``[N, S, I]`` and gradients ``[R, N, S, O]``."""
+    if sharing == "reduce":
+        a, g = a.mean(1, keepdim=True), g.sum(2, keepdim=True)
+    rows, back = a.flatten(0, 1), g.flatten(0, 2)
+    return rows.mT @ rows / a.shape[1], back.mT @ back
+
+
+def _eigen(a: Tensor, b: Tensor) -> KroneckerBlock:
+    inputs, gradients = torch.linalg.eigh(a), torch.linalg.eigh(b)
+    outer = gradients.eigenvalues[:, None] * inputs.eigenvalues
+    return KroneckerBlock(inputs.eigenvectors, gradients.eigenvectors, outer)
+
+
+def _squares(a: Tensor, g: Tensor, block: KroneckerBlock) -> Tensor:
+    """Σ_n Σ_r (Q_Bᵀ·G_r·Q_A)² of a layer, ``[O, I]``."""
+    a, g = a @ block.input_basis, g @ block.gradient_basis
+    if a.shape[1] == 1:  # the square of a product of two numbers: no gradient of a sample is held
+        return g.square().sum(0)[:, 0].mT @ a.square()[:, 0]
+    return (g.mT @ a).square().sum((0, 1))
+
+
+def _sum(parts: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    total = next(parts)
+    for part in parts:
+        total = tree_map(torch.add, total, part)
+    return total

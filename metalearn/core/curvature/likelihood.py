@@ -1,0 +1,119 @@
+"""What a model's outputs mean: the distribution over targets, and the Fisher matrix of outputs.
+
+The Fisher matrix of the parameters is built from that of the outputs. For one sample with outputs
+f ``[C]`` the latter is written as S·Sᵀ with a factor S of R columns; then
+
+F(θ) = 1/N · Σ_n J_nᵀ S_n S_nᵀ J_n, with J_n = ∂f(θ, x_n)/∂θ ``[C, P]``.
+
+Axes: N samples, C outputs, R columns of a factor, P parameters, D draws of a target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from metalearn.core.checks import check_number
+from metalearn.core.random_tensors import normal, uniform
+from metalearn.core.targets import IGNORED
+from metalearn.errors import SettingError, check_whole
+
+__all__ = ["FisherKind", "Likelihood", "LikelihoodName"]
+
+LikelihoodName = Literal["categorical", "gaussian"]
+FisherKind = Literal["exact", "monte_carlo", "empirical"]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A distribution over targets given outputs, and which Fisher matrix is taken of it.
+
+    ``"categorical"``: logits f, targets y are class indices, −log p(y | f) = cross-entropy; a
+    target of −100 is padding, whose gradient is zero.
+    ``"gaussian"``: means f, targets ``[C]``, −log p(y | f) = ‖f − y‖² / (2·variance) + constant.
+
+    Raises:
+        SettingError: an unknown name, a kind that lacks a generator, numbers out of range.
+    """
+
+    name: LikelihoodName
+    kind: FisherKind
+    samples: int = 1
+    variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        for setting, value, known in (
+            ("likelihood", self.name, get_args(LikelihoodName)),
+            ("kind", self.kind, get_args(FisherKind)),
+        ):
+            if value not in known:
+                raise SettingError(setting, value, f"one of {', '.join(known)} is needed")
+        check_whole("samples", self.samples, 1)
+        if self.samples != 1 and self.kind != "monte_carlo":
+            raise SettingError("samples", self.samples, "only kind='monte_carlo' draws targets")
+        check_number("variance", self.variance, above=0, accepted="a number above 0 is needed")
+        if self.name != "gaussian" and self.variance != 1:
+            raise SettingError("variance", self.variance, "only a gaussian likelihood has one")
+
+    def columns(self, outputs: int) -> int:
+        """R for C = ``outputs``."""
+        return {"exact": outputs, "monte_carlo": self.samples, "empirical": 1}[self.kind]
+
+    def noise(self, count: int, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
+        """What the draws of targets are made of, ``[N, D]`` or ``[N, D, C]``; D = 0 without draws.
+
+        Args:
+            count: N.
+            outputs: of one sample ``[C]``; gives the type and device.
+            generator: of the draws.
+
+        Raises:
+            SettingError: draws are needed and there is no generator.
+        """
+        if self.kind != "monte_carlo":
+            return outputs.new_zeros((count, 0))
+        if generator is None:
+            raise SettingError("generator", None, "kind='monte_carlo' needs a torch.Generator")
+        if self.name == "categorical":
+            return uniform((count, self.samples), outputs, generator)
+        return normal((count, self.samples, outputs.shape[-1]), outputs, generator)
+
+    def factor(self, outputs: Tensor, target: Tensor, noise: Tensor) -> Tensor:
+        """Sᵀ of one sample, ``[R, C]``.
+
+        exact: S·Sᵀ = E[∇ log p ∇ log pᵀ], the Hessian of −log p with respect to f: diag(p) − p·pᵀ
+        (categorical), 1/variance on the diagonal (gaussian). Monte Carlo: the mean over D draws
+        from p(y | f). Empirical: the target at hand, which the others do not look at.
+        """
+        if self.name == "gaussian":
+            if self.kind == "exact":
+                eye = torch.eye(outputs.shape[0], dtype=outputs.dtype, device=outputs.device)
+                scaled: Tensor = eye / self.variance**0.5
+                return scaled
+            if self.kind == "monte_carlo":
+                drawn: Tensor = noise / (self.samples * self.variance) ** 0.5
+                return drawn
+            return ((outputs - target) / self.variance)[None]
+        p = outputs.softmax(-1)
+        classes = torch.arange(p.shape[0], device=p.device)
+        if self.kind == "exact":
+            return p.sqrt()[:, None] * ((classes[:, None] == classes).to(p.dtype) - p)
+        if self.kind == "monte_carlo":
+            drawn = (noise[:, None] >= p.cumsum(-1)).sum(-1).clamp(max=p.shape[0] - 1)
+            return (p - (drawn[:, None] == classes).to(p.dtype)) / math.sqrt(self.samples)
+        slope = p - torch.eq(target, classes).to(p.dtype)
+        return torch.where(target == IGNORED, torch.zeros_like(slope), slope)[None]
+
+    def metric(self, outputs: Tensor, target: Tensor, noise: Tensor, tangent: Tensor) -> Tensor:
+        """S·Sᵀ·u of one sample for a tangent u of its outputs, ``[C]``."""
+        if self.kind == "exact" and self.name == "categorical":
+            p = outputs.softmax(-1)
+            return p * (tangent - (p * tangent).sum())
+        if self.kind == "exact":
+            return tangent / self.variance
+        factor = self.factor(outputs, target, noise)
+        return factor.mT @ (factor @ tangent)

@@ -1,0 +1,1 @@
+"""M members as one stack of parameters."""

@@ -1,0 +1,127 @@
+"""A module's forward pass with given tensors, run on private copies of the module's structure.
+
+What forward stores, assigns or mutates lands in a copy; the module itself is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metalearn.core.module.private_copy import PrivateCopy, Structure
+from metalearn.core.module.trial import try_once, write_refusal
+from metalearn.core.ops import refuse_hooks
+from metalearn.core.tree import check_tensors
+from metalearn.errors import SettingError
+
+__all__ = ["PureCall"]
+
+_KEPT = 4  # structures: train, eval, and what else a user switches between
+
+
+class PureCall:
+    """``call(params, buffers, *args, **kwargs)``: a module with other tensors in its own's place.
+
+    Calls follow the module as it is at the time: its mode, its hooks, its attributes. The first
+    call in each mode is tried on copies of one task's values: a forward pass that changes something
+    which the next would read is refused by the layer's name; what it merely leaves behind, such as
+    a stored activation, is dropped. A copy serves one call at a time, so that calls may nest and
+    run in threads.
+
+    Args:
+        module: read at each call.
+        check: called with the module in each mode before its first call.
+        needed: names that ``params`` and ``buffers`` have to have; a name in neither has the
+            module's own tensor.
+        keeps_buffers: whether buffers that forward writes are written into those that are given;
+            else that is refused.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        check: Callable[[nn.Module], None] | None = None,
+        *,
+        needed: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset()),
+        keeps_buffers: bool = False,
+    ) -> None:
+        self.module, self._check = module, check
+        self._needed, self._keeps_buffers = needed, keeps_buffers
+        self._structures: list[Structure] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the copies, which are made anew."""
+        return {**vars(self), "_structures": []}
+
+    def __call__(self, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives for the other arguments.
+
+        Raises:
+            SettingError: names that are missing; a forward pass that cannot be a pure function, by
+                the layer's name.
+        """
+        for setting, given, names in zip(("params", "buffers"), (params, buffers), self._needed):
+            if type(given) is not dict and not isinstance(given, Mapping):
+                kind = type(given).__name__
+                raise SettingError(setting, kind, f"a dict with {sorted(names)} is needed")
+            if not given.keys() >= names:
+                raise SettingError(setting, sorted(given), f"{sorted(names)} are all needed")
+        if torch.compiler.is_compiling():
+            with sdpa_kernel(SDPBackend.MATH):
+                return functional_call(self.module, {**buffers, **params}, args, kwargs)
+        structure = self._current()
+        tensors = structure.tensors(params, buffers)
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            check_tensors({**buffers, **params}, "params")
+        if structure.reusable is None:
+            try_once(structure, tensors, args, kwargs, self._keeps_buffers)
+        if structure.hangs_hooks:
+            refuse_hooks(self.module, "hooks on tensors")
+        copied = structure.take()
+        try:
+            before = structure.versions(tensors, not self._keeps_buffers)
+            outputs = copied.run(tensors, args, kwargs)
+            after = structure.versions(tensors, not self._keeps_buffers)
+            if before != after:
+                name = structure.written(before, after)
+                layer = copied.root.get_submodule(name.rpartition(".")[0])
+                raise write_refusal(copied.root, layer, name.rpartition(".")[2] or "a tensor")
+            self._settle(structure, copied, tensors)
+        finally:
+            structure.give_back(copied)
+        if copied.changed and not structure.changes:  # which the trial's inputs did not bring about
+            structure.changes = True
+            try_once(structure, tensors, args, kwargs, self._keeps_buffers)
+        return outputs
+
+    def _current(self) -> Structure:
+        """The module's structure as it is now."""
+        for structure in self._structures:
+            if structure.fits():
+                return structure
+        if self._check is not None:
+            self._check(self.module)
+        structure = Structure(self.module)
+        self._structures = [structure, *self._structures[: _KEPT - 1]]
+        return structure
+
+    def _settle(
+        self, structure: Structure, copied: PrivateCopy, given: Mapping[str, Tensor]
+    ) -> None:
+        """Keep buffers that forward has assigned, or refuse that."""
+        for name, (layer, table, key, new) in copied.rebound(given):
+            if name in structure.rebound:
+                continue
+            kept = self._keeps_buffers and table == "_buffers" and isinstance(new, Tensor)
+            if not kept or new.shape != given[name].shape:
+                raise write_refusal(copied.root, layer, key)
+            try:
+                given[name].copy_(new.detach())
+            except RuntimeError as error:
+                reason = "which this engine cannot keep for each member"
+                raise write_refusal(copied.root, layer, key, reason) from error

@@ -1,0 +1,1 @@
+"""Per-sample gradients, their norms, clipping and reductions."""
