@@ -25,11 +25,33 @@ LossFn = Callable[[Params, Batch], Tensor]
 Split = Literal["train", "validation", "test"]
 
 
-class TaskBatch(NamedTuple):
-    """A batch of T tasks; every leaf has a leading task axis ``[T, N, ...]``."""
-
+class _SupportAndQuery(NamedTuple):
     support: Batch
     query: Batch
+
+
+class TaskBatch(_SupportAndQuery):
+    """A batch of T tasks: a pair whose leaves have a leading task axis ``[T, N, ...]``.
+
+    Args:
+        support: what a task is learnt from.
+        query: what it is scored on.
+        class_ids: ``[T, way]``, int64: which class of the whole data set each label of a task is,
+            where the source knows. It is no part of the pair: unpacking gives support and query,
+            and functions over trees (slices of tasks too) keep those two alone.
+    """
+
+    class_ids: Tensor | None
+
+    def __new__(cls, support: Batch, query: Batch, class_ids: Tensor | None = None) -> TaskBatch:
+        """Make the pair, and keep ``class_ids`` beside it."""
+        batch = super().__new__(cls, support, query)
+        batch.class_ids = class_ids
+        return batch
+
+    def _replace(self, **fields: Any) -> TaskBatch:  # type: ignore[override]
+        known = {"support": self.support, "query": self.query, "class_ids": self.class_ids}
+        return TaskBatch(**{**known, **fields})
 
 
 @runtime_checkable
@@ -39,7 +61,9 @@ class TaskDistribution(Protocol):
     A task is addressed by (seed, split, index): the same address gives the same task on any
     machine, in any batch, in any order. ``sample`` returns ``TaskBatch((x, y), (x, y))`` on
     ``device`` with inputs ``[T, N, *input_shape]`` (float32) and targets ``[T, N]`` (int64 class
-    indices, classification) or ``[T, N, outputs]`` (float32, regression).
+    indices, classification) or ``[T, N, outputs]`` (float32, regression). Where the outputs of a
+    task depend on its split, a mapping ``outputs_by_split`` gives them for each, and ``outputs``
+    those of training.
     """
 
     @property

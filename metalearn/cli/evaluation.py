@@ -148,5 +148,9 @@ def _evaluation_name(config: DictConfig, changes: Mapping[str, Any]) -> str:
         parts.append(config.checkpoint)
     if config.eval_steps is not None:
         parts.append(f"steps{config.eval_steps}")
-    parts += [f"{key}{value}" for key, value in changes.items() if key != "root"]
+    for key, value in changes.items():
+        if isinstance(value, Mapping):  # a number for each split
+            value = "-".join(f"{split}{size}" for split, size in value.items())
+        if key != "root":
+            parts.append(f"{key}{value}")
     return "-".join(parts)

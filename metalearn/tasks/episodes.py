@@ -16,8 +16,9 @@ from torch import Tensor
 from metalearn.addressing import AddressedStream, check_seed, check_split
 from metalearn.core.checks import as_device
 from metalearn.data.images import LabelledImages
-from metalearn.errors import SettingError, check_whole
+from metalearn.errors import SettingError
 from metalearn.signatures import checked
+from metalearn.tasks.by_split import SplitSizes, sizes_by_split
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["FewShotTasks"]
@@ -30,7 +31,13 @@ class FewShotTasks:
 
     Task (seed, split, index) draws W classes of the split without replacement, a quarter turn of
     each where rotations make classes, and S + Q different pictures of each. Labels 0..W-1 follow
-    the order in which the classes were drawn. Pixels are float32 in [0, 1].
+    the order in which the classes were drawn; ``class_ids`` of a batch says which classes they
+    are: the class of the data, plus the number of all classes for each quarter turn. Pixels are
+    float32 in [0, 1].
+
+    Way, shot and query are numbers or mappings from splits to numbers, ``{"train": 20, "test": 5}``
+    (of validation and test, one that is not named is as the other). ``outputs_by_split`` is the way
+    of each split, ``outputs`` that of training.
 
     Args:
         data: pictures, classes, groups and splits.
@@ -54,20 +61,22 @@ class FewShotTasks:
         self,
         data: LabelledImages,
         *,
-        way: int = 5,
-        shot: int = 1,
-        query: int = 1,
+        way: SplitSizes = 5,
+        shot: SplitSizes = 1,
+        query: SplitSizes = 1,
         rotate_train: bool = False,
         rotate_eval: bool = False,
         within_group: bool = False,
         seed: int = 0,
     ) -> None:
-        for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 1)):
-            check_whole(name, value, least)
+        self._way = sizes_by_split("way", way, 2, data.splits)
+        self._shot = sizes_by_split("shot", shot, 1, data.splits)
+        self._query = sizes_by_split("query", query, 1, data.splits)
         check_seed(seed)
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
         self.input_shape = data.image_shape
-        self.outputs = way
+        self.outputs_by_split = self._way
+        self.outputs = self._way.get("train") or next(iter(self._way.values()))
         self._turns = {"train": rotate_train, "validation": rotate_eval, "test": rotate_eval}
         if any(self._turns.values()) and self.input_shape[1] != self.input_shape[2]:
             raise SettingError(
@@ -98,12 +107,15 @@ class FewShotTasks:
         if not len(indices):
             raise SettingError("indices", indices, "at least one task index is needed")
         drawn = [self._draw(split, int(index)) for index in indices]
-        pictures = torch.as_tensor(np.stack([d[0] for d in drawn]))
-        turns = torch.as_tensor(np.stack([d[1] for d in drawn]))
+        classes, pictures, turns = (torch.as_tensor(np.stack(part)) for part in zip(*drawn))
         inputs = self._gather(pictures, turns, device)
-        labels = torch.arange(self.way, device=device)[None, :, None].expand(len(drawn), -1, 1)
+        labels = torch.arange(self._way[split], device=device)[None, :, None]
+        labels = labels.expand(len(drawn), -1, 1)
+        shot = self._shot[split]
         return TaskBatch(
-            _flatten(inputs[:, :, : self.shot], labels), _flatten(inputs[:, :, self.shot :], labels)
+            _flatten(inputs[:, :, :shot], labels),
+            _flatten(inputs[:, :, shot:], labels),
+            (classes + turns * len(self.data.class_names)).to(device),
         )
 
     @checked
@@ -126,16 +138,16 @@ class FewShotTasks:
             edge = np.cumsum(sizes)
             pool = pools[int(np.searchsorted(edge, stream.uniform(1)[0] * edge[-1], side="right"))]
         turns = _QUARTER_TURNS if self._turns[split] else 1
-        chosen = stream.distinct(len(pool) * turns, self.way)
+        chosen = stream.distinct(len(pool) * turns, self._way[split])
         return [pool[i // turns] for i in chosen], [i % turns for i in chosen]
 
-    def _draw(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Picture numbers ``[W, S+Q]`` and quarter turns ``[W]`` of one task."""
+    def _draw(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Classes ``[W]``, picture numbers ``[W, S+Q]`` and quarter turns ``[W]`` of one task."""
         stream = AddressedStream(self.seed, split, index)
         classes, turns = self._draw_classes(stream, split)
-        each = self.shot + self.query
+        each = self._shot[split] + self._query[split]
         rows = [self._pictures[c][stream.distinct(len(self._pictures[c]), each)] for c in classes]
-        return np.stack(rows), np.asarray(turns)
+        return np.asarray(classes), np.stack(rows), np.asarray(turns)
 
     def _gather(self, pictures: Tensor, turns: Tensor, device: torch.device) -> Tensor:
         """``[T, W, S+Q, C, H, W]`` float32 in [0, 1], turned."""
@@ -154,7 +166,7 @@ class FewShotTasks:
         self, split: str, classes: Sequence[int], within_group: bool
     ) -> tuple[list[list[int]], list[int]]:
         """Lists of classes that a task draws from, and their sizes; checks way, shot and query."""
-        each = self.shot + self.query
+        each, way = self._shot[split] + self._query[split], self._way[split]
         for c in classes:
             if len(self._pictures[c]) < each:
                 raise SettingError(
@@ -168,14 +180,14 @@ class FewShotTasks:
             groups.setdefault(self.data.class_groups[c] if within_group else "", []).append(c)
         turns = _QUARTER_TURNS if self._turns.get(split) else 1
         largest = max((len(g) for g in groups.values()), default=0) * turns
-        if self.way > largest:
+        if way > largest:
             where = "its largest group" if within_group else "it"
             raise SettingError(
                 "way",
-                self.way,
+                way,
                 f"the {split} split offers {largest} classes in {where}, so at most {largest}",
             )
-        pools = [g for g in groups.values() if len(g) * turns >= self.way]
+        pools = [g for g in groups.values() if len(g) * turns >= way]
         return pools, [len(g) for g in pools]
 
 

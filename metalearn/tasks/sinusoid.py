@@ -15,8 +15,9 @@ from torch import Tensor
 from metalearn.addressing import AddressedStream, check_seed, check_split
 from metalearn.core.checks import as_device
 from metalearn.core.memory import check_room
-from metalearn.errors import SettingError, check_whole
+from metalearn.errors import SettingError
 from metalearn.signatures import checked
+from metalearn.tasks.by_split import SplitSizes, sizes_by_split
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["SinusoidTasks"]
@@ -26,6 +27,8 @@ class SinusoidTasks:
     """Sine waves y = A · sin(x − φ) as tasks: a `TaskDistribution`.
 
     The amplitude A is uniform in [0.1, 5], the phase φ in [0, π], x in [−5, 5].
+
+    Shot and query are numbers or mappings from splits to numbers, as those of `FewShotTasks`.
 
     Args:
         shot: S, at least 1.
@@ -43,10 +46,12 @@ class SinusoidTasks:
     outputs = 1
 
     @checked
-    def __init__(self, *, shot: int = 5, query: int = 10, seed: int = 0) -> None:
-        for name, value in (("shot", shot), ("query", query)):
-            check_whole(name, value, 1)
-            check_room(name, value, 8 * 4 * value)  # of one task, in float64
+    def __init__(self, *, shot: SplitSizes = 5, query: SplitSizes = 10, seed: int = 0) -> None:
+        self._shot = sizes_by_split("shot", shot, 1)
+        self._query = sizes_by_split("query", query, 1)
+        for name, sizes in (("shot", self._shot), ("query", self._query)):
+            largest = max(sizes.values())
+            check_room(name, largest, 8 * 4 * largest)  # of one task, in float64
         check_seed(seed)
         self.shot, self.query, self.seed = shot, query, seed
 
@@ -63,11 +68,9 @@ class SinusoidTasks:
         device = as_device(device)
         if not len(indices):
             raise SettingError("indices", indices, "at least one task index is needed")
+        shot, count = self._shot[split], 2 + self._shot[split] + self._query[split]
         drawn = np.stack(
-            [
-                AddressedStream(self.seed, split, int(i)).uniform(2 + self.shot + self.query)
-                for i in indices
-            ]
+            [AddressedStream(self.seed, split, int(i)).uniform(count) for i in indices]
         )
         amplitude, phase = 0.1 + 4.9 * drawn[:, :1], np.pi * drawn[:, 1:2]
         x = -5 + 10 * drawn[:, 2:]
@@ -77,4 +80,4 @@ class SinusoidTasks:
             inputs, targets = (torch.from_numpy(a[:, part, None]).float() for a in (x, y))
             return inputs.to(device), targets.to(device)
 
-        return TaskBatch(pair(slice(None, self.shot)), pair(slice(self.shot, None)))
+        return TaskBatch(pair(slice(None, shot)), pair(slice(shot, None)))

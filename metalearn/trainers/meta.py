@@ -24,6 +24,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.schema import Kind, choice, maybe, text, together, whole
 from metalearn.signatures import checked
+from metalearn.tasks import outputs_by_split
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.base import OptimizerFactory, StepReport
@@ -295,13 +296,19 @@ class MetaTrainer(MemberTrainer):
             {"validation": (mean.cpu(), half.cpu())},
             ylabel=f"query {name}",
             title=f"adaptation on {len(values)} validation tasks, step {self.step}",
-            chance=1 / self.tasks.outputs if self.larger_is_better else None,
+            chance=1 / outputs_by_split(self.tasks)["validation"]
+            if self.larger_is_better
+            else None,
             trained_steps=self.learner.maml.inner_steps,
         )
         self.tracker.figure(self.step, "validation/adaptation", curve)
 
     def _check_outputs(self) -> None:
         """Run one task's support set through the model and look at its targets, before training."""
+        ways = outputs_by_split(self.tasks)
+        if len(set(ways.values())) > 1:
+            accepted = "a model with a logit for each class needs the same way in every split"
+            raise SettingError("tasks", ways, accepted)
         batch = self.tasks.sample("train", [0], device=self.device)
         size = sum(part.numel() * part.element_size() for part in leaves(batch))
         check_room("meta_batch", self.meta_batch, size * self.meta_batch, self.device)

@@ -367,6 +367,7 @@ def _tasks() -> dict[str, Callable[[], Call]]:
     return {
         "FewShotTasks": lambda: (tasks.FewShotTasks, {"data": labelled(), "way": 2}),
         "SinusoidTasks": _of(tasks, "SinusoidTasks", shot=3),
+        "outputs_by_split": _of(tasks, "outputs_by_split", tasks=tasks.SinusoidTasks()),
     }
 
 

@@ -171,6 +171,12 @@ def test_models_that_do_not_fit_the_tasks(model: Any, message: str) -> None:
         MetaTrainer(made, EPISODES, steps=1)
 
 
+def test_a_way_that_differs_needs_no_head_of_logits() -> None:
+    tasks = FewShotTasks(labelled(), way={"train": 4, "test": 2})
+    with pytest.raises(SettingError, match=r"^tasks={'train': 4, .*needs the same way in "):
+        MetaTrainer(MLP((1, 4, 4), 4, hidden=(4,)), tasks)
+
+
 def test_a_model_that_gives_no_tensor() -> None:
     class Pair(MLP):
         def forward(self, x: Tensor) -> Any:

@@ -1,0 +1,64 @@
+"""Sizes of tasks that may differ from split to split, and the outputs of a task of each split.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import get_args
+
+from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
+from metalearn.types import Split, TaskDistribution
+
+__all__ = ["SplitSizes", "outputs_by_split", "sizes_by_split"]
+
+SplitSizes = int | Mapping[str, int]
+"""A number for all splits, or one for each: ``{"train": 20, "test": 5}``."""
+
+_SPLITS: tuple[str, ...] = get_args(Split)
+_EVALUATED = {"validation": "test", "test": "validation"}
+
+
+def sizes_by_split(
+    setting: str, sizes: SplitSizes, least: int, splits: Collection[str] = _SPLITS
+) -> dict[str, int]:
+    """The number for each of ``splits``.
+
+    Of validation and test, one that is not named takes the number of the other.
+
+    Args:
+        setting: what the sizes are of, for messages.
+        sizes: a number, or a mapping from splits to numbers.
+        least: the smallest number that is accepted.
+        splits: those that are needed.
+
+    Raises:
+        SettingError: no whole number of at least ``least``, a split that is none, a split without
+            a number.
+    """
+    if not isinstance(sizes, Mapping):
+        check_whole(setting, sizes, least)
+        return dict.fromkeys(splits, sizes)
+    for split, size in sizes.items():
+        if split not in _SPLITS:
+            raise SettingError(setting, dict(sizes), f"splits are {', '.join(_SPLITS)}")
+        check_whole(f"{setting}.{split}", size, least)
+    found = {split: sizes.get(split, sizes.get(_EVALUATED.get(split, ""))) for split in splits}
+    missing = [split for split, size in found.items() if size is None]
+    if missing:
+        accepted = f"a number for the {missing[0]} split is needed as well"
+        raise SettingError(setting, dict(sizes), accepted)
+    return {split: size for split, size in found.items() if size is not None}
+
+
+@checked
+def outputs_by_split(tasks: TaskDistribution) -> dict[str, int]:
+    """Outputs of a task of each split: ``tasks.outputs_by_split`` where there is one.
+
+    Distributions whose tasks have the same outputs in every split need not say so: ``outputs`` is
+    taken for all three.
+    """
+    found: Mapping[str, int] | None = getattr(tasks, "outputs_by_split", None)
+    return dict.fromkeys(_SPLITS, tasks.outputs) if found is None else dict(found)
