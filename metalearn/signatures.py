@@ -126,6 +126,8 @@ def _is_plain(hint: Any) -> bool:
         options = get_args(hint)
         if int in options or float in options:  # numbers may come as tensors or one for each
             return all(_is_plain(o) or o is Tensor or get_origin(o) in _MANY for o in options)
+        if any(get_origin(option) is Literal for option in options):
+            return True  # words, or a value that says the same in its own terms
         return all(map(_is_plain, options))
     return hint in (int, float, type(None)) or get_origin(hint) is Literal
 

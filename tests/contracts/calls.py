@@ -244,6 +244,7 @@ def _core() -> dict[str, Callable[[], Call]]:
         "stack": _of(core, "stack", trees=_fresh(lambda: [problem()["params"]] * 2)),
         "unstack": _of(core, "unstack", tree=stacked),
         "Implicit": _of(core, "Implicit", regularization=1.0, iterations=3),
+        "Likelihood": lambda: (core.Likelihood, {"name": "categorical", "kind": "exact"}),
     }
     for name in ("gradient_mean", "gradient_norms", "gradient_variance"):
         calls[name] = _of(core, name)

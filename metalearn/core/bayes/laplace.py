@@ -25,7 +25,7 @@ from metalearn.core.checks import call, check_number
 from metalearn.core.chunking import sample_count
 from metalearn.core.curvature.fisher import fisher_matrix
 from metalearn.core.curvature.fisher_problem import OutputsFn, check_outputs
-from metalearn.core.curvature.likelihood import LikelihoodName
+from metalearn.core.curvature.likelihood import AnyLikelihood, Likelihood
 from metalearn.core.random_tensors import normal
 from metalearn.core.tree import check_floating, match_names, ravel, tree_map
 from metalearn.errors import SettingError, check_whole
@@ -88,9 +88,9 @@ def laplace_posterior(
     params: Params,
     batch: Batch,
     *,
-    likelihood: LikelihoodName,
+    likelihood: AnyLikelihood,
     prior_precision: float,
-    variance: float = 1.0,
+    variance: float | None = None,
     chunk_size: int | None = None,
 ) -> Laplace:
     """N(θ*, (N·F + prior·I)⁻¹).
@@ -99,19 +99,19 @@ def laplace_posterior(
         outputs_fn: outputs ``[N, C]`` of the last layer's parameters and inputs (`last_layer`).
         params: θ*, of the last layer; P is squared in memory and cubed in time.
         batch: ``(inputs, targets)``, all of the training data; targets are not used.
-        likelihood: ``"categorical"`` or ``"gaussian"``.
+        likelihood: ``"categorical"`` or ``"gaussian"``, or a `Likelihood` of kind ``"exact"``.
         prior_precision: above 0.
-        variance: σ² of a gaussian likelihood.
+        variance: σ² of a gaussian likelihood, by default 1.
         chunk_size: as in `metalearn.core.fisher_diagonal`.
 
     Raises:
         SettingError: a number out of range; see `metalearn.core.fisher_diagonal`.
     """
     check_number("prior_precision", prior_precision, above=0, accepted="a number above 0 is needed")
-    fisher = fisher_matrix(
-        outputs_fn, params, batch, likelihood=likelihood, kind="exact", variance=variance,
-        chunk_size=chunk_size,
-    )  # fmt: skip
+    if isinstance(likelihood, Likelihood) and likelihood.kind != "exact":
+        raise SettingError("likelihood", likelihood, "kind='exact' is needed for a posterior")
+    rule = Likelihood.of(likelihood, "exact", None, variance)
+    fisher = fisher_matrix(outputs_fn, params, batch, likelihood=rule, chunk_size=chunk_size)
     count = sample_count(batch[0])
     eye = torch.eye(len(fisher), dtype=fisher.dtype, device=fisher.device)
     return Laplace(params, torch.linalg.cholesky(count * fisher + prior_precision * eye))

@@ -34,7 +34,7 @@ from torch import Tensor
 from metalearn.core.autodiff.derivative_modes import AnyMode
 from metalearn.core.autodiff.products import check_mode
 from metalearn.core.curvature.fisher_problem import FisherProblem, OutputsFn
-from metalearn.core.curvature.likelihood import FisherKind, Likelihood, LikelihoodName
+from metalearn.core.curvature.likelihood import AnyLikelihood, FisherKind, Likelihood
 from metalearn.core.tree import check_floating, leaves, tree_map
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
@@ -56,11 +56,11 @@ def fisher_diagonal(
     params: Params,
     batch: Batch,
     *,
-    likelihood: LikelihoodName,
-    kind: FisherKind,
+    likelihood: AnyLikelihood,
+    kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int = 1,
-    variance: float = 1.0,
+    samples: int | None = None,
+    variance: float | None = None,
     chunk_size: int | None = None,
 ) -> Params:
     """The diagonal of F, 1/N · Σ_n Σ_r (J_nᵀ s_nr)², as a tree like ``params``.
@@ -70,21 +70,21 @@ def fisher_diagonal(
         params: any tree.
         batch: ``(inputs, targets)``; targets ``[N]`` (categorical: class indices,
             or −100 for padding) or ``[N, C]`` (gaussian).
-        likelihood: ``"categorical"`` or ``"gaussian"``; see the module for normalisers.
+        likelihood: ``"categorical"`` or ``"gaussian"``, see the module for normalisers; or a
+            `Likelihood`, which says kind, samples and variance too.
         kind: ``"exact"``, ``"monte_carlo"`` or ``"empirical"``.
         generator: of Monte Carlo draws.
-        samples: Monte Carlo draws for each input.
-        variance: σ² of a gaussian likelihood.
+        samples: Monte Carlo draws for each input, by default 1.
+        variance: σ² of a gaussian likelihood, by default 1.
         chunk_size: samples whose gradients (R each) are held at once; by default as many as take
             256 MB.
 
     Raises:
-        SettingError: an unknown likelihood or kind, no generator, outputs or targets of a wrong
-            shape, numbers out of range.
+        SettingError: an unknown likelihood or kind, keywords that contradict a `Likelihood`, no
+            generator, outputs or targets of a wrong shape, numbers out of range.
     """
-    problem = FisherProblem.of(
-        outputs_fn, params, batch, Likelihood(likelihood, kind, samples, variance), generator
-    )
+    rule = Likelihood.of(likelihood, kind, samples, variance)
+    problem = FisherProblem.of(outputs_fn, params, batch, rule, generator)
     return problem.mean(lambda grads: tree_map(lambda g: g.square().sum((0, 1)), grads), chunk_size)
 
 
@@ -94,17 +94,16 @@ def fisher_trace(
     params: Params,
     batch: Batch,
     *,
-    likelihood: LikelihoodName,
-    kind: FisherKind,
+    likelihood: AnyLikelihood,
+    kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int = 1,
-    variance: float = 1.0,
+    samples: int | None = None,
+    variance: float | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """Tr F = 1/N · Σ_n Σ_r ‖J_nᵀ s_nr‖², a scalar; arguments as in `fisher_diagonal`."""
-    problem = FisherProblem.of(
-        outputs_fn, params, batch, Likelihood(likelihood, kind, samples, variance), generator
-    )
+    rule = Likelihood.of(likelihood, kind, samples, variance)
+    problem = FisherProblem.of(outputs_fn, params, batch, rule, generator)
     total: Tensor = problem.mean(
         lambda grads: torch.stack([g.square().sum() for g in leaves(grads)]).sum(), chunk_size
     )
@@ -117,20 +116,19 @@ def fisher_matrix(
     params: Params,
     batch: Batch,
     *,
-    likelihood: LikelihoodName,
-    kind: FisherKind,
+    likelihood: AnyLikelihood,
+    kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int = 1,
-    variance: float = 1.0,
+    samples: int | None = None,
+    variance: float | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """F whole, ``[P, P]`` in the order of `metalearn.core.tree.ravel`, for small models.
 
     Arguments as in `fisher_diagonal`.
     """
-    problem = FisherProblem.of(
-        outputs_fn, params, batch, Likelihood(likelihood, kind, samples, variance), generator
-    )
+    rule = Likelihood.of(likelihood, kind, samples, variance)
+    problem = FisherProblem.of(outputs_fn, params, batch, rule, generator)
 
     def gram(grads: Params) -> Tensor:
         rows = torch.cat([g.flatten(0, 1) for g in leaves(_with_axis(grads))], dim=1)
@@ -146,20 +144,19 @@ def fisher_blocks(
     params: Params,
     batch: Batch,
     *,
-    likelihood: LikelihoodName,
-    kind: FisherKind,
+    likelihood: AnyLikelihood,
+    kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int = 1,
-    variance: float = 1.0,
+    samples: int | None = None,
+    variance: float | None = None,
     chunk_size: int | None = None,
 ) -> Params:
     """The diagonal blocks of F, one of each leaf with p elements: a tree of ``[p, p]``.
 
     Arguments as in `fisher_diagonal`.
     """
-    problem = FisherProblem.of(
-        outputs_fn, params, batch, Likelihood(likelihood, kind, samples, variance), generator
-    )
+    rule = Likelihood.of(likelihood, kind, samples, variance)
+    problem = FisherProblem.of(outputs_fn, params, batch, rule, generator)
 
     def gram(leaf: Tensor) -> Tensor:
         rows = leaf.flatten(0, 1)
@@ -175,11 +172,11 @@ def fisher_vp(
     batch: Batch,
     vector: Params,
     *,
-    likelihood: LikelihoodName,
-    kind: FisherKind,
+    likelihood: AnyLikelihood,
+    kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int = 1,
-    variance: float = 1.0,
+    samples: int | None = None,
+    variance: float | None = None,
     chunk_size: int | None = None,
     mode: AnyMode = "auto",
 ) -> Params:
@@ -189,9 +186,8 @@ def fisher_vp(
     Every call with kind ``"monte_carlo"`` draws anew; `metalearn.core.fisher_operator`
     draws once. ``mode`` is that of J_n·v, as in `metalearn.core.jvp`.
     """
-    problem = FisherProblem.of(
-        outputs_fn, params, batch, Likelihood(likelihood, kind, samples, variance), generator
-    )
+    rule = Likelihood.of(likelihood, kind, samples, variance)
+    problem = FisherProblem.of(outputs_fn, params, batch, rule, generator)
     check_mode("mode", mode, get_args(AnyMode))
     if mode == "forward":
         problem.check_forward(chunk_size)

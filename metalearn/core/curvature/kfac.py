@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from metalearn.core.checks import check_number, check_pair
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.curvature.fisher_problem import check_outputs, check_targets
-from metalearn.core.curvature.likelihood import FisherKind, Likelihood, LikelihoodName
+from metalearn.core.curvature.likelihood import AnyLikelihood, FisherKind, Likelihood
 from metalearn.core.curvature.probes import Layers, ProbedModule
 from metalearn.core.tree import check_floating, ravel, tree_map
 from metalearn.errors import SettingError, check_whole
@@ -130,14 +130,14 @@ def fisher_kfac(
     params: Mapping[str, Tensor],
     batch: Batch,
     *,
-    likelihood: LikelihoodName,
-    kind: FisherKind,
+    likelihood: AnyLikelihood,
+    kind: FisherKind | None = None,
     sharing: Sharing = "expand",
     corrected: bool = False,
     buffers: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
-    samples: int = 1,
-    variance: float = 1.0,
+    samples: int | None = None,
+    variance: float | None = None,
     chunk_size: int | None = None,
 ) -> KroneckerFisher:
     """The Kronecker-factored Fisher matrix of a module with outputs ``[N, C]``.
@@ -153,8 +153,8 @@ def fisher_kfac(
         corrected: whether eigenvalues are corrected (EKFAC); a second pass over the batch.
         buffers: by default those of the module.
         generator: of Monte Carlo draws.
-        samples: Monte Carlo draws for each input.
-        variance: σ² of a gaussian likelihood.
+        samples: Monte Carlo draws for each input, by default 1.
+        variance: σ² of a gaussian likelihood, by default 1.
         chunk_size: samples of one pass; by default all.
 
     Raises:
@@ -162,7 +162,7 @@ def fisher_kfac(
     """
     if sharing not in get_args(Sharing):
         raise SettingError("sharing", sharing, f"one of {', '.join(get_args(Sharing))} is needed")
-    rule = Likelihood(likelihood, kind, samples, variance)
+    rule = Likelihood.of(likelihood, kind, samples, variance)
     probed = ProbedModule(module, params, buffers)
     check_floating(dict(params), "params")
     inputs, targets = check_pair(batch)
@@ -172,7 +172,7 @@ def fisher_kfac(
     one = check_outputs(probed.outputs(tree_map(lambda x: x[:1], inputs)))
     check_targets(targets, (count, one.shape[-1]), rule)
     noise = rule.noise(count, one[0], generator)
-    data = (inputs, targets if kind == "empirical" else noise, noise)
+    data = (inputs, targets if rule.kind == "empirical" else noise, noise)
 
     def passes() -> Iterator[Layers]:
         for some_inputs, some_targets, some_noise in chunks(data, chunk_size):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from metalearn.core.random_tensors import normal, uniform
 from metalearn.core.targets import IGNORED
 from metalearn.errors import SettingError, check_whole
 
-__all__ = ["FisherKind", "Likelihood", "LikelihoodName"]
+__all__ = ["AnyLikelihood", "FisherKind", "Likelihood", "LikelihoodName"]
 
 LikelihoodName = Literal["categorical", "gaussian"]
 FisherKind = Literal["exact", "monte_carlo", "empirical"]
@@ -32,32 +32,66 @@ FisherKind = Literal["exact", "monte_carlo", "empirical"]
 class Likelihood:
     """A distribution over targets given outputs, and which Fisher matrix is taken of it.
 
-    ``"categorical"``: logits f, targets y are class indices, −log p(y | f) = cross-entropy; a
-    target of −100 is padding, whose gradient is zero.
-    ``"gaussian"``: means f, targets ``[C]``, −log p(y | f) = ‖f − y‖² / (2·variance) + constant.
+    Functions that take ``likelihood=`` take this value in place of ``likelihood``, ``kind``,
+    ``samples`` and ``variance`` one by one.
+
+    Args:
+        name: ``"categorical"``: logits f, targets y are class indices, −log p(y | f) =
+            cross-entropy; a target of −100 is padding, whose gradient is zero. ``"gaussian"``:
+            means f, targets ``[C]``, −log p(y | f) = ‖f − y‖² / (2·variance) + constant.
+        kind: ``"exact"``, ``"monte_carlo"`` or ``"empirical"``, as `metalearn.core.fisher_diagonal`
+            explains.
+        samples: D, Monte Carlo draws for each input.
+        variance: σ² of a gaussian likelihood.
 
     Raises:
-        SettingError: an unknown name, a kind that lacks a generator, numbers out of range.
+        SettingError: an unknown name or kind, numbers out of range, numbers without a use.
     """
 
     name: LikelihoodName
-    kind: FisherKind
+    kind: FisherKind = "exact"
     samples: int = 1
     variance: float = 1.0
 
     def __post_init__(self) -> None:
-        for setting, value, known in (
-            ("likelihood", self.name, get_args(LikelihoodName)),
-            ("kind", self.kind, get_args(FisherKind)),
-        ):
-            if value not in known:
-                raise SettingError(setting, value, f"one of {', '.join(known)} is needed")
+        if self.name not in get_args(LikelihoodName):
+            known = ", ".join(get_args(LikelihoodName))
+            raise SettingError(
+                "likelihood", self.name, f"one of {known} is needed, or a Likelihood"
+            )
+        if self.kind not in get_args(FisherKind):
+            known = ", ".join(get_args(FisherKind))
+            raise SettingError("kind", self.kind, f"one of {known} is needed")
         check_whole("samples", self.samples, 1)
         if self.samples != 1 and self.kind != "monte_carlo":
             raise SettingError("samples", self.samples, "only kind='monte_carlo' draws targets")
         check_number("variance", self.variance, above=0, accepted="a number above 0 is needed")
         if self.name != "gaussian" and self.variance != 1:
             raise SettingError("variance", self.variance, "only a gaussian likelihood has one")
+
+    @staticmethod
+    def of(
+        likelihood: LikelihoodName | Likelihood,
+        kind: FisherKind | None,
+        samples: int | None,
+        variance: float | None,
+    ) -> Likelihood:
+        """One value of what a public function was given; None is what was not.
+
+        Raises:
+            SettingError: a keyword that contradicts the `Likelihood` beside it; as the class.
+        """
+        given = {"kind": kind, "samples": samples, "variance": variance}
+        known = {name: value for name, value in given.items() if value is not None}
+        if not isinstance(likelihood, Likelihood):
+            return Likelihood(likelihood, **{"kind": None, **known})  # type: ignore[arg-type]
+        for name, value in known.items():
+            own = getattr(likelihood, name)
+            if not _same(value, own):
+                raise SettingError(
+                    name, value, f"the likelihood says {own!r}, so nothing is needed"
+                )
+        return likelihood
 
     def columns(self, outputs: int) -> int:
         """R for C = ``outputs``."""
@@ -117,3 +151,14 @@ class Likelihood:
             return tangent / self.variance
         factor = self.factor(outputs, target, noise)
         return factor.mT @ (factor @ tangent)
+
+
+AnyLikelihood: TypeAlias = LikelihoodName | Likelihood
+"""A name, beside which ``kind``, ``samples`` and ``variance`` stand, or all in one value."""
+
+
+def _same(given: Any, own: str | float | Tensor) -> bool:
+    """Whether a keyword says what the value beside it says; tensors have to be the same one."""
+    if isinstance(given, bool | Tensor) or isinstance(own, Tensor):
+        return given is own
+    return bool(given == own)

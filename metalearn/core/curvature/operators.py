@@ -30,7 +30,7 @@ from metalearn.core.autodiff.products import (
 from metalearn.core.checks import check_pair, reaching, scalar_loss
 from metalearn.core.chunking import sample_count
 from metalearn.core.curvature.fisher_problem import FisherProblem, OutputsFn
-from metalearn.core.curvature.likelihood import FisherKind, Likelihood, LikelihoodName
+from metalearn.core.curvature.likelihood import AnyLikelihood, FisherKind, Likelihood
 from metalearn.core.tree import check_floating, flatten, scale, tree_map, unflatten
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
@@ -119,11 +119,11 @@ def fisher_operator(
     params: Params,
     batches: Sequence[Batch],
     *,
-    likelihood: LikelihoodName,
-    kind: FisherKind,
+    likelihood: AnyLikelihood,
+    kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int = 1,
-    variance: float = 1.0,
+    samples: int | None = None,
+    variance: float | None = None,
     chunk_size: int | None = None,
     mode: AnyMode = "auto",
 ) -> Operator:
@@ -148,7 +148,7 @@ def fisher_operator(
     check_mode("mode", mode, get_args(AnyMode))
     if chunk_size is not None:
         check_whole("chunk_size", chunk_size, 1)
-    rule = Likelihood(likelihood, kind, samples, variance)
+    rule = Likelihood.of(likelihood, kind, samples, variance)
     problems = [FisherProblem.of(outputs_fn, params, b, rule, generator) for b in batches]
     shares = _shares([problem.inputs for problem in problems])
     if mode == "forward":
