@@ -138,12 +138,23 @@ def check_fields(record: Any) -> None:
     Raises:
         SettingError: names the field, what it got and what would be accepted.
     """
-    for name, hint in typing.get_type_hints(type(record)).items():
+    kind: Any = type(record)
+    for name, (test, hint) in _field_tests(kind).items():
+        value = getattr(record, name)
+        if not test(value):
+            raise SettingError(name, value, f"{_describe(hint)} is needed")
+
+
+@functools.cache
+def _field_tests(kind: Any) -> dict[str, tuple[Test, Any]]:
+    """What the fields of a dataclass are held to, where they are, worked out once."""
+    found = {}
+    for name, hint in typing.get_type_hints(kind).items():
         ours = name.startswith("_") or get_origin(hint) is ClassVar
-        if not ours and not _is_plain(hint):
-            value = getattr(record, name)
-            if not _fits(value, hint):
-                raise SettingError(name, value, f"{_describe(hint)} is needed")
+        test = None if ours or _is_plain(hint) else _test(hint)
+        if test is not None:
+            found[name] = (test, hint)
+    return found
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "LossFn", "Params", "Split", "TaskBatch", "TaskDistribution"]
+__all__ = ["Batch", "LossFn", "Params", "Split", "TaskBatch", "TaskDistribution", "TaskLoss"]
 
 Params = Any
 """Any pytree of floating-point tensors."""
@@ -21,6 +21,10 @@ Batch = Any
 
 LossFn = Callable[[Params, Batch], Tensor]
 """Mean loss of a batch: a scalar, differentiable in the parameters."""
+
+TaskLoss = Callable[[Params, Batch, Batch], Tensor]
+"""Loss of a task, of parameters, support and query set: a scalar, differentiable in the
+parameters."""
 
 Split = Literal["train", "validation", "test"]
 

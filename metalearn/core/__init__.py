@@ -17,13 +17,17 @@ from metalearn.core.autodiff.derivatives import (
 
 # Tasks: adaptation and the gradient through it
 from metalearn.core.meta.adapt import Adapted, adapt, inner_trajectory
+from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine
+from metalearn.core.meta.every_task import task_meta_gradients
 from metalearn.core.meta.inner_optimizers import InnerOptimizer, adam, sgd
-from metalearn.core.meta.members import member_meta_gradient
-from metalearn.core.meta.meta_gradient import MetaGradient, Method, along_adaptation, meta_gradient
+from metalearn.core.meta.members import member_meta_gradient, member_task_gradient
+from metalearn.core.meta.meta_gradient import Method, meta_gradient
 from metalearn.core.meta.methods import Implicit
 from metalearn.core.meta.plan import Plan, plan_meta_gradient
-from metalearn.core.meta.task_gradients import task_meta_gradients
+from metalearn.core.meta.task_gradient import task_gradient
+from metalearn.core.meta.task_mean import MetaGradient
+from metalearn.core.meta.visits import along_adaptation
 
 # Members: stacked networks and their gradients
 from metalearn.core.ensemble.stacking import (
@@ -102,6 +106,7 @@ __all__ = [
     "jvp",
     "vjp",
     # Tasks: adaptation and the gradient through it
+    "Adaptation",
     "Adapted",
     "Engine",
     "Implicit",
@@ -114,9 +119,11 @@ __all__ = [
     "along_adaptation",
     "inner_trajectory",
     "member_meta_gradient",
+    "member_task_gradient",
     "meta_gradient",
     "plan_meta_gradient",
     "sgd",
+    "task_gradient",
     "task_meta_gradients",
     # Members: stacked networks and their gradients
     "MemberGradients",

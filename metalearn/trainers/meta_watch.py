@@ -15,7 +15,7 @@ from torch import Tensor
 from metalearn.core import adapt
 from metalearn.core.curvature.likelihood import LikelihoodName
 from metalearn.core.ensemble.stacking import unstack
-from metalearn.core.meta.task_gradients import task_meta_gradients
+from metalearn.core.meta.every_task import task_meta_gradients
 from metalearn.core.tree import leaves, match_names, tree_map
 from metalearn.models import Ensemble
 from metalearn.trainers.diagnostics import Predictive, Units

@@ -45,7 +45,7 @@ def network() -> nn.Module:
 
 
 def problem() -> dict[str, Any]:
-    """``loss_fn``, ``outputs_fn``, ``params``, ``batch``, ``tasks`` of one network."""
+    """``loss_fn``, ``task_loss``, ``outputs_fn``, ``params``, ``batch``, ``tasks`` of a network."""
     net = network()
     apply, params, buffers = functionalize(net)
 
@@ -56,6 +56,10 @@ def problem() -> dict[str, Any]:
     def loss_fn(params: Any, batch: Any) -> Tensor:
         return F.cross_entropy(outputs_fn(params, batch[0]), batch[1])
 
+    def task_loss(params: Any, support: Any, query: Any) -> Tensor:
+        centre = outputs_fn(params, support[0]).mean(0)
+        return F.cross_entropy(outputs_fn(params, query[0]) - centre, query[1])
+
     x, y = draw(3, 4, 3), torch.arange(12).view(3, 4) % 2
     return {
         "module": net,
@@ -63,6 +67,7 @@ def problem() -> dict[str, Any]:
         "buffers": buffers,
         "outputs_fn": outputs_fn,
         "loss_fn": loss_fn,
+        "task_loss": task_loss,
         "params": params,
         "batch": (x[0], y[0]),
         "support": (x[0], y[0]),
@@ -119,6 +124,7 @@ def _core() -> dict[str, Callable[[], Call]]:
     calls = {
         "adam": _of(core, "adam", lr=0.1),
         "sgd": _of(core, "sgd", lr=0.1),
+        "Adaptation": _of(core, "Adaptation", loss=lambda p, b: p["w"].sum(), **inner),
         "adapt": _of(core, "adapt", "loss_fn", "params", "support", **inner),
         "inner_trajectory": _of(core, "inner_trajectory", "loss_fn", "params", "support", **inner),
         "along_adaptation": _of(
@@ -214,7 +220,11 @@ def _core() -> dict[str, Callable[[], Call]]:
         "member_meta_gradient": _of(
             core, "member_meta_gradient", "loss_fn", "tasks", params=stacked, **inner
         ),
+        "member_task_gradient": _of(
+            core, "member_task_gradient", "task_loss", "tasks", params=stacked
+        ),
         "meta_gradient": _of(core, "meta_gradient", *_META, **inner),
+        "task_gradient": _of(core, "task_gradient", "task_loss", "params", "tasks"),
         "task_meta_gradients": _of(core, "task_meta_gradients", *_META, **inner),
         "plan_meta_gradient": _of(core, "plan_meta_gradient", *_META, **inner),
         "natural_gradient": _of(

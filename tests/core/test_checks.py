@@ -37,7 +37,7 @@ from metalearn.core import (
     sgd,
 )
 from metalearn.core.checks import check_number
-from metalearn.core.meta.task_gradients import task_meta_gradients
+from metalearn.core.meta.every_task import task_meta_gradients
 from metalearn.errors import SettingError
 from metalearn.trainers import MAML
 from metalearn.types import TaskBatch

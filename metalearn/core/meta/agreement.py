@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn.core.memory import is_out_of_memory
-from metalearn.core.meta.meta_gradient import MetaGradient
+from metalearn.core.meta.task_mean import MetaGradient
 from metalearn.core.tree import leaf_names, leaves, tree_map
 from metalearn.errors import SettingError
 from metalearn.types import Params, TaskBatch

@@ -1,11 +1,11 @@
-"""Meta-gradients of M stacked parameter sets: an ensemble of meta-learners on the same tasks.
+"""Gradients of M stacked parameter sets: an ensemble of meta-learners on the same tasks.
 
 Axes: M members, T tasks, K inner steps; a pair is one member on one task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,26 +14,21 @@ from torch.func import vmap
 
 from metalearn.core.checks import outside_inference_mode
 from metalearn.core.ensemble.stacking import member_count, unstack
-from metalearn.core.meta.adapt import check_inner
-from metalearn.core.meta.engines import Engine, Inner, gradient_of_pairs
+from metalearn.core.meta.adaptation import Adaptation
+from metalearn.core.meta.engines import Engine, TaskProgram, gradient_of_pairs
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
-from metalearn.core.meta.meta_gradient import (
-    MetaGradient,
-    Method,
-    check_meta,
-    check_sets,
-    choose_engine,
-    mean_over_tasks,
-    meta_gradient,
-)
+from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
 from metalearn.core.meta.methods import Implicit
-from metalearn.core.tree import leaves, tree_map
+from metalearn.core.meta.task_checks import check_sets, choose_engine
+from metalearn.core.meta.task_gradient import TaskLossGradient
+from metalearn.core.meta.task_mean import MetaGradient, mean_gradient, mean_over_tasks
+from metalearn.core.tree import check_floating, leaves, tree_map
 from metalearn.core.vectorization import vectorizing
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
-from metalearn.types import LossFn, Params, TaskBatch
+from metalearn.types import Batch, LossFn, Params, TaskBatch
 
-__all__ = ["member_meta_gradient"]
+__all__ = ["member_meta_gradient", "member_task_gradient"]
 
 
 @outside_inference_mode
@@ -76,35 +71,77 @@ def member_meta_gradient(
             optimiser that learns.
     """
     member_count(params)
-    check_inner(params, steps)
+    adaptation = Adaptation(loss_fn, optimizer, steps, frozen)
+    program = GradientThroughAdaptation.of(adaptation, params, method, implicit)
     check_sets(tasks, steps)
-    settings: dict[str, Any] = {
-        "optimizer": optimizer, "steps": steps, "method": method, "chunk_size": chunk_size,
-        "frozen": frozen, "implicit": implicit,
-    }  # fmt: skip
-    chosen = choose_engine(engine, optimizer)
-    learns = bool(leaves(optimizer.learnt))
-    if learns and engine == "batched":
-        accepted = "an inner optimiser that learns needs auto, vmap or loop"
-        raise SettingError("engine", engine, accepted)
+    chosen = choose_engine(engine, optimizer.elementwise)
+    if leaves(optimizer.learnt):
+        if engine == "batched":
+            accepted = "an inner optimiser that learns needs auto, vmap or loop"
+            raise SettingError("engine", engine, accepted)
+        chosen = "vmap" if chosen == "batched" else chosen
+    return _of_members(program, params, tasks, engine=chosen, chunk_size=chunk_size)
+
+
+@outside_inference_mode
+@checked
+def member_task_gradient(
+    task_loss: Callable[[Params, Batch, Batch], Any],
+    params: Params,
+    tasks: TaskBatch,
+    *,
+    engine: Engine = "auto",
+    chunk_size: int | None = None,
+    has_aux: bool = False,
+) -> MetaGradient:
+    """`task_gradient` of every member on the same tasks.
+
+    Args:
+        task_loss: of one member and one task, as for `task_gradient`.
+        params: leaves ``[M, ...]``.
+        tasks: shared by all members, leaves ``[T, ...]``.
+        engine: as for `member_meta_gradient`.
+        chunk_size: tasks at a time, for all members.
+        has_aux: as for `task_gradient`.
+
+    Returns:
+        `MetaGradient` with M in front of every leaf: grads ``[M, ...]``, loss ``[M]``,
+        query_losses and diagnostics ``[M, T, ...]``.
+
+    Raises:
+        SettingError: as `task_gradient`; leaves of different M.
+    """
+    member_count(params)
+    check_floating(params, "params")
+    check_sets(tasks, 1)
+    program = TaskLossGradient(task_loss, has_aux)
+    chosen = choose_engine(engine)
+    return _of_members(program, params, tasks, engine=chosen, chunk_size=chunk_size)
+
+
+def _of_members(
+    program: TaskProgram,
+    params: Params,
+    tasks: TaskBatch,
+    *,
+    engine: Engine,
+    chunk_size: int | None,
+) -> MetaGradient:
+    """The mean over tasks for each member, by an engine that is chosen."""
 
     def of_row(row: Params, engine: Engine) -> MetaGradient:
-        return meta_gradient(loss_fn, row, tasks, engine=engine, **settings)
+        return mean_gradient(program, row, tasks, engine=engine, chunk_size=chunk_size)
 
     def loop() -> MetaGradient:
-        return _joined([of_row(row, "loop") for row in unstack(params)])
+        parts = [of_row(row, "loop") for row in unstack(params)]
+        joined: MetaGradient = tree_map(lambda *values: torch.stack(values), *parts)
+        return joined
 
-    if chosen == "loop":
+    if engine == "loop":
         return loop()
     with vectorizing("engine", engine, loop):
-        if chosen == "vmap" or learns:
+        if engine == "vmap":
             each: MetaGradient = vmap(lambda row: of_row(row, "vmap"))(params)
             return each
-        inner = Inner.of(loss_fn, optimizer, steps, frozen)
-        run = partial(gradient_of_pairs, *check_meta(inner, params, method, implicit), inner)
-        return mean_over_tasks(run, params, tasks, chunk_size, axis=1)
-
-
-def _joined(parts: Sequence[MetaGradient]) -> MetaGradient:
-    found: MetaGradient = tree_map(lambda *values: torch.stack(values), *parts)
-    return found
+        pairs = partial(gradient_of_pairs, program)
+        return mean_over_tasks(pairs, params, tasks, chunk_size, axis=1)

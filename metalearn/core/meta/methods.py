@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +17,11 @@ from torch import Tensor
 
 from metalearn.core.autodiff.backend import Eager, Values
 from metalearn.core.autodiff.linear_solve import conjugate_gradients, difference, dot, norm
-from metalearn.core.meta.adapt import InnerLoop
-from metalearn.core.meta.inner_optimizers import InnerOptimizer
+from metalearn.core.meta.adaptation import InnerLoop
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch
 
-__all__ = ["METHODS", "Given", "Implicit", "TaskGradient"]
+__all__ = ["METHODS", "AdaptedTask", "Implicit", "TaskGradient"]
 
 
 class Implicit(NamedTuple):
@@ -34,66 +34,61 @@ class Implicit(NamedTuple):
 
 
 class TaskGradient(NamedTuple):
-    """What a method gives for one task (or T)."""
+    """What is found for one task (or T)."""
 
     grads: Values
     """Of each leaf."""
-    learnt: Values
-    """Of each leaf that the inner optimiser learns."""
+    optimizer_grads: Any
+    """A tree like what the inner optimiser learns."""
     query_loss: Tensor
     support_losses: Any
     """K of them, each before its step."""
     diagnostics: dict[str, Tensor]
 
 
-class Given(NamedTuple):
-    """What a method works on."""
+class AdaptedTask(NamedTuple):
+    """What a method works on: a task, and the way to adapt to it."""
 
-    loop_of: Callable[[InnerOptimizer], InnerLoop]
-    optimizer: InnerOptimizer
+    loop: InnerLoop
     start: Values
     support: Batch
     query: Batch
     steps: int
-    settings: Implicit
+    implicit: Implicit
 
 
-Method = Callable[[Given], TaskGradient]
-
-
-def reverse(given: Given) -> TaskGradient:
+def reverse(task: AdaptedTask) -> TaskGradient:
     """Through the unrolled loop: exact; memory grows with K."""
-    loop_of, optimizer, start, support, query, steps, _ = given
-    learnt, spec = flatten(optimizer.learnt)
+    given, start, support, query, steps, _ = task
+    learnt, spec = flatten(given.optimizer.learnt)
     losses: list[Tensor] = []
-    calculus = loop_of(optimizer).calculus
 
-    def task(inputs: Values) -> Tensor:
+    def query_loss(inputs: Values) -> Tensor:
         values = inputs[: len(start)]
-        loop = loop_of(optimizer.with_learnt(unflatten(inputs[len(start) :], spec)))
+        loop = given.with_learnt(unflatten(inputs[len(start) :], spec))
         state = loop.start(values)
         for _ in range(steps):
             values, state, loss = loop.step(values, state, support)
             losses.append(loss)
         return loop.loss(values, query)
 
-    grads, value = calculus.gradient(task, [*start, *learnt], differentiable=False)
-    return TaskGradient(grads[: len(start)], grads[len(start) :], value, losses, {})
+    grads, value = given.calculus.gradient(query_loss, [*start, *learnt], differentiable=False)
+    moved = unflatten(grads[len(start) :], spec)
+    return TaskGradient(grads[: len(start)], moved, value, losses, {})
 
 
-def first_order(given: Given) -> TaskGradient:
+def first_order(task: AdaptedTask) -> TaskGradient:
     """The gradient at θ_K as if it were the one at θ."""
-    loop_of, optimizer, start, support, query, steps, _ = given
-    loop = loop_of(optimizer)
+    loop, start, support, query, steps, _ = task
     points, losses = _walk(loop, start, support, steps, keep=False)
     grads, value = loop.calculus.gradient(
         lambda x: loop.loss(x, query), points[-1][0], differentiable=False
     )
-    unmoved = [torch.zeros_like(v) for v in flatten(optimizer.learnt)[0]]
+    unmoved = tree_map(torch.zeros_like, loop.optimizer.learnt)
     return TaskGradient(grads, unmoved, value, losses, {})
 
 
-def mixed(given: Given) -> TaskGradient:
+def mixed(task: AdaptedTask) -> TaskGradient:
     """Keep θ_0 … θ_K (and the optimiser's states), walk back one recomputed step at a time.
 
     Exact. For a step θ' = θ + U(g(θ)) and a cotangent v the way back is v + H(θ)·(∂U/∂g)ᵀ·v; the
@@ -101,14 +96,13 @@ def mixed(given: Given) -> TaskGradient:
     faster than forward over reverse. Source: Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
     Differentiation", ICML 2025.
     """
-    loop_of, optimizer, start, support, query, steps, _ = given
-    loop = loop_of(optimizer)
+    loop, start, support, query, steps, _ = task
     points, losses = _walk(loop, start, support, steps, keep=True)
     values, state = points.pop()
     cotangent, query_loss = loop.calculus.gradient(
         lambda x: loop.loss(x, query), values, differentiable=False
     )
-    learnt, spec = flatten(optimizer.learnt)
+    learnt, spec = flatten(loop.optimizer.learnt)
     learnt_grads = [torch.zeros_like(v) for v in learnt]
     state_cotangent = [torch.zeros_like(part) for part in _tensors(state)]
     for _ in range(steps):
@@ -119,7 +113,7 @@ def mixed(given: Given) -> TaskGradient:
             supply = iter(inputs)
             values = [next(supply) for _ in start]
             state = tree_map(lambda x: next(supply) if isinstance(x, Tensor) else x, state)
-            moved = loop_of(optimizer.with_learnt(unflatten(list(supply), spec)))
+            moved = loop.with_learnt(unflatten(list(supply), spec))
             values, state, _ = moved.step(values, state, support)
             return [*values, *_tensors(state)]
 
@@ -128,10 +122,10 @@ def mixed(given: Given) -> TaskGradient:
         cotangent, rest = pulled[: len(start)], pulled[len(start) :]
         state_cotangent = rest[: len(tensors)]
         learnt_grads = [a + b for a, b in zip(learnt_grads, rest[len(tensors) :])]
-    return TaskGradient(cotangent, learnt_grads, query_loss, losses, {})
+    return TaskGradient(cotangent, unflatten(learnt_grads, spec), query_loss, losses, {})
 
 
-def implicit(given: Given) -> TaskGradient:
+def implicit(task: AdaptedTask) -> TaskGradient:
     """Through the minimum φ of L(φ) + λ/2·‖φ − θ‖², not through the way there.
 
     The gradient of θ is x with (I + H(φ)/λ)·x = ∇L_query(φ), by conjugate gradients; exact as far
@@ -140,16 +134,15 @@ def implicit(given: Given) -> TaskGradient:
     ``cg_residual`` is ‖(I + H/λ)·x − b‖ / ‖b‖, ``stationarity`` is ‖∇L(φ) + λ·(φ − θ)‖ divided by
     the same at θ. Source: Rajeswaran et al., "Meta-Learning with Implicit Gradients", NeurIPS 2019.
     """
-    loop_of, optimizer, start, support, query, steps, settings = given
-    loop, strength = loop_of(optimizer), settings.regularization
+    loop, start, support, query, steps, settings = task
+    strength = settings.regularization
     anchor = loop.adapting(start)
 
     def regularized(values: Values, batch: Batch) -> Tensor:
         loss, moved = loop.loss(values, batch), difference(loop.adapting(values), anchor)
         return loss + 0.5 * strength * dot(moved, moved, loss)
 
-    inner = InnerLoop(regularized, loop.moving, optimizer, loop.calculus)
-    points, losses = _walk(inner, start, support, steps, keep=False)
+    points, losses = _walk(replace(loop, loss=regularized), start, support, steps, keep=False)
     end = [v.detach() for v in points[-1][0]]
     query_grads, query_loss = loop.calculus.gradient(
         lambda x: loop.loss(x, query), end, differentiable=False
@@ -181,11 +174,11 @@ def implicit(given: Given) -> TaskGradient:
         "cg_residual": residual,
         "stationarity": norm(force, query_loss) / initial.clamp_min(tiny),
     }
-    unmoved = [torch.zeros_like(v) for v in flatten(optimizer.learnt)[0]]
+    unmoved = tree_map(torch.zeros_like, loop.optimizer.learnt)
     return TaskGradient(loop.merge(grads, solution), unmoved, query_loss, losses, diagnostics)
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Callable[[AdaptedTask], TaskGradient]] = {
     "reverse": reverse,
     "mixed": mixed,
     "first_order": first_order,

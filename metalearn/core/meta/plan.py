@@ -16,23 +16,18 @@ from typing import Any
 
 import torch
 
-from metalearn.core.checks import UnreachedError
+from metalearn.core.checks import UnreachedError, outside_inference_mode
 from metalearn.core.memory import describe_bytes, is_out_of_memory, peak_memory
-from metalearn.core.meta.adapt import check_inner
+from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.agreement import Trials
 from metalearn.core.meta.engines import Engine, structural_engine
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
-from metalearn.core.meta.meta_gradient import (
-    MetaGradient,
-    Method,
-    check_chunk,
-    check_engine,
-    check_sets,
-    meta_gradient,
-)
+from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
 from metalearn.core.meta.methods import Implicit
+from metalearn.core.meta.task_checks import check_chunk, check_engine, check_sets, choose_engine
+from metalearn.core.meta.task_mean import MetaGradient, mean_gradient
 from metalearn.core.ops import counting
-from metalearn.core.tree import leaves, tree_map
+from metalearn.core.tree import check_floating, leaves, tree_map
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
@@ -67,6 +62,7 @@ class Plan:
         return "; ".join([line, *self.notes])
 
 
+@outside_inference_mode
 @checked
 def plan_meta_gradient(
     loss_fn: LossFn,
@@ -100,23 +96,18 @@ def plan_meta_gradient(
     Raises:
         SettingError: nothing fits ``memory``, or what `meta_gradient` refuses.
     """
+    adaptation = Adaptation(loss_fn, optimizer, steps, frozen)
 
     def attempt(
-        engine: Any, method: Method, steps: int, params: Params, tasks: TaskBatch
+        engine: Engine, method: Method, steps: int, params: Params, tasks: TaskBatch
     ) -> MetaGradient:
-        return meta_gradient(
-            loss_fn,
-            params,
-            tasks,
-            optimizer=optimizer,
-            steps=steps,
-            method=method,
-            engine=engine,
-            frozen=frozen,
-            implicit=implicit,
-        )
+        few = replace(adaptation, steps=steps)
+        program = GradientThroughAdaptation.of(few, params, method, implicit)
+        chosen = choose_engine(engine, optimizer.elementwise)
+        check_sets(tasks, steps)
+        return mean_gradient(program, params, tasks, engine=chosen, chunk_size=None)
 
-    check_inner(params, steps)
+    check_floating(params, "params")
     check_engine(engine)
     check_chunk(chunk_size)
     for name, value in (("memory", memory), ("task_count", task_count)):
@@ -147,7 +138,7 @@ def plan_meta_gradient(
 
 
 def _engine(trials: Trials, optimizer: InnerOptimizer) -> tuple[Engine, list[str]]:
-    found, reason = structural_engine(optimizer)
+    found, reason = structural_engine(optimizer.elementwise)
     notes = [reason] if reason else []
     candidates: list[Engine] = ["batched", "vmap", "loop"]
     for engine in candidates[candidates.index(found) :]:

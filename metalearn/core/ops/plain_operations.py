@@ -7,6 +7,8 @@
 - ``embedding_bag``: torch's has neither a second derivative nor a batching rule.
 - Recurrent cells inside transforms of torch.func: torch's add into the default state, which has no
   sample axis.
+- ``one_hot`` of a known number of classes inside transforms: under a gradient inside vmap, torch
+  reads the labels to check them, which it cannot there.
 - Norms under autocast inside transforms: their backward passes mix types.
 
 While a mode of torch's functions is in force, attention in evaluation mode does not take its
@@ -180,6 +182,13 @@ def _bags(rows: Tensor, counted: Tensor, mode: str) -> Tensor:
     return torch.where(counted.any(1), top, 0)
 
 
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor | None:
+    """As torch's under vmap alone, which does not check labels either."""
+    if num_classes < 1 or not _transformed():
+        return None
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+
 def _cell(step: Callable[[Tensor, Tensor, Any], Any]) -> Callable[..., Any]:
     """A recurrent cell from ``step(W_i·x + b_i, W_h·h + b_h, state)``."""
 
@@ -242,6 +251,7 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     torch._weight_norm: _weight_norm,
     F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
+    F.one_hot: _one_hot,
     torch.lstm_cell: _cell(_lstm),
     torch.gru_cell: _cell(_gru),
     torch.rnn_tanh_cell: _cell(lambda a, b, _: torch.tanh(a + b)),

@@ -6,24 +6,19 @@ Axes: T tasks, K inner steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from metalearn.core.checks import outside_inference_mode
-from metalearn.core.meta.adapt import check_inner
-from metalearn.core.meta.engines import Engine, Inner, gradient_of_tasks, structural_engine
+from metalearn.core.meta.adaptation import Adaptation
+from metalearn.core.meta.engines import Engine, gradient_of_tasks, one_by_one, structural_engine
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
-from metalearn.core.meta.meta_gradient import (
-    Method,
-    check_engine,
-    check_meta,
-    check_sets,
-    meta_gradient,
-)
+from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
 from metalearn.core.meta.methods import Implicit
-from metalearn.core.tree import leaves, tree_map, unflatten
+from metalearn.core.meta.task_checks import check_engine, check_sets
+from metalearn.core.meta.task_mean import mean_gradient
+from metalearn.core.tree import tree_map, unflatten
 from metalearn.core.vectorization import vectorizing
 from metalearn.signatures import checked
 from metalearn.types import LossFn, Params, TaskBatch
@@ -52,24 +47,20 @@ def task_meta_gradients(
     Raises:
         SettingError: as `meta_gradient`.
     """
-    check_inner(params, steps)
+    adaptation = Adaptation(loss_fn, optimizer, steps, frozen)
+    program = GradientThroughAdaptation.of(adaptation, params, method, implicit)
     check_engine(engine)
     params = tree_map(Tensor.detach, params)
     check_sets(tasks, steps)
-    settings: dict[str, Any] = {
-        "optimizer": optimizer, "steps": steps, "method": method, "frozen": frozen,
-        "implicit": implicit,
-    }  # fmt: skip
-    found, _ = structural_engine(optimizer)
+    found, _ = structural_engine(optimizer.elementwise)
     chosen = found if engine == "auto" else engine
 
     def one(task: TaskBatch, engine: Engine) -> Params:
         alone = tree_map(lambda x: x[None], task)
-        return meta_gradient(loss_fn, params, alone, engine=engine, **settings).grads
+        return mean_gradient(program, params, alone, engine=engine, chunk_size=None).grads
 
     def loop() -> Params:
-        count = len(leaves(tasks)[0])
-        rows = [one(tree_map(lambda x, t=t: x[t], tasks), "loop") for t in range(count)]
+        rows = [one(task, "loop") for task in one_by_one(tasks)]
         return tree_map(lambda *values: torch.stack(values), *rows)
 
     if chosen == "loop":
@@ -77,8 +68,5 @@ def task_meta_gradients(
     with vectorizing("engine", chosen, loop):
         if chosen != "batched" or found != "batched":
             return torch.vmap(lambda task: one(task, "vmap"))(tasks)
-        inner = Inner.of(loss_fn, optimizer, steps, frozen)
-        result, spec = gradient_of_tasks(
-            *check_meta(inner, params, method, implicit), inner, params, tasks
-        )
+        result, spec = gradient_of_tasks(program, params, tasks)
         return unflatten([g.detach() for g in result.grads], spec)

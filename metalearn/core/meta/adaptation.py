@@ -1,0 +1,152 @@
+"""How a task is adapted to: a few steps of an inner optimiser on the loss of its support set.
+
+Written for one task. With the backend `Eager`, leaves ``[T, ...]`` and a loss that gives ``[T]``,
+the same lines serve T tasks at once: nothing mixes tasks.
+Axes: T tasks, K inner steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from metalearn.core.autodiff.backend import Calculus, Functional, Values
+from metalearn.core.checks import scalar_loss
+from metalearn.core.meta.inner_optimizers import InnerOptimizer
+from metalearn.core.tree import check_floating, flatten, leaf_names, match_names, unflatten
+from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import check_fields
+from metalearn.types import Batch, LossFn, Params
+
+__all__ = ["Adaptation", "InnerLoop", "InnerStep"]
+
+Lift = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes of a function of one task what an engine calls in its place."""
+
+
+class InnerStep(NamedTuple):
+    """A point of the inner loop."""
+
+    params: Params
+    """θ_k."""
+    loss: Tensor | None
+    """Support loss at θ_{k−1}, whose gradient led here; None at the start."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """K inner steps θ_{k+1} = θ_k + U(∇L(θ_k)) on a task's support set.
+
+    Attributes:
+        loss: ``loss(params, batch)``, the mean loss of a batch, a scalar.
+        optimizer: U: `sgd`, `adam` or `adamw` of `metalearn.core`, or any other pure pair.
+        steps: K, at least 0.
+        frozen: shell-style pattern, or several, over dotted parameter names; matching parameters
+            stay as they are.
+
+    Raises:
+        SettingError: a field of another kind, negative steps.
+    """
+
+    loss: LossFn
+    optimizer: InnerOptimizer
+    steps: int
+    frozen: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_whole("steps", self.steps, 0)
+
+    def trajectory(
+        self, params: Params, support: Batch, *, calculus: Calculus | None = None
+    ) -> Iterator[InnerStep]:
+        """Yield θ_0 … θ_K of one task, each with the support loss of the step that led there.
+
+        With a ``calculus`` gradients are taken by it and not differentiated in turn.
+
+        Raises:
+            SettingError: parameters that are not floating-point tensors; what `loop` refuses; a
+                loss that is not a scalar or in which no parameter that adapts has a part.
+        """
+        check_floating(params, "params")
+        return self.loop(params, calculus or Functional()).walk(
+            params, support, self.steps, differentiable=calculus is None
+        )
+
+    def loop(self, params: Params, calculus: Calculus, lift: Lift | None = None) -> InnerLoop:
+        """The inner step for trees like ``params``, with the loss that ``lift`` makes of this one.
+
+        Raises:
+            SettingError: a pattern in ``frozen`` that matches nothing; step sizes named otherwise
+                than the parameters that adapt.
+        """
+        _, spec = flatten(params)
+        moving = [not fixed for fixed in match_names(params, self.frozen, "frozen")]
+        learnt = self.optimizer.learnt
+        if isinstance(learnt, dict):
+            names = [name for name, moves in zip(leaf_names(params), moving) if moves]
+            if leaf_names(learnt) != names:
+                accepted = f"one for each of {names}, in that order"
+                raise SettingError("lr", leaf_names(learnt), accepted)
+        loss = scalar_loss(self.loss)
+        lifted = loss if lift is None else lift(loss)
+        return InnerLoop(
+            lambda values, batch: lifted(unflatten(values, spec), batch),
+            moving,
+            self.optimizer,
+            calculus,
+        )
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """The inner step (θ, s) → (θ', s') on lists of leaves, s the state of the optimiser."""
+
+    loss: Callable[[list[Tensor], Batch], Tensor]
+    """Loss of all leaves and a batch."""
+    moving: Sequence[bool]
+    """Which leaves adapt."""
+    optimizer: InnerOptimizer
+    calculus: Calculus
+
+    def start(self, values: Sequence[Tensor]) -> Any:
+        """State of the optimiser before the first step."""
+        return self.optimizer.init(self.adapting(values))
+
+    def step(
+        self, values: Sequence[Tensor], state: Any, support: Batch, *, differentiable: bool = True
+    ) -> tuple[list[Tensor], Any, Tensor]:
+        """θ', s', and the support loss at θ."""
+        part = self.adapting(values)
+        grads, loss = self.calculus.gradient(
+            lambda x: self.loss(self.merge(values, x), support), part, differentiable=differentiable
+        )
+        moved, state = self.optimizer.step(grads, state, part)
+        return self.merge(values, moved), state, loss
+
+    def walk(
+        self, params: Params, support: Batch, steps: int, *, differentiable: bool
+    ) -> Iterator[InnerStep]:
+        """θ_0 … θ_K as trees."""
+        values, spec = flatten(params)
+        state = self.start(values)
+        yield InnerStep(params, None)
+        for _ in range(steps):
+            values, state, loss = self.step(values, state, support, differentiable=differentiable)
+            yield InnerStep(unflatten(values, spec), loss)
+
+    def with_learnt(self, learnt: Any) -> InnerLoop:
+        """The same with other values of what the optimiser learns."""
+        return replace(self, optimizer=self.optimizer.with_learnt(learnt))
+
+    def adapting(self, values: Sequence[Tensor]) -> Values:
+        """The leaves that adapt."""
+        return [v for v, moves in zip(values, self.moving) if moves]
+
+    def merge(self, values: Sequence[Tensor], part: Sequence[Tensor]) -> Values:
+        """All leaves, those that adapt taken from ``part``."""
+        supply = iter(part)
+        return [next(supply) if moves else v for v, moves in zip(values, self.moving)]
