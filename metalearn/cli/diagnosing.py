@@ -14,7 +14,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from metalearn.addressing import check_split
 from metalearn.cli.building import AnyTrainer, device_of
 from metalearn.cli.complaints import one_sentence_errors
 from metalearn.cli.determinism import determinism
@@ -24,6 +23,7 @@ from metalearn.cli.loading import trainer_of
 from metalearn.core.memory import check_room
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError, check_whole
+from metalearn.random_streams import check_split
 from metalearn.tracking import (
     RunTracker,
     layers_figure,

@@ -10,7 +10,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metalearn.addressing import check_split
 from metalearn.cli.building import device_of, target_of
 from metalearn.cli.complaints import one_sentence_errors
 from metalearn.cli.determinism import determinism
@@ -19,6 +18,7 @@ from metalearn.cli.given import Given, given_settings, plain
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.reports import plain_report, report_table
 from metalearn.errors import SettingError, check_whole
+from metalearn.random_streams import check_split
 from metalearn.signatures import accepted_settings
 from metalearn.tracking import provenance, write_json
 from metalearn.trainers import MetaTrainer

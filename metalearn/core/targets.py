@@ -23,8 +23,8 @@ __all__ = [
     "check_values",
     "is_label",
     "labels_of",
-    "mean_of_real",
-    "real_ones",
+    "mean_without_padding",
+    "not_padding",
 ]
 
 IGNORED = -100
@@ -86,7 +86,7 @@ def check_values(targets: Tensor, classes: int, setting: str) -> None:
     check_labels(targets, classes, setting)
     if _unreadable(targets) or not targets.numel():
         return
-    if int(targets.min()) == IGNORED and not bool(real_ones(targets).any(-1).all()):
+    if int(targets.min()) == IGNORED and not bool(not_padding(targets).any(-1).all()):
         raise SettingError(setting, f"{IGNORED} alone", "every set needs a target that counts")
 
 
@@ -123,14 +123,14 @@ def labels_of(targets: Tensor) -> Tensor:
     return targets if is_label(targets) else targets.argmax(-1)
 
 
-def real_ones(targets: Tensor) -> Tensor:
+def not_padding(targets: Tensor) -> Tensor:
     """Which class targets ``[..., N]`` (or ``[..., N, C]``) are no padding, ``[..., N]``."""
     if is_label(targets):
         return targets != IGNORED
     return torch.ones_like(targets[..., 0], dtype=torch.bool)
 
 
-def mean_of_real(values: Tensor, real: Tensor) -> Tensor:
+def mean_without_padding(values: Tensor, real: Tensor) -> Tensor:
     """Mean of ``values`` ``[..., N]`` where ``real``, which broadcasts to them, is true."""
     kept = torch.where(real, values, torch.zeros_like(values))
     return kept.sum(-1) / real.sum(-1).to(values.dtype)

@@ -14,7 +14,7 @@ from metalearn.core._functorch import transforms_active
 from metalearn.core.memory import is_out_of_memory
 from metalearn.errors import DataError, SettingError
 
-__all__ = ["VectorizationError", "in_a_loop", "vectorizing", "vmapped_or_looped"]
+__all__ = ["VectorizationError", "no_transform_active", "vectorizing", "vmapped_or_looped"]
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ def vectorizing(
     except (SettingError, DataError):
         raise
     except Exception as error:
-        if is_out_of_memory(error) or not in_a_loop():
+        if is_out_of_memory(error) or not no_transform_active():
             raise
         try:
             loop()
@@ -83,7 +83,7 @@ def vmapped_or_looped(vmapped: Callable[..., T], looped: Callable[..., T], *args
         return found[0] if found else looped(*args)
 
 
-def in_a_loop() -> bool:
+def no_transform_active() -> bool:
     """Whether no transform of torch.func is under way."""
     return not transforms_active()
 

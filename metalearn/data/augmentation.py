@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.addressing import AddressedStream, check_seed
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError, check_whole
+from metalearn.random_streams import AddressedStream, check_seed
 from metalearn.signatures import checked
 
 __all__ = ["Augmentation", "augment", "mirror", "rotate", "shift"]

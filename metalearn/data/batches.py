@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.addressing import AddressedStream, check_seed
 from metalearn.core.checks import as_device
 from metalearn.errors import SettingError, check_whole
+from metalearn.random_streams import AddressedStream, check_seed
 from metalearn.signatures import checked
 
 __all__ = ["MemberBatches"]
@@ -116,7 +116,7 @@ class MemberBatches:
         if not self.bootstrap:
             return self._samples
         count = len(self._samples)
-        return self._samples[AddressedStream(seed, "bootstrap", 0).repeated(count, count)]
+        return self._samples[AddressedStream(seed, "bootstrap", 0).with_replacement(count, count)]
 
 
 def _checked_samples(samples: int | Tensor) -> np.ndarray:

@@ -12,10 +12,10 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from metalearn.addressing import check_split
 from metalearn.core.checks import as_device, check_range
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
+from metalearn.random_streams import check_split
 from metalearn.signatures import check_fields, checked
 from metalearn.types import Split
 

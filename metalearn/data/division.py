@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.addressing import AddressedStream
 from metalearn.errors import DataError, SettingError
+from metalearn.random_streams import AddressedStream
 from metalearn.types import Split
 
 __all__ = ["check_fraction", "check_fractions", "divide_samples", "stratified_splits"]

@@ -13,13 +13,13 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from metalearn.data.lookalikes import pick_distinct, stray_ink
+from metalearn.data.near_duplicates import pick_distinct, stray_ink
 from metalearn.data.outlines import KNOBS, Face, bend, frame, rasterise, trace, uniforms
 from metalearn.types import Split
 
 __all__ = [
     "FACES",
-    "LOOKALIKE",
+    "NEAR_DUPLICATE",
     "SCRIPTS",
     "VERSION",
     "choose_letters",
@@ -32,7 +32,7 @@ __all__ = [
 VERSION = 1
 """Raised whenever a letter or a picture changes; part of every picture's key."""
 
-LOOKALIKE = 0.0275
+NEAR_DUPLICATE = 0.0275
 """Of letters closer than this (see ``letter_distances``) only one becomes a class."""
 
 _TWINS = frozenset(
@@ -48,7 +48,7 @@ _TWINS = frozenset(
     ]
 )
 """Validation and test letters that a person takes for a training letter, though a somewhat other
-proportion or weight keeps them above ``LOOKALIKE``; found by looking at each one's neighbours."""
+proportion or weight keeps them above ``NEAR_DUPLICATE``; found by looking at their neighbours."""
 
 FACES = tuple(
     f"DejaVu{family}.ttf"
@@ -110,15 +110,15 @@ def choose_letters(faces: Sequence[Face]) -> list[int]:
     letters = [letter for letter in letters if len(_drawings(faces, letter)) >= _MIN_DRAWINGS]
     letters = [letter for letter in letters if _side(faces, letter) >= _MIN_SIDE]
     distances = letter_distances(faces, letters)
-    return [letters[i] for i in pick_distinct(distances, threshold=LOOKALIKE)]
+    return [letters[i] for i in pick_distinct(distances, threshold=NEAR_DUPLICATE)]
 
 
 def letter_distances(faces: Sequence[Face], letters: Sequence[int]) -> NDArray[np.float32]:
     """Stray ink ``[L, L]`` that a third of the faces of normal weight stay within.
 
     d(a, b) is the ⌈F/3⌉-th smallest stray ink over the F such faces that have both letters (see
-    :func:`metalearn.data.lookalikes.stray_ink`): letters that agree in a third of the faces are
-    close, whatever an italic does to them. Infinite where no face has both. Pictures are
+    :func:`metalearn.data.near_duplicates.stray_ink`): letters that agree in a third of the faces
+    are close, whatever an italic does to them. Infinite where no face has both. Pictures are
     undistorted and 28 pixels wide, so the choice of classes depends on no setting.
     """
     # Bold strokes fill the gaps that tell letters apart.

@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from metalearn.data.network import DOWNLOAD_FAULTS, patience
+from metalearn.data.downloads import DOWNLOAD_FAULTS, download_timeout
 from metalearn.data.omniglot_layout import ALPHABETS
 from metalearn.data.omniglot_source import parts_in
 from metalearn.errors import DataError
@@ -52,7 +52,10 @@ def _download(part: str, folder: Path) -> None:
 
     name = f"{part}.zip"
     _log.info("downloading %s/%s into %s", Omniglot.download_url_prefix, name, folder)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary, patience():
+    with (
+        tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary,
+        download_timeout(),
+    ):
         url = f"{Omniglot.download_url_prefix}/{name}"
         download_url(url, temporary, name, Omniglot.zips_md5[part])
         os.replace(Path(temporary) / name, folder / name)

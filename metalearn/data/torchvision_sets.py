@@ -17,8 +17,8 @@ from torch import Tensor
 
 from metalearn.data.classification import ClassificationData
 from metalearn.data.division import check_fraction, divide_samples
+from metalearn.data.downloads import DOWNLOAD_FAULTS, download_timeout
 from metalearn.data.locations import data_folder
-from metalearn.data.network import DOWNLOAD_FAULTS, patience
 from metalearn.errors import DataError, SettingError
 from metalearn.files import check_regular
 from metalearn.signatures import checked
@@ -124,7 +124,7 @@ def _part(
     try:
         for path in (path for pattern in kind.read for path in folder.glob(pattern)):
             _check_file(path)
-        with patience(), warnings.catch_warnings():
+        with download_timeout(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy warns of how the pickles of CIFAR-10 are made
             found = getattr(datasets, kind.label)(str(folder), train=train, download=download)
             return _arrays(kind, found)

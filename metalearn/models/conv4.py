@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from metalearn.addressing import check_seed
 from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
+from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 
 __all__ = ["Conv4"]

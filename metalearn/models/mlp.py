@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from metalearn.addressing import check_seed
 from metalearn.core.checks import check_number
 from metalearn.core.memory import check_room
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.dropout import Dropout
+from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 
 __all__ = ["MLP"]

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.addressing import AddressedStream, check_seed, check_split
 from metalearn.core.checks import as_device
 from metalearn.data.images import LabelledImages
 from metalearn.errors import SettingError
+from metalearn.random_streams import AddressedStream, check_seed, check_split
 from metalearn.signatures import checked
 from metalearn.tasks.by_split import SplitSizes, sizes_by_split
 from metalearn.types import Split, TaskBatch
@@ -138,7 +138,7 @@ class FewShotTasks:
             edge = np.cumsum(sizes)
             pool = pools[int(np.searchsorted(edge, stream.uniform(1)[0] * edge[-1], side="right"))]
         turns = _QUARTER_TURNS if self._turns[split] else 1
-        chosen = stream.distinct(len(pool) * turns, self._way[split])
+        chosen = stream.without_replacement(len(pool) * turns, self._way[split])
         return [pool[i // turns] for i in chosen], [i % turns for i in chosen]
 
     def _draw(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,7 +146,10 @@ class FewShotTasks:
         stream = AddressedStream(self.seed, split, index)
         classes, turns = self._draw_classes(stream, split)
         each = self._shot[split] + self._query[split]
-        rows = [self._pictures[c][stream.distinct(len(self._pictures[c]), each)] for c in classes]
+        rows = [
+            self._pictures[c][stream.without_replacement(len(self._pictures[c]), each)]
+            for c in classes
+        ]
         return np.asarray(classes), np.stack(rows), np.asarray(turns)
 
     def _gather(self, pictures: Tensor, turns: Tensor, device: torch.device) -> Tensor:

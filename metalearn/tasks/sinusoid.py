@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.addressing import AddressedStream, check_seed, check_split
 from metalearn.core.checks import as_device
 from metalearn.core.memory import check_room
 from metalearn.errors import SettingError
+from metalearn.random_streams import AddressedStream, check_seed, check_split
 from metalearn.signatures import checked
 from metalearn.tasks.by_split import SplitSizes, sizes_by_split
 from metalearn.types import Split, TaskBatch

@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from metalearn.addressing import check_split
 from metalearn.core.checks import module_takes
 from metalearn.core.ensemble.stacking import MemberEngine
 from metalearn.core.memory import parse_bytes
@@ -32,6 +31,7 @@ from metalearn.evaluation import (
     uncertainty_scores,
 )
 from metalearn.models import Ensemble, Predictor
+from metalearn.random_streams import check_split
 from metalearn.schema import Kind, choice, list_of, mapping, maybe, number, text, whole
 from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Tracker

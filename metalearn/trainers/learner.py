@@ -42,8 +42,8 @@ from metalearn.core.targets import (
     check_values,
     is_label,
     labels_of,
-    mean_of_real,
-    real_ones,
+    mean_without_padding,
+    not_padding,
 )
 from metalearn.core.tree import check_tensors, match_names, tree_map
 from metalearn.errors import SettingError, check_whole
@@ -283,7 +283,9 @@ class MetaLearner:
             return TaskScores(losses, None, outputs)
         predictions, targets = outputs.argmax(-1), tasks.query[1]
         right = hits(outputs, labels_of(targets)[:, None]).to(losses.dtype)
-        return TaskScores(losses, mean_of_real(right, real_ones(targets)[:, None]), predictions)
+        return TaskScores(
+            losses, mean_without_padding(right, not_padding(targets)[:, None]), predictions
+        )
 
     def _adapted(
         self,

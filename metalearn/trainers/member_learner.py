@@ -22,7 +22,7 @@ from metalearn.core.bayes.predictive_regression import regression_uncertainty
 from metalearn.core.checks import outside_inference_mode
 from metalearn.core.ensemble.stacking import member_count, take_member, unstack
 from metalearn.core.meta.members import member_meta_gradient
-from metalearn.core.targets import is_label, labels_of, mean_of_real, real_ones
+from metalearn.core.targets import is_label, labels_of, mean_without_padding, not_padding
 from metalearn.errors import SettingError
 from metalearn.evaluation import expected_calibration_error
 from metalearn.models import Ensemble, Stack
@@ -98,19 +98,19 @@ class MemberLearner(MetaLearner):
             error = (mean - targets[:, None]).square().flatten(2).mean(-1)
             members = MemberScores(losses, None, spread.flatten(1).mean(-1), None)
             return TaskScores(error, None, mean, members)
-        labels, real = labels_of(targets), real_ones(targets)
+        labels, real = labels_of(targets), not_padding(targets)
         log_p = mean_log_probabilities(outputs)
         predictions = log_p.argmax(-1)
         right = hits(outputs, labels[:, None]).to(losses.dtype)
         found = hits(log_p, labels[:, None]).to(losses.dtype)
-        epistemic = mean_of_real(mutual_information(outputs[:, :, -1]), real)
+        epistemic = mean_without_padding(mutual_information(outputs[:, :, -1]), real)
         return TaskScores(
-            mean_of_real(_cross_entropies(log_p, targets), real[:, None]),
-            mean_of_real(found, real[:, None]),
+            mean_without_padding(_cross_entropies(log_p, targets), real[:, None]),
+            mean_without_padding(found, real[:, None]),
             predictions,
             MemberScores(
                 losses,
-                mean_of_real(right, real[:, None]).movedim(0, 1),
+                mean_without_padding(right, real[:, None]).movedim(0, 1),
                 epistemic,
                 _calibration(log_p[:, -1], labels, real).to(losses),
             ),

@@ -14,7 +14,6 @@ from typing import Annotated, Any, get_args
 import torch
 from torch import Tensor, nn
 
-from metalearn.addressing import check_split
 from metalearn.core import Engine, Method, Plan
 from metalearn.core.checks import as_device
 from metalearn.core.memory import check_room
@@ -22,6 +21,7 @@ from metalearn.core.targets import check_form
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
+from metalearn.random_streams import check_split
 from metalearn.schema import Kind, choice, maybe, text, together, whole
 from metalearn.signatures import checked
 from metalearn.tasks import outputs_by_split

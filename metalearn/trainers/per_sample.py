@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.addressing import AddressedStream, check_split
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
 from metalearn.core.autodiff.products import check_mode
 from metalearn.core.checks import check_number, module_takes, reaching, unused_parameters
@@ -28,6 +27,7 @@ from metalearn.data import Augmentation, ClassificationData, MemberBatches, augm
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import EnsembleReport, fit_temperature
 from metalearn.models import Dropout
+from metalearn.random_streams import AddressedStream, check_split
 from metalearn.schema import Kind, mapping, maybe, text, whole
 from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Tracker, reliability_figure
@@ -288,7 +288,7 @@ class PerSampleTrainer(Trainer):
     def _noisy(self, grads: Params, step: int, count: int) -> Params:
         if not self.noise_multiplier:
             return grads
-        drawn = AddressedStream(self.seed, "noise", step).repeated(2**62, 1)
+        drawn = AddressedStream(self.seed, "noise", step).with_replacement(2**62, 1)
         generator = torch.Generator().manual_seed(int(drawn[0]))
         size = self.noise_multiplier * self.max_norm / count
         return {

@@ -19,14 +19,14 @@ import torch
 
 from metalearn.data.glyph_letters import (
     FACES,
-    LOOKALIKE,
+    NEAR_DUPLICATE,
     draw_letter,
     letter_distances,
     open_faces,
 )
 from metalearn.data.glyphs import FONTS_SHA256, font_folder, load_glyphs
 from metalearn.data.images import LabelledImages
-from metalearn.data.lookalikes import pick_distinct, stray_ink
+from metalearn.data.near_duplicates import pick_distinct, stray_ink
 from metalearn.data.outlines import KNOBS, Face, bend, frame, rasterise, trace
 from metalearn.errors import DataError, SettingError
 
@@ -125,7 +125,7 @@ def test_no_letter_looks_like_one_of_another_split(glyphs: LabelledImages) -> No
     # The rule asks for a third of the faces; in one face alone a few pairs may be closer.
     between = distance[train][:, ~train]
     assert between.min() > 0.015
-    assert (between < LOOKALIKE).sum() <= 3
+    assert (between < NEAR_DUPLICATE).sum() <= 3
 
 
 def _plain_pictures(face: Face, letters: list[int]) -> np.ndarray:
@@ -140,7 +140,7 @@ def test_kept_letters_lie_apart_by_the_measure(
     some = [_letter(name) for name in glyphs.class_names[::6]]
     distances = letter_distances(faces, some)
     assert np.array_equal(distances, distances.T)
-    assert distances[~np.eye(len(some), dtype=bool)].min() >= LOOKALIKE
+    assert distances[~np.eye(len(some), dtype=bool)].min() >= NEAR_DUPLICATE
 
 
 def test_stray_ink_of_drawn_shapes() -> None:

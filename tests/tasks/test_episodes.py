@@ -13,7 +13,7 @@ from metalearn.errors import SettingError
 from metalearn.tasks import FewShotTasks
 from metalearn.types import TaskDistribution
 from tests.support.builders import SPLITS, assert_same, labelled, read_pictures
-from tests.test_addressing import assert_fair
+from tests.test_random_streams import assert_fair
 
 DATA = labelled()
 Read = list[tuple[int, int, int]]

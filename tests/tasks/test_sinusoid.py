@@ -13,7 +13,7 @@ from metalearn.errors import SettingError
 from metalearn.tasks import SinusoidTasks
 from metalearn.types import TaskDistribution
 from tests.support.builders import assert_same
-from tests.test_addressing import plain_uniform
+from tests.test_random_streams import plain_uniform
 
 # Recorded once, to notice a drift of the tasks from one version to the next.
 POINTS_X = [-3.8857414722442627, 0.644146203994751]

@@ -20,7 +20,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn.core._functorch import transforms_active
-from metalearn.core.autodiff.derivative_modes import OTHER, Function, Leaves, lacks, pulled
+from metalearn.core.autodiff.derivative_modes import (
+    OTHER_MODE,
+    Function,
+    Leaves,
+    is_missing,
+    outputs_and_vjp,
+)
 from metalearn.core.tree import flatten, leaves
 from metalearn.errors import SettingError
 
@@ -57,9 +63,9 @@ def check_forward(
         return
     try:
         along = random_like(flatten(products)[0])
-        back = pulled(function, inputs, along)[1]
+        back = outputs_and_vjp(function, inputs, along)[1]
     except SettingError as error:
-        if not lacks(error):
+        if not is_missing(error):
             raise
         return
     pushed, one = term_sums(along, flatten(products)[0])
@@ -73,13 +79,13 @@ def check_forward(
 
 def refuse_forward(sides: str, mode: str) -> NoReturn:
     """Say that forward mode is wrong, with the two sides of the test."""
-    other = f"mode={OTHER[mode]!r} gives what autograd gives"
+    other = f"mode={OTHER_MODE[mode]!r} gives what autograd gives"
     raise SettingError("mode", mode, f"{DISAGREE.format('forward')}, {sides}; {other}")
 
 
 def differing(
     found: Sequence[Sequence[Tensor]],
-    pulled: Sequence[Tensor],
+    vjp: Sequence[Tensor],
     along: Sequence[Tensor],
     eps: float,
 ) -> str | bool:
@@ -89,12 +95,12 @@ def differing(
 
     Args:
         found: blocks ``[*y, *x]``, for every x a list over y.
-        pulled: uᵀ·J by that pass, ``[*x]``.
+        vjp: uᵀ·J by that pass, ``[*x]``.
         along: u, ``[*y]``.
         eps: of the coarsest type; see `near`.
     """
     products, sizes = [], []
-    for blocks, right in zip(found, pulled):
+    for blocks, right in zip(found, vjp):
         product, squares = torch.zeros_like(right), torch.zeros_like(right)
         for u, block in zip(along, blocks):
             rows = block.detach().reshape(u.numel(), *right.shape)
@@ -104,7 +110,7 @@ def differing(
         sizes.append(squares.sqrt() + right.detach().abs())
     finite = True
     most = max((float(x.nan_to_num(0, 0).max()) for x in sizes if x.numel()), default=0.0)
-    for product, right, size in zip(products, pulled, sizes):
+    for product, right, size in zip(products, vjp, sizes):
         good, right = product.isfinite() & right.isfinite(), right.detach()
         far = (product - right).abs() > eps**0.4 * size + eps**0.6 * most
         off = torch.where(good, far, product.isfinite() ^ right.isfinite()).reshape(-1)

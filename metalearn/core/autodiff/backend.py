@@ -15,14 +15,14 @@ from torch import Tensor
 
 from metalearn.core.checks import reaching, refuse_unreached
 
-__all__ = ["Calculus", "Eager", "Functional"]
+__all__ = ["Backend", "Eager", "Functional"]
 
 Values = list[Tensor]
 Pull = Callable[[Sequence[Tensor]], Values]
 """Cotangents of outputs to cotangents of inputs; may be called more than once."""
 
 
-class Calculus(Protocol):
+class Backend(Protocol):
     """The two operations."""
 
     def gradient(
@@ -49,13 +49,13 @@ class Functional:
     def gradient(
         self, function: Callable[[Any], Tensor], inputs: Values, *, differentiable: bool
     ) -> tuple[Values, Tensor]:
-        """See `Calculus`."""
+        """See `Backend`."""
         function = reaching(function) if inputs else function
         grads, value = torch.func.grad_and_value(function)(list(inputs))
         return grads, value
 
     def pull(self, function: Callable[[Values], Values], inputs: Values) -> Pull:
-        """See `Calculus`."""
+        """See `Backend`."""
 
         def apply(cotangents: Sequence[Tensor]) -> Values:
             # the gradient of a product, because torch.func.vjp's own function fails under vmap
@@ -76,7 +76,7 @@ class Eager:
     def gradient(
         self, function: Callable[[Any], Tensor], inputs: Values, *, differentiable: bool
     ) -> tuple[Values, Tensor]:
-        """See `Calculus`."""
+        """See `Backend`."""
         if not inputs:
             return [], function(inputs).detach()
         with torch.enable_grad():
@@ -91,7 +91,7 @@ class Eager:
         return _filled(found, inputs), value.detach()
 
     def pull(self, function: Callable[[Values], Values], inputs: Values) -> Pull:
-        """See `Calculus`."""
+        """See `Backend`."""
         with torch.enable_grad():
             inputs = [v.detach().requires_grad_() for v in inputs]
             outputs = function(inputs)

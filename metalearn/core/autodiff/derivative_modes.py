@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 from metalearn.core._functorch import transforms_active
-from metalearn.core.autodiff.refusals import refusing
-from metalearn.core.ops import PlainOperations, plain_operations_inside
+from metalearn.core.autodiff.torch_refusals import explaining_refusals
+from metalearn.core.ops import DecomposedOperations, decomposed_operations_in_loss
 from metalearn.core.ops.lean_gradient import Level, differentiating, is_differentiated
 from metalearn.core.tree import flatten, unflatten
 from metalearn.errors import SettingError
 
 __all__ = [
-    "OTHER",
+    "OTHER_MODE",
     "AnyMode",
     "Mode",
-    "bent",
-    "curved",
-    "either",
-    "forward",
-    "guarded",
-    "lacks",
-    "pulled",
-    "reverse",
-    "vjp_of",
+    "hessian_vector",
+    "is_missing",
+    "jvp_forward",
+    "jvp_reverse",
+    "outputs_and_vjp",
+    "sandwich_product",
+    "vjp_function",
+    "with_fallback",
+    "with_safe_operations",
 ]
 
 Mode = Literal["forward", "reverse"]
@@ -41,10 +41,10 @@ R = TypeVar("R")
 Leaves = list[Tensor]
 Function = Callable[[Leaves], Any]
 Cotangents = Sequence[Tensor] | Callable[[Any], Sequence[Tensor]]
-Bend = Callable[[Any, Any], Sequence[Tensor]]
+MiddleFactor = Callable[[Any, Any], Sequence[Tensor]]
 
 _UNTAKEN = "transforms of torch.func take no such operation; write it in other operations"
-OTHER = {
+OTHER_MODE = {
     "forward": "reverse",
     "reverse": "forward",
     "forward_over_reverse": "reverse_over_reverse",
@@ -52,7 +52,7 @@ OTHER = {
 }
 
 
-def forward(
+def jvp_forward(
     function: Function, inputs: Leaves, tangents: Leaves, mode: str = "forward"
 ) -> tuple[Any, Any]:
     """Outputs and J·v by forward mode, ``mode`` being the setting that asked for it.
@@ -60,32 +60,32 @@ def forward(
     Raises:
         SettingError: an operation without forward mode.
     """
-    with refusing("mode", mode, f"mode={OTHER[mode]!r} would do", "forward"):
+    with explaining_refusals("mode", mode, f"mode={OTHER_MODE[mode]!r} would do", "forward"):
         outputs, products = torch.func.jvp(function, (inputs,), (tangents,))[:2]
     return outputs, products
 
 
-def either(run: Callable[[Any], R], mode: str, first: str) -> R:
+def with_fallback(run: Callable[[Any], R], mode: str, first: str) -> R:
     """``run(mode)``; for ``"auto"`` the ``first`` mode, or the other one where torch lacks that."""
     if mode != "auto":
         return run(mode)
     try:
         return run(first)
     except SettingError as error:
-        if not lacks(error):
+        if not is_missing(error):
             raise
         try:
-            return run(OTHER[first])
+            return run(OTHER_MODE[first])
         except SettingError as second:
-            raise error if lacks(second) else second from error.__cause__
+            raise error if is_missing(second) else second from error.__cause__
 
 
-def lacks(error: SettingError) -> bool:
+def is_missing(error: SettingError) -> bool:
     """Whether it says that torch lacks a derivative of the mode."""
     return error.setting == "mode" and error.__cause__ is not None
 
 
-def reverse(function: Function, inputs: Leaves, tangents: Leaves) -> tuple[Any, Any]:
+def jvp_reverse(function: Function, inputs: Leaves, tangents: Leaves) -> tuple[Any, Any]:
     """Outputs and J·v as the gradient of ⟨Jᵀ·u, v⟩ with respect to u, in which it is linear.
 
     Raises:
@@ -98,7 +98,9 @@ def reverse(function: Function, inputs: Leaves, tangents: Leaves) -> tuple[Any, 
         return unflatten(level.leave(ys), spec), unflatten(level.leave(products), spec)
 
 
-def pulled(function: Function, inputs: Leaves, cotangents: Cotangents) -> tuple[Any, Leaves]:
+def outputs_and_vjp(
+    function: Function, inputs: Leaves, cotangents: Cotangents
+) -> tuple[Any, Leaves]:
     """Outputs and Jᵀ·u; ``cotangents`` are u, or a function of the outputs that gives them.
 
     Raises:
@@ -113,7 +115,9 @@ def pulled(function: Function, inputs: Leaves, cotangents: Cotangents) -> tuple[
         return unflatten(level.leave(ys), spec), level.leave(found)
 
 
-def curved(function: Function, inputs: Leaves, tangents: Leaves, mode: str = "reverse") -> Leaves:
+def hessian_vector(
+    function: Function, inputs: Leaves, tangents: Leaves, mode: str = "reverse"
+) -> Leaves:
     """∇²f·v of a scalar function: the cotangent of the inputs for v as that of the gradient.
 
     Raises:
@@ -126,22 +130,24 @@ def curved(function: Function, inputs: Leaves, tangents: Leaves, mode: str = "re
         return level.leave(level.pull(slope, inside, tangents))
 
 
-def bent(function: Function, inputs: Leaves, tangents: Leaves, bend: Bend, mode: Mode) -> Leaves:
-    """Jᵀ·B(y, J·v) for the outputs y and ``bend`` B, which takes trees and gives leaves.
+def sandwich_product(
+    function: Function, inputs: Leaves, tangents: Leaves, middle: MiddleFactor, mode: Mode
+) -> Leaves:
+    """Jᵀ·B(y, J·v) for the outputs y and ``middle`` B, which takes trees and gives leaves.
 
     Forward mode is not tested.
 
     Raises:
         SettingError: an operation without the derivatives of the mode.
     """
-    products = None if mode == "reverse" else forward(function, inputs, tangents)[1]
+    products = None if mode == "reverse" else jvp_forward(function, inputs, tangents)[1]
     with _backwards("reverse"), differentiating() as level:
         inside = level.enter(inputs)
         outputs = function(inside)
         ys, spec = flatten(outputs)
         if products is None:
             products = unflatten(_pushed(level, ys, inside, tangents), spec)
-        return level.leave(level.pull(ys, inside, bend(outputs, products)))
+        return level.leave(level.pull(ys, inside, middle(outputs, products)))
 
 
 def _pushed(level: Level, ys: Leaves, inputs: Leaves, tangents: Leaves) -> Leaves:
@@ -150,15 +156,19 @@ def _pushed(level: Level, ys: Leaves, inputs: Leaves, tangents: Leaves) -> Leave
 
 
 def _backwards(mode: str) -> AbstractContextManager[None]:
-    other = OTHER[mode]
-    return refusing("mode", mode, f"mode={other!r} would do if the operation has that", "reverse")
+    other = OTHER_MODE[mode]
+    return explaining_refusals(
+        "mode", mode, f"mode={other!r} would do if the operation has that", "reverse"
+    )
 
 
-def vjp_of(function: Function, inputs: Leaves) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
+def vjp_function(
+    function: Function, inputs: Leaves
+) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
     """Outputs, and the map of the cotangents of their leaves to those of the inputs.
 
     The map may be called often, and under vmap. For functions that take derivatives themselves
-    `pulled` is the safer way.
+    `outputs_and_vjp` is the safer way.
 
     Raises:
         SettingError: an operation without reverse mode, here or from that map.
@@ -174,23 +184,23 @@ def vjp_of(function: Function, inputs: Leaves) -> tuple[Any, Callable[[Sequence[
     return outputs, back
 
 
-def guarded(function: Function, inputs: Leaves) -> Function:
-    """The function with plain arithmetic where torch's own operations are not to be trusted.
+def with_safe_operations(function: Function, inputs: Leaves) -> Function:
+    """The function with decomposed operations where torch's own are not to be trusted.
 
-    See `metalearn.core.ops.plain_operations`. Fused norms have no right third derivatives, no right
-    nested tangents, and some fail under vmap (torch 2.14): they are replaced where a transform or a
-    derivative stands around this one, and where the function takes its own.
+    See `metalearn.core.ops.decomposed_operations`. Fused norms have no right third derivatives, no
+    right nested tangents, and some fail under vmap (torch 2.14): they are replaced where a
+    transform or a derivative stands around this one, and where the function takes its own.
     """
     nested = transforms_active() or is_differentiated(inputs)
 
     outermost = not transforms_active()
 
     def run(values: Leaves) -> Any:
-        with PlainOperations(-1) if nested else plain_operations_inside():
+        with DecomposedOperations(-1) if nested else decomposed_operations_in_loss():
             return function(values)
 
     def told(values: Leaves) -> Any:
-        with refusing("f", "an operation", _UNTAKEN, "level"):
+        with explaining_refusals("f", "an operation", _UNTAKEN, "level"):
             return run(values)
 
     return told if outermost else run  # around a loss, its own entry point says what would do

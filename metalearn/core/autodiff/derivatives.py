@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from metalearn.core.autodiff.adjoint_tests import concrete, random_like
-from metalearn.core.autodiff.derivative_modes import Mode, curved, guarded
-from metalearn.core.autodiff.jacobian_passes import Passes, each_output, prefers_forward
+from metalearn.core.autodiff.derivative_modes import Mode, hessian_vector, with_safe_operations
+from metalearn.core.autodiff.jacobian_passes import JacobianPasses, each_output, prefers_forward
 from metalearn.core.autodiff.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
 from metalearn.core.checks import call
 from metalearn.core.tree import check_floating, dot, flatten, unflatten
@@ -72,7 +72,7 @@ def jacobian(
             cannot take, or takes wrongly.
     """
     _check_passes(mode, chunk_size)
-    passes = Passes(mode, chunk_size)
+    passes = JacobianPasses(mode, chunk_size)
 
     def taken(*args: Any, **kwargs: Any) -> Any:
         function, inputs, spec = _of_leaves(f, args, argnums, kwargs)
@@ -124,7 +124,7 @@ def hessian(
         SettingError: as `jacobian`.
     """
     _check_passes(mode, chunk_size)
-    passes = Passes(mode, chunk_size)
+    passes = JacobianPasses(mode, chunk_size)
 
     def taken(*args: Any, **kwargs: Any) -> Any:
         function, inputs, spec = _of_leaves(f, args, argnums, kwargs)
@@ -138,7 +138,7 @@ def hessian(
         def of_one(*cotangents: Tensor) -> Any:
             along = lambda values: dot(flatten(function(values))[0], list(cotangents))  # noqa: E731
             slope = lambda values: unflatten(torch.func.grad(along)(values), spec)  # noqa: E731
-            return passes.jacobian(slope, inputs, spec, partial(curved, along, inputs))
+            return passes.jacobian(slope, inputs, spec, partial(hessian_vector, along, inputs))
 
         if sum(y.numel() for y in ys) > 1 and concrete(inputs):
             of_one(*random_like(ys))  # tested there, as it cannot be inside vmap
@@ -165,7 +165,7 @@ def _of_leaves(
         check_floating(outputs, "f(*args)")
         return outputs
 
-    return guarded(function, inputs), inputs, spec
+    return with_safe_operations(function, inputs), inputs, spec
 
 
 def _positions(argnums: Any, count: int) -> tuple[int, ...]:

@@ -24,18 +24,18 @@ from metalearn.core.autodiff.adjoint_tests import (
     random_like,
     refuse_forward,
 )
-from metalearn.core.autodiff.derivative_modes import lacks, pulled, vjp_of
-from metalearn.core.autodiff.refusals import refusing, says
+from metalearn.core.autodiff.derivative_modes import is_missing, outputs_and_vjp, vjp_function
+from metalearn.core.autodiff.torch_refusals import explaining_refusals, is_refusal
 from metalearn.core.tree import flatten, tree_map, unflatten
 from metalearn.errors import SettingError
 
-__all__ = ["Passes", "by_columns", "by_rows", "each_output", "prefers_forward"]
+__all__ = ["JacobianPasses", "by_columns", "by_rows", "each_output", "prefers_forward"]
 
 Leaves = list[Tensor]
 Pull = Callable[[Any], Any]
 
 
-class Passes:
+class JacobianPasses:
     """How a Jacobian is taken; its first one that can be tested decides for those that follow."""
 
     def __init__(self, mode: str, chunk_size: int | None) -> None:
@@ -57,10 +57,16 @@ class Passes:
         columns = partial(by_columns, function, inputs, spec, self.chunk_size)
         if self.mode == "forward":
             found = columns()
-            self._ask("forward", function, inputs, found, lambda u: pulled(function, inputs, u)[1])
+            self._ask(
+                "forward",
+                function,
+                inputs,
+                found,
+                lambda u: outputs_and_vjp(function, inputs, u)[1],
+            )
             return found
         if pull is None:
-            outputs, pull = vjp_of(function, inputs)
+            outputs, pull = vjp_function(function, inputs)
         else:
             outputs = unflatten(inputs, spec)
         sure = "auto" in self._tested or concrete(inputs)
@@ -76,7 +82,7 @@ class Passes:
         try:
             return self._by_rows(function, outputs, pull, inputs, spec)
         except SettingError as error:
-            if self.mode == "reverse" or not lacks(error):
+            if self.mode == "reverse" or not is_missing(error):
                 raise
             return columns()
 
@@ -88,7 +94,7 @@ class Passes:
             if alone or self._ask("reverse", function, inputs, found, pull):
                 return found
         except (RuntimeError, ValueError) as error:
-            if self.looped or not says(error, "transform"):
+            if self.looped or not is_refusal(error, "transform"):
                 raise
         self.looped = True
         return take(True)
@@ -104,7 +110,7 @@ class Passes:
         try:
             right = pull(along)
         except SettingError as error:
-            if not lacks(error):
+            if not is_missing(error):
                 raise
             return True  # there is no reverse mode to test it by
         given = ([blocks[i::count] for i in range(count)], right, along)
@@ -189,7 +195,9 @@ def by_columns(
 
     parts = []
     for basis in _basis(inputs, chunk):
-        with refusing("mode", "forward", "mode='reverse' would do", "forward", "transform"):
+        with explaining_refusals(
+            "mode", "forward", "mode='reverse' would do", "forward", "transform"
+        ):
             values, out_spec = flatten(torch.func.vmap(push, out_dims=-1)(*basis))
         parts.append(values)
     counts, blocks = [x.numel() for x in inputs], []

@@ -17,13 +17,13 @@ from metalearn.core.autodiff.adjoint_tests import check_forward
 from metalearn.core.autodiff.derivative_modes import (
     AnyMode,
     Mode,
-    bent,
-    curved,
-    either,
-    forward,
-    guarded,
-    pulled,
-    reverse,
+    hessian_vector,
+    jvp_forward,
+    jvp_reverse,
+    outputs_and_vjp,
+    sandwich_product,
+    with_fallback,
+    with_safe_operations,
 )
 from metalearn.core.checks import call, check_scalar, refuse_unreached
 from metalearn.core.tree import check_floating, flatten, leaf_names, unflatten
@@ -92,7 +92,7 @@ def hessian_product(
     function, inputs, spec = _of_primals(f, primals)
     along = matching(tangents, primals, "tangents")
     take = lambda mode: _curved(function, inputs, along, mode, "f", tested)  # noqa: E731
-    return unflatten(either(take, mode, "reverse_over_reverse"), spec)
+    return unflatten(with_fallback(take, mode, "reverse_over_reverse"), spec)
 
 
 @checked
@@ -151,10 +151,10 @@ def gauss_newton_product(
 
     def take(mode: Mode) -> Leaves:
         if mode == "forward" and not tested:
-            check_forward(function, inputs, along, forward(function, inputs, along)[1])
-        return bent(function, inputs, along, bend, mode)
+            check_forward(function, inputs, along, jvp_forward(function, inputs, along)[1])
+        return sandwich_product(function, inputs, along, bend, mode)
 
-    return unflatten(either(take, mode, "reverse"), spec)
+    return unflatten(with_fallback(take, mode, "reverse"), spec)
 
 
 @checked
@@ -176,12 +176,12 @@ def jvp(
 
     def take(mode: Mode) -> tuple[Any, Any]:
         if mode == "reverse":
-            return reverse(function, inputs, along)
-        outputs, products = forward(function, inputs, along)
+            return jvp_reverse(function, inputs, along)
+        outputs, products = jvp_forward(function, inputs, along)
         check_forward(function, inputs, along, products)
         return outputs, products
 
-    return either(take, mode, "reverse")
+    return with_fallback(take, mode, "reverse")
 
 
 @checked
@@ -191,7 +191,7 @@ def vjp(f: Function, primals: Any, cotangents: Any, **kwargs: Any) -> tuple[Any,
     ``cotangents`` u are shaped like the outputs; otherwise as `jvp`.
     """
     function, inputs, spec = _of_primals(partial(f, **kwargs), primals)
-    outputs, product = pulled(
+    outputs, product = outputs_and_vjp(
         function, inputs, lambda outputs: matching(cotangents, outputs, "cotangents")
     )
     return outputs, unflatten(product, spec)
@@ -214,9 +214,9 @@ def _curved(
     """∇²f·v on leaves."""
     scalar = lambda values: check_scalar(function(values), setting)  # noqa: E731
     if mode == "reverse_over_reverse":
-        return curved(scalar, inputs, along, mode)
+        return hessian_vector(scalar, inputs, along, mode)
     gradient = torch.func.grad(scalar)
-    product: Leaves = forward(gradient, inputs, along, mode)[1]
+    product: Leaves = jvp_forward(gradient, inputs, along, mode)[1]
     if not tested:
         check_forward(gradient, inputs, along, product, mode)
     return product
@@ -233,7 +233,7 @@ def _of_primals(f: Function, primals: Any) -> tuple[Callable[[Leaves], Any], Lea
         check_floating(outputs, "f(*primals)")
         return outputs
 
-    return guarded(function, inputs), inputs, spec
+    return with_safe_operations(function, inputs), inputs, spec
 
 
 def matching(tree: Any, like: Any, setting: str) -> Leaves:

@@ -16,12 +16,19 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metalearn.core.autodiff.adjoint_tests import check_forward, random_like
-from metalearn.core.autodiff.derivative_modes import AnyMode, Mode, bent, either, forward, guarded
+from metalearn.core.autodiff.derivative_modes import (
+    AnyMode,
+    Mode,
+    jvp_forward,
+    sandwich_product,
+    with_fallback,
+    with_safe_operations,
+)
 from metalearn.core.autodiff.products import matching
 from metalearn.core.checks import check_pair, check_reached
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.curvature.likelihood import Likelihood
-from metalearn.core.ops import PlainOperations
+from metalearn.core.ops import DecomposedOperations
 from metalearn.core.samples.gradients import one_gradient
 from metalearn.core.targets import check_labels
 from metalearn.core.tree import check_floating, flatten, leaves, tree_map, unflatten
@@ -99,7 +106,7 @@ class FisherProblem:
 
             take = partial(self._product, function, values, along, bend, mode)
             with over_samples("outputs_fn", self.outputs_fn, self.params, self.inputs):
-                part = unflatten(either(take, mode, "reverse"), spec)
+                part = unflatten(with_fallback(take, mode, "reverse"), spec)
             total = part if total is None else tree_map(torch.add, total, part)
         return tree_map(lambda x: x / len(self.noise), total)
 
@@ -107,8 +114,8 @@ class FisherProblem:
         self, function: Any, values: Any, along: Any, bend: Any, asked: AnyMode, mode: Mode
     ) -> list[Tensor]:
         if mode == "forward" != asked:
-            check_forward(function, values, along, forward(function, values, along)[1])
-        return bent(function, values, along, bend, mode)
+            check_forward(function, values, along, jvp_forward(function, values, along)[1])
+        return sandwich_product(function, values, along, bend, mode)
 
     def check_forward(self, chunk_size: int | None) -> None:
         """Refuse forward mode that reverse mode does not confirm, sample by sample."""
@@ -116,7 +123,7 @@ class FisherProblem:
             function, values, _ = self._outputs(inputs)
             along = random_like(values)
             with over_samples("outputs_fn", self.outputs_fn, self.params, self.inputs):
-                check_forward(function, values, along, forward(function, values, along)[1])
+                check_forward(function, values, along, jvp_forward(function, values, along)[1])
 
     def _gradients(self, x: Any, target: Tensor, noise: Tensor) -> Params:
         """The R gradients J_nᵀ s_nr of one sample, leaves ``[R, ...]``."""
@@ -134,10 +141,10 @@ class FisherProblem:
             found: Tensor = vmap(self._one, in_dims=(None, 0))(unflatten(values, spec), inputs)
             return found
 
-        return guarded(function, values), values, spec
+        return with_safe_operations(function, values), values, spec
 
     def _one(self, params: Params, x: Any) -> Tensor:
-        with PlainOperations():
+        with DecomposedOperations():
             return self.outputs_fn(params, tree_map(lambda leaf: leaf[None], x))[0]
 
     def _in_chunks(self, size: int | None) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ from torch.func import grad_and_value, vmap
 
 from metalearn.core.autodiff.backend import Eager
 from metalearn.core.checks import check_samples, outside_inference_mode, reaching, scalar_loss
-from metalearn.core.ops import PlainOperations, task_operations
+from metalearn.core.ops import DecomposedOperations, task_operations
 from metalearn.core.tree import (
     check_floating,
     check_tensors,
@@ -27,7 +27,7 @@ from metalearn.core.tree import (
     tree_map,
     unflatten,
 )
-from metalearn.core.vectorization import in_a_loop, vectorizing
+from metalearn.core.vectorization import no_transform_active, vectorizing
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.types import Params
@@ -125,7 +125,7 @@ def map_members(
 
     if engine == "loop":
         return loop(args)
-    batched = engine == "batched" and in_a_loop()
+    batched = engine == "batched" and no_transform_active()
     operations = task_operations(args) if batched else nullcontext()
     with vectorizing("engine", engine, lambda: loop(_copies(args))), operations:
         return vmap(function, in_dims=in_dims)(*args)
@@ -203,7 +203,7 @@ def _gradients(
 ) -> MemberGradients:
     params, *args = trees
     if engine == "vmap":
-        with PlainOperations():
+        with DecomposedOperations():
             take = vmap(grad_and_value(reaching(loss_fn)), in_dims=(0, *dims))
             grads, losses = take(params, *args)
         return MemberGradients(grads, losses)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.core.autodiff.backend import Calculus
+from metalearn.core.autodiff.backend import Backend
 from metalearn.core.checks import check_samples
 from metalearn.core.meta.adaptation import Adaptation, InnerStep
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
@@ -81,7 +81,7 @@ def inner_trajectory(
     optimizer: InnerOptimizer,
     steps: int,
     frozen: str | Sequence[str] | None = None,
-    calculus: Calculus | None = None,
+    calculus: Backend | None = None,
 ) -> Iterator[InnerStep]:
     """Yield θ_0 .. θ_K, each with the support loss of the step that led there.
 

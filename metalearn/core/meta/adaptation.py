@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from metalearn.core.autodiff.backend import Calculus, Functional, Values
+from metalearn.core.autodiff.backend import Backend, Functional, Values
 from metalearn.core.checks import scalar_loss
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.tree import check_floating, flatten, leaf_names, match_names, unflatten
@@ -61,7 +61,7 @@ class Adaptation:
         check_whole("steps", self.steps, 0)
 
     def trajectory(
-        self, params: Params, support: Batch, *, calculus: Calculus | None = None
+        self, params: Params, support: Batch, *, calculus: Backend | None = None
     ) -> Iterator[InnerStep]:
         """Yield θ_0 … θ_K of one task, each with the support loss of the step that led there.
 
@@ -76,7 +76,7 @@ class Adaptation:
             params, support, self.steps, differentiable=calculus is None
         )
 
-    def loop(self, params: Params, calculus: Calculus, lift: Lift | None = None) -> InnerLoop:
+    def loop(self, params: Params, calculus: Backend, lift: Lift | None = None) -> InnerLoop:
         """The inner step for trees like ``params``, with the loss that ``lift`` makes of this one.
 
         Raises:
@@ -110,7 +110,7 @@ class InnerLoop:
     moving: Sequence[bool]
     """Which leaves adapt."""
     optimizer: InnerOptimizer
-    calculus: Calculus
+    calculus: Backend
 
     def start(self, values: Sequence[Tensor]) -> Any:
         """State of the optimiser before the first step."""

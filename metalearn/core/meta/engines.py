@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.func import vmap
 
 from metalearn.core._functorch import transforms_active
-from metalearn.core.autodiff.backend import Calculus, Eager, Functional, Values
+from metalearn.core.autodiff.backend import Backend, Eager, Functional, Values
 from metalearn.core.meta.adaptation import Lift
 from metalearn.core.meta.methods import TaskGradient
-from metalearn.core.ops import plain_operations_inside, remembering, task_operations
+from metalearn.core.ops import caching_data, decomposed_operations_in_loss, task_operations
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch, Params, TaskBatch
 
@@ -46,7 +46,7 @@ Engine = Literal["auto", "batched", "vmap", "loop"]
 class Execution(NamedTuple):
     """How an engine runs what is written for one task."""
 
-    calculus: Calculus
+    calculus: Backend
     """How gradients are taken."""
     lift: Lift
     """What becomes of functions that users wrote for one task."""
@@ -98,7 +98,7 @@ def gradient_of_tasks(
 ) -> tuple[TaskGradient, Any]:
     """All tasks at once, not summed, leaves ``[T, ...]``; and the shape of the tree."""
     stacked, spec = flatten(stacked_over_tasks(params, tasks))
-    with remembering():
+    with caching_data():
         found = program(params, stacked, tasks, _BATCHED)
     return found, spec
 
@@ -111,7 +111,7 @@ def gradient_of_pairs(program: TaskProgram, params: Params, tasks: TaskBatch) ->
     count, members = _count(tasks), int(leaves(params)[0].shape[0])
     stacked, spec = flatten(tree_map(lambda v: _for_every_task(v, count), params))
     pairs = tree_map(lambda x: x.expand(members, *x.shape).flatten(0, 1), tasks)
-    with remembering():
+    with caching_data():
         found = program(params, stacked, pairs, _BATCHED)
 
     def apart(value: Tensor) -> Tensor:
@@ -202,10 +202,10 @@ ENGINES: dict[str, Callable[[TaskProgram, Params, TaskBatch], TaskSums]] = {
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same with `metalearn.core.ops.plain_operations` in the place of torch's own."""
+    """The same with `metalearn.core.ops.decomposed_operations` in the place of torch's own."""
 
     def run(*args: Any) -> Any:
-        with plain_operations_inside():
+        with decomposed_operations_in_loss():
             return function(*args)
 
     return run

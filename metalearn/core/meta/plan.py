@@ -26,7 +26,7 @@ from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
 from metalearn.core.meta.methods import Implicit
 from metalearn.core.meta.task_checks import check_chunk, check_engine, check_sets, choose_engine
 from metalearn.core.meta.task_mean import MetaGradient, mean_gradient
-from metalearn.core.ops import counting
+from metalearn.core.ops import counting_operations
 from metalearn.core.tree import check_floating, leaves, tree_map
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError, check_whole
@@ -143,7 +143,7 @@ def _engine(trials: Trials, optimizer: InnerOptimizer) -> tuple[Engine, list[str
     candidates: list[Engine] = ["batched", "vmap", "loop"]
     for engine in candidates[candidates.index(found) :]:
         try:
-            with counting() as used, _unbatched() as slow:
+            with counting_operations() as used, _unbatched() as slow:
                 result = trials(engine)
         except Exception as error:
             unfit = isinstance(error, UnreachedError | VectorizationError)

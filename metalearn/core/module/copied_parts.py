@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Cell", "Eager", "apart", "copies_itself", "is_compiled", "is_full", "object_state"]
+__all__ = [
+    "ClosureCell",
+    "UncompiledModule",
+    "copies_itself",
+    "detached_copy",
+    "holds_value",
+    "is_compiled",
+    "object_state",
+]
 
 
 def object_state(value: Any) -> dict[str, Any]:
@@ -22,7 +30,7 @@ def object_state(value: Any) -> dict[str, Any]:
     return found
 
 
-class Eager(nn.Module):
+class UncompiledModule(nn.Module):
     """Stands for a module of ``torch.compile``, whose compiled code would run the original."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -30,7 +38,7 @@ class Eager(nn.Module):
         return self._modules["_orig_mod"](*args, **kwargs)  # type: ignore[misc]
 
 
-class Cell:
+class ClosureCell:
     """What a function encloses, as a container of one."""
 
     def __init__(self, cell: CellType) -> None:
@@ -40,7 +48,7 @@ class Cell:
         self._cell.cell_contents = value
 
 
-def is_full(cell: CellType) -> bool:
+def holds_value(cell: CellType) -> bool:
     """Whether a function's cell holds something yet."""
     try:
         cell.cell_contents  # noqa: B018
@@ -49,7 +57,7 @@ def is_full(cell: CellType) -> bool:
     return True
 
 
-def apart(value: Tensor) -> Tensor:
+def detached_copy(value: Tensor) -> Tensor:
     """A tensor of its own; without a graph, which a copy could not have."""
     if not value.is_leaf:
         return value.detach().clone()

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core.module.copied_parts import (
-    Cell,
-    Eager,
-    apart,
+    ClosureCell,
+    UncompiledModule,
     copies_itself,
+    detached_copy,
+    holds_value,
     is_compiled,
-    is_full,
     object_state,
 )
 from metalearn.errors import SettingError
 
-__all__ = ["Copier", "Place", "copy_module", "named_tensors"]
+__all__ = ["Copier", "TensorSlot", "copy_module", "named_tensors"]
 
 
 def copy_module(module: nn.Module, replaced: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -44,7 +44,7 @@ def copy_module(module: nn.Module, replaced: Mapping[str, Tensor] | None = None)
     by_id = {id(t): given[n] for n, t in named_tensors(module).items() if n in given}
 
     def tensor(value: Tensor) -> Tensor:
-        return by_id[id(value)] if id(value) in by_id else apart(value)
+        return by_id[id(value)] if id(value) in by_id else detached_copy(value)
 
     copied: nn.Module = Copier(tensor)(module)
     return copied
@@ -61,7 +61,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-class Place:
+class TensorSlot:
     """Stands in a copy where a tensor by this name is to be put."""
 
     __slots__ = ("name",)
@@ -74,7 +74,7 @@ class Copier:
     """Copies what a module is made of, each object once.
 
     Args:
-        tensor: what stands for a tensor; a `Place` is noted in ``places``.
+        tensor: what stands for a tensor; a `TensorSlot` is noted in ``places``.
         deep: whether what functions enclose is copied as well; else functions that reach no layer
             and no place are shared.
 
@@ -87,7 +87,7 @@ class Copier:
         self._tensor, self._deep = tensor, deep
         self._done: dict[int, Any] = {}
         self._originals: list[Any] = []  # kept, that no other object gets their identity
-        self.places: list[tuple[Any, Any, Place]] = []
+        self.places: list[tuple[Any, Any, TensorSlot]] = []
         self.containers: list[tuple[Any, Any]] = []
 
     def __call__(self, value: Any) -> Any:
@@ -114,7 +114,7 @@ class Copier:
         for key, value in items:
             new = self(value)
             container[key] = new
-            if type(new) is Place:
+            if type(new) is TensorSlot:
                 self.places.append((container, key, new))
 
     def _of_tensor(self, value: Tensor) -> Any:
@@ -124,13 +124,13 @@ class Copier:
         if isinstance(value, torch.jit.ScriptModule):
             return value
         if is_compiled(value):
-            new: nn.Module = Eager.__new__(Eager)
+            new: nn.Module = UncompiledModule.__new__(UncompiledModule)
         else:
             new = object.__new__(type(value))
         self._keep(value, new)
         items = dict(vars(value))
         items.pop("_compiled_call_impl", None)
-        if type(new) is Eager:
+        if type(new) is UncompiledModule:
             kept = vars(nn.Module())
             items = {name: item for name, item in items.items() if name in kept}
         self._fill(vars(new), items.items())
@@ -158,8 +158,8 @@ class Copier:
 
     def _tuple(self, value: tuple[Any, ...]) -> Any:
         items = [self(item) for item in value]
-        if any(type(item) is Place for item in items):
-            names = [item.name for item in items if type(item) is Place]
+        if any(type(item) is TensorSlot for item in items):
+            names = [item.name for item in items if type(item) is TensorSlot]
             raise SettingError(
                 "module", names, "parameters and buffers inside a tuple cannot be replaced; "
                 "a list is needed",
@@ -191,7 +191,7 @@ class Copier:
                 continue
             wanted = self._deep or self._reaches(held, set())
             if wanted:
-                self._fill(Cell(cell), [(None, held)])
+                self._fill(ClosureCell(cell), [(None, held)])
             else:
                 cell.cell_contents = held
         return new
@@ -216,10 +216,10 @@ class Copier:
         if isinstance(value, nn.Module):
             return True
         if isinstance(value, Tensor):
-            return type(self(value)) is Place
+            return type(self(value)) is TensorSlot
         held: list[Any] = []
         if isinstance(value, FunctionType):
-            held = [cell.cell_contents for cell in value.__closure__ or () if is_full(cell)]
+            held = [cell.cell_contents for cell in value.__closure__ or () if holds_value(cell)]
         elif isinstance(value, MethodType):
             held = [value.__func__, value.__self__]
         elif isinstance(value, partial):
@@ -255,7 +255,7 @@ class Copier:
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type, torch.dtype, torch.device})
 _COPIERS: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (Tensor, Copier._of_tensor),
-    (Place, lambda copier, place: place),
+    (TensorSlot, lambda copier, place: place),
     (nn.Module, Copier._module),
     (dict, Copier._dict),
     (list, Copier._list),

@@ -17,7 +17,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from metalearn.core.module.copied_parts import object_state
 
-__all__ = ["attributes", "plain"]
+__all__ = ["attributes", "comparable"]
 
 Attributes = dict[tuple[str, str], Any]
 """By the layer's name and the attribute's."""
@@ -49,13 +49,13 @@ def attributes(module: nn.Module) -> Attributes:
                 numbers = getattr(layer, attribute.partition("_hooks_")[0] + "_hooks", {})
                 found[name, attribute] = tuple(bool(value.get(number)) for number in numbers)
             elif attribute.startswith("_") and attribute.endswith("_hooks"):
-                found[name, attribute] = plain(tuple(value.values()), dict(known))
+                found[name, attribute] = comparable(tuple(value.values()), dict(known))
             else:
-                found[name, attribute] = plain(value, dict(known))
+                found[name, attribute] = comparable(value, dict(known))
     return found
 
 
-def plain(value: Any, known: dict[int, int] | None = None) -> Any:
+def comparable(value: Any, known: dict[int, int] | None = None) -> Any:
     """Something comparable: equal for attributes with which networks compute the same.
 
     Objects are compared by what they hold, functions by their code and what they enclose (a lambda
@@ -73,16 +73,18 @@ def plain(value: Any, known: dict[int, int] | None = None) -> Any:
     if id(value) in known:
         return "met before", known[id(value)]
     if isinstance(value, tuple):
-        return type(value), tuple(plain(v, known) for v in value)
+        return type(value), tuple(comparable(v, known) for v in value)
     known[id(value)] = len(known)
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, Set):
-        return type(value), frozenset(plain(v, dict(known)) for v in value)
+        return type(value), frozenset(comparable(v, dict(known)) for v in value)
     if isinstance(value, Mapping):
-        return type(value), tuple((plain(k, known), plain(v, known)) for k, v in value.items())
+        return type(value), tuple(
+            (comparable(k, known), comparable(v, known)) for k, v in value.items()
+        )
     if isinstance(value, Sequence | deque):
-        return type(value), tuple(plain(v, known) for v in value)
+        return type(value), tuple(comparable(v, known) for v in value)
     return type(value), _parts(value, known)
 
 
@@ -98,21 +100,21 @@ def _parts(value: Any, known: dict[int, int]) -> Any:
     """What an object, function or method is made of."""
     if isinstance(value, FunctionType):
         cells = tuple(_content(cell) for cell in value.__closure__ or ())
-        return value.__code__, plain((cells, value.__defaults__, value.__kwdefaults__), known)
+        return value.__code__, comparable((cells, value.__defaults__, value.__kwdefaults__), known)
     if isinstance(value, MethodType):
-        return plain((value.__func__, value.__self__), known)
+        return comparable((value.__func__, value.__self__), known)
     if isinstance(value, partial):
-        return plain((value.func, value.args, value.keywords), known)
+        return comparable((value.func, value.args, value.keywords), known)
     if isinstance(value, torch.Generator):
         return value.device, _tensor(value.get_state())
     if isinstance(value, ReferenceType):
-        return plain(value(), known)
+        return comparable(value(), known)
     if type(value).__name__ in ("lock", "RLock") and type(value).__module__ == "_thread":
         return None  # each network has its own
     if hasattr(value, "dtype") and hasattr(value, "tobytes"):  # an array
         return str(value.dtype), getattr(value, "shape", None), value.tobytes()
     if hasattr(value, "__dict__") and not callable(getattr(value, "__next__", None)):
-        return plain(object_state(value), known), _slots(value, known)
+        return comparable(object_state(value), known), _slots(value, known)
     if getattr(type(value), "__slots__", None):
         return _slots(value, known)
     try:
@@ -124,7 +126,7 @@ def _parts(value: Any, known: dict[int, int]) -> Any:
 
 def _slots(value: Any, known: dict[int, int]) -> Any:
     names = [n for base in type(value).__mro__ for n in _names(vars(base).get("__slots__", ()))]
-    return tuple((n, plain(getattr(value, n), known)) for n in names if hasattr(value, n))
+    return tuple((n, comparable(getattr(value, n), known)) for n in names if hasattr(value, n))
 
 
 def _names(slots: Any) -> list[str]:

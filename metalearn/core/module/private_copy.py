@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.backends import cuda
 from torch.nn.utils import parametrize
 
-from metalearn.core.module.copying import Copier, Place, named_tensors
-from metalearn.core.ops import Calling, runs_over_tasks, substituting, unwrap
+from metalearn.core.module.copying import Copier, TensorSlot, named_tensors
+from metalearn.core.ops import CallContext, runs_over_tasks, substituting, unwrap
 
 __all__ = ["PrivateCopy", "Structure", "Written"]
 
@@ -39,7 +39,7 @@ class Structure:
 
         def tensor(value: Tensor) -> Any:
             if id(value) in names:
-                return Place(names[id(value)])
+                return TensorSlot(names[id(value)])
             return hidden.setdefault(id(value), value)
 
         copier = Copier(tensor)
@@ -134,7 +134,7 @@ class PrivateCopy:
             for container, key, place in places
             if id(container) in owners
         ]
-        self._calling = Calling(root)
+        self._calling = CallContext(root)
         self._counts: list[int] = []
         self.changed = False
 

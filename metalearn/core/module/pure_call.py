@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalearn.core.module.private_copy import PrivateCopy, Structure
-from metalearn.core.module.trial import try_once, write_refusal
+from metalearn.core.module.side_effects import check_side_effects, write_refusal
 from metalearn.core.ops import refuse_hooks
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
@@ -79,7 +79,7 @@ class PureCall:
         if not all(isinstance(value, Tensor) for value in tensors.values()):
             check_tensors({**buffers, **params}, "params")
         if structure.reusable is None:
-            try_once(structure, tensors, args, kwargs, self._keeps_buffers)
+            check_side_effects(structure, tensors, args, kwargs, self._keeps_buffers)
         if structure.hangs_hooks:
             refuse_hooks(self.module, "hooks on tensors")
         copied = structure.take()
@@ -96,7 +96,7 @@ class PureCall:
             structure.give_back(copied)
         if copied.changed and not structure.changes:  # which the trial's inputs did not bring about
             structure.changes = True
-            try_once(structure, tensors, args, kwargs, self._keeps_buffers)
+            check_side_effects(structure, tensors, args, kwargs, self._keeps_buffers)
         return outputs
 
     def _current(self) -> Structure:

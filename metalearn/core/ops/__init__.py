@@ -3,25 +3,25 @@
 Plain torch, on any device. Derivatives up to the second are exact, in reverse mode.
 """
 
-from metalearn.core.ops.calling import Calling, refuse_hooks
-from metalearn.core.ops.over_tasks import counting, first_row, outside_transforms, unwrap
-from metalearn.core.ops.plain_operations import (
-    PlainOperations,
-    plain_operations_inside,
+from metalearn.core.ops.call_context import CallContext, refuse_hooks
+from metalearn.core.ops.data_cache import caching_data
+from metalearn.core.ops.decomposed_operations import (
+    DecomposedOperations,
+    decomposed_operations_in_loss,
 )
-from metalearn.core.ops.remembered import remembering
+from metalearn.core.ops.over_tasks import counting_operations, first_row, outside_transforms, unwrap
 from metalearn.core.ops.sequence import runs_over_tasks
 from metalearn.core.ops.substitution import substituting, task_operations
 
 __all__ = [
-    "Calling",
-    "PlainOperations",
-    "counting",
+    "CallContext",
+    "DecomposedOperations",
+    "caching_data",
+    "counting_operations",
+    "decomposed_operations_in_loss",
     "first_row",
     "outside_transforms",
-    "plain_operations_inside",
     "refuse_hooks",
-    "remembering",
     "runs_over_tasks",
     "substituting",
     "task_operations",

@@ -21,25 +21,25 @@ from torch.overrides import TorchFunctionMode
 from metalearn.core._functorch import is_gradtrackingtensor, maybe_current_level, maybe_get_level
 from metalearn.core.ops.over_tasks import unwrap
 
-__all__ = ["plain_norm", "plain_norms", "plain_norms_inside"]
+__all__ = ["decomposed_norm", "decomposed_norms", "decomposed_norms_in_loss"]
 
 
-def plain_norms(wanted: bool) -> AbstractContextManager[Any]:
+def decomposed_norms(wanted: bool) -> AbstractContextManager[Any]:
     """Where ``wanted``, answers batch, instance and layer norms with plain arithmetic.
 
     Norms with running statistics are left to torch, whose derivatives of them are right.
     """
-    return _PlainNorms() if wanted else nullcontext()
+    return _DecomposedNorms() if wanted else nullcontext()
 
 
-def plain_norms_inside() -> AbstractContextManager[Any]:
+def decomposed_norms_in_loss() -> AbstractContextManager[Any]:
     """Answers those norms whose gradients or tangents torch.func takes inside the block."""
-    return _PlainNorms(maybe_current_level() or 0)
+    return _DecomposedNorms(maybe_current_level() or 0)
 
 
-def plain_norm(function: Any, args: Any, kwargs: Any, above: int = 0) -> Tensor | None:
+def decomposed_norm(function: Any, args: Any, kwargs: Any, above: int = 0) -> Tensor | None:
     """A norm in plain arithmetic where a gradient level above ``above`` takes part, else None."""
-    plain = _PLAIN.get(function)
+    plain = _DECOMPOSED.get(function)
     if plain is None or _gradient_level([*args, *kwargs.values()]) <= above:
         return None
     return plain(*args, **kwargs)
@@ -51,7 +51,7 @@ def _gradient_level(operands: Sequence[Any]) -> int:
     return max((maybe_get_level(w) for w in wrappers if is_gradtrackingtensor(w)), default=0)
 
 
-class _PlainNorms(TorchFunctionMode):
+class _DecomposedNorms(TorchFunctionMode):
     def __init__(self, above: int = -1) -> None:
         super().__init__()
         self.above = above
@@ -60,7 +60,7 @@ class _PlainNorms(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        answer = plain_norm(function, args, kwargs, self.above)
+        answer = decomposed_norm(function, args, kwargs, self.above)
         return function(*args, **kwargs) if answer is None else answer
 
 
@@ -169,7 +169,7 @@ def _torch_layer_norm(
     return _layer_norm(input, normalized_shape, weight, bias, eps)
 
 
-_PLAIN: dict[Any, Callable[..., Tensor | None]] = {
+_DECOMPOSED: dict[Any, Callable[..., Tensor | None]] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     F.layer_norm: _layer_norm,

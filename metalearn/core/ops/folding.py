@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from metalearn.core.ops.columns import Window, to_columns
-from metalearn.core.ops.remembered import of_data
+from metalearn.core.ops.data_cache import cached
 
 __all__ = ["fold", "is_shared", "task_columns"]
 
@@ -28,7 +28,7 @@ def fold(
     Of ``x [T, B, C, H, W]``, which needs no gradient, ``matrix [T, K, O]``, ``gamma`` and ``beta``
     ``[T, 1, O]``. With ``beta`` there is one more column, of ones.
     """
-    rows, covariance = of_data(_with_ones if beta is not None else _centred, x, window)
+    rows, covariance = cached(_with_ones if beta is not None else _centred, x, window)
     folded: Tensor = _Fold.apply(matrix, gamma, beta, covariance, eps)
     return rows, folded
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from metalearn.core.ops.columns import Window
 from metalearn.core.ops.convolution import Product, convolution
+from metalearn.core.ops.data_cache import cached
 from metalearn.core.ops.folding import fold, is_shared, task_columns
 from metalearn.core.ops.normalization import normalize
-from metalearn.core.ops.remembered import of_data
 
 __all__ = [
     "batch_norm",
@@ -141,7 +141,7 @@ def folded_conv_batch_norm(
 
 def _conv2d_of_shared(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """`conv2d` of the same pictures for all tasks: their columns are made once."""
-    columns = of_data(task_columns, x, window)
+    columns = cached(task_columns, x, window)
     matrix = _matrix(weight)
     if bias is None:
         z = torch.bmm(columns, matrix)

@@ -25,9 +25,9 @@ from metalearn.core._functorch import (
 )
 
 __all__ = [
-    "Count",
+    "OperationCount",
     "carries_tasks",
-    "counting",
+    "counting_operations",
     "first_row",
     "outside_transforms",
     "over_tasks",
@@ -47,21 +47,23 @@ def over_tasks(function: Callable[..., Tensor], *operands: Any) -> Tensor:
     return result
 
 
-class Count:
+class OperationCount:
     """How many operations over tasks were called."""
 
     operations = 0
 
 
-_count: ContextVar[Count | None] = ContextVar("count of operations over tasks", default=None)
+_count: ContextVar[OperationCount | None] = ContextVar(
+    "count of operations over tasks", default=None
+)
 
 
 @contextmanager
-def counting() -> Iterator[Count]:
+def counting_operations() -> Iterator[OperationCount]:
     """Count the operations over tasks that are called meanwhile."""
-    token = _count.set(Count())
+    token = _count.set(OperationCount())
     try:
-        yield cast(Count, _count.get())
+        yield cast(OperationCount, _count.get())
     finally:
         _count.reset(token)
 

@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from metalearn.core.ops import layers
 from metalearn.core.ops.columns import window_of
-from metalearn.core.ops.decomposed_norms import plain_norm
+from metalearn.core.ops.decomposed_norms import decomposed_norm
+from metalearn.core.ops.decomposed_operations import decomposed_operation
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks, unwrap
-from metalearn.core.ops.plain_operations import plain_operation
 from metalearn.core.tree import leaves
 
 __all__ = ["is_given", "substituting", "task_operations"]
@@ -69,10 +69,10 @@ class _Substitution(TorchFunctionMode):
         if substitute is not None:
             answer = substitute(*args, **kwargs)
             if answer is None:
-                answer = plain_norm(function, args, kwargs)
+                answer = decomposed_norm(function, args, kwargs)
             if answer is not None:
                 return answer
-        answer = plain_operation(function, args, kwargs, within=self)
+        answer = decomposed_operation(function, args, kwargs, within=self)
         return function(*args, **kwargs) if answer is None else answer
 
 

@@ -18,12 +18,12 @@ from metalearn.core.autodiff.products import check_mode
 from metalearn.core.checks import UnreachedError, check_scalar, outside_inference_mode, reaching
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.ops.class_weights import KeptClassWeights
+from metalearn.core.ops.decomposed_operations import DecomposedOperations
 from metalearn.core.ops.lean_gradient import is_differentiated
-from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.samples.layer_io import Embedding
 from metalearn.core.samples.layer_substitution import SampleLayers
 from metalearn.core.tree import check_floating, flatten, tree_map, unflatten
-from metalearn.core.vectorization import in_a_loop, vectorizing
+from metalearn.core.vectorization import no_transform_active, vectorizing
 from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
@@ -112,7 +112,7 @@ def gradients_taker(
     def by_vmap(batch: Batch) -> Params:
         keep = is_differentiated([*values, *flatten(batch)[0]])
         gradient = torch.func.grad(reaching(loss))
-        with PlainOperations(-1 if keep else None):
+        with DecomposedOperations(-1 if keep else None):
             grads = torch.func.vmap(gradient, in_dims=(None, 0))(values, batch)
         return unflatten(grads, spec)
 
@@ -133,8 +133,8 @@ def one_gradient(loss_fn: LossFn, params: Params, batch: Batch) -> Params:
         with KeptClassWeights():
             return check_scalar(loss_fn(unflatten(values, spec), batch), "loss_fn")
 
-    calculus = Eager() if in_a_loop() else Functional()
-    with PlainOperations(-1) if keep else nullcontext():
+    calculus = Eager() if no_transform_active() else Functional()
+    with DecomposedOperations(-1) if keep else nullcontext():
         return unflatten(calculus.gradient(loss, values, differentiable=keep)[0], spec)
 
 

@@ -30,9 +30,9 @@ from metalearn.core._functorch import (
 )
 from metalearn.core.checks import refuse_unreached
 from metalearn.core.ops.columns import window_of
-from metalearn.core.ops.decomposed_norms import plain_norms
+from metalearn.core.ops.decomposed_norms import decomposed_norms
+from metalearn.core.ops.decomposed_operations import decomposed_operation
 from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
-from metalearn.core.ops.plain_operations import plain_operation
 from metalearn.core.samples.layer_io import Convolution, Embedding, Layer, Linear
 from metalearn.core.tree import flatten
 
@@ -77,7 +77,7 @@ class SampleLayers:
             def inside(values: list[Tensor]) -> Tensor:
                 level = current_level()
                 answer = partial(self._answer, values[-1], level, count)
-                with plain_norms(keep), LayerCalls(values[:-1], answer, level):
+                with decomposed_norms(keep), LayerCalls(values[:-1], answer, level):
                     return loss(values[:-1], sample)
 
             found = lean_gradient(inside, values, keep_graph=keep)[:-1]
@@ -170,7 +170,7 @@ class LayerCalls(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        plain = plain_operation(function, args, kwargs, within=self)
+        plain = decomposed_operation(function, args, kwargs, within=self)
         if plain is not None:
             return plain
         read = _READERS.get(function)

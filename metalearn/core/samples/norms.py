@@ -13,8 +13,8 @@ from torch import Tensor
 
 from metalearn.core.checks import check_number
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk, sample_count
+from metalearn.core.ops.decomposed_operations import DecomposedOperations
 from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
-from metalearn.core.ops.plain_operations import PlainOperations
 from metalearn.core.precision import norms_of, squares, widened, widened_tree
 from metalearn.core.samples.gradients import (
     SampleMethod,
@@ -248,7 +248,7 @@ def _weighted_gradient(loss_fn: LossFn, params: Params, batch: Batch, weights: T
     keep = is_differentiated([*values, *leaves(batch)])
 
     def weighted(values: list[Tensor]) -> Tensor:
-        with PlainOperations(-1 if keep else None):
+        with DecomposedOperations(-1 if keep else None):
             losses = widened(torch.func.vmap(loss, in_dims=(None, 0))(values, batch))
             return torch.dot(losses, weights.to(losses.dtype))
 

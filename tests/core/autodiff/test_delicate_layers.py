@@ -206,11 +206,11 @@ def test_weights_of_bags_and_losses_that_call_the_functions_themselves() -> None
 
 @pytest.mark.parametrize("width", [-1, 0, 1, 2])
 def test_plain_weight_norm_is_torchs(width: int) -> None:
-    from metalearn.core.ops import PlainOperations
+    from metalearn.core.ops import DecomposedOperations
 
     v = torch.randn(3, 4, 2, generator=generator(1), dtype=torch.float64)
     g = torch.randn(torch.norm_except_dim(v, 2, width).shape, generator=generator(2)).double()
     wanted = torch._weight_norm(v, g, width)
-    with PlainOperations():
+    with DecomposedOperations():
         assert torch.allclose(torch._weight_norm(v, g, width), wanted, rtol=1e-12)
     assert isinstance(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear)

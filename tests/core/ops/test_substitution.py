@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metalearn.core import functionalize, meta_gradient, sgd, tree
 from metalearn.core.ops import substitution
-from metalearn.core.ops.decomposed_norms import plain_norms
+from metalearn.core.ops.decomposed_norms import decomposed_norms
 from metalearn.types import TaskBatch
 from tests.support import oracles
 from tests.support.layer_cases import PICTURE, STACKS, both, exact_methods, noise
@@ -161,7 +161,7 @@ def test_a_loss_that_takes_gradients_itself(method: str, norm: str, wrt: str) ->
         return case.loss_fn(params, batch) + 0.3 * penalty
 
     def plain(params: Any, batch: Any) -> Tensor:
-        with plain_norms(True):
+        with decomposed_norms(True):
             return penalised(params, batch)
 
     settings = {"optimizer": sgd(0.1), "steps": 2, "method": method}

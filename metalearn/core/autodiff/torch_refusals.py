@@ -15,13 +15,13 @@ from typing import Literal
 
 from metalearn.errors import SettingError
 
-__all__ = ["Refusal", "refusing", "says"]
+__all__ = ["RefusalKind", "explaining_refusals", "is_refusal"]
 
-Refusal = Literal["forward", "reverse", "level", "transform"]
+RefusalKind = Literal["forward", "reverse", "level", "transform"]
 """A derivative that an operation lacks in one of the modes; what no transform can take; what vmap
 or another transform cannot take."""
 
-_WORDS: dict[Refusal, re.Pattern[str]] = {
+_WORDS: dict[RefusalKind, re.Pattern[str]] = {
     "forward": re.compile(
         r"Trying to use forward AD with|must implement the jvp function|ZeroTensors are immutable"
     ),
@@ -42,7 +42,9 @@ _WORDS: dict[Refusal, re.Pattern[str]] = {
 
 
 @contextmanager
-def refusing(setting: str, value: object, way_out: str, *kinds: Refusal) -> Iterator[None]:
+def explaining_refusals(
+    setting: str, value: object, way_out: str, *kinds: RefusalKind
+) -> Iterator[None]:
     """Turn what torch refuses inside the block into a sentence, the cause chained.
 
     Args:
@@ -57,13 +59,13 @@ def refusing(setting: str, value: object, way_out: str, *kinds: Refusal) -> Iter
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if not any(says(error, kind) for kind in kinds):
+        if not any(is_refusal(error, kind) for kind in kinds):
             raise
         sentence = f"torch refuses it ({_said(error)}); {way_out}"
         raise SettingError(setting, value, sentence) from error
 
 
-def says(error: BaseException, kind: Refusal) -> bool:
+def is_refusal(error: BaseException, kind: RefusalKind) -> bool:
     """Whether an error is a refusal of torch of this kind."""
     ours = isinstance(error, SettingError)
     torchs = isinstance(error, RuntimeError | ValueError) and not ours

@@ -14,15 +14,15 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from metalearn.core.module.module_structure import attributes, plain
+from metalearn.core.module.module_structure import attributes, comparable
 from metalearn.core.module.private_copy import PrivateCopy, Structure
 from metalearn.core.ops import first_row, outside_transforms
 from metalearn.errors import SettingError
 
-__all__ = ["try_once", "write_refusal"]
+__all__ = ["check_side_effects", "write_refusal"]
 
 
-class _Pass(NamedTuple):
+class _Outcome(NamedTuple):
     """What a forward pass gave and changed."""
 
     outputs: Any
@@ -32,7 +32,7 @@ class _Pass(NamedTuple):
     attributes: dict[tuple[str, str], Any]
 
 
-def try_once(
+def check_side_effects(
     structure: Structure,
     given: Mapping[str, Tensor],
     args: Any,
@@ -87,7 +87,7 @@ def write_refusal(
 
 def _run(
     copied: PrivateCopy, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
-) -> _Pass | None:
+) -> _Outcome | None:
     """One forward pass on copies of all tensors; None where it fails."""
     given = {name: value.clone() for name, value in tensors.items()}
     args, kwargs = tree_map(_concrete, (tuple(args), dict(kwargs)))
@@ -105,9 +105,9 @@ def _run(
     for name, (layer, table, key, value) in copied.placed():
         if value is not given[name]:
             rebound.append(name)
-        if plain(value) != plain(tensors[name]):
+        if comparable(value) != comparable(tensors[name]):
             written.append((name, table, layer, key))
-    return _Pass(outputs, written, frozenset(rebound), attributes(copied.root))
+    return _Outcome(outputs, written, frozenset(rebound), attributes(copied.root))
 
 
 def _hangs_hooks(
@@ -163,12 +163,12 @@ def _inside(structure: Structure) -> Iterator[None]:
 
 
 def _check_repeats(
-    root: nn.Module, changed: list[tuple[str, str]], first: _Pass, second: _Pass | None
+    root: nn.Module, changed: list[tuple[str, str]], first: _Outcome, second: _Outcome | None
 ) -> None:
     """Refuse what the next call would read: another output, or another change."""
     again = changed if second is None else _differing(first.attributes, second.attributes)
     again = [place for place in again if not _is_hook(place)]
-    if not again and second is not None and plain(first.outputs) == plain(second.outputs):
+    if not again and second is not None and comparable(first.outputs) == comparable(second.outputs):
         return
     layer, name = (again or changed)[0]
     raise SettingError(

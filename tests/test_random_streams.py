@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metalearn.addressing import AddressedStream, check_split
 from metalearn.errors import SettingError
+from metalearn.random_streams import AddressedStream, check_split
 
 WORD = 2**64 - 1
 
@@ -76,7 +76,7 @@ def test_the_first_draws_never_change() -> None:
     draws = AddressedStream(0, "train", 0).uniform(3)
     assert draws.dtype == np.float64
     assert draws.tolist() == FIRST
-    assert AddressedStream(0, "train", 0).distinct(100, 8) == SHUFFLED
+    assert AddressedStream(0, "train", 0).without_replacement(100, 8) == SHUFFLED
 
 
 def test_draws_in_parts_equal_draws_at_once() -> None:
@@ -113,7 +113,7 @@ def test_neighbouring_addresses_are_unrelated() -> None:
 
 @pytest.mark.parametrize(("population", "count"), [(1, 1), (5, 5), (30, 7), (1000, 3), (40, 40)])
 def test_distinct_is_a_partial_shuffle(population: int, count: int) -> None:
-    drawn = AddressedStream(2, "test", 9).distinct(population, count)
+    drawn = AddressedStream(2, "test", 9).without_replacement(population, count)
     assert drawn == plain_shuffle(plain_uniform(2, "test", 9), population, count)
     assert len(set(drawn)) == count
     assert all(0 <= d < population for d in drawn)
@@ -122,17 +122,19 @@ def test_distinct_is_a_partial_shuffle(population: int, count: int) -> None:
 @pytest.mark.parametrize("population", [1, 2, 17, 300])
 def test_drawing_all_is_a_permutation(population: int) -> None:
     for index in range(10):
-        drawn = AddressedStream(0, "train", index).distinct(population, population)
+        drawn = AddressedStream(0, "train", index).without_replacement(population, population)
         assert sorted(drawn) == list(range(population))
 
 
 def test_every_order_is_equally_likely() -> None:
-    orders = Counter(tuple(AddressedStream(5, "train", i).distinct(4, 4)) for i in range(4800))
+    orders = Counter(
+        tuple(AddressedStream(5, "train", i).without_replacement(4, 4)) for i in range(4800)
+    )
     assert_fair(orders.values(), math.factorial(4))
 
 
 def test_every_subset_is_equally_likely() -> None:
-    drawn = (AddressedStream(6, "test", i).distinct(6, 3) for i in range(4000))
+    drawn = (AddressedStream(6, "test", i).without_replacement(6, 3) for i in range(4000))
     assert_fair(Counter(frozenset(d) for d in drawn).values(), math.comb(6, 3))
 
 
@@ -157,13 +159,13 @@ def test_every_permutation_is_equally_likely() -> None:
 
 
 def test_repeated_draws_are_even_and_within() -> None:
-    drawn = AddressedStream(0, "bootstrap", 0).repeated(7, 7000)
+    drawn = AddressedStream(0, "bootstrap", 0).with_replacement(7, 7000)
     assert drawn.dtype == np.int64 and drawn.min() == 0 and drawn.max() == 6
     assert_fair(np.bincount(drawn), 7)
 
 
 def test_nothing_drawn_is_an_empty_list() -> None:
-    assert AddressedStream(0, "train", 0).distinct(5, 0) == []
+    assert AddressedStream(0, "train", 0).without_replacement(5, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -194,5 +196,5 @@ def test_unknown_splits_are_refused(split: Any) -> None:
 
 def test_the_global_generators_are_left_alone() -> None:
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
-    AddressedStream(0, "train", 0).distinct(100, 50)
+    AddressedStream(0, "train", 0).without_replacement(100, 50)
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002

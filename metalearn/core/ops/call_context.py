@@ -9,21 +9,21 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from metalearn.core.ops.plain_operations import PlainOperations, wants_plain_operations
-from metalearn.core.vectorization import VectorizationError, in_a_loop
+from metalearn.core.ops.decomposed_operations import DecomposedOperations, needs_decomposition
+from metalearn.core.vectorization import VectorizationError, no_transform_active
 
-__all__ = ["Calling", "refuse_hooks"]
+__all__ = ["CallContext", "refuse_hooks"]
 
 
-class Calling:
+class CallContext:
     """For calls of a module whose layers and hooks stay as they are.
 
-    Layers that need them have `PlainOperations`. Inside transforms of torch.func, backward hooks,
-    which those would pass over, are refused.
+    Layers that need them have `DecomposedOperations`. Inside transforms of torch.func, backward
+    hooks, which those would pass over, are refused.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._plain = wants_plain_operations(module)
+        self._decomposes = needs_decomposition(module)
         self._first = ("", module)
         self._hooked = [
             (name, layer)
@@ -40,12 +40,12 @@ class Calling:
         everywhere = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
         for name, layer in [self._first] if everywhere else self._hooked:
             refuse_hooks(layer, "its backward hooks", name)
-        return PlainOperations() if self._plain else nullcontext()
+        return DecomposedOperations() if self._decomposes else nullcontext()
 
 
 def refuse_hooks(layer: nn.Module, hooks: str, name: str = "") -> None:
     """Refuse, where a transform of torch.func takes gradients, what it would pass over."""
-    if in_a_loop() or not torch.is_grad_enabled():
+    if no_transform_active() or not torch.is_grad_enabled():
         return
     raise VectorizationError(
         f"module[{name}]",

@@ -16,7 +16,7 @@ from torch import Tensor
 from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.core.ops.columns import Window
 
-__all__ = ["of_data", "remembering"]
+__all__ = ["cached", "caching_data"]
 
 _MOST = 4  # a support and a query set, for a first layer with two windows
 
@@ -27,8 +27,8 @@ _memory: ContextVar[dict[Any, tuple[Tensor, Any]] | None] = ContextVar(
 
 
 @contextmanager
-def remembering() -> Iterator[None]:
-    """Meanwhile `of_data` answers from memory, the few last things that it made."""
+def caching_data() -> Iterator[None]:
+    """Meanwhile `cached` answers from memory, the few last things that it made."""
     token = _memory.set({})
     try:
         yield
@@ -36,7 +36,7 @@ def remembering() -> Iterator[None]:
         _memory.reset(token)
 
 
-def of_data(make: Callable[[Tensor, Window], _Made], x: Tensor, window: Window) -> _Made:
+def cached(make: Callable[[Tensor, Window], _Made], x: Tensor, window: Window) -> _Made:
     """``make(x, window)`` of an x that needs no gradient; what is returned is not to be changed."""
     memory = _memory.get()
     if memory is None or x.is_inference() or is_functorch_wrapped_tensor(x):

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from metalearn.errors import SettingError
 from metalearn.types import Split
 
-__all__ = ["AddressedStream", "Use", "check_seed", "check_split"]
+__all__ = ["AddressedStream", "Purpose", "check_seed", "check_split"]
 
-Use = Literal["division", "order", "bootstrap", "augmentation", "noise"]
+Purpose = Literal["division", "order", "bootstrap", "augmentation", "noise"]
 """What random numbers beside those of tasks are for."""
 
 _SPLIT_NUMBER = {name: number for number, name in enumerate(get_args(Split))}
-_USE_NUMBER = {name: number for number, name in enumerate(get_args(Use))}
+_PURPOSE_NUMBER = {name: number for number, name in enumerate(get_args(Purpose))}
 _NO_SPLIT = 3  # the place in the two lowest bits of a key that no split has: the uses share it
 
 
@@ -36,11 +36,11 @@ class AddressedStream:
         index: of the task within the split, 0 or above, below 2^62; below 2^58 for a use.
     """
 
-    def __init__(self, seed: int, place: Split | Use, index: int) -> None:
+    def __init__(self, seed: int, place: Split | Purpose, index: int) -> None:
         check_seed(seed)
-        if place in _USE_NUMBER:
+        if place in _PURPOSE_NUMBER:
             _check_bits("index", index, 58)
-            address = (index * 16 + _USE_NUMBER[place]) * 4 + _NO_SPLIT
+            address = (index * 16 + _PURPOSE_NUMBER[place]) * 4 + _NO_SPLIT
         else:
             check_split(place)
             _check_bits("index", index, 62)
@@ -52,7 +52,7 @@ class AddressedStream:
         """``[count]`` float64 in [0, 1), multiples of 2^-53."""
         return (self._raw.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
-    def distinct(self, population: int, count: int) -> list[int]:
+    def without_replacement(self, population: int, count: int) -> list[int]:
         """``count`` different whole numbers below ``population``, in random order.
 
         The first steps of a Fisher-Yates shuffle; the bias is below population / 2^53.
@@ -78,8 +78,11 @@ class AddressedStream:
         words.sort()
         return (words & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
 
-    def repeated(self, population: int, count: int) -> NDArray[np.int64]:
-        """``[count]`` independent whole numbers below ``population``; bias as in `distinct`."""
+    def with_replacement(self, population: int, count: int) -> NDArray[np.int64]:
+        """``[count]`` independent whole numbers below ``population``.
+
+        The bias is that of `without_replacement`.
+        """
         return (self.uniform(count) * population).astype(np.int64)
 
 

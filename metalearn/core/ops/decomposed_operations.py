@@ -31,13 +31,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from metalearn.core._functorch import maybe_current_level, transforms_active
-from metalearn.core.ops.decomposed_norms import plain_norm
+from metalearn.core.ops.decomposed_norms import decomposed_norm
 
 __all__ = [
-    "PlainOperations",
-    "plain_operation",
-    "plain_operations_inside",
-    "wants_plain_operations",
+    "DecomposedOperations",
+    "decomposed_operation",
+    "decomposed_operations_in_loss",
+    "needs_decomposition",
 ]
 
 _LAYERS = (
@@ -46,8 +46,8 @@ _LAYERS = (
 )  # fmt: skip
 
 
-class PlainOperations(TorchFunctionMode):
-    """Answers the operations of this module; with ``norms``, those of `plain_norm` above it too."""
+class DecomposedOperations(TorchFunctionMode):
+    """Answers the operations of this module; with ``norms``, `decomposed_norm` above it too."""
 
     def __init__(self, norms: int | None = None) -> None:
         super().__init__()
@@ -57,32 +57,32 @@ class PlainOperations(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        answer = plain_operation(function, args, kwargs)
+        answer = decomposed_operation(function, args, kwargs)
         if answer is None and self.norms is not None:
-            answer = plain_norm(function, args, kwargs, self.norms)
+            answer = decomposed_norm(function, args, kwargs, self.norms)
         return function(*args, **kwargs) if answer is None else answer
 
 
-def plain_operations_inside() -> PlainOperations:
-    """For a loss that may take gradients of norms by itself; see `plain_norm`."""
-    return PlainOperations(maybe_current_level() or 0)
+def decomposed_operations_in_loss() -> DecomposedOperations:
+    """For a loss that may take gradients of norms by itself; see `decomposed_norm`."""
+    return DecomposedOperations(maybe_current_level() or 0)
 
 
-def plain_operation(
+def decomposed_operation(
     function: Any, args: Any, kwargs: Any, within: TorchFunctionMode | None = None
 ) -> Any:
     """What the function gives, in plain arithmetic; None where torch's own will do.
 
     Layers that the arithmetic calls in turn are offered to the mode ``within``.
     """
-    plain = _PLAIN.get(function)
+    plain = _DECOMPOSED.get(function)
     if plain is None:
         return None
     with within or nullcontext():
         return plain(*args, **kwargs)
 
 
-def wants_plain_operations(module: nn.Module) -> bool:
+def needs_decomposition(module: nn.Module) -> bool:
     """Whether a layer calls one of these operations, or has attention's inference path."""
     return any(map(_wants, module.modules()))
 
@@ -246,7 +246,7 @@ def _transformed() -> bool:
     return transforms_active()
 
 
-_PLAIN: dict[Any, Callable[..., Any]] = {
+_DECOMPOSED: dict[Any, Callable[..., Any]] = {
     torch._nested_tensor_from_mask_left_aligned: lambda *_: False,  # asked by the inference path
     torch._weight_norm: _weight_norm,
     F.embedding: _embedding,
