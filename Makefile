@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help train test setup clean
+.PHONY: help train test docs setup clean
 
 help:
 	@echo "make train   set up, then train the default learner (letters of the world's scripts)"
 	@echo "make test    set up, then lint, type-check, check the import layers, run the tests"
+	@echo "make docs    set up, then build the pages into build/docs; a warning is an error"
 	@echo "make clean   remove the environment and the caches of the tools"
 
 train: $(VENV)/.installed
@@ -20,6 +21,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -j auto docs build/docs
+
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -31,5 +35,9 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build/docs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

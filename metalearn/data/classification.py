@@ -81,9 +81,9 @@ class ClassificationData:
             device: where the samples are wanted.
 
         Returns:
-            x: float32 ``[B, ...]`` or ``[M, B, ...]``. uint8 pictures are divided by 255, so that
-                they lie in [0, 1], and are not standardised; floats are handed on as they are.
-            y: int64, shaped as ``indices``.
+            ``(x, y)``, x float32 ``[B, ...]`` or ``[M, B, ...]``, y int64, shaped as ``indices``.
+            uint8 pictures are divided by 255, so that they lie in [0, 1], and are not standardised;
+            floats are handed on as they are.
         """
         check_tensors(indices, "indices")
         if indices.dtype not in (torch.int64, torch.int32):

@@ -26,7 +26,7 @@ class MLP(nn.Sequential):
     """Linear layers with ReLU between them; inputs ``[N, *input_shape]`` are flattened first.
 
     The weights are drawn from a generator of their own, seeded by ``seed`` (He normal for ReLU,
-    times ``init_scale``, and biases N(0, ``init_bias``²); Glorot normal and 0 for the last layer).
+    times ``init_scale``, biases N(0, ``init_bias**2``); Glorot normal and 0 for the last layer).
     A scale above 1 makes the function at initialisation vary more over its inputs (Poole et al.,
     "Exponential expressivity in deep neural networks through transient chaos", NeurIPS 2016), and
     biases let it differ where inputs are near 0: members of an ensemble then differ more where

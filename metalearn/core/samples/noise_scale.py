@@ -22,7 +22,7 @@ __all__ = ["NoiseAverage", "NoiseScale", "gradient_noise_scale", "noise_average"
 
 
 class NoiseScale(NamedTuple):
-    """tr(Σ)/|G|² and its two parts, in total and for each parameter."""
+    """tr(Σ)/‖G‖² and its two parts, in total and for each parameter."""
 
     scale: Tensor
     """Scalar: ``noise / signal``; infinite where the estimate of the signal is not above 0, NaN
@@ -30,7 +30,7 @@ class NoiseScale(NamedTuple):
     noise: Tensor
     """Scalar: unbiased tr(Σ), Σ the covariance of one sample's gradient."""
     signal: Tensor
-    """Scalar: unbiased |G|², G the expected gradient; it can come out below 0."""
+    """Scalar: unbiased ‖G‖², G the expected gradient; it can come out below 0."""
     noise_by_leaf: Any
     """A tree of scalars: the part of each parameter."""
     signal_by_leaf: Any
@@ -55,9 +55,9 @@ class NoiseAverage(NamedTuple):
 
 @checked
 def gradient_noise_scale(grads: Any, *, group_size: int = 1) -> NoiseScale:
-    """Noise scale of gradients that are at hand: tr(Σ)/|G|².
+    """Noise scale of gradients that are at hand: tr(Σ)/‖G‖².
 
-    tr(Σ) = b·(1/(N−1)) Σ_i ‖g_i − ḡ‖² and |G|² = ‖ḡ‖² − tr(Σ)/(bN), both unbiased for independent
+    tr(Σ) = b·(1/(N−1)) Σ_i ‖g_i − ḡ‖² and ‖G‖² = ‖ḡ‖² − tr(Σ)/(bN), both unbiased for independent
     g_i, each a mean over b samples. Their ratio is not: average both over steps, with
     `noise_average`, before it is taken. With N = 1 nothing is known, and all is NaN.
 

@@ -1,0 +1,81 @@
+"""Commands and settings that README and the pages name are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.config.commands import Outcome
+from tests.docs.pages import CONF, PAGES, ROOT, code_spans, commands, name
+
+COMMANDS = sorted({command for page in PAGES for command in commands(page)})
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+SPANS = sorted({(name(page), span) for page in PAGES for span in code_spans(page)})
+
+
+@pytest.fixture(autouse=True)
+def checked_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commands end where what they do would begin; there is a run to name."""
+
+    def stop(*given: Any, **settings: Any) -> None:
+        raise SystemExit(0)
+
+    for command in ("train", "evaluate", "diagnose", "benchmark", "take_tour"):
+        monkeypatch.setattr(f"metalearn.cli.{command}", stop)
+    saved = ROOT / "tests" / "saved_runs" / "v1" / "meta_sinusoid-finished"
+    shutil.copytree(saved, tmp_path / "outputs" / "mine")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_accepted(command: str, run: Callable[..., Outcome]) -> None:
+    _, script, *arguments = shlex.split(command, comments=True)
+    assert (ROOT / script).is_file()
+    outcome = run(Path(script).stem, *arguments)
+    assert outcome.code == 0, outcome.err
+    assert "error: " not in outcome.err
+
+
+def test_a_misspelt_command_is_not(run: Callable[..., Outcome]) -> None:
+    assert run("train", "trainer.stepz=5").code == 2
+
+
+def test_commands_are_found() -> None:
+    assert {shlex.split(command)[1] for command in COMMANDS} == {
+        f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")
+    }
+
+
+def settings_of(group: str) -> set[str]:
+    """Names of all settings that choices of a group have."""
+    return {str(key) for path in (CONF / group).glob("*.yaml") for key in OmegaConf.load(path)}
+
+
+def unknown(span: str) -> str:
+    """The first ``group=choice`` or ``group.setting=`` of a span that ``conf`` does not have."""
+    for word in span.split():
+        found = re.match(rf"({'|'.join(GROUPS)})(\.?)([a-z_]*)(=?)(\w*)", word.lstrip("'"))
+        if not found or "(" in word:
+            continue
+        group, dot, setting, equals, choice = found.groups()
+        if dot and equals and setting not in {*settings_of(group), "_target_"}:
+            return word
+        if not dot and not setting and choice and not (CONF / group / f"{choice}.yaml").is_file():
+            return word
+    return ""
+
+
+@pytest.mark.parametrize("page", [name(page) for page in PAGES])
+def test_settings_in_prose_are_there(page: str) -> None:
+    assert [unknown(span) for where, span in SPANS if where == page and unknown(span)] == []
+
+
+def test_what_is_not_there_is_noticed() -> None:
+    assert unknown("trainer.stepz=5") and unknown("trainer=metta") and unknown("maml.lr=1")
+    assert not unknown("trainer.steps=5") and not unknown("trainer=meta")
