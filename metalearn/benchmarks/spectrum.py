@@ -33,7 +33,7 @@ from metalearn.benchmarks.spectrum_runs import (
     their_runs,
 )
 from metalearn.core import lanczos
-from metalearn.core.curvature.lanczos import broadened
+from metalearn.core.curvature.spectral_density import broadened
 
 __all__ = [
     "SpectrumCurve",

@@ -68,16 +68,9 @@ from metalearn.core.curvature.fisher import (
     fisher_vp,
 )
 from metalearn.core.curvature.kfac import KroneckerBlock, KroneckerFisher, fisher_kfac
-from metalearn.core.curvature.lanczos import (
-    Lanczos,
-    SpectralDensity,
-    TopEigenvalues,
-    TraceEstimate,
-    lanczos,
-    spectral_density,
-    top_eigenvalues,
-    trace_estimate,
-)
+from metalearn.core.curvature.lanczos import Lanczos, TopEigenvalues, lanczos, top_eigenvalues
+from metalearn.core.curvature.trace import TraceEstimate, trace_estimate
+from metalearn.core.curvature.spectral_density import SpectralDensity, spectral_density
 from metalearn.core.curvature.likelihood import Likelihood
 from metalearn.core.curvature.operators import fisher_operator, ggn_operator, hessian_operator
 from metalearn.core.curvature.solve import NaturalGradient, natural_gradient, natural_gradient_step

@@ -1,67 +1,41 @@
-"""What is refused of losses and of numbers: a gradient that would be quietly zero or of a sum.
+"""What is refused of arguments: functions, batches, devices, inputs of a module, numbers.
 
-All checks but those of numbers are of types, shapes and graphs: they read no values, hold inside
-every transform of ``torch.func`` and wait for no device. Numbers given as tensors are read, where
-nothing wraps them; inside a transform they are taken as they are.
+Numbers given as tensors are read, where nothing wraps them; inside a transform they are taken as
+they are. The other checks but `check_range` are of types and shapes and wait for no device.
 """
 
 from __future__ import annotations
 
 import dis
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.core.memory import is_out_of_memory
-from metalearn.core.tree import flatten, leaf_names, leaves, tree_map, unflatten
+from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError
 
 __all__ = [
-    "UnreachedError",
     "as_device",
-    "call",
+    "call_given",
     "check_number",
     "check_pair",
     "check_range",
-    "check_reached",
     "check_samples",
-    "check_scalar",
     "module_takes",
-    "outside_inference_mode",
-    "reaching",
-    "refuse_unreached",
-    "scalar_loss",
-    "unused_parameters",
 ]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 _TORCH = str(Path(torch.__file__).parent)
-_CONSTANT = "no parameter reached"
 
 
-class UnreachedError(SettingError):
-    """A loss in which no parameter has a part."""
-
-
-def check_scalar(value: Any, setting: str) -> Tensor:
-    """The value, refused where it is no scalar: one real floating-point number as a tensor."""
-    if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
-        needed = "a scalar is needed, a tensor without axes"
-        if isinstance(value, Tensor) and not value.dim():
-            needed += " and of a floating-point type"
-        raise SettingError(setting, _shown(value), needed)
-    return value
-
-
-def call(function: Callable[..., R], setting: str, *args: Any, **kwargs: Any) -> R:
+def call_given(function: Callable[..., R], setting: str, *args: Any, **kwargs: Any) -> R:
     """What a function that was handed over gives; refused where it does not take the arguments.
 
     Errors from inside of it surface as they are.
@@ -123,82 +97,6 @@ def module_takes(setting: str, inputs: Any) -> Iterator[None]:
         line = (str(error).splitlines() or [type(error).__name__])[0][:160]
         accepted = f"inputs that the module takes are needed ({line})"
         raise SettingError(setting, tree_map(_described, inputs), accepted) from error
-
-
-def scalar_loss(loss_fn: Callable[P, Any]) -> Callable[P, Tensor]:
-    """The same loss, whose value is checked by `check_scalar`."""
-
-    def checked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        return check_scalar(call(loss_fn, "loss_fn", *args, **kwargs), "loss_fn")
-
-    return checked
-
-
-def check_reached(value: Tensor, setting: str = "loss_fn") -> Tensor:
-    """The value of a loss, refused where no parameter has a part in it.
-
-    For use where the parameters are differentiated: under a gradient of ``torch.func``, or under
-    autograd with parameters that require gradients. A single parameter without a part is none of
-    its business: that has a gradient of zero.
-    """
-    if not value.requires_grad:
-        refuse_unreached(setting)
-    return value
-
-
-def refuse_unreached(setting: str = "loss_fn") -> NoReturn:
-    """Raise the error of `check_reached`."""
-    raise UnreachedError(
-        setting, _CONSTANT,
-        "a loss is needed that is computed from the parameters it is given, so that it has a "
-        "gradient: none that ignores or detaches them or is computed under torch.no_grad",
-    )  # fmt: skip
-
-
-def reaching(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """The same function to be differentiated, its value checked by `check_reached`."""
-
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        return check_reached(function(*args, **kwargs))
-
-    return checked
-
-
-def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, which takes gradients, for callers under ``torch.inference_mode`` too.
-
-    There autograd records nothing, so that every gradient would be zero. The function runs
-    outside of it, with copies of the argument tensors that were made inside.
-    """
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
-        with torch.inference_mode(False):
-            args, kwargs = tree_map(_ordinary, (args, kwargs))
-            return function(*args, **kwargs)
-
-    return run
-
-
-@outside_inference_mode
-def unused_parameters(loss_fn: Callable[..., Tensor], params: Any, *args: Any) -> list[str]:
-    """Names of the parameters that have no part in ``loss_fn(params, *args)``, by autograd.
-
-    To torch they have no gradient (None), which an optimiser skips, where a gradient of zero would
-    have them decay.
-
-    Raises:
-        SettingError: a loss that is not a scalar or in which no parameter has a part.
-    """
-    values, spec = flatten(params)
-    with torch.enable_grad():
-        inside = [value.detach().requires_grad_() for value in values]
-        loss = check_reached(check_scalar(loss_fn(unflatten(inside, spec), *args), "loss_fn"))
-        grads = torch.autograd.grad(loss, inside, allow_unused=True)
-    return [name for name, grad in zip(leaf_names(params), grads) if grad is None]
 
 
 def check_samples(tree: Any, setting: str) -> None:
@@ -273,19 +171,6 @@ def _of_torch(error: Exception) -> bool:
 
 def _described(leaf: Any) -> Any:
     return f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
-
-
-def _ordinary(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
-
-
-def _shown(value: Any) -> Any:
-    """A value that is no scalar in few words."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape) if value.dim() else value.dtype
-    if isinstance(value, tuple | list | dict):
-        return tree_map(_shown, value)
-    return type(value).__name__
 
 
 def _range(above: float, least: float, below: float, infinite: bool) -> str:

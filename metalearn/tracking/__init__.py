@@ -18,7 +18,8 @@ from metalearn.tracking.figures import adaptation_figure, regression_figure, tas
 from metalearn.tracking.gradient_figures import layers_figure, noise_scale_figure
 from metalearn.tracking.progress import Progress
 from metalearn.tracking.provenance import provenance, write_json
-from metalearn.tracking.tracker import NullTracker, RunTracker, Tracker
+from metalearn.tracking.run_tracker import RunTracker
+from metalearn.tracking.tracker import NullTracker, Tracker
 
 __all__ = [
     "NullTracker",

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.core.checks import unused_parameters
 from metalearn.core.ensemble.stacking import MemberEngine, member_gradients
+from metalearn.core.loss_checks import unused_parameters
 from metalearn.core.tree import tree_map
 from metalearn.models import Ensemble, Stack
 

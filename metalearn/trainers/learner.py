@@ -24,15 +24,9 @@ from metalearn.core import (
     inner_trajectory,
     meta_gradient,
 )
-from metalearn.core.checks import (
-    check_pair,
-    check_reached,
-    check_samples,
-    module_takes,
-    outside_inference_mode,
-    unused_parameters,
-)
+from metalearn.core.checks import check_pair, check_samples, module_takes
 from metalearn.core.chunking import sample_count
+from metalearn.core.loss_checks import check_reached, outside_inference_mode, unused_parameters
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.meta.adapt import last_of
 from metalearn.core.module.copying import copy_module

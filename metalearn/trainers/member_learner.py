@@ -19,8 +19,8 @@ from metalearn.core.bayes.predictive import (
     negative_log_likelihoods,
 )
 from metalearn.core.bayes.predictive_regression import regression_uncertainty
-from metalearn.core.checks import outside_inference_mode
 from metalearn.core.ensemble.stacking import member_count, take_member, unstack
+from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.members import member_meta_gradient
 from metalearn.core.targets import is_label, labels_of, mean_without_padding, not_padding
 from metalearn.errors import SettingError

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from metalearn.core import clipped_gradient, functionalize, per_sample_module
 from metalearn.core.autodiff.products import check_mode
-from metalearn.core.checks import check_number, module_takes, reaching, unused_parameters
+from metalearn.core.checks import check_number, module_takes
 from metalearn.core.chunking import ChunkSize
+from metalearn.core.loss_checks import checked_to_reach, unused_parameters
 from metalearn.core.samples.checks import BatchNormPolicy
 from metalearn.core.samples.gradients import SampleMethod, one_gradient
 from metalearn.core.samples.norms import clipped_chunk
@@ -177,7 +178,9 @@ class PerSampleTrainer(Trainer):
                 with torch.no_grad():
                     loss = self.loss(self.params, batch)
             else:
-                grads, loss = torch.func.grad_and_value(reaching(self.loss))(self.params, batch)
+                grads, loss = torch.func.grad_and_value(checked_to_reach(self.loss))(
+                    self.params, batch
+                )
         else:
             found = clipped_gradient(
                 self.loss,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metalearn.core.checks import reaching, refuse_unreached
+from metalearn.core.loss_checks import checked_to_reach, refuse_unreached
 
 __all__ = ["Backend", "Eager", "Functional"]
 
@@ -50,7 +50,7 @@ class Functional:
         self, function: Callable[[Any], Tensor], inputs: Values, *, differentiable: bool
     ) -> tuple[Values, Tensor]:
         """See `Backend`."""
-        function = reaching(function) if inputs else function
+        function = checked_to_reach(function) if inputs else function
         grads, value = torch.func.grad_and_value(function)(list(inputs))
         return grads, value
 

@@ -20,7 +20,7 @@ from metalearn.core.autodiff.adjoint_tests import concrete, random_like
 from metalearn.core.autodiff.derivative_modes import Mode, hessian_vector, with_safe_operations
 from metalearn.core.autodiff.jacobian_passes import JacobianPasses, each_output, prefers_forward
 from metalearn.core.autodiff.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
-from metalearn.core.checks import call
+from metalearn.core.checks import call_given
 from metalearn.core.tree import check_floating, dot, flatten, unflatten
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
@@ -161,7 +161,7 @@ def _of_leaves(
         tree, full = unflatten(values, spec), list(args)
         for i, part in zip(chosen, tree if several else (tree,)):
             full[i] = part
-        outputs = call(partial(f, **kwargs), "f", *full)
+        outputs = call_given(partial(f, **kwargs), "f", *full)
         check_floating(outputs, "f(*args)")
         return outputs
 

@@ -25,7 +25,8 @@ from metalearn.core.autodiff.derivative_modes import (
     with_fallback,
     with_safe_operations,
 )
-from metalearn.core.checks import call, check_scalar, refuse_unreached
+from metalearn.core.checks import call_given
+from metalearn.core.loss_checks import check_scalar, refuse_unreached
 from metalearn.core.tree import check_floating, flatten, leaf_names, unflatten
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
@@ -229,7 +230,7 @@ def _of_primals(f: Function, primals: Any) -> tuple[Callable[[Leaves], Any], Lea
 
     def function(values: Leaves) -> Any:
         tree = unflatten(values, spec)
-        outputs = call(f, "f", *(tree if type(tree) is tuple else (tree,)))
+        outputs = call_given(f, "f", *(tree if type(tree) is tuple else (tree,)))
         check_floating(outputs, "f(*primals)")
         return outputs
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metalearn.core.checks import call, check_number, check_scalar
+from metalearn.core.checks import call_given, check_number
 from metalearn.core.curvature.operators import Operator
+from metalearn.core.loss_checks import check_scalar
 from metalearn.core.tree import add_scaled, check_floating, check_like, dot, tree_map
 from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
@@ -62,6 +63,6 @@ def consolidated_loss(
 
     def loss(params: Params, batch: Batch) -> Tensor:
         penalty = consolidation_penalty(params, anchor, fisher, strength=strength)
-        return check_scalar(call(loss_fn, "loss_fn", params, batch), "loss_fn") + penalty
+        return check_scalar(call_given(loss_fn, "loss_fn", params, batch), "loss_fn") + penalty
 
     return loss

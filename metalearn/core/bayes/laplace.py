@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from metalearn.core.checks import call, check_number
+from metalearn.core.checks import call_given, check_number
 from metalearn.core.chunking import sample_count
 from metalearn.core.curvature.fisher import fisher_matrix
 from metalearn.core.curvature.fisher_problem import OutputsFn, check_outputs
@@ -128,7 +128,7 @@ def laplace_predictive(
     check_floating(posterior.params, "posterior.params")
     sample_count(inputs)
     check_outputs(
-        call(outputs_fn, "outputs_fn", posterior.params, tree_map(lambda x: x[:1], inputs))
+        call_given(outputs_fn, "outputs_fn", posterior.params, tree_map(lambda x: x[:1], inputs))
     )
     flat, unravel = ravel(posterior.params)
 

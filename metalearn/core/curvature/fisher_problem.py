@@ -25,9 +25,10 @@ from metalearn.core.autodiff.derivative_modes import (
     with_safe_operations,
 )
 from metalearn.core.autodiff.products import matching
-from metalearn.core.checks import check_pair, check_reached
+from metalearn.core.checks import check_pair
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.curvature.likelihood import Likelihood
+from metalearn.core.loss_checks import check_reached
 from metalearn.core.ops import DecomposedOperations
 from metalearn.core.samples.gradients import one_gradient
 from metalearn.core.targets import check_labels

@@ -27,10 +27,11 @@ from metalearn.core.autodiff.products import (
     gauss_newton_product,
     hessian_product,
 )
-from metalearn.core.checks import check_pair, reaching, scalar_loss
+from metalearn.core.checks import check_pair
 from metalearn.core.chunking import sample_count
 from metalearn.core.curvature.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.curvature.likelihood import AnyLikelihood, FisherKind, Likelihood
+from metalearn.core.loss_checks import checked_to_reach, scalar_loss
 from metalearn.core.tree import check_floating, flatten, scale, tree_map, unflatten
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
@@ -66,7 +67,7 @@ def hessian_operator(
     check_mode("mode", mode, get_args(SecondMode))
 
     def product(vector: Params, batch: Batch, tested: bool) -> Params:
-        loss = reaching(scalar_loss(lambda p: loss_fn(p, batch)))
+        loss = checked_to_reach(scalar_loss(lambda p: loss_fn(p, batch)))
         return hessian_product(loss, (params,), (vector,), mode, tested=tested)[0]
 
     return _summed(product, params, batches, mode == "forward_over_reverse")

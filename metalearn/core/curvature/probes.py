@@ -16,9 +16,10 @@ from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metalearn.core._functorch import current_level
-from metalearn.core.checks import check_reached, module_takes
+from metalearn.core.checks import module_takes
 from metalearn.core.curvature.fisher_problem import over_samples
 from metalearn.core.curvature.likelihood import Likelihood
+from metalearn.core.loss_checks import check_reached
 from metalearn.core.module.functionalize import functionalize
 from metalearn.core.precision import widened
 from metalearn.core.samples.gradients import single

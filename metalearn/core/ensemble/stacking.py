@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from metalearn.core.autodiff.backend import Eager
-from metalearn.core.checks import check_samples, outside_inference_mode, reaching, scalar_loss
+from metalearn.core.checks import check_samples
+from metalearn.core.loss_checks import checked_to_reach, outside_inference_mode, scalar_loss
 from metalearn.core.ops import DecomposedOperations, task_operations
 from metalearn.core.tree import (
     check_floating,
@@ -204,7 +205,7 @@ def _gradients(
     params, *args = trees
     if engine == "vmap":
         with DecomposedOperations():
-            take = vmap(grad_and_value(reaching(loss_fn)), in_dims=(0, *dims))
+            take = vmap(grad_and_value(checked_to_reach(loss_fn)), in_dims=(0, *dims))
             grads, losses = take(params, *args)
         return MemberGradients(grads, losses)
     values, spec = flatten(params)

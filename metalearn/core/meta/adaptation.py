@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from metalearn.core.autodiff.backend import Backend, Functional, Values
-from metalearn.core.checks import scalar_loss
+from metalearn.core.loss_checks import scalar_loss
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.tree import check_floating, flatten, leaf_names, match_names, unflatten
 from metalearn.errors import SettingError, check_whole

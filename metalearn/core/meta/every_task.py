@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metalearn.core.checks import outside_inference_mode
+from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine, gradient_of_tasks, one_by_one, structural_engine
 from metalearn.core.meta.inner_optimizers import InnerOptimizer

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.func import vmap
 
-from metalearn.core.checks import outside_inference_mode
 from metalearn.core.ensemble.stacking import member_count, unstack
+from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine, TaskProgram, gradient_of_pairs
 from metalearn.core.meta.inner_optimizers import InnerOptimizer

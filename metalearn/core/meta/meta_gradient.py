@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from metalearn.core.autodiff.backend import Values
-from metalearn.core.checks import check_number, outside_inference_mode
+from metalearn.core.checks import check_number
+from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine, Execution
 from metalearn.core.meta.inner_optimizers import InnerOptimizer

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from metalearn.core.checks import UnreachedError, outside_inference_mode
+from metalearn.core.loss_checks import UnreachedError, outside_inference_mode
 from metalearn.core.memory import describe_bytes, is_out_of_memory, peak_memory
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.agreement import Trials

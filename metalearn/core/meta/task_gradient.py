@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.core.autodiff.backend import Values
-from metalearn.core.checks import UnreachedError, call, check_scalar, outside_inference_mode
+from metalearn.core.checks import call_given
+from metalearn.core.loss_checks import UnreachedError, check_scalar, outside_inference_mode
 from metalearn.core.meta.engines import Engine, Execution
 from metalearn.core.meta.methods import TaskGradient
 from metalearn.core.meta.task_checks import check_sets, choose_engine
@@ -99,7 +100,7 @@ class TaskLossGradient:
 
     def _loss_and_named(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The value of the loss, which is checked, and what comes with it."""
-        found = call(self.task_loss, "task_loss", *inputs)
+        found = call_given(self.task_loss, "task_loss", *inputs)
         if not self.has_aux:
             return check_scalar(found, "task_loss"), {}
         if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):

@@ -13,7 +13,8 @@ import torch
 from torch.func import vmap
 
 from metalearn.core.autodiff.backend import Eager, Functional
-from metalearn.core.checks import call, outside_inference_mode
+from metalearn.core.checks import call_given
+from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine, one_by_one, over_tasks, stacked_over_tasks
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
@@ -56,7 +57,7 @@ def along_adaptation(
     params = detached(params)
 
     def visited(*point: Any) -> Any:
-        found = call(visit, "visit", *point)
+        found = call_given(visit, "visit", *point)
         check_tensors(found, "visit")
         return found
 

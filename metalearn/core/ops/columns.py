@@ -9,73 +9,15 @@ window, [kh, kw] of the window.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Columns", "Window", "masked", "to_columns", "window_of"]
+from metalearn.core.ops.strips import places_of
+from metalearn.core.ops.windows import Window
 
-
-class Window(NamedTuple):
-    """How a window slides: ``(down, across)`` each; padding ``((top, bottom), (left, right))``."""
-
-    size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
-
-    def positions(self, height: int, width: int) -> tuple[int, int]:
-        """H', W' on a picture of that size."""
-        down, across = (
-            (length + sum(pad) - dilation * (size - 1) - 1) // stride + 1
-            for length, size, stride, pad, dilation in zip((height, width), *self)
-        )
-        return down, across
-
-    def reach(self, height: int, width: int) -> tuple[_Reach, _Reach]:
-        """What it reads of each axis of a picture of that size."""
-        down, across = (
-            _reach(length, *axis)
-            for length, *axis in zip((height, width), self.positions(height, width), *self)
-        )
-        return down, across
-
-    @property
-    def is_pixel(self) -> bool:
-        """Whether the window is one pixel, visited in order: columns are the picture itself."""
-        return self.size == self.stride == (1, 1) and self.padding == ((0, 0), (0, 0))
-
-
-class _Reach(NamedTuple):
-    """Along one axis: how many pixels are read, the border's among them, and which are real."""
-
-    length: int
-    start: int
-    stop: int
-
-
-def _reach(
-    length: int, positions: int, size: int, stride: int, pads: tuple[int, int], apart: int
-) -> _Reach:
-    read = (positions - 1) * stride + apart * (size - 1) + 1
-    return _Reach(read, min(pads[0], read), min(pads[0] + length, read))
-
-
-def window_of(size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
-    """The window of a convolution with torch's settings."""
-    size = _pair(size)
-    stride, dilation = _pair(stride), _pair(dilation)
-    if padding == "valid":
-        pads: Any = ((0, 0), (0, 0))
-    elif padding == "same":
-        totals = [d * (s - 1) for d, s in zip(dilation, size)]
-        pads = tuple((total // 2, total - total // 2) for total in totals)
-    else:
-        pads = tuple((p, p) for p in _pair(padding))
-    return Window(size, stride, pads, dilation)
+__all__ = ["Columns", "masked", "to_columns"]
 
 
 def to_columns(pictures: Tensor, window: Window) -> Tensor:
@@ -100,7 +42,7 @@ class Columns:
         length = window.size[0] * window.size[1] * channels
         self._columns = like.new_empty(tasks, samples * down * across, length)
         self._padded, self._inside = _bordered(like, shape, window)
-        self._places, self._is_covered = _places(window, height, width, channels)
+        self._places, self._is_covered = places_of(window, height, width, channels)
         self._views: dict[int, _Views] = {}
 
     def of(self, pictures: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -134,7 +76,7 @@ class Columns:
             pictures.zero_()
         start = pictures.storage_offset()
         for place, piece in zip(self._places, views.pieces):
-            target = pictures.as_strided(piece.shape, place.there, start + place.start)
+            target = pictures.as_strided(piece.shape, place.strides, start + place.start)
             if self._is_covered and place.leads:
                 target.copy_(piece)
             else:
@@ -183,7 +125,7 @@ class _Views(NamedTuple):
     inside: Tensor
     """The bordered pictures without their border."""
     pieces: list[Tensor]
-    """The columns as `_Place` wants them."""
+    """The columns as `Place` wants them."""
 
 
 def _bordered(like: Tensor, shape: Sequence[int], window: Window) -> tuple[Tensor, Tensor]:
@@ -203,90 +145,6 @@ def _bordered(like: Tensor, shape: Sequence[int], window: Window) -> tuple[Tenso
     return padded, rows[..., across.start : across.stop, :]
 
 
-class _Place(NamedTuple):
-    """Where one strip down and one across meet: what they write of a picture."""
-
-    strips: tuple[_Strip, _Strip]
-    leads: bool
-    """Whether it is of those that are written first; these do not overlap."""
-    there: tuple[int, ...]
-    """Strides of a picture: pictures, then visits and width down, then across, then channels."""
-    start: int
-    """In elements from the beginning of the picture."""
-
-
-def _places(window: Window, height: int, width: int, channels: int) -> tuple[list[_Place], bool]:
-    """All places, those that lead in front, and whether these cover the picture."""
-    down, across = window.positions(height, width)
-    (rows, cols), (step_down, step_across), (above, before), apart = window
-    vertical = _strips(height, down, rows, step_down, above[0], apart[0])
-    horizontal = _strips(width, across, cols, step_across, before[0], apart[1])
-    row = width * channels
-    there = (height * row, step_down * row, row, step_across * channels, channels, 1)
-    places = [
-        _Place((y, x), y.leads and x.leads, there, y.pixel * row + x.pixel * channels)
-        for y, x in product(vertical, horizontal)
-    ]
-    is_covered = all(
-        sum(s.visits * s.width for s in strips if s.leads) == size
-        for strips, size in ((vertical, height), (horizontal, width))
-    )
-    return places, is_covered
-
-
-class _Strip(NamedTuple):
-    """Offsets of a window that are neighbours and write side by side, at some of its positions."""
-
-    leads: bool
-    """Whether it is of those that are written first; these do not overlap."""
-    offset: int
-    """The first of the offsets."""
-    width: int
-    """How many."""
-    first: int
-    """The first of the positions."""
-    visits: int
-    """How many."""
-    pixel: int
-    """What the first offset touches at the first position."""
-
-
-@lru_cache(maxsize=1024)
-def _strips(
-    length: int, positions: int, size: int, stride: int, pad: int, apart: int
-) -> tuple[_Strip, ...]:
-    """One axis of a window, in as few strips as there are, those that lead in front.
-
-    At most ``stride`` neighbours stand together, so that what one strip writes does not overlap;
-    they begin where a position begins to cover the picture without a gap.
-    """
-    starts = [o for o in range(size) if apart > 1 or o == 0 or (o - pad) % stride == 0]
-    groups = [
-        _clipped(length, positions, stride, offset, stop - offset, offset * apart - pad)
-        for offset, stop in zip(starts, [*starts[1:], size])
-    ]
-    groups.sort(key=lambda strips: -sum(s.visits * s.width for s in strips))
-    return tuple(s._replace(leads=i == 0) for i, strips in enumerate(groups) for s in strips)
-
-
-def _clipped(
-    length: int, positions: int, stride: int, offset: int, width: int, shift: int
-) -> list[_Strip]:
-    """Neighbouring offsets, the first touching position · stride + shift, within the picture."""
-    strips: list[_Strip] = []
-    for position in range(positions):
-        start = position * stride + shift
-        low, high = max(start, 0), min(start + width, length)
-        if low >= high:
-            continue
-        strip = _Strip(False, offset + low - start, high - low, position, 1, low)
-        if strips and (strips[-1].offset, strips[-1].width) == (strip.offset, strip.width):
-            strips[-1] = strips[-1]._replace(visits=strips[-1].visits + 1)
-        else:
-            strips.append(strip)
-    return strips
-
-
 def masked(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
     """X where ``gate`` is above 0, else 0: the derivative of a ReLU at ``gate`` times x."""
     y: Tensor = _mask(x, gate, 0) if out is None else _mask_into(x, gate, 0, grad_input=out)
@@ -295,8 +153,3 @@ def masked(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 _mask = torch.ops.aten.threshold_backward.default
 _mask_into = torch.ops.aten.threshold_backward.grad_input
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    both = (value, value) if isinstance(value, int) else tuple(value)
-    return both if len(both) == 2 else both * 2

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.ops.columns import Columns, Window, masked
+from metalearn.core.ops.columns import Columns, masked
+from metalearn.core.ops.windows import Window
 
 __all__ = ["Product", "convolution"]
 

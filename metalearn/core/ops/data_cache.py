@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
-from metalearn.core.ops.columns import Window
+from metalearn.core.ops.windows import Window
 
 __all__ = ["cached", "caching_data"]
 

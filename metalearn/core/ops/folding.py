@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.ops.columns import Window, to_columns
+from metalearn.core.ops.columns import to_columns
 from metalearn.core.ops.data_cache import cached
+from metalearn.core.ops.windows import Window
 
 __all__ = ["fold", "is_shared", "task_columns"]
 

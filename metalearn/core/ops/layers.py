@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metalearn.core.ops.columns import Window
 from metalearn.core.ops.convolution import Product, convolution
 from metalearn.core.ops.data_cache import cached
 from metalearn.core.ops.folding import fold, is_shared, task_columns
 from metalearn.core.ops.normalization import normalize
+from metalearn.core.ops.windows import Window
 
 __all__ = [
     "batch_norm",

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from metalearn.core.ops import layers
-from metalearn.core.ops.columns import Window, window_of
 from metalearn.core.ops.convolution import Product
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
 from metalearn.core.ops.substitution import is_given
+from metalearn.core.ops.windows import Window, window_of
 
 __all__ = ["runs_over_tasks"]
 

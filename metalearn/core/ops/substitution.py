@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from metalearn.core.ops import layers
-from metalearn.core.ops.columns import window_of
 from metalearn.core.ops.decomposed_norms import decomposed_norm
 from metalearn.core.ops.decomposed_operations import decomposed_operation
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks, unwrap
+from metalearn.core.ops.windows import window_of
 from metalearn.core.tree import leaves
 
 __all__ = ["is_given", "substituting", "task_operations"]

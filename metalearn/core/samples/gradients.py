@@ -15,8 +15,13 @@ from torch import Tensor
 
 from metalearn.core.autodiff.backend import Eager, Functional
 from metalearn.core.autodiff.products import check_mode
-from metalearn.core.checks import UnreachedError, check_scalar, outside_inference_mode, reaching
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
+from metalearn.core.loss_checks import (
+    UnreachedError,
+    check_scalar,
+    checked_to_reach,
+    outside_inference_mode,
+)
 from metalearn.core.ops.class_weights import KeptClassWeights
 from metalearn.core.ops.decomposed_operations import DecomposedOperations
 from metalearn.core.ops.lean_gradient import is_differentiated
@@ -111,7 +116,7 @@ def gradients_taker(
 
     def by_vmap(batch: Batch) -> Params:
         keep = is_differentiated([*values, *flatten(batch)[0]])
-        gradient = torch.func.grad(reaching(loss))
+        gradient = torch.func.grad(checked_to_reach(loss))
         with DecomposedOperations(-1 if keep else None):
             grads = torch.func.vmap(gradient, in_dims=(None, 0))(values, batch)
         return unflatten(grads, spec)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
-from metalearn.core.ops.columns import Window, to_columns
+from metalearn.core.ops.columns import to_columns
+from metalearn.core.ops.windows import Window
 
 __all__ = ["Convolution", "Embedding", "Layer", "Linear"]
 

@@ -28,11 +28,11 @@ from metalearn.core._functorch import (
     maybe_get_level,
     temporarily_pop_interpreter_stack,
 )
-from metalearn.core.checks import refuse_unreached
-from metalearn.core.ops.columns import window_of
+from metalearn.core.loss_checks import refuse_unreached
 from metalearn.core.ops.decomposed_norms import decomposed_norms
 from metalearn.core.ops.decomposed_operations import decomposed_operation
 from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
+from metalearn.core.ops.windows import window_of
 from metalearn.core.samples.layer_io import Convolution, Embedding, Layer, Linear
 from metalearn.core.tree import flatten
 

@@ -21,8 +21,8 @@ from metalearn.core import (
     trace_estimate,
 )
 from metalearn.core.curvature.fisher_problem import FisherProblem
-from metalearn.core.curvature.lanczos import broadened
 from metalearn.core.curvature.likelihood import FisherKind, Likelihood
+from metalearn.core.curvature.spectral_density import broadened
 from metalearn.core.tree import leaves, tree_map
 from metalearn.trainers.diagnosis.finding import Curvature, Finding, criterion, each, loss_of
 from metalearn.trainers.diagnostics import Predictive

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.core.ops.columns import Columns, Window, to_columns, window_of
+from metalearn.core.ops.columns import Columns, to_columns
+from metalearn.core.ops.windows import Window, window_of
 from tests.support import oracles
 
 SETTINGS: list[tuple[tuple[int, int], Any, Any, Any, Any]] = [

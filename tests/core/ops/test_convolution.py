@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from metalearn.core.ops import convolution as module
-from metalearn.core.ops.columns import window_of
 from metalearn.core.ops.convolution import convolution
 from metalearn.core.ops.folding import task_columns
+from metalearn.core.ops.windows import window_of
 from tests.support import oracles
 
 

@@ -8,8 +8,8 @@ import weakref
 import torch
 from torch import Tensor
 
-from metalearn.core.ops.columns import Window, window_of
 from metalearn.core.ops.data_cache import cached, caching_data
+from metalearn.core.ops.windows import Window, window_of
 
 WINDOW = window_of(2, 1, 0, 1)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from metalearn.core.ops import convolution as convolution_module
 from metalearn.core.ops import layers
-from metalearn.core.ops.columns import Window, window_of
 from metalearn.core.ops.folding import fold
+from metalearn.core.ops.windows import Window, window_of
 from tests.support import oracles
 
 EPS = 1e-3

@@ -1,0 +1,74 @@
+"""How the window of a convolution or of a pooling slides over pictures.
+
+Axes: [H', W'] positions of the window, [kh, kw] of the window.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["Window", "window_of"]
+
+
+class Window(NamedTuple):
+    """How a window slides: ``(down, across)`` each; padding ``((top, bottom), (left, right))``."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+
+    def positions(self, height: int, width: int) -> tuple[int, int]:
+        """H', W' on a picture of that size."""
+        down, across = (
+            (length + sum(pad) - dilation * (size - 1) - 1) // stride + 1
+            for length, size, stride, pad, dilation in zip((height, width), *self)
+        )
+        return down, across
+
+    def reach(self, height: int, width: int) -> tuple[_Reach, _Reach]:
+        """What it reads of each axis of a picture of that size."""
+        down, across = (
+            _reach(length, *axis)
+            for length, *axis in zip((height, width), self.positions(height, width), *self)
+        )
+        return down, across
+
+    @property
+    def is_pixel(self) -> bool:
+        """Whether the window is one pixel, visited in order: columns are the picture itself."""
+        return self.size == self.stride == (1, 1) and self.padding == ((0, 0), (0, 0))
+
+
+def window_of(size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
+    """The window of a convolution with torch's settings."""
+    size = _pair(size)
+    stride, dilation = _pair(stride), _pair(dilation)
+    if padding == "valid":
+        pads: Any = ((0, 0), (0, 0))
+    elif padding == "same":
+        totals = [d * (s - 1) for d, s in zip(dilation, size)]
+        pads = tuple((total // 2, total - total // 2) for total in totals)
+    else:
+        pads = tuple((p, p) for p in _pair(padding))
+    return Window(size, stride, pads, dilation)
+
+
+class _Reach(NamedTuple):
+    """Along one axis: how many pixels are read, the border's among them, and which are real."""
+
+    length: int
+    start: int
+    stop: int
+
+
+def _reach(
+    length: int, positions: int, size: int, stride: int, pads: tuple[int, int], apart: int
+) -> _Reach:
+    read = (positions - 1) * stride + apart * (size - 1) + 1
+    return _Reach(read, min(pads[0], read), min(pads[0] + length, read))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    return both if len(both) == 2 else both * 2

@@ -1,0 +1,210 @@
+"""A run's numbers and pictures in its folder: JSON lines and TensorBoard.
+
+Axes: none; a step is one outer (meta) step, counted from 0 over all resumptions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core.tree import check_tensors
+from metalearn.errors import SettingError, check_whole
+from metalearn.files import append_whole, failures_named
+from metalearn.signatures import checked
+from metalearn.tracking.metric_lines import drop_lines
+from metalearn.tracking.provenance import plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RunTracker"]
+
+_LARGEST = 1e20  # the outermost bin of TensorBoard's histograms
+
+
+class RunTracker:
+    """Writes ``folder/metrics.jsonl`` and ``folder/tensorboard/``.
+
+    ``metrics.jsonl`` has one object a line for each call of ``scalars`` or ``curves``:
+    ``{"step": 10, "time": 1760000000.0, "train/loss": 0.5}``, time in Unix seconds. A non-finite
+    number is written as ``null``, so that every line is valid JSON; TensorBoard keeps it as it is.
+
+    A run in a folder that already has one is continued: new lines follow the old, without the torn
+    last line that a crash may have left. With ``resume_step=k`` whatever an interrupted run wrote
+    after step k is dropped first, in both places.
+
+    A disk that fails in ``tensorboard/`` costs the records there: a warning is logged once. One
+    that fails in ``metrics.jsonl`` is an error, and leaves no part of the line.
+
+    Args:
+        folder: the run's folder, made if missing.
+        resume_step: the last step whose records stay; None keeps all.
+        again: beginnings of names that will be recorded once more at ``resume_step`` itself; its
+            lines with such a name are dropped as well.
+        bands: title to names of scalars with companions ``<name>_low`` and ``<name>_high``, the
+            ends of a band; each is one in TensorBoard's Custom Scalars tab, under the title.
+
+    Raises:
+        SettingError: a negative ``resume_step``.
+        OSError: ``metrics.jsonl`` cannot be written.
+    """
+
+    @checked
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume_step: int | None = None,
+        again: Sequence[str] = (),
+        bands: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        from metalearn.tracking.events import EventWriter  # a second to import: only if asked for
+
+        if resume_step is not None:
+            check_whole("resume_step", resume_step, 0)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = folder / "metrics.jsonl"
+        last = drop_lines(self._metrics, resume_step, again)
+        self._lines = self._metrics.open("ab", buffering=0)
+        self._tensorboard = folder / "tensorboard"
+        kept = None if resume_step is None else resume_step + 1
+        self._writer: Any = EventWriter(
+            self._tensorboard, purge_step=0 if again and resume_step == 0 else kept
+        )
+        self._last_step = last
+        self._charts: dict[str, dict[str, list[object]]] = {
+            title: {name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in names}
+            for title, names in (bands or {}).items()
+        }
+        if self._charts:
+            self._writer.add_custom_scalars(self._charts)
+
+    @checked
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one JSON line, and each number to TensorBoard under its name."""
+        check_whole("step", step, 0)
+        for name, value in self._line(step, values).items():
+            self._writer.add_scalar(name, value, step)
+        self._last_step = max(self._last_step, step)
+
+    @checked
+    def histograms(self, step: int, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write the histogram of each tensor as ``<name>/<leaf>``.
+
+        Left out, since TensorBoard cannot draw them: empty tensors, and those with an entry that
+        is not finite or lies beyond ±1e20.
+        """
+        check_whole("step", step, 0)
+        check_tensors(dict(tensors), "tensors")
+        for leaf, tensor in tensors.items():
+            # In float64 the sum of squares that TensorBoard stores cannot overflow.
+            values = tensor.detach().to("cpu").to(torch.float64).flatten()
+            if values.numel() and bool((values.abs() < _LARGEST).all()):
+                self._writer.add_histogram(f"{name}/{leaf}", values.numpy(), step)
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Draw the figure into TensorBoard's Images and close it."""
+        self._writer.add_figure(name, figure, step, close=True)
+
+    @checked
+    def curves(self, step: int, name: str, values: Mapping[str, float]) -> None:
+        """Write scalars ``<name>/<key>``; the Custom Scalars tab shows them in one chart."""
+        self.scalars(step, {f"{name}/{key}": value for key, value in values.items()})
+        charts = self._charts.setdefault("curves", {})
+        if name not in charts:
+            charts[name] = ["Multiline", [f"^{re.escape(name)}/"]]
+            self._writer.add_custom_scalars(self._charts)  # the newest layout counts
+
+    def hparams(
+        self, settings: Mapping[str, bool | int | float | str], results: Mapping[str, float]
+    ) -> None:
+        """Make this run one row of TensorBoard's HParams table.
+
+        The results are scalars of the last step seen (so they stand in the JSON lines too). Only
+        the first call's settings count.
+        """
+        _write_row(self._writer, settings)
+        if results:
+            self.scalars(self._last_step, results)
+        self.flush()
+
+    def member_hparams(
+        self,
+        settings: Sequence[Mapping[str, bool | int | float | str]],
+        results: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Make each member one row of TensorBoard's HParams table.
+
+        Member m is a run ``tensorboard/member_<m>`` inside this one, with its settings, its number
+        as the setting ``member`` (the table cuts names of runs short) and, as scalars of the last
+        step seen, its results. A second call replaces the rows. The JSON line has the results as
+        ``member_<m>/<name>``. Members are counted from 0, with leading zeros.
+
+        Raises:
+            SettingError: results of another number of members than settings.
+        """
+        from metalearn.tracking.events import EventWriter
+
+        if len(settings) != len(results):
+            accepted = f"one for each of the {len(settings)} members is needed"
+            raise SettingError("number of results", len(results), accepted)
+        step, digits = self._last_step, max(2, len(str(len(settings) - 1)))
+        names = [f"member_{index:0{digits}}" for index in range(len(settings))]
+        for old in self._tensorboard.glob("member_[0-9]*/"):
+            shutil.rmtree(old, ignore_errors=True)
+        for index, (name, given, numbers) in enumerate(zip(names, settings, results)):
+            writer: Any = EventWriter(self._tensorboard / name)
+            for key, value in numbers.items():
+                writer.add_scalar(key, float(value), step)
+            _write_row(writer, {"member": index, **given})
+            writer.close()
+        self._line(step, {f"{n}/{k}": v for n, row in zip(names, results) for k, v in row.items()})
+
+    def flush(self) -> None:
+        """Bring everything recorded so far to disk."""
+        if not self._lines.closed:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close both files; a second call does nothing."""
+        if not self._lines.closed:
+            self._lines.close()
+            self._writer.close()
+
+    def _line(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        numbers = {name: float(value) for name, value in values.items()}
+        record = plain({"step": step, "time": round(time.time(), 3), **numbers})
+        with failures_named(self._metrics):
+            append_whole(self._lines, json.dumps(record, allow_nan=False).encode() + b"\n")
+        return numbers
+
+
+def _write_row(writer: Any, settings: Mapping[str, bool | int | float | str]) -> None:
+    from torch.utils.tensorboard.summary import hparams
+
+    # SummaryWriter.add_hparams would open a second run inside the writer's. And of its three
+    # records the first (the "experiment") stays away: TensorBoard would take the columns of
+    # all runs from one run's list; without it, they are the union over the runs.
+    records: Callable[..., tuple[Any, Any, Any]] = hparams
+    _, start, end = records({k: _setting(v) for k, v in settings.items()}, {})
+    file = writer._get_file_writer()
+    file.add_summary(start)
+    file.add_summary(end)
+
+
+def _setting(value: bool | int | float | str) -> int | float | str:
+    # The table shows booleans as 0 and 1, and breaks on numbers that JSON cannot hold.
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
