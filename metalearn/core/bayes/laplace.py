@@ -25,7 +25,7 @@ from metalearn.core.checks import call_given, check_number
 from metalearn.core.chunking import sample_count
 from metalearn.core.curvature.fisher import fisher_matrix
 from metalearn.core.curvature.fisher_problem import OutputsFn, check_outputs
-from metalearn.core.curvature.likelihood import AnyLikelihood, Likelihood
+from metalearn.core.curvature.likelihood import NOT_GIVEN, AnyLikelihood, Likelihood
 from metalearn.core.random_tensors import normal
 from metalearn.core.tree import check_floating, match_names, ravel, tree_map
 from metalearn.errors import SettingError, check_whole
@@ -90,7 +90,7 @@ def laplace_posterior(
     *,
     likelihood: AnyLikelihood,
     prior_precision: float,
-    variance: float | None = None,
+    variance: float = NOT_GIVEN,
     chunk_size: int | None = None,
 ) -> Laplace:
     """N(θ*, (N·F + prior·I)⁻¹).
@@ -110,7 +110,7 @@ def laplace_posterior(
     check_number("prior_precision", prior_precision, above=0, accepted="a number above 0 is needed")
     if isinstance(likelihood, Likelihood) and likelihood.kind != "exact":
         raise SettingError("likelihood", likelihood, "kind='exact' is needed for a posterior")
-    rule = Likelihood.of(likelihood, "exact", None, variance)
+    rule = Likelihood.of(likelihood, "exact", NOT_GIVEN, variance)
     fisher = fisher_matrix(outputs_fn, params, batch, likelihood=rule, chunk_size=chunk_size)
     count = sample_count(batch[0])
     eye = torch.eye(len(fisher), dtype=fisher.dtype, device=fisher.device)

@@ -34,7 +34,7 @@ from torch import Tensor
 from metalearn.core.autodiff.derivative_modes import AnyMode
 from metalearn.core.autodiff.products import check_mode
 from metalearn.core.curvature.fisher_problem import FisherProblem, OutputsFn
-from metalearn.core.curvature.likelihood import AnyLikelihood, FisherKind, Likelihood
+from metalearn.core.curvature.likelihood import NOT_GIVEN, AnyLikelihood, FisherKind, Likelihood
 from metalearn.core.tree import check_floating, leaves, tree_map
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
@@ -59,8 +59,8 @@ def fisher_diagonal(
     likelihood: AnyLikelihood,
     kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int | None = None,
-    variance: float | None = None,
+    samples: int = NOT_GIVEN,
+    variance: float = NOT_GIVEN,
     chunk_size: int | None = None,
 ) -> Params:
     """The diagonal of F, 1/N · Σ_n Σ_r (J_nᵀ s_nr)², as a tree like ``params``.
@@ -97,8 +97,8 @@ def fisher_trace(
     likelihood: AnyLikelihood,
     kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int | None = None,
-    variance: float | None = None,
+    samples: int = NOT_GIVEN,
+    variance: float = NOT_GIVEN,
     chunk_size: int | None = None,
 ) -> Tensor:
     """Tr F = 1/N · Σ_n Σ_r ‖J_nᵀ s_nr‖², a scalar; arguments as in `fisher_diagonal`."""
@@ -119,8 +119,8 @@ def fisher_matrix(
     likelihood: AnyLikelihood,
     kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int | None = None,
-    variance: float | None = None,
+    samples: int = NOT_GIVEN,
+    variance: float = NOT_GIVEN,
     chunk_size: int | None = None,
 ) -> Tensor:
     """F whole, ``[P, P]`` in the order of `metalearn.core.tree.ravel`, for small models.
@@ -147,8 +147,8 @@ def fisher_blocks(
     likelihood: AnyLikelihood,
     kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int | None = None,
-    variance: float | None = None,
+    samples: int = NOT_GIVEN,
+    variance: float = NOT_GIVEN,
     chunk_size: int | None = None,
 ) -> Params:
     """The diagonal blocks of F, one of each leaf with p elements: a tree of ``[p, p]``.
@@ -175,8 +175,8 @@ def fisher_vp(
     likelihood: AnyLikelihood,
     kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int | None = None,
-    variance: float | None = None,
+    samples: int = NOT_GIVEN,
+    variance: float = NOT_GIVEN,
     chunk_size: int | None = None,
     mode: AnyMode = "auto",
 ) -> Params:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from metalearn.core.checks import check_number, check_pair
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.curvature.fisher_problem import check_outputs, check_targets
-from metalearn.core.curvature.likelihood import AnyLikelihood, FisherKind, Likelihood
+from metalearn.core.curvature.likelihood import NOT_GIVEN, AnyLikelihood, FisherKind, Likelihood
 from metalearn.core.curvature.probes import Layers, ProbedModule
 from metalearn.core.tree import check_floating, ravel, tree_map
 from metalearn.errors import SettingError, check_whole
@@ -136,8 +136,8 @@ def fisher_kfac(
     corrected: bool = False,
     buffers: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
-    samples: int | None = None,
-    variance: float | None = None,
+    samples: int = NOT_GIVEN,
+    variance: float = NOT_GIVEN,
     chunk_size: int | None = None,
 ) -> KroneckerFisher:
     """The Kronecker-factored Fisher matrix of a module with outputs ``[N, C]``.

@@ -22,8 +22,14 @@ from metalearn.core.random_tensors import normal, uniform
 from metalearn.core.targets import IGNORED
 from metalearn.errors import SettingError, check_whole
 
-__all__ = ["AnyLikelihood", "FisherKind", "Likelihood", "LikelihoodName"]
+__all__ = ["NOT_GIVEN", "AnyLikelihood", "FisherKind", "Likelihood", "LikelihoodName"]
 
+
+class _NotGiven(int):
+    """The default 1 of a keyword that was left out, beside which a `Likelihood` may say another."""
+
+
+NOT_GIVEN = _NotGiven(1)
 LikelihoodName = Literal["categorical", "gaussian"]
 FisherKind = Literal["exact", "monte_carlo", "empirical"]
 
@@ -73,21 +79,19 @@ class Likelihood:
     def of(
         likelihood: LikelihoodName | Likelihood,
         kind: FisherKind | None,
-        samples: int | None,
-        variance: float | None,
+        samples: int,
+        variance: float,
     ) -> Likelihood:
-        """One value of what a public function was given; None is what was not.
+        """One value of what a public function was given; None and `NOT_GIVEN` are what was not.
 
         Raises:
             SettingError: a keyword that contradicts the `Likelihood` beside it; as the class.
         """
-        given = {"kind": kind, "samples": samples, "variance": variance}
-        known = {name: value for name, value in given.items() if value is not None}
         if not isinstance(likelihood, Likelihood):
-            return Likelihood(likelihood, **{"kind": None, **known})  # type: ignore[arg-type]
-        for name, value in known.items():
+            return Likelihood(likelihood, kind, samples, variance)  # type: ignore[arg-type]
+        for name, value in (("kind", kind), ("samples", samples), ("variance", variance)):
             own = getattr(likelihood, name)
-            if not _same(value, own):
+            if value is not NOT_GIVEN and (name, value) != ("kind", None) and not _same(value, own):
                 raise SettingError(
                     name, value, f"the likelihood says {own!r}, so nothing is needed"
                 )

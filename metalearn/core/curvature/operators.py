@@ -30,7 +30,7 @@ from metalearn.core.autodiff.products import (
 from metalearn.core.checks import check_pair
 from metalearn.core.chunking import sample_count
 from metalearn.core.curvature.fisher_problem import FisherProblem, OutputsFn
-from metalearn.core.curvature.likelihood import AnyLikelihood, FisherKind, Likelihood
+from metalearn.core.curvature.likelihood import NOT_GIVEN, AnyLikelihood, FisherKind, Likelihood
 from metalearn.core.loss_checks import checked_to_reach, scalar_loss
 from metalearn.core.tree import check_floating, flatten, scale, tree_map, unflatten
 from metalearn.errors import SettingError, check_whole
@@ -123,8 +123,8 @@ def fisher_operator(
     likelihood: AnyLikelihood,
     kind: FisherKind | None = None,
     generator: torch.Generator | None = None,
-    samples: int | None = None,
-    variance: float | None = None,
+    samples: int = NOT_GIVEN,
+    variance: float = NOT_GIVEN,
     chunk_size: int | None = None,
     mode: AnyMode = "auto",
 ) -> Operator:
