@@ -1,5 +1,37 @@
-"""Meta-learning, ensembles and per-sample gradients on ``torch.func``."""
+"""Meta-learning, ensembles and per-sample gradients on ``torch.func``.
 
-from metalearn.models import Ensemble
+What stands here is imported when it is asked for, so that the command line starts at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metalearn.models import Ensemble
 
 __all__ = ["Ensemble"]
+
+_PLACES = {"Ensemble": "metalearn.models"}
+_ROOMS = (
+    "core",
+    "data",
+    "errors",
+    "evaluation",
+    "models",
+    "tasks",
+    "tracking",
+    "trainers",
+    "types",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

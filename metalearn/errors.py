@@ -1,6 +1,13 @@
 """Errors that a person can act on: one sentence, no traceback needed."""
 
-__all__ = ["DataError", "NonFiniteError", "SettingError", "StorageError", "check_whole"]
+__all__ = [
+    "DataError",
+    "DisagreementError",
+    "NonFiniteError",
+    "SettingError",
+    "StorageError",
+    "check_whole",
+]
 
 
 class SettingError(ValueError):
@@ -36,6 +43,10 @@ class StorageError(OSError):
 
 class NonFiniteError(FloatingPointError):
     """A loss or gradient became infinite or NaN; the message says where."""
+
+
+class DisagreementError(ArithmeticError):
+    """Two ways that must agree do not, or two that must differ agree; the message says which."""
 
 
 def check_whole(setting: str, value: object, least: int, most: int = 2**63 - 1) -> None:

@@ -1,11 +1,20 @@
-"""From a configuration to objects to a run: the one room that knows Hydra and OmegaConf."""
+"""From a configuration to objects to a run: the one room that knows Hydra and OmegaConf.
 
-from metalearn.cli.benchmarking import benchmark
-from metalearn.cli.commands import run, train
-from metalearn.cli.diagnosing import diagnose
-from metalearn.cli.evaluation import evaluate
-from metalearn.cli.loading import load_ensemble, load_learner, load_module
-from metalearn.cli.tour import take_tour
+Names are imported when they are asked for: ``--help`` needs neither torch nor a trainer.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metalearn.cli.command_line import main
+    from metalearn.cli.commands.benchmark import benchmark
+    from metalearn.cli.commands.diagnose import diagnose
+    from metalearn.cli.commands.evaluate import evaluate
+    from metalearn.cli.commands.tour import take_tour
+    from metalearn.cli.commands.train import train
+    from metalearn.cli.hydra_commands import run
+    from metalearn.cli.loading import load_ensemble, load_learner, load_module
 
 __all__ = [
     "benchmark",
@@ -14,7 +23,31 @@ __all__ = [
     "load_ensemble",
     "load_learner",
     "load_module",
+    "main",
     "run",
     "take_tour",
     "train",
 ]
+
+_PLACES = {
+    "benchmark": "commands.benchmark",
+    "diagnose": "commands.diagnose",
+    "evaluate": "commands.evaluate",
+    "load_ensemble": "loading",
+    "load_learner": "loading",
+    "load_module": "loading",
+    "main": "command_line",
+    "run": "hydra_commands",
+    "take_tour": "commands.tour",
+    "train": "commands.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

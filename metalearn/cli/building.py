@@ -14,7 +14,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from metalearn.cli.given import plain
+from metalearn.cli.given_settings import plain_value
 from metalearn.core.memory import check_room
 from metalearn.data import ClassificationData, resized
 from metalearn.errors import DataError, SettingError, check_whole
@@ -79,10 +79,10 @@ def check_settings_of(config: DictConfig) -> None:
     """
     device_of(config.device)
     for name in ("seed", "test_tasks"):
-        check_whole(name, plain(config[name]), 0, _LARGEST)
+        check_whole(name, plain_value(config[name]), 0, _LARGEST)
     deterministic = _deterministic(config)
     if not isinstance(deterministic, bool):
-        raise SettingError("deterministic", plain(deterministic), "true or false is needed")
+        raise SettingError("deterministic", plain_value(deterministic), "true or false is needed")
     accepted = _accepted(_group(config, "trainer"), "trainer")
     arguments = accepted_settings(target_of(config.trainer, "trainer"))
     for group in _REQUIRED:
@@ -96,7 +96,7 @@ def check_settings_of(config: DictConfig) -> None:
         f.name: config.trainer[f.name] for f in fields(LoopSettings) if f.name in config.trainer
     }
     try:
-        LoopSettings(**{name: plain(value) for name, value in loop.items()})
+        LoopSettings(**{name: plain_value(value) for name, value in loop.items()})
     except SettingError as error:
         raise _placed(error, "trainer") from error
     if "members" in accepted and ("seeds" in accepted or config.trainer.get("members") is not None):
@@ -156,7 +156,7 @@ def _model(config: DictConfig, source: Any) -> nn.Module:
 
 def _network_seeds(config: DictConfig) -> Sequence[int]:
     """Of the weights of each network, and of the order in which it sees the data."""
-    given, members = plain(config.trainer.get("seeds")), config.trainer.members
+    given, members = plain_value(config.trainer.get("seeds")), config.trainer.members
     count = getattr(target_of(config.trainer, "trainer"), "networks", None) or members
     if given is None:
         return range(config.seed, config.seed + count)
@@ -184,7 +184,7 @@ def _group(config: DictConfig, group: str) -> DictConfig:
     node = config.get(group)
     if not isinstance(node, DictConfig) or "_target_" not in node:
         choices = f"a choice of this group is needed, {group}=..., which --help lists"
-        raise SettingError(group, plain(node), choices)
+        raise SettingError(group, plain_value(node), choices)
     return node
 
 
@@ -205,7 +205,7 @@ def _check(node: DictConfig, group: str) -> None:
     if missing:
         name = f"{group}.{missing[0].removeprefix(f'{group}.')}"
         raise SettingError(name, None, "this setting has to be given")
-    values = {str(key): plain(node[key], resolve=True) for key in node}
+    values = {str(key): plain_value(node[key], resolve=True) for key in node}
     settings = {k: v for k, v in values.items() if k not in _KEYWORDS}
     for name in settings:
         if name.startswith("_"):

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from metalearn.cli.building import AnyTrainer, build
-from metalearn.cli.folders import existing_run, saved_config
+from metalearn.cli.run_config import saved_config
+from metalearn.cli.run_folders import existing_run
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble, Predictor
 from metalearn.trainers import EnsembleTrainer, MetaLearner, MetaTrainer, PerSampleTrainer

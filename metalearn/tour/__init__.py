@@ -1,9 +1,9 @@
 """A walk through the mathematics: everything is computed in two ways or more, and must agree."""
 
+from metalearn.errors import DisagreementError
 from metalearn.tour.chapters import chapters, choose, walk
 from metalearn.tour.stops import (
     Chapter,
-    DisagreementError,
     ScalarEngine,
     Stop,
     Way,

@@ -17,15 +17,12 @@ import torch
 from torch import Tensor
 
 from metalearn.core.tree import leaves, tree_map
+from metalearn.errors import DisagreementError
 
-__all__ = ["Chapter", "DisagreementError", "ScalarEngine", "Stop", "Way", "Ways", "check", "stop"]
+__all__ = ["Chapter", "ScalarEngine", "Stop", "Way", "Ways", "check", "stop"]
 
 _REPEATS = 7
 _BUDGET = 0.1  # seconds of repeats of one way
-
-
-class DisagreementError(ArithmeticError):
-    """Two ways that must agree do not, or two that must differ agree; the message says which."""
 
 
 class ScalarEngine(Protocol):

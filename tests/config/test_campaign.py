@@ -65,8 +65,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*given: Any, **settings: Any) -> None:
         raise SystemExit(0)
 
-    monkeypatch.setattr("metalearn.cli.commands.RunTracker", stop)
-    monkeypatch.setattr("metalearn.cli.benchmarking._meta_gradients", stop)
+    monkeypatch.setattr("metalearn.cli.commands.train.RunTracker", stop)
+    monkeypatch.setattr("metalearn.cli.commands.benchmark._meta_gradients", stop)
 
 
 def files(folder: Path) -> set[Path]:
@@ -169,8 +169,8 @@ def test_every_top_level_setting_with_every_wrong_value(
 ) -> None:
     monkeypatch.chdir(place)
     for name in ("evaluate", "diagnose"):
-        monkeypatch.setattr(f"metalearn.cli.{_ROOMS[name]}.trainer_of", _stop)
-    monkeypatch.setattr("metalearn.cli.commands.build", _stop)
+        monkeypatch.setattr(f"metalearn.cli.commands.{name}.trainer_of", _stop)
+    monkeypatch.setattr("metalearn.cli.commands.train.build", _stop)
     own = OmegaConf.load(ROOT / "conf" / f"{script}.yaml")
     run = ["run=runs/meta_sinusoid-finished"] if "run" in set(own) else []
     for key in set(own) - {"defaults", "hydra", "run"}:
@@ -184,9 +184,6 @@ def test_every_top_level_setting_with_every_wrong_value(
                 assert outcome.code == 0, outcome.err
                 for path in sorted(files(place) - before, reverse=True):
                     path.rmdir() if path.is_dir() else path.unlink()
-
-
-_ROOMS = {"evaluate": "evaluation", "diagnose": "diagnosing"}
 
 
 def _stop(*given: Any, **settings: Any) -> None:

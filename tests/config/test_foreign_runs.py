@@ -18,8 +18,8 @@ import yaml
 from hydra.utils import get_object
 
 from metalearn.cli import load_ensemble, load_learner, load_module
-from metalearn.cli.folders import saved_config
-from metalearn.cli.targets import TARGETS
+from metalearn.cli.allowed_targets import TARGETS
+from metalearn.cli.run_config import saved_config
 from metalearn.errors import DataError, SettingError
 from tests.config.commands import ROOT, TINY, Outcome, call
 from tests.config.foreign_runs import CHANGES, SAVED, TEXTS, Foreign, plant, watched

@@ -16,9 +16,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
-from metalearn.cli import before as before_module
-from metalearn.cli import folders, load_learner
-from metalearn.cli.folders import claimed
+from metalearn.cli import load_learner, run_folders
+from metalearn.cli.commands import train as train_command
+from metalearn.cli.run_folders import claimed
 from metalearn.errors import SettingError, StorageError
 from metalearn.tracking import RunTracker
 from metalearn.trainers import MetaTrainer
@@ -32,7 +32,7 @@ Run = Callable[..., Outcome]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MetaTrainer, "_draw", lambda self, scores: None)
-    monkeypatch.setattr("metalearn.cli.commands.provenance", dict)  # asks git, which is slow
+    monkeypatch.setattr("metalearn.cli.commands.train.provenance", dict)  # asks git, which is slow
 
     def command(script: str, *arguments: str) -> Outcome:
         return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
@@ -257,7 +257,7 @@ def test_a_second_process_is_refused_before_it_computes(
 ) -> None:
     assert run("train", *TINY, "hydra.run.dir=out").code == 0
     before = _files(tmp_path / "out")
-    place = {"train": "commands.build", "diagnose": "diagnosing.trainer_of"}[script]
+    place = {"train": "commands.train.build", "diagnose": "commands.diagnose.trainer_of"}[script]
     monkeypatch.setattr(f"metalearn.cli.{place}", lambda *given, **settings: 1 / 0)
     with claimed(tmp_path / "out"):
         outcome = run(script, f"{setting}=out")
@@ -339,7 +339,7 @@ FULL = """
 import resource, sys
 sys.argv = ["scripts/train.py", *sys.argv[2:]]
 limit = int({limit!r})
-import metalearn.cli.commands as commands
+import metalearn.cli.commands.train as commands
 begin = commands._begin
 def limited(*args, **kwargs):
     begin(*args, **kwargs)
@@ -446,20 +446,20 @@ def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where another process makes the folder after its name was chosen."""
-    monkeypatch.setattr(folders.time, "strftime", lambda form: "now")
+    monkeypatch.setattr(run_folders.time, "strftime", lambda form: "now")
     first = tmp_path / "outputs" / "sinusoid-now"
     assert run("train", *TINY).code == 0
     before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     assert run("train", *TINY, "seed=1").code == 0
     assert {path.name for path in first.parent.iterdir()} == {"sinusoid-now", "sinusoid-now-2"}
     assert all(path.read_bytes() == data for path, data in before.items())
-    check = before_module.commands.check
+    check = train_command.check
 
     def meanwhile(*given: Any) -> None:
         check(*given)
         (first.parent / "sinusoid-now-3").mkdir()
 
-    monkeypatch.setitem(before_module._CHECKS, "train", meanwhile)
+    monkeypatch.setattr(train_command, "check", meanwhile)
     assert run("train", *TINY, "seed=2").code == 0
     assert not any((first.parent / "sinusoid-now-3").iterdir())
     assert (first.parent / "sinusoid-now-4" / "results.json").is_file()

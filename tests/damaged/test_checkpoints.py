@@ -17,8 +17,8 @@ import torch
 
 from metalearn.checkpoint import load_checkpoint
 from metalearn.cli import load_ensemble, load_learner, load_module
-from metalearn.cli.folders import saved_config
 from metalearn.cli.loading import trainer_of
+from metalearn.cli.run_config import saved_config
 from metalearn.errors import DataError, NonFiniteError
 from tests.config.commands import Outcome
 from tests.damaged.damage import FILES, REPLACEMENTS, Path_, entries, replaced, saved, without

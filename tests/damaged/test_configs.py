@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from metalearn.cli import load_learner
-from metalearn.cli.folders import saved_config
-from metalearn.cli.saved import CONFIG_VERSION
+from metalearn.cli.config_version import CONFIG_VERSION
+from metalearn.cli.run_config import saved_config
 from metalearn.errors import DataError, SettingError
 from tests.config.commands import Outcome
 from tests.damaged.damage import CONFIGS

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from metalearn.cli.folders import saved_config
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.reports import plain_report
+from metalearn.cli.run_config import saved_config
 from metalearn.core.tree import tree_map
 from metalearn.data import ClassificationData
 from metalearn.tasks import FewShotTasks, SinusoidTasks

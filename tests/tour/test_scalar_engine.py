@@ -9,7 +9,7 @@ import torch
 
 from metalearn.core import functionalize, hessian
 from metalearn.models import MLP
-from tests.support.scalar_engine import Scalar, gradients, vmap
+from metalearn.tour.scalar_engine import Scalar, gradients, vmap
 
 
 def values(scalars: Any) -> list[float]:

@@ -17,10 +17,10 @@ from metalearn.tour import (
     chapters,
     check,
     choose,
+    scalar_engine,
     stop,
     walk,
 )
-from tests.support import scalar_engine
 
 TOUR = chapters(scalar_engine)
 

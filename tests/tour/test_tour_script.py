@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from metalearn import cli
-from metalearn.tour import chapters
-from tests.support import scalar_engine
+from metalearn.tour import chapters, scalar_engine
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "tour.py"
 TOUR = chapters(scalar_engine)

@@ -1,39 +1,27 @@
-"""A run's folder: its name, its lock, its configuration."""
+"""A run's folder: its name, its lock, what is removed of it and when."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-import yaml
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
-
-from metalearn.cli.building import groups_of
-from metalearn.cli.given import Given, plain
-from metalearn.cli.saved import CONFIG_VERSION, upgraded
-from metalearn.cli.targets import check_targets
+from metalearn.cli.given_settings import plain_value
 from metalearn.errors import DataError, SettingError, StorageError
-from metalearn.files import lock, read_regular, remove_partials, replace_file
+from metalearn.files import lock, remove_partials
 
 __all__ = [
     "claimed",
     "discard_unused",
     "existing_run",
-    "expect",
-    "made_anew",
-    "resumed_config",
+    "make_new_folder",
+    "note_missing",
+    "remove_partial_files",
     "run_folder",
-    "saved_config",
-    "sweep",
-    "used_part",
-    "write_config",
     "writing_to",
 ]
 
@@ -41,8 +29,6 @@ _LOCK = ".lock"
 _LOG = "train.log"
 _WRITTEN = (_LOCK, _LOG, "metrics.jsonl", "tensorboard")
 """What is written to where it is; all else is put in its place whole."""
-_LARGEST = 2**18  # bytes of a configuration: a hundred times what they have
-_DEEPEST = 32  # levels of a configuration
 _OURS = {_LOCK, _LOG, "multirun.yaml"}
 
 _missing: set[Path] = set()
@@ -63,7 +49,7 @@ def run_folder(resume: str | None, choices: Mapping[str, str]) -> str:
     return f"outputs/{what}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
 
 
-def made_anew(name: str) -> str:
+def make_new_folder(name: str) -> str:
     """A folder of this name, made by this process; one with a number where others were faster."""
     for count in itertools.count(1):
         found = name if count == 1 else f"{name}-{count}"
@@ -86,7 +72,7 @@ def existing_run(name: str, setting: str) -> Path:
         accepted = "the folder of a run, with its config.yaml, is needed"
         if isinstance(name, str) and name and Path(name).is_dir():
             accepted += "; a run that ended before it had one is started anew"
-        raise SettingError(setting, plain(name), accepted)
+        raise SettingError(setting, plain_value(name), accepted)
     folder = Path(name)
     for path in (folder / written for written in _WRITTEN):
         if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
@@ -116,7 +102,7 @@ def claimed(folder: Path, setting: str = "hydra.run.dir") -> Iterator[None]:
         file.close()
 
 
-def expect(folder: Path) -> None:
+def note_missing(folder: Path) -> None:
     """Note what is missing of a folder that is about to be made."""
     _missing.clear()
     _missing.update(p for p in (folder / _LOG, folder, *folder.parents) if not p.exists())
@@ -125,7 +111,7 @@ def expect(folder: Path) -> None:
 def discard_unused(folder: Path) -> None:
     """Take away what was made for a run that never began, and nothing else.
 
-    That is the folder with those above it and its log, where `expect` did not find them.
+    That is the folder with those above it and its log, where `note_missing` did not find them.
     """
     if folder / _LOG in _missing:
         (folder / _LOG).unlink(missing_ok=True)
@@ -141,7 +127,7 @@ def discard_unused(folder: Path) -> None:
             return
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what killed processes left half written in a folder that is `claimed`."""
     jsons = r"(provenance|results|evaluation|diagnosis)[^/]*\.json"
     remove_partials(folder, rf"config\.yaml|metrics\.jsonl|{jsons}")
@@ -199,90 +185,3 @@ def _is_at(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
         return False
-
-
-def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = ()) -> DictConfig:
-    """The configuration that a run was started with.
-
-    Args:
-        folder: the run's folder.
-        trust: whether it may name anything that can be imported to be called; see
-            `metalearn.cli.targets.check_targets`.
-        typed: dotted names of settings that are given anew.
-
-    Raises:
-        SettingError: a ``trust`` that is neither true nor false.
-        DataError: the file cannot be read, or would build what no run of ours builds.
-    """
-    if not isinstance(trust, bool):
-        raise SettingError("trust", trust, "true or false is needed")
-    path = folder / "config.yaml"
-    try:
-        text = read_regular(path, _LARGEST).decode()
-        _check_form(text)
-        if not trust:
-            # As spelt: OmegaConf would already look into interpolations.
-            values = yaml.load(text, Loader=yaml.BaseLoader)
-            check_targets(values if isinstance(values, dict) else {}, path, typed=typed)
-        config = OmegaConf.load(io.StringIO(text))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise DataError(f"{path}: this file cannot be read as a run's configuration") from error
-    if not isinstance(config, DictConfig) or "trainer" not in config:
-        raise DataError(f"{path}: a run's configuration has a trainer")
-    return upgraded(config, path)
-
-
-def _check_form(text: str) -> None:
-    """Refuse YAML that is small on the disk and large, or without end, in memory."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("aliases")
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise ValueError(f"more than {_DEEPEST} levels")
-
-
-def used_part(config: DictConfig) -> DictConfig:
-    """A copy of a configuration without the groups that its trainer has no use for."""
-    used = groups_of(config)
-    nodes = {str(name): node for name, node in config.items()}
-    names = [n for n, node in nodes.items() if not isinstance(node, DictConfig) or n in used]
-    return OmegaConf.masked_copy(config, names)
-
-
-def write_config(folder: Path, config: DictConfig) -> None:
-    """Write the resolved configuration into the run's folder."""
-    shown = used_part(config)
-    shown.resume = None  # where this process began is told by the provenance files
-    shown.pop("trust", None)  # no file may ask to be trusted
-    with open_dict(shown):
-        shown.version = CONFIG_VERSION
-    text = OmegaConf.to_yaml(shown, resolve=True)
-    path = folder / "config.yaml"
-    replace_file(path, lambda file: file.write(text.encode()), make_folder=False)
-
-
-def resumed_config(config: DictConfig, given: Sequence[Given]) -> DictConfig:
-    """The interrupted run's own configuration, with what is given now.
-
-    Raises:
-        SettingError: something is given that a resumed run cannot change.
-    """
-    folder = existing_run(config.resume, "resume")
-    typed = [setting.name for setting in given]
-    saved = saved_config(folder, trust=plain(config.trust), typed=typed)
-    for setting in given:
-        name = setting.name
-        same = name == "trainer" and config.trainer._target_ == saved.trainer._target_
-        if name in ("resume", "trust") or same:
-            continue
-        free = name in ("device", "test_tasks") or name.startswith("trainer.")
-        if setting.removed or not free:
-            raise setting.refusal(
-                "a resumed run keeps its settings; device, test_tasks and trainer.* may change "
-                f"beside resume={config.resume}"
-            )
-        OmegaConf.update(saved, name, OmegaConf.select(config, name), merge=False)
-    return saved

@@ -1,4 +1,4 @@
-"""What ``scripts/tour.py`` does: walk through the chapters and print what is seen."""
+"""``metalearn tour``: walk through the chapters and print what is seen."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from metalearn.cli.complaints import one_sentence_errors
+from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.core.tree import leaves, norm
 from metalearn.errors import SettingError
-from metalearn.tour import Chapter, ScalarEngine, Stop, Way, chapters, choose, walk
+from metalearn.tour import Chapter, ScalarEngine, Stop, Way, chapters, choose, scalar_engine, walk
 
 __all__ = ["take_tour"]
 
@@ -32,7 +32,7 @@ are medians of a few calls on one thread; 12 × is twelve times as long as the w
 
 
 @one_sentence_errors()
-def take_tour(arguments: Sequence[str], *, engine: ScalarEngine) -> None:
+def take_tour(arguments: Sequence[str], *, engine: ScalarEngine = scalar_engine) -> None:
     """Walk through all chapters, or those that are named; prints what is seen.
 
     Args:

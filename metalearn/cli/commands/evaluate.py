@@ -1,4 +1,4 @@
-"""What ``scripts/evaluate.py`` does: score a trained run."""
+"""``metalearn evaluate``: score a trained run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metalearn.cli.building import device_of, target_of
-from metalearn.cli.complaints import one_sentence_errors
 from metalearn.cli.determinism import determinism
-from metalearn.cli.folders import existing_run, saved_config, writing_to
-from metalearn.cli.given import Given, given_settings, plain
+from metalearn.cli.error_messages import one_sentence_errors
+from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.reports import plain_report, report_table
+from metalearn.cli.run_config import saved_config
+from metalearn.cli.run_folders import existing_run, writing_to
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import check_split
 from metalearn.signatures import accepted_settings
@@ -44,20 +45,20 @@ def evaluate(config: DictConfig) -> None:
             _evaluate_samples(folder, config, saved)
 
 
-def check(config: DictConfig, given: Sequence[Given]) -> None:
+def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     """Refuse settings that cannot work, or that the run has no use for.
 
     Raises:
         SettingError, DataError: the first of them, or a run that cannot be read.
     """
-    saved = saved_config(existing_run(config.run, "run"), trust=plain(config.trust))
+    saved = saved_config(existing_run(config.run, "run"), trust=plain_value(config.trust))
     if config.checkpoint not in ("best", "last"):
-        raise SettingError("checkpoint", plain(config.checkpoint), "best or last is needed")
-    check_split(plain(config.split))
+        raise SettingError("checkpoint", plain_value(config.checkpoint), "best or last is needed")
+    check_split(plain_value(config.split))
     device_of(config.device)
-    check_whole("tasks", plain(config.tasks), 1)
+    check_whole("tasks", plain_value(config.tasks), 1)
     if config.eval_steps is not None:
-        check_whole("eval_steps", plain(config.eval_steps), 0)
+        check_whole("eval_steps", plain_value(config.eval_steps), 0)
     for setting in given:
         if setting.value is None or "task" in saved:
             continue
@@ -69,7 +70,9 @@ def check(config: DictConfig, given: Sequence[Given]) -> None:
         _check_ood(config, saved)
     for key, value in config.task.items() if "task" in saved else ():
         if value is not None and key not in saved.task:
-            raise SettingError(f"task.{key}", plain(value), "the run's task has no such setting")
+            raise SettingError(
+                f"task.{key}", plain_value(value), "the run's task has no such setting"
+            )
 
 
 def _check_ood(config: DictConfig, saved: DictConfig) -> None:

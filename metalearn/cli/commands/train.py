@@ -1,13 +1,10 @@
-"""What ``scripts/train.py`` does: train a run and score it."""
+"""``metalearn train``: train a run and score it."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalearn.checkpoint import load_checkpoint
 from metalearn.cli.building import AnyTrainer, build, check_settings_of
-from metalearn.cli.complaints import check_options, one_sentence_errors
 from metalearn.cli.determinism import determinism
-from metalearn.cli.folders import (
-    claimed,
-    discard_unused,
-    existing_run,
-    resumed_config,
-    run_folder,
-    sweep,
-    used_part,
-    write_config,
-    writing_to,
-)
-from metalearn.cli.given import Given, given_settings, plain
+from metalearn.cli.error_messages import one_sentence_errors
+from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.reports import (
     Report,
     headline,
@@ -37,15 +23,22 @@ from metalearn.cli.reports import (
     plain_report,
     report_table,
 )
-from metalearn.cli.streams import lasting_streams
-from metalearn.cli.unused import refuse_unused, refuse_vain
+from metalearn.cli.run_config import resumed_config, used_part, write_config
+from metalearn.cli.run_folders import (
+    claimed,
+    discard_unused,
+    existing_run,
+    remove_partial_files,
+    writing_to,
+)
+from metalearn.cli.unused_settings import refuse_unused, refuse_vain
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular
 from metalearn.tracking import RunTracker, provenance, write_json
 from metalearn.trainers import FitResult, MetaTrainer, PerSampleTrainer
 from metalearn.trainers.signals import Stopped
 
-__all__ = ["check", "run", "train"]
+__all__ = ["check", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -53,19 +46,6 @@ _RESULTS = "results.json"
 _LARGEST = 2**26  # bytes of them
 _RECORDED = ("best/", "test/", "member_")
 """Beginnings of the names under which `_finish` records what came of a run."""
-
-
-def run(main: Callable[[], Any]) -> None:
-    """Call a Hydra main; whatever a user can mend becomes one sentence and exit code 2."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing
-    register: Callable[..., None] = OmegaConf.register_new_resolver
-    # OmegaConf 2.4 deprecates that name for this one, which meant something else before.
-    if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:
-        register = OmegaConf.register_resolver
-    register("run_folder", run_folder, use_cache=True, replace=True)
-    with lasting_streams(), one_sentence_errors():
-        check_options(sys.argv[1:])
-        main()
 
 
 @one_sentence_errors()  # inside Hydra's own handling, which would add lines
@@ -83,7 +63,7 @@ def train(config: DictConfig) -> None:
     with claimed(folder, "resume" if resuming else "hydra.run.dir"):
         try:
             config = _asked(config, folder)
-            sweep(folder)
+            remove_partial_files(folder)
             trainer = build(config, folder=folder)
             if resuming:
                 _resume(trainer, folder)
@@ -138,7 +118,7 @@ def _begin(folder: Path, config: DictConfig, trainer: AnyTrainer, *, resuming: b
     print(f"run folder: {folder}")
 
 
-def check(config: DictConfig, given: Sequence[Given]) -> None:
+def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     """Refuse settings of a training that cannot work, or that it has no use for.
 
     Args:
@@ -182,7 +162,7 @@ def _check_free(folder: Path) -> None:
 def _check_trust(config: DictConfig) -> None:
     if config.trust is not False:
         accepted = "false is needed: without resume no file is read"
-        raise SettingError("trust", plain(config.trust), accepted)
+        raise SettingError("trust", plain_value(config.trust), accepted)
 
 
 def _train_and_test(folder: Path, config: DictConfig, trainer: AnyTrainer) -> None:

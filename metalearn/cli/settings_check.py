@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,49 +17,47 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from metalearn.cli import benchmarking, commands, diagnosing, evaluation
-from metalearn.cli.complaints import KNOWN_ERRORS, one_sentence_errors
-from metalearn.cli.folders import expect, made_anew
-from metalearn.cli.given import Given, given_settings, plain, refuse_unknown, sweep_jobs
+from metalearn.cli.command_table import COMMANDS
+from metalearn.cli.error_messages import KNOWN_ERRORS, one_sentence_errors
+from metalearn.cli.given_settings import (
+    given_settings,
+    plain_value,
+    refuse_unknown,
+    sweep_jobs,
+)
+from metalearn.cli.run_folders import make_new_folder, note_missing
 from metalearn.errors import SettingError, StorageError
 
 __all__ = ["CheckSettings"]
-
-_CHECKS: dict[str, Callable[[DictConfig, list[Given]], None]] = {
-    "train": commands.check,
-    "evaluate": evaluation.check,
-    "diagnose": diagnosing.check,
-    "benchmark": benchmarking.check,
-}
 
 
 class CheckSettings(Callback):
     """Hydra's callback that refuses what cannot work, or would be in vain.
 
     Args:
-        script: whose settings are checked.
+        command: whose settings are checked.
     """
 
-    def __init__(self, script: str) -> None:
-        self.script = script
+    def __init__(self, command: str) -> None:
+        self.command = COMMANDS[command]
 
     def on_run_start(self, config: DictConfig, **rest: Any) -> None:
         """Check a single run."""
-        with _ending(), _current(config):
+        with _ending(config), _current(config):
             self._check(config)
             _expect_folder("hydra.run.dir", config)
             if _is_named_by_time(config):
                 with read_write(config.hydra):
-                    config.hydra.run.dir = made_anew(config.hydra.run.dir)
+                    config.hydra.run.dir = make_new_folder(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **rest: Any) -> None:
         """Check every job of a sweep before the first begins."""
-        with _ending():
+        with _ending(config):
             for job in sweep_jobs(config):
                 with _current(job):
                     if job.get("resume") is not None:
                         accepted = "a sweep starts new runs, so null is needed"
-                        raise SettingError("resume", plain(job.resume), accepted)
+                        raise SettingError("resume", plain_value(job.resume), accepted)
                     self._check(job)
             with _current(config):
                 _expect_folder("hydra.sweep.dir", config)
@@ -67,13 +65,13 @@ class CheckSettings(Callback):
     def _check(self, config: DictConfig) -> None:
         given = given_settings(config.hydra)
         refuse_unknown(config, config.hydra.job.config_name, given)
-        _CHECKS[self.script](config, given)
+        self.command.check()(config, given)
 
 
 @contextmanager
-def _ending() -> Iterator[None]:
+def _ending(config: DictConfig) -> Iterator[None]:
     """End the program for an error, which Hydra would turn into a warning of a callback."""
-    with one_sentence_errors():
+    with one_sentence_errors(config.hydra.job.config_name):
         try:
             yield
         except KNOWN_ERRORS:
@@ -113,4 +111,4 @@ def _expect_folder(setting: str, config: DictConfig) -> None:
         raise SettingError(setting, name, f"a folder is needed, and {nearest} is none")
     if not writable:
         raise StorageError(f"{nearest}: it cannot be written to: read-only, or somebody else's")
-    expect(folder)
+    note_missing(folder)

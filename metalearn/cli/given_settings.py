@@ -18,13 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalearn.errors import SettingError
 
-__all__ = ["Given", "given_settings", "plain", "refuse_unknown", "sweep_jobs"]
+__all__ = ["GivenSetting", "given_settings", "plain_value", "refuse_unknown", "sweep_jobs"]
 
 _NOT_SETTINGS = ("defaults", "hydra")
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenSetting:
     """A setting that was given."""
 
     name: str
@@ -47,7 +47,7 @@ class Given:
         return SettingError(self.name, self.value, accepted)
 
 
-def given_settings(hydra: Any) -> list[Given]:
+def given_settings(hydra: Any) -> list[GivenSetting]:
     """What the overrides of a command line set, and what an experiment among them sets.
 
     Args:
@@ -59,7 +59,7 @@ def given_settings(hydra: Any) -> list[Given]:
     for override in parser.parse_overrides(overrides):
         removed = override.is_delete()
         value = override.value()
-        found.append(Given(override.key_or_group, value, removed))
+        found.append(GivenSetting(override.key_or_group, value, removed))
         if override.key_or_group == "experiment" and not removed:
             for name in value if isinstance(value, list) else [value]:
                 found += _of_experiment(str(name))
@@ -88,12 +88,12 @@ def sweep_jobs(config: DictConfig) -> list[DictConfig]:
     return [loader.load_sweep_config(config, list(job)) for job in jobs]
 
 
-def plain(value: Any, *, resolve: bool = False) -> Any:
+def plain_value(value: Any, *, resolve: bool = False) -> Any:
     """A value of a configuration without its wrapper."""
     return OmegaConf.to_container(value, resolve=resolve) if OmegaConf.is_config(value) else value
 
 
-def refuse_unknown(config: DictConfig, name: str, given: Sequence[Given]) -> None:
+def refuse_unknown(config: DictConfig, name: str, given: Sequence[GivenSetting]) -> None:
     """Refuse settings outside groups that the script's own YAML does not have, and lost ones.
 
     Args:
@@ -121,12 +121,12 @@ def _refuse_unknown(node: DictConfig, key: str, known: Mapping[str, Any], prefix
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
-        raise SettingError(prefix + key, plain(value), f"there is no such setting; {hint}")
+        raise SettingError(prefix + key, plain_value(value), f"there is no such setting; {hint}")
     if not isinstance(known[key], dict):
         return
     if not isinstance(value, DictConfig):
         accepted = f"this holds settings: {', '.join(f'{prefix}{key}.{k}' for k in known[key])}"
-        raise SettingError(prefix + key, plain(value), accepted)
+        raise SettingError(prefix + key, plain_value(value), accepted)
     for part in value:
         _refuse_unknown(value, str(part), known[key], f"{prefix}{key}.")
 
@@ -140,17 +140,17 @@ def _as_text(key: str, value: str, removed: bool) -> str:
     return key if removed and not value else f"{key}={value}"
 
 
-def _of_experiment(name: str) -> Iterator[Given]:
+def _of_experiment(name: str) -> Iterator[GivenSetting]:
     """What an experiment and those that it builds on choose and set."""
     node = _load(f"experiment/{name}")
     for group, choice in _defaults(node):
         if group:
-            yield Given(group, choice, experiment=name)
+            yield GivenSetting(group, choice, experiment=name)
         elif choice != "_self_":
             yield from _of_experiment(str(choice))
     values = {k: v for k, v in _entries(node).items() if k not in _NOT_SETTINGS}
     for setting, value in _flat(values).items():
-        yield Given(setting, value, experiment=name)
+        yield GivenSetting(setting, value, experiment=name)
 
 
 def _defaults(node: DictConfig) -> Iterator[tuple[str, Any]]:

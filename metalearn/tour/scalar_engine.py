@@ -43,7 +43,7 @@ def lift(number):
 
 
 def gradients(output, inputs):
-    """d output / d input for each input; Scalars, so they can be differentiated in turn."""
+    """D output / d input for each input; Scalars, so they can be differentiated in turn."""
     order, seen = [], set()
 
     def visit(node):  # what a number was made of comes before it
@@ -62,7 +62,7 @@ def gradients(output, inputs):
 
 
 def vmap(f, in_dims):
-    """f for every item: where in_dims has 0 an argument is a list of items, None shares it."""
+    """F for every item: where in_dims has 0 an argument is a list of items, None shares it."""
 
     def mapped(*args):
         count = next(len(arg) for arg, dim in zip(args, in_dims) if dim == 0)

@@ -1,4 +1,4 @@
-"""The benchmark script: what is raced, and where its table and figures go."""
+"""``metalearn benchmark``: what is raced, and where its table and figures go."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from metalearn.benchmarks import (
     race_figure,
     race_table,
 )
-from metalearn.cli.complaints import one_sentence_errors
-from metalearn.cli.given import Given, given_settings, plain
+from metalearn.cli.error_messages import one_sentence_errors
+from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.errors import SettingError, check_whole
 from metalearn.tracking import provenance, write_json
 
@@ -68,7 +68,7 @@ def benchmark(config: DictConfig) -> None:
     print(f"written: {folder}")
 
 
-def check(config: DictConfig, given: Sequence[Given]) -> None:
+def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     """Refuse settings that cannot work, or that the chosen suites have no use for.
 
     Raises:
@@ -76,21 +76,21 @@ def check(config: DictConfig, given: Sequence[Given]) -> None:
     """
     suites = {_META: None, **SUITES}
     for name, known in (("suites", suites), ("workloads", WORKLOADS)):
-        _known(name, plain(config[name]), known)
+        _known(name, plain_value(config[name]), known)
     if not config.suites:
         raise SettingError("suites", [], f"at least one of {', '.join(suites)} is needed")
     if config.parallel_metalearn is not None:
-        _name_folder(plain(config.parallel_metalearn))
-    _contestants(plain(config.contestants))
-    check_whole("rounds", plain(config.rounds), 1)
+        _name_folder(plain_value(config.parallel_metalearn))
+    _contestants(plain_value(config.contestants))
+    check_whole("rounds", plain_value(config.rounds), 1)
     if not isinstance(config.memory, bool):
-        raise SettingError("memory", plain(config.memory), "true or false is needed")
-    if not isinstance(plain(config.curve), list):
-        raise SettingError("curve", plain(config.curve), "a list of whole numbers is needed")
-    for steps in plain(config.curve):
+        raise SettingError("memory", plain_value(config.memory), "true or false is needed")
+    if not isinstance(plain_value(config.curve), list):
+        raise SettingError("curve", plain_value(config.curve), "a list of whole numbers is needed")
+    for steps in plain_value(config.curve):
         check_whole("curve", steps, 1)
     if config.threads is not None:
-        check_whole("threads", plain(config.threads), 1, _MOST_THREADS)
+        check_whole("threads", plain_value(config.threads), 1, _MOST_THREADS)
     if _META in config.suites and not (config.workloads or config.curve):
         raise SettingError("workloads", [], f"one of {', '.join(WORKLOADS)} is needed, or a curve")
     for setting in given:

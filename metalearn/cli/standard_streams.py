@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["lasting_streams"]
+__all__ = ["tolerant_streams"]
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a reader, a terminal, a descriptor
 
 
 @contextmanager
-def lasting_streams() -> Iterator[None]:
+def tolerant_streams() -> Iterator[None]:
     """What cannot be printed or logged inside is lost, and nothing else: ``train.py | head -1``.
 
     A stream whose reader is gone leads nowhere from then on, for the whole process: the

@@ -1,4 +1,4 @@
-"""What ``scripts/diagnose.py`` does: gradients, Fisher matrix and curvature of a trained run."""
+"""``metalearn diagnose``: gradients, Fisher matrix and curvature of a trained run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from metalearn.cli.building import AnyTrainer, device_of
-from metalearn.cli.complaints import one_sentence_errors
 from metalearn.cli.determinism import determinism
-from metalearn.cli.folders import claimed, existing_run, saved_config, writing_to
-from metalearn.cli.given import Given, given_settings, plain
+from metalearn.cli.error_messages import one_sentence_errors
+from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import trainer_of
+from metalearn.cli.run_config import saved_config
+from metalearn.cli.run_folders import claimed, existing_run, writing_to
 from metalearn.core.memory import check_room
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError, check_whole
@@ -101,29 +102,29 @@ def _diagnose(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     _write(folder, config, trainer, findings, left_out, time.monotonic() - started)
 
 
-def check(config: DictConfig, given: Sequence[Given]) -> None:
+def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     """Refuse settings that cannot work, or that the run or what is asked for has no use for.
 
     Raises:
         SettingError, DataError: the first of them, or a run that cannot be read.
     """
-    saved = saved_config(existing_run(config.run, "run"), trust=plain(config.trust))
+    saved = saved_config(existing_run(config.run, "run"), trust=plain_value(config.trust))
     if config.checkpoint not in ("best", "last"):
-        raise SettingError("checkpoint", plain(config.checkpoint), "best or last is needed")
-    check_split(plain(config.split))
+        raise SettingError("checkpoint", plain_value(config.checkpoint), "best or last is needed")
+    check_split(plain_value(config.split))
     device_of(config.device)
-    check_whole("samples", plain(config.samples), 1)
-    check_whole("tasks", plain(config.tasks), 1)
+    check_whole("samples", plain_value(config.samples), 1)
+    check_whole("tasks", plain_value(config.tasks), 1)
     if config.inner_steps is not None:
-        check_whole("inner_steps", plain(config.inner_steps), 0)
+        check_whole("inner_steps", plain_value(config.inner_steps), 0)
     for setting, known in (("what", tuple(QUANTITIES)), ("at", _PLACES)):
-        value = plain(config[setting])
+        value = plain_value(config[setting])
         if not isinstance(value, list) or not value:
             raise SettingError(setting, value, f"a list of {', '.join(known)} is needed")
         for name in value:
             if name not in known:
                 raise SettingError(setting, name, f"known are {', '.join(known)}")
-    Curvature(**{name: plain(config[name]) for name in _CURVATURE})
+    Curvature(**{name: plain_value(config[name]) for name in _CURVATURE})
     vain = dict(_vain(config, meta="task" in saved))
     for entry in given:
         if entry.name in vain and entry.value is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig
 
 from metalearn.cli.building import GROUPS, groups_of, target_of
-from metalearn.cli.given import Given, plain
+from metalearn.cli.given_settings import GivenSetting, plain_value
 from metalearn.signatures import accepted_settings
 
 __all__ = ["refuse_unused", "refuse_vain"]
@@ -16,7 +16,7 @@ _OF_MEMBERS = ("lr", "weight_decay", "label_smoothing", "dropout")
 """Settings of the trainer in which members may differ."""
 
 
-def refuse_unused(config: DictConfig, given: Sequence[Given], trainer: str) -> None:
+def refuse_unused(config: DictConfig, given: Sequence[GivenSetting], trainer: str) -> None:
     """Refuse groups that the training has no use for.
 
     Args:
@@ -38,7 +38,7 @@ def refuse_unused(config: DictConfig, given: Sequence[Given], trainer: str) -> N
             raise setting.refusal(accepted)
 
 
-def refuse_vain(config: DictConfig, given: Sequence[Given]) -> None:
+def refuse_vain(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     """Refuse settings that other settings leave without a use.
 
     Args:
@@ -73,8 +73,8 @@ def _vain(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
         yield "model.seed", "members have seeds of their own: seed, or trainer.seeds, is needed"
         if "trainer.lr" in given:
             yield "optimizer.lr", "members follow trainer.lr, so one of both is needed"
-        own = [plain(trainer.get(name)) for name in _OF_MEMBERS]
-        seeds = plain(trainer.get("seeds"))
+        own = [plain_value(trainer.get(name)) for name in _OF_MEMBERS]
+        seeds = plain_value(trainer.get("seeds"))
         if (
             seeds
             and len(set(seeds)) < len(seeds)

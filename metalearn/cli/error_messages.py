@@ -23,9 +23,14 @@ from hydra.errors import (
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from metalearn.core.memory import is_out_of_memory
-from metalearn.errors import DataError, NonFiniteError, SettingError, StorageError
-from metalearn.tour import DisagreementError
+from metalearn.cli.config_files import config_folder
+from metalearn.errors import (
+    DataError,
+    DisagreementError,
+    NonFiniteError,
+    SettingError,
+    StorageError,
+)
 
 __all__ = ["KNOWN_ERRORS", "check_options", "one_sentence_errors"]
 
@@ -42,8 +47,12 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 
 
 @contextmanager
-def one_sentence_errors() -> Iterator[None]:
-    """Turn errors that a user can mend into a sentence on standard error and SystemExit."""
+def one_sentence_errors(config_name: str = "") -> Iterator[None]:
+    """Turn errors that a user can mend into a sentence on standard error and SystemExit.
+
+    Args:
+        config_name: of the command's YAML, from which settings and choices are quoted.
+    """
     try:
         yield
     except (NonFiniteError, DisagreementError, MemoryError, StorageError) as error:
@@ -51,12 +60,14 @@ def one_sentence_errors() -> Iterator[None]:
     except (SettingError, DataError) as error:
         _fail(str(error), _USAGE_ERROR)
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(_one_sentence(error), _USAGE_ERROR)
+        _fail(_one_sentence(error, config_name), _USAGE_ERROR)
     except OSError as error:
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}", 1 if error.errno in _DISK else _USAGE_ERROR)
     except RuntimeError as error:
+        from metalearn.core.memory import is_out_of_memory  # with torch, which raised it
+
         if not is_out_of_memory(error):
             raise
         _fail(f"memory ran out: {str(error).splitlines()[0]}", 1)
@@ -66,7 +77,7 @@ def one_sentence_errors() -> Iterator[None]:
             _fail(f"{cause.filename}: {cause.strerror}", 1)
         if not _is_of_hydra(error):
             raise
-        _fail(_misfit_choice() or str(error), _USAGE_ERROR)
+        _fail(_misfit_choice(config_name) or str(error), _USAGE_ERROR)
     except KeyboardInterrupt:
         _fail("interrupted", 128 + signal.SIGINT)
 
@@ -89,7 +100,7 @@ def check_options(arguments: Sequence[str]) -> None:
         raise SettingError("--experimental-rerun", rerun, "a file that a run has left is needed")
 
 
-def _one_sentence(error: BaseException) -> str:
+def _one_sentence(error: BaseException, config_name: str) -> str:
     """A Hydra or OmegaConf error as one sentence, with the nearest known key for a misspelt one."""
     cause: BaseException | None = error
     while cause is not None:
@@ -112,7 +123,7 @@ def _one_sentence(error: BaseException) -> str:
         return f"~{lost[1]}: there is nothing of that name to take away"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return _misfit_choice() or _unknown(unknown[1])
+        return _misfit_choice(config_name) or _unknown(unknown[1], config_name)
     twice = re.search(r"Could not append to config. An item is already at '([^']+)'", text)
     if twice:
         return f"+{twice[1]}: this setting is there already; without + it is changed"
@@ -124,11 +135,11 @@ def _one_sentence(error: BaseException) -> str:
     return text
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str, config_name: str) -> str:
     """What to say of a setting or a group that is not there."""
-    choices: dict[str, list[str]] = {key: [] for key in _own_yaml()}
-    for group in _groups():
-        for path in sorted((_conf() / group).glob("*.yaml")):
+    choices: dict[str, list[str]] = {key: [] for key in _own_settings(config_name)}
+    for group in _groups(config_name):
+        for path in _choices(group):
             for key in _keys(path):
                 choices.setdefault(f"{group}.{key}", []).append(f"{group}={path.stem}")
     key = name.partition("=")[0]
@@ -142,7 +153,7 @@ def _unknown(name: str) -> str:
     return f"{key}: there is no such setting; {hint}"
 
 
-def _misfit_choice() -> str | None:
+def _misfit_choice(config_name: str) -> str | None:
     """What to say where something else than a name was given as the choice of a group."""
     for override in OverridesParser.create().parse_overrides(_overrides()):
         group, value = override.key_or_group, override.value()
@@ -150,33 +161,39 @@ def _misfit_choice() -> str | None:
             return f"{override.input_line}: this cannot be read as setting=value"
         if override.is_delete() or isinstance(value, str | list):
             continue
-        if group in _groups():
-            known = sorted(path.stem for path in (_conf() / group).glob("*.yaml"))
+        if group in _groups(config_name):
+            known = [path.stem for path in _choices(group)]
             rest = f", or ~{group} for none" if group in _OPTIONAL else ""
             return str(SettingError(group, value, f"one of {', '.join(known)} is needed{rest}"))
-        parts = [key for key in _own_yaml() if key.startswith(f"{group}.")]
+        parts = [key for key in _own_settings(config_name) if key.startswith(f"{group}.")]
         if parts:
             return str(SettingError(group, value, f"this holds settings: {', '.join(parts)}"))
     return None
 
 
-def _groups() -> list[str]:
-    """The groups of the script's YAML."""
-    defaults = _script_yaml().get("defaults") or ()
+def _groups(config_name: str) -> list[str]:
+    """The groups of a command's YAML."""
+    defaults = _own_yaml(config_name).get("defaults") or ()
     names = [str(name) for entry in defaults if isinstance(entry, dict) for name in entry]
     return [name for name in names if not name.startswith("override")]
 
 
-def _own_yaml() -> list[str]:
-    """Settings of the script's YAML, those within others with dots."""
-    own = {k: part for k, part in _script_yaml().items() if k not in ("defaults", "hydra")}
+def _own_settings(config_name: str) -> list[str]:
+    """Settings of a command's YAML, those within others with dots."""
+    yaml = _own_yaml(config_name)
+    own = {k: part for k, part in yaml.items() if k not in ("defaults", "hydra")}
     nested = [f"{k}.{name}" for k, part in own.items() if isinstance(part, dict) for name in part]
     return [*own, *nested]
 
 
-def _script_yaml() -> dict[str, Any]:
-    node = OmegaConf.to_container(OmegaConf.load(_conf() / f"{Path(sys.argv[0]).stem}.yaml"))
+def _own_yaml(config_name: str) -> dict[str, Any]:
+    path = config_folder() / f"{config_name}.yaml"
+    node = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
     return {str(key): part for key, part in node.items()} if isinstance(node, dict) else {}
+
+
+def _choices(group: str) -> list[Path]:
+    return sorted((config_folder() / group).glob("*.yaml"))
 
 
 def _keys(path: Path) -> list[str]:
@@ -187,10 +204,6 @@ def _keys(path: Path) -> list[str]:
 def _overrides() -> list[str]:
     found: list[str] = get_args_parser().parse_args(sys.argv[1:]).overrides
     return found
-
-
-def _conf() -> Path:
-    return Path(sys.argv[0]).resolve().parent.parent / "conf"
 
 
 def _is_of_hydra(error: BaseException) -> bool:

@@ -1,0 +1,70 @@
+"""``metalearn <command> …``: finds the command and hands its arguments over."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from metalearn.cli.command_table import COMMANDS
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command: ``main(["train", "task=omniglot"])``.
+
+    Args:
+        arguments: the name of a command and what it is given; None takes those of this process.
+
+    Raises:
+        SystemExit: with the command's exit code; 2 where no command has that name.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return
+    from metalearn.cli.error_messages import one_sentence_errors  # which takes Hydra along
+
+    name, *rest = words
+    with one_sentence_errors():
+        _check_name(name)
+    command = COMMANDS[name]
+    program = sys.argv[0] if arguments is not None else f"{sys.argv[0]} {name}"
+    with _called_as(program, rest):
+        if command.config is None:
+            command.function()(rest)
+            return
+        from metalearn.cli.hydra_commands import run_command
+
+        run_command(command)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    head = "Meta-learning, ensembles and per-sample gradients on torch.func.\n\nCommands:\n"
+    tail = "\n\nmetalearn <command> --help shows the settings of one."
+    return f"{head}\n" + "\n".join(lines) + tail
+
+
+def _check_name(name: str) -> None:
+    if name in COMMANDS:
+        return
+    from metalearn.errors import SettingError
+
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise SettingError("command", name, f"one of {', '.join(COMMANDS)} is needed{hint}")
+
+
+@contextmanager
+def _called_as(program: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Have Hydra, argparse and the record of the run see a command of its own."""
+    before = sys.argv
+    sys.argv = [program, *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before

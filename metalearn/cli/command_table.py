@@ -1,0 +1,61 @@
+"""All commands. A new one is a file in `metalearn.cli.commands` and a line here.
+
+Commands are named, not imported, so that a list of them costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+__all__ = ["COMMANDS", "Command"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What ``metalearn <name>`` and ``scripts/<name>.py`` do.
+
+    Attributes:
+        name: typed after ``metalearn``.
+        summary: one line of ``metalearn --help``.
+        place: ``"module:function"``. The function takes the composed configuration; without a
+            ``config`` it takes the arguments as a list of texts.
+        config: name of the YAML in ``conf/`` that the settings are composed from. The module then
+            has a function ``check(config, given)`` beside the command, which refuses settings
+            before a folder is made.
+    """
+
+    name: str
+    summary: str
+    place: str
+    config: str | None = None
+
+    def function(self) -> Callable[[Any], None]:
+        """The function, imported now."""
+        module, _, name = self.place.partition(":")
+        found: Callable[[Any], None] = getattr(import_module(module), name)
+        return found
+
+    def check(self) -> Callable[[Any, Any], None]:
+        """The check of its settings, imported now."""
+        found: Callable[[Any, Any], None] = import_module(self.place.partition(":")[0]).check
+        return found
+
+
+def _command(name: str, summary: str, function: str, config: str | None = None) -> Command:
+    return Command(name, summary, f"metalearn.cli.commands.{name}:{function}", config)
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        _command("train", "train a meta-learner, an ensemble or a network", "train", "train"),
+        _command("evaluate", "score a trained run", "evaluate", "evaluate"),
+        _command("diagnose", "gradients and curvature of a trained run", "diagnose", "diagnose"),
+        _command("benchmark", "measure speed and memory beside peers", "benchmark", "benchmark"),
+        _command("tour", "walk through the mathematics, each line computed twice", "take_tour"),
+    )
+}
+"""By name, in the order of ``metalearn --help``."""

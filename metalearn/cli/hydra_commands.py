@@ -1,0 +1,61 @@
+"""A command whose settings Hydra composes, from the YAMLs to the exit code."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn.cli.command_table import Command
+from metalearn.cli.config_files import config_folder
+from metalearn.cli.error_messages import check_options, one_sentence_errors
+from metalearn.cli.standard_streams import tolerant_streams
+
+__all__ = ["run", "run_command"]
+
+
+def run_command(command: Command) -> None:
+    """Compose the command's configuration from ``sys.argv`` and call it."""
+
+    def task(config: DictConfig) -> None:
+        command.function()(config)
+
+    folder, name = str(config_folder()), command.config
+    run(hydra.main(version_base="1.3", config_path=folder, config_name=name)(task), name)
+
+
+def run(main: Callable[[], Any], config_name: str | None = None) -> None:
+    """Call a Hydra main; whatever a user can mend becomes one sentence and exit code 2.
+
+    Args:
+        main: decorated by ``hydra.main``.
+        config_name: of its YAML, which errors quote from; None takes the name of the script.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing
+    register: Callable[..., None] = OmegaConf.register_new_resolver
+    # OmegaConf 2.4 deprecates that name for this one, which meant something else before.
+    if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:
+        register = OmegaConf.register_resolver
+    register("run_folder", _run_folder, use_cache=True, replace=True)
+    register("usage", _usage, replace=True)
+    with tolerant_streams(), one_sentence_errors(config_name or Path(sys.argv[0]).stem):
+        check_options(sys.argv[1:])
+        main()
+
+
+def _run_folder(*arguments: Any) -> str:
+    from metalearn.cli.run_folders import run_folder  # with torch, which --help does without
+
+    return run_folder(*arguments)
+
+
+def _usage(command: str) -> str:
+    """What a person types before the settings, in the texts of ``--help``."""
+    by_script = Path(sys.argv[0]).stem == command
+    return f"python scripts/{command}.py" if by_script else f"metalearn {command}"

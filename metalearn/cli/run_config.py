@@ -1,0 +1,111 @@
+"""A run's configuration: written into its folder, read from there, and gone on with."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from metalearn.cli.allowed_targets import check_targets
+from metalearn.cli.building import groups_of
+from metalearn.cli.config_version import CONFIG_VERSION, upgraded
+from metalearn.cli.given_settings import GivenSetting, plain_value
+from metalearn.cli.run_folders import existing_run
+from metalearn.errors import DataError, SettingError
+from metalearn.files import read_regular, replace_file
+
+__all__ = ["resumed_config", "saved_config", "used_part", "write_config"]
+
+_LARGEST = 2**18  # bytes of a configuration: a hundred times what they have
+_DEEPEST = 32  # levels of a configuration
+
+
+def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = ()) -> DictConfig:
+    """The configuration that a run was started with.
+
+    Args:
+        folder: the run's folder.
+        trust: whether it may name anything that can be imported to be called; see
+            `metalearn.cli.allowed_targets.check_targets`.
+        typed: dotted names of settings that are given anew.
+
+    Raises:
+        SettingError: a ``trust`` that is neither true nor false.
+        DataError: the file cannot be read, or would build what no run of ours builds.
+    """
+    if not isinstance(trust, bool):
+        raise SettingError("trust", trust, "true or false is needed")
+    path = folder / "config.yaml"
+    try:
+        text = read_regular(path, _LARGEST).decode()
+        _check_form(text)
+        if not trust:
+            # As spelt: OmegaConf would already look into interpolations.
+            values = yaml.load(text, Loader=yaml.BaseLoader)
+            check_targets(values if isinstance(values, dict) else {}, path, typed=typed)
+        config = OmegaConf.load(io.StringIO(text))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise DataError(f"{path}: this file cannot be read as a run's configuration") from error
+    if not isinstance(config, DictConfig) or "trainer" not in config:
+        raise DataError(f"{path}: a run's configuration has a trainer")
+    return upgraded(config, path)
+
+
+def _check_form(text: str) -> None:
+    """Refuse YAML that is small on the disk and large, or without end, in memory."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels")
+
+
+def used_part(config: DictConfig) -> DictConfig:
+    """A copy of a configuration without the groups that its trainer has no use for."""
+    used = groups_of(config)
+    nodes = {str(name): node for name, node in config.items()}
+    names = [n for n, node in nodes.items() if not isinstance(node, DictConfig) or n in used]
+    return OmegaConf.masked_copy(config, names)
+
+
+def write_config(folder: Path, config: DictConfig) -> None:
+    """Write the resolved configuration into the run's folder."""
+    shown = used_part(config)
+    shown.resume = None  # where this process began is told by the provenance files
+    shown.pop("trust", None)  # no file may ask to be trusted
+    with open_dict(shown):
+        shown.version = CONFIG_VERSION
+    text = OmegaConf.to_yaml(shown, resolve=True)
+    path = folder / "config.yaml"
+    replace_file(path, lambda file: file.write(text.encode()), make_folder=False)
+
+
+def resumed_config(config: DictConfig, given: Sequence[GivenSetting]) -> DictConfig:
+    """The interrupted run's own configuration, with what is given now.
+
+    Raises:
+        SettingError: something is given that a resumed run cannot change.
+    """
+    folder = existing_run(config.resume, "resume")
+    typed = [setting.name for setting in given]
+    saved = saved_config(folder, trust=plain_value(config.trust), typed=typed)
+    for setting in given:
+        name = setting.name
+        same = name == "trainer" and config.trainer._target_ == saved.trainer._target_
+        if name in ("resume", "trust") or same:
+            continue
+        free = name in ("device", "test_tasks") or name.startswith("trainer.")
+        if setting.removed or not free:
+            raise setting.refusal(
+                "a resumed run keeps its settings; device, test_tasks and trainer.* may change "
+                f"beside resume={config.resume}"
+            )
+        OmegaConf.update(saved, name, OmegaConf.select(config, name), merge=False)
+    return saved
