@@ -4,6 +4,8 @@ import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
+from metalearn import types
+
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "metalearn"
@@ -33,7 +35,9 @@ autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_type_aliases = {
-    name: f"metalearn.types.{name}" for name in ("Batch", "LossFn", "Params", "Split")
+    name: f"metalearn.types.{name}"
+    for name in types.__all__
+    if not isinstance(getattr(types, name), type)
 }
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88

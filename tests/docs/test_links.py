@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, anchors, links, name
+from tests.docs.pages import PAGES, ROOT, anchors, code_spans, links, name
 
 README, *DOCS = PAGES
 
@@ -18,6 +19,13 @@ def test_links_resolve(page: Path) -> None:
         file = (page.parent / target).resolve() if target else page
         assert file.exists(), link
         assert not anchor or anchor in anchors(file), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_rooms_and_files_that_are_named_exist(page: Path) -> None:
+    for span in code_spans(page):
+        if re.fullmatch(r"(core|trainers|cli|conf|docs|scripts|tests)/[\w/.]+", span):
+            assert (ROOT / span).exists() or (ROOT / "metalearn" / span).exists(), span
 
 
 def test_readme_leads_to_every_page() -> None:
