@@ -21,7 +21,7 @@ from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import accepted_settings, check_settings
 from metalearn.trainers import MAML, EnsembleTrainer, MetaTrainer, PerSampleTrainer
-from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.types import TaskDistribution
 
 __all__ = [

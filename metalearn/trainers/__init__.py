@@ -5,7 +5,7 @@ from metalearn.trainers.ensemble import EnsembleTest, EnsembleTrainer
 from metalearn.trainers.inductive import InductiveModule
 from metalearn.trainers.iterates import SnapshotTrainer, SWAGTrainer
 from metalearn.trainers.learner import MetaLearner
-from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.meta import MetaTrainer

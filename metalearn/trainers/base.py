@@ -25,12 +25,12 @@ from metalearn.models import set_draw
 from metalearn.schema import Kind, Misfit, mapping, shown
 from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Progress, Tracker
-from metalearn.trainers.clock import Clock, process_memory
 from metalearn.trainers.diagnostics import Predictive, Units, Watch
-from metalearn.trainers.loop_settings import LoopSettings
-from metalearn.trainers.outer_optimizer import OptimizerFactory, make_optimizer
-from metalearn.trainers.saved_state import check_module, check_state
-from metalearn.trainers.signals import Stopped, StopRequest
+from metalearn.trainers.loop.clock import Clock, process_memory
+from metalearn.trainers.loop.outer_optimizer import OptimizerFactory, make_optimizer
+from metalearn.trainers.loop.saved_state import check_module, check_state
+from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.loop.stop_signal import Stopped, StopRequest
 
 __all__ = ["FitResult", "OptimizerFactory", "StepReport", "Trainer"]
 
@@ -304,7 +304,17 @@ class Trainer(ABC):
             named = shown(kind).strip("'")
             raise DataError(f"{path}: this checkpoint is of the optimiser {named}, not {optimizer}")
         try:
-            check_state(self, state)
+            mapping({})(state.get("extra", {}), "extra")
+            known = mapping({"diagnostics": self.watch.state_kind()})
+            kinds = [*self.extra_kinds(), lambda value, where: known(value, "")]
+            diagnostics = state.get("diagnostics", {})
+            check_state(
+                state,
+                module=self.module,
+                optimizer=self.optimizer,
+                parts={**state.get("extra", {}), "diagnostics": diagnostics},
+                kinds=kinds,
+            )
             self.module.load_state_dict(state["module"])
             options = [{**group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])

@@ -41,15 +41,15 @@ from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
 from metalearn.trainers.ensemble_gradients import classification_gradients, unused_by_stacks
 from metalearn.trainers.ensemble_watch import member_sources, sample_predictive, sample_units
-from metalearn.trainers.loop_settings import LoopSettings
-from metalearn.trainers.member_settings import (
+from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.member_trainer import MemberTrainer
+from metalearn.trainers.members.settings import (
     MemberPlan,
     PerMember,
     member_values,
     plan_members,
     set_dropout,
 )
-from metalearn.trainers.member_trainer import MemberTrainer
 from metalearn.trainers.nan_scores import check_members
 from metalearn.trainers.planning import keeps, memory_budget
 from metalearn.types import Split

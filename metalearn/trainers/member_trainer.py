@@ -19,7 +19,7 @@ from metalearn.models import Ensemble, Stack
 from metalearn.schema import Kind, choice, like, map_of, mapping, text
 from metalearn.trainers.base import StepReport, Trainer
 from metalearn.trainers.diagnostics import Units
-from metalearn.trainers.member_update import MemberUpdate
+from metalearn.trainers.members.update import MemberUpdate
 from metalearn.trainers.nan_scores import named
 
 __all__ = ["MemberTrainer"]

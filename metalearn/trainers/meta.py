@@ -30,7 +30,7 @@ from metalearn.tracking.figures import adaptation_figure, regression_figure, tas
 from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.learner import MetaLearner
-from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.member_trainer import MemberTrainer

@@ -37,7 +37,7 @@ from metalearn.trainers.data_scores import logits_of, report_of
 from metalearn.trainers.diagnostics import Predictive, Units
 from metalearn.trainers.diagnostics.sources import mixing, sample_blocks
 from metalearn.trainers.ensemble import EnsembleTest
-from metalearn.trainers.loop_settings import LoopSettings
+from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.nan_scores import check_members
 from metalearn.trainers.planning import SamplePlan
 from metalearn.types import Batch, Params, Split

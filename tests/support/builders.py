@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from metalearn.data import ClassificationData, LabelledImages
 from metalearn.models import MLP, Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
-from metalearn.trainers import MAML, EnsembleTrainer, LoopSettings, MetaTrainer, Trainer
-from metalearn.trainers.base import StepReport
-from metalearn.types import Split, TaskBatch
+from metalearn.trainers import MAML, EnsembleTrainer, LoopSettings, MetaTrainer
+from metalearn.trainers.loop.assembly import assemble, place
+from metalearn.trainers.loop.protocols import Evaluation, Stateless
+from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.trainer import Trainer
+from metalearn.types import Params, Split, TaskBatch
 
 SPLITS: Mapping[str, tuple[int, ...]] = {
     "train": tuple(range(8)),
@@ -159,8 +162,6 @@ class Scripted(Trainer):
     Validation i gives ``scores[i]``, or the last one; a step's gradient is drawn from its number.
     """
 
-    monitor = "validation/score"
-
     def __init__(
         self,
         scores: Sequence[float] = (0.5,),
@@ -170,23 +171,61 @@ class Scripted(Trainer):
         module: nn.Module | None = None,
         **settings: Any,
     ) -> None:
-        apart = ("optimizer", "tracker", "folder", "device")
+        apart = ("optimizer", "tracker", "folder", "ranks", "callbacks")
         rest = {key: settings.pop(key) for key in apart if key in settings}
-        super().__init__(module or linear(), LoopSettings(**settings), **rest)
-        self.larger_is_better = larger
-        self.scores, self.gradient_of = list(scores), gradient_of or drawn_gradient
+        module = module or linear()
+        device = place(module, settings.pop("device", "cpu"))
+        limits = LoopSettings(**settings)
+        self.objective = ScriptedObjective(gradient_of or drawn_gradient)
+        self.scores = list(scores)
+        evaluator = ScriptedEvaluator(self.scores, larger, limits.eval_every)
+        super().__init__(
+            assemble(module, self.objective, evaluator, settings=limits, device=device, **rest)
+        )
+
+    @property
+    def seen(self) -> list[int]:
+        return self.objective.seen
+
+
+class ScriptedObjective(Stateless):
+    unit = "samples"
+
+    def __init__(self, gradient_of: Callable[[int, Tensor], Tensor]) -> None:
+        self.gradient_of = gradient_of
         self.loss_of: Callable[[int], float] = lambda step: 1.0 / (1 + step)
         self.seen: list[int] = []
 
-    def gradient(self, step: int) -> StepReport:
-        self.seen.append(step)
-        named = self.module.named_parameters()
-        grads = {name: self.gradient_of(step, value.detach()) for name, value in named}
-        return StepReport(torch.tensor(self.loss_of(step)), grads, 4, lambda: f"step {step}'s own")
+    def prepare(self) -> None:
+        return
 
-    def validate(self) -> Mapping[str, float]:
-        done = -(-self.step // self.settings.eval_every)
-        return {self.monitor: self.scores[min(done, len(self.scores) - 1)]}
+    def batch(self, step: int) -> int:
+        return step
+
+    def gradient(self, params: Params, batch: int, *, step: int) -> StepGradient:
+        self.seen.append(step)
+        grads = {name: self.gradient_of(step, value) for name, value in params.items()}
+        losses = torch.tensor([self.loss_of(step)])
+        return StepGradient(grads, losses, 4, 4, suspects=lambda: f"step {step}'s own")
+
+    def unused_parameters(self) -> list[str]:
+        return []
+
+    def records(self, batch: Any, gradient: StepGradient, *, step: int) -> dict[str, float]:
+        return {}
+
+
+class ScriptedEvaluator(Stateless):
+    monitor = "validation/score"
+    bands: Mapping[str, Sequence[str]] = {}
+
+    def __init__(self, scores: list[float], larger: bool, every: int) -> None:
+        self.scores, self.larger_is_better, self.every = scores, larger, every
+
+    def __call__(self, step: int) -> Evaluation:
+        done = -(-step // self.every)
+        score = self.scores[min(done, len(self.scores) - 1)]
+        return Evaluation({self.monitor: score}, torch.tensor([score], dtype=torch.float64))
 
 
 def drawn_gradient(step: int, value: Tensor) -> Tensor:
@@ -247,41 +286,54 @@ def ensemble_trainer(**settings: Any) -> EnsembleTrainer:
     return EnsembleTrainer(model, data, **settings)
 
 
-def signal_in_step(trainer: Trainer, step: int, number: int) -> None:
+def before_gradient(trainer: Any, act: Callable[[int], object]) -> None:
+    """Make something happen in each step, before its gradient is taken."""
+    objective = trainer.loop.objective if hasattr(trainer, "loop") else trainer
+    original = objective.gradient
+
+    def gradient(*given: Any, **named: Any) -> Any:
+        act(named["step"] if named else given[-1])
+        return original(*given, **named)
+
+    objective.gradient = gradient
+
+
+def signal_in_step(trainer: Any, step: int, number: int) -> None:
     """Make the trainer send its own process a signal in the middle of a step."""
-    original = trainer.gradient
-
-    def gradient(current: int) -> StepReport:
-        if current == step:
-            os.kill(os.getpid(), number)
-        return original(current)
-
-    trainer.gradient = gradient  # type: ignore[method-assign]
+    before_gradient(trainer, lambda now: os.kill(os.getpid(), number) if now == step else None)
 
 
-def signal_in_validation(trainer: Trainer, number: int) -> None:
+def signal_in_validation(trainer: Any, number: int) -> None:
     """The same in the middle of the next validation."""
-    original = trainer.validate
+    holder, name = (
+        (trainer.loop, "evaluator") if hasattr(trainer, "loop") else (trainer, "validate")
+    )
+    original = getattr(holder, name)
 
-    def validate() -> Mapping[str, float]:
-        os.kill(os.getpid(), number)
-        trainer.validate = original  # type: ignore[method-assign]
-        return original()
+    class Once:
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(original, attribute)
 
-    trainer.validate = validate  # type: ignore[method-assign]
+        def __call__(self, *given: Any) -> Any:
+            os.kill(os.getpid(), number)
+            setattr(holder, name, original)
+            return original(*given)
+
+    setattr(holder, name, Once())
 
 
-def state_of(trainer: Trainer) -> dict[str, Any]:
+def state_of(trainer: Any) -> dict[str, Any]:
     """All that a checkpoint holds but the time spent."""
-    return {
+    found = {
         "step": trainer.step,
         "module": trainer.module.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
-        "best_step": trainer.best_step,
-        "best_value": trainer.best_value,
-        "stale": trainer._stale,
-        "best": trainer._best,
     }
+    if not hasattr(trainer, "loop"):
+        names = {"stale": trainer._stale, "best": trainer._best}
+        return {**found, "best_step": trainer.best_step, "best_value": trainer.best_value, **names}
+    population = trainer.loop.population
+    return {**found, **population.summary(), "best": population.best}
 
 
 def assert_same(one: Any, other: Any, where: str = "state") -> None:

@@ -40,13 +40,13 @@ def test_when_it_looks_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         tracker=tracker,
         folder=tmp_path,
     )
-    save = trainer.save
+    save = trainer.loop.save
 
     def note(name: str) -> Path | None:
         saved.append((name, trainer.step))
         return save(name)
 
-    monkeypatch.setattr(trainer, "save", note)
+    monkeypatch.setattr(trainer.loop, "save", note)
     trainer.fit()
     assert trainer.seen == list(range(11))
     assert tracker.steps("train/loss") == [1, 3, 6, 9]
@@ -60,7 +60,7 @@ def test_when_it_looks_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_a_logged_step_says() -> None:
     tracker = Recorder()
     trainer = Scripted(steps=2, log_every=1, tracker=tracker)
-    trainer.unit = "samples"
+    trainer.objective.unit = "samples"
     trainer.fit()
     numbers = tracker.numbers[1][1]
     assert set(numbers) == {

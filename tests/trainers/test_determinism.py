@@ -24,7 +24,7 @@ from metalearn.trainers import (
     member_settings,
     planning,
 )
-from metalearn.trainers.member_settings import plan_members
+from metalearn.trainers.members.settings import plan_members
 from tests.support.builders import (
     assert_same,
     ensemble_trainer,

@@ -12,7 +12,7 @@ from torch import nn
 from metalearn import Ensemble
 from metalearn.errors import SettingError
 from metalearn.models import MLP, Conv4
-from metalearn.trainers.member_settings import member_values, plan_members
+from metalearn.trainers.members.settings import member_values, plan_members
 from tests.support.alone import conv_network, mlp_network, networks
 from tests.support.builders import ensemble_trainer, samples
 

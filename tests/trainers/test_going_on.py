@@ -6,12 +6,13 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import DataError
@@ -19,11 +20,12 @@ from metalearn.models import MLP, Ensemble
 from metalearn.tasks import SinusoidTasks
 from metalearn.tracking import RunTracker
 from metalearn.trainers import MAML, MetaTrainer, Trainer
-from metalearn.trainers.signals import Stopped
+from metalearn.trainers.loop.stop_signal import Stopped
 from tests.support.builders import (
     Recorder,
     Scripted,
     assert_same,
+    before_gradient,
     ensemble_trainer,
     last,
     sinusoid_trainer,
@@ -197,22 +199,24 @@ def test_a_batch_of_tasks_is_broken_off_between_its_predictions(
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_two_interrupts_do_not_part_the_update_from_its_count(tmp_path: Path, when: str) -> None:
     trainer, whole = Scripted(steps=6, folder=tmp_path), Scripted(steps=6)
-    update = trainer.update
+    update = trainer.loop.update
 
-    def interrupted(factor: float) -> None:
+    def interrupted(active: Tensor, factor: float) -> None:
         if when == "after":
-            update(factor)
+            update(active, factor)
         if trainer.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
         if when == "before":
-            update(factor)
+            update(active, factor)
 
-    trainer.update = interrupted  # type: ignore[method-assign]
+    interrupted.optimizer = update.optimizer  # type: ignore[attr-defined]
+    interrupted.base_rates = update.base_rates  # type: ignore[attr-defined]
+    trainer.loop.update = interrupted  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     assert trainer.step == 4
-    trainer.update = update  # type: ignore[method-assign]
+    trainer.loop.update = update
     trainer.fit()
     whole.fit()
     assert_same(state_of(trainer), state_of(whole))
@@ -221,15 +225,15 @@ def test_two_interrupts_do_not_part_the_update_from_its_count(tmp_path: Path, wh
 
 def test_two_interrupts_do_not_part_a_verdict_from_its_state(tmp_path: Path) -> None:
     trainer, whole = (Scripted([0.1, 0.5, 0.3], steps=6, eval_every=3) for _ in range(2))
-    judge = trainer.judge
+    record = trainer.loop.population.record_validation
 
-    def interrupted(numbers: Mapping[str, float]) -> bool:
+    def interrupted(scores: Tensor, step: int) -> bool:
         if trainer.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        return judge(numbers)
+        return record(scores, step)
 
-    trainer.judge = interrupted  # type: ignore[method-assign]
+    trainer.loop.population.record_validation = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     trainer.fit()
@@ -297,14 +301,7 @@ def test_a_bad_best_is_said_before_training(tmp_path: Path, damage: str, said: s
 def test_a_folder_that_was_taken_away_is_not_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     trainer = Scripted(steps=6, folder=folder, checkpoint_every=2)
-    gradient = trainer.gradient
-
-    def gone(step: int) -> Any:
-        if step == 3:
-            shutil.rmtree(folder)
-        return gradient(step)
-
-    trainer.gradient = gone  # type: ignore[method-assign]
+    before_gradient(trainer, lambda step: shutil.rmtree(folder) if step == 3 else None)
     with pytest.raises(FileNotFoundError) as caught:
         trainer.fit()
     assert caught.value.filename == str(last(folder))
@@ -331,13 +328,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "save", lambda state, file: save(state, Disk(file)))
     trainer, whole = (Scripted(steps=6, checkpoint_every=2, folder=tmp_path / n) for n in "ab")
     whole.fit()
-    gradient = trainer.gradient
-
-    def filling(step: int) -> Any:
-        full["now"] = step == 3
-        return gradient(step)
-
-    trainer.gradient = filling  # type: ignore[method-assign]
+    before_gradient(trainer, lambda step: full.update(now=step == 3))
     with pytest.raises(OSError, match="No space left") as caught:
         trainer.fit()
     assert caught.value.filename == str(last(tmp_path / "a"))

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from metalearn import Ensemble
 from metalearn.errors import SettingError
 from metalearn.models import Conv4
-from metalearn.trainers.member_update import MemberUpdate
+from metalearn.trainers.members.update import MemberUpdate
 from tests.support.alone import assert_member, conv_network, mlp_network, networks, train_alone
 from tests.support.builders import ensemble_trainer, samples
 from tests.support.oracles import generator, mlp

@@ -46,7 +46,7 @@ def test_what_is_not_finite_stops_before_the_step(tmp_path: Path, what: str) -> 
 
     trainer = Scripted(steps=5, gradient_of=gradient, folder=tmp_path, tracker=tracker)
     if "loss" in what:
-        trainer.loss_of = lambda step: bad if step == 2 else 1.0
+        trainer.objective.loss_of = lambda step: bad if step == 2 else 1.0
     sound = Scripted(steps=5)
     signal_in_step(sound, 1, signal.SIGTERM)
     sound.fit()
@@ -65,7 +65,7 @@ def test_what_is_not_finite_stops_before_the_step(tmp_path: Path, what: str) -> 
 
 def test_without_a_folder_no_path_is_named() -> None:
     trainer = Scripted(steps=1)
-    trainer.loss_of = lambda step: math.nan
+    trainer.objective.loss_of = lambda step: math.nan
     with pytest.raises(NonFiniteError, match="^step 0: loss nan") as caught:
         trainer.fit()
     assert "state before" not in str(caught.value)
@@ -73,7 +73,7 @@ def test_without_a_folder_no_path_is_named() -> None:
 
 def test_a_state_saved_before_a_bad_step_can_be_resumed(tmp_path: Path) -> None:
     trainer = Scripted(steps=4, folder=tmp_path)
-    trainer.loss_of = lambda step: math.nan if step == 2 else 1.0
+    trainer.objective.loss_of = lambda step: math.nan if step == 2 else 1.0
     with pytest.raises(NonFiniteError, match="^step 2: loss nan"):
         trainer.fit()
     again, whole = Scripted(steps=4, folder=tmp_path), Scripted(steps=4)

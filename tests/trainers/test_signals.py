@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metalearn.trainers.signals import Stopped, StopRequest
+from metalearn.trainers.loop.stop_signal import Stopped, StopRequest
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

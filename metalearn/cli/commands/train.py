@@ -36,7 +36,7 @@ from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular
 from metalearn.tracking import RunTracker, provenance, write_json
 from metalearn.trainers import FitResult, MetaTrainer, PerSampleTrainer
-from metalearn.trainers.signals import Stopped
+from metalearn.trainers.loop.stop_signal import Stopped
 
 __all__ = ["check", "train"]
 

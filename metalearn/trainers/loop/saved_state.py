@@ -1,4 +1,4 @@
-"""What a checkpoint has to hold, for the trainer that is to go on from it.
+"""What a checkpoint has to hold, for the loop that is to go on from it.
 
 Axes: M members.
 """
@@ -6,8 +6,8 @@ Axes: M members.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,22 +26,33 @@ from metalearn.schema import (
     whole,
 )
 
-if TYPE_CHECKING:
-    from metalearn.trainers.base import Trainer
-
 __all__ = ["check_module", "check_state"]
 
 
-def check_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Refuse a state that `Trainer.resume` could not load, before any of it is.
+def check_state(
+    state: Mapping[str, Any],
+    *,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: Mapping[str, Any],
+    kinds: Iterable[Kind],
+) -> None:
+    """Refuse a state that a loop could not load, before any of it is.
+
+    Args:
+        state: of a checkpoint.
+        module: that is to take it.
+        optimizer: the same.
+        parts: what the other parts of the loop kept.
+        kinds: what that has to be.
 
     Raises:
         Misfit: says which entry is what, and what it should be.
     """
     fields: dict[str, Kind] = {
         "step": whole(),
-        "module": _of_module(trainer.module),
-        "optimizer": _of_optimizer(trainer.optimizer),
+        "module": _of_module(module),
+        "optimizer": _of_optimizer(optimizer),
         "best_step": whole(-1),
         "best_value": number(nan=True),
         "stale": whole(),
@@ -50,9 +61,8 @@ def check_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     mapping(fields, {"validation_due": flag})(state, "")
     if state["best_step"] > state["step"]:
         raise Misfit("best_step", state["best_step"], f"at most step={state['step']}")
-    for kind in trainer.extra_kinds():
-        kind(state.get("extra", {}), "extra")
-    trainer.watch.state_kind()(state.get("diagnostics", {}), "diagnostics")
+    for kind in kinds:
+        kind(parts, "extra")
 
 
 def check_module(module: nn.Module, state: Mapping[str, Any]) -> None:

@@ -62,6 +62,8 @@ class MemberUpdate:
         shared = [float(group["lr"])] * len(ensemble)
         self.rates = torch.tensor(shared if rates is None else list(rates), dtype=torch.float64)
         self.base = float(self.rates.max())
+        groups_rates = [group["lr"] for group in optimizer.param_groups]
+        self.base_rates = groups_rates if rates is None else [self.base]
         self.scale = self.rates / self.base if self.base else torch.ones_like(self.rates)
         self.decays = None if decays is None else torch.tensor(list(decays), dtype=torch.float64)
         decoupled = isinstance(optimizer, torch.optim.AdamW)

@@ -5,15 +5,42 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metalearn.errors import SettingError
 
-__all__ = ["OptimizerFactory", "make_optimizer"]
+__all__ = ["ModuleUpdate", "OptimizerFactory", "OuterUpdate", "make_optimizer"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class OuterUpdate(Protocol):
+    """How a step changes the parameters, whose ``grad`` is set."""
+
+    optimizer: torch.optim.Optimizer
+    base_rates: list[float]
+    """Learning rate of each group of parameters, where the schedule's factor is 1."""
+
+    def __call__(self, active: Tensor, factor: float) -> None:
+        """Take the step of the networks that are ``active`` ``[M]``.
+
+        ``factor`` is that of the schedule; the optimiser's rates are set to it already.
+        """
+
+
+class ModuleUpdate:
+    """The step of a torch optimiser over a whole module."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+
+    def __call__(self, active: Tensor, factor: float) -> None:
+        """Take the step."""
+        self.optimizer.step()
 
 
 def make_optimizer(factory: OptimizerFactory | None, module: nn.Module) -> torch.optim.Optimizer:

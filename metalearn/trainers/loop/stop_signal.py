@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["StopRequest", "Stopped"]
+__all__ = ["StopRequest", "StopSignal", "Stopped"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGINT first: from then on none ends the process
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
@@ -82,3 +82,34 @@ class StopRequest:
             self._owed = True
         else:
             raise KeyboardInterrupt
+
+
+class StopSignal:
+    """What a loop and its parts share: whether a stop is asked for, while somebody listens."""
+
+    def __init__(self) -> None:
+        self._request = StopRequest()  # of no signal, unless in `listening`
+
+    @property
+    def received(self) -> int | None:
+        """The signal's number, or None so far."""
+        return self._request.received
+
+    def check(self) -> None:
+        """Raise `Stopped` if a signal has been received."""
+        self._request.check()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """See `StopRequest.whole`."""
+        return self._request.whole()
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Note signals that ask to stop; validation, tests and diagnostics then raise `Stopped`."""
+        before = self._request
+        with StopRequest() as request:
+            request.received, self._request = before.received, request
+            try:
+                yield request
+            finally:
+                self._request = before

@@ -1,0 +1,1 @@
+"""The loop that every trainer assembles: step, validate, log, save, resume, stop."""

@@ -1,0 +1,128 @@
+"""How a loop is put together from a module, an objective and an evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from metalearn.core.checks import as_device
+from metalearn.errors import SettingError
+from metalearn.models import Ensemble
+from metalearn.tracking import Tracker
+from metalearn.trainers.diagnostics import Watch
+from metalearn.trainers.loop.callbacks import Diagnostics
+from metalearn.trainers.loop.loop import Loop
+from metalearn.trainers.loop.outer_optimizer import (
+    ModuleUpdate,
+    OptimizerFactory,
+    OuterUpdate,
+    make_optimizer,
+)
+from metalearn.trainers.loop.protocols import Callback, Evaluator, Objective
+from metalearn.trainers.loop.ranks import Ranks
+from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.loop.stop_signal import StopSignal
+from metalearn.trainers.members.population import Population
+from metalearn.trainers.members.update import MemberUpdate
+
+__all__ = ["NothingToSee", "assemble", "place"]
+
+
+class NothingToSee:
+    """The source of diagnostics of an objective that has none."""
+
+    def watchable(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+
+def place(module: nn.Module, device: torch.device | str) -> torch.device:
+    """Move a module that is to be trained to a device, which is returned.
+
+    Raises:
+        SettingError: a module without parameters to train, or no such device.
+    """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        accepted = "a parameter to train is needed (requires_grad=True)"
+        raise SettingError("model", type(module).__name__, accepted)
+    found = as_device(device)
+    module.to(found)
+    return found
+
+
+def assemble(
+    module: nn.Module,
+    objective: Objective,
+    evaluator: Evaluator,
+    *,
+    settings: LoopSettings,
+    optimizer: OptimizerFactory | None = None,
+    rates: Sequence[float] | None = None,
+    decays: Sequence[float] | None = None,
+    kept: Literal["best", "newest"] = "best",
+    schedule: Callable[[int], float] | None = None,
+    source: Any = None,
+    callbacks: Sequence[Callback] = (),
+    ranks: Ranks | None = None,
+    stop: StopSignal | None = None,
+    tracker: Tracker | None = None,
+    folder: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Loop:
+    """A loop over a module that has been put in its `place`.
+
+    Args:
+        module: an `Ensemble`, whose members never mix, or a single module.
+        objective: what a step descends.
+        evaluator: scores the parameters on the validation split.
+        settings: length and cadence; ``clip`` and ``patience`` are each member's.
+        optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
+        rates: learning rate of each member; None is the optimiser's.
+        decays: weight decay of each member; None is the optimiser's.
+        kept: see `Population`.
+        schedule: factor of the learning rate at a step counted from 0; None is that of
+            ``settings``.
+        source: what diagnostics look at; None where there is nothing to see.
+        callbacks: that look on, beside the diagnostics.
+        ranks: see `Loop`.
+        stop: that the objective and the evaluator listen to as well.
+        tracker: where numbers and figures go.
+        folder: of the run.
+        device: where the module is.
+
+    Raises:
+        SettingError: an optimiser that cannot train this module; a diagnostic that has nothing to
+            see.
+    """
+    torchs = make_optimizer(optimizer, module)
+    update: OuterUpdate = ModuleUpdate(torchs)
+    if isinstance(module, Ensemble):
+        update = MemberUpdate(module, torchs, rates, decays)
+    population = Population(
+        module,
+        clip=settings.clip,
+        patience=settings.patience,
+        larger_is_better=evaluator.larger_is_better,
+        kept=kept,
+    )
+    seen: Any = source or NothingToSee()
+    watch = Watch(settings.diagnostics, settings.diagnostics_every, seen)
+    return Loop(
+        module,
+        objective,
+        evaluator,
+        update=update,
+        population=population,
+        settings=settings,
+        schedule=schedule,
+        callbacks=(*callbacks, Diagnostics(watch)),
+        ranks=ranks,
+        stop=stop,
+        tracker=tracker,
+        folder=folder,
+        device=device,
+    )

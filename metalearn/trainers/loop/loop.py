@@ -1,0 +1,325 @@
+"""The loop that every trainer assembles: step, validate, log, save, resume, stop.
+
+Axes: M members, or 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.errors import NonFiniteError
+from metalearn.models import set_draw
+from metalearn.tracking import NullTracker, Progress, Tracker
+from metalearn.trainers.loop.checkpointing import Checkpoints
+from metalearn.trainers.loop.clock import Clock, process_memory
+from metalearn.trainers.loop.outer_optimizer import OuterUpdate
+from metalearn.trainers.loop.protocols import Callback, Evaluator, Objective
+from metalearn.trainers.loop.ranks import OneRank, Ranks
+from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.loop.step import StepGradient, finish, like_layout
+from metalearn.trainers.loop.stop_signal import Stopped, StopSignal
+from metalearn.trainers.members.not_finite import Ending
+from metalearn.trainers.members.population import Population
+
+__all__ = ["FitResult", "Loop"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a training ended."""
+
+    step: int
+    reason: Literal["finished", "patience", "interrupted"]
+    best_step: int
+    best_value: float
+    best_name: str
+    seconds: float
+    """Wall time in training and validation, over all resumptions."""
+    signal: int | None = None
+
+
+class Loop:
+    """A training, assembled from its parts.
+
+    A step is five functions in a row: the objective's gradient, the sum over ranks, the mean, the
+    clipping, the update.
+
+    Args:
+        module: whose parameters are trained, in place.
+        objective: what a step descends.
+        evaluator: scores the parameters on the validation split.
+        update: changes the parameters by their gradients.
+        population: keeps what is known of each network in the module.
+        settings: length and cadence.
+        schedule: factor of the learning rate at a step counted from 0; None is that of
+            ``settings``.
+        callbacks: that look on.
+        ranks: processes that share a step; one by default.
+        stop: that the objective and the evaluator listen to as well.
+        tracker: where numbers and figures go; nowhere by default.
+        folder: of the run; ``checkpoints/last.pt`` and ``best.pt`` are kept in it. None saves
+            nothing.
+        device: where the module is.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        evaluator: Evaluator,
+        *,
+        update: OuterUpdate,
+        population: Population,
+        settings: LoopSettings,
+        schedule: Callable[[int], float] | None = None,
+        callbacks: Sequence[Callback] = (),
+        ranks: Ranks | None = None,
+        stop: StopSignal | None = None,
+        tracker: Tracker | None = None,
+        folder: str | Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.module, self.objective, self.evaluator = module, objective, evaluator
+        self.update, self.population = update, population
+        self.settings, self.schedule = settings, schedule or settings.rate
+        self.callbacks = tuple(callbacks)
+        self.ranks: Ranks = ranks or OneRank()
+        self.stop = stop or StopSignal()
+        self.tracker: Tracker = tracker or NullTracker()
+        self.device = torch.device(device)
+        self.checkpoints = Checkpoints(self, None if folder is None else Path(folder))
+        self.params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+        self.step = 0
+        self.seconds = 0.0
+        self.validation_due = True
+        self._shown: dict[str, float] = {}
+        self._unused: frozenset[str] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether `fit` has nothing left to do."""
+        ended = self.step >= self.settings.steps or self.population.out_of_patience
+        return ended and not self.validation_due
+
+    def fit(self) -> FitResult:
+        """Train to the last step, to the end of patience, or to a signal; then save.
+
+        A validation that a signal breaks off leaves no trace and is made first of all by a trainer
+        that resumes. A trainer that has nothing left to do writes nothing.
+
+        Raises:
+            NonFiniteError: a loss or gradient that is not finite; the state before that step has
+                been saved if the trainer has a folder. At the end: every validation was NaN.
+            DataError: the best parameters are not known; see `Checkpoints.check_best`.
+            OSError: a checkpoint or record cannot be written; the last checkpoint is whole.
+        """
+        self.checkpoints.check_best()
+        self.checkpoints.make_folder()
+        started = time.monotonic() - self.seconds
+        with (
+            self.stop.listening() as stop,
+            Progress(self.settings.steps, self.step, enabled=self.settings.progress) as bar,
+        ):
+            with suppress(Stopped):  # what is broken off is done again by who resumes
+                self._go_on(bar, started)
+            self.seconds = time.monotonic() - started
+            if self.checkpoints.unsaved:
+                self.save("last")
+        self.tracker.flush()
+        return self._result(stop.received)
+
+    def save(self, name: str) -> Path | None:
+        """Write ``checkpoints/<name>.pt``: all that `Checkpoints.resume` needs.
+
+        None without a folder.
+
+        Raises:
+            NonFiniteError: parameters that are not finite.
+            OSError: what the system refuses; so is a folder that was taken away meanwhile.
+        """
+        if self.checkpoints.folder is None:
+            return None
+        self.check_parameters()
+        return self.checkpoints.write(name)
+
+    def check_parameters(self) -> None:
+        """Refuse parameters that are not finite; of members, freeze those that have some.
+
+        Raises:
+            NonFiniteError: training cannot go on.
+        """
+        try:
+            self.population.check_parameters(self.step)
+        except Ending as ending:
+            self._end(ending)
+
+    def set_rates(self, step: int) -> float:
+        """Set the learning rates of a step; the factor of the schedule."""
+        factor = self.schedule(step)
+        for group, rate in zip(self.update.optimizer.param_groups, self.update.base_rates):
+            group["lr"] = rate * factor
+        return factor
+
+    def _go_on(self, bar: Progress, started: float) -> None:
+        """All that is left to do; ``started`` is the time at which the run would have begun."""
+        total = self.settings.steps
+        if not self.finished:
+            self.objective.prepare()
+        if self.validation_due:
+            if self.population.best_step < 0:
+                self.save("last")  # however long the validation takes, what is decided is kept
+            self._validate()
+            self.save("last")
+        clock = Clock()
+        for callback in self.callbacks:
+            callback.begin(self)
+        while self.step < total and not self.population.out_of_patience and not self.stop.received:
+            self._take_step(bar, clock)
+            self.seconds = time.monotonic() - started
+            if self._due(self.settings.eval_every):
+                self.validation_due = True
+                with clock.paused():
+                    self._validate()
+            if self._due(self.settings.checkpoint_every):
+                self.save("last")
+
+    def _take_step(self, bar: Progress, clock: Clock) -> None:
+        step = self.step
+        set_draw(self.module, step)
+        for callback in self.callbacks:
+            callback.before_step(self, step)
+        batch = self.objective.batch(step)
+        gradient = self.ranks.reduce(self.objective.gradient(self.params, batch, step=step))
+        gradient = finish(gradient)
+        with clock.paused():
+            for callback in self.callbacks:
+                callback.after_gradient(self, batch, gradient.grads)
+        grads, loss, norm = self._clip(gradient)
+        due = (step + 1) % self.settings.log_every == 0 or step == 0
+        with clock.paused():
+            records = self._records(batch, gradient) if due else {}
+        factor = self._apply(grads, gradient.buffers)
+        clock.count(gradient.count if gradient.processed is None else gradient.processed)
+        if "train/accuracy_after" in records:
+            self._shown = {"accuracy": records["train/accuracy_after"]}  # until the next record
+        speed = f"{self.objective.unit}_per_s"
+        bar.update(1, **{"loss": loss, **self._shown, speed: clock.rate()})
+        if due:
+            numbers = {
+                "train/loss": loss,
+                "train/gradient_norm": norm,
+                "train/learning_rate": self.update.base_rates[0] * factor,
+                f"speed/{speed}": clock.rate(),
+                "speed/memory_gb": process_memory(self.device),
+                **records,
+            }
+            self.tracker.scalars(self.step, numbers)
+            clock.restart()
+
+    def _clip(self, gradient: StepGradient) -> tuple[Mapping[str, Tensor], float, float]:
+        """Clipped gradients, loss and norm, of the parameters that have a part in the loss.
+
+        Raises:
+            NonFiniteError: training cannot go on.
+        """
+        if self._unused is None:
+            self._unused = frozenset(self.objective.unused_parameters())
+        grads = {
+            name: gradient.grads[name]
+            for name in self.params
+            if name in gradient.grads and name not in self._unused
+        }
+        try:
+            return self.population.clip_and_check(
+                grads, gradient.losses, step=self.step, suspects=gradient.suspects
+            )
+        except Ending as ending:
+            self._end(ending)
+
+    def _records(self, batch: Any, gradient: StepGradient) -> dict[str, float]:
+        scalars = {name: float(value) for name, value in gradient.scalars.items()}
+        return scalars | dict(self.objective.records(batch, gradient, step=self.step))
+
+    def _apply(self, grads: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> float:
+        """Change the module, and count the step: together or not at all. The schedule's factor."""
+        own = dict(self.module.named_buffers()) if buffers else {}
+        for name, parameter in self.module.named_parameters():
+            grad = grads.get(name)  # none of a stack that is not trained any more
+            parameter.grad = None if grad is None else like_layout(grad, parameter)
+        factor = self.set_rates(self.step)
+        with self.stop.whole():
+            self.update(self.population.active, factor)
+            for name, value in buffers.items():
+                own[name].copy_(value)
+            for callback in self.callbacks:
+                callback.after_update(self)
+            self.step += 1
+            self.checkpoints.unsaved = True
+        return factor
+
+    def _validate(self) -> None:
+        self.check_parameters()
+        found = self.evaluator(self.step)
+        with self.stop.whole():
+            if not isinstance(self.tracker, NullTracker):
+                found.draw(self.tracker, self.step)
+            self.tracker.scalars(self.step, found.numbers)
+            named = dict(self.module.named_parameters())
+            grads = {n: p.grad for n, p in named.items() if p.grad is not None}
+            self.tracker.histograms(self.step, "weights", named)
+            self.tracker.histograms(self.step, "weights_gradient", grads)
+            for callback in self.callbacks:
+                callback.after_validation(self, found)
+            better = self.population.record_validation(found.scores, self.step)
+            self.validation_due, self.checkpoints.unsaved = False, True
+            if better:
+                self.save("best")
+        monitor = self.evaluator.monitor
+        log.info(
+            "step %d/%d: %s %.4g (best %.4g at step %d)",
+            self.step,
+            self.settings.steps,
+            monitor,
+            found.numbers[monitor],
+            self.population.best_value,
+            self.population.best_step,
+        )
+        lost = self.population.nan_scores(found.scores, monitor)
+        if lost:
+            log.warning("step %d: %s is NaN in validation and cannot be the best", self.step, lost)
+
+    def _result(self, signal: int | None) -> FitResult:
+        reason: Literal["finished", "patience", "interrupted"] = "interrupted"
+        if self.finished:
+            reason = "finished" if self.step >= self.settings.steps else "patience"
+        best, monitor = self.population.best_value, self.evaluator.monitor
+        if reason != "interrupted" and math.isnan(best):
+            folder = self.checkpoints.folder
+            where = f"; the last state is in {folder / 'checkpoints'}" if folder else ""
+            raise NonFiniteError(
+                f"step {self.step}: {monitor} was NaN in every validation, so that no state "
+                f"is known to be good{where}"
+            )
+        best_step = self.population.best_step
+        return FitResult(self.step, reason, best_step, best, monitor, self.seconds, signal)
+
+    def _end(self, ending: Ending) -> NoReturn:
+        """Keep what there is to keep, and raise NonFiniteError."""
+        path = self.save(f"non_finite_step_{self.step}") if ending.kept else None
+        self.tracker.flush()
+        raise NonFiniteError(ending.sentence(path)) from None
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.settings.steps

@@ -1,0 +1,146 @@
+"""What a loop is assembled from: an objective, an evaluator, callbacks.
+
+Axes: M members, or 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from metalearn.schema import Kind, mapping
+from metalearn.tracking import Tracker
+from metalearn.trainers.loop.step import StepGradient
+from metalearn.types import Params
+
+if TYPE_CHECKING:
+    from metalearn.trainers.loop.loop import Loop
+
+__all__ = ["Callback", "Evaluation", "Evaluator", "Objective", "Stateless"]
+
+
+class Objective(Protocol):
+    """What a step descends. Everything follows from the step's number alone."""
+
+    unit: str
+    """What a batch is made of: ``"tasks"`` or ``"samples"``."""
+
+    def prepare(self) -> None:
+        """Decide what is decided once, such as engines; kept in `state`."""
+
+    def batch(self, step: int) -> Any:
+        """The batch of a step: drawn once, shared by gradient, records and diagnostics."""
+
+    def gradient(self, params: Params, batch: Any, *, step: int) -> StepGradient:
+        """Sums of losses and gradients over a batch.
+
+        Args:
+            params: the module's trainable parameters by name.
+            batch: what `batch` gave, or a rank's part of it.
+            step: counted from 0.
+        """
+
+    def unused_parameters(self) -> Iterable[str]:
+        """Names of parameters without a part in the loss, which the optimiser is to skip.
+
+        Asked once a run, at its first step, and answered for the run's first batch, so that a
+        resumed run has the same answer.
+        """
+
+    def records(self, batch: Any, gradient: StepGradient, *, step: int) -> Mapping[str, float]:
+        """Further numbers of a step that is logged, before its update."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, plain or tensors; names are shared with the other parts."""
+
+    def state_kinds(self) -> list[Kind]:
+        """What a checkpoint has to hold so that `load_state` can take it."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave; entries of other parts are passed over."""
+
+
+def _no_figures(tracker: Tracker, step: int) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a validation found."""
+
+    numbers: Mapping[str, float]
+    """By name, as ``"validation/accuracy"``; the evaluator's ``monitor`` is one of them."""
+    scores: Tensor
+    """``[M]``: what decides which state of a member is best."""
+    draw: Callable[[Tracker, int], None] = _no_figures
+    """Leaves figures and curves with a tracker, of a validation after so many steps."""
+
+
+class Evaluator(Protocol):
+    """Scores the parameters as they stand on the validation split."""
+
+    monitor: str
+    """Name of the number that decides what is best."""
+    larger_is_better: bool
+
+    @property
+    def bands(self) -> Mapping[str, Sequence[str]]:
+        """Records with ends ``<name>_low`` and ``<name>_high``, by what the ends are."""
+
+    def __call__(self, step: int) -> Evaluation:
+        """The validation after ``step`` steps."""
+
+    def state(self) -> dict[str, Any]:
+        """As of an `Objective`."""
+
+    def state_kinds(self) -> list[Kind]:
+        """As of an `Objective`."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """As of an `Objective`."""
+
+
+class Stateless:
+    """A part of a loop that has nothing to keep in a checkpoint."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def state_kinds(self) -> list[Kind]:
+        """Anything."""
+        return [mapping({})]
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
+        return
+
+
+class Callback(Stateless):
+    """Looks on at a loop: diagnostics, collected iterates. A subclass says at which moments."""
+
+    def begin(self, loop: Loop) -> None:
+        """Training begins, or goes on."""
+        return
+
+    def before_step(self, loop: Loop, step: int) -> None:
+        """Before the batch of a step is drawn."""
+        return
+
+    def after_gradient(self, loop: Loop, batch: Any, grads: Mapping[str, Tensor]) -> None:
+        """The gradients of step ``loop.step``, means over the batch, before clipping.
+
+        What a stop breaks off here has to leave no trace: the step is taken anew later.
+        """
+        return
+
+    def after_update(self, loop: Loop) -> None:
+        """After step ``loop.step`` of the module; together with it, or not at all."""
+        return
+
+    def after_validation(self, loop: Loop, evaluation: Evaluation) -> None:
+        """A validation has been recorded, and is about to decide what is best."""
+        return

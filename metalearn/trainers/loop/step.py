@@ -1,0 +1,81 @@
+"""A training step as five functions in a row: gradient, reduce, finish, clip, update.
+
+The first is the objective's; the rest stand here and in the neighbouring files. They are pure on
+tensors, so the same composition runs eagerly, compiled as a whole, over ranks and with noise.
+
+Axes: M members, or 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+__all__ = ["StepGradient", "finish", "like_layout"]
+
+
+def _nothing_known() -> str:
+    return "this step"
+
+
+@dataclass(frozen=True)
+class StepGradient:
+    """What an objective says of one step, before ranks are summed.
+
+    Losses and gradients are **sums** over ``count`` tasks or samples, divided by ``divisor``: 1 for
+    plain sums, ``count`` for means. A batch may be empty, or vary in size.
+    """
+
+    grads: Mapping[str, Tensor]
+    """By the name of the module's parameter; leaves of M members are ``[M, ...]``."""
+    losses: Tensor
+    """``[M]``; NaN for a member that is not trained."""
+    count: int
+    """Tasks or samples (of each member) that the sums are over."""
+    divisor: float = 1.0
+    """What the sums have been divided by."""
+    normalizer: float | None = None
+    """What gradients are to be divided by; None is the count of all ranks."""
+    noise: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    """Adds noise to gradients after the division; once, not on each rank."""
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    """New values of buffers, by name, which the update writes."""
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further numbers for the record of a step that is logged."""
+    processed: int | None = None
+    """Tasks or samples for the record of speed, those of every member counted; None is count."""
+    suspects: Callable[[], str] = _nothing_known
+    """Names the tasks or samples behind a value that is not finite."""
+
+
+def finish(gradient: StepGradient) -> StepGradient:
+    """Turn sums into means, and add noise where there is some.
+
+    Gradients are Σ / normalizer, losses Σ / count; those of an empty batch are sums of nothing, 0.
+    Where the sums are divided by that number already they are taken as they are.
+    """
+    count = max(gradient.count, 1)
+    wanted = count if gradient.normalizer is None else gradient.normalizer
+    grads, losses = gradient.grads, gradient.losses
+    if wanted != gradient.divisor:
+        factor = gradient.divisor / wanted
+        grads = {name: grad * factor for name, grad in grads.items()}
+    if count != gradient.divisor:
+        losses = losses * (gradient.divisor / count)
+    if gradient.noise is not None:
+        grads = gradient.noise(grads)
+    return replace(gradient, grads=grads, losses=losses, divisor=float(wanted))
+
+
+def like_layout(grad: Tensor, parameter: Tensor) -> Tensor:
+    """The same gradient with the strides of its parameter.
+
+    Fused optimisers on a CPU pair elements by their place in memory (torch 2.14): with other
+    strides they would step along a shuffled gradient without an error.
+    """
+    if grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)

@@ -1,0 +1,1 @@
+"""M networks trained as one: what is kept of each, and its own learning rate."""

@@ -1,0 +1,128 @@
+"""How the parameters of M networks lie in a module: one network, or stacks of members.
+
+Axes: M members, or 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.core.tree import is_finite
+from metalearn.models import Ensemble, Stack
+
+__all__ = ["OneNetwork", "Rows", "StackedMembers", "rows_of"]
+
+State = Mapping[str, Tensor]
+
+
+class Rows(Protocol):
+    """The M networks of a module, each seen by itself."""
+
+    count: int
+    """M."""
+
+    def norms(self, grads: State) -> Tensor:
+        """``[M]``: norm of each network's gradients, all parameters together."""
+
+    def scaled(self, grads: State, factors: Tensor) -> dict[str, Tensor]:
+        """Each network's gradients times its factor ``[M]``; 0 makes them 0 whatever they were."""
+
+    def finite(self) -> Tensor:
+        """``[M]``: whether all parameters of a network are finite."""
+
+    def copy(self, source: State, target: State, chosen: Tensor) -> None:
+        """Copy the chosen networks' part of a state of the module into another, in place."""
+
+
+class OneNetwork:
+    """A module that is one network: M is 1."""
+
+    count = 1
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def norms(self, grads: State) -> Tensor:
+        """``[1]``: the norm over all gradients."""
+        return torch.nn.utils.get_total_norm(list(grads.values()))[None]
+
+    def scaled(self, grads: State, factors: Tensor) -> dict[str, Tensor]:
+        """All gradients times the one factor."""
+        return {name: grad * factors[0].to(grad) for name, grad in grads.items()}
+
+    def finite(self) -> Tensor:
+        """``[1]``: whether all parameters are finite."""
+        return torch.tensor([is_finite(dict(self.module.named_parameters()))])
+
+    def copy(self, source: State, target: State, chosen: Tensor) -> None:
+        """Copy all or nothing."""
+        if chosen.all():
+            for name, value in target.items():
+                value.copy_(source[name])
+
+
+class StackedMembers:
+    """An `Ensemble`: members lie in the rows of its stacks."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.count = len(ensemble)
+        self._ensemble = ensemble
+        self._stacks = [
+            (f"stacks.{number}.", stack, torch.tensor(stack.indices))
+            for number, stack in enumerate(ensemble.stacks)
+            if isinstance(stack, Stack)
+        ]
+
+    def norms(self, grads: State) -> Tensor:
+        """``[M]``: norm of each member's gradients, on the CPU, in float64."""
+        norms = torch.zeros(self.count, dtype=torch.float64)
+        for prefix, _, members in self._stacks:
+            squares = [_by_member(g).square().sum(1) for n, g in grads.items() if _in(n, prefix)]
+            if squares:
+                norms[members] = torch.stack(squares).sum(0).sqrt().cpu().double()
+        return norms
+
+    def scaled(self, grads: State, factors: Tensor) -> dict[str, Tensor]:
+        """Each row times its member's factor; 0 makes a row 0 even where it is not finite."""
+        found = {}
+        for prefix, _, members in self._stacks:
+            for name, grad in grads.items():
+                if _in(name, prefix):
+                    factor = factors[members].to(grad).view(-1, *(1,) * (grad.dim() - 1))
+                    found[name] = torch.where(factor == 0, 0.0, grad * factor)
+        return found
+
+    def finite(self) -> Tensor:
+        """``[M]``: whether all parameters of a member are finite."""
+        finite = torch.ones(self.count, dtype=torch.bool)
+        for _, stack, members in self._stacks:
+            for parameter in stack.parameters():
+                finite[members] &= _by_member(torch.isfinite(parameter.detach())).all(1).cpu()
+        return finite
+
+    def copy(self, source: State, target: State, chosen: Tensor) -> None:
+        """Copy the rows of the chosen members."""
+        for prefix, _, members in self._stacks:
+            rows = chosen[members]
+            for name, value in target.items() if rows.any() else ():
+                if _in(name, prefix):
+                    mine = rows.to(value.device)
+                    value[mine] = source[name][mine]
+
+
+def rows_of(module: nn.Module) -> Rows:
+    """The networks of a module: members of an `Ensemble`, or itself."""
+    return StackedMembers(module) if isinstance(module, Ensemble) else OneNetwork(module)
+
+
+def _in(name: str, prefix: str) -> bool:
+    return name.startswith(prefix)
+
+
+def _by_member(values: Tensor) -> Tensor:
+    """``[M, ...]`` as ``[M, numbers of a member]``."""
+    return values.unsqueeze(-1).flatten(1)

@@ -1,0 +1,197 @@
+"""What all trainers have in common for those who use them: a loop, and the way to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.signatures import checked
+from metalearn.tracking import Tracker
+from metalearn.trainers.loop.loop import FitResult, Loop
+from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.loop.step import StepGradient, finish
+from metalearn.trainers.loop.stop_signal import StopRequest
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """A training that has been assembled: `fit` it, `save` it, `resume` it.
+
+    A trainer of one's own makes its objective and evaluator, and hands over the loop of them.
+
+    Args:
+        loop: see `metalearn.trainers.loop.loop.Loop`.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+
+    def fit(self) -> FitResult:
+        """Train to the last step, to the end of patience, or to a signal; then save.
+
+        A validation that a signal breaks off leaves no trace and is made first of all by a trainer
+        that resumes. A trainer that has nothing left to do writes nothing.
+
+        Raises:
+            NonFiniteError: a loss or gradient that is not finite; the state before that step has
+                been saved if the trainer has a folder. At the end: every validation was NaN.
+            DataError: the best parameters are not known; see `check_best`.
+            OSError: a checkpoint or record cannot be written; the last checkpoint is whole.
+        """
+        return self.loop.fit()
+
+    def save(self, name: str) -> Path | None:
+        """Write ``checkpoints/<name>.pt``: all that `resume` needs. None without a folder.
+
+        Raises:
+            OSError: what the system refuses; so is a folder that was taken away meanwhile.
+        """
+        return self.loop.save(name)
+
+    @checked
+    def resume(self, path: str | Path) -> None:
+        """Go on from a checkpoint as if the run had never stopped.
+
+        Raises:
+            DataError: a file that is no checkpoint, or one of another module or optimiser.
+        """
+        self.loop.checkpoints.resume(Path(path))
+
+    def check_best(self) -> None:
+        """Refuse to go on where the best parameters so far are not known.
+
+        Raises:
+            DataError: ``best.pt`` was not beside the resumed checkpoint.
+        """
+        self.loop.checkpoints.check_best()
+
+    def load_best(self) -> None:
+        """Put the parameters of the best validation into the module.
+
+        Raises:
+            DataError: none are known; see `check_best`.
+        """
+        self.loop.checkpoints.load_best()
+
+    def stoppable(self) -> AbstractContextManager[StopRequest]:
+        """Note signals that ask to stop; validation, tests and diagnostics then raise `Stopped`."""
+        return self.loop.stop.listening()
+
+    def gradient(self, step: int) -> StepGradient:
+        """Losses and gradients of training step ``step``, means over its batch."""
+        self.loop.objective.prepare()
+        batch = self.loop.objective.batch(step)
+        return finish(self.loop.objective.gradient(self.loop.params, batch, step=step))
+
+    def validate(self) -> Mapping[str, float]:
+        """Validation numbers at the current parameters; ``monitor`` is one of them."""
+        return self.loop.evaluator(self.loop.step).numbers
+
+    @property
+    def module(self) -> nn.Module:
+        """Whose parameters are trained."""
+        return self.loop.module
+
+    @property
+    def settings(self) -> LoopSettings:
+        """Length and cadence."""
+        return self.loop.settings
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return self.loop.device
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the run."""
+        return self.loop.checkpoints.folder
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The outer optimiser."""
+        return self.loop.update.optimizer
+
+    @property
+    def tracker(self) -> Tracker:
+        """Where numbers and figures go."""
+        return self.loop.tracker
+
+    @tracker.setter
+    def tracker(self, tracker: Tracker) -> None:
+        self.loop.tracker = tracker
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return self.loop.step
+
+    @property
+    def seconds(self) -> float:
+        """Wall time in training and validation, over all resumptions."""
+        return self.loop.seconds
+
+    @property
+    def finished(self) -> bool:
+        """Whether `fit` has nothing left to do."""
+        return self.loop.finished
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether `fit` validates before it takes a step."""
+        return self.loop.validation_due
+
+    @property
+    def monitor(self) -> str:
+        """Name of the validation number that decides what is best."""
+        return self.loop.evaluator.monitor
+
+    @property
+    def larger_is_better(self) -> bool:
+        """Of the monitor."""
+        return self.loop.evaluator.larger_is_better
+
+    @property
+    def bands(self) -> Mapping[str, Sequence[str]]:
+        """Records with ends ``<name>_low`` and ``<name>_high``, by what the ends are."""
+        return self.loop.evaluator.bands
+
+    @property
+    def best_step(self) -> int:
+        """Step of the best validation; −1 before the first."""
+        return self.loop.population.best_step
+
+    @property
+    def best_value(self) -> float:
+        """The monitor there; of members, the median of each one's best."""
+        return self.loop.population.best_value
+
+    @property
+    def active(self) -> Tensor:
+        """``[M]``: whether a member is still trained; one entry for a single module."""
+        return self.loop.population.active
+
+    @property
+    def diverged(self) -> Tensor:
+        """``[M]``: whether a member became not finite."""
+        return self.loop.population.diverged
+
+    @property
+    def endings(self) -> Mapping[int, str]:
+        """Why a member is not trained any more, by its index."""
+        return self.loop.population.endings
+
+    @property
+    def best_values(self) -> Tensor:
+        """``[M]``: each member's best score."""
+        return self.loop.population.best_values
+
+    @property
+    def best_steps(self) -> Tensor:
+        """``[M]``: the step of each member's best score; −1 before the first."""
+        return self.loop.population.best_steps
