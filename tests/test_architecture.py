@@ -27,7 +27,7 @@ LONG_FILES = {
     "trainers/meta.py",
     "trainers/per_sample.py",
 }
-BACKWARD_IMPORTS = {("metalearn.trainers.saved_state", "metalearn.trainers.base")}
+BACKWARD_IMPORTS: set[tuple[str, str]] = set()
 LONG_FUNCTIONS = {
     "core/meta/members.py:member_meta_gradient",
     "core/meta/meta_gradient.py:meta_gradient",

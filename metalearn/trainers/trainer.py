@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
-from metalearn.trainers.loop.loop import FitResult, Loop
+from metalearn.trainers.loop.loop import Loop
+from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient, finish
 from metalearn.trainers.loop.stop_signal import StopRequest

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,6 @@ from torch import nn
 from metalearn.core.checks import as_device
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble
-from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics import Watch
 from metalearn.trainers.loop.callbacks import Diagnostics
 from metalearn.trainers.loop.loop import Loop
@@ -23,9 +21,7 @@ from metalearn.trainers.loop.outer_optimizer import (
     make_optimizer,
 )
 from metalearn.trainers.loop.protocols import Callback, Evaluator, Objective
-from metalearn.trainers.loop.ranks import Ranks
 from metalearn.trainers.loop.settings import LoopSettings
-from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.members.population import Population
 from metalearn.trainers.members.update import MemberUpdate
 
@@ -64,14 +60,9 @@ def assemble(
     rates: Sequence[float] | None = None,
     decays: Sequence[float] | None = None,
     kept: Literal["best", "newest"] = "best",
-    schedule: Callable[[int], float] | None = None,
     source: Any = None,
     callbacks: Sequence[Callback] = (),
-    ranks: Ranks | None = None,
-    stop: StopSignal | None = None,
-    tracker: Tracker | None = None,
-    folder: str | Path | None = None,
-    device: torch.device | str = "cpu",
+    **rest: Any,
 ) -> Loop:
     """A loop over a module that has been put in its `place`.
 
@@ -84,24 +75,18 @@ def assemble(
         rates: learning rate of each member; None is the optimiser's.
         decays: weight decay of each member; None is the optimiser's.
         kept: see `Population`.
-        schedule: factor of the learning rate at a step counted from 0; None is that of
-            ``settings``.
         source: what diagnostics look at; None where there is nothing to see.
         callbacks: that look on, beside the diagnostics.
-        ranks: see `Loop`.
-        stop: that the objective and the evaluator listen to as well.
-        tracker: where numbers and figures go.
-        folder: of the run.
-        device: where the module is.
+        rest: schedule, ranks, stop, tracker, folder and device of the `Loop`.
 
     Raises:
         SettingError: an optimiser that cannot train this module; a diagnostic that has nothing to
             see.
     """
-    torchs = make_optimizer(optimizer, module)
-    update: OuterUpdate = ModuleUpdate(torchs)
+    made = make_optimizer(optimizer, module)
+    update: OuterUpdate = ModuleUpdate(made)
     if isinstance(module, Ensemble):
-        update = MemberUpdate(module, torchs, rates, decays)
+        update = MemberUpdate(module, made, rates, decays)
     population = Population(
         module,
         clip=settings.clip,
@@ -111,18 +96,6 @@ def assemble(
     )
     seen: Any = source or NothingToSee()
     watch = Watch(settings.diagnostics, settings.diagnostics_every, seen)
-    return Loop(
-        module,
-        objective,
-        evaluator,
-        update=update,
-        population=population,
-        settings=settings,
-        schedule=schedule,
-        callbacks=(*callbacks, Diagnostics(watch)),
-        ranks=ranks,
-        stop=stop,
-        tracker=tracker,
-        folder=folder,
-        device=device,
-    )
+    every = (*callbacks, Diagnostics(watch))
+    parts: Any = {"update": update, "population": population, "settings": settings}
+    return Loop(module, objective, evaluator, callbacks=every, **parts, **rest)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from metalearn.schema import Kind, mapping
 from metalearn.trainers.diagnostics import Watch
-from metalearn.trainers.loop.loop import Loop
-from metalearn.trainers.loop.protocols import Callback, Evaluation
+from metalearn.trainers.loop.protocols import Callback, Evaluation, Training
 from metalearn.trainers.loop.stop_signal import Stopped
 
 __all__ = ["Diagnostics"]
@@ -27,16 +26,16 @@ class Diagnostics(Callback):
         self.runner = runner
         self._buffers: list[Tensor] = []
 
-    def begin(self, loop: Loop) -> None:
+    def begin(self, loop: Training) -> None:
         """Shares of time are counted from here."""
         self.runner.restart()
 
-    def before_step(self, loop: Loop, step: int) -> None:
+    def before_step(self, loop: Training, step: int) -> None:
         """Remember the buffers that the gradient of a step that is looked at may write."""
         due = self.runner.due(step)
         self._buffers = [buffer.clone() for buffer in loop.module.buffers()] if due else []
 
-    def after_gradient(self, loop: Loop, batch: Any, grads: Mapping[str, Tensor]) -> None:
+    def after_gradient(self, loop: Training, batch: Any, grads: Mapping[str, Tensor]) -> None:
         """Look; broken off, it leaves buffers as they were before the step."""
         if not self.runner.due(loop.step):
             return
@@ -47,7 +46,7 @@ class Diagnostics(Callback):
                 buffer.copy_(value)
             raise
 
-    def after_validation(self, loop: Loop, evaluation: Evaluation) -> None:
+    def after_validation(self, loop: Training, evaluation: Evaluation) -> None:
         """Draw what is known so far."""
         self.runner.draw(loop.step, loop.tracker)
 

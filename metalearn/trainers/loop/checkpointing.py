@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -12,10 +12,8 @@ from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.errors import DataError
 from metalearn.files import failures_named
 from metalearn.schema import Misfit, mapping, shown
+from metalearn.trainers.loop.protocols import Training
 from metalearn.trainers.loop.saved_state import check_module, check_state
-
-if TYPE_CHECKING:
-    from metalearn.trainers.loop.loop import Loop
 
 __all__ = ["Checkpoints"]
 
@@ -36,7 +34,7 @@ class Checkpoints:
         unsaved: whether ``last.pt`` is not the state of now.
     """
 
-    def __init__(self, loop: Loop, folder: Path | None) -> None:
+    def __init__(self, loop: Training, folder: Path | None) -> None:
         self.loop, self.folder = loop, folder
         self.unsaved, self._has_folder = True, False
 

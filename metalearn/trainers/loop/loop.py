@@ -6,13 +6,11 @@ Axes: M members, or 1.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -25,29 +23,16 @@ from metalearn.trainers.loop.clock import Clock, process_memory
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
 from metalearn.trainers.loop.protocols import Callback, Evaluator, Objective
 from metalearn.trainers.loop.ranks import OneRank, Ranks
+from metalearn.trainers.loop.result import FitResult, fit_result
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient, finish, like_layout
 from metalearn.trainers.loop.stop_signal import Stopped, StopSignal
 from metalearn.trainers.members.not_finite import Ending
 from metalearn.trainers.members.population import Population
 
-__all__ = ["FitResult", "Loop"]
+__all__ = ["Loop"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a training ended."""
-
-    step: int
-    reason: Literal["finished", "patience", "interrupted"]
-    best_step: int
-    best_value: float
-    best_name: str
-    seconds: float
-    """Wall time in training and validation, over all resumptions."""
-    signal: int | None = None
 
 
 class Loop:
@@ -138,7 +123,7 @@ class Loop:
             if self.checkpoints.unsaved:
                 self.save("last")
         self.tracker.flush()
-        return self._result(stop.received)
+        return fit_result(self, self.checkpoints.folder, stop.received)
 
     def save(self, name: str) -> Path | None:
         """Write ``checkpoints/<name>.pt``: all that `Checkpoints.resume` needs.
@@ -299,21 +284,6 @@ class Loop:
         lost = self.population.nan_scores(found.scores, monitor)
         if lost:
             log.warning("step %d: %s is NaN in validation and cannot be the best", self.step, lost)
-
-    def _result(self, signal: int | None) -> FitResult:
-        reason: Literal["finished", "patience", "interrupted"] = "interrupted"
-        if self.finished:
-            reason = "finished" if self.step >= self.settings.steps else "patience"
-        best, monitor = self.population.best_value, self.evaluator.monitor
-        if reason != "interrupted" and math.isnan(best):
-            folder = self.checkpoints.folder
-            where = f"; the last state is in {folder / 'checkpoints'}" if folder else ""
-            raise NonFiniteError(
-                f"step {self.step}: {monitor} was NaN in every validation, so that no state "
-                f"is known to be good{where}"
-            )
-        best_step = self.population.best_step
-        return FitResult(self.step, reason, best_step, best, monitor, self.seconds, signal)
 
     def _end(self, ending: Ending) -> NoReturn:
         """Keep what there is to keep, and raise NonFiniteError."""

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import Tracker
+from metalearn.trainers.loop.outer_optimizer import OuterUpdate
+from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.loop.stop_signal import StopSignal
+from metalearn.trainers.members.population import Population
 from metalearn.types import Params
 
-if TYPE_CHECKING:
-    from metalearn.trainers.loop.loop import Loop
-
-__all__ = ["Callback", "Evaluation", "Evaluator", "Objective", "Stateless"]
+__all__ = ["Callback", "Evaluation", "Evaluator", "Objective", "Stateless", "Training"]
 
 
 class Objective(Protocol):
@@ -119,28 +121,57 @@ class Stateless:
         return
 
 
+class Training(Protocol):
+    """What callbacks and checkpoints see of a loop: its parts, and how far it is."""
+
+    module: nn.Module
+    objective: Objective
+    evaluator: Evaluator
+    update: OuterUpdate
+    population: Population
+    callbacks: tuple[Callback, ...]
+    stop: StopSignal
+    tracker: Tracker
+    device: torch.device
+    step: int
+    """Steps taken so far; while one is taken, its number, counted from 0."""
+    seconds: float
+    """Wall time in training and validation, over all resumptions."""
+    validation_due: bool
+    """Whether a validation comes before the next step."""
+
+    settings: LoopSettings
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+
+    def set_rates(self, step: int) -> float:
+        """Set the learning rates of a step; the factor of the schedule."""
+
+
 class Callback(Stateless):
     """Looks on at a loop: diagnostics, collected iterates. A subclass says at which moments."""
 
-    def begin(self, loop: Loop) -> None:
+    def begin(self, loop: Training) -> None:
         """Training begins, or goes on."""
         return
 
-    def before_step(self, loop: Loop, step: int) -> None:
+    def before_step(self, loop: Training, step: int) -> None:
         """Before the batch of a step is drawn."""
         return
 
-    def after_gradient(self, loop: Loop, batch: Any, grads: Mapping[str, Tensor]) -> None:
+    def after_gradient(self, loop: Training, batch: Any, grads: Mapping[str, Tensor]) -> None:
         """The gradients of step ``loop.step``, means over the batch, before clipping.
 
         What a stop breaks off here has to leave no trace: the step is taken anew later.
         """
         return
 
-    def after_update(self, loop: Loop) -> None:
+    def after_update(self, loop: Training) -> None:
         """After step ``loop.step`` of the module; together with it, or not at all."""
         return
 
-    def after_validation(self, loop: Loop, evaluation: Evaluation) -> None:
+    def after_validation(self, loop: Training, evaluation: Evaluation) -> None:
         """A validation has been recorded, and is about to decide what is best."""
         return

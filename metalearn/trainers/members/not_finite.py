@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from metalearn.trainers.members.population import Population
+from torch import Tensor
 
 __all__ = ["Ending", "FreezeMember", "NotFinitePolicy", "RaiseError", "named"]
 
@@ -38,12 +37,24 @@ class Ending(Exception):
         return "; ".join(part for part in parts if part)
 
 
+class Networks(Protocol):
+    """What a policy sees of a population."""
+
+    diverged: Tensor
+    """``[M]``."""
+    endings: dict[int, str]
+    """Why a network is not trained any more, by its index."""
+
+    def put_back(self, index: int, step: int, what: str) -> None:
+        """Put a network that diverged back to its best state, and freeze it."""
+
+
 class NotFinitePolicy(Protocol):
     """What a population does about networks that are not finite, and how it speaks of them."""
 
     def not_finite(
         self,
-        population: Population,
+        population: Networks,
         lost: Mapping[int, str],
         step: int,
         suspects: Callable[[], str] | None,
@@ -72,7 +83,7 @@ class RaiseError:
 
     def not_finite(
         self,
-        population: Population,
+        population: Networks,
         lost: Mapping[int, str],
         step: int,
         suspects: Callable[[], str] | None,
@@ -103,7 +114,7 @@ class FreezeMember:
 
     def not_finite(
         self,
-        population: Population,
+        population: Networks,
         lost: Mapping[int, str],
         step: int,
         suspects: Callable[[], str] | None,
