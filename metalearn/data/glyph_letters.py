@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metalearn.data.near_duplicates import pick_distinct, stray_ink
-from metalearn.data.outlines import KNOBS, Face, bend, frame, rasterise, trace, uniforms
+from metalearn.data.outlines import (
+    DISTORTIONS,
+    Face,
+    centred,
+    distort,
+    distortions_of,
+    points_along,
+    rasterise,
+)
 from metalearn.types import Split
 
 __all__ = [
@@ -156,8 +164,8 @@ def draw_letter(
         if mine:
             rounds = [numbers[i] // len(drawings) for i in mine]
             keys = [(VERSION, codepoint << 32 | face << 16 | number) for number in rounds]
-            knobs = np.stack([uniforms(key) for key in keys])
-            pictures[mine] = rasterise(bend(points, knobs, size=size), size=size)
+            distortions = np.stack([distortions_of(key) for key in keys])
+            pictures[mine] = rasterise(distort(points, distortions, size=size), size=size)
     return pictures
 
 
@@ -184,8 +192,8 @@ def _side(faces: Sequence[Face], codepoint: int) -> float:
 
 def _plain(face: Face, codepoint: int) -> NDArray[np.uint8]:
     """The undistorted picture ``[1, height, width]`` that letters are compared by."""
-    points = frame(trace(face.outline(codepoint)))
-    return rasterise(bend(points, np.zeros((1, KNOBS)), size=_MEASURE), size=_MEASURE)
+    points = centred(points_along(face.outline(codepoint)))
+    return rasterise(distort(points, np.zeros((1, DISTORTIONS)), size=_MEASURE), size=_MEASURE)
 
 
 def _drawings(faces: Sequence[Face], codepoint: int) -> list[tuple[int, NDArray[np.float64]]]:
@@ -193,6 +201,6 @@ def _drawings(faces: Sequence[Face], codepoint: int) -> list[tuple[int, NDArray[
     drawings: dict[bytes, tuple[int, NDArray[np.float64]]] = {}
     for place, face in enumerate(faces):
         if codepoint in face:
-            points = frame(trace(face.outline(codepoint)))
+            points = centred(points_along(face.outline(codepoint)))
             drawings.setdefault(points.tobytes(), (place, points))
     return list(drawings.values())

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 
 from metalearn.errors import DataError
 
-__all__ = ["KNOBS", "Face", "bend", "frame", "rasterise", "trace", "uniforms"]
+__all__ = [
+    "DISTORTIONS",
+    "Face",
+    "centred",
+    "distort",
+    "distortions_of",
+    "points_along",
+    "rasterise",
+]
 
 Floats = NDArray[np.float64]
 
@@ -33,7 +41,7 @@ PIECES = 4
 SAMPLES = 4
 """Sampling points along each side of a pixel: 16 in all, so 17 levels of grey."""
 
-KNOBS = 20
+DISTORTIONS = 20
 """Random numbers that one bent picture takes: 4 affine, 2 shift and 14 elastic ones."""
 
 _FIRST_ELASTIC = 6
@@ -85,7 +93,7 @@ class Face:
         return self._outlines[codepoint]
 
 
-def trace(segments: Floats) -> Floats:
+def points_along(segments: Floats) -> Floats:
     """Points along quadratic curves: ``[S, 3, 2]`` to ``[S, K, 2]``, ends included.
 
     b(t) = (1-t)² start + 2t(1-t) control + t² end at t = 0, 1/4, ..., 1.
@@ -96,7 +104,7 @@ def trace(segments: Floats) -> Floats:
     return points
 
 
-def frame(points: Floats) -> Floats:
+def centred(points: Floats) -> Floats:
     """Centre points ``[..., S, K, 2]`` on their box; its longer side becomes 2, aspect kept."""
     low = points.min(axis=(-3, -2), keepdims=True)
     high = points.max(axis=(-3, -2), keepdims=True)
@@ -105,18 +113,18 @@ def frame(points: Floats) -> Floats:
     return framed
 
 
-def uniforms(key: tuple[int, int]) -> Floats:
+def distortions_of(key: tuple[int, int]) -> Floats:
     """``[KNOBS]`` numbers in [-1, 1) that belong to a key of two whole numbers.
 
     They come from the raw bits of Philox (whose stream NumPy keeps stable; its distributions it
     does not), so a picture depends on its own key alone.
     """
-    raw = np.random.Philox(key=np.array(key, dtype=np.uint64)).random_raw(KNOBS)
+    raw = np.random.Philox(key=np.array(key, dtype=np.uint64)).random_raw(DISTORTIONS)
     numbers: Floats = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1
     return numbers
 
 
-def bend(points: Floats, knobs: Floats, *, size: int) -> Floats:
+def distort(points: Floats, distortions: Floats, *, size: int) -> Floats:
     """Rotate, stretch, shear, bend and place an outline in a picture.
 
     Rotation within ±13°, stretch and shear within ±15%, a smooth elastic displacement (cubic
@@ -124,14 +132,14 @@ def bend(points: Floats, knobs: Floats, *, size: int) -> Floats:
     picture and the middle is shifted by at most 7%, so ink keeps off the border.
 
     Args:
-        points: ``[S, K, 2]`` in the unit frame (see :func:`frame`).
-        knobs: ``[N, KNOBS]`` in [-1, 1]; zeros give the undistorted picture.
+        points: ``[S, K, 2]`` in the unit frame (see :func:`centred`).
+        distortions: ``[N, KNOBS]`` in [-1, 1]; zeros give the undistorted picture.
         size: pixels along a side.
 
     Returns:
         ``[N, S, K, 2]`` in pixels, y up, origin at the lower left corner.
     """
-    k = knobs[:, :, None, None]
+    k = distortions[:, :, None, None]
     x, y = points[None, ..., 0], points[None, ..., 1]
     dx, dy = _elastic(x, y, k[:, _FIRST_ELASTIC:])
     x, y = x + dx, y + dy
@@ -141,7 +149,7 @@ def bend(points: Floats, knobs: Floats, *, size: int) -> Floats:
     stretch = 1 + 0.15 * k[:, 1]
     x, y = stretch * (x + 0.15 * k[:, 2] * y), y / stretch
     x, y = cosine * x - sine * y, sine * x + cosine * y
-    placed = frame(np.stack([x, y], axis=-1))
+    placed = centred(np.stack([x, y], axis=-1))
     half_side = (0.34 + 0.04 * k[:, 3, :, :, None]) * size
     shift = 0.07 * size * np.stack([k[:, 4], k[:, 5]], axis=-1)
     result: Floats = half_side * placed + (size / 2 + shift)

@@ -27,7 +27,7 @@ from metalearn.data.glyph_letters import (
 from metalearn.data.glyphs import FONTS_SHA256, font_folder, load_glyphs
 from metalearn.data.images import LabelledImages
 from metalearn.data.near_duplicates import pick_distinct, stray_ink
-from metalearn.data.outlines import KNOBS, Face, bend, frame, rasterise, trace
+from metalearn.data.outlines import DISTORTIONS, Face, centred, distort, points_along, rasterise
 from metalearn.errors import DataError, SettingError
 
 RENDERINGS = 4
@@ -129,9 +129,11 @@ def test_no_letter_looks_like_one_of_another_split(glyphs: LabelledImages) -> No
 
 
 def _plain_pictures(face: Face, letters: list[int]) -> np.ndarray:
-    knobs = np.zeros((1, KNOBS))
-    framed = (frame(trace(face.outline(letter))) for letter in letters)
-    return np.concatenate([rasterise(bend(points, knobs, size=28), size=28) for points in framed])
+    distortions = np.zeros((1, DISTORTIONS))
+    framed = (centred(points_along(face.outline(letter))) for letter in letters)
+    return np.concatenate(
+        [rasterise(distort(points, distortions, size=28), size=28) for points in framed]
+    )
 
 
 def test_kept_letters_lie_apart_by_the_measure(

@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metalearn.data.outlines import KNOBS, Face, bend, frame, rasterise, trace, uniforms
+from metalearn.data.outlines import (
+    DISTORTIONS,
+    Face,
+    centred,
+    distort,
+    distortions_of,
+    points_along,
+    rasterise,
+)
 from metalearn.errors import DataError
 
 ROUND = [(0, 100), (0, 0), (100, 0), (200, 0), (200, 100), (200, 200), (100, 200), (0, 200)]
@@ -35,7 +43,7 @@ def _blob() -> np.ndarray:
 
 def _box(low: float, high: float, *, clockwise: bool = False) -> np.ndarray:
     corners = [(low, low), (high, low), (high, high), (low, high)]
-    return trace(_polygon(corners[::-1] if clockwise else corners))
+    return points_along(_polygon(corners[::-1] if clockwise else corners))
 
 
 def test_a_square_on_the_pixel_grid_is_exact() -> None:
@@ -63,7 +71,7 @@ def test_overlapping_contours_are_filled_once() -> None:
 
 def test_a_disc_has_its_area() -> None:
     angles = 2 * math.pi * np.arange(64) / 64
-    disc = trace(_polygon([(32 + 20 * math.cos(a), 32 + 20 * math.sin(a)) for a in angles]))
+    disc = points_along(_polygon([(32 + 20 * math.cos(a), 32 + 20 * math.sin(a)) for a in angles]))
     area = rasterise(disc[None], size=64).sum() / 255
     assert area == pytest.approx(32 * 400 * math.sin(2 * math.pi / 64), rel=2e-3)
 
@@ -86,47 +94,47 @@ def test_pictures_of_a_batch_do_not_mix() -> None:
 
 
 def test_trace_meets_the_ends_and_the_middle_of_a_parabola() -> None:
-    points = trace(np.array([[[0.0, 0.0], [1.0, 2.0], [2.0, 0.0]]]))[0]
+    points = points_along(np.array([[[0.0, 0.0], [1.0, 2.0], [2.0, 0.0]]]))[0]
     assert points[0].tolist() == [0, 0] and points[-1].tolist() == [2, 0]
     assert points[2].tolist() == [1, 1]
 
 
 def test_frame_centres_and_keeps_the_aspect() -> None:
-    framed = frame(trace(_polygon([(10, 10), (50, 10), (50, 30), (10, 30)])))
+    framed = centred(points_along(_polygon([(10, 10), (50, 10), (50, 30), (10, 30)])))
     assert framed.min(axis=(0, 1)).tolist() == [-1, -0.5]
     assert framed.max(axis=(0, 1)).tolist() == [1, 0.5]
 
 
 def test_bending_without_knobs_only_places_the_letter() -> None:
-    framed = frame(trace(_blob()))
-    placed = bend(framed, np.zeros((1, KNOBS)), size=28)[0]
+    framed = centred(points_along(_blob()))
+    placed = distort(framed, np.zeros((1, DISTORTIONS)), size=28)[0]
     np.testing.assert_allclose(placed, framed * 0.34 * 28 + 14, rtol=0, atol=1e-12)
 
 
 def test_the_most_bent_letters_stay_inside_the_picture() -> None:
-    corners = np.sign(np.stack([uniforms((0, i)) for i in range(200)]))
-    placed = bend(frame(trace(_blob())), corners, size=28)
+    corners = np.sign(np.stack([distortions_of((0, i)) for i in range(200)]))
+    placed = distort(centred(points_along(_blob())), corners, size=28)
     assert placed.min() > 1 and placed.max() < 27
 
 
 def test_contours_stay_closed_when_bent() -> None:
-    placed = bend(frame(trace(_blob())), uniforms((0, 1))[None], size=28)[0]
+    placed = distort(centred(points_along(_blob())), distortions_of((0, 1))[None], size=28)[0]
     assert np.array_equal(placed[:3, -1], placed[1:4, 0])
     assert np.array_equal(placed[3, -1], placed[0, 0])
 
 
 def test_uniforms_belong_to_their_key() -> None:
-    numbers = np.concatenate([uniforms((1, key)) for key in range(200)])
+    numbers = np.concatenate([distortions_of((1, key)) for key in range(200)])
     assert numbers.min() >= -1 and numbers.max() < 1
     assert abs(numbers.mean()) < 0.05 and abs(numbers.var() - 1 / 3) < 0.02
-    assert np.array_equal(uniforms((1, 7)), numbers[7 * KNOBS : 8 * KNOBS])
-    assert not np.array_equal(uniforms((1, 7)), uniforms((2, 7)))
+    assert np.array_equal(distortions_of((1, 7)), numbers[7 * DISTORTIONS : 8 * DISTORTIONS])
+    assert not np.array_equal(distortions_of((1, 7)), distortions_of((2, 7)))
 
 
 def test_an_embedded_outline_gives_the_recorded_bytes() -> None:
     """Needs no font: a change here means that drawing, not a font, has changed."""
-    knobs = np.stack([uniforms((1, key)) for key in range(20)])
-    pictures = rasterise(bend(frame(trace(_blob())), knobs, size=28), size=28)
+    distortions = np.stack([distortions_of((1, key)) for key in range(20)])
+    pictures = rasterise(distort(centred(points_along(_blob())), distortions, size=28), size=28)
     digest = hashlib.sha256(pictures.tobytes()).hexdigest()
     assert digest == "b67db7a8d102e43add66363bb36b410d883a24644bb305ae27aca88d78eec29f"
 

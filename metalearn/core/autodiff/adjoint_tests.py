@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metalearn.core._functorch import transforms_active
 from metalearn.core.autodiff.derivative_modes import (
     OTHER_MODE,
-    Function,
     Leaves,
+    LeavesFunction,
     is_missing,
     outputs_and_vjp,
 )
@@ -33,14 +33,14 @@ from metalearn.errors import SettingError
 __all__ = [
     "DISAGREE",
     "check_forward",
-    "coarsest",
-    "concrete",
-    "differing",
+    "coarsest_eps",
+    "disagreement",
     "eps_of",
-    "near",
+    "is_concrete",
     "random_like",
     "refuse_forward",
     "term_sums",
+    "within_rounding",
 ]
 
 DISAGREE = (
@@ -50,7 +50,7 @@ DISAGREE = (
 
 
 def check_forward(
-    function: Function, inputs: Leaves, tangents: Leaves, products: Any, mode: str = "forward"
+    function: LeavesFunction, inputs: Leaves, tangents: Leaves, products: Any, mode: str = "forward"
 ) -> None:
     """Refuse ``products`` J·v in forward mode that reverse mode does not confirm.
 
@@ -59,7 +59,7 @@ def check_forward(
     Raises:
         SettingError: ⟨u, J·v⟩ and ⟨Jᵀ·u, v⟩ differ.
     """
-    if not concrete(inputs):
+    if not is_concrete(inputs):
         return
     try:
         along = random_like(flatten(products)[0])
@@ -72,7 +72,7 @@ def check_forward(
     confirmed, two = term_sums(back, tangents)
     finite = math.isfinite(pushed) or math.isfinite(confirmed)
     run = partial(function, inputs)
-    if finite and not near(pushed, confirmed, one + two, [*along, *inputs], run):
+    if finite and not within_rounding(pushed, confirmed, one + two, [*along, *inputs], run):
         sides = f"⟨u, J·v⟩ is {pushed:.6g} and ⟨Jᵀ·u, v⟩ is {confirmed:.6g} for a random u"
         refuse_forward(sides, mode)
 
@@ -83,7 +83,7 @@ def refuse_forward(sides: str, mode: str) -> NoReturn:
     raise SettingError("mode", mode, f"{DISAGREE.format('forward')}, {sides}; {other}")
 
 
-def differing(
+def disagreement(
     found: Sequence[Sequence[Tensor]],
     vjp: Sequence[Tensor],
     along: Sequence[Tensor],
@@ -97,7 +97,7 @@ def differing(
         found: blocks ``[*y, *x]``, for every x a list over y.
         vjp: uᵀ·J by that pass, ``[*x]``.
         along: u, ``[*y]``.
-        eps: of the coarsest type; see `near`.
+        eps: of the coarsest type; see `within_rounding`.
     """
     products, sizes = [], []
     for blocks, right in zip(found, vjp):
@@ -121,7 +121,7 @@ def differing(
     return not finite
 
 
-def concrete(tensors: Sequence[Tensor]) -> bool:
+def is_concrete(tensors: Sequence[Tensor]) -> bool:
     """Whether values can be read: not inside a transform of torch.func, nor in a compiled graph."""
     inside = transforms_active() or torch.compiler.is_compiling()
     return not inside and not any(x.is_meta for x in tensors)
@@ -146,7 +146,7 @@ def term_sums(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, fl
     return total, math.sqrt(squares)
 
 
-def near(
+def within_rounding(
     one: float, two: float, size: float, tensors: Sequence[Tensor], run: Callable[[], Any]
 ) -> bool:
     """Whether two ways to a sum of terms of that size agree, in the coarsest type of the tensors.
@@ -156,10 +156,10 @@ def near(
     the order of 1. Where they do not, ``run`` is looked at for a coarser type inside (autocast).
     """
     gap = abs(one - two)
-    return bool(gap <= eps_of(tensors) ** 0.4 * size or gap <= coarsest(run) ** 0.4 * size)
+    return bool(gap <= eps_of(tensors) ** 0.4 * size or gap <= coarsest_eps(run) ** 0.4 * size)
 
 
-def coarsest(run: Callable[[], Any]) -> float:
+def coarsest_eps(run: Callable[[], Any]) -> float:
     """The largest eps of a type that any operation of ``run`` gives."""
     seen = [0.0]
     with _Types(seen):

@@ -22,6 +22,8 @@ from metalearn.errors import SettingError
 __all__ = [
     "OTHER_MODE",
     "AnyMode",
+    "Leaves",
+    "LeavesFunction",
     "Mode",
     "hessian_vector",
     "is_missing",
@@ -39,7 +41,7 @@ AnyMode = Literal["forward", "reverse", "auto"]
 
 R = TypeVar("R")
 Leaves = list[Tensor]
-Function = Callable[[Leaves], Any]
+LeavesFunction = Callable[[Leaves], Any]
 Cotangents = Sequence[Tensor] | Callable[[Any], Sequence[Tensor]]
 MiddleFactor = Callable[[Any, Any], Sequence[Tensor]]
 
@@ -53,7 +55,7 @@ OTHER_MODE = {
 
 
 def jvp_forward(
-    function: Function, inputs: Leaves, tangents: Leaves, mode: str = "forward"
+    function: LeavesFunction, inputs: Leaves, tangents: Leaves, mode: str = "forward"
 ) -> tuple[Any, Any]:
     """Outputs and J·v by forward mode, ``mode`` being the setting that asked for it.
 
@@ -85,7 +87,7 @@ def is_missing(error: SettingError) -> bool:
     return error.setting == "mode" and error.__cause__ is not None
 
 
-def jvp_reverse(function: Function, inputs: Leaves, tangents: Leaves) -> tuple[Any, Any]:
+def jvp_reverse(function: LeavesFunction, inputs: Leaves, tangents: Leaves) -> tuple[Any, Any]:
     """Outputs and J·v as the gradient of ⟨Jᵀ·u, v⟩ with respect to u, in which it is linear.
 
     Raises:
@@ -99,7 +101,7 @@ def jvp_reverse(function: Function, inputs: Leaves, tangents: Leaves) -> tuple[A
 
 
 def outputs_and_vjp(
-    function: Function, inputs: Leaves, cotangents: Cotangents
+    function: LeavesFunction, inputs: Leaves, cotangents: Cotangents
 ) -> tuple[Any, Leaves]:
     """Outputs and Jᵀ·u; ``cotangents`` are u, or a function of the outputs that gives them.
 
@@ -116,7 +118,7 @@ def outputs_and_vjp(
 
 
 def hessian_vector(
-    function: Function, inputs: Leaves, tangents: Leaves, mode: str = "reverse"
+    function: LeavesFunction, inputs: Leaves, tangents: Leaves, mode: str = "reverse"
 ) -> Leaves:
     """∇²f·v of a scalar function: the cotangent of the inputs for v as that of the gradient.
 
@@ -131,7 +133,7 @@ def hessian_vector(
 
 
 def sandwich_product(
-    function: Function, inputs: Leaves, tangents: Leaves, middle: MiddleFactor, mode: Mode
+    function: LeavesFunction, inputs: Leaves, tangents: Leaves, middle: MiddleFactor, mode: Mode
 ) -> Leaves:
     """Jᵀ·B(y, J·v) for the outputs y and ``middle`` B, which takes trees and gives leaves.
 
@@ -163,7 +165,7 @@ def _backwards(mode: str) -> AbstractContextManager[None]:
 
 
 def vjp_function(
-    function: Function, inputs: Leaves
+    function: LeavesFunction, inputs: Leaves
 ) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
     """Outputs, and the map of the cotangents of their leaves to those of the inputs.
 
@@ -184,7 +186,7 @@ def vjp_function(
     return outputs, back
 
 
-def with_safe_operations(function: Function, inputs: Leaves) -> Function:
+def with_safe_operations(function: LeavesFunction, inputs: Leaves) -> LeavesFunction:
     """The function with decomposed operations where torch's own are not to be trusted.
 
     See `metalearn.core.ops.decomposed_operations`. Fused norms have no right third derivatives, no

@@ -16,9 +16,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metalearn.core.autodiff.adjoint_tests import concrete, random_like
-from metalearn.core.autodiff.derivative_modes import Mode, hessian_vector, with_safe_operations
-from metalearn.core.autodiff.jacobian_passes import JacobianPasses, each_output, prefers_forward
+from metalearn.core.autodiff.adjoint_tests import is_concrete, random_like
+from metalearn.core.autodiff.derivative_modes import (
+    Leaves,
+    Mode,
+    hessian_vector,
+    with_safe_operations,
+)
+from metalearn.core.autodiff.jacobian_passes import JacobianPasses, for_each_output, prefers_forward
 from metalearn.core.autodiff.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
 from metalearn.core.checks import call_given
 from metalearn.core.tree import check_floating, dot, flatten, unflatten
@@ -29,7 +34,6 @@ __all__ = ["Mode", "SecondMode", "ggn_vp", "hessian", "hvp", "jacobian", "jacobi
 __all__ += ["jvp", "vjp"]
 
 Function = Callable[..., Any]
-Leaves = list[Tensor]
 
 
 @checked
@@ -140,9 +144,9 @@ def hessian(
             slope = lambda values: unflatten(torch.func.grad(along)(values), spec)  # noqa: E731
             return passes.jacobian(slope, inputs, spec, partial(hessian_vector, along, inputs))
 
-        if sum(y.numel() for y in ys) > 1 and concrete(inputs):
+        if sum(y.numel() for y in ys) > 1 and is_concrete(inputs):
             of_one(*random_like(ys))  # tested there, as it cannot be inside vmap
-        return each_output(of_one, ys, out_spec, None, passes.looped)
+        return for_each_output(of_one, ys, out_spec, None, passes.looped)
 
     return taken
 

@@ -17,22 +17,26 @@ from torch import Tensor
 
 from metalearn.core.autodiff.adjoint_tests import (
     DISAGREE,
-    coarsest,
-    concrete,
-    differing,
+    coarsest_eps,
+    disagreement,
     eps_of,
+    is_concrete,
     random_like,
     refuse_forward,
 )
-from metalearn.core.autodiff.derivative_modes import is_missing, outputs_and_vjp, vjp_function
+from metalearn.core.autodiff.derivative_modes import (
+    Leaves,
+    is_missing,
+    outputs_and_vjp,
+    vjp_function,
+)
 from metalearn.core.autodiff.torch_refusals import explaining_refusals, is_refusal
 from metalearn.core.tree import flatten, tree_map, unflatten
 from metalearn.errors import SettingError
 
-__all__ = ["JacobianPasses", "by_columns", "by_rows", "each_output", "prefers_forward"]
+__all__ = ["JacobianPasses", "by_columns", "by_rows", "for_each_output", "prefers_forward"]
 
-Leaves = list[Tensor]
-Pull = Callable[[Any], Any]
+Pullback = Callable[[Any], Any]
 
 
 class JacobianPasses:
@@ -48,7 +52,7 @@ class JacobianPasses:
         function: Callable[[Leaves], Any],
         inputs: Leaves,
         spec: Any,
-        pull: Pull | None = None,
+        pull: Pullback | None = None,
     ) -> Any:
         """Of a function of leaves; the tree ``spec`` of them stands in the value.
 
@@ -57,7 +61,7 @@ class JacobianPasses:
         columns = partial(by_columns, function, inputs, spec, self.chunk_size)
         if self.mode == "forward":
             found = columns()
-            self._ask(
+            self._is_confirmed(
                 "forward",
                 function,
                 inputs,
@@ -69,11 +73,11 @@ class JacobianPasses:
             outputs, pull = vjp_function(function, inputs)
         else:
             outputs = unflatten(inputs, spec)
-        sure = "auto" in self._tested or concrete(inputs)
+        sure = "auto" in self._tested or is_concrete(inputs)
         if self.mode == "auto" and sure and prefers_forward(inputs, outputs):
             try:
                 found = columns()
-                if self._ask("auto", function, inputs, found, pull):
+                if self._is_confirmed("auto", function, inputs, found, pull):
                     return found
             except SettingError as error:
                 if error.__cause__ is None:  # not of torch
@@ -86,12 +90,14 @@ class JacobianPasses:
                 raise
             return columns()
 
-    def _by_rows(self, function: Any, outputs: Any, pull: Pull, inputs: Leaves, spec: Any) -> Any:
+    def _by_rows(
+        self, function: Any, outputs: Any, pull: Pullback, inputs: Leaves, spec: Any
+    ) -> Any:
         take = partial(by_rows, outputs, pull, spec, self.chunk_size)
         try:
             found = take(self.looped)
             alone = sum(y.numel() for y in flatten(outputs)[0]) == 1
-            if alone or self._ask("reverse", function, inputs, found, pull):
+            if alone or self._is_confirmed("reverse", function, inputs, found, pull):
                 return found
         except (RuntimeError, ValueError) as error:
             if self.looped or not is_refusal(error, "transform"):
@@ -99,9 +105,11 @@ class JacobianPasses:
         self.looped = True
         return take(True)
 
-    def _ask(self, mode: str, function: Any, inputs: Leaves, found: Any, pull: Pull) -> bool:
+    def _is_confirmed(
+        self, mode: str, function: Any, inputs: Leaves, found: Any, pull: Pullback
+    ) -> bool:
         """Whether to keep what was found, by one reverse pass."""
-        if mode in self._tested or self.looped or not concrete(inputs):
+        if mode in self._tested or self.looped or not is_concrete(inputs):
             return True
         self._tested.add(mode)
         count, blocks = len(inputs), flatten(found)[0]
@@ -114,9 +122,9 @@ class JacobianPasses:
                 raise
             return True  # there is no reverse mode to test it by
         given = ([blocks[i::count] for i in range(count)], right, along)
-        sides = differing(*given, eps_of([*along, *right]))
+        sides = disagreement(*given, eps_of([*along, *right]))
         if isinstance(sides, str):  # perhaps it is rounding in a coarser type, as under autocast
-            sides = differing(*given, coarsest(partial(function, inputs)))
+            sides = disagreement(*given, coarsest_eps(partial(function, inputs)))
         if isinstance(sides, bool):
             return mode != "auto" or not sides  # where nothing is finite, autograd decides
         if mode == "forward":
@@ -125,11 +133,11 @@ class JacobianPasses:
         sentence = (
             f"{DISAGREE.format(modes[0])} ({sides}); the Jacobian is taken in {modes[1]} mode"
         )
-        warnings.warn(sentence, stacklevel=_levels_up())
+        warnings.warn(sentence, stacklevel=_caller_level())
         return False
 
 
-def _levels_up() -> int:
+def _caller_level() -> int:
     """Of the first caller outside of the package, for a warning that its caller gives."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "metalearn":
@@ -153,10 +161,10 @@ def by_rows(
     def row(*cotangents: Tensor) -> Any:
         return unflatten(pull(cotangents), spec)
 
-    return each_output(row, ys, out_spec, chunk, looped)
+    return for_each_output(row, ys, out_spec, chunk, looped)
 
 
-def each_output(
+def for_each_output(
     function: Callable[..., Any], ys: Leaves, out_spec: Any, chunk: int | None, looped: bool = False
 ) -> Any:
     """``function`` of the unit cotangent of each output element, batched, or ``looped`` over.

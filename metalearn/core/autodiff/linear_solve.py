@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.core.autodiff.backend import Values
 
-__all__ = ["add", "conjugate_gradients", "difference", "dot", "norm"]
+__all__ = ["add_multiple", "conjugate_gradients", "difference", "euclidean_norm", "inner_product"]
 
 
 def conjugate_gradients(
@@ -31,21 +31,21 @@ def conjugate_gradients(
     """
     x = [torch.zeros_like(v) for v in target]
     residual, direction = list(target), list(target)
-    square = dot(residual, residual, like)
+    square = inner_product(residual, residual, like)
     tiny = torch.finfo(like.dtype).tiny
     going = torch.ones_like(like, dtype=torch.bool)
     for _ in range(iterations):
         curved = product(direction)
-        curvature = dot(direction, curved, like)
+        curvature = inner_product(direction, curved, like)
         going = going & (curvature > tiny)
         alpha = torch.where(going, square / torch.where(going, curvature, 1.0), 0.0)
-        x = add(x, alpha, direction)
-        residual = add(residual, -alpha, curved)
-        following = dot(residual, residual, like)
+        x = add_multiple(x, alpha, direction)
+        residual = add_multiple(residual, -alpha, curved)
+        following = inner_product(residual, residual, like)
         beta = following / square.clamp_min(tiny)
-        direction, square = add(residual, beta, direction), following
+        direction, square = add_multiple(residual, beta, direction), following
     error = difference(product(x), target)
-    return x, norm(error, like) / norm(target, like).clamp_min(tiny)
+    return x, euclidean_norm(error, like) / euclidean_norm(target, like).clamp_min(tiny)
 
 
 def difference(left: Values, right: Values) -> Values:
@@ -53,7 +53,7 @@ def difference(left: Values, right: Values) -> Values:
     return [a - b for a, b in zip(left, right)]
 
 
-def dot(left: Values, right: Values, like: Tensor) -> Tensor:
+def inner_product(left: Values, right: Values, like: Tensor) -> Tensor:
     """Inner product over all leaves, in the shape of a loss: a scalar, or one for each task."""
     total = torch.zeros_like(like)
     for a, b in zip(left, right):
@@ -61,12 +61,12 @@ def dot(left: Values, right: Values, like: Tensor) -> Tensor:
     return total
 
 
-def norm(values: Values, like: Tensor) -> Tensor:
+def euclidean_norm(values: Values, like: Tensor) -> Tensor:
     """Euclidean norm over all leaves, in the shape of ``like``."""
-    return dot(values, values, like).sqrt()
+    return inner_product(values, values, like).sqrt()
 
 
-def add(values: Values, factor: Tensor, others: Values) -> Values:
+def add_multiple(values: Values, factor: Tensor, others: Values) -> Values:
     """Values + factor · others, the factor a scalar or one for each task."""
     return [
         a + factor.reshape(factor.shape + (1,) * (a.dim() - factor.dim())) * b

@@ -16,6 +16,7 @@ from torch import Tensor
 from metalearn.core.autodiff.adjoint_tests import check_forward
 from metalearn.core.autodiff.derivative_modes import (
     AnyMode,
+    Leaves,
     Mode,
     hessian_vector,
     jvp_forward,
@@ -40,14 +41,13 @@ __all__ = [
     "hessian_product",
     "hvp",
     "jvp",
-    "matching",
+    "leaves_like",
     "vjp",
 ]
 
 SecondMode = Literal["forward_over_reverse", "reverse_over_reverse", "auto"]
 
 Function = Callable[..., Any]
-Leaves = list[Tensor]
 
 
 @checked
@@ -91,8 +91,8 @@ def hessian_product(
     """As `hvp`; ``tested`` says that forward mode need not be tested again."""
     check_mode("mode", mode, get_args(SecondMode))
     function, inputs, spec = _of_primals(f, primals)
-    along = matching(tangents, primals, "tangents")
-    take = lambda mode: _curved(function, inputs, along, mode, "f", tested)  # noqa: E731
+    along = leaves_like(tangents, primals, "tangents")
+    take = lambda mode: _hessian_on_leaves(function, inputs, along, mode, "f", tested)  # noqa: E731
     return unflatten(with_fallback(take, mode, "reverse_over_reverse"), spec)
 
 
@@ -141,19 +141,21 @@ def gauss_newton_product(
     check_mode("mode", mode, get_args(AnyMode))
     check_floating(params, "params")
     function, inputs, spec = _of_primals(outputs_fn, params)
-    along = matching(vector, params, "vector")
+    along = leaves_like(vector, params, "vector")
 
-    def bend(outputs: Any, pushed: Any) -> Leaves:
+    def loss_curvature(outputs: Any, pushed: Any) -> Leaves:
         ys, shape = flatten(outputs)
         if not any(y.requires_grad for y in ys):
             refuse_unreached("outputs_fn")
         loss = lambda values: output_loss(unflatten(values, shape))  # noqa: E731
-        return _curved(loss, ys, flatten(pushed)[0], "reverse_over_reverse", "output_loss", True)
+        return _hessian_on_leaves(
+            loss, ys, flatten(pushed)[0], "reverse_over_reverse", "output_loss", True
+        )
 
     def take(mode: Mode) -> Leaves:
         if mode == "forward" and not tested:
             check_forward(function, inputs, along, jvp_forward(function, inputs, along)[1])
-        return sandwich_product(function, inputs, along, bend, mode)
+        return sandwich_product(function, inputs, along, loss_curvature, mode)
 
     return unflatten(with_fallback(take, mode, "reverse"), spec)
 
@@ -173,7 +175,7 @@ def jvp(
     """
     check_mode("mode", mode, get_args(AnyMode))
     function, inputs, _ = _of_primals(partial(f, **kwargs), primals)
-    along = matching(tangents, primals, "tangents")
+    along = leaves_like(tangents, primals, "tangents")
 
     def take(mode: Mode) -> tuple[Any, Any]:
         if mode == "reverse":
@@ -193,7 +195,7 @@ def vjp(f: Function, primals: Any, cotangents: Any, **kwargs: Any) -> tuple[Any,
     """
     function, inputs, spec = _of_primals(partial(f, **kwargs), primals)
     outputs, product = outputs_and_vjp(
-        function, inputs, lambda outputs: matching(cotangents, outputs, "cotangents")
+        function, inputs, lambda outputs: leaves_like(cotangents, outputs, "cotangents")
     )
     return outputs, unflatten(product, spec)
 
@@ -204,7 +206,7 @@ def check_mode(setting: str, mode: str, known: Sequence[str]) -> None:
         raise SettingError(setting, mode, f"one of {', '.join(known)} is needed")
 
 
-def _curved(
+def _hessian_on_leaves(
     function: Callable[[Leaves], Any],
     inputs: Leaves,
     along: Leaves,
@@ -237,7 +239,7 @@ def _of_primals(f: Function, primals: Any) -> tuple[Callable[[Leaves], Any], Lea
     return with_safe_operations(function, inputs), inputs, spec
 
 
-def matching(tree: Any, like: Any, setting: str) -> Leaves:
+def leaves_like(tree: Any, like: Any, setting: str) -> Leaves:
     """Leaves of ``tree``, which must have the structure and shapes of ``like``."""
     wanted, spec = flatten(like)
     try:

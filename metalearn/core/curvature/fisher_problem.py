@@ -24,7 +24,7 @@ from metalearn.core.autodiff.derivative_modes import (
     with_fallback,
     with_safe_operations,
 )
-from metalearn.core.autodiff.products import matching
+from metalearn.core.autodiff.products import leaves_like
 from metalearn.core.checks import check_pair
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.curvature.likelihood import Likelihood
@@ -37,7 +37,7 @@ from metalearn.core.vectorization import vectorizing
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch, Params
 
-__all__ = ["FisherProblem", "OutputsFn", "check_outputs", "check_targets", "over_samples"]
+__all__ = ["FisherProblem", "OutputsFn", "check_fisher_targets", "check_outputs", "over_samples"]
 
 OutputsFn = Callable[[Params, Any], Tensor]
 """Outputs ``[N, C]`` of a batch of inputs."""
@@ -75,7 +75,7 @@ class FisherProblem:
         inputs, targets = check_pair(batch)
         count = sample_count(inputs)
         one = check_outputs(outputs_fn(params, tree_map(lambda x: x[:1], inputs))).detach()
-        check_targets(targets, (count, one.shape[1]), likelihood)
+        check_fisher_targets(targets, (count, one.shape[1]), likelihood)
         targets = targets if likelihood.kind == "empirical" else None
         noise = likelihood.noise(count, one[0], generator)
         return FisherProblem(
@@ -97,26 +97,28 @@ class FisherProblem:
         self, vector: Params, chunk_size: int | None = None, mode: AnyMode = "auto"
     ) -> Params:
         """F·v, J·v by ``mode``; ``"forward"`` is not tested."""
-        along, total = matching(vector, self.params, "vector"), None
+        along, total = leaves_like(vector, self.params, "vector"), None
         for inputs, targets, noise in self._in_chunks(chunk_size):
             function, values, spec = self._outputs(inputs)
 
-            def bend(outputs: Any, pushed: Any, t: Any = targets, n: Any = noise) -> list[Tensor]:
+            def output_metric(
+                outputs: Any, pushed: Any, t: Any = targets, n: Any = noise
+            ) -> list[Tensor]:
                 check_reached(outputs, "outputs_fn")
                 return [vmap(self.likelihood.metric)(outputs, t, n, pushed)]
 
-            take = partial(self._product, function, values, along, bend, mode)
+            take = partial(self._product, function, values, along, output_metric, mode)
             with over_samples("outputs_fn", self.outputs_fn, self.params, self.inputs):
                 part = unflatten(with_fallback(take, mode, "reverse"), spec)
             total = part if total is None else tree_map(torch.add, total, part)
         return tree_map(lambda x: x / len(self.noise), total)
 
     def _product(
-        self, function: Any, values: Any, along: Any, bend: Any, asked: AnyMode, mode: Mode
+        self, function: Any, values: Any, along: Any, output_metric: Any, asked: AnyMode, mode: Mode
     ) -> list[Tensor]:
         if mode == "forward" != asked:
             check_forward(function, values, along, jvp_forward(function, values, along)[1])
-        return sandwich_product(function, values, along, bend, mode)
+        return sandwich_product(function, values, along, output_metric, mode)
 
     def check_forward(self, chunk_size: int | None) -> None:
         """Refuse forward mode that reverse mode does not confirm, sample by sample."""
@@ -195,7 +197,9 @@ def check_outputs(outputs: Any) -> Tensor:
     return outputs
 
 
-def check_targets(targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood) -> None:
+def check_fisher_targets(
+    targets: Tensor | None, shape: tuple[int, int], likelihood: Likelihood
+) -> None:
     """Refuse targets that are looked at and do not fit outputs of ``shape`` [N, C].
 
     Labels are in 0..C−1, or −100 for padding, which has a gradient of zero and counts in N. Their

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from metalearn.core.checks import check_number, check_pair
 from metalearn.core.chunking import chunks, sample_count
-from metalearn.core.curvature.fisher_problem import check_outputs, check_targets
+from metalearn.core.curvature.fisher_problem import check_fisher_targets, check_outputs
 from metalearn.core.curvature.likelihood import NOT_GIVEN, AnyLikelihood, FisherKind, Likelihood
 from metalearn.core.curvature.probes import Layers, ProbedModule
 from metalearn.core.tree import check_floating, ravel, tree_map
@@ -170,7 +170,7 @@ def fisher_kfac(
     if chunk_size is not None:
         check_whole("chunk_size", chunk_size, 1)
     one = check_outputs(probed.outputs(tree_map(lambda x: x[:1], inputs)))
-    check_targets(targets, (count, one.shape[-1]), rule)
+    check_fisher_targets(targets, (count, one.shape[-1]), rule)
     noise = rule.noise(count, one[0], generator)
     data = (inputs, targets if rule.kind == "empirical" else noise, noise)
 

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from metalearn.core.autodiff.adjoint_tests import concrete, random_like
+from metalearn.core.autodiff.adjoint_tests import is_concrete, random_like
 from metalearn.core.autodiff.derivative_modes import AnyMode
 from metalearn.core.autodiff.products import (
     SecondMode,
@@ -173,7 +173,7 @@ def _summed(
     check_floating(params, "params")
     shares = _shares(batches)
     values, spec = flatten(params)
-    if test and concrete(values):
+    if test and is_concrete(values):
         for batch in batches:
             product(unflatten(random_like(values), spec), batch, False)
     return lambda vector: _total(

@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.autodiff.adjoint_tests import concrete, near, random_like, term_sums
-from metalearn.core.autodiff.products import matching
+from metalearn.core.autodiff.adjoint_tests import (
+    is_concrete,
+    random_like,
+    term_sums,
+    within_rounding,
+)
+from metalearn.core.autodiff.products import leaves_like
 from metalearn.core.curvature.operators import Operator
 from metalearn.core.tree import check_floating, is_finite, ravel
 from metalearn.errors import SettingError
@@ -37,12 +42,12 @@ def check_symmetric(operator: Operator, like: Any, setting: str = "matvec") -> N
     """
     check_floating(like, "like")
     flat, unravel = ravel(like)
-    if not concrete([flat]):
+    if not is_concrete([flat]):
         return
 
     def times(vector: Tensor) -> Tensor:
         given = operator(unravel(vector))
-        found = torch.cat([x.reshape(-1) for x in matching(given, like, f"{setting}(v)")])
+        found = torch.cat([x.reshape(-1) for x in leaves_like(given, like, f"{setting}(v)")])
         if not is_finite(found):
             raise SettingError(
                 setting, "NaN or infinite", "finite products are needed, and that with a random "
@@ -54,7 +59,7 @@ def check_symmetric(operator: Operator, like: Any, setting: str = "matvec") -> N
     image = times(v)
     one, size = term_sums([u], [image])
     two, other = term_sums([v], [times(u)])
-    if near(one, two, size + other, [flat], lambda: operator(unravel(v))):
+    if within_rounding(one, two, size + other, [flat], lambda: operator(unravel(v))):
         return
     gap = (times(v) - image).norm() / image.norm()
     sides = f"⟨u, A·v⟩ is {one:.6g} and ⟨v, A·u⟩ is {two:.6g}"

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from metalearn.core.autodiff.backend import Eager, Values
-from metalearn.core.autodiff.linear_solve import conjugate_gradients, difference, dot, norm
+from metalearn.core.autodiff.linear_solve import (
+    conjugate_gradients,
+    difference,
+    euclidean_norm,
+    inner_product,
+)
 from metalearn.core.meta.adaptation import InnerLoop
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch
@@ -140,7 +145,7 @@ def implicit(task: AdaptedTask) -> TaskGradient:
 
     def regularized(values: Values, batch: Batch) -> Tensor:
         loss, moved = loop.loss(values, batch), difference(loop.adapting(values), anchor)
-        return loss + 0.5 * strength * dot(moved, moved, loss)
+        return loss + 0.5 * strength * inner_product(moved, moved, loss)
 
     points, losses = _walk(replace(loop, loss=regularized), start, support, steps, keep=False)
     end = [v.detach() for v in points[-1][0]]
@@ -168,11 +173,11 @@ def implicit(task: AdaptedTask) -> TaskGradient:
     grads = [g - h / strength for g, h in zip(query_grads, through)]
     moved = difference(loop.adapting(end), anchor)
     force = [s + strength * d for s, d in zip(slope(end, False), moved)]
-    initial = norm(slope(start, False), query_loss)
+    initial = euclidean_norm(slope(start, False), query_loss)
     tiny = torch.finfo(query_loss.dtype).tiny
     diagnostics = {
         "cg_residual": residual,
-        "stationarity": norm(force, query_loss) / initial.clamp_min(tiny),
+        "stationarity": euclidean_norm(force, query_loss) / initial.clamp_min(tiny),
     }
     unmoved = tree_map(torch.zeros_like, loop.optimizer.learnt)
     return TaskGradient(loop.merge(grads, solution), unmoved, query_loss, losses, diagnostics)

@@ -14,7 +14,7 @@ from torch.backends import cuda
 from torch.nn.utils import parametrize
 
 from metalearn.core.module.copying import Copier, TensorSlot, named_tensors
-from metalearn.core.ops import CallContext, runs_over_tasks, substituting, unwrap
+from metalearn.core.ops import CallContext, runs_over_tasks, task_operations_active, unwrap
 
 __all__ = ["PrivateCopy", "Structure", "Written"]
 
@@ -54,7 +54,7 @@ class Structure:
         self.changes = self.hangs_hooks = False
         self.rebound: frozenset[str] = frozenset()
 
-    def fits(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the module is still so: its attributes, modes, hooks and layers."""
         return self._live.holds()
 
@@ -77,7 +77,7 @@ class Structure:
         copier = Copier(lambda value: value.detach().clone(), deep=True)
         return PrivateCopy(copier(self._root), copier)
 
-    def take(self) -> PrivateCopy:
+    def borrow(self) -> PrivateCopy:
         """A copy that no other call has; tensors that are no parameters or buffers are shared."""
         try:
             return self._free.pop()
@@ -134,7 +134,7 @@ class PrivateCopy:
             for container, key, place in places
             if id(container) in owners
         ]
-        self._calling = CallContext(root)
+        self._call_context = CallContext(root)
         self._counts: list[int] = []
         self.changed = False
 
@@ -143,8 +143,8 @@ class PrivateCopy:
         self._counts = list(map(sys.getrefcount, self.layers))
         for container, key, name, _ in self._places:
             container[key] = given[name]
-        runs = runs_over_tasks(self.root) if substituting() else nullcontext()
-        with math_attention(), self._calling(), runs, _uncached():
+        runs = runs_over_tasks(self.root) if task_operations_active() else nullcontext()
+        with math_attention(), self._call_context(), runs, _uncached():
             return self.root(*args, **kwargs)
 
     def rebound(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Written]]:

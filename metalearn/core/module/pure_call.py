@@ -82,7 +82,7 @@ class PureCall:
             check_side_effects(structure, tensors, args, kwargs, self._keeps_buffers)
         if structure.hangs_hooks:
             refuse_hooks(self.module, "hooks on tensors")
-        copied = structure.take()
+        copied = structure.borrow()
         try:
             before = structure.versions(tensors, not self._keeps_buffers)
             outputs = copied.run(tensors, args, kwargs)
@@ -91,7 +91,7 @@ class PureCall:
                 name = structure.written(before, after)
                 layer = copied.root.get_submodule(name.rpartition(".")[0])
                 raise write_refusal(copied.root, layer, name.rpartition(".")[2] or "a tensor")
-            self._settle(structure, copied, tensors)
+            self._keep_assigned(structure, copied, tensors)
         finally:
             structure.give_back(copied)
         if copied.changed and not structure.changes:  # which the trial's inputs did not bring about
@@ -102,7 +102,7 @@ class PureCall:
     def _current(self) -> Structure:
         """The module's structure as it is now."""
         for structure in self._structures:
-            if structure.fits():
+            if structure.is_current():
                 return structure
         if self._check is not None:
             self._check(self.module)
@@ -110,7 +110,7 @@ class PureCall:
         self._structures = [structure, *self._structures[: _KEPT - 1]]
         return structure
 
-    def _settle(
+    def _keep_assigned(
         self, structure: Structure, copied: PrivateCopy, given: Mapping[str, Tensor]
     ) -> None:
         """Keep buffers that forward has assigned, or refuse that."""

@@ -11,7 +11,7 @@ from metalearn.core.ops.decomposed_operations import (
 )
 from metalearn.core.ops.over_tasks import counting_operations, first_row, outside_transforms, unwrap
 from metalearn.core.ops.sequence import runs_over_tasks
-from metalearn.core.ops.substitution import substituting, task_operations
+from metalearn.core.ops.substitution import task_operations, task_operations_active
 
 __all__ = [
     "CallContext",
@@ -23,7 +23,7 @@ __all__ = [
     "outside_transforms",
     "refuse_hooks",
     "runs_over_tasks",
-    "substituting",
     "task_operations",
+    "task_operations_active",
     "unwrap",
 ]

@@ -20,7 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from metalearn.core.ops import layers
 from metalearn.core.ops.convolution import Product
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
-from metalearn.core.ops.substitution import is_given
+from metalearn.core.ops.substitution import is_read_only
 from metalearn.core.ops.windows import Window, window_of
 
 __all__ = ["runs_over_tasks"]
@@ -48,11 +48,11 @@ _AXES: dict[type[nn.Module], tuple[int, ...]] = {
 @contextmanager
 def runs_over_tasks(module: nn.Module) -> Iterator[None]:
     """Let every plain ``nn.Sequential`` in ``module`` take its known layers over tasks at once."""
-    gains = any(map(_gains, module.modules()))
+    faster = any(map(_is_faster, module.modules()))
     changed: list[Any] = [
         layer
         for layer in module.modules()
-        if gains and type(layer).forward is nn.Sequential.forward and "forward" not in vars(layer)
+        if faster and type(layer).forward is nn.Sequential.forward and "forward" not in vars(layer)
     ]
     for layer in changed:
         layer.forward = MethodType(_forward, layer)
@@ -64,15 +64,15 @@ def runs_over_tasks(module: nn.Module) -> Iterator[None]:
 
 
 def _forward(self: nn.Sequential, input: Any) -> Any:
-    children = list(_flat(self))
+    children = list(_flattened(self))
     start = 0
     while start < len(children):
         stop = start
-        while stop < len(children) and _known(children[stop]):
+        while stop < len(children) and _is_supported(children[stop]):
             stop += 1
         taken, run = 0, children[start:stop]
-        gains = isinstance(input, Tensor) and any(map(_gains, run))
-        if gains and (not _writes_input(run) or is_given(input)):
+        faster = isinstance(input, Tensor) and any(map(_is_faster, run))
+        if faster and (not _writes_input(run) or is_read_only(input)):
             taken, input = _run(run, input)
         if taken == 0:  # unknown, or not fitting: the layer is its own judge
             taken, input = 1, children[start](input)
@@ -80,12 +80,12 @@ def _forward(self: nn.Sequential, input: Any) -> Any:
     return input
 
 
-def _flat(sequential: nn.Sequential) -> Iterator[nn.Module]:
+def _flattened(sequential: nn.Sequential) -> Iterator[nn.Module]:
     """Layers in order, those of plain inner Sequentials in their place."""
     for layer in sequential:
         replaced = getattr(vars(layer).get("forward"), "__func__", None) is _forward
         if replaced and not _has_hooks(layer):
-            yield from _flat(cast(nn.Sequential, layer))
+            yield from _flattened(cast(nn.Sequential, layer))
         else:
             yield layer
 
@@ -96,7 +96,7 @@ def _has_hooks(layer: nn.Module) -> bool:
     return bool(own or layer._backward_hooks or layer._backward_pre_hooks or everywhere)
 
 
-def _gains(layer: nn.Module) -> bool:
+def _is_faster(layer: nn.Module) -> bool:
     """Whether the layer is faster over tasks than under vmap."""
     return type(layer) in _FASTER_OVER_TASKS or getattr(layer, "inplace", False)
 
@@ -111,7 +111,7 @@ def _writes_input(run: Sequence[nn.Module]) -> bool:
     return False
 
 
-def _known(layer: nn.Module) -> bool:
+def _is_supported(layer: nn.Module) -> bool:
     kind = type(layer)
     if _has_hooks(layer) or "forward" in vars(layer):
         return False
@@ -141,7 +141,7 @@ def _run(run: Sequence[nn.Module], input: Tensor) -> tuple[int, Tensor]:
         parameters: list[dict[str, Any]] = [{} for _ in run]
         for (i, name), value in zip(names, values):
             parameters[i][name] = value
-        taken, y = _over(run, parameters, x)
+        taken, y = _run_over_tasks(run, parameters, x)
         return y
 
     if not _fits(run[0], input.shape):
@@ -150,7 +150,7 @@ def _run(run: Sequence[nn.Module], input: Tensor) -> tuple[int, Tensor]:
     return taken, output
 
 
-class _Passed(NamedTuple):
+class _Activation(NamedTuple):
     """What one layer gives to the next."""
 
     value: Tensor | Product
@@ -172,40 +172,40 @@ class _Passed(NamedTuple):
         return torch.relu(x) if self.rectify else x
 
 
-def _over(
+def _run_over_tasks(
     run: Sequence[Any], parameters: Sequence[dict[str, Any]], x: Tensor
 ) -> tuple[int, Tensor]:
     """A run on ``x [T, B, ...]`` with parameters ``[T, ...]``."""
-    i, passed = 0, _Passed(x)
-    while i < len(run) and _fits(run[i], passed.shape):
+    i, activation = 0, _Activation(x)
+    while i < len(run) and _fits(run[i], activation.shape):
         if type(run[i]) is nn.ReLU:
-            taken, passed = 1, passed._replace(rectify=True)
+            taken, activation = 1, activation._replace(rectify=True)
         elif type(run[i]) is nn.Conv2d:
-            taken, passed = _convolution(run[i:], parameters[i:], passed)
+            taken, activation = _convolution(run[i:], parameters[i:], activation)
         else:
-            taken, y = _layer(run[i:], parameters[i], passed.whole())
-            passed = _Passed(y)
+            taken, y = _layer(run[i:], parameters[i], activation.whole())
+            activation = _Activation(y)
         i += taken
-    return i, passed.whole()
+    return i, activation.whole()
 
 
 def _convolution(
-    run: Sequence[Any], parameters: Sequence[dict[str, Any]], passed: _Passed
-) -> tuple[int, _Passed]:
+    run: Sequence[Any], parameters: Sequence[dict[str, Any]], activation: _Activation
+) -> tuple[int, _Activation]:
     """A convolution with the batch norm and the ReLU that may follow it."""
-    layer, weight, (x, rectify) = run[0], parameters[0]["weight"], passed
+    layer, weight, (x, rectify) = run[0], parameters[0]["weight"], activation
     window = _window(layer)
-    shape = passed.shape[0], layer.out_channels, *window.positions(*passed.shape[2:])
+    shape = activation.shape[0], layer.out_channels, *window.positions(*activation.shape[2:])
     if [type(r) for r in run[1:2]] != [nn.BatchNorm2d] or not _fits(run[1], shape):
         bias = parameters[0].get("bias")
-        return 1, _Passed(layers.conv2d(x, weight, bias, window, rectify=rectify))
+        return 1, _Activation(layers.conv2d(x, weight, bias, window, rectify=rectify))
     norm, eps = parameters[1], run[1].eps
     given = weight, norm["weight"], norm["bias"], window
     if isinstance(x, Tensor) and not rectify and layers.folds(x, weight):
-        return 2, _Passed(layers.folded_conv_batch_norm(x, *given, eps=eps))
+        return 2, _Activation(layers.folded_conv_batch_norm(x, *given, eps=eps))
     relu = _relu_joins(run, 2)
     y = layers.conv_batch_norm(x, *given, eps=eps, relu=relu, rectify=rectify)
-    return 2 + relu, _Passed(y)
+    return 2 + relu, _Activation(y)
 
 
 def _layer(run: Sequence[Any], own: dict[str, Any], x: Tensor) -> tuple[int, Tensor]:

@@ -24,11 +24,11 @@ from metalearn.core.ops.over_tasks import carries_tasks, over_tasks, unwrap
 from metalearn.core.ops.windows import window_of
 from metalearn.core.tree import leaves
 
-__all__ = ["is_given", "substituting", "task_operations"]
+__all__ = ["is_read_only", "task_operations", "task_operations_active"]
 
 
 _LARGE = 2**14  # elements of a weight that a task's other work does not keep in cache
-_given: ContextVar[tuple[Any, ...] | None] = ContextVar("data of task_operations", default=None)
+_read_only: ContextVar[tuple[Any, ...] | None] = ContextVar("data of task_operations", default=None)
 
 
 @contextmanager
@@ -37,23 +37,25 @@ def task_operations(given: tuple[Any, ...] = ()) -> Iterator[None]:
 
     ``given`` are trees of tensors that no layer may write into.
     """
-    token = _given.set((_given.get() or ()) + given)
+    token = _read_only.set((_read_only.get() or ()) + given)
     try:
         with _Substitution():
             yield
     finally:
-        _given.reset(token)
+        _read_only.reset(token)
 
 
-def substituting() -> bool:
+def task_operations_active() -> bool:
     """Whether `task_operations` is in force."""
-    return _given.get() is not None
+    return _read_only.get() is not None
 
 
-def is_given(tensor: Tensor) -> bool:
+def is_read_only(tensor: Tensor) -> bool:
     """Whether it lies in the memory of what was given to `task_operations`."""
     memory = _memory(tensor)
-    return any(isinstance(x, Tensor) and _memory(x) == memory for x in leaves(_given.get() or ()))
+    return any(
+        isinstance(x, Tensor) and _memory(x) == memory for x in leaves(_read_only.get() or ())
+    )
 
 
 def _memory(tensor: Tensor) -> int:

@@ -202,7 +202,7 @@ def test_a_copy_serves_again(kind: str) -> None:
     for _ in range(2):
         apply(params, buffers, drawn(4, 3))
         (structure,) = apply._structures
-        layers.append(structure.take())
+        layers.append(structure.borrow())
         structure.give_back(layers[-1])
     assert layers[0] is layers[1]
 

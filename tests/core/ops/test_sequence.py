@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import functionalize, meta_gradient, sgd
-from metalearn.core.ops import runs_over_tasks, substituting, task_operations
+from metalearn.core.ops import runs_over_tasks, task_operations, task_operations_active
 from metalearn.types import TaskBatch
 from tests.support import oracles
 from tests.support.layer_cases import PICTURE, STACKS, both, head, noise, norm
@@ -89,7 +89,7 @@ def sequentials(module: nn.Module) -> list[nn.Module]:
 def test_a_sequential_is_unchanged_outside_and_afterwards() -> None:
     class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            assert substituting()
+            assert task_operations_active()
             assert not any("forward" in vars(s) for s in sequentials(module))  # copies have it
             raise OSError("from inside")
 
@@ -102,7 +102,7 @@ def test_a_sequential_is_unchanged_outside_and_afterwards() -> None:
     module.append(Fails())
     with pytest.raises(OSError, match="from inside"):
         both(oracles.classification(module, PICTURE))
-    assert not substituting()
+    assert not task_operations_active()
     assert len(sequentials(module)) == 2
     assert not any("forward" in vars(layer) for layer in sequentials(module))
     assert torch.equal(module[:2](x), expected)
@@ -113,13 +113,13 @@ def test_operations_without_a_task_axis_are_torchs_own() -> None:
     expected = module(x)
     with task_operations():
         with task_operations():
-            assert substituting()
-        assert substituting()
+            assert task_operations_active()
+        assert task_operations_active()
         with runs_over_tasks(module), runs_over_tasks(module):
             assert torch.equal(module(x), expected)
         apply, params, buffers = functionalize(module)
         assert torch.equal(apply(params, buffers, x), expected)
-    assert not substituting()
+    assert not task_operations_active()
     assert not any("forward" in vars(layer) for layer in sequentials(module))
 
 
