@@ -20,7 +20,7 @@ from metalearn.core.meta.adapt import Adapted, adapt, inner_trajectory
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine
 from metalearn.core.meta.every_task import task_meta_gradients
-from metalearn.core.meta.inner_optimizers import InnerOptimizer, adam, sgd
+from metalearn.core.meta.inner_optimizers import InnerOptimizer, adam, adamw, sgd
 from metalearn.core.meta.members import member_meta_gradient, member_task_gradient
 from metalearn.core.meta.meta_gradient import Method, meta_gradient
 from metalearn.core.meta.methods import Implicit
@@ -108,6 +108,7 @@ __all__ = [
     "Method",
     "Plan",
     "adam",
+    "adamw",
     "adapt",
     "along_adaptation",
     "inner_trajectory",

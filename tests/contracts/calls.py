@@ -123,6 +123,7 @@ def _core() -> dict[str, Callable[[], Call]]:
     stacked = _fresh(lambda: core.stack([problem()["params"]] * 2))
     calls = {
         "adam": _of(core, "adam", lr=0.1),
+        "adamw": _of(core, "adamw", lr=0.1),
         "sgd": _of(core, "sgd", lr=0.1),
         "Adaptation": _of(core, "Adaptation", loss=lambda p, b: p["w"].sum(), **inner),
         "adapt": _of(core, "adapt", "loss_fn", "params", "support", **inner),

@@ -93,7 +93,7 @@ def inner_trajectory(
     check_tensors(support, "support")
     if calculus is not None and not hasattr(calculus, "gradient"):
         raise SettingError("calculus", calculus, "an Eager or Functional, or None, is needed")
-    return adaptation.trajectory(params, support, calculus=calculus)
+    return adaptation.trajectory(params, support, backend=calculus)
 
 
 def last_of(trajectory: Iterable[InnerStep]) -> Adapted:

@@ -42,7 +42,8 @@ class Adaptation:
 
     Attributes:
         loss: ``loss(params, batch)``, the mean loss of a batch, a scalar.
-        optimizer: U: `sgd`, `adam` or `adamw` of `metalearn.core`, or any other pure pair.
+        optimizer: U: `sgd`, `adam` or `adamw` of `metalearn.core`, or any other pure pair. Beyond
+            the end of a schedule of step sizes its last value holds.
         steps: K, at least 0.
         frozen: shell-style pattern, or several, over dotted parameter names; matching parameters
             stay as they are.
@@ -61,43 +62,53 @@ class Adaptation:
         check_whole("steps", self.steps, 0)
 
     def trajectory(
-        self, params: Params, support: Batch, *, calculus: Backend | None = None
+        self, params: Params, support: Batch, *, backend: Backend | None = None
     ) -> Iterator[InnerStep]:
         """Yield θ_0 … θ_K of one task, each with the support loss of the step that led there.
 
-        With a ``calculus`` gradients are taken by it and not differentiated in turn.
+        With a ``backend`` gradients are taken by it and not differentiated in turn.
 
         Raises:
             SettingError: parameters that are not floating-point tensors; what `loop` refuses; a
                 loss that is not a scalar or in which no parameter that adapts has a part.
         """
         check_floating(params, "params")
-        return self.loop(params, calculus or Functional()).walk(
-            params, support, self.steps, differentiable=calculus is None
+        return self.loop(params, backend or Functional()).walk(
+            params, support, self.steps, differentiable=backend is None
         )
 
-    def loop(self, params: Params, calculus: Backend, lift: Lift | None = None) -> InnerLoop:
+    def check_schedule(self, params: Params) -> None:
+        """Refuse step sizes for another number of inner steps than are taken.
+
+        Raises:
+            SettingError: and what `loop` refuses.
+        """
+        for length in self.loop(params, Functional()).optimizer.schedule_lengths:
+            if self.steps and length != self.steps:
+                accepted = f"{self.steps} are needed, one for each inner step"
+                raise SettingError("lr", f"{length} values", accepted)
+
+    def loop(self, params: Params, backend: Backend, lift: Lift | None = None) -> InnerLoop:
         """The inner step for trees like ``params``, with the loss that ``lift`` makes of this one.
 
         Raises:
-            SettingError: a pattern in ``frozen`` that matches nothing; step sizes named otherwise
-                than the parameters that adapt.
+            SettingError: a pattern in ``frozen`` that matches nothing; step sizes that do not fit
+                the parameters that adapt.
         """
-        _, spec = flatten(params)
+        values, spec = flatten(params)
         moving = [not fixed for fixed in match_names(params, self.frozen, "frozen")]
-        learnt = self.optimizer.learnt
-        if isinstance(learnt, dict):
-            names = [name for name, moves in zip(leaf_names(params), moving) if moves]
-            if leaf_names(learnt) != names:
-                accepted = f"one for each of {names}, in that order"
-                raise SettingError("lr", leaf_names(learnt), accepted)
+        optimizer = self.optimizer
+        if optimizer.match is not None:
+            named = zip(leaf_names(params), values, moving)
+            adapting = [(name, value) for name, value, moves in named if moves]
+            optimizer = optimizer.match([n for n, _ in adapting], [v for _, v in adapting])
         loss = scalar_loss(self.loss)
         lifted = loss if lift is None else lift(loss)
         return InnerLoop(
             lambda values, batch: lifted(unflatten(values, spec), batch),
             moving,
-            self.optimizer,
-            calculus,
+            optimizer,
+            backend,
         )
 
 
@@ -110,7 +121,7 @@ class InnerLoop:
     moving: Sequence[bool]
     """Which leaves adapt."""
     optimizer: InnerOptimizer
-    calculus: Backend
+    backend: Backend
 
     def start(self, values: Sequence[Tensor]) -> Any:
         """State of the optimiser before the first step."""
@@ -120,12 +131,25 @@ class InnerLoop:
         self, values: Sequence[Tensor], state: Any, support: Batch, *, differentiable: bool = True
     ) -> tuple[list[Tensor], Any, Tensor]:
         """θ', s', and the support loss at θ."""
-        part = self.adapting(values)
-        grads, loss = self.calculus.gradient(
-            lambda x: self.loss(self.merge(values, x), support), part, differentiable=differentiable
+        grads, loss = self.slope(values, support, differentiable=differentiable)
+        return *self.advance(values, state, grads), loss
+
+    def slope(
+        self, values: Sequence[Tensor], support: Batch, *, differentiable: bool = True
+    ) -> tuple[Values, Tensor]:
+        """Gradients of the support loss for the leaves that adapt, and the loss."""
+        return self.backend.gradient(
+            lambda part: self.loss(self.merge(values, part), support),
+            self.adapting(values),
+            differentiable=differentiable,
         )
-        moved, state = self.optimizer.step(grads, state, part)
-        return self.merge(values, moved), state, loss
+
+    def advance(
+        self, values: Sequence[Tensor], state: Any, grads: Values
+    ) -> tuple[list[Tensor], Any]:
+        """θ' and s' after a step along given gradients."""
+        moved, state = self.optimizer.step(grads, state, self.adapting(values))
+        return self.merge(values, moved), state
 
     def walk(
         self, params: Params, support: Batch, steps: int, *, differentiable: bool

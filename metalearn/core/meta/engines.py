@@ -20,6 +20,7 @@ from torch.func import vmap
 
 from metalearn.core._functorch import transforms_active
 from metalearn.core.autodiff.backend import Backend, Eager, Functional, Values
+from metalearn.core.ensemble.stacking import take_member
 from metalearn.core.meta.adaptation import Lift
 from metalearn.core.meta.methods import TaskGradient
 from metalearn.core.ops import caching_data, decomposed_operations_in_loss, task_operations
@@ -46,7 +47,7 @@ Engine = Literal["auto", "batched", "vmap", "loop"]
 class Execution(NamedTuple):
     """How an engine runs what is written for one task."""
 
-    calculus: Backend
+    backend: Backend
     """How gradients are taken."""
     lift: Lift
     """What becomes of functions that users wrote for one task."""
@@ -54,6 +55,20 @@ class Execution(NamedTuple):
 
 class TaskProgram(Protocol):
     """What is to be found for each task, such as the gradient of its query loss."""
+
+    @property
+    def learnt(self) -> Any:
+        """A tree of tensors beside the parameters that have gradients too, such as step sizes."""
+        ...
+
+    @property
+    def stackable(self) -> bool:
+        """Whether `with_learnt` takes a value for each row."""
+        ...
+
+    def with_learnt(self, learnt: Any, *, stacked: bool = False) -> TaskProgram:
+        """The same with other values of it; ``stacked``, with one for each row of the leaves."""
+        ...
 
     def __call__(
         self, params: Params, values: Values, task: TaskBatch, execution: Execution
@@ -103,23 +118,29 @@ def gradient_of_tasks(
     return found, spec
 
 
-def gradient_of_pairs(program: TaskProgram, params: Params, tasks: TaskBatch) -> TaskSums:
+def gradient_of_pairs(
+    program: TaskProgram, params: Params, tasks: TaskBatch, learnt: Any = ()
+) -> TaskSums:
     """All M·T pairs of member and task at once; params ``[M, ...]``, tasks ``[T, ...]``.
 
-    Grads are ``[M, ...]``, summed over tasks; losses and diagnostics ``[M, T, ...]``.
+    Grads are ``[M, ...]``, summed over tasks; losses and diagnostics ``[M, T, ...]``. What is
+    ``learnt`` has M in front, as its gradients have.
     """
     count, members = _count(tasks), int(leaves(params)[0].shape[0])
     stacked, spec = flatten(tree_map(lambda v: _for_every_task(v, count), params))
     pairs = tree_map(lambda x: x.expand(members, *x.shape).flatten(0, 1), tasks)
+    if leaves(learnt):
+        rows = tree_map(lambda v: _for_every_task(v, count), learnt)
+        program = program.with_learnt(rows, stacked=True)
     with caching_data():
-        found = program(params, stacked, pairs, _BATCHED)
+        found = program(take_member(params, 0), stacked, pairs, _BATCHED)
 
     def apart(value: Tensor) -> Tensor:
         return value.reshape(members, count, *value.shape[1:])
 
     return TaskSums(
         unflatten([apart(g).sum(1) for g in found.grads], spec),
-        (),
+        tree_map(lambda g: apart(g).sum(1), found.optimizer_grads),
         apart(found.query_loss),
         apart(_support_losses(found, members * count)),
         {name: apart(value) for name, value in found.diagnostics.items()},

@@ -16,6 +16,7 @@ from metalearn.core.meta.engines import Engine, gradient_of_tasks, one_by_one, s
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
 from metalearn.core.meta.methods import Implicit
+from metalearn.core.meta.step_weights import StepWeights
 from metalearn.core.meta.task_checks import check_engine, check_sets
 from metalearn.core.meta.task_mean import mean_gradient
 from metalearn.core.tree import tree_map, unflatten
@@ -39,6 +40,7 @@ def task_meta_gradients(
     engine: Engine = "auto",
     frozen: str | Sequence[str] | None = None,
     implicit: Implicit | None = None,
+    step_weights: StepWeights = None,
 ) -> Params:
     """D L(θ_K(θ), query_t) / dθ of every task t, leaves ``[T, ...]``; arguments as `meta_gradient`.
 
@@ -48,7 +50,8 @@ def task_meta_gradients(
         SettingError: as `meta_gradient`.
     """
     adaptation = Adaptation(loss_fn, optimizer, steps, frozen)
-    program = GradientThroughAdaptation.of(adaptation, params, method, implicit)
+    program = GradientThroughAdaptation.of(adaptation, params, method, implicit, step_weights)
+    adaptation.check_schedule(params)
     check_engine(engine)
     params = tree_map(Tensor.detach, params)
     check_sets(tasks, steps)

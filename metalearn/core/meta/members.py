@@ -10,19 +10,21 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.func import vmap
 
-from metalearn.core.ensemble.stacking import member_count, unstack
+from metalearn.core.ensemble.stacking import member_count, take_member, unstack
 from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine, TaskProgram, gradient_of_pairs
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
 from metalearn.core.meta.methods import Implicit
+from metalearn.core.meta.step_weights import StepWeights
 from metalearn.core.meta.task_checks import check_sets, choose_engine
 from metalearn.core.meta.task_gradient import TaskLossGradient
 from metalearn.core.meta.task_mean import MetaGradient, mean_gradient, mean_over_tasks
-from metalearn.core.tree import check_floating, leaves, tree_map
+from metalearn.core.tree import check_floating, check_like, leaves, tree_map
 from metalearn.core.vectorization import vectorizing
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
@@ -45,6 +47,8 @@ def member_meta_gradient(
     chunk_size: int | None = None,
     frozen: str | Sequence[str] | None = None,
     implicit: Implicit | None = None,
+    step_weights: StepWeights = None,
+    learnt: Any = None,
 ) -> MetaGradient:
     """The meta-gradient of every member on the same tasks: vmap over members of vmap over tasks.
 
@@ -61,26 +65,35 @@ def member_meta_gradient(
         chunk_size: tasks at a time, for all members.
         frozen: as for `meta_gradient`.
         implicit: as for `meta_gradient`.
+        step_weights: as for `meta_gradient`.
+        learnt: each member's own values of what the inner optimiser learns, a tree like
+            ``optimizer.learnt`` with leaves ``[M, ...]``; None has all share those of it.
 
     Returns:
         `MetaGradient` with M in front of every leaf: grads ``[M, ...]``, loss ``[M]``,
-        query_losses ``[M, T]``, support_losses ``[M, T, K]``.
+        query_losses ``[M, T]``, support_losses ``[M, T, K]``, optimizer_grads ``[M, ...]``.
 
     Raises:
         SettingError: as `meta_gradient`; leaves of different M; ``engine="batched"`` with an inner
-            optimiser that learns.
+            optimiser of one's own that learns.
     """
-    member_count(params)
+    count = member_count(params)
     adaptation = Adaptation(loss_fn, optimizer, steps, frozen)
-    program = GradientThroughAdaptation.of(adaptation, params, method, implicit)
+    first = take_member(params, 0)
+    program = GradientThroughAdaptation.of(adaptation, first, method, implicit, step_weights)
+    adaptation.check_schedule(first)
     check_sets(tasks, steps)
     chosen = choose_engine(engine, optimizer.elementwise)
-    if leaves(optimizer.learnt):
+    if chosen == "batched" and leaves(optimizer.learnt) and not program.stackable:
         if engine == "batched":
             accepted = "an inner optimiser that learns needs auto, vmap or loop"
             raise SettingError("engine", engine, accepted)
-        chosen = "vmap" if chosen == "batched" else chosen
-    return _of_members(program, params, tasks, engine=chosen, chunk_size=chunk_size)
+        chosen = "vmap"
+    rows = tree_map(lambda v: v.expand(count, *v.shape), optimizer.learnt)
+    if learnt is not None:
+        check_like(learnt, rows, "learnt")
+        rows = learnt
+    return _of_members(program, params, tasks, engine=chosen, chunk_size=chunk_size, learnt=rows)
 
 
 @outside_inference_mode
@@ -126,14 +139,18 @@ def _of_members(
     *,
     engine: Engine,
     chunk_size: int | None,
+    learnt: Any = (),
 ) -> MetaGradient:
     """The mean over tasks for each member, by an engine that is chosen."""
+    learns = bool(leaves(learnt))
 
-    def of_row(row: Params, engine: Engine) -> MetaGradient:
-        return mean_gradient(program, row, tasks, engine=engine, chunk_size=chunk_size)
+    def of_row(row: Params, own: Any, engine: Engine) -> MetaGradient:
+        one = program.with_learnt(own) if learns else program
+        return mean_gradient(one, row, tasks, engine=engine, chunk_size=chunk_size)
 
     def loop() -> MetaGradient:
-        parts = [of_row(row, "loop") for row in unstack(params)]
+        owns = unstack(learnt) if learns else [()] * member_count(params)
+        parts = [of_row(row, own, "loop") for row, own in zip(unstack(params), owns)]
         joined: MetaGradient = tree_map(lambda *values: torch.stack(values), *parts)
         return joined
 
@@ -141,7 +158,7 @@ def _of_members(
         return loop()
     with vectorizing("engine", engine, loop):
         if engine == "vmap":
-            each: MetaGradient = vmap(lambda row: of_row(row, "vmap"))(params)
+            each: MetaGradient = vmap(partial(of_row, engine="vmap"))(params, learnt)
             return each
-        pairs = partial(gradient_of_pairs, program)
+        pairs = partial(gradient_of_pairs, program, learnt=tree_map(Tensor.detach, learnt))
         return mean_over_tasks(pairs, params, tasks, chunk_size, axis=1)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from metalearn.core.autodiff.backend import Values
 from metalearn.core.checks import check_number
@@ -19,9 +19,10 @@ from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine, Execution
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.methods import METHODS, AdaptedTask, Implicit, TaskGradient
+from metalearn.core.meta.step_weights import StepWeights, Weights, read_step_weights
 from metalearn.core.meta.task_checks import check_sets, choose_engine
 from metalearn.core.meta.task_mean import MetaGradient, mean_gradient
-from metalearn.core.tree import check_floating, match_names
+from metalearn.core.tree import check_floating, leaves, match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.types import LossFn, Params, TaskBatch
@@ -46,6 +47,7 @@ def meta_gradient(
     chunk_size: int | None = None,
     frozen: str | Sequence[str] | None = None,
     implicit: Implicit | None = None,
+    step_weights: StepWeights = None,
 ) -> MetaGradient:
     """Mean over tasks of d L(θ_K(θ), query) / dθ, where θ_K comes from K inner steps.
 
@@ -54,14 +56,16 @@ def meta_gradient(
         params: any pytree of floating-point tensors; those that the loss does not use have a
             gradient of zero, but it must use one.
         tasks: ``TaskBatch(support, query)``, every leaf ``[T, ...]``.
-        optimizer: the inner optimiser, for example ``sgd(0.1)``. What it learns (step sizes given
-            as tensors) has gradients in ``optimizer_grads``.
+        optimizer: the inner optimiser, for example ``sgd(0.1)``. What it learns (step sizes and
+            other hyperparameters given as tensors) has gradients in ``optimizer_grads``.
         steps: K, at least 0; K = 0 gives the ordinary gradient of the query loss.
         method: ``"reverse"`` differentiates through the unrolled loop (exact; memory grows with
             K). ``"mixed"`` keeps θ_0 … θ_K and recomputes one step at a time on the way back
             (exact; memory grows with the parameters alone, for about a third more time).
-            ``"first_order"`` takes the gradient at θ_K as if it were the gradient at θ (FOMAML).
-            ``"implicit"`` differentiates the minimum of a regularised inner loss (iMAML).
+            ``"first_order"`` takes the gradient at θ_K as if it were the gradient at θ (FOMAML);
+            that of step sizes goes through the steps, the inner gradients being constants.
+            ``"implicit"`` differentiates the minimum of a regularised inner loss (iMAML), to which
+            step sizes and weights of steps are nothing.
             ``"auto"`` is ``"reverse"``; `metalearn.core.meta.plan` chooses by memory.
         engine: ``"batched"`` runs all tasks at once with task-batched layers (fastest),
             ``"vmap"`` batches one task's ``torch.func`` gradient, ``"loop"`` runs one task after
@@ -74,6 +78,10 @@ def meta_gradient(
             alone; the meta-gradient still has entries for them. Where all of them match, the
             result is the ordinary gradient of the query loss.
         implicit: settings of that method; `Implicit()` by default.
+        step_weights: w_0 … w_K of a multi-step loss Σ_k w_k · L(θ_k, query), which then stands in
+            the place of L(θ_K, query); numbers or a tensor ``[K+1]``, which is read where it is on
+            a CPU. Query losses of weight 0 are not computed. None is (0, …, 0, 1). First order
+            takes the gradient of each at its θ_k.
 
     Returns:
         ``MetaGradient``, detached.
@@ -84,10 +92,12 @@ def meta_gradient(
             has a part.
         VectorizationError: a loss that vmap cannot take and ``engine="loop"`` can.
 
-    Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning", ICML 2017.
+    Sources: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning", ICML 2017; Antoniou, Edwards
+    and Storkey, "How to Train Your MAML", ICLR 2019 (multi-step loss).
     """
     adaptation = Adaptation(loss_fn, optimizer, steps, frozen)
-    program = GradientThroughAdaptation.of(adaptation, params, method, implicit)
+    program = GradientThroughAdaptation.of(adaptation, params, method, implicit, step_weights)
+    adaptation.check_schedule(params)
     chosen = choose_engine(engine, optimizer.elementwise)
     check_sets(tasks, steps)
     return mean_gradient(program, params, tasks, engine=chosen, chunk_size=chunk_size)
@@ -100,6 +110,7 @@ class GradientThroughAdaptation:
     adaptation: Adaptation
     method: str
     implicit: Implicit
+    weights: Weights
 
     @classmethod
     def of(
@@ -108,6 +119,7 @@ class GradientThroughAdaptation:
         params: Params,
         method: Method,
         implicit: Implicit | None,
+        step_weights: StepWeights,
     ) -> GradientThroughAdaptation:
         """Checked: all that does not depend on tasks."""
         check_floating(params, "params")
@@ -115,16 +127,39 @@ class GradientThroughAdaptation:
             raise SettingError("method", method, f"one of {', '.join(get_args(Method))} is needed")
         fixed = match_names(params, adaptation.frozen, "frozen")
         implicit = implicit or Implicit()
+        weights = read_step_weights(step_weights, adaptation.steps)
         if method == "implicit":
             _check_implicit(implicit, fixed, adaptation.optimizer)
-        return cls(adaptation, "reverse" if method == "auto" else method, implicit)
+            if step_weights is not None:
+                accepted = "method=implicit needs None: it knows the end of adaptation alone"
+                raise SettingError("step_weights", step_weights, accepted)
+        return cls(adaptation, "reverse" if method == "auto" else method, implicit, weights)
+
+    @property
+    def learnt(self) -> Any:
+        """What the inner optimiser learns."""
+        return self.adaptation.optimizer.learnt
+
+    @property
+    def stackable(self) -> bool:
+        """Whether `with_learnt` takes a value for each row."""
+        return self.adaptation.optimizer.stack is not None
+
+    def with_learnt(self, learnt: Any, *, stacked: bool = False) -> GradientThroughAdaptation:
+        """See `TaskProgram`."""
+        optimizer = self.adaptation.optimizer
+        if stacked and optimizer.stack is not None:
+            optimizer = optimizer.stack(learnt)
+        else:
+            optimizer = optimizer.with_learnt(learnt)
+        return replace(self, adaptation=replace(self.adaptation, optimizer=optimizer))
 
     def __call__(
         self, params: Params, values: Values, task: TaskBatch, execution: Execution
     ) -> TaskGradient:
         """See `TaskProgram`."""
-        loop = self.adaptation.loop(params, execution.calculus, execution.lift)
-        given = AdaptedTask(loop, values, *task, self.adaptation.steps, self.implicit)
+        loop = self.adaptation.loop(params, execution.backend, execution.lift)
+        given = AdaptedTask(loop, values, *task, self.weights, self.implicit)
         try:
             return METHODS[self.method](given)
         except RuntimeError as error:  # NotImplementedError is one
@@ -140,6 +175,12 @@ class GradientThroughAdaptation:
 
 
 def _check_implicit(implicit: Implicit, fixed: Sequence[bool], optimizer: InnerOptimizer) -> None:
+    if leaves(optimizer.learnt):
+        accepted = (
+            "method=implicit needs an inner optimiser that learns nothing: the minimum that it "
+            "differentiates does not depend on the way there"
+        )
+        raise SettingError("optimizer", "hyperparameters that are tensors", accepted)
     if optimizer.weight_decay:
         raise SettingError(
             "weight_decay", optimizer.weight_decay, "method=implicit needs 0: it has a term itself"

@@ -1,13 +1,13 @@
 """The four ways to the gradient of the query loss after adaptation, each written for one task.
 
-With `Eager` calculus and leaves ``[T, ...]`` the same lines serve T tasks at once: losses are
+With the backend `Eager` and leaves ``[T, ...]`` the same lines serve T tasks at once: losses are
 ``[T]``, and nothing mixes tasks.
 Axes: K inner steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from metalearn.core.autodiff.linear_solve import (
     inner_product,
 )
 from metalearn.core.meta.adaptation import InnerLoop
+from metalearn.core.meta.step_weights import Weights, weighted, weighted_steps
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch
 
@@ -58,39 +59,58 @@ class AdaptedTask(NamedTuple):
     start: Values
     support: Batch
     query: Batch
-    steps: int
+    weights: Weights
+    """Of the query losses at θ_0 … θ_K."""
     implicit: Implicit
 
 
 def reverse(task: AdaptedTask) -> TaskGradient:
     """Through the unrolled loop: exact; memory grows with K."""
-    given, start, support, query, steps, _ = task
+    given, start, support, query, weights, _ = task
     learnt, spec = flatten(given.optimizer.learnt)
     losses: list[Tensor] = []
+    counting = weighted_steps(weights)
 
-    def query_loss(inputs: Values) -> Tensor:
+    def objective(inputs: Values) -> Tensor:
         values = inputs[: len(start)]
         loop = given.with_learnt(unflatten(inputs[len(start) :], spec))
-        state = loop.start(values)
-        for _ in range(steps):
-            values, state, loss = loop.step(values, state, support)
-            losses.append(loss)
-        return loop.loss(values, query)
+        state, terms = loop.start(values), []
+        for k, weight in enumerate(weights):
+            if k:
+                values, state, loss = loop.step(values, state, support)
+                losses.append(loss)
+            if k in counting:
+                terms.append(weighted(weight, loop.loss(values, query)))
+        return _total(terms)
 
-    grads, value = given.calculus.gradient(query_loss, [*start, *learnt], differentiable=False)
-    moved = unflatten(grads[len(start) :], spec)
-    return TaskGradient(grads[: len(start)], moved, value, losses, {})
+    grads, value = given.backend.gradient(objective, [*start, *learnt], differentiable=False)
+    optimizer_grads = unflatten(grads[len(start) :], spec)
+    return TaskGradient(grads[: len(start)], optimizer_grads, value, losses, {})
 
 
 def first_order(task: AdaptedTask) -> TaskGradient:
-    """The gradient at θ_K as if it were the one at θ."""
-    loop, start, support, query, steps, _ = task
-    points, losses = _walk(loop, start, support, steps, keep=False)
-    grads, value = loop.calculus.gradient(
-        lambda x: loop.loss(x, query), points[-1][0], differentiable=False
-    )
-    unmoved = tree_map(torch.zeros_like, loop.optimizer.learnt)
-    return TaskGradient(grads, unmoved, value, losses, {})
+    """The gradients at θ_k as if they were those at θ_0.
+
+    What the inner optimiser learns has the gradient of the loop whose inner gradients are
+    constants: ∂U/∂rate stays, ∂g/∂rate does not. For that K inner gradients are kept.
+    """
+    loop, start, support, query, weights, _ = task
+    learns = bool(leaves(loop.optimizer.learnt))
+    losses: list[Tensor] = []
+    slopes: list[Values] = []
+    parts: dict[int, Values] = {}
+    terms: list[Tensor] = []
+    counting = weighted_steps(weights)
+    for k, (values, _, slope, loss) in enumerate(_walk(loop, start, support, len(weights) - 1)):
+        if loss is not None:
+            losses.append(loss)
+            slopes += [slope] if learns else []
+        if k in counting:
+            parts[k], term = _query_gradient(loop, values, query, weights[k])
+            terms.append(term)
+    optimizer_grads = _rate_gradients(loop, start, slopes, parts) if learns else ()
+    grads = [_total(list(each)) for each in zip(*parts.values())]
+    return TaskGradient(grads, optimizer_grads, _total(terms), losses, {})
 
 
 def mixed(task: AdaptedTask) -> TaskGradient:
@@ -101,45 +121,44 @@ def mixed(task: AdaptedTask) -> TaskGradient:
     faster than forward over reverse. Source: Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
     Differentiation", ICML 2025.
     """
-    loop, start, support, query, steps, _ = task
-    points, losses = _walk(loop, start, support, steps, keep=True)
+    loop, start, support, query, weights, _ = task
+    counting = weighted_steps(weights)
+    points, losses = [], []
+    for values, state, _, loss in _walk(loop, start, support, len(weights) - 1):
+        points.append((values, state))
+        losses += [] if loss is None else [loss]
+    del points[counting[-1] + 1 :]
     values, state = points.pop()
-    cotangent, query_loss = loop.calculus.gradient(
-        lambda x: loop.loss(x, query), values, differentiable=False
-    )
+    cotangent, term = _query_gradient(loop, values, query, weights[counting[-1]])
+    terms = [term]
     learnt, spec = flatten(loop.optimizer.learnt)
     learnt_grads = [torch.zeros_like(v) for v in learnt]
     state_cotangent = [torch.zeros_like(part) for part in _tensors(state)]
-    for _ in range(steps):
+    while points:
         values, state = points.pop()
         tensors = _tensors(state)
-
-        def step(inputs: Values, state: Any = state) -> Values:
-            supply = iter(inputs)
-            values = [next(supply) for _ in start]
-            state = tree_map(lambda x: next(supply) if isinstance(x, Tensor) else x, state)
-            moved = loop.with_learnt(unflatten(list(supply), spec))
-            values, state, _ = moved.step(values, state, support)
-            return [*values, *_tensors(state)]
-
-        pull = loop.calculus.pull(step, [*values, *tensors, *learnt])
+        pull = loop.backend.pull(_recomputed(task, state, spec), [*values, *tensors, *learnt])
         pulled = pull([*cotangent, *state_cotangent])
         cotangent, rest = pulled[: len(start)], pulled[len(start) :]
         state_cotangent = rest[: len(tensors)]
         learnt_grads = [a + b for a, b in zip(learnt_grads, rest[len(tensors) :])]
-    return TaskGradient(cotangent, unflatten(learnt_grads, spec), query_loss, losses, {})
+        if len(points) in counting:
+            part, term = _query_gradient(loop, values, query, weights[len(points)])
+            cotangent = [a + b for a, b in zip(cotangent, part)]
+            terms.append(term)
+    return TaskGradient(cotangent, unflatten(learnt_grads, spec), _total(terms), losses, {})
 
 
 def implicit(task: AdaptedTask) -> TaskGradient:
     """Through the minimum φ of L(φ) + λ/2·‖φ − θ‖², not through the way there.
 
     The gradient of θ is x with (I + H(φ)/λ)·x = ∇L_query(φ), by conjugate gradients; exact as far
-    as φ is a minimum and x solves the system. Frozen leaves ψ have ∇_ψ L_query − (∂²L/∂ψ∂φ)·x/λ;
-    what the inner optimiser learns has gradients of zero. Diagnostics, one number a task:
-    ``cg_residual`` is ‖(I + H/λ)·x − b‖ / ‖b‖, ``stationarity`` is ‖∇L(φ) + λ·(φ − θ)‖ divided by
-    the same at θ. Source: Rajeswaran et al., "Meta-Learning with Implicit Gradients", NeurIPS 2019.
+    as φ is a minimum and x solves the system. Frozen leaves ψ have ∇_ψ L_query − (∂²L/∂ψ∂φ)·x/λ.
+    Diagnostics, one number a task: ``cg_residual`` is ‖(I + H/λ)·x − b‖ / ‖b‖, ``stationarity`` is
+    ‖∇L(φ) + λ·(φ − θ)‖ divided by the same at θ. Source: Rajeswaran et al., "Meta-Learning with
+    Implicit Gradients", NeurIPS 2019.
     """
-    loop, start, support, query, steps, settings = task
+    loop, start, support, query, weights, settings = task
     strength = settings.regularization
     anchor = loop.adapting(start)
 
@@ -147,21 +166,18 @@ def implicit(task: AdaptedTask) -> TaskGradient:
         loss, moved = loop.loss(values, batch), difference(loop.adapting(values), anchor)
         return loss + 0.5 * strength * inner_product(moved, moved, loss)
 
-    points, losses = _walk(replace(loop, loss=regularized), start, support, steps, keep=False)
-    end = [v.detach() for v in points[-1][0]]
-    query_grads, query_loss = loop.calculus.gradient(
-        lambda x: loop.loss(x, query), end, differentiable=False
-    )
+    losses: list[Tensor] = []
+    values = start
+    descent = replace(loop, loss=regularized)
+    for values, _, _, loss in _walk(descent, start, support, len(weights) - 1):  # noqa: B007
+        losses += [] if loss is None else [loss]
+    end = [v.detach() for v in values]
+    query_grads, query_loss = _query_gradient(loop, end, query, 1.0)
 
     def slope(values: Values, differentiable: bool = True) -> Values:
-        grads, _ = loop.calculus.gradient(
-            lambda part: loop.loss(loop.merge(values, part), support),
-            loop.adapting(values),
-            differentiable=differentiable,
-        )
-        return grads
+        return loop.slope(values, support, differentiable=differentiable)[0]
 
-    pull = loop.calculus.pull(slope, end)
+    pull = loop.backend.pull(slope, end)
 
     def product(x: Values) -> Values:
         curved = loop.adapting(pull(x))
@@ -179,8 +195,7 @@ def implicit(task: AdaptedTask) -> TaskGradient:
         "cg_residual": residual,
         "stationarity": euclidean_norm(force, query_loss) / initial.clamp_min(tiny),
     }
-    unmoved = tree_map(torch.zeros_like, loop.optimizer.learnt)
-    return TaskGradient(loop.merge(grads, solution), unmoved, query_loss, losses, diagnostics)
+    return TaskGradient(loop.merge(grads, solution), (), query_loss, losses, diagnostics)
 
 
 METHODS: dict[str, Callable[[AdaptedTask], TaskGradient]] = {
@@ -191,18 +206,81 @@ METHODS: dict[str, Callable[[AdaptedTask], TaskGradient]] = {
 }
 
 
-def _walk(
-    loop: InnerLoop, start: Values, support: Batch, steps: int, *, keep: bool
-) -> tuple[list[tuple[Values, Any]], list[Tensor]]:
-    """θ_0 … θ_K with the optimiser's states (the last alone unless ``keep``), and the losses."""
-    points, losses = [(start, loop.start(start))], []
-    eager = isinstance(loop.calculus, Eager)
+class _Point(NamedTuple):
+    """A point of the inner loop on leaves."""
+
+    values: Values
+    state: Any
+    """Of the optimiser."""
+    slope: Values
+    """Inner gradients that led here; none at the start."""
+    loss: Tensor | None
+    """Support loss before the step that led here; None at the start."""
+
+
+def _walk(loop: InnerLoop, start: Values, support: Batch, steps: int) -> Iterator[_Point]:
+    """θ_0 … θ_K, nothing of which is differentiable."""
+    values, state = start, loop.start(start)
+    eager = isinstance(loop.backend, Eager)
+    yield _Point(values, state, [], None)
     for _ in range(steps):
         with torch.no_grad() if eager else nullcontext():
-            values, state, loss = loop.step(*points[-1], support, differentiable=False)
-        points = [*points, (values, state)] if keep else [(values, state)]
-        losses.append(loss)
-    return points, losses
+            slope, loss = loop.slope(values, support, differentiable=False)
+            values, state = loop.advance(values, state, slope)
+        yield _Point(values, state, slope, loss)
+
+
+def _query_gradient(
+    loop: InnerLoop, values: Values, query: Batch, weight: float | Tensor
+) -> tuple[Values, Tensor]:
+    """Gradient and value of the query loss, times its weight."""
+    grads, value = loop.backend.gradient(
+        lambda x: loop.loss(x, query), values, differentiable=False
+    )
+    return [weighted(weight, g) for g in grads], weighted(weight, value)
+
+
+def _rate_gradients(
+    loop: InnerLoop, start: Values, slopes: list[Values], parts: dict[int, Values]
+) -> Any:
+    """Of what the optimiser learns, inner gradients and the query's at θ_k being constants."""
+    learnt, spec = flatten(loop.optimizer.learnt)
+    steps = [k for k in parts if k]
+    if not steps or not any(loop.moving):
+        return tree_map(torch.zeros_like, loop.optimizer.learnt)
+
+    def points(learnt: Values) -> Values:
+        moved, values, found = loop.with_learnt(unflatten(learnt, spec)), start, []
+        state = moved.start(start)
+        for k, slope in enumerate(slopes, start=1):
+            values, state = moved.advance(values, state, slope)
+            found += moved.adapting(values) if k in steps else []
+        return found
+
+    pull = loop.backend.pull(points, learnt)
+    return unflatten(pull([g for k in steps for g in loop.adapting(parts[k])]), spec)
+
+
+def _recomputed(task: AdaptedTask, state: Any, spec: Any) -> Callable[[Values], Values]:
+    """The inner step as a function of leaves, tensors of the state and of what is learnt."""
+    loop, start, support, *_ = task
+
+    def step(inputs: Values) -> Values:
+        supply = iter(inputs)
+        values = [next(supply) for _ in start]
+        before = tree_map(lambda x: next(supply) if isinstance(x, Tensor) else x, state)
+        moved = loop.with_learnt(unflatten(list(supply), spec))
+        values, after, _ = moved.step(values, before, support)
+        return [*values, *_tensors(after)]
+
+    return step
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def _tensors(state: Any) -> Values:

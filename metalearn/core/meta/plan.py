@@ -24,10 +24,11 @@ from metalearn.core.meta.engines import Engine, structural_engine
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
 from metalearn.core.meta.methods import Implicit
+from metalearn.core.meta.step_weights import StepWeights
 from metalearn.core.meta.task_checks import check_chunk, check_engine, check_sets, choose_engine
 from metalearn.core.meta.task_mean import MetaGradient, mean_gradient
 from metalearn.core.ops import counting_operations
-from metalearn.core.tree import check_floating, leaves, tree_map
+from metalearn.core.tree import leaves, tree_map
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
@@ -76,6 +77,7 @@ def plan_meta_gradient(
     chunk_size: int | None = None,
     frozen: str | Sequence[str] | None = None,
     implicit: Implicit | None = None,
+    step_weights: StepWeights = None,
     memory: int | None = None,
     task_count: int | None = None,
     deterministic: bool = False,
@@ -102,12 +104,14 @@ def plan_meta_gradient(
         engine: Engine, method: Method, steps: int, params: Params, tasks: TaskBatch
     ) -> MetaGradient:
         few = replace(adaptation, steps=steps)
-        program = GradientThroughAdaptation.of(few, params, method, implicit)
+        weights = None if step_weights is None else (1.0,) * (steps + 1)
+        program = GradientThroughAdaptation.of(few, params, method, implicit, weights)
         chosen = choose_engine(engine, optimizer.elementwise)
         check_sets(tasks, steps)
         return mean_gradient(program, params, tasks, engine=chosen, chunk_size=None)
 
-    check_floating(params, "params")
+    GradientThroughAdaptation.of(adaptation, params, method, implicit, step_weights)
+    adaptation.check_schedule(params)
     check_engine(engine)
     check_chunk(chunk_size)
     for name, value in (("memory", memory), ("task_count", task_count)):

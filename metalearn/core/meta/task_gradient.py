@@ -76,6 +76,12 @@ class TaskLossGradient:
 
     task_loss: Callable[[Params, Batch, Batch], Any]
     has_aux: bool
+    learnt: Any = ()
+    stackable: bool = True
+
+    def with_learnt(self, learnt: Any, *, stacked: bool = False) -> TaskLossGradient:
+        """See `TaskProgram`; there is nothing beside the parameters."""
+        return self
 
     def __call__(
         self, params: Params, values: Values, task: TaskBatch, execution: Execution
@@ -92,7 +98,7 @@ class TaskLossGradient:
             return value
 
         try:
-            grads, value = execution.calculus.gradient(loss, values, differentiable=False)
+            grads, value = execution.backend.gradient(loss, values, differentiable=False)
         except UnreachedError as error:
             raise UnreachedError("task_loss", error.value, error.accepted) from None
         named = {name: tensor.detach() for name, tensor in found.items()}

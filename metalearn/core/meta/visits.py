@@ -82,7 +82,7 @@ def _visit_batched(visit: Visit, adaptation: Adaptation, params: Params, tasks: 
 
 def _visit_vmapped(visit: Visit, adaptation: Adaptation, params: Params, tasks: TaskBatch) -> Any:
     def one(params: Params, support: Batch, query: Batch) -> Any:
-        points = adaptation.trajectory(params, support, calculus=Functional())
+        points = adaptation.trajectory(params, support, backend=Functional())
         found = [visit(point.params, support, query) for point in points]
         return tree_map(lambda *xs: torch.stack(xs), found[0], *found[1:])
 
@@ -92,7 +92,7 @@ def _visit_vmapped(visit: Visit, adaptation: Adaptation, params: Params, tasks: 
 def _visit_looped(visit: Visit, adaptation: Adaptation, params: Params, tasks: TaskBatch) -> Any:
     rows = []
     for task in one_by_one(tasks):
-        points = adaptation.trajectory(params, task.support, calculus=Eager())
+        points = adaptation.trajectory(params, task.support, backend=Eager())
         found = [visit(point.params, *task) for point in points]
         rows.append(tree_map(lambda *xs: torch.stack(xs), found[0], *found[1:]))
     return tree_map(lambda *xs: torch.stack(xs), rows[0], *rows[1:])

@@ -20,17 +20,17 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("calculus", [None, Eager()], ids=["functional", "eager"])
+@pytest.mark.parametrize("backend", [None, Eager()], ids=["functional", "eager"])
 @pytest.mark.parametrize("frozen", [None, "0.*"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_the_trajectory_is_that_of_a_plain_loop(
-    steps: int, optimizer: str, frozen: str | None, calculus: Any
+    steps: int, optimizer: str, frozen: str | None, backend: Any
 ) -> None:
     case, (pair, rule) = oracles.classification(oracles.mlp(), (2,)), OPTIMIZERS[optimizer]
     support, _ = oracles.task_list(case.tasks)[0]
     adaptation = Adaptation(case.loss_fn, pair, steps, frozen)
-    points = list(adaptation.trajectory(case.params, support, calculus=calculus))
+    points = list(adaptation.trajectory(case.params, support, backend=backend))
     fixed = [name for name in case.params if frozen and name.startswith("0.")]
     assert len(points) == steps + 1 and points[0].loss is None
     for k, point in enumerate(points):

@@ -112,7 +112,7 @@ def test_a_stack_of_learning_rates_under_vmap(make: Callable[..., InnerOptimizer
         (sgd, {"lr": -1}, r"lr=-1: a finite number above 0"),
         (sgd, {"lr": math.inf}, r"lr=inf: a finite number above 0"),
         (adam, {"lr": math.nan}, r"lr=nan: a finite number above 0"),
-        (sgd, {"lr": torch.ones(1)}, r"lr=\[1\]: a number or a scalar tensor"),
+        (sgd, {"lr": torch.ones(1, 1)}, r"lr=\[1, 1\]: a number, a scalar tensor or one with"),
         (sgd, {"lr": 0.1, "momentum": 1.0}, r"momentum=1\.0: a number in \[0, 1\)"),
         (sgd, {"lr": 0.1, "momentum": -0.1}, r"momentum=-0\.1: a number in \[0, 1\)"),
         (sgd, {"lr": 0.1, "weight_decay": -1}, r"weight_decay=-1: a number of at least 0"),

@@ -13,6 +13,7 @@ from metalearn.core.ensemble.stacking import stack
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.members import member_meta_gradient
 from metalearn.core.meta.methods import Implicit
+from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
 from tests.support.oracles import (
     Problem,
@@ -130,10 +131,22 @@ def test_no_steps_give_the_ordinary_gradient(engine: Any) -> None:
     assert found.support_losses.shape == (MEMBERS, 3, 0)
 
 
-@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
-def test_learnt_step_sizes_have_a_gradient_for_each_member(engine: Any) -> None:
+def of_ones_own(lr: Tensor) -> InnerOptimizer:
+    """Gradient descent as a user would write it, with a rate that is learnt."""
+
+    def update(grads: Any, state: Any, params: Any) -> Any:
+        return tree_map(lambda g: -lr * g, grads), state
+
+    return InnerOptimizer(lambda params: (), update, lr, of_ones_own, elementwise=True)
+
+
+@pytest.mark.parametrize("make", [sgd, of_ones_own])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_learnt_step_sizes_have_a_gradient_for_each_member(engine: Any, make: Any) -> None:
+    if engine == "batched" and make is of_ones_own:
+        pytest.skip("refused; see below")
     each, params = problems("conv")
-    optimizer: InnerOptimizer = sgd(lr=torch.tensor(0.3, dtype=torch.float64))
+    optimizer: InnerOptimizer = make(torch.tensor(0.3, dtype=torch.float64))
     settings: dict[str, Any] = {"optimizer": optimizer, "steps": 2}
     found = member_meta_gradient(each[0].loss_fn, params, each[0].tasks, engine=engine, **settings)
     alone = [meta_gradient(p.loss_fn, p.params, p.tasks, engine="loop", **settings) for p in each]
@@ -177,7 +190,7 @@ def test_members_may_be_permuted() -> None:
         ({"chunk_size": 0}, "chunk_size=0: a whole number of at least 1"),
         ({"frozen": "nothing"}, "frozen='nothing': a pattern that matches a parameter"),
         (
-            {"engine": "batched", "optimizer": sgd(lr=torch.tensor(0.1))},
+            {"engine": "batched", "optimizer": of_ones_own(torch.tensor(0.1))},
             "engine='batched': an inner optimiser that learns needs auto, vmap or loop",
         ),
     ],
