@@ -40,14 +40,12 @@ from metalearn.core.ensemble.stacking import (
 
 # Samples: a gradient for each, clipped or reduced
 from metalearn.core.samples.checks import check_per_sample, per_sample_module
+from metalearn.core.samples.clipping import ClippedGradient, clipped_gradient
 from metalearn.core.samples.gradients import per_sample_gradients
+from metalearn.core.samples.layer_rules import LayerCall, register_layer_rule
 from metalearn.core.samples.noise_scale import NoiseScale, gradient_noise_scale, noise_average
-from metalearn.core.samples.norms import (
-    ClippedGradient,
-    clipped_gradient,
-    ghost_parameters,
-    per_sample_norms,
-)
+from metalearn.core.samples.norms import ghost_parameters, per_sample_norms
+from metalearn.core.samples.outer_products import IndexedRows, OuterProducts
 from metalearn.core.samples.reductions import (
     Reduction,
     gradient_mean,
@@ -57,6 +55,7 @@ from metalearn.core.samples.reductions import (
     norm_quantiles,
     reduce_per_sample,
 )
+from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradients
 
 # Curvature: Fisher, Gauss–Newton and Hessian
 from metalearn.core.curvature.fisher import (
@@ -127,8 +126,13 @@ __all__ = [
     "unstack",
     # Samples: a gradient for each, clipped or reduced
     "ClippedGradient",
+    "FormedGradients",
+    "IndexedRows",
+    "LayerCall",
     "NoiseScale",
+    "OuterProducts",
     "Reduction",
+    "SampleGradients",
     "check_per_sample",
     "clipped_gradient",
     "ghost_parameters",
@@ -143,6 +147,7 @@ __all__ = [
     "per_sample_module",
     "per_sample_norms",
     "reduce_per_sample",
+    "register_layer_rule",
     # Curvature: Fisher, Gauss–Newton and Hessian
     "KroneckerBlock",
     "KroneckerFisher",

@@ -21,8 +21,8 @@ from metalearn.core.checks import check_number, module_takes
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.loss_checks import checked_to_reach, unused_parameters
 from metalearn.core.samples.checks import BatchNormPolicy
+from metalearn.core.samples.clipping import clipped_chunk
 from metalearn.core.samples.gradients import SampleMethod, one_gradient
-from metalearn.core.samples.norms import clipped_chunk
 from metalearn.core.tree import check_tensors, tree_map
 from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
 from metalearn.errors import SettingError, check_whole
@@ -191,8 +191,7 @@ class PerSampleTrainer(Trainer):
                 method=self.method,
             )
             grads, self._norms = self._noisy(found.grads, step, count), found.norms
-            with torch.no_grad():
-                loss = self.loss(self.params, batch)
+            loss = found.losses.detach().mean()
         return StepReport(loss, grads, count, lambda: f"batch {step} of the training part")
 
     def unused_parameters(self) -> list[str]:

@@ -169,6 +169,25 @@ def _core() -> dict[str, Callable[[], Call]]:
             vector=draw(3),
         ),
         "ghost_parameters": _of(core, "ghost_parameters", *_LOSS),
+        "FormedGradients": _of(core, "FormedGradients", gradients=draw(6, 3)),
+        "IndexedRows": _of(
+            core, "IndexedRows", index=torch.zeros(6, dtype=torch.long), rows=draw(6, 3), length=4
+        ),
+        "LayerCall": _of(
+            core,
+            "LayerCall",
+            run=torch.relu,
+            inputs=(draw(3),),
+            parameters=(draw(2, 3),),
+            gradients=(core.OuterProducts,),
+        ),
+        "OuterProducts": _of(core, "OuterProducts", left=draw(6, 2), right=draw(6, 3)),
+        "register_layer_rule": _of(
+            core,
+            "register_layer_rule",
+            operation=lambda x, weight: x @ weight,
+            rule=lambda x, weight: None,
+        ),
         "gradient_noise_scale": _of(core, "gradient_noise_scale", grads={"w": draw(6, 3)}),
         "gradient_sketches": _of(core, "gradient_sketches", size=4, generator=_generator),
         "hessian": _of(core, "hessian", f=quadratic),

@@ -30,7 +30,7 @@ from tests.contracts.methods import METHODS
 ERRORS = (SettingError, DataError, NonFiniteError, OSError)  # those of a disk name the file
 LIBRARY = Path(metalearn.__file__).parent
 USERS = {Path(calls.__file__), Path(methods.__file__)}
-TORCHS = ("core/ops", "core/samples/layer_substitution.py", "core/samples/layer_io.py", "models")
+TORCHS = ("core/ops", "core/samples", "models")
 FORWARD = LIBRARY / "core" / "module" / "private_copy.py"
 EVERY = CALLS | METHODS
 """All calls that work."""

@@ -6,7 +6,7 @@ layer, C outputs of the module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,8 +23,8 @@ from metalearn.core.loss_checks import check_reached
 from metalearn.core.module.functionalize import functionalize
 from metalearn.core.precision import widened
 from metalearn.core.samples.gradients import single
-from metalearn.core.samples.layer_io import Convolution, Embedding
-from metalearn.core.samples.layer_substitution import Call, LayerCalls
+from metalearn.core.samples.layer_calls import LayerCalls, ParameterView
+from metalearn.core.samples.layer_rules import GradientsOf, LayerCall
 from metalearn.core.tree import check_like
 from metalearn.errors import SettingError
 
@@ -32,6 +32,10 @@ __all__ = ["Layers", "ProbedModule"]
 
 Layers = dict[str, tuple[Tensor, Tensor]]
 """Of each layer: inputs ``[N, S, I (+1 with a bias)]`` and gradients ``[R, N, S, O]``."""
+
+
+_MODULES = (nn.Linear, nn.Conv2d)
+_OPERATIONS = ("linear", "conv2d")
 
 
 class ProbedModule:
@@ -52,6 +56,7 @@ class ProbedModule:
         self._params = dict(params)
         self._buffers = held if buffers is None else dict(buffers)
         self._layers = _layers(module, own)
+        self._rules: dict[str, GradientsOf] = {}
         self._name = type(module).__name__
 
     def outputs(self, inputs: Any) -> Tensor:
@@ -84,10 +89,7 @@ class ProbedModule:
 
         with self._over_samples(inputs):
             seen, back = vmap(of_one, out_dims=(0, 1))(inputs, targets, noise)
-        return {
-            name: (seen[name], _positions(layer, back[name]))
-            for name, layer in self._layers.items()
-        }
+        return {name: self._factors(name, seen[name], back[name]) for name in self._layers}
 
     def _over_samples(self, inputs: Any) -> AbstractContextManager[None]:
         def outputs(params: Any, inputs: Any) -> Tensor:
@@ -97,19 +99,34 @@ class ProbedModule:
         outputs.__name__ = self._name
         return over_samples("module", outputs, self._params, inputs)
 
+    def _factors(self, name: str, inputs: list[Tensor], back: Tensor) -> tuple[Tensor, Tensor]:
+        """What `Layers` has of a layer, from inputs ``[N, ...]`` and gradients ``[R, N, ...]``."""
+        weight_gradients = self._rules[name]
+        inputs = [widened(x) for x in inputs]
+        rows = vmap(lambda dz: weight_gradients(dz, *inputs).left_factor())(widened(back))
+        a = weight_gradients(widened(back[0]), *inputs).right_factor()
+        prefix = f"{name}." if name else ""
+        if f"{prefix}bias" in self._params:
+            a = torch.cat([a, a.new_ones((*a.shape[:2], 1))], dim=-1)
+        return a, rows
+
     def _forward(
         self, x: Any, probes: dict[str, Tensor] | None
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Outputs ``[C]`` of one sample; what its layers see ``[S, I (+1)]``; zeros of outputs."""
-        seen: dict[str, Tensor] = {}
+    ) -> tuple[Tensor, dict[str, list[Tensor]], dict[str, Tensor]]:
+        """Outputs ``[C]`` of one sample; inputs of its layers, copied; zeros like their outputs."""
+        seen: dict[str, list[Tensor]] = {}
         zeros: dict[str, Tensor] = {}
         keys = list(self._params)
 
-        def answer(index: int, bias: int | None, call: Call) -> Tensor:
-            name = keys[index].rpartition(".")[0]
-            self._check_call(name, name in seen, None if bias is None else keys[bias], call)
-            seen[name] = widened(_inputs(call, bias is not None))  # a copy, so that it stays
-            output = call[0].forward(*call[1:])
+        def answer(
+            operation: str, call: LayerCall, views: Sequence[ParameterView | None]
+        ) -> Tensor | None:
+            used = [None if view is None else keys[view.number] for view in views]
+            name = next(key for key in used if key is not None).rpartition(".")[0]
+            self._check_call(name, name in seen, operation, call, used)
+            self._rules[name] = call.gradients[0]
+            seen[name] = [x.clone() for x in call.inputs]  # so that they stay
+            output = call.run(*call.parameters)
             zeros[name] = torch.zeros_like(output)
             return output if probes is None else output + probes[name]
 
@@ -120,15 +137,19 @@ class ProbedModule:
             raise SettingError("module", tuple(outputs.shape), "outputs [N, C] are needed")
         return widened(outputs[0]), seen, zeros
 
-    def _check_call(self, name: str, again: bool, bias: str | None, call: Call) -> None:
-        own = f"{name}.bias" if name else "bias"
+    def _check_call(
+        self, name: str, again: bool, operation: str, call: LayerCall, used: list[str | None]
+    ) -> None:
+        prefix = f"{name}." if name else ""
+        bias = f"{prefix}bias" if f"{prefix}bias" in self._params else None
+        weight, given = used[0], used[1] if len(used) > 1 else None
         got = ""
         if again:
             got = "called twice"
-        elif isinstance(call[0], Embedding):
-            got = "called as an embedding"
-        elif bias != (own if own in self._params else None):
-            got = "called without its bias" if bias is None else f"called with {bias}"
+        elif operation not in _OPERATIONS or weight != f"{prefix}weight":
+            got = "called as an embedding" if operation == "embedding" else f"called by {operation}"
+        elif given != bias or (len(used) > 1 and given is None and call.parameters[1] is not None):
+            got = "called without its bias" if given is None else f"called with {given}"
         if got:
             needed = "a layer that is used once is needed, with its own weight and bias"
             raise SettingError(f"module[{name}]", got, needed)
@@ -146,7 +167,7 @@ def _layers(module: nn.Module, params: Mapping[str, Tensor]) -> dict[str, nn.Mod
         own = [n for n, p in layer.named_parameters(recurse=False) if p.requires_grad]
         if not own:
             continue
-        if type(layer) not in (nn.Linear, nn.Conv2d):
+        if type(layer) not in _MODULES:
             reason = "only Linear and Conv2d have Kronecker factors; freeze its parameters"
             raise SettingError(f"module[{name}]", kind, f"{reason} (requires_grad=False)")
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:
@@ -159,21 +180,3 @@ def _layers(module: nn.Module, params: Mapping[str, Tensor]) -> dict[str, nn.Mod
     if not found:
         raise SettingError("module", type(module).__name__, "no layer has parameters to take")
     return found
-
-
-def _inputs(call: Call, bias: bool) -> Tensor:
-    """Inputs of a layer as ``[S, I]``, a copy, with a column of ones for a bias."""
-    layer, x, *_ = call
-    if isinstance(layer, Convolution):
-        size, stride, ((top, _), (left, _)), dilation = layer.window
-        x = nn.functional.unfold(x, size, dilation, (top, left), stride).mT
-    x = x.reshape(-1, x.shape[-1])
-    return torch.cat([x, x.new_ones((len(x), 1))], dim=-1) if bias else x.clone()
-
-
-def _positions(layer: nn.Module, gradients: Tensor) -> Tensor:
-    """Gradients ``[R, N, ...]`` of a layer's outputs as ``[R, N, S, O]``."""
-    gradients = widened(gradients)
-    if isinstance(layer, nn.Conv2d):
-        gradients = gradients.movedim(3, -1)
-    return gradients.reshape(*gradients.shape[:2], -1, gradients.shape[-1])

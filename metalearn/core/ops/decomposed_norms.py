@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from metalearn.core._functorch import is_gradtrackingtensor, maybe_current_level, maybe_get_level
 from metalearn.core.ops.over_tasks import unwrap
 
-__all__ = ["decomposed_norm", "decomposed_norms", "decomposed_norms_in_loss"]
+__all__ = ["decomposed_norm", "decomposed_norms", "decomposed_norms_in_loss", "standardized"]
 
 
 def decomposed_norms(wanted: bool) -> AbstractContextManager[Any]:
@@ -74,7 +74,7 @@ def _layer_norm(
     axes = list(range(-len(normalized_shape), 0))
     if tuple(input.shape[axes[0] :]) != tuple(normalized_shape):
         return None
-    return _affine(_normalized(input, axes, eps), weight, bias)
+    return _affine(standardized(input, axes, eps), weight, bias)
 
 
 def _batch_norm(
@@ -114,10 +114,10 @@ def _by_channel(
         return None
     shape = (-1, *(1,) * (x.dim() - 2))
     affine = (None if p is None else p.reshape(shape) for p in (weight, bias))
-    return _affine(_normalized(x, axes, eps), *affine)
+    return _affine(standardized(x, axes, eps), *affine)
 
 
-def _normalized(x: Tensor, axes: list[int], eps: float) -> Tensor:
+def standardized(x: Tensor, axes: list[int], eps: float) -> Tensor:
     """(x − m)·(var + eps)^(−1/2), var with divisor N."""
     centred = x - x.mean(axes, keepdim=True)
     return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()

@@ -70,8 +70,8 @@ _NO_HOOKS = "transforms of torch.func do not support saved tensor hooks"
 
 def lean_gradient(
     function: Callable[[list[Tensor]], Tensor], values: Sequence[Tensor], *, keep_graph: bool
-) -> list[Tensor | None]:
-    """As torch.func.grad, but None for values without effect, and without ``keep_graph`` no graph.
+) -> tuple[list[Tensor | None], Tensor]:
+    """As torch.func.grad_and_value, but None for values without effect; a graph if it is wanted.
 
     torch.func.grad keeps the graph of the backward pass, which takes as much memory again. Like it,
     this refuses hooks on saved tensors, which would see tensors of one level at another.
@@ -80,10 +80,11 @@ def lean_gradient(
     with no_hooks, grad_increment_nesting() as level, torch.enable_grad():
         inside = [create_differentiable(wrap_for_grad(v, level)) for v in values]
         loss = function(inside)
-        if not loss.requires_grad:
-            return [None] * len(inside)
-        grads = torch.autograd.grad(loss, inside, create_graph=keep_graph, allow_unused=True)
-        return [None if g is None else undo_create_differentiable(g, level) for g in grads]
+        grads: Sequence[Tensor | None] = [None] * len(inside)
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, inside, create_graph=keep_graph, allow_unused=True)
+        found = [None if g is None else undo_create_differentiable(g, level) for g in grads]
+        return found, undo_create_differentiable(loss, level)
 
 
 def is_differentiated(tensors: Sequence[Tensor]) -> bool:

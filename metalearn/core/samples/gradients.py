@@ -25,8 +25,9 @@ from metalearn.core.loss_checks import (
 from metalearn.core.ops.class_weights import KeptClassWeights
 from metalearn.core.ops.decomposed_operations import DecomposedOperations
 from metalearn.core.ops.lean_gradient import is_differentiated
-from metalearn.core.samples.layer_io import Embedding
-from metalearn.core.samples.layer_substitution import SampleLayers
+from metalearn.core.samples.layer_io import collect
+from metalearn.core.samples.layer_rules import LayerCall
+from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradients
 from metalearn.core.tree import check_floating, flatten, tree_map, unflatten
 from metalearn.core.vectorization import no_transform_active, vectorizing
 from metalearn.signatures import checked
@@ -38,9 +39,11 @@ __all__ = [
     "loss_of_one",
     "one_by_one",
     "one_gradient",
+    "one_gradient_and_loss",
     "per_sample_gradients",
     "refusing",
     "single",
+    "vmapped_gradients",
 ]
 
 SampleMethod = Literal["layers", "vmap", "loop"]
@@ -60,11 +63,12 @@ def per_sample_gradients(
 
     There is no normaliser: their mean over N is the gradient of a mean loss.
 
-    Any loss that ``vmap`` takes will do. Where it calls ``F.linear`` or ``F.conv2d`` with a
-    parameter as the weight, that parameter's gradients are taken by batched products of the
-    layer's inputs and output gradients; all others are taken by ``vmap(grad)``. What vmap cannot
-    take (fused recurrent layers, ``.item()``, boolean masks, activation checkpointing) the loop
-    can; a module with such layers wants ``functionalize(module, vectorize=False)``.
+    Any loss that ``vmap`` takes will do. Where it multiplies by a matrix of parameters, in
+    ``F.linear`` and its like, or calls ``F.conv2d``, that parameter's gradients are taken by
+    batched products of the layer's inputs and output gradients; all others are taken by
+    ``vmap(grad)``. What vmap cannot take (fused recurrent layers, ``.item()``, boolean masks,
+    activation checkpointing) the loop can; a module with such layers wants
+    ``functionalize(module, vectorize=False)``.
 
     Args:
         loss_fn: ``loss_fn(params, batch)``, a mean loss; it is given batches of one sample.
@@ -103,34 +107,40 @@ def gradients_taker(
     loss = loss_of_one(loss_fn, params)
 
     def by_layers(batch: Batch) -> Params:
-        layers = SampleLayers(
-            values,
-            lambda _, kind: not isinstance(kind, Embedding),
-            lambda layer, x, dz: layer.weight_gradients(x, dz),
-        )
-        grads = layers.gradients(loss, batch)
-        for i, parts in layers.measured.items():
-            total = sum(parts[1:], grads[i] + parts[0] if i in layers.reached else parts[0])
-            grads[i] = total.to(values[i].dtype)
-        return unflatten(grads, spec)
+        found = collect(loss, values, batch, wanted=_is_quick_matrix(values), received=_formed)
+        return unflatten(found.gradients(), spec)
 
     def by_vmap(batch: Batch) -> Params:
-        keep = is_differentiated([*values, *flatten(batch)[0]])
-        gradient = torch.func.grad(checked_to_reach(loss))
-        with DecomposedOperations(-1 if keep else None):
-            grads = torch.func.vmap(gradient, in_dims=(None, 0))(values, batch)
-        return unflatten(grads, spec)
+        return unflatten(vmapped_gradients(loss, values, batch)[0], spec)
 
     def by_loop(batch: Batch) -> Params:
-        rows = list(one_by_one(loss_fn, params, batch))
+        rows = [grads for grads, _ in one_by_one(loss_fn, params, batch)]
         return tree_map(lambda *pieces: torch.stack(pieces), *rows)
 
     return {"layers": by_layers, "vmap": by_vmap, "loop": by_loop}[method]
 
 
-@outside_inference_mode
+def vmapped_gradients(
+    loss: Callable[[list[Tensor], Batch], Tensor], values: list[Tensor], batch: Batch
+) -> tuple[list[Tensor], Tensor]:
+    """Gradients ``[N, ...]`` of a loss like that of `loss_of_one`, and losses ``[N]``."""
+    keep = is_differentiated([*values, *flatten(batch)[0]])
+    gradient = torch.func.grad_and_value(checked_to_reach(loss))
+    with DecomposedOperations(-1 if keep else None):
+        found: tuple[list[Tensor], Tensor] = torch.func.vmap(gradient, in_dims=(None, 0))(
+            values, batch
+        )
+    return found
+
+
 def one_gradient(loss_fn: LossFn, params: Params, batch: Batch) -> Params:
     """The gradient of a batch, such as one of a single sample, by an ordinary backward pass."""
+    return one_gradient_and_loss(loss_fn, params, batch)[0]
+
+
+@outside_inference_mode
+def one_gradient_and_loss(loss_fn: LossFn, params: Params, batch: Batch) -> tuple[Params, Tensor]:
+    """The same, and the loss, detached."""
     values, spec = flatten(params)
     keep = is_differentiated([*values, *flatten(batch)[0]])
 
@@ -140,23 +150,26 @@ def one_gradient(loss_fn: LossFn, params: Params, batch: Batch) -> Params:
 
     calculus = Eager() if no_transform_active() else Functional()
     with DecomposedOperations(-1) if keep else nullcontext():
-        return unflatten(calculus.gradient(loss, values, differentiable=keep)[0], spec)
+        grads, value = calculus.gradient(loss, values, differentiable=keep)
+    return unflatten(grads, spec), value
 
 
-def one_by_one(loss_fn: LossFn, params: Params, batch: Batch) -> Iterator[Params]:
-    """`one_gradient` of each sample, zero where its loss uses no parameter."""
+def one_by_one(loss_fn: LossFn, params: Params, batch: Batch) -> Iterator[tuple[Params, Tensor]]:
+    """`one_gradient_and_loss` of each sample, zero gradients where its loss uses no parameter."""
     check_floating(params, "params")
     unreached: UnreachedError | None = None
     for number, sample in enumerate(chunks(batch, 1)):
         try:
-            grads = one_gradient(loss_fn, params, sample)
+            found = one_gradient_and_loss(loss_fn, params, sample)
         except UnreachedError as error:
             if number == 0:
                 unreached = error
-            grads = tree_map(torch.zeros_like, params)
+            with torch.no_grad():
+                loss = check_scalar(loss_fn(params, sample), "loss_fn")
+            found = tree_map(torch.zeros_like, params), loss
         else:
             unreached = None
-        yield grads
+        yield found
     if unreached is not None:
         raise unreached
 
@@ -185,6 +198,15 @@ def loss_of_one(loss_fn: LossFn, params: Params) -> Callable[[list[Tensor], Batc
             return check_scalar(loss_fn(unflatten(values, spec), single(sample)), "loss_fn")
 
     return loss
+
+
+def _is_quick_matrix(values: list[Tensor]) -> Callable[[int, LayerCall], bool]:
+    """Whether a call forms the gradients of a matrix quicker than ``vmap(grad)``."""
+    return lambda index, call: call.quick and values[index].dim() > 1
+
+
+def _formed(index: int, gradients: SampleGradients) -> SampleGradients:
+    return FormedGradients(gradients.formed())
 
 
 def single(sample: Batch) -> Any:

@@ -1,229 +1,239 @@
-"""Weight gradients of layers for many samples at once, and the norms of such gradients.
+"""What the layers of a loss are given and send back, sample by sample, in one backward pass.
 
-Each layer is one affine map of columns, z = A·wᵀ + b; the gradient of w for one sample is Bᵀ·A with
-B the gradient of z. Under ``vmap`` over samples, torch's own backward takes these products one
-way for all shapes; here they are taken the quickest way, or their norms without them.
-Axes: N samples, S positions of a sample, I columns, O outputs, ``[C, H, W]`` of a picture.
+The loss runs inside ``vmap(grad(...))`` over samples; a layer's input and the gradient of its
+output leave both by a hook, as tensors that show their sample axis, so that the gradients of its
+parameters need not be taken by torch.
+Axes: N samples.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.core._functorch import is_functorch_wrapped_tensor
-from metalearn.core.ops.columns import to_columns
-from metalearn.core.ops.windows import Window
+from metalearn.core._functorch import (
+    current_level,
+    get_unwrapped,
+    maybe_get_bdim,
+    maybe_get_level,
+    temporarily_pop_interpreter_stack,
+)
+from metalearn.core.loss_checks import refuse_unreached
+from metalearn.core.ops.decomposed_norms import decomposed_norms
+from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
+from metalearn.core.precision import norms_of, widened
+from metalearn.core.samples.gradient_totals import (
+    formed_total,
+    squared_norms_of_total,
+    weighted_total,
+)
+from metalearn.core.samples.layer_calls import LayerCalls, ParameterView
+from metalearn.core.samples.layer_rules import LayerCall
+from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradients
+from metalearn.core.tree import flatten
+from metalearn.errors import SettingError
 
-__all__ = ["Convolution", "Embedding", "Layer", "Linear"]
+__all__ = ["Collected", "collect"]
 
-_SLICE = 2**17  # elements of gradients that are held at once where norms need them
-
-
-class Layer(ABC):
-    """What is particular to a kind of layer; hashable, without tensors."""
-
-    @abstractmethod
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Output z of one sample."""
-
-    @abstractmethod
-    def weight_gradients(self, x: Tensor, dz: Tensor) -> Tensor:
-        """``[N, *weight]`` from ``x [N, *x]`` and ``dz [N, *z]``."""
-
-    @abstractmethod
-    def squared_norms(self, x: Tensor, dz: Tensor) -> Tensor:
-        """``[N]``: squared norms of the weight's gradients."""
-
-    @abstractmethod
-    def squared_bias_norms(self, dz: Tensor) -> Tensor:
-        """``[N]``: squared norms of the bias' gradients."""
-
-
-@dataclass(frozen=True)
-class Linear(Layer):
-    """``F.linear`` with any number of leading axes."""
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
-        return F.linear(x, weight, bias)
-
-    def weight_gradients(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        return _products(_positions(x), _positions(dz))
-
-    def squared_norms(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        return _norms_of_products(_positions(x), _positions(dz))
-
-    def squared_bias_norms(self, dz: Tensor) -> Tensor:  # noqa: D102
-        return _squares(_positions(dz).sum(1))
+Wanted = Callable[[int, LayerCall], bool]
+"""Whether a call is to tell of a parameter, by its number."""
+Received = Callable[[int, SampleGradients], SampleGradients]
+"""What is kept of a parameter's gradients, by its number, in the place of inputs and gradients."""
 
 
-@dataclass(frozen=True)
-class Convolution(Layer):
-    """``F.conv2d`` of pictures ``[n, C, H, W]``, without groups."""
+class Collected(NamedTuple):
+    """Of one backward pass over N samples: losses, and what makes up each parameter's gradients."""
 
-    window: Window
+    losses: Tensor
+    """``[N]``."""
+    parts: list[list[SampleGradients]]
+    """By parameter, one for each call, and one for all that was taken by ``vmap(grad)``."""
+    calls: list[int]
+    """By parameter, how many calls told of it."""
+    rest: list[bool]
+    """By parameter, whether a gradient came in another way than by such calls."""
+    params: Sequence[Tensor]
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
-        return F.conv2d(x, weight, bias, self.window.stride, self._padding, self.window.dilation)
+    def norms(self) -> Tensor:
+        """Norms ``[N]`` of gradients by all parameters, in float32 at least."""
+        return norms_of(self.squared_norms())
 
-    def weight_gradients(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        if _is_wrapped(x, dz):
-            return torch.func.vmap(self._by_torch)(x, dz)
-        channels, outputs, size = x.shape[2], dz.shape[2], self.window.size
-        if channels >= _MANY_CHANNELS and dz.shape[-1] * dz.shape[-2] >= _MANY_POSITIONS:
-            return self._by_groups(x, dz)
-        columns = self._columns(x)
-        grads = _products(columns, _outputs(dz))
-        if self._channels_last(channels):
-            return grads.view(len(x), outputs, *size, channels).permute(0, 1, 4, 2, 3)
-        return grads.view(len(x), outputs, channels, *size)
+    def squared_norms(self) -> list[Tensor]:
+        """Their squares, of each parameter alone."""
+        zeros = self.losses.new_zeros(self.losses.shape)
+        return [
+            squared_norms_of_total(parts) if parts else widened(zeros.to(p.dtype))
+            for parts, p in zip(self.parts, self.params)
+        ]
 
-    def squared_norms(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        if _is_wrapped(x, dz):
-            return self.weight_gradients(x, dz).flatten(1).square().sum(1)
-        held = self.window.size[0] * self.window.size[1] * x.shape[2] * dz[0, :, 0].numel()
-        slices = zip(*(t.split(max(1, _SLICE // held)) for t in (x, dz)))  # type: ignore[no-untyped-call]
-        return torch.cat([_norms_of_products(self._columns(x), _outputs(g)) for x, g in slices])
+    def weighted_gradient(self, weights: Tensor) -> list[Tensor]:
+        """Σ c_i·g_i for weights c ``[N]``, like the parameters."""
+        return [
+            weighted_total(parts, weights).to(p.dtype) if parts else torch.zeros_like(p)
+            for parts, p in zip(self.parts, self.params)
+        ]
 
-    def squared_bias_norms(self, dz: Tensor) -> Tensor:  # noqa: D102
-        return _squares(dz.sum((1, 3, 4)))
+    def gradients(self) -> list[Tensor]:
+        """``[N, *shape]`` of each parameter; zeros take no memory."""
+        count = len(self.losses)
+        return [
+            formed_total(parts).to(p.dtype) if parts else p.new_zeros(()).expand(count, *p.shape)
+            for parts, p in zip(self.parts, self.params)
+        ]
 
-    @property
-    def _padding(self) -> tuple[int, int]:
-        (top, _), (left, _) = self.window.padding
-        return top, left
 
-    def _channels_last(self, channels: int) -> bool:
-        return channels >= _MANY_CHANNELS
+def collect(
+    loss: Callable[[list[Tensor], Any], Tensor],
+    params: Sequence[Tensor],
+    batch: Any,
+    *,
+    wanted: Wanted = lambda index, call: True,
+    received: Received = lambda index, gradients: gradients,
+) -> Collected:
+    """Take ``loss(params, sample)`` and its gradients for all samples of a batch at once.
 
-    def _columns(self, x: Tensor) -> Tensor:
-        """``[N, S, I]``; columns in the order (kh, kw, C) where there are many channels."""
-        if self._channels_last(x.shape[2]):
-            columns = to_columns(x.flatten(0, 1).permute(0, 2, 3, 1), self.window)
-            return columns.reshape(len(x), -1, columns.shape[-1])
-        columns = _windows(x.flatten(0, 1), self.window).view(*x.shape[:2], -1, *self._places(x))
-        return columns.transpose(1, 2).flatten(2, 3).mT if x.shape[1] > 1 else columns[:, 0].mT
+    Args:
+        loss: of leaves like ``params`` and of one sample without a sample axis.
+        params: the leaves.
+        batch: a tree of tensors with a leading sample axis.
+        wanted: see `Wanted`; what no call tells of is taken by ``vmap(grad)``.
+        received: see `Received`; is called in the backward pass.
 
-    def _places(self, x: Tensor) -> tuple[int]:
-        down, across = self.window.positions(*x.shape[-2:])
-        return (down * across,)
+    Raises:
+        SettingError: no parameter has a part in the loss; a rule that gives something else.
+    """
+    leaves = flatten(batch)[0]
+    values = [*params, params[0].new_zeros(())]
+    keep = is_differentiated([*params, *leaves])
+    hooks = _Hooks(params, len(leaves[0]), wanted, received)
 
-    def _by_torch(self, x: Tensor, dz: Tensor) -> Tensor:
-        shape = (dz.shape[1], x.shape[1], *self.window.size)
-        return torch.nn.grad.conv2d_weight(  # type: ignore[attr-defined, no-any-return]
-            x, shape, dz, self.window.stride, self._padding, self.window.dilation
+    def of_one(sample: Any) -> tuple[list[Tensor], Tensor]:
+        def inside(values: list[Tensor]) -> Tensor:
+            level = current_level()
+            answer = partial(hooks.answer, values[-1], level)
+            with decomposed_norms(keep), LayerCalls(values[:-1], answer, level):
+                return loss(values[:-1], sample)
+
+        found, value = lean_gradient(inside, values, keep_graph=keep)
+        hooks.rest = [gradient is not None for gradient in found[:-1]]
+        return [gradient for gradient in found[:-1] if gradient is not None], value
+
+    grads, losses = torch.func.vmap(of_one)(batch)
+    parts, calls = hooks.parts, [len(found) for found in hooks.parts]
+    if not any(hooks.rest) and not any(calls):
+        refuse_unreached()
+    for i, gradient in zip([i for i, reached in enumerate(hooks.rest) if reached], grads):
+        parts[i].append(FormedGradients(gradient))
+    return Collected(losses, parts, calls, hooks.rest, params)
+
+
+@dataclass
+class _Hooks:
+    """Answers calls, each with a hook on the gradient of its output."""
+
+    params: Sequence[Tensor]
+    count: int
+    wanted: Wanted
+    received: Received
+    parts: list[list[SampleGradients]] = field(init=False)
+    rest: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.parts = [[] for _ in self.params]
+
+    def answer(
+        self,
+        origin: Tensor,
+        level: int,
+        name: str,
+        call: LayerCall,
+        views: Sequence[ParameterView | None],
+    ) -> Tensor | None:
+        """The output of a call, whose parameters' gradients will be told; None to let it run.
+
+        Its parameters are those outside of the gradient's level, to which no gradient goes.
+        """
+        told = [v if v is not None and self.wanted(v.number, call) else None for v in views]
+        if not any(told):
+            return None
+        parameters = [
+            given if view is None else view.of(self.params[view.number])
+            for given, view in zip(call.parameters, told)
+        ]
+        output = call.run(*parameters)
+        if not output.requires_grad:
+            output = output + origin  # so that a gradient comes
+        inputs = [(x, x._version, _unwrapped(x, level)) for x in call.inputs]
+
+        def hook(dz: Tensor) -> None:
+            pairs = [_unwrapped(dz, level)]
+            while inputs:
+                x, version, received = inputs.pop(0)
+                _refuse_written(name, x, version)
+                pairs.append(received)
+            with temporarily_pop_interpreter_stack(), temporarily_pop_interpreter_stack():
+                self._take(name, call, told, [_with_axis(*pair, self.count) for pair in pairs])
+
+        output.register_hook(hook)  # type: ignore[no-untyped-call]
+        return output
+
+    def _take(
+        self,
+        name: str,
+        call: LayerCall,
+        told: Sequence[ParameterView | None],
+        tensors: Sequence[Tensor],
+    ) -> None:
+        dz, *inputs = tensors
+        # as autocast gave them to the layer
+        inputs = [x.to(dz.dtype) if x.is_floating_point() else x for x in inputs]
+        with _without_autocast(dz):
+            for view, gradients_of in zip(told, call.gradients):
+                if view is not None:
+                    found = gradients_of(dz, *inputs)
+                    _check_gradients(name, found, view.of(self.params[view.number]), self.count)
+                    part = self.received(view.number, view.widened(found))
+                    self.parts[view.number].append(part)
+
+
+def _check_gradients(name: str, found: Any, parameter: Tensor, count: int) -> None:
+    setting = f"layer rule of {name}"
+    if not isinstance(found, SampleGradients):
+        raise SettingError(setting, type(found).__name__, "SampleGradients of a kind are needed")
+    got, wanted = (found.count, *found.shape), (count, *parameter.shape)
+    if got != wanted:
+        raise SettingError(setting, got, f"gradients {wanted} of a parameter are needed")
+
+
+def _refuse_written(name: str, x: Tensor, version: int) -> None:
+    if x._version != version:
+        raise RuntimeError(
+            f"the input of {name} was modified by an inplace operation after the call, which needs "
+            "it for the gradients of single samples"
         )
 
-    def _by_groups(self, x: Tensor, dz: Tensor) -> Tensor:
-        """By torch's convolution with a group for each sample."""
-        n, _, channels = x.shape[:3]
-        weight = x.new_empty(n * dz.shape[2], channels, *self.window.size)
-        grads: Tensor = torch.ops.aten.convolution_backward(
-            dz.transpose(0, 1).flatten(1, 2),
-            x.transpose(0, 1).flatten(1, 2),
-            weight,
-            None,
-            self.window.stride,
-            self._padding,
-            self.window.dilation,
-            False,
-            [0, 0],
-            n,
-            [False, True, False],
-        )[1]
-        return grads.view(n, dz.shape[2], *grads.shape[1:])
+
+def _unwrapped(tensor: Tensor, level: int) -> tuple[Tensor, int | None]:
+    """A tensor from inside ``vmap(grad)``, ``level`` that of grad, and where its sample axis is."""
+    if maybe_get_level(tensor) == level:
+        tensor = get_unwrapped(tensor)
+    if maybe_get_level(tensor) != level - 1:
+        return tensor, None
+    return get_unwrapped(tensor), maybe_get_bdim(tensor)
 
 
-@dataclass(frozen=True)
-class Embedding(Layer):
-    """``F.embedding``: rows of the weight by index."""
-
-    padding_idx: int | None
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
-        return F.embedding(x, weight, self.padding_idx)
-
-    def weight_gradients(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        raise RuntimeError("an embedding's gradients are left to torch")
-
-    def squared_norms(self, x: Tensor, dz: Tensor) -> Tensor:  # noqa: D102
-        rows, dz = x.reshape(len(x), -1), _positions(dz)
-        if self.padding_idx is not None:
-            dz = dz * (rows != self.padding_idx).unsqueeze(-1)
-        same = (rows.unsqueeze(1) == rows.unsqueeze(2)).to(dz.dtype)
-        return (torch.bmm(same, dz) * dz).sum((1, 2))
-
-    def squared_bias_norms(self, dz: Tensor) -> Tensor:  # noqa: D102
-        raise RuntimeError("an embedding has no bias")
+def _with_axis(tensor: Tensor, axis: int | None, count: int) -> Tensor:
+    """The tensor with its sample axis in front."""
+    return tensor.expand(count, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
 
 
-_MANY_CHANNELS = 8
-_MANY_POSITIONS = 100  # from here on torch's grouped convolution is quicker than copying columns
-
-
-def _is_wrapped(*tensors: Tensor) -> bool:
-    """Whether a further vmap or derivative is under way, for which torch has the rules."""
-    return any(is_functorch_wrapped_tensor(t) or t.requires_grad for t in tensors)
-
-
-def _positions(x: Tensor) -> Tensor:
-    """``[N, ..., I]`` to ``[N, S, I]``."""
-    return x.reshape(len(x), -1, x.shape[-1])
-
-
-def _outputs(dz: Tensor) -> Tensor:
-    """``[N, n, O, H', W']`` to ``[N, S, O]``."""
-    flat = dz.flatten(3)
-    return flat[:, 0].mT if dz.shape[1] == 1 else flat.transpose(2, 3).flatten(1, 2)
-
-
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """Bᵀ·A: ``[N, O, I]`` from ``a [N, S, I]`` and ``b [N, S, O]``."""
-    return b.mT * a if a.shape[1] == 1 else torch.bmm(b.mT, a)
-
-
-def _norms_of_products(a: Tensor, b: Tensor) -> Tensor:
-    """‖Bᵀ·A‖² ``[N]``, from the Gram matrices A·Aᵀ and B·Bᵀ or from the product, whichever is less.
-
-    ‖Bᵀ·A‖² = ⟨A·Aᵀ, B·Bᵀ⟩ (Goodfellow 2015, arXiv 1510.01799; Li et al. 2021, arXiv 2110.05679).
-    """
-    places, inputs, outputs = a.shape[1], a.shape[2], b.shape[2]
-    if places == 1:
-        return _squares(a) * _squares(b)
-    if places * (inputs + outputs) <= inputs * outputs:
-        size, norm = places * places, _gram_norms
-    else:
-        size, norm = inputs * outputs, _product_norms
-    pieces = zip(*(t.split(max(1, _SLICE // size)) for t in (a, b)))  # type: ignore[no-untyped-call]
-    return torch.cat([norm(*piece) for piece in pieces])
-
-
-def _squares(x: Tensor) -> Tensor:
-    """Sums of squares ``[N]``, without a copy of squares."""
-    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return norms.square()
-
-
-def _gram_norms(a: Tensor, b: Tensor) -> Tensor:
-    return (torch.bmm(a, a.mT) * torch.bmm(b, b.mT)).sum((1, 2))
-
-
-def _product_norms(a: Tensor, b: Tensor) -> Tensor:
-    return _squares(torch.bmm(b.mT, a))
-
-
-def _windows(pictures: Tensor, window: Window) -> Tensor:
-    """``[n, C, H, W]`` to ``[n, C, kh, kw, H', W']``: for few channels, whose rows are copied."""
-    (top, bottom), (left, right) = window.padding
-    padded = F.pad(pictures, (left, right, top, bottom)).contiguous()
-    n, channels, height, width = padded.shape
-    down, across = window._replace(padding=((0, 0), (0, 0))).positions(height, width)
-    area = height * width
-    shape = (n, channels, *window.size, down, across)
-    apart = (window.dilation[0] * width, window.dilation[1])
-    strides = (channels * area, area, *apart, window.stride[0] * width, window.stride[1])
-    return padded.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
+def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    kind = like.device.type
+    enabled = torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if enabled else nullcontext()

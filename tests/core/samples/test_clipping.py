@@ -75,14 +75,13 @@ def test_inside_an_outer_vmap_over_members(name: str) -> None:
 def test_which_parameters_go_without_gradients() -> None:
     loss_fn, params, batch, _ = case("tied")
     ghosts = ghost_parameters(loss_fn, params, batch)
-    assert not any(ghosts.values())  # all are used twice, or by another way
+    assert {key for key, ghost in ghosts.items() if not ghost} == {"shift.weight"}  # unused
     loss_fn, params, batch, _ = case("convolutions")
     ghosts = ghost_parameters(loss_fn, params, batch)
-    weights = {key for key, ghost in ghosts.items() if ghost and key.endswith("weight")}
-    assert weights == {"0.weight", "3.weight", "8.weight", "12.weight"}  # not grouped ones, norms
+    assert all(ghosts.values())
     loss_fn, params, batch, _ = case("attention")
     ghosts = ghost_parameters(loss_fn, params, batch)
-    assert ghosts["table.weight"] and ghosts["head.weight"] and not ghosts["norm.weight"]
+    assert all(ghosts.values())
 
 
 def test_tiny_bert() -> None:
@@ -92,7 +91,7 @@ def test_tiny_bert() -> None:
     loss_fn, params, batch, _ = problem
     close(per_sample_norms(loss_fn, params, batch), flat.norm(dim=1))
     ghosts = ghost_parameters(loss_fn, params, batch)
-    assert ghosts["bert.embeddings.word_embeddings.weight"] and ghosts["classifier.weight"]
+    assert all(ghosts.values())
 
 
 def test_clipping_in_closed_form_with_a_gradient_of_zero() -> None:

@@ -57,15 +57,15 @@ def test_norms_are_those_of_the_gradients(name: str) -> None:
 
 
 def test_which_norms_need_no_gradients() -> None:
-    """Weights and biases of layers that are called once; nothing that is tied or used otherwise."""
+    """All of layers, tied ones too; nothing that is used otherwise, or not at all."""
     for name, wanted in (
         ("mlp", {"0.weight", "0.bias", "2.weight"}),
         ("many channels", {"0.weight", "0.bias"}),
-        ("groups", set()),
-        ("norms", {"0.weight", "0.bias", "6.weight", "6.bias"}),
+        ("groups", {"0.weight", "0.bias"}),
+        ("norms", {f"{i}.{n}" for i in (0, 1, 3, 5, 6) for n in ("weight", "bias")}),
         ("embedding", {"0.weight", "2.weight", "2.bias"}),
-        ("tied", set()),
-        ("twice and unused", set()),
+        ("tied", {"embed.weight", "head.bias", "scale"}),
+        ("twice and unused", {"layer.bias"}),
     ):
         _, loss, params, batch = build(name)
         ghosts = ghost_parameters(loss, params, batch)

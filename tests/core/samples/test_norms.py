@@ -107,7 +107,7 @@ def test_members_with_bounds_of_their_own() -> None:
     def member(params: Any, bound: Tensor) -> Any:
         return tuple(clipped_gradient(loss, params, batch, max_norm=bound, chunk_size=3))
 
-    grads, norms, fractions = torch.func.vmap(member)(stacked, bounds)
+    grads, norms, fractions, _ = torch.func.vmap(member)(stacked, bounds)
     for m, bound in enumerate(bounds.tolist()):
         own = {n: p[m] for n, p in stacked.items()}
         wanted, wanted_norms = clipped_by_loop(loss, own, batch, bound)

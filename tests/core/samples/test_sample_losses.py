@@ -21,7 +21,7 @@ from metalearn.core import (
     per_sample_gradients,
     per_sample_norms,
 )
-from metalearn.core.samples.layer_io import Convolution
+from metalearn.core.samples.convolution_gradients import ConvolutionGradients
 from metalearn.errors import SettingError
 from tests.support.sample_oracles import build, looped, noise, norms_of
 
@@ -104,13 +104,13 @@ CASES: dict[str, tuple[Loss, dict[str, Tensor], Tensor, set[str]]] = {
     "positions, many": (linear, {"w": noise(2, 3), "b": noise(2)}, noise(4, 3, 5, 3), {"w", "b"}),
     "scalar parameter": (
         lambda p, b: (p["a"] * F.linear(b[0], p["w"])).square().mean(),
-        {"a": noise(1)[0], "w": W}, X, {"w"}),
+        {"a": noise(1)[0], "w": W}, X, {"a", "w"}),
     "empty parameter": (
         lambda p, b: linear(p, b) + p["e"].sum(), {"e": noise(0), "w": W}, X, {"w"}),
     "under no_grad as well": (detached, {"w": W}, X, {"w"}),
     "weight decay": (decayed, {"w": W, "b": B}, X, set()),
     "aside": (aside, {"w": W, "v": W}, X, {"w"}),
-    "shared bias": (shared_bias, {"w": W, "v": W.T.clone(), "b": B}, X, {"w", "v"}),
+    "shared bias": (shared_bias, {"w": W, "v": W.T.clone(), "b": B}, X, {"w", "v", "b"}),
     "bias as weight": (bias_as_weight, {"w": W, "b": B}, X, {"w"}),
     "fixed input": (fixed_input, {"w": W, "b": B}, X, {"w", "b"}),
     "inside vmap": (inside_vmap, {"w": W}, X, set()),
@@ -183,13 +183,13 @@ def test_pictures_of_many_kinds(name: str) -> None:
 def test_large_pictures_go_to_grouped_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     for way in ("_by_groups", "_columns"):
-        plain = getattr(Convolution, way)
+        plain = getattr(ConvolutionGradients, way)
 
         def spy(*args: Any, plain: Any = plain, way: str = way) -> Any:
             seen.append(way)
             return plain(*args)
 
-        monkeypatch.setattr(Convolution, way, spy)
+        monkeypatch.setattr(ConvolutionGradients, way, spy)
     for name in ("few", "many", "large", "large, strided", "large, several"):
         per_sample_gradients(*pictured(name))
     assert seen == ["_columns"] * 2 + ["_by_groups"] * 3
