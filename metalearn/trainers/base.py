@@ -25,7 +25,13 @@ from metalearn.models import set_draw
 from metalearn.schema import Kind, Misfit, mapping, shown
 from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Progress, Tracker
-from metalearn.trainers.diagnostics import Predictive, Units, Watch
+from metalearn.trainers.diagnostics import (
+    DiagnosisData,
+    DiagnosticRunner,
+    DiagnosticSource,
+    GradientUnits,
+    PredictiveModels,
+)
 from metalearn.trainers.loop.clock import Clock, process_memory
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory, make_optimizer
 from metalearn.trainers.loop.saved_state import check_module, check_state
@@ -121,7 +127,7 @@ class Trainer(ABC):
         self.validation_due = True
         self._unsaved, self._has_folder = True, False
         self._stop = StopRequest()  # of no signal, unless in `stoppable`
-        self.watch = Watch((), settings.diagnostics_every, self)
+        self.diagnostics = DiagnosticRunner((), settings.diagnostics_every, self)
 
     @abstractmethod
     def gradient(self, step: int) -> StepReport:
@@ -172,24 +178,33 @@ class Trainer(ABC):
         """Further numbers of a step that is logged, before its update."""
         return {}
 
-    def begin_watch(self) -> None:
+    def begin_diagnostics(self) -> None:
         """Set up ``settings.diagnostics``; called once by a subclass that is complete.
 
         Raises:
             SettingError: a diagnostic that this training has nothing for.
         """
-        self.watch = Watch(self.settings.diagnostics, self.settings.diagnostics_every, self)
+        names, every = self.settings.diagnostics, self.settings.diagnostics_every
+        self.diagnostics = DiagnosticRunner(names, every, self)
 
-    def watchable(self) -> Mapping[str, str]:
-        """What diagnostics can see, and why not; see `metalearn.trainers.diagnostics.Watched`."""
+    def diagnostic_batch(self, step: int) -> Any:
+        """The batch of a step, as `gradient_units` and `predictive_models` take it."""
+        return None
+
+    def diagnostic_kinds(self) -> Mapping[str, str]:
+        """What diagnostics can see, and why not; see `DiagnosticSource` for these three."""
         return {}
 
-    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
-        """Gradients of units of a kind that is `watchable`, at a step with these gradients."""
-        raise SettingError("kind", kind, f"known are {', '.join(self.watchable())}")
+    def gradient_units(self, kind: str, batch: Any, grads: Mapping[str, Tensor]) -> GradientUnits:
+        """Gradients of units of a kind that there is, in a step's batch with these gradients."""
+        raise SettingError("kind", kind, f"known are {', '.join(self.diagnostic_kinds())}")
 
-    def watched_models(self, step: int) -> Iterator[Predictive]:
-        """Models with the data of a step, where ``"predictive"`` is `watchable`."""
+    def predictive_models(self, batch: Any) -> Iterator[PredictiveModels]:
+        """Models with the data of a step's batch."""
+        return iter(())
+
+    def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
+        """What ``diagnose`` looks at, as the module stands, by name."""
         return iter(())
 
     @property
@@ -280,7 +295,7 @@ class Trainer(ABC):
                 "validation_due": self.validation_due,
                 "seconds": self.seconds,
                 "extra": self.extra_state(),
-                "diagnostics": self.watch.state(),
+                "diagnostics": self.diagnostics.state(),
             },
             make_folder=False,
         )
@@ -305,7 +320,7 @@ class Trainer(ABC):
             raise DataError(f"{path}: this checkpoint is of the optimiser {named}, not {optimizer}")
         try:
             mapping({})(state.get("extra", {}), "extra")
-            known = mapping({"diagnostics": self.watch.state_kind()})
+            known = mapping({"diagnostics": self.diagnostics.state_kind()})
             kinds = [*self.extra_kinds(), lambda value, where: known(value, "")]
             diagnostics = state.get("diagnostics", {})
             check_state(
@@ -325,7 +340,7 @@ class Trainer(ABC):
             self._stale = state["stale"]
             self.validation_due = state.get("validation_due", self.best_step < 0)
             self.load_extra_state(state.get("extra", {}))
-            self.watch.load_state(state.get("diagnostics", {}))
+            self.diagnostics.load_state(state.get("diagnostics", {}))
             if self.step:
                 self._set_rates(self.step - 1)  # as they were saved
         except (KeyError, RuntimeError, ValueError) as error:
@@ -389,7 +404,7 @@ class Trainer(ABC):
             self._evaluate()
             self.save("last")
         clock = Clock()
-        self.watch.restart()
+        self.diagnostics.restart()
         while self.step < total and not self.out_of_patience() and stop.received is None:
             self._train_step(bar, clock)
             self.seconds = time.monotonic() - started
@@ -402,7 +417,7 @@ class Trainer(ABC):
 
     def _train_step(self, bar: Progress, clock: Clock) -> None:
         step = self.step
-        watched = self.watch.due(step)
+        watched = self.diagnostics.due(step)
         kept = [b.clone() for b in self.module.buffers()] if watched else []
         set_draw(self.module, step)
         report = self.gradient(step)
@@ -452,7 +467,8 @@ class Trainer(ABC):
     def _look(self, step: int, report: StepReport, kept: list[Tensor]) -> None:
         """Diagnostics; broken off, they leave buffers as they were before the step."""
         try:
-            self.watch.look(step, report.grads, self.tracker, check=self._stop.check)
+            batch, check = self.diagnostic_batch(step), self._stop.check
+            self.diagnostics.run(step, batch, report.grads, self.tracker, check=check)
         except Stopped:
             for buffer, value in zip(self.module.buffers(), kept):
                 buffer.copy_(value)
@@ -502,7 +518,7 @@ class Trainer(ABC):
             self.tracker.histograms(self.step, "weights", dict(self.module.named_parameters()))
             grads = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
             self.tracker.histograms(self.step, "weights_gradient", grads)
-            self.watch.draw(self.step, self.tracker)
+            self.diagnostics.draw(self.step, self.tracker)
             better = self.judge(numbers)
             self.validation_due, self._unsaved = False, True
             if better:

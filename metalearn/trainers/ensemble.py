@@ -37,10 +37,20 @@ from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
 from metalearn.trainers.data_scores import logits_of, report_of
-from metalearn.trainers.diagnostics import Predictive, Units
+from metalearn.trainers.diagnostics import (
+    DiagnosisData,
+    DiagnosticSource,
+    GradientUnits,
+    PredictiveModels,
+)
+from metalearn.trainers.ensemble_diagnostics import (
+    member_kinds,
+    member_models,
+    member_samples,
+    member_source,
+)
 from metalearn.trainers.ensemble_figures import draw_sweeps, draw_uncertainty, draw_validation
 from metalearn.trainers.ensemble_gradients import classification_gradients, unused_by_stacks
-from metalearn.trainers.ensemble_watch import member_sources, sample_predictive, sample_units
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.member_trainer import MemberTrainer
 from metalearn.trainers.members.settings import (
@@ -201,7 +211,7 @@ class EnsembleTrainer(MemberTrainer):
         self.begin_members(self._own["lr"], self._own["weight_decay"])
         self._history: dict[str, list[list[float]]] = {"step": [], "loss": [], "accuracy": []}
         self._check_outputs()
-        self.begin_watch()
+        self.begin_diagnostics()
 
     def prepare(self) -> None:
         """Decide how gradients are taken; a plan from a checkpoint is said as well."""
@@ -275,20 +285,31 @@ class EnsembleTrainer(MemberTrainer):
             numbers[f"train/{name}_high"] = float(kept.max())
         return numbers
 
-    def watchable(self) -> Mapping[str, str]:
+    def diagnostic_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets."""
+        return self._batch(step)
+
+    def diagnostic_kinds(self) -> Mapping[str, str]:
         """Samples of each member, members, and what members predict."""
         self.ensemble.train()
-        return member_sources(self.ensemble)
+        return member_kinds(self.ensemble)
 
-    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
+    def gradient_units(self, kind: str, batch: Any, grads: Mapping[str, Tensor]) -> GradientUnits:
         """Each member's samples with its own loss, or the members."""
         if kind == "member":
             return self.member_units(grads)
-        return sample_units(self.ensemble, self._batch(step), self._smoothing, self.active)
+        return member_samples(self.ensemble, batch, self._smoothing, self.active)
 
-    def watched_models(self, step: int) -> Iterator[Predictive]:
+    def predictive_models(self, batch: Any) -> Iterator[PredictiveModels]:
         """Each member on its batch."""
-        return sample_predictive(self.ensemble, self._batch(step), self.active)
+        return member_models(self.ensemble, batch, self.active)
+
+    def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
+        """All members on samples of a split, in evaluation mode."""
+        indices = self.data.splits[data.split][: data.samples]
+        batch = self.data.take(indices, device=self.device)
+        self.module.eval()
+        yield "members", member_source(self.ensemble, batch, data)
 
     @checked
     def test(self, *, split: Split = "test") -> EnsembleTest:

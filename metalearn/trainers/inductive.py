@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
-from metalearn.trainers.diagnostics.sources import mixing
+from metalearn.trainers.diagnostics import batch_dependence
 
 __all__ = ["InductiveModule", "beside_support", "depends_on_batch"]
 
@@ -90,7 +90,7 @@ def beside_support(network: nn.Module, support: Tensor, *, vectorize: bool) -> n
         SettingError: inputs that cannot be put beside each other, for such a network.
     """
     if not isinstance(support, Tensor):
-        if mixing(network):
+        if batch_dependence(network):
             accepted = "inputs in one tensor are needed, or transductive=True"
             raise SettingError("support", type(support).__name__, accepted)
         return network
@@ -106,7 +106,7 @@ def depends_on_batch(network: nn.Module, inputs: Tensor) -> bool:
     Known of layers with statistics of the batch; others are tried: the first of ``inputs``
     ``[N, ...]`` is shown beside the rest and beside copies of itself.
     """
-    if mixing(network):
+    if batch_dependence(network):
         return True
     first = inputs[:1]
     others = inputs[1:] if len(inputs) > 1 else torch.zeros_like(first)

@@ -18,7 +18,7 @@ from metalearn.errors import NonFiniteError
 from metalearn.models import Ensemble, Stack
 from metalearn.schema import Kind, choice, like, map_of, mapping, text
 from metalearn.trainers.base import StepReport, Trainer
-from metalearn.trainers.diagnostics import Units
+from metalearn.trainers.diagnostics import GradientUnits
 from metalearn.trainers.members.update import MemberUpdate
 from metalearn.trainers.nan_scores import named
 
@@ -73,14 +73,14 @@ class MemberTrainer(Trainer):
     def member_scores(self) -> Tensor:
         """``[M]``: the newest validation's number that decides what is best for a member."""
 
-    def member_units(self, grads: Mapping[str, Tensor]) -> Units:
+    def member_units(self, grads: Mapping[str, Tensor]) -> GradientUnits:
         """The gradients of the active members as units of one population."""
         assert self.ensemble is not None
         chosen = self.active.nonzero().flatten()
         chunk = {name: grad[chosen.to(grad.device)][None] for name, grad in grads.items()}
         limit = math.inf if self.settings.clip is None else self.settings.clip
         labels = [str(index) for index in chosen.tolist()]
-        return Units("member", lambda: [[chunk]], len(chosen), limit, labels)
+        return GradientUnits("member", lambda: [[chunk]], len(chosen), limit, labels)
 
     def accept(self, step: int, report: StepReport) -> tuple[float, float]:
         """Clip each member's gradient; mean loss and median norm of those that are trained.

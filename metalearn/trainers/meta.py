@@ -28,18 +28,29 @@ from metalearn.tasks import outputs_by_split
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.base import OptimizerFactory, StepReport
-from metalearn.trainers.diagnostics import Predictive, Units
+from metalearn.trainers.diagnostics import (
+    DiagnosisData,
+    DiagnosticSource,
+    GradientUnits,
+    PredictiveModels,
+)
 from metalearn.trainers.learner import MetaLearner
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.member_trainer import MemberTrainer
-from metalearn.trainers.meta_watch import meta_sources, shot_units, task_predictive, task_units
+from metalearn.trainers.meta_diagnostics import (
+    adapted_models,
+    diagnosis_sources,
+    meta_kinds,
+    shot_units,
+    task_units,
+)
 from metalearn.trainers.nan_scores import check_tasks
 from metalearn.trainers.planning import keeps
 from metalearn.trainers.task_reports import TestReport, by_step, score_numbers, task_report
 from metalearn.trainers.task_scores import TaskScores, joined_scores, mean_interval
-from metalearn.types import Split, TaskDistribution
+from metalearn.types import Split, TaskBatch, TaskDistribution
 
 __all__ = ["MetaTrainer"]
 
@@ -116,7 +127,7 @@ class MetaTrainer(MemberTrainer):
         self.monitor = f"validation/member_{score}" if ensemble else f"validation/{score}_after"
         self._check_outputs()
         self.begin_members()
-        self.begin_watch()
+        self.begin_diagnostics()
 
     def prepare(self) -> None:
         """Decide how meta-gradients are taken; a plan from a checkpoint is said as well."""
@@ -193,25 +204,36 @@ class MetaTrainer(MemberTrainer):
         check_tasks(scores, split)
         return task_report(scores)
 
-    def watchable(self) -> Mapping[str, str]:
-        """Shots of each task, tasks, members where there are some, adapted models."""
-        return meta_sources(self.learner)
+    def diagnostic_batch(self, step: int) -> tuple[range, TaskBatch]:
+        """Indices of the tasks, and the tasks."""
+        indices = self._train_indices(step)
+        return indices, self.tasks.sample("train", indices, device=self.device)
 
-    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
+    def diagnostic_kinds(self) -> Mapping[str, str]:
+        """Shots of each task, tasks, members where there are some, adapted models."""
+        return meta_kinds(self.learner)
+
+    def gradient_units(self, kind: str, batch: Any, grads: Mapping[str, Tensor]) -> GradientUnits:
         """Shots by the inner gradient at the initial parameters, tasks by the meta-gradient."""
         if kind == "member":
             return self.member_units(grads)
-        indices = self._train_indices(step)
-        batch = self.tasks.sample("train", indices, device=self.device)
+        indices, tasks = batch
         if kind == "shot":
-            return shot_units(self.learner, batch)
+            return shot_units(self.learner, tasks)
         limit = math.inf if self.settings.clip is None else self.settings.clip
-        return task_units(self.learner, batch, limit=limit, labels=[str(i) for i in indices])
+        return task_units(self.learner, tasks, clip_norm=limit, labels=[str(i) for i in indices])
 
-    def watched_models(self, step: int) -> Iterator[Predictive]:
+    def predictive_models(self, batch: Any) -> Iterator[PredictiveModels]:
         """Learners that are adapted to the tasks of a step, on the query sets."""
-        batch = self.tasks.sample("train", self._train_indices(step), device=self.device)
-        return task_predictive(self.learner, batch)
+        return adapted_models(self.learner, batch[1])
+
+    def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
+        """Initial or adapted learners on tasks of a split, and the tasks' meta-gradients."""
+        one = leaves(self.tasks.sample(data.split, [0], device=self.device))
+        size = sum(part.numel() * part.element_size() for part in one)
+        check_room("tasks", data.tasks, size * data.tasks, self.device)
+        tasks = self.tasks.sample(data.split, range(data.tasks), device=self.device)
+        return diagnosis_sources(self.learner, tasks, data)
 
     def member_settings(self) -> list[dict[str, float]]:
         """Nothing differs between members but where they start."""

@@ -34,8 +34,15 @@ from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Tracker, reliability_figure
 from metalearn.trainers.base import OptimizerFactory, StepReport, Trainer
 from metalearn.trainers.data_scores import logits_of, report_of
-from metalearn.trainers.diagnostics import Predictive, Units
-from metalearn.trainers.diagnostics.sources import mixing, sample_blocks
+from metalearn.trainers.diagnostics import (
+    DiagnosisData,
+    DiagnosticSource,
+    GradientUnits,
+    ModelSource,
+    PredictiveModels,
+    batch_dependence,
+    sample_blocks,
+)
 from metalearn.trainers.ensemble import EnsembleTest
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.nan_scores import check_members
@@ -121,7 +128,7 @@ class PerSampleTrainer(Trainer):
             model = per_sample_module(model, batch_norm=batch_norm)
         else:
             model.train()
-        reason = mixing(model)
+        reason = batch_dependence(model)
         if reason:
             raise SettingError("model", type(model).__name__, f"{reason} (batch_norm=groupnorm)")
         super().__init__(
@@ -150,7 +157,7 @@ class PerSampleTrainer(Trainer):
         dropouts = [layer for layer in self.module.modules() if isinstance(layer, Dropout)]
         for number, layer in enumerate(dropouts):
             layer.key.copy_(torch.tensor(seed) * 65537 + number)
-        self.begin_watch()
+        self.begin_diagnostics()
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Mean cross-entropy of a batch ``(inputs, targets)`` at given parameters, a scalar."""
@@ -256,29 +263,36 @@ class PerSampleTrainer(Trainer):
             self.plan = SamplePlan(plan["chunk_size"], "as before the interruption")
             log.info("%s", self.plan)
 
-    def watchable(self) -> Mapping[str, str]:
-        """Samples, and what the module predicts."""
-        return {"sample": "", "predictive": ""}
+    def diagnostic_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets."""
+        return self._batch(step)
 
-    def units(self, kind: str, step: int, grads: Mapping[str, Tensor]) -> Units:
+    def diagnostic_kinds(self) -> Mapping[str, str]:
+        """Samples, and what the module predicts."""
+        return {"sample": "", "predictive": "", "loss": ""}
+
+    def gradient_units(self, kind: str, batch: Any, grads: Mapping[str, Tensor]) -> GradientUnits:
         """The samples of a step, before clipping."""
-        batch = self._batch(step)
         x, y = batch
 
         def blocks() -> Iterator[Iterator[Mapping[str, Tensor]]]:
             shown = (x[None], y[None])
             return sample_blocks(lambda _: self.loss, self._alone(), {}, shown, method=self.method)
 
-        return Units("sample", blocks, len(y), self.max_norm)
+        return GradientUnits("sample", blocks, len(y), self.max_norm)
 
-    def watched_models(self, step: int) -> Iterator[Predictive]:
-        """The module on the samples of a step."""
-        yield self.alone(self._batch(step))
-
-    def alone(self, batch: Batch) -> Predictive:
-        """The module as one model, shown a batch ``(inputs, targets)``."""
+    def predictive_models(self, batch: Any) -> Iterator[PredictiveModels]:
+        """The module on the samples of a step, as one model."""
         shown = tree_map(lambda x: x[None], batch)
-        return Predictive(self._outputs, self._alone(), {}, shown, "categorical")
+        yield PredictiveModels(self._outputs, self._alone(), {}, shown, "categorical")
+
+    def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
+        """The module on samples of a split, in evaluation mode."""
+        indices = self.data.splits[data.split][: data.samples]
+        batch = self.data.take(indices, device=self.device)
+        self.module.eval()
+        for models in self.predictive_models(batch):
+            yield "network", ModelSource(models, self.module, data.models_at_once)
 
     def _outputs(self, extra: Any) -> Any:
         return lambda params, inputs: self.apply(params, self.buffers, inputs)

@@ -117,7 +117,10 @@ def test_a_model_that_mixes_samples_says_what_is_left_out(run: Run, tmp_path: Pa
 @pytest.mark.parametrize("folder", ["per_sample"], indirect=True)
 def test_bad_settings_end_in_one_sentence(run: Run, folder: Path) -> None:
     for argument, sentence in (
-        ("what=[hessian]", "what='hessian': known are gradient_norms, noise_scale"),
+        (
+            "what=[hessian]",
+            "what='hessian': known are gradient_norms, gradient_variance, noise_scale",
+        ),
         ("what=fisher", "what='fisher': a list of gradient_norms"),
         ("at=[start]", "at='start': known are initial, adapted"),
         ("split=all", "split='all': one of train, validation, test is needed"),

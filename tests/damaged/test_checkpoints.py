@@ -50,7 +50,7 @@ def snapshot(trainer: Any) -> Any:
     return copy.deepcopy(
         (
             dict(trainer.module.state_dict()), trainer.optimizer.state_dict(), trainer.step,
-            trainer.best_step, trainer._stale, trainer.extra_state(), trainer.watch.state(),
+            trainer.best_step, trainer._stale, trainer.extra_state(), trainer.diagnostics.state(),
         )
     )  # fmt: skip
 
@@ -77,7 +77,7 @@ def held(kind: str, state: Any, folder: Path) -> str:
         trainer.validate()
         trainer.optimizer.step()
         trainer.judge(trainer.validate())
-        trainer.extra_state(), trainer.watch.state()
+        trainer.extra_state(), trainer.diagnostics.state()
     except NonFiniteError:
         pass
     finally:

@@ -125,13 +125,13 @@ def test_diagnostics_that_are_broken_off_leave_no_trace(tmp_path: Path) -> None:
         return gradient(step)
 
     stopped.gradient = counted  # type: ignore[method-assign]
-    _send_while(stopped, "units", lambda: stopped.step == 5, signal.SIGTERM)
+    _send_while(stopped, "gradient_units", lambda: stopped.step == 5, signal.SIGTERM)
     assert stopped.fit().step == 5
     assert buffer == 5, "what the step wrote before its diagnostics is taken back"
     resumed.resume(last(tmp_path / "parts"))
     resumed.fit()
     assert_same(state_of(resumed), state_of(whole))
-    assert_same(resumed.watch.state(), whole.watch.state())
+    assert_same(resumed.diagnostics.state(), whole.diagnostics.state())
 
 
 def test_a_diagnostic_of_models_that_is_broken_off_takes_back_those_before_it(
@@ -147,12 +147,12 @@ def test_a_diagnostic_of_models_that_is_broken_off_takes_back_those_before_it(
         per_sample(folder=tmp_path / name, **settings) for name in ("whole", "parts", "parts")
     )
     whole.fit()
-    _send_while(stopped, "watched_models", lambda: stopped.step == 5, signal.SIGTERM)
+    _send_while(stopped, "predictive_models", lambda: stopped.step == 5, signal.SIGTERM)
     assert stopped.fit().step == 5
     resumed.resume(last(tmp_path / "parts"))
     resumed.fit()
     assert_same(state_of(resumed), state_of(whole))
-    assert_same(resumed.watch.state(), whole.watch.state())
+    assert_same(resumed.diagnostics.state(), whole.diagnostics.state())
 
 
 def test_a_plan_is_given_up_at_once() -> None:

@@ -1,11 +1,11 @@
-"""Trace of the Fisher matrix of what a trainer's models predict.
+"""Trace of the Fisher matrix of what models predict.
 
 Axes: G models, N samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,41 +15,35 @@ from torch import Tensor
 from metalearn.core import fisher_trace
 from metalearn.core.curvature.likelihood import FisherKind
 from metalearn.core.tree import leaves
-from metalearn.tracking import Tracker
-from metalearn.trainers.diagnostics.protocol import Diagnostic, Predictive, Watched
-from metalearn.trainers.diagnostics.sources import affordable
+from metalearn.trainers.diagnostics.protocol import ModelDiagnostic, PredictiveModels
+from metalearn.trainers.diagnostics.result import DiagnosticResult
+from metalearn.trainers.diagnostics.sample_gradients import within_budget
+from metalearn.trainers.diagnostics.settings import CurvatureSettings
 
-__all__ = ["FisherTrace", "fisher_traces"]
+__all__ = ["FISHER_KINDS", "FisherTrace", "fisher_traces"]
 
-_KINDS: tuple[FisherKind, ...] = ("exact", "empirical")
+FISHER_KINDS: tuple[FisherKind, ...] = ("exact", "empirical")
 
 
-class FisherTrace(Diagnostic):
+class FisherTrace(ModelDiagnostic):
     """Tr F, exact (over the model's own predictive distribution) and empirical (at the targets).
 
-    The mean over members, or over tasks at parameters adapted by the inner steps, of the mean over
-    the samples at hand; of a meta-learner over query sets.
+    In a training the mean over members, or over tasks at parameters adapted by the inner steps, of
+    the mean over the samples at hand; of a meta-learner over query sets.
     """
 
     name = "fisher_trace"
-    kinds = ("predictive",)
 
-    def conclude(
-        self, step: int, watched: Watched, seen: Mapping[str, Any], tracker: Tracker
-    ) -> Mapping[str, float]:
-        """Mean and extremes over models."""
-        models = list(watched.watched_models(step))
-        numbers: dict[str, float] = {}
-        for kind in _KINDS:
-            traces = torch.cat([fisher_traces(model, kind) for model in models])
-            numbers[f"fisher_trace/{kind}"] = float(traces.mean())
-            if len(traces) > 1:
-                numbers[f"fisher_trace/{kind}_low"] = float(traces.min())
-                numbers[f"fisher_trace/{kind}_high"] = float(traces.max())
-        return numbers
+    def result(
+        self, models: Sequence[PredictiveModels], settings: CurvatureSettings
+    ) -> DiagnosticResult:
+        """Of each model."""
+        return DiagnosticResult(
+            {kind: torch.cat([fisher_traces(one, kind) for one in models]) for kind in FISHER_KINDS}
+        )
 
 
-def fisher_traces(model: Predictive, kind: FisherKind) -> Tensor:
+def fisher_traces(model: PredictiveModels, kind: FisherKind) -> Tensor:
     """Tr F of each of G models, ``[G]``."""
     columns = 1
     if kind == "exact":
@@ -70,7 +64,7 @@ def fisher_traces(model: Predictive, kind: FisherKind) -> Tensor:
         )
 
     count = leaves(model.batch)[0].shape[1]
-    block, size = affordable(model.params, len(leaves(model.params)[0]), count, columns)
+    block, size = within_budget(model.params, len(leaves(model.params)[0]), count, columns)
     found = torch.vmap(partial(of, size=size), chunk_size=block)(
         model.params, model.extra, model.batch
     )

@@ -1,6 +1,6 @@
 """Whether gradients of tasks, or of members, point the same way.
 
-Axes: G populations of a block, n units of a chunk, K units that are compared, P parameters.
+Axes: n units of a chunk, K units that are compared, P parameters.
 """
 
 from __future__ import annotations
@@ -9,88 +9,89 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from metalearn.core import Reduction
+from metalearn.core.tree import leaves
 from metalearn.schema import Kind, choice, entries, list_of, map_of, maybe, square, text, whole
 from metalearn.tracking import Tracker, matrix_figure
-from metalearn.trainers.diagnostics.protocol import Chunk, Diagnostic, Eye, Units, Watched
+from metalearn.trainers.diagnostics.protocol import GradientDiagnostic, GradientUnits
+from metalearn.trainers.diagnostics.result import DiagnosticResult, pairs_of
 
-__all__ = ["GradientCosines", "Kept"]
+__all__ = ["GradientCosines"]
 
 _MOST = 32
 
 
-class Kept(Eye):
-    """The gradients of the first K ≤ 32 units of the first population; they are held at once."""
-
-    def __init__(self, units: Units) -> None:
-        super().__init__(units)
-        self._rows: list[Tensor] = []
-        self._blocks = 0
-
-    def begin(self) -> None:
-        """Count blocks: the first is kept."""
-        self._blocks += 1
-
-    def see(self, chunk: Chunk) -> None:
-        """Keep what is still wanted."""
-        room = _MOST - sum(map(len, self._rows))
-        if self._blocks == 1 and room > 0:
-            first = [grads[0, :room].detach() for grads in chunk.values()]
-            flat = [grads.reshape(len(grads), -1) for grads in first]
-            self._rows.append(torch.cat(flat, 1))
-
-    def cosines(self) -> Tensor:
-        """``[K, K]``; NaN in the rows of gradients that are zero or not finite."""
-        rows = torch.cat(self._rows)
-        norms = rows.norm(dim=1, keepdim=True)
-        unit = rows / norms
-        found: Tensor = (unit @ unit.T).clamp(-1, 1).double().cpu()
-        return found
+def _keep(rows: list[Tensor], grads: Any) -> list[Tensor]:
+    """Flat gradients, as far as there is room."""
+    room = _MOST - sum(map(len, rows))
+    if room <= 0:
+        return rows
+    return [*rows, torch.cat([g[:room].flatten(1) for g in map(_columns, leaves(grads))], 1)]
 
 
-class GradientCosines(Diagnostic):
-    """Cosines between the gradients of tasks and of members.
+def _columns(grads: Tensor) -> Tensor:
+    return grads[:, None] if grads.dim() == 1 else grads
+
+
+def _cosines(rows: list[Tensor]) -> Tensor:
+    """``[K, K]``; NaN in the rows of gradients that are zero or not finite."""
+    kept = torch.cat(rows)
+    unit = kept / kept.norm(dim=1, keepdim=True)
+    return torch.clamp(unit @ unit.T, -1, 1)
+
+
+class GradientCosines(GradientDiagnostic):
+    """Cosines between the gradients of tasks and of members, the first 32 of them.
 
     Between members they are between different points of parameter space: near 0 where members
-    explore apart from each other.
+    explore apart from each other. Of several populations the first is shown.
     """
 
     name = "gradient_cosines"
+    offline_name = "cosines"
     kinds = ("task", "member")
-    eye = Kept
+    reduction = Reduction(lambda params: [], _keep, _cosines)
+    title = "gradients"
 
     def __init__(self) -> None:
         self._newest: dict[str, tuple[int, Tensor, list[str] | None]] = {}
 
-    def conclude(
-        self, step: int, watched: Watched, seen: Mapping[str, Any], tracker: Tracker
-    ) -> Mapping[str, float]:
+    def result(self, reduced: Any, units: GradientUnits) -> DiagnosticResult:
         """Mean and lowest cosine of pairs, and the share of pairs that point against each other."""
-        numbers: dict[str, float] = {}
-        for kind, eye in seen.items():
-            matrix = eye.cosines()
-            labels = None if eye.units.labels is None else list(eye.units.labels)[: len(matrix)]
-            self._newest[kind] = (step + 1, matrix, labels)
-            rows, columns = torch.triu_indices(len(matrix), len(matrix), offset=1)
-            pairs = matrix[rows, columns]
-            pairs = pairs[torch.isfinite(pairs)]
-            if len(pairs):
-                numbers[f"gradient_cosines/{kind}_mean"] = float(pairs.mean())
-                numbers[f"gradient_cosines/{kind}_lowest"] = float(pairs.min())
-                numbers[f"gradient_cosines/{kind}_opposed"] = float((pairs < 0).double().mean())
-        return numbers
+        matrix = reduced[0].double().cpu()
+        labels = None if units.labels is None else list(units.labels)[: len(matrix)]
+        pairs = pairs_of(matrix)
+        pairs = pairs[torch.isfinite(pairs)]
+        values: dict[str, Tensor] = {}
+        if len(pairs):
+            opposed = (pairs < 0).double().mean()
+            values = {"mean": pairs.mean(), "lowest": pairs.min(), "opposed": opposed}
+        return DiagnosticResult(values, matrix=matrix, labels=labels, count=units.count)
+
+    def record(
+        self, step: int, kind: str, result: DiagnosticResult, tracker: Tracker
+    ) -> Mapping[str, float]:
+        """The numbers; the matrix is drawn at the next validation."""
+        assert result.matrix is not None
+        labels = None if result.labels is None else list(result.labels)
+        self._newest[kind] = (step + 1, result.matrix, labels)
+        return super().record(step, kind, result, tracker)
 
     def draw(self, step: int, tracker: Tracker) -> None:
         """The newest matrix."""
         for kind, (when, matrix, labels) in self._newest.items():
-            figure = matrix_figure(
-                matrix,
-                title=f"gradients of {kind}s at step {when}",
-                label="cosine",
-                names=labels,
-            )
+            title = f"gradients of {kind}s at step {when}"
+            figure = matrix_figure(matrix, title=title, label="cosine", names=labels)
             tracker.figure(step, f"gradient_cosines/{kind}", figure)
+
+    def figures(self, result: DiagnosticResult, of: str) -> Mapping[str, Figure]:
+        """The matrix."""
+        assert result.matrix is not None
+        title = f"{self.title}, {of}"
+        return {"": matrix_figure(result.matrix, title=title, label="cosine", names=result.labels)}
 
     def state(self) -> dict[str, Any]:
         """The newest matrix, which may not have been drawn yet."""

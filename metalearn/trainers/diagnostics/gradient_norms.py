@@ -1,6 +1,6 @@
 """How long gradients of units are: quantiles, histogram, clipped and non-finite ones.
 
-Axes: G populations of a block, n units of a chunk, S looks, Q quantiles.
+Axes: G populations, N units of each, S looks, Q quantiles.
 """
 
 from __future__ import annotations
@@ -10,70 +10,54 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from metalearn.core import gradient_norms
 from metalearn.schema import Kind, choice, list_of, map_of, mapping, number, whole
 from metalearn.tracking import Tracker, quantile_bands_figure
-from metalearn.trainers.diagnostics.protocol import Chunk, Diagnostic, Eye, Units, Watched
+from metalearn.trainers.diagnostics.protocol import GradientDiagnostic, GradientUnits
+from metalearn.trainers.diagnostics.result import DiagnosticResult
 
-__all__ = ["GradientNorms", "Norms"]
+__all__ = ["GradientNorms"]
 
 _QUANTILES = {"lowest": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "highest": 1.0}
 _PLURALS = {"sample": "samples", "shot": "shots", "task": "tasks", "member": "members"}
 
 
-class Norms(Eye):
-    """‖g_i‖ of all units of all populations."""
+class GradientNorms(GradientDiagnostic):
+    """Distribution of ‖g_i‖: quantiles, histogram, clip fraction, non-finite count.
 
-    def __init__(self, units: Units) -> None:
-        super().__init__(units)
-        self._norms: list[Tensor] = []
-
-    def see(self, chunk: Chunk) -> None:
-        """Add the norms of n units of G populations."""
-        squares = [g.detach().reshape(*g.shape[:2], -1).square().sum(2) for g in chunk.values()]
-        self._norms.append(torch.stack(squares).sum(0).sqrt().flatten().cpu())
-
-    def result(self) -> Tensor:
-        """All norms, ``[G·N]`` over all blocks."""
-        return torch.cat(self._norms)
-
-
-class GradientNorms(Diagnostic):
-    """Distribution of ‖g_i‖: quantiles over training, histogram, clip fraction, non-finite count.
-
-    Quantiles are over units whose norm is finite.
+    Quantiles are over units of all populations whose norm is finite.
     """
 
     name = "gradient_norms"
     kinds = ("sample", "shot", "task", "member")
-    eye = Norms
+    reduction = gradient_norms()
 
     def __init__(self) -> None:
         self._history: dict[str, list[list[float]]] = {}
         self._counts: dict[str, int] = {}
 
-    def conclude(
-        self, step: int, watched: Watched, seen: Mapping[str, Any], tracker: Tracker
-    ) -> Mapping[str, float]:
+    def result(self, reduced: Any, units: GradientUnits) -> DiagnosticResult:
         """Quantiles, the share beyond the clipping norm, how many are not finite."""
-        numbers: dict[str, float] = {}
-        for kind, eye in seen.items():
-            norms = eye.result()
-            finite = norms[torch.isfinite(norms)]
-            numbers[f"gradient_norms/{kind}_non_finite"] = float(len(norms) - len(finite))
-            if math.isfinite(eye.units.limit):
-                clipped = (norms > eye.units.limit).double().mean()
-                numbers[f"gradient_norms/{kind}_clip_fraction"] = float(clipped)
-            levels = finite.new_tensor(list(_QUANTILES.values()))
-            found = [math.nan] * len(levels)
-            if len(finite):
-                found = torch.quantile(finite, levels).tolist()
-                tracker.histograms(step + 1, "gradient_norms", {kind: finite})
-            numbers |= {f"gradient_norms/{kind}_{n}": v for n, v in zip(_QUANTILES, found)}
-            self._history.setdefault(kind, []).append([float(step + 1), *found])
-            self._counts[kind] = len(norms)
-        return numbers
+        norms = reduced.flatten().cpu()
+        finite = norms[torch.isfinite(norms)]
+        levels = finite.new_tensor(list(_QUANTILES.values()))
+        found = torch.quantile(finite, levels) if len(finite) else levels * math.nan
+        values = dict(zip(_QUANTILES, found))
+        values["non_finite"] = torch.tensor(float(len(norms) - len(finite)))
+        if math.isfinite(units.clip_norm):
+            values["clip_fraction"] = (norms > units.clip_norm).double().mean()
+        return DiagnosticResult(values, distribution=finite, count=units.count)
+
+    def record(
+        self, step: int, kind: str, result: DiagnosticResult, tracker: Tracker
+    ) -> Mapping[str, float]:
+        """All of it, and quantiles for the bands."""
+        found = [float(result.values[name]) for name in _QUANTILES]
+        self._history.setdefault(kind, []).append([float(step + 1), *found])
+        assert result.distribution is not None
+        self._counts[kind] = len(result.distribution) + int(result.values["non_finite"])
+        return super().record(step, kind, result, tracker)
 
     def draw(self, step: int, tracker: Tracker) -> None:
         """Bands of the quantiles over training."""

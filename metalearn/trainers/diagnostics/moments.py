@@ -1,72 +1,61 @@
 """Mean and spread of gradients that are seen a few at a time.
 
-Axes: G populations of a block, n units of a chunk, N units of a population.
+Axes: G populations, n units of a chunk, N units of a population.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from metalearn.core import NoiseScale, noise_average
-from metalearn.trainers.diagnostics.protocol import Chunk, Eye, Units
+from metalearn.core import NoiseScale, Reduction, noise_average
 
-__all__ = ["Moments", "by_layer", "noise_of", "ratio"]
+__all__ = ["MOMENTS", "by_layer", "noise_of", "noise_over_populations", "ratio"]
 
 
-class Moments(Eye):
-    """Unbiased tr(Σ) and |G|² of each parameter, averaged over populations.
+def _update(state: Any, grads: Any) -> Any:
+    """Merge n further units into (count, means, sums of squared deviations)."""
+    count, means, squares = state
+    new = next(iter(grads.values())).shape[0]
+    total = count + new
+    next_means, next_squares = {}, {}
+    for name, values in grads.items():
+        values = values.reshape(new, -1)
+        mean = values.mean(0)
+        square = (values - mean).square().sum()
+        if count:
+            gap = mean - means[name]
+            square = square + squares[name] + gap.square().sum() * (count * new / total)
+            mean = means[name] + gap * (new / total)
+        next_means[name], next_squares[name] = mean, square
+    return total, next_means, next_squares
 
-    tr(Σ) = 1/(N−1)·Σ_i ‖g_i − ḡ‖², |G|² = ‖ḡ‖² − tr(Σ)/N; NaN where N is 1. Of a block, ḡ and one
-    number for each parameter are kept; chunks are merged as in Chan, Golub and LeVeque, 1979.
-    """
 
-    def __init__(self, units: Units) -> None:
-        super().__init__(units)
-        self._noises: dict[str, list[Tensor]] = {}
-        self._signals: dict[str, list[Tensor]] = {}
-        self.begin()
+def _finish(state: Any) -> Any:
+    """Noise and signal of each parameter."""
+    count, means, squares = state
+    noise = {name: s / (count - 1) if count > 1 else s * torch.nan for name, s in squares.items()}
+    signal = {name: m.square().sum() - noise[name] / count for name, m in means.items()}
+    return noise, signal
 
-    def begin(self) -> None:
-        """Forget the means of the block before."""
-        self._count = 0
-        self._means: dict[str, Tensor] = {}
-        self._squares: dict[str, Tensor] = {}
 
-    def see(self, chunk: Chunk) -> None:
-        """Merge n further units."""
-        new = next(iter(chunk.values())).shape[1]
-        total = self._count + new
-        for name, grads in chunk.items():
-            grads = grads.detach().reshape(*grads.shape[:2], -1)
-            mean = grads.mean(1)
-            squares = (grads - mean[:, None]).square().sum((1, 2))
-            if self._count:
-                gap = mean - self._means[name]
-                squares += self._squares[name]
-                squares += gap.square().sum(1) * (self._count * new / total)
-                mean = self._means[name] + gap * (new / total)
-            self._means[name], self._squares[name] = mean, squares
-        self._count = total
+MOMENTS = Reduction(lambda params: (0, {}, {}), _update, _finish)
+"""Unbiased tr(Σ) and |G|² of each parameter: two dicts of scalars.
 
-    def end(self) -> None:
-        """Take down the block's populations."""
-        for name, squares in self._squares.items():
-            known = self._count > 1
-            noise = squares / (self._count - 1) if known else squares * torch.nan
-            signal = self._means[name].square().sum(1) - noise / self._count
-            self._noises.setdefault(name, []).append(noise)
-            self._signals.setdefault(name, []).append(signal)
+tr(Σ) = 1/(N−1)·Σ_i ‖g_i − ḡ‖², |G|² = ‖ḡ‖² − tr(Σ)/N; NaN where N is 1. One mean gradient and one
+number for each parameter are kept; chunks are merged as in Chan, Golub and LeVeque, 1979.
+"""
 
-    def result(self) -> NoiseScale:
-        """Means over populations, and the ratio of their sums over parameters."""
-        noise, signal = (
-            {name: torch.cat(values).mean().double().cpu() for name, values in found.items()}
-            for found in (self._noises, self._signals)
-        )
-        return noise_of(noise, signal)
+
+def noise_over_populations(reduced: Any) -> NoiseScale:
+    """Means over populations of what `MOMENTS` gave; the ratio is that of sums over parameters."""
+    noise, signal = (
+        {name: values.mean().double().cpu() for name, values in part.items()} for part in reduced
+    )
+    return noise_of(noise, signal)
 
 
 def noise_of(noise: Mapping[str, Tensor], signal: Mapping[str, Tensor]) -> NoiseScale:

@@ -11,7 +11,7 @@ from torch import nn
 from metalearn.core.checks import as_device
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble
-from metalearn.trainers.diagnostics import Watch
+from metalearn.trainers.diagnostics import DiagnosticRunner
 from metalearn.trainers.loop.callbacks import Diagnostics
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.outer_optimizer import (
@@ -31,7 +31,7 @@ __all__ = ["NothingToSee", "assemble", "place"]
 class NothingToSee:
     """The source of diagnostics of an objective that has none."""
 
-    def watchable(self) -> dict[str, str]:
+    def diagnostic_kinds(self) -> dict[str, str]:
         """Nothing."""
         return {}
 
@@ -95,7 +95,7 @@ def assemble(
         kept=kept,
     )
     seen: Any = source or NothingToSee()
-    watch = Watch(settings.diagnostics, settings.diagnostics_every, seen)
-    every = (*callbacks, Diagnostics(watch))
+    runner = DiagnosticRunner(settings.diagnostics, settings.diagnostics_every, seen)
+    every = (*callbacks, Diagnostics(runner))
     parts: Any = {"update": update, "population": population, "settings": settings}
     return Loop(module, objective, evaluator, callbacks=every, **parts, **rest)

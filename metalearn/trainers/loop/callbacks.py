@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.schema import Kind, mapping
-from metalearn.trainers.diagnostics import Watch
+from metalearn.trainers.diagnostics import DiagnosticRunner
 from metalearn.trainers.loop.protocols import Callback, Evaluation, Training
 from metalearn.trainers.loop.stop_signal import Stopped
 
@@ -22,7 +22,7 @@ class Diagnostics(Callback):
         runner: the diagnostics.
     """
 
-    def __init__(self, runner: Watch) -> None:
+    def __init__(self, runner: DiagnosticRunner) -> None:
         self.runner = runner
         self._buffers: list[Tensor] = []
 
@@ -40,7 +40,7 @@ class Diagnostics(Callback):
         if not self.runner.due(loop.step):
             return
         try:
-            self.runner.look(loop.step, grads, loop.tracker, check=loop.stop.check)
+            self.runner.run(loop.step, batch, grads, loop.tracker, check=loop.stop.check)
         except Stopped:
             for buffer, value in zip(loop.module.buffers(), self._buffers):
                 buffer.copy_(value)

@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.core import gradient_noise_scale, sgd, task_meta_gradients
+from metalearn.core import NoiseScale, gradient_noise_scale, sgd, task_meta_gradients
 from metalearn.core.ensemble.stacking import unstack
 from metalearn.tracking import NullTracker
 from metalearn.trainers import MetaTrainer, Trainer
-from metalearn.trainers.diagnostics import DIAGNOSTICS, Units
-from metalearn.trainers.diagnostics import sources as sources_module
-from metalearn.trainers.diagnostics.moments import Moments
+from metalearn.trainers.diagnostics import DIAGNOSTICS, GradientUnits, sample_gradients
+from metalearn.trainers.diagnostics.measuring import measure
+from metalearn.trainers.diagnostics.moments import MOMENTS, noise_over_populations
 from metalearn.trainers.diagnostics.noise_scale import NoiseScales
+from metalearn.trainers.diagnostics.reducing import reduce_units
 from metalearn.types import TaskBatch
 from tests.support.builders import Recorder
 from tests.support.diagnostic_cases import ensemble, few_shot, learners, per_sample
@@ -40,7 +41,11 @@ def _again(value: Tensor, values: list[Tensor]) -> Tensor:
     return torch.cat([g.reshape(-1) for g in grads])
 
 
-def _gathered(units: Units) -> list[Rows]:
+def _units(trainer: Trainer, kind: str, step: int, grads: Any = None) -> GradientUnits:
+    return trainer.gradient_units(kind, trainer.diagnostic_batch(step), grads or {})
+
+
+def _gathered(units: GradientUnits) -> list[Rows]:
     """All gradients, flat: one list of populations' rows for each block."""
     populations: list[Rows] = []
     for block in units.blocks():
@@ -64,7 +69,7 @@ def _close(found: list[Rows], wanted: list[Rows]) -> None:
 @pytest.fixture(params=["whole", "few at a time"])
 def _budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "whole":
-        monkeypatch.setattr(sources_module, "_BUDGET", 1500)
+        monkeypatch.setattr(sample_gradients, "_BUDGET", 1500)
 
 
 def _samples_of(module: nn.Module, x: Tensor, y: Tensor) -> Rows:
@@ -76,7 +81,7 @@ def _samples_of(module: nn.Module, x: Tensor, y: Tensor) -> Rows:
 def test_samples_of_one_network() -> None:
     trainer = per_sample()
     x, y = trainer._batch(2)
-    _close(_gathered(trainer.units("sample", 2, {})), [_samples_of(trainer.module, x, y)])
+    _close(_gathered(_units(trainer, "sample", 2)), [_samples_of(trainer.module, x, y)])
 
 
 @pytest.mark.usefixtures("_budget")
@@ -89,9 +94,9 @@ def test_samples_and_gradients_of_members(shuffle: str) -> None:
     for index in (0, 2):
         own = (x, y) if shuffle == "shared" else (x[index], y[index])
         wanted.append(_samples_of(trainer.ensemble.member(index), *own))
-    _close(_gathered(trainer.units("sample", 2, {})), wanted)
+    _close(_gathered(_units(trainer, "sample", 2)), wanted)
     report = trainer.gradient(2)
-    members = trainer.units("member", 2, report.grads)
+    members = _units(trainer, "member", 2, report.grads)
     assert members.labels == ["0", "2"]
     means = [[torch.stack(rows).mean(0) for rows in wanted]]
     _close(_gathered(members), means)
@@ -115,8 +120,8 @@ def test_shots_and_tasks(make: Callable[..., MetaTrainer]) -> None:
             shots.append([_flat_grad(value, list(params.values())) for value in pairs])
             end, _ = inner_loop(loss, params, task.support, sgd_rule(0.2), 2)
             whole[-1].append(_flat_grad(loss(end, task.query), list(params.values())))
-    _close(_gathered(trainer.units("shot", 1, {})), shots)
-    _close(_gathered(trainer.units("task", 1, {})), whole)
+    _close(_gathered(_units(trainer, "shot", 1)), shots)
+    _close(_gathered(_units(trainer, "task", 1)), whole)
 
 
 @pytest.mark.parametrize("method", ["reverse", "mixed", "first_order", "implicit"])
@@ -140,23 +145,17 @@ def test_task_gradients_agree_between_engines_and_average_to_the_meta_gradient(m
 # --- moments and noise scale --------------------------------------------------------------------
 
 
-def _units(grads: dict[str, Tensor], sizes: list[int]) -> Units:
+def _given(grads: dict[str, Tensor], sizes: list[int]) -> GradientUnits:
     parts = {name: g.split(sizes, 1) for name, g in grads.items()}
 
     def blocks() -> list[Any]:
         return [[{n: p[i] for n, p in parts.items()} for i in range(len(sizes))]]
 
-    return Units("sample", blocks, sum(sizes))
+    return GradientUnits("sample", blocks, sum(sizes))
 
 
-def _seen(units: Units) -> Moments:
-    eye = Moments(units)
-    for block in units.blocks():
-        eye.begin()
-        for chunk in block:
-            eye.see(chunk)
-        eye.end()
-    return eye
+def _seen(units: GradientUnits) -> NoiseScale:
+    return noise_over_populations(reduce_units(units, [MOMENTS])[MOMENTS])
 
 
 def test_moments_are_those_of_all_gradients_at_once() -> None:
@@ -165,7 +164,7 @@ def test_moments_are_those_of_all_gradients_at_once() -> None:
         "a.weight": torch.randn(2, 9, 3, 2, generator=draws, dtype=torch.float64) + 1,
         "a.bias": torch.randn(2, 9, generator=draws, dtype=torch.float64),
     }
-    found = _seen(_units(grads, [4, 4, 1])).result()
+    found = _seen(_given(grads, [4, 4, 1]))
     each = [gradient_noise_scale({n: g[i] for n, g in grads.items()}) for i in range(2)]
     for name in ("noise", "signal"):
         wanted = torch.stack([getattr(e, name) for e in each]).mean()
@@ -176,7 +175,7 @@ def test_moments_are_those_of_all_gradients_at_once() -> None:
 
 
 def test_one_unit_tells_nothing() -> None:
-    found = _seen(_units({"w": torch.ones(1, 1, 3)}, [1])).result()
+    found = _seen(_given({"w": torch.ones(1, 1, 3)}, [1]))
     assert math.isnan(found.noise) and math.isnan(found.scale)
 
 
@@ -230,10 +229,10 @@ def test_batches_of_one_leave_no_trace_in_the_average() -> None:
     """A look at one unit is NaN; the average is that of the others."""
     diagnostic = NoiseScales()
     grads = {"l.w": torch.tensor([[[1.0, 2.0], [3.0, 2.0], [2.0, 3.0]]])}
-    known = _seen(_units(grads, [3]))
-    alone = _seen(_units({"l.w": torch.ones(1, 1, 2)}, [1]))
-    for eye in (alone, known, alone):
-        numbers = diagnostic.conclude(0, None, {"sample": eye}, NullTracker())  # type: ignore[arg-type]
+    known, alone = _given(grads, [3]), _given({"l.w": torch.ones(1, 1, 2)}, [1])
+    for units in (alone, known, alone):
+        result = diagnostic.result(reduce_units(units, [MOMENTS])[MOMENTS], units)
+        numbers = diagnostic.record(0, "sample", result, NullTracker())
     wanted = gradient_noise_scale({"w": grads["l.w"][0]})
     assert numbers["noise_scale/sample"] == pytest.approx(float(wanted.scale), rel=1e-6)
 
@@ -245,7 +244,7 @@ def test_norms_cosines_and_clip_fraction() -> None:
     numbers = Recorder()
     names = ["gradient_norms", "gradient_cosines"]
     trainer = ensemble(clip=1.0, tracker=numbers, diagnostics=names, steps=1)
-    flat = torch.stack(_gathered(trainer.units("member", 0, trainer.gradient(0).grads))[0])
+    flat = torch.stack(_gathered(_units(trainer, "member", 0, trainer.gradient(0).grads))[0])
     trainer.fit()
     norms = flat.norm(dim=1)
     value = {k: v for _, row in numbers.numbers for k, v in row.items()}
@@ -264,7 +263,7 @@ def test_fisher_trace_is_the_mean_squared_gradient_of_log_p(make: Callable[..., 
     trainer = make()
     trainer.gradient(0)
     exact, empirical = [], []
-    for model in trainer.watched_models(0):
+    for model in trainer.predictive_models(trainer.diagnostic_batch(0)):
         x, y = model.batch
         for g in range(len(y)):
             extra = {n: b[g] for n, b in model.extra.items()}
@@ -279,7 +278,9 @@ def test_fisher_trace_is_the_mean_squared_gradient_of_log_p(make: Callable[..., 
             exact.append(sums[0] / len(y[g]))
             empirical.append(sums[1] / len(y[g]))
     diagnostic = DIAGNOSTICS["fisher_trace"]()
-    numbers = diagnostic.conclude(0, trainer, {}, NullTracker())
+    found = measure({diagnostic: ("predictive",)}, trainer, trainer.diagnostic_batch(0), {})
+    result = found.results["fisher_trace"]["predictive"]
+    numbers = diagnostic.record(0, "predictive", result, NullTracker())
     assert numbers["fisher_trace/exact"] == pytest.approx(sum(exact) / len(exact), rel=1e-4)
     assert numbers["fisher_trace/empirical"] == pytest.approx(
         sum(empirical) / len(empirical), rel=1e-4

@@ -18,12 +18,21 @@ from metalearn.core.ensemble.stacking import unstack
 from metalearn.core.meta.every_task import task_meta_gradients
 from metalearn.core.tree import leaves, match_names, tree_map
 from metalearn.models import Ensemble
-from metalearn.trainers.diagnostics import Predictive, Units
-from metalearn.trainers.diagnostics.sources import affordable, mixing, sample_blocks
+from metalearn.trainers.diagnostics import (
+    DiagnosisData,
+    DiagnosticSource,
+    GradientUnits,
+    ModelSource,
+    PredictiveModels,
+    UnitSource,
+    batch_dependence,
+    sample_blocks,
+    within_budget,
+)
 from metalearn.trainers.learner import MetaLearner
 from metalearn.types import LossFn, Params, TaskBatch
 
-__all__ = ["meta_sources", "shot_units", "task_predictive", "task_units"]
+__all__ = ["adapted_models", "diagnosis_sources", "meta_kinds", "shot_units", "task_units"]
 
 _LIKELIHOODS: dict[str, LikelihoodName] = {
     "classification": "categorical",
@@ -33,16 +42,16 @@ _LIKELIHOODS: dict[str, LikelihoodName] = {
 Chunks = Iterator[Mapping[str, Tensor]]
 
 
-def meta_sources(learner: MetaLearner) -> dict[str, str]:
-    """Kinds of units, and why not: see `metalearn.trainers.diagnostics.Watched`."""
+def meta_kinds(learner: MetaLearner) -> dict[str, str]:
+    """What there is, and why not: see `DiagnosticSource.diagnostic_kinds`."""
     looped = "" if learner.vectorized else "vmap cannot take this module, which runs in a loop"
-    alone = looped or mixing(learner.module)
+    alone = looped or batch_dependence(learner.module)
     still = "" if _adapting(learner) else "no parameter adapts (maml.frozen)"
-    found = {"shot": alone or still, "task": "", "predictive": alone}
+    found = {"shot": alone or still, "task": "", "predictive": alone, "loss": looped}
     return found | ({"member": ""} if isinstance(learner.module, Ensemble) else {})
 
 
-def shot_units(learner: MetaLearner, tasks: TaskBatch) -> Units:
+def shot_units(learner: MetaLearner, tasks: TaskBatch) -> GradientUnits:
     """Each support sample's gradient at the initial parameters, tasks apart (members too).
 
     Only parameters that adapt take part.
@@ -60,12 +69,12 @@ def shot_units(learner: MetaLearner, tasks: TaskBatch) -> Units:
             fixed = {n: v for n, v in spread.items() if n not in adapting}
             yield from sample_blocks(loss_of, moving, fixed, tasks.support)
 
-    return Units("shot", blocks, int(shots))
+    return GradientUnits("shot", blocks, int(shots))
 
 
 def task_units(
-    learner: MetaLearner, tasks: TaskBatch, *, limit: float, labels: Sequence[str]
-) -> Units:
+    learner: MetaLearner, tasks: TaskBatch, *, clip_norm: float, labels: Sequence[str]
+) -> GradientUnits:
     """Each task's meta-gradient; one population, or one for each member."""
     count = len(leaves(tasks)[0])
     settings = learner.gradient_settings()
@@ -73,19 +82,19 @@ def task_units(
 
     def chunks(row: Params) -> Chunks:
         alone = {name: value[None] for name, value in row.items()}
-        _, fits = affordable(alone, 1, count)
+        _, fits = within_budget(alone, 1, count)
         size = min(chunk, fits)
         for start in range(0, count, size):
             few = tree_map(lambda x, at=start: x[at : at + size], tasks)
             grads = task_meta_gradients(learner.loss, row, few, **settings)
             yield {name: grad[None] for name, grad in grads.items()}
 
-    return Units("task", lambda: map(chunks, _rows(learner)), count, limit, labels)
+    return GradientUnits("task", lambda: map(chunks, _rows(learner)), count, clip_norm, labels)
 
 
-def task_predictive(
+def adapted_models(
     learner: MetaLearner, tasks: TaskBatch, *, steps: int | None = None
-) -> Iterator[Predictive]:
+) -> Iterator[PredictiveModels]:
     """Learners adapted to each task, on its query set; one after another where there are members.
 
     Args:
@@ -115,7 +124,24 @@ def task_predictive(
         params = torch.vmap(adapted)(tasks.support)
         models = len(tasks.query[1])
         moved = {n: v.expand(models, *row[n].shape).contiguous() for n, v in params.items()}
-        yield Predictive(outputs_of, moved, {}, tasks.query, likelihood, variance)
+        yield PredictiveModels(outputs_of, moved, {}, tasks.query, likelihood, variance)
+
+
+def diagnosis_sources(
+    learner: MetaLearner, tasks: TaskBatch, data: DiagnosisData
+) -> Iterator[tuple[str, DiagnosticSource]]:
+    """Models at each place, on the query sets, and meta-gradients of the tasks."""
+    adapted = learner.maml.eval_steps if data.inner_steps is None else data.inner_steps
+    for place in data.places:
+        rows = list(adapted_models(learner, tasks, steps=0 if place == "initial" else adapted))
+        for number, models in enumerate(rows):
+            member = f"/member_{number:02d}" if len(rows) > 1 else ""
+            yield f"{place}{member}", ModelSource(models, learner.module, data.models_at_once)
+    labels = [str(index) for index in range(len(leaves(tasks)[0]))]
+    yield (
+        "meta_gradients",
+        UnitSource(task_units(learner, tasks, clip_norm=math.inf, labels=labels)),
+    )
 
 
 def _rows(learner: MetaLearner) -> list[dict[str, Tensor]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from torch import nn
 from metalearn.errors import SettingError
 from metalearn.tracking import RunTracker
 from metalearn.trainers import LoopSettings, MetaTrainer, Trainer
-from metalearn.trainers.diagnostics import DIAGNOSTICS, Diagnostic, register
 from tests.support.builders import Recorder, assert_same, last, signal_in_step, state_of
-from tests.support.diagnostic_cases import APPLY, MAKERS, ensemble, few_shot, per_sample
+from tests.support.diagnostic_cases import APPLY, MAKERS, few_shot, per_sample
 
 COSTS = ("_seconds", "_share")
 
@@ -106,8 +104,8 @@ def test_a_resumed_run_remembers(kind: str, tmp_path: Path) -> None:
     run(tmp_path / "parts", 3)
     parts = run(tmp_path / "parts", None)
     assert_same(_records(tmp_path / "parts"), _records(tmp_path / "whole"))
-    assert_same(parts.watch.state(), whole.watch.state())
-    assert parts.watch.state()["noise_scale"]["history"]
+    assert_same(parts.diagnostics.state(), whole.diagnostics.state())
+    assert parts.diagnostics.state()["noise_scale"]["history"]
 
 
 def test_figures_come_with_validations() -> None:
@@ -173,27 +171,7 @@ def test_members_of_several_architectures_are_refused() -> None:
         EnsembleTrainer(members, blobs(), batch_size=8, diagnostics=["noise_scale"])
 
 
-# --- a diagnostic of one's own ------------------------------------------------------------------
-
-
-def test_a_diagnostic_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DIAGNOSTICS, "steps_seen", None)
-
-    @register
-    class StepsSeen(Diagnostic):
-        name = "steps_seen"
-        kinds = ("predictive",)
-
-        def conclude(
-            self, step: int, watched: Any, seen: Mapping[str, Any], tracker: Any
-        ) -> Mapping[str, float]:
-            return {"steps_seen": float(step)}
-
-    makers: tuple[Callable[..., Trainer], ...] = (per_sample, ensemble)
-    for make in makers:
-        seen = Recorder()
-        make(diagnostics=["steps_seen"], diagnostics_every=3, tracker=seen).fit()
-        assert seen.series("steps_seen") == [0.0, 2.0, 5.0]
+# --- what is not finite, what is shared ---------------------------------------------------------
 
 
 def test_a_step_that_is_not_finite_is_counted_before_it_is_refused() -> None:

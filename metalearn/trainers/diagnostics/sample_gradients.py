@@ -15,15 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metalearn.core.samples.gradients import SampleMethod, gradients_taker
 from metalearn.core.tree import leaves, tree_map
 from metalearn.core.vectorization import vmapped_or_looped
-from metalearn.trainers.diagnostics.protocol import Chunk
+from metalearn.trainers.diagnostics.protocol import GradientChunk
 from metalearn.types import Batch, LossFn, Params
 
-__all__ = ["affordable", "mixing", "sample_blocks"]
+__all__ = ["batch_dependence", "sample_blocks", "within_budget"]
 
 _BUDGET = 2**27  # bytes of gradients that are held at once
 
 
-def mixing(module: nn.Module) -> str:
+def batch_dependence(module: nn.Module) -> str:
     """Why samples of a batch depend on each other; empty where they do not."""
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
@@ -34,7 +34,7 @@ def mixing(module: nn.Module) -> str:
     return ""
 
 
-def affordable(params: Params, models: int, samples: int, columns: int = 1) -> tuple[int, int]:
+def within_budget(params: Params, models: int, samples: int, columns: int = 1) -> tuple[int, int]:
     """How many models, and how many samples of each, are taken at once within 128 MB.
 
     Args:
@@ -55,7 +55,7 @@ def sample_blocks(
     batch: Batch,
     *,
     method: SampleMethod = "layers",
-) -> Iterator[Iterator[Chunk]]:
+) -> Iterator[Iterator[GradientChunk]]:
     """Gradients of each sample of each model; every sample is seen as a batch of one.
 
     What vmap cannot take is taken one model and one sample after another.
@@ -68,7 +68,7 @@ def sample_blocks(
         method: as for `metalearn.core.per_sample_gradients`.
     """
     models, samples = leaves(batch)[0].shape[:2]
-    block, size = affordable(params, models, samples)
+    block, size = within_budget(params, models, samples)
 
     def take(params: Params, extra: Any, part: Batch) -> Any:
         return gradients_taker(loss_of(extra), params, method)(part)
@@ -80,7 +80,7 @@ def sample_blocks(
             rows.append(gradients_taker(loss_of(extra), params, "loop")(part))
         return tree_map(lambda *values: torch.stack(values), *rows)
 
-    def chunks(start: int) -> Iterator[Chunk]:
+    def chunks(start: int) -> Iterator[GradientChunk]:
         def rows(tree: Any) -> Any:
             return tree_map(lambda leaf: leaf.detach()[start : start + block], tree)
 

@@ -1,0 +1,282 @@
+"""One table of diagnostics: the same numbers in a training and of a finished run, for all of them.
+
+Axes: G populations or models, N units of each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metalearn.core import (
+    Reduction,
+    gradient_mean,
+    gradient_norms,
+    gradient_variance,
+    norm_quantiles,
+)
+from metalearn.core.tree import tree_map
+from metalearn.errors import SettingError
+from metalearn.trainers import LoopSettings
+from metalearn.trainers.diagnostics import (
+    DIAGNOSTICS,
+    CurvatureSettings,
+    Diagnostic,
+    DiagnosticResult,
+    DiagnosticRunner,
+    GradientDiagnostic,
+    GradientUnits,
+    ModelDiagnostic,
+    PredictiveModels,
+    UnitSource,
+    check_diagnostics,
+    describe_diagnostics,
+    diagnose,
+    offline_diagnostics,
+    record_diagnosis,
+    register_diagnostic,
+    registry,
+    training_diagnostics,
+)
+from metalearn.trainers.diagnostics.models import map_models
+from metalearn.trainers.diagnostics.reducing import reduce_units
+from tests.config.commands import Outcome, call
+from tests.config.test_diagnose import KINDS
+from tests.support.builders import Recorder
+from tests.support.diagnostic_cases import per_sample
+
+BOTH = [
+    (name, kind)
+    for name, found in DIAGNOSTICS.items()
+    if issubclass(found, GradientDiagnostic)
+    for kind in found.kinds
+]
+OURS = {
+    name: found.reduction
+    for name, found in DIAGNOSTICS.items()
+    if issubclass(found, GradientDiagnostic)
+}
+
+
+def _chunks(grads: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    count = next(iter(grads.values())).shape[1]
+    for start in range(0, count, size):
+        yield {name: g[:, start : start + size] for name, g in grads.items()}
+
+
+def _units(kind: str, size: int = 3, blocks: int = 2) -> GradientUnits:
+    """Two blocks of two populations of seven units."""
+    draws = torch.Generator().manual_seed(0)
+    parts = [
+        {
+            "a.weight": torch.randn(2, 7, 3, 2, generator=draws, dtype=torch.float64) + 1,
+            "b.scale": torch.randn(2, 7, generator=draws, dtype=torch.float64),
+        }
+        for _ in range(blocks)
+    ]
+    return GradientUnits(kind, lambda: [_chunks(part, size) for part in parts], 7)
+
+
+# --- written once -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "kind"), BOTH)
+def test_equal_gradients_give_equal_numbers_in_training_and_after_it(name: str, kind: str) -> None:
+    source, told = UnitSource(_units(kind)), Recorder()
+    DiagnosticRunner([name], 1, source).run(4, None, {}, told)
+    offline = DIAGNOSTICS[name].offline_name or name
+    found = diagnose([("here", source)], [offline]).findings["here"][offline]
+    recorded = {key: value for step, row in told.numbers for key, value in row.items() if step == 5}
+    assert found.scalars()
+    for key, value in found.scalars().items():
+        tags = (
+            f"{name}/{kind}_{key}",
+            f"{name}/{kind}{key.removeprefix(name)}",
+            f"gradient_{key}/{kind}",
+        )
+        (tag,) = {tag for tag in tags if tag in recorded}
+        assert recorded[tag] == pytest.approx(value, rel=1e-12, abs=0), tag
+
+
+def test_the_trace_of_a_fisher_matrix_is_the_same_by_every_name() -> None:
+    trainer, told = per_sample(diagnostics=["fisher_trace"]), Recorder()
+    batch = trainer.diagnostic_batch(0)
+    trainer.diagnostics.run(0, batch, {}, told)
+    (models,) = trainer.predictive_models(batch)
+    found = DIAGNOSTICS["fisher"]()
+    assert isinstance(found, ModelDiagnostic)
+    after = found.result([models], CurvatureSettings()).values
+    for kind in ("exact", "empirical"):
+        (value,) = told.series(f"fisher_trace/{kind}")
+        assert value == float(after[f"trace_{kind}"])
+
+
+# --- reductions over populations and chunks -----------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize(
+    "reduction",
+    [gradient_mean(), gradient_variance(), gradient_norms(), norm_quantiles(), *OURS.values()],
+)
+def test_any_reduction_of_core_is_mapped_over_populations(reduction: Reduction, size: int) -> None:
+    units = _units("sample", size)
+    found = reduce_units(units, [reduction])[reduction]
+    at = 0
+    for block in _units("sample", 7).blocks():
+        (whole,) = block
+        for index in range(2):
+            grads = {name: g[index] for name, g in whole.items()}
+            state = reduction.init({name: g[0] for name, g in grads.items()})
+            wanted = reduction.finish(reduction.update(state, grads))
+            mine = tree_map(lambda x, at=at: x[at], found)
+            torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
+            at += 1
+    assert at == 4
+
+
+# --- a diagnostic of one's own: one file, one registration --------------------------------------
+
+
+class GradientSparsity(GradientDiagnostic):
+    """Share of the elements of a gradient that are 0."""
+
+    name = "gradient_sparsity"
+    kinds = ("sample", "task")
+    reduction = Reduction(
+        lambda params: [],
+        lambda shares, grads: [
+            *shares,
+            torch.cat([g.reshape(len(g), -1) for g in grads.values()], 1).eq(0).double().mean(1),
+        ],
+        torch.cat,
+    )
+
+    def result(self, reduced: Any, units: GradientUnits) -> DiagnosticResult:
+        return DiagnosticResult(
+            {"mean": reduced.mean(), "by_model": reduced.mean(1)},
+            {"all": {"network": float(reduced.mean())}},
+            distribution=reduced.flatten(),
+        )
+
+
+class Confidence(ModelDiagnostic):
+    """Mean of the largest predicted probability."""
+
+    name = "confidence"
+
+    def result(
+        self, models: Sequence[PredictiveModels], settings: CurvatureSettings
+    ) -> DiagnosticResult:
+        def of(one: PredictiveModels, params: Any, extra: Any, batch: Any) -> Tensor:
+            outputs = one.outputs_fn(extra)(params, batch[0])
+            return outputs.softmax(1).amax(1).mean()
+
+        return DiagnosticResult({"mean": map_models(of, models)})
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> tuple[type[Diagnostic], ...]:
+    for kind in (GradientSparsity, Confidence):
+        monkeypatch.setitem(DIAGNOSTICS, kind.name, kind)  # taken out again afterwards
+        assert register_diagnostic(kind) is kind
+    return GradientSparsity, Confidence
+
+
+@pytest.mark.parametrize("trainer", ["per_sample", "ensemble", "meta"])
+def test_a_new_diagnostic_is_in_the_records_of_a_training_and_in_what_diagnose_finds(
+    own: tuple[type[Diagnostic], ...],
+    trainer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *arguments: str) -> Outcome:
+        return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+    asked = "[gradient_sparsity,confidence]"
+    outcome = run("train", *KINDS[trainer], f"trainer.diagnostics={asked}", "hydra.run.dir=out")
+    assert outcome.code == 0, outcome.err
+    records = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    known = {key for record in records for key in record}
+    unit = "task" if trainer == "meta" else "sample"
+    wanted = {f"gradient_sparsity/{unit}_mean", "confidence/mean"}
+    assert wanted <= known
+    few = ["tasks=3"] if trainer == "meta" else ["samples=12"]
+    outcome = run("diagnose", "run=out", f"what={asked}", *few, "device=cpu")
+    assert outcome.code == 0, outcome.err
+    findings = json.loads(Path("out/diagnosis-validation.json").read_text())["findings"]
+    place = {"per_sample": "network", "ensemble": "members", "meta": "initial"}[trainer]
+    assert 0 <= findings[place]["gradient_sparsity"]["mean"] <= 1
+    assert findings[place]["gradient_sparsity"]["by_layer"].keys() == {"all"}
+    assert all(0 < value <= 1 for value in findings[place]["confidence"]["mean"])
+    assert ("meta_gradients" in findings) == (trainer == "meta")
+    assert f"| {place} | confidence: mean" in outcome.out
+
+
+def test_its_curves_histograms_and_figures_need_no_further_line(
+    own: tuple[type[Diagnostic], ...],
+) -> None:
+    told = Recorder()
+    source = UnitSource(_units("sample"))
+    DiagnosticRunner(["gradient_sparsity"], 1, source).run(0, None, {}, told)
+    assert told.series("gradient_sparsity/sample_all_by_layer/network") == [0.0]
+    assert told.series("gradient_sparsity/sample_by_model_high") == [0.0]
+    ((step, name, tensors),) = told.distributions
+    assert (step, name, len(tensors["sample"])) == (1, "gradient_sparsity", 28)
+    record_diagnosis(told, 3, "test", diagnose([("here", source)], ["gradient_sparsity"]))
+    drawn = [(step, name) for step, name, _ in told.drawn]
+    assert drawn == [(3, "diagnosis_test/here/gradient_sparsity/all")]
+
+
+# --- what is told and refused -------------------------------------------------------------------
+
+
+def test_a_quantity_that_a_run_has_nothing_for_is_told() -> None:
+    found = diagnose(
+        [("here", UnitSource(_units("sample")))], ["gradient_norms", "cosines", "traces"]
+    )
+    assert found.findings["here"].keys() == {"gradient_norms"}
+    assert found.left_out == {
+        "cosines": "this run has no task or member",
+        "traces": "this run has no loss",
+    }
+
+
+def test_unknown_quantities_are_refused() -> None:
+    with pytest.raises(SettingError, match="^what='fish': known are gradient_norms, .*, traces$"):
+        diagnose([], ["fish"])
+    with pytest.raises(SettingError, match="^diagnostics='eigenvalues': known are gradient_no.*"):
+        LoopSettings(diagnostics=["eigenvalues"])  # of finished runs alone
+
+
+def test_names_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "DIAGNOSTICS", dict(DIAGNOSTICS))
+    for name in ("gradient_norms", "cosines"):
+        twin = type("Twin", (GradientSparsity,), {"name": name})
+        with pytest.raises(SettingError, match=f"^diagnostic='{name}': a name that no other"):
+            register_diagnostic(twin)
+    with pytest.raises(SettingError, match="a subclass of GradientDiagnostic or ModelDiagnostic"):
+        register_diagnostic(int)  # type: ignore[type-var]
+    for left_out in ("name", "kinds", "reduction"):
+        given = {"name": "half", "kinds": ("sample",), "reduction": gradient_norms()}
+        del given[left_out]
+        with pytest.raises(SettingError, match=f"^diagnostic='Half': its class needs {left_out} ="):
+            register_diagnostic(type("Half", (GradientDiagnostic,), given))
+
+
+def test_option_lists_are_those_of_the_table() -> None:
+    check_diagnostics(list(training_diagnostics()))
+    assert set(training_diagnostics()) < set(DIAGNOSTICS)
+    assert len(offline_diagnostics()) == len(DIAGNOSTICS)
+    lines = describe_diagnostics(offline_diagnostics()).splitlines()
+    assert [line.split()[0] for line in lines] == list(offline_diagnostics())
+    assert all(len(line.split()) > 2 for line in lines)
