@@ -14,8 +14,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-ROOT = Path(__file__).parents[2]
-CONF = next(p for p in (ROOT / "metalearn" / "conf", ROOT / "conf") if p.is_dir())
+from metalearn.cli.config_files import config_folder
+
+CONF = config_folder()
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

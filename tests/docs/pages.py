@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from metalearn.cli.config_files import config_folder
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CONF = next(p for p in (ROOT / "metalearn" / "conf", ROOT / "conf") if p.is_dir())
+CONF = config_folder()
 
 _FENCED = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1$", flags=re.DOTALL | re.MULTILINE)
 
@@ -33,9 +35,10 @@ def code_spans(page: Path) -> list[str]:
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Every ``python scripts/…`` of a page, in blocks and in prose; placeholders are named."""
+    """Every command of a page, in blocks and prose, as one of scripts; placeholders are named."""
     lines = [line.strip() for block in blocks(page, "") for line in block.splitlines()]
     for line in lines + code_spans(page):
+        line = re.sub(r"^(?:python -m )?metalearn (\w+)", r"python scripts/\1.py", line)
         if line.startswith("python scripts/"):
             yield re.sub(r"<[^>]*>", "mine", line)
 
