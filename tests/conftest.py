@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.config.commands import Outcome, call
+from tests.support.commands import Outcome, call
 
 
 @pytest.fixture(autouse=True, scope="session")

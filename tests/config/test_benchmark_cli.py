@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.config.commands import call
+from tests.support.commands import call
 
 
 def test_a_race_leaves_table_figure_and_results(

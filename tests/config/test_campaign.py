@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metalearn.cli.building import build, check_settings_of
 from metalearn.errors import DataError, SettingError
-from tests.config.commands import ROOT, call
+from tests.support.commands import ROOT, call
 
 TABLE = Path(__file__).with_name("command_lines.txt")
 ROWS = [

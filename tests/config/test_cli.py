@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from metalearn.cli import load_learner
-from tests.config.commands import TINY, Outcome, call
+from tests.support.commands import TINY, Outcome, call
 
 Run = Callable[..., Outcome]
 

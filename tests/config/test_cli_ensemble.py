@@ -12,7 +12,7 @@ from metalearn.cli import load_ensemble, load_learner
 from metalearn.data import digits_data
 from metalearn.errors import SettingError
 from metalearn.models import MLP
-from tests.config.commands import TINY, Outcome, call
+from tests.support.commands import TINY, Outcome, call
 
 Run = Callable[..., Outcome]
 

@@ -9,7 +9,7 @@ import torch
 
 from metalearn.cli import load_ensemble
 from metalearn.data import digits_data
-from tests.config.commands import Outcome, call
+from tests.support.commands import Outcome, call
 
 Run = Callable[..., Outcome]
 

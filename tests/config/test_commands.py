@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 import metalearn
 from metalearn import cli
 from metalearn.cli.command_table import COMMANDS, Command
-from tests.config.commands import ROOT, TINY, Outcome
+from tests.support.commands import ROOT, TINY, Outcome
 
 Run = Callable[..., Outcome]
 SETTINGS = [name for name, command in COMMANDS.items() if command.config]

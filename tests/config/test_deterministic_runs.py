@@ -14,7 +14,7 @@ from metalearn.cli.commands import diagnose as diagnosing
 from metalearn.cli.determinism import determinism
 from metalearn.errors import SettingError
 from metalearn.trainers import MetaTrainer
-from tests.config.commands import TINY, Outcome, call
+from tests.support.commands import TINY, Outcome, call
 
 Run = Callable[..., Outcome]
 

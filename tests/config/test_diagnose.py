@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metalearn.cli import load_module
-from tests.config.commands import TINY, Outcome, call
+from tests.support.commands import TINY, Outcome, call
 
 Run = Callable[..., Outcome]
 

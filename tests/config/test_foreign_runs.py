@@ -21,8 +21,8 @@ from metalearn.cli import load_ensemble, load_learner, load_module
 from metalearn.cli.allowed_targets import TARGETS
 from metalearn.cli.run_config import saved_config
 from metalearn.errors import DataError, SettingError
-from tests.config.commands import ROOT, TINY, Outcome, call
-from tests.config.foreign_runs import CHANGES, SAVED, TEXTS, Foreign, plant, watched
+from tests.support.commands import ROOT, TINY, Outcome, call
+from tests.support.foreign_runs import CHANGES, SAVED, TEXTS, Foreign, plant, watched
 
 ATTACKS = [*CHANGES, *TEXTS]
 LOADERS = {

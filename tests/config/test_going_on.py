@@ -22,8 +22,8 @@ from metalearn.cli.run_folders import claimed
 from metalearn.errors import SettingError, StorageError
 from metalearn.tracking import RunTracker
 from metalearn.trainers import MetaTrainer
-from tests.config.commands import ROOT, TINY, Outcome, call
 from tests.support.builders import assert_same
+from tests.support.commands import ROOT, TINY, Outcome, call
 
 Run = Callable[..., Outcome]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.config.commands import ROOT, TINY
+from tests.support.commands import ROOT, TINY
 
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalearn.cli.building import groups_of
 from metalearn.signatures import accepted_settings, check_settings
-from tests.config.commands import ROOT
+from tests.support.commands import ROOT
 
 CONF = ROOT / "conf"
 GROUPS = ("task", "model", "maml", "optimizer", "trainer")

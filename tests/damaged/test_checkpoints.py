@@ -20,10 +20,10 @@ from metalearn.cli import load_ensemble, load_learner, load_module
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.run_config import saved_config
 from metalearn.errors import DataError, NonFiniteError
-from tests.config.commands import Outcome
-from tests.damaged.damage import FILES, REPLACEMENTS, Path_, entries, replaced, saved, without
 from tests.saved_runs.double import copy_of
 from tests.support.builders import assert_same
+from tests.support.commands import Outcome
+from tests.support.damage import FILES, REPLACEMENTS, Path_, entries, replaced, saved, without
 
 RUNS = Path(__file__).parents[1] / "saved_runs" / "v1"
 KINDS = (

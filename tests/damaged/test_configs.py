@@ -13,10 +13,10 @@ from metalearn.cli import load_learner
 from metalearn.cli.config_version import CONFIG_VERSION
 from metalearn.cli.run_config import saved_config
 from metalearn.errors import DataError, SettingError
-from tests.config.commands import Outcome
-from tests.damaged.damage import CONFIGS
 from tests.damaged.test_checkpoints import RUNS, contents
 from tests.saved_runs.double import copy_of
+from tests.support.commands import Outcome
+from tests.support.damage import CONFIGS
 
 
 def damaged(name: str, folder: Path) -> Path:

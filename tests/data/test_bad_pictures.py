@@ -18,8 +18,8 @@ from metalearn.data.omniglot_source import fingerprint, read_pictures
 from metalearn.data.packed import read_pack
 from metalearn.data.pictures import decode
 from metalearn.errors import DataError
-from tests.data.bad_pictures import FILES, encoded, png
 from tests.data.test_omniglot_source import ALPHABET, archive, members
+from tests.support.bad_pictures import FILES, encoded, png
 
 NAMES = list(FILES)
 _Popen = subprocess.Popen

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from metalearn.cli.command_table import COMMANDS as TABLE
 from metalearn.cli.command_table import Command
-from tests.config.commands import Outcome
 from tests.docs.pages import CONF, PAGES, ROOT, code_spans, commands, name
+from tests.support.commands import Outcome
 
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())

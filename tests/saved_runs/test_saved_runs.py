@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from metalearn.cli import load_ensemble, load_learner, load_module
-from tests.config.commands import Outcome
 from tests.saved_runs.double import copy_of, float64, scores, trainer_at
+from tests.support.commands import Outcome
 
 HERE = Path(__file__).parent
 SAVED = sorted(p.parent for p in HERE.glob("v*/*/config.yaml"))

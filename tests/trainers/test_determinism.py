@@ -21,9 +21,9 @@ from metalearn.trainers import (
     MetaTrainer,
     PerSampleTrainer,
     Trainer,
-    member_settings,
     planning,
 )
+from metalearn.trainers.members import settings as member_settings
 from metalearn.trainers.members.settings import plan_members
 from tests.support.builders import (
     assert_same,

@@ -14,7 +14,6 @@ import torch
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import NonFiniteError
 from metalearn.trainers import MAML, Trainer
-from tests.config.commands import call
 from tests.saved_runs.double import copy_of
 from tests.support.builders import (
     Scripted,
@@ -23,6 +22,7 @@ from tests.support.builders import (
     last,
     sinusoid_trainer,
 )
+from tests.support.commands import call
 from tests.trainers.test_determinism import learners_trainer, per_sample_trainer
 
 NAN = math.nan

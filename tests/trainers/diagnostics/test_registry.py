@@ -46,9 +46,9 @@ from metalearn.trainers.diagnostics import (
 )
 from metalearn.trainers.diagnostics.models import map_models
 from metalearn.trainers.diagnostics.reducing import reduce_units
-from tests.config.commands import Outcome, call
 from tests.config.test_diagnose import KINDS
 from tests.support.builders import Recorder
+from tests.support.commands import Outcome, call
 from tests.support.diagnostic_cases import per_sample
 
 BOTH = [
