@@ -155,6 +155,27 @@ def tiny_bert() -> Case:
     return Case(loss_fn, params, batch, module)
 
 
+def tiny_gpt2() -> Case:
+    """A language model of transformers from its settings: Conv1D, and a head tied to its table."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        settings = GPT2Config(
+            vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2, bos_token_id=0,
+            eos_token_id=0,
+        )  # fmt: skip
+        module = draw(GPT2LMHeadModel(settings).eval())
+    apply, params, buffers = functionalize(module)
+
+    def loss_fn(params: Any, batch: Any) -> Tensor:
+        logits = apply(params, buffers, input_ids=batch["input_ids"]).logits
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+
+    batch = {"input_ids": torch.randint(11, (3, 6), generator=generator(5))}
+    return Case(loss_fn, params, batch, module)
+
+
 def scaled(params: dict[str, Tensor], members: int = 2) -> dict[str, Tensor]:
     """A stack of parameter sets, the first as given."""
     return {

@@ -144,4 +144,4 @@ def looped(loss: Callable[..., Tensor], params: dict[str, Tensor], batch: Any) -
 
 
 def norms_of(grads: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n: g.flatten(1).norm(dim=1) for n, g in grads.items()}
+    return {n: g.reshape(len(g), -1).norm(dim=1) for n, g in grads.items()}

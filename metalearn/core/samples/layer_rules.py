@@ -57,8 +57,8 @@ class LayerCall:
     """For each of ``parameters`` what makes up its gradients: `OuterProducts`, `IndexedRows`,
     `FormedGradients` or a `SampleGradients` of one's own, without a normaliser."""
     quick: bool = False
-    """Whether these also form the gradients of matrices quicker than ``vmap(grad)`` does; then
-    `per_sample_gradients` goes by them too."""
+    """Whether these also form the gradients of matrices quicker than ``vmap(grad)`` does, or where
+    it cannot; then `per_sample_gradients` goes by them too."""
 
     def __post_init__(self) -> None:
         if not callable(self.run):

@@ -1,7 +1,8 @@
 """Rows of a table by index: embeddings.
 
-An embedding bag is met as the embedding that it is made of; see `ops.decomposed_operations`.
-Axes: V rows, D numbers of a row.
+Bags in rows of equal length are met as the embedding that they are made of; see
+`ops.decomposed_operations`.
+Axes: V rows, D numbers of a row, B bags, L words of all bags.
 """
 
 from __future__ import annotations
@@ -59,4 +60,47 @@ def _indexed(table: Tensor, index: Any) -> LayerCall | None:
     )
 
 
-RULES: dict[Any, LayerRule] = {F.embedding: _embedding, torch.Tensor.__getitem__: _indexed}
+def _embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> LayerCall | None:
+    """Of bags in one row, which begin at offsets: ``shares [B, L] @ rows [L, D]``."""
+    if offsets is None or input.dim() != 1 or mode not in ("sum", "mean"):
+        return None
+    if max_norm is not None or scale_grad_by_freq or sparse or weight.dim() != 2:
+        return None
+    length = len(weight)
+    starts = offsets[:-1] if include_last_offset else offsets
+    places = torch.arange(len(input), device=input.device)
+    bag = (starts.unsqueeze(1) <= places).sum(0) - 1
+    bags = torch.arange(len(starts), device=input.device)
+    shares = (bag == bags.unsqueeze(1)).to(weight.dtype)
+    if padding_idx is not None:
+        shares = shares * (input != padding_idx % length)
+    if per_sample_weights is not None:
+        shares = shares * per_sample_weights
+    if mode == "mean":
+        shares = shares / shares.sum(1, keepdim=True).clamp_min(1)
+    return LayerCall(
+        run=lambda weight: shares @ F.embedding(input, weight),
+        inputs=(input, shares),
+        parameters=(weight,),
+        gradients=(lambda dz, index, shares: IndexedRows(index, shares.mT @ dz, length),),
+        quick=True,
+    )
+
+
+RULES: dict[Any, LayerRule] = {
+    F.embedding: _embedding,
+    F.embedding_bag: _embedding_bag,
+    torch.Tensor.__getitem__: _indexed,
+}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.core.ops.decomposed_norms import standardized
-from metalearn.core.samples.layer_rules import LayerCall, LayerRule
+from metalearn.core.samples.layer_rules import GradientsOf, LayerCall, LayerRule
 from metalearn.core.samples.sample_gradients import FormedGradients
 
 __all__ = ["RULES"]
@@ -116,15 +116,11 @@ def _affine(
     shared: Callable[[Tensor], Tensor],
 ) -> LayerCall:
     """With ``shared`` the sum of ``[N, ...]`` over all that shares a scale."""
-    return LayerCall(
-        run=run,
-        inputs=inputs,
-        parameters=parameters,
-        gradients=(
-            lambda dz, *inputs: FormedGradients(shared(dz * hat(*inputs))),
-            lambda dz, *inputs: FormedGradients(shared(dz)),
-        ),
+    gradients: tuple[GradientsOf, ...] = (
+        lambda dz, *inputs: FormedGradients(shared(dz * hat(*inputs))),
+        lambda dz, *inputs: FormedGradients(shared(dz)),
     )
+    return LayerCall(run, inputs, parameters, gradients[: len(parameters)])
 
 
 def _trailing(kept: Sequence[int]) -> Callable[[Tensor], Tensor]:
