@@ -16,15 +16,17 @@ from metalearn.core.autodiff.derivatives import (
 )
 
 # Tasks: adaptation and the gradient through it
+from metalearn.core.meta.adam import adam, adamw
 from metalearn.core.meta.adapt import Adapted, adapt, inner_trajectory
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine
 from metalearn.core.meta.every_task import task_meta_gradients
-from metalearn.core.meta.inner_optimizers import InnerOptimizer, adam, adamw, sgd
+from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.members import member_meta_gradient, member_task_gradient
 from metalearn.core.meta.meta_gradient import Method, meta_gradient
-from metalearn.core.meta.methods import Implicit
-from metalearn.core.meta.plan import Plan, plan_meta_gradient
+from metalearn.core.meta.adapted_task import Implicit
+from metalearn.core.meta.plan import Plan, plan_meta_gradient, plan_task_gradient
+from metalearn.core.meta.sgd import sgd
 from metalearn.core.meta.task_gradient import task_gradient
 from metalearn.core.meta.task_mean import MetaGradient
 from metalearn.core.meta.visits import along_adaptation
@@ -115,6 +117,7 @@ __all__ = [
     "member_task_gradient",
     "meta_gradient",
     "plan_meta_gradient",
+    "plan_task_gradient",
     "sgd",
     "task_gradient",
     "task_meta_gradients",

@@ -246,6 +246,7 @@ def _core() -> dict[str, Callable[[], Call]]:
         "meta_gradient": _of(core, "meta_gradient", *_META, **inner),
         "task_gradient": _of(core, "task_gradient", "task_loss", "params", "tasks"),
         "task_meta_gradients": _of(core, "task_meta_gradients", *_META, **inner),
+        "plan_task_gradient": _of(core, "plan_task_gradient", "task_loss", "params", "tasks"),
         "plan_meta_gradient": _of(core, "plan_meta_gradient", *_META, **inner),
         "natural_gradient": _of(
             core,

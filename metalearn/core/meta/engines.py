@@ -22,7 +22,7 @@ from metalearn.core._functorch import transforms_active
 from metalearn.core.autodiff.backend import Backend, Eager, Functional, Values
 from metalearn.core.ensemble.stacking import take_member
 from metalearn.core.meta.adaptation import Lift
-from metalearn.core.meta.methods import TaskGradient
+from metalearn.core.meta.adapted_task import TaskGradient
 from metalearn.core.ops import caching_data, decomposed_operations_in_loss, task_operations
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch, Params, TaskBatch
@@ -42,6 +42,11 @@ __all__ = [
 ]
 
 Engine = Literal["auto", "batched", "vmap", "loop"]
+"""``batched`` runs all tasks at once with task-batched layers (fastest), ``vmap`` batches one task
+with its ``torch.func`` gradient, ``loop`` runs one task after another, for models that vmap cannot
+take. ``auto`` is ``batched``, or ``vmap`` inside another transform of ``torch.func`` and for inner
+optimisers that are not elementwise. A loss that asks for ``requires_grad``, hangs hooks on tensors
+or calls ``torch.autograd.grad`` needs the loop."""
 
 
 class Execution(NamedTuple):

@@ -17,7 +17,13 @@ from metalearn.core.checks import check_number
 from metalearn.core.tree import leaf_names, leaves
 from metalearn.errors import SettingError
 
-__all__ = ["Hyperparameters", "LearningRate", "check_learning_rate"]
+__all__ = [
+    "Hyperparameters",
+    "LearningRate",
+    "check_learning_rate",
+    "check_not_negative",
+    "check_unit_interval",
+]
 
 LearningRate = float | Tensor | Any
 """A number; a tensor, a scalar or ``[K]``; or a tree of tensors, one for each leaf that adapts."""
@@ -156,6 +162,17 @@ def check_learning_rate(lr: LearningRate) -> None:
     else:
         for name, rate in zip(leaf_names(lr), leaves(lr)):
             check_number(f"lr[{name}]", rate, shape=None)
+
+
+def check_unit_interval(setting: str, value: Any) -> None:
+    """Refuse what is no number in [0, 1)."""
+    check_number(setting, value, least=0, below=1)
+
+
+def check_not_negative(setting: str, value: Any) -> None:
+    """Refuse what is no number of at least 0."""
+    accepted = "a number of at least 0 is needed"
+    check_number(setting, value, least=0, infinite=True, accepted=accepted)
 
 
 def _is_learnt(value: Any) -> bool:

@@ -16,10 +16,10 @@ from torch.func import vmap
 from metalearn.core.ensemble.stacking import member_count, take_member, unstack
 from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.adaptation import Adaptation
+from metalearn.core.meta.adapted_task import Implicit
 from metalearn.core.meta.engines import Engine, TaskProgram, gradient_of_pairs
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
-from metalearn.core.meta.methods import Implicit
 from metalearn.core.meta.step_weights import StepWeights
 from metalearn.core.meta.task_checks import check_sets, choose_engine
 from metalearn.core.meta.task_gradient import TaskLossGradient
@@ -52,22 +52,13 @@ def member_meta_gradient(
 ) -> MetaGradient:
     """The meta-gradient of every member on the same tasks: vmap over members of vmap over tasks.
 
-    Args:
-        loss_fn: of one member, as for `meta_gradient`.
-        params: leaves ``[M, ...]``.
-        tasks: shared by all members, leaves ``[T, ...]``.
-        optimizer: the inner optimiser.
-        steps: K.
-        method: as for `meta_gradient`.
-        engine: ``"batched"`` runs all M·T pairs as tasks with parameters of their own, ``"vmap"``
-            nests two vmaps, ``"loop"`` takes one pair after another. ``"auto"`` is ``"batched"``
-            where that can be, else ``"vmap"``.
-        chunk_size: tasks at a time, for all members.
-        frozen: as for `meta_gradient`.
-        implicit: as for `meta_gradient`.
-        step_weights: as for `meta_gradient`.
-        learnt: each member's own values of what the inner optimiser learns, a tree like
-            ``optimizer.learnt`` with leaves ``[M, ...]``; None has all share those of it.
+    Arguments are those of `meta_gradient`: the loss is that of one member, params are
+    ``[M, ...]``, and tasks, leaves ``[T, ...]``, are shared by all. ``engine="batched"`` runs all
+    M·T pairs as tasks with parameters of their own, ``"vmap"`` nests two vmaps, ``"loop"`` takes
+    one pair after another; ``"auto"`` is ``"batched"`` where that can be, else ``"vmap"``. Chunks
+    are of tasks, for all members. ``learnt`` are each member's own values of what the inner
+    optimiser learns, a tree like ``optimizer.learnt`` with leaves ``[M, ...]``; None has all share
+    those of it.
 
     Returns:
         `MetaGradient` with M in front of every leaf: grads ``[M, ...]``, loss ``[M]``,

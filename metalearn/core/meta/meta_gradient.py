@@ -16,10 +16,11 @@ from metalearn.core.autodiff.backend import Values
 from metalearn.core.checks import check_number
 from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.adaptation import Adaptation
+from metalearn.core.meta.adapted_task import AdaptedTask, Implicit, TaskGradient
 from metalearn.core.meta.engines import Engine, Execution
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
-from metalearn.core.meta.methods import METHODS, AdaptedTask, Implicit, TaskGradient
-from metalearn.core.meta.step_weights import StepWeights, Weights, read_step_weights
+from metalearn.core.meta.methods import METHODS
+from metalearn.core.meta.step_weights import StepWeights, Weights, read_step_weights, weighted_steps
 from metalearn.core.meta.task_checks import check_sets, choose_engine
 from metalearn.core.meta.task_mean import MetaGradient, mean_gradient
 from metalearn.core.tree import check_floating, leaves, match_names
@@ -30,6 +31,12 @@ from metalearn.types import LossFn, Params, TaskBatch
 __all__ = ["GradientThroughAdaptation", "Method", "meta_gradient"]
 
 Method = Literal["auto", "reverse", "mixed", "first_order", "implicit"]
+"""``reverse`` differentiates through the unrolled loop: exact; memory grows with K. ``mixed`` keeps
+θ_0 … θ_K and recomputes one step at a time on the way back: exact; memory grows with the parameters
+alone, for about a third more time. ``first_order`` takes the gradient at θ_K as if it were the one
+at θ (FOMAML); that of step sizes goes through the steps, inner gradients being constants.
+``implicit`` differentiates the minimum of a regularised inner loss (iMAML), to which step sizes and
+weights of steps are nothing. ``auto`` is ``reverse``."""
 _NO_DERIVATIVE = r"derivative for '?(?:aten::)?(\w+)'? is not implemented"
 
 
@@ -59,29 +66,15 @@ def meta_gradient(
         optimizer: the inner optimiser, for example ``sgd(0.1)``. What it learns (step sizes and
             other hyperparameters given as tensors) has gradients in ``optimizer_grads``.
         steps: K, at least 0; K = 0 gives the ordinary gradient of the query loss.
-        method: ``"reverse"`` differentiates through the unrolled loop (exact; memory grows with
-            K). ``"mixed"`` keeps θ_0 … θ_K and recomputes one step at a time on the way back
-            (exact; memory grows with the parameters alone, for about a third more time).
-            ``"first_order"`` takes the gradient at θ_K as if it were the gradient at θ (FOMAML);
-            that of step sizes goes through the steps, the inner gradients being constants.
-            ``"implicit"`` differentiates the minimum of a regularised inner loss (iMAML), to which
-            step sizes and weights of steps are nothing.
-            ``"auto"`` is ``"reverse"``; `metalearn.core.meta.plan` chooses by memory.
-        engine: ``"batched"`` runs all tasks at once with task-batched layers (fastest),
-            ``"vmap"`` batches one task's ``torch.func`` gradient, ``"loop"`` runs one task after
-            another, for models that vmap cannot take. ``"auto"`` is ``"batched"``, or ``"vmap"``
-            inside another transform of ``torch.func`` and for inner optimisers that are not
-            elementwise. All give the same gradient; a loss that asks for ``requires_grad``, hangs
-            hooks on tensors or calls ``torch.autograd.grad`` needs the loop.
+        method: see `Method`; `metalearn.core.plan_meta_gradient` chooses by memory.
+        engine: see `Engine`; all give the same gradient.
         chunk_size: tasks at a time; None takes all T at once. The result is the same.
         frozen: shell-style pattern, or several, over parameter names that the inner loop leaves
-            alone; the meta-gradient still has entries for them. Where all of them match, the
-            result is the ordinary gradient of the query loss.
+            alone; the meta-gradient still has entries for them.
         implicit: settings of that method; `Implicit()` by default.
-        step_weights: w_0 … w_K of a multi-step loss Σ_k w_k · L(θ_k, query), which then stands in
-            the place of L(θ_K, query); numbers or a tensor ``[K+1]``, which is read where it is on
-            a CPU. Query losses of weight 0 are not computed. None is (0, …, 0, 1). First order
-            takes the gradient of each at its θ_k.
+        step_weights: w_0 … w_K of a multi-step loss Σ_k w_k · L(θ_k, query) in the place of
+            L(θ_K, query): numbers, or a tensor ``[K+1]``; query losses of weight 0 are not
+            computed. First order takes the gradient of each at its θ_k.
 
     Returns:
         ``MetaGradient``, detached.
@@ -134,6 +127,17 @@ class GradientThroughAdaptation:
                 accepted = "method=implicit needs None: it knows the end of adaptation alone"
                 raise SettingError("step_weights", step_weights, accepted)
         return cls(adaptation, "reverse" if method == "auto" else method, implicit, weights)
+
+    def shortened(self, method: Method, steps: int) -> GradientThroughAdaptation:
+        """The same by a method and with other inner steps, for trials.
+
+        The query losses of all steps count, unless that of the last alone did.
+        """
+        alone = weighted_steps(self.weights) == [self.adaptation.steps]
+        weights = (0.0,) * steps + (1.0,) if alone else (1.0,) * (steps + 1)
+        adaptation = replace(self.adaptation, steps=steps)
+        method_name = "reverse" if method == "auto" else method
+        return replace(self, adaptation=adaptation, method=method_name, weights=weights)
 
     @property
     def learnt(self) -> Any:

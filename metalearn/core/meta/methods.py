@@ -7,61 +7,20 @@ Axes: K inner steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from metalearn.core.autodiff.backend import Eager, Values
-from metalearn.core.autodiff.linear_solve import (
-    conjugate_gradients,
-    difference,
-    euclidean_norm,
-    inner_product,
-)
+from metalearn.core.autodiff.backend import Values
 from metalearn.core.meta.adaptation import InnerLoop
-from metalearn.core.meta.step_weights import Weights, weighted, weighted_steps
+from metalearn.core.meta.adapted_task import AdaptedTask, TaskGradient, query_gradient, walk
+from metalearn.core.meta.implicit import implicit
+from metalearn.core.meta.step_weights import weighted, weighted_steps
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
-from metalearn.types import Batch
 
-__all__ = ["METHODS", "AdaptedTask", "Implicit", "TaskGradient"]
-
-
-class Implicit(NamedTuple):
-    """Settings of the implicit method."""
-
-    regularization: float = 1.0
-    """λ of the inner loss L(φ) + λ/2·‖φ − θ‖²."""
-    iterations: int = 5
-    """Of conjugate gradients."""
-
-
-class TaskGradient(NamedTuple):
-    """What is found for one task (or T)."""
-
-    grads: Values
-    """Of each leaf."""
-    optimizer_grads: Any
-    """A tree like what the inner optimiser learns."""
-    query_loss: Tensor
-    support_losses: Any
-    """K of them, each before its step."""
-    diagnostics: dict[str, Tensor]
-
-
-class AdaptedTask(NamedTuple):
-    """What a method works on: a task, and the way to adapt to it."""
-
-    loop: InnerLoop
-    start: Values
-    support: Batch
-    query: Batch
-    weights: Weights
-    """Of the query losses at θ_0 … θ_K."""
-    implicit: Implicit
+__all__ = ["METHODS"]
 
 
 def reverse(task: AdaptedTask) -> TaskGradient:
@@ -101,12 +60,12 @@ def first_order(task: AdaptedTask) -> TaskGradient:
     parts: dict[int, Values] = {}
     terms: list[Tensor] = []
     counting = weighted_steps(weights)
-    for k, (values, _, slope, loss) in enumerate(_walk(loop, start, support, len(weights) - 1)):
+    for k, (values, _, slope, loss) in enumerate(walk(loop, start, support, len(weights) - 1)):
         if loss is not None:
             losses.append(loss)
             slopes += [slope] if learns else []
         if k in counting:
-            parts[k], term = _query_gradient(loop, values, query, weights[k])
+            parts[k], term = query_gradient(loop, values, query, weights[k])
             terms.append(term)
     optimizer_grads = _rate_gradients(loop, start, slopes, parts) if learns else ()
     grads = [_total(list(each)) for each in zip(*parts.values())]
@@ -124,12 +83,12 @@ def mixed(task: AdaptedTask) -> TaskGradient:
     loop, start, support, query, weights, _ = task
     counting = weighted_steps(weights)
     points, losses = [], []
-    for values, state, _, loss in _walk(loop, start, support, len(weights) - 1):
+    for values, state, _, loss in walk(loop, start, support, len(weights) - 1):
         points.append((values, state))
         losses += [] if loss is None else [loss]
     del points[counting[-1] + 1 :]
     values, state = points.pop()
-    cotangent, term = _query_gradient(loop, values, query, weights[counting[-1]])
+    cotangent, term = query_gradient(loop, values, query, weights[counting[-1]])
     terms = [term]
     learnt, spec = flatten(loop.optimizer.learnt)
     learnt_grads = [torch.zeros_like(v) for v in learnt]
@@ -143,59 +102,10 @@ def mixed(task: AdaptedTask) -> TaskGradient:
         state_cotangent = rest[: len(tensors)]
         learnt_grads = [a + b for a, b in zip(learnt_grads, rest[len(tensors) :])]
         if len(points) in counting:
-            part, term = _query_gradient(loop, values, query, weights[len(points)])
+            part, term = query_gradient(loop, values, query, weights[len(points)])
             cotangent = [a + b for a, b in zip(cotangent, part)]
             terms.append(term)
     return TaskGradient(cotangent, unflatten(learnt_grads, spec), _total(terms), losses, {})
-
-
-def implicit(task: AdaptedTask) -> TaskGradient:
-    """Through the minimum φ of L(φ) + λ/2·‖φ − θ‖², not through the way there.
-
-    The gradient of θ is x with (I + H(φ)/λ)·x = ∇L_query(φ), by conjugate gradients; exact as far
-    as φ is a minimum and x solves the system. Frozen leaves ψ have ∇_ψ L_query − (∂²L/∂ψ∂φ)·x/λ.
-    Diagnostics, one number a task: ``cg_residual`` is ‖(I + H/λ)·x − b‖ / ‖b‖, ``stationarity`` is
-    ‖∇L(φ) + λ·(φ − θ)‖ divided by the same at θ. Source: Rajeswaran et al., "Meta-Learning with
-    Implicit Gradients", NeurIPS 2019.
-    """
-    loop, start, support, query, weights, settings = task
-    strength = settings.regularization
-    anchor = loop.adapting(start)
-
-    def regularized(values: Values, batch: Batch) -> Tensor:
-        loss, moved = loop.loss(values, batch), difference(loop.adapting(values), anchor)
-        return loss + 0.5 * strength * inner_product(moved, moved, loss)
-
-    losses: list[Tensor] = []
-    values = start
-    descent = replace(loop, loss=regularized)
-    for values, _, _, loss in _walk(descent, start, support, len(weights) - 1):  # noqa: B007
-        losses += [] if loss is None else [loss]
-    end = [v.detach() for v in values]
-    query_grads, query_loss = _query_gradient(loop, end, query, 1.0)
-
-    def slope(values: Values, differentiable: bool = True) -> Values:
-        return loop.slope(values, support, differentiable=differentiable)[0]
-
-    pull = loop.backend.pull(slope, end)
-
-    def product(x: Values) -> Values:
-        curved = loop.adapting(pull(x))
-        return [a + h / strength for a, h in zip(x, curved)]
-
-    target = loop.adapting(query_grads)
-    solution, residual = conjugate_gradients(product, target, query_loss, settings.iterations)
-    through = pull(solution)
-    grads = [g - h / strength for g, h in zip(query_grads, through)]
-    moved = difference(loop.adapting(end), anchor)
-    force = [s + strength * d for s, d in zip(slope(end, False), moved)]
-    initial = euclidean_norm(slope(start, False), query_loss)
-    tiny = torch.finfo(query_loss.dtype).tiny
-    diagnostics = {
-        "cg_residual": residual,
-        "stationarity": euclidean_norm(force, query_loss) / initial.clamp_min(tiny),
-    }
-    return TaskGradient(loop.merge(grads, solution), (), query_loss, losses, diagnostics)
 
 
 METHODS: dict[str, Callable[[AdaptedTask], TaskGradient]] = {
@@ -204,40 +114,6 @@ METHODS: dict[str, Callable[[AdaptedTask], TaskGradient]] = {
     "first_order": first_order,
     "implicit": implicit,
 }
-
-
-class _Point(NamedTuple):
-    """A point of the inner loop on leaves."""
-
-    values: Values
-    state: Any
-    """Of the optimiser."""
-    slope: Values
-    """Inner gradients that led here; none at the start."""
-    loss: Tensor | None
-    """Support loss before the step that led here; None at the start."""
-
-
-def _walk(loop: InnerLoop, start: Values, support: Batch, steps: int) -> Iterator[_Point]:
-    """θ_0 … θ_K, nothing of which is differentiable."""
-    values, state = start, loop.start(start)
-    eager = isinstance(loop.backend, Eager)
-    yield _Point(values, state, [], None)
-    for _ in range(steps):
-        with torch.no_grad() if eager else nullcontext():
-            slope, loss = loop.slope(values, support, differentiable=False)
-            values, state = loop.advance(values, state, slope)
-        yield _Point(values, state, slope, loss)
-
-
-def _query_gradient(
-    loop: InnerLoop, values: Values, query: Batch, weight: float | Tensor
-) -> tuple[Values, Tensor]:
-    """Gradient and value of the query loss, times its weight."""
-    grads, value = loop.backend.gradient(
-        lambda x: loop.loss(x, query), values, differentiable=False
-    )
-    return [weighted(weight, g) for g in grads], weighted(weight, value)
 
 
 def _rate_gradients(

@@ -15,8 +15,8 @@ from torch import Tensor
 from metalearn.core.autodiff.backend import Values
 from metalearn.core.checks import call_given
 from metalearn.core.loss_checks import UnreachedError, check_scalar, outside_inference_mode
+from metalearn.core.meta.adapted_task import TaskGradient
 from metalearn.core.meta.engines import Engine, Execution
-from metalearn.core.meta.methods import TaskGradient
 from metalearn.core.meta.task_checks import check_sets, choose_engine
 from metalearn.core.meta.task_mean import MetaGradient, mean_gradient
 from metalearn.core.tree import check_floating, check_tensors, flatten, unflatten

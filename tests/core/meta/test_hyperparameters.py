@@ -394,6 +394,20 @@ def test_whole_steps_compile() -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@engines
+@methods
+def test_what_is_made_in_inference_mode(method: str, engine: str) -> None:
+    case = problem()
+    wanted = meta_gradient(
+        *case, optimizer=sgd(number(0.2), momentum=number(0.5)), steps=2, method=method
+    ).optimizer_grads
+    with torch.inference_mode():
+        optimizer = sgd(number(0.2), momentum=number(0.5))
+        found = meta_gradient(*case, optimizer=optimizer, steps=2, method=method, engine=engine)
+    for name in ("lr", "momentum"):
+        torch.testing.assert_close(found.optimizer_grads[name], wanted[name])
+
+
 # --- what is refused -------------------------------------------------------------------------
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from metalearn.core import adam, functionalize, meta_gradient, sgd
 from metalearn.core.ensemble.stacking import stack
+from metalearn.core.meta.adapted_task import Implicit
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.members import member_meta_gradient
-from metalearn.core.meta.methods import Implicit
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
 from tests.support.oracles import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,9 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalearn.core import functionalize, member_task_gradient, meta_gradient, sgd, task_gradient
+from metalearn.core import (
+    Plan,
+    functionalize,
+    member_task_gradient,
+    meta_gradient,
+    plan_task_gradient,
+    sgd,
+    task_gradient,
+)
 from metalearn.core.ensemble.stacking import stack, unstack
-from metalearn.core.vectorization import VectorizationError
+from metalearn.core.vectorization import VectorizationError, no_transform_active
 from metalearn.errors import SettingError
 from metalearn.types import TaskBatch, TaskLoss
 from tests.support import oracles
@@ -214,6 +223,47 @@ def test_what_vmap_cannot_take_is_sent_to_the_loop() -> None:
             task_gradient(reading, *case[1:], engine=engine)
         with pytest.raises(VectorizationError, match="reads a value of a tensor.*engine='loop'"):
             member_task_gradient(reading, stack([case.params]), case.tasks, engine=engine)
+
+
+# --- plans -----------------------------------------------------------------------------------
+
+
+def test_a_plan_finds_the_engine_by_trial() -> None:
+    case = prototypes()
+    assert plan_task_gradient(*case) == Plan("batched", "auto", None, (), None)
+    assert str(plan_task_gradient(*case)) == "task gradient: engine batched, all tasks at once"
+
+    def reading(params: Tree, support: Any, query: Any) -> Tensor:
+        loss = case.task_loss(params, support, query)
+        return loss * (2.0 if loss.item() > 0 else 1.0)
+
+    found = plan_task_gradient(reading, *case[1:])
+    assert found.engine == "loop" and len(found.notes) == 2
+    assert all("it reads a value of a tensor" in note for note in found.notes)
+    assert plan_task_gradient(*case, engine="vmap").engine == "vmap"
+
+    def differing(params: Tree, support: Any, query: Any) -> Tensor:
+        loss = case.task_loss(params, support, query)
+        return loss if no_transform_active() else 2 * loss
+
+    found = plan_task_gradient(differing, *case[1:])
+    assert found.engine == "loop" and "batched differs from a plain loop" in found.notes[0]
+
+
+def test_a_plan_fits_the_memory() -> None:
+    case = prototypes(tasks=6)
+    whole = plan_task_gradient(*case, memory=10**9)
+    assert whole.chunk_size is None and whole.peak is not None and whole.notes == ()
+    tight = plan_task_gradient(*case, memory=int(whole.peak * 0.7))
+    assert tight.chunk_size in (1, 2, 3) and tight.peak is not None
+    assert tight.peak <= 0.7 * whole.peak
+    assert re.fullmatch(r"a gradient with all tasks would need .* of .*", tight.notes[0])
+    assert_trees(
+        task_gradient(*case, engine=tight.engine, chunk_size=tight.chunk_size).grads,
+        by_loop(case)[0],
+    )
+    with pytest.raises(SettingError, match=r"^memory='\d+ bytes': at least .* with chunk_size=1$"):
+        plan_task_gradient(*case, memory=100)
 
 
 # --- what is refused -------------------------------------------------------------------------
