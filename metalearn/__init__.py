@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metalearn.cli.loading import load
     from metalearn.models import Ensemble
 
-__all__ = ["Ensemble"]
+__all__ = ["Ensemble", "load"]
 
-_PLACES = {"Ensemble": "metalearn.models"}
+_PLACES = {"Ensemble": "metalearn.models", "load": "metalearn.cli.loading"}
 _ROOMS = (
     "core",
     "data",

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from metalearn.cli.commands.tour import take_tour
     from metalearn.cli.commands.train import train
     from metalearn.cli.hydra_commands import run
-    from metalearn.cli.loading import load_ensemble, load_learner, load_module
+    from metalearn.cli.loading import load, load_ensemble, load_learner, load_module
 
 __all__ = [
     "benchmark",
     "diagnose",
     "evaluate",
+    "load",
     "load_ensemble",
     "load_learner",
     "load_module",
@@ -33,6 +34,7 @@ _PLACES = {
     "benchmark": "commands.benchmark",
     "diagnose": "commands.diagnose",
     "evaluate": "commands.evaluate",
+    "load": "loading",
     "load_ensemble": "loading",
     "load_learner": "loading",
     "load_module": "loading",

@@ -20,21 +20,18 @@ from metalearn.data import ClassificationData, resized
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import accepted_settings, check_settings
-from metalearn.trainers import MAML, EnsembleTrainer, MetaTrainer, PerSampleTrainer
+from metalearn.trainers import MAML, Trainer
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.types import TaskDistribution
 
 __all__ = [
     "GROUPS",
-    "AnyTrainer",
     "build",
     "check_settings_of",
     "device_of",
     "groups_of",
     "target_of",
 ]
-
-AnyTrainer = MetaTrainer | EnsembleTrainer | PerSampleTrainer
 
 GROUPS = ("task", "data", "ood", "maml", "model", "optimizer", "trainer")
 
@@ -56,7 +53,7 @@ _CLASSES: dict[str, tuple[type, ...]] = {
     "maml": (MAML,),
     "model": (nn.Module,),
     "optimizer": (torch.optim.Optimizer,),
-    "trainer": (MetaTrainer, EnsembleTrainer, PerSampleTrainer),
+    "trainer": (Trainer,),
 }
 """What the target of a group gives, where that is a class and no protocol."""
 _MADE = {**_CLASSES, "task": (TaskDistribution,)}
@@ -104,7 +101,7 @@ def check_settings_of(config: DictConfig) -> None:
         _network_seeds(config)
 
 
-def build(config: DictConfig, *, folder: Path | None) -> AnyTrainer:
+def build(config: DictConfig, *, folder: Path | None) -> Trainer:
     """The trainer of a configuration, every setting checked before anything is loaded."""
     check_settings_of(config)
     device = device_of(config.device)
@@ -117,7 +114,7 @@ def build(config: DictConfig, *, folder: Path | None) -> AnyTrainer:
         objects["ood"] = resized(objects["ood"], image_size=size[0], channels=channels)
     if "seeds" in _accepted(config.trainer, "trainer"):
         objects["seeds"] = _network_seeds(config)
-    trainer: AnyTrainer = _make(
+    trainer: Trainer = _make(
         config.trainer,
         "trainer",
         model=_model(config, source),

@@ -3,30 +3,75 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, cast
 
+import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from metalearn.cli.building import AnyTrainer, build
+from metalearn.cli.building import build
 from metalearn.cli.run_config import saved_config
 from metalearn.cli.run_folders import existing_run
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble, Predictor
-from metalearn.trainers import EnsembleTrainer, MetaLearner, MetaTrainer, PerSampleTrainer
+from metalearn.signatures import checked
+from metalearn.trainers import MetaLearner, Trainer
 
-__all__ = ["load_ensemble", "load_learner", "load_module", "trainer_of"]
+__all__ = ["load", "load_ensemble", "load_learner", "load_module", "trainer_of"]
+
+
+@checked
+def load(
+    folder: str | Path,
+    trainer: Trainer | None = None,
+    *,
+    which: Literal["best", "last"] = "best",
+    trust: bool = False,
+    device: str | torch.device = "cpu",
+) -> Trainer:
+    """The trainer of a run's folder, in a state that was saved: ``load("outputs/…").reports()``.
+
+    It has its ``module``, with the parameters of that state, and its ``tasks`` or ``data``; a run
+    on tasks has a ``learner`` to adapt, an ensemble ``predict`` and ``predictive``. `fit` goes on
+    from there. It writes nothing into the folder: ``resume=<folder>`` on the command line does.
+
+    Args:
+        folder: of a run, from the command line or from Python.
+        trainer: made from the same model, data and settings as the one that trained. A trainer
+            given a ``folder`` in Python leaves checkpoints there, and nothing that says what it is
+            made of; it is needed for those, and takes the state.
+        which: the state at the best validation, or the last that was saved.
+        trust: whether the run's ``config.yaml`` may name any importable object to be called.
+        device: where to put it; ``"auto"`` is an accelerator, where there is one.
+
+    Raises:
+        SettingError, DataError: no run there, or one that cannot be read.
+    """
+    if which not in ("best", "last"):
+        raise SettingError("which", which, "best or last is needed")
+    if trainer is not None:
+        trainer.resume(_checkpoint(Path(folder), which))
+        return trainer
+    path = Path(folder)
+    if not (path / "config.yaml").is_file() and _checkpoint(path, "last").is_file():
+        accepted = (
+            "the trainer is needed too, load(folder, trainer): this run was made in Python, so "
+            "that no config.yaml says what it is made of"
+        )
+        raise SettingError("trainer", None, accepted)
+    return _loaded(folder, "folder", which, device, trust)
 
 
 def load_learner(
     run: str | Path, *, checkpoint: str = "best", device: str = "cpu", trust: bool = False
 ) -> MetaLearner:
-    """The trained learner of a run's folder: ``load_learner("outputs/…").adapt((x, y))``.
+    """The trained learner of a run on tasks: ``load_learner("outputs/…").adapt((x, y))``.
 
     Args:
         run: the folder.
         checkpoint: ``"best"`` or ``"last"``.
         device: where to put it.
-        trust: whether its ``config.yaml`` may name any importable object to be called.
+        trust: see `load`, whose ``learner`` this is.
 
     Raises:
         SettingError, DataError: no run there, or one that cannot be read.
@@ -36,8 +81,7 @@ def load_learner(
     if "task" not in saved:
         raise SettingError("run", str(run), "a run of trainer=meta is needed; see load_ensemble")
     trainer = trainer_of(folder, saved, checkpoint, device)
-    assert isinstance(trainer, MetaTrainer)
-    return trainer.learner
+    return cast("MetaLearner", trainer.learner)  # type: ignore[attr-defined]
 
 
 def load_ensemble(
@@ -49,15 +93,14 @@ def load_ensemble(
         run: the folder.
         checkpoint: ``"best"`` (each member at its best) or ``"last"``.
         device: where to put it.
-        trust: whether its ``config.yaml`` may name any importable object to be called.
+        trust: see `load`, whose ``predictive()`` this is, or whose ``module`` for one on tasks.
 
     Raises:
         SettingError, DataError: no run of an ensemble there, or one that cannot be read.
     """
-    folder = existing_run(str(run), "run")
-    trainer = trainer_of(folder, saved_config(folder, trust=trust), checkpoint, device)
-    if isinstance(trainer, EnsembleTrainer):
-        return trainer.predictive().eval()
+    trainer = _loaded(run, "run", checkpoint, device, trust)
+    if hasattr(trainer, "predictive"):
+        return cast("Predictor", trainer.predictive().eval())
     if not isinstance(trainer.module, Ensemble):
         raise SettingError("run", str(run), "a run of members is needed; see load_learner")
     return trainer.module.eval()
@@ -72,22 +115,34 @@ def load_module(
         run: the folder.
         checkpoint: ``"best"`` or ``"last"``.
         device: where to put it.
-        trust: whether its ``config.yaml`` may name any importable object to be called.
+        trust: see `load`, whose ``module`` this is.
 
     Raises:
         SettingError, DataError: no such run there, or one that cannot be read.
     """
-    folder = existing_run(str(run), "run")
-    trainer = trainer_of(folder, saved_config(folder, trust=trust), checkpoint, device)
-    if not isinstance(trainer, PerSampleTrainer):
+    trainer = _loaded(run, "run", checkpoint, device, trust)
+    if hasattr(trainer, "learner") or hasattr(trainer, "predictive"):
         accepted = "a run of trainer=per_sample is needed; see load_learner, load_ensemble"
         raise SettingError("run", str(run), accepted)
     return trainer.module.eval()
 
 
-def trainer_of(folder: Path, saved: DictConfig, checkpoint: str, device: str) -> AnyTrainer:
-    """The trainer of a run at a checkpoint, without a folder to write to."""
-    saved.device = device
+def trainer_of(
+    folder: Path, saved: DictConfig, checkpoint: str, device: str | torch.device
+) -> Trainer:
+    """The trainer of a run's configuration at a checkpoint, without a folder to write to."""
+    saved.device = str(device)
     trainer = build(saved, folder=None)
-    trainer.resume(folder / "checkpoints" / f"{checkpoint}.pt")
+    trainer.resume(_checkpoint(folder, checkpoint))
     return trainer
+
+
+def _loaded(
+    run: str | Path, setting: str, checkpoint: str, device: str | torch.device, trust: bool
+) -> Trainer:
+    folder = existing_run(str(run), setting)
+    return trainer_of(folder, saved_config(folder, trust=trust), checkpoint, device)
+
+
+def _checkpoint(folder: Path, name: str) -> Path:
+    return folder / "checkpoints" / f"{name}.pt"

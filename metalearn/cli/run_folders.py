@@ -10,9 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from hydra.utils import get_object
+
 from metalearn.cli.given_settings import plain_value
 from metalearn.errors import DataError, SettingError, StorageError
 from metalearn.files import lock, remove_partials
+from metalearn.signatures import accepted_settings
 
 __all__ = [
     "claimed",
@@ -35,17 +38,18 @@ _missing: set[Path] = set()
 """Folders, and logs in them, that were not there when a command began."""
 
 
-def run_folder(resume: str | None, choices: Mapping[str, str]) -> str:
+def run_folder(resume: str | None, choices: Mapping[str, str], trainer: str) -> str:
     """The run's folder: that of ``resume``, or a new one named after what is learnt and the time.
 
     Args:
         resume: folder of an interrupted run.
         choices: of the groups of the configuration.
+        trainer: its class, by its full name.
     """
     if resume is not None:
         return str(existing_run(resume, "resume"))
-    trainer = choices.get("trainer")
-    what = choices.get("task") if trainer == "meta" else f"{choices.get('data')}-{trainer}"
+    on_tasks = "tasks" in accepted_settings(get_object(trainer))
+    what = choices.get("task") if on_tasks else f"{choices.get('data')}-{choices.get('trainer')}"
     return f"outputs/{what}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
 
 

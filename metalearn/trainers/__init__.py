@@ -1,7 +1,7 @@
 """Trainers: import them into your own code, or run them from ``scripts/train.py``."""
 
 from metalearn.trainers.base import FitResult, Trainer
-from metalearn.trainers.ensemble import EnsembleTest, EnsembleTrainer
+from metalearn.trainers.ensemble import EnsembleTrainer
 from metalearn.trainers.inductive import InductiveModule
 from metalearn.trainers.iterates import SnapshotTrainer, SWAGTrainer
 from metalearn.trainers.learner import MetaLearner
@@ -11,6 +11,7 @@ from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.meta import MetaTrainer
 from metalearn.trainers.one_network import BatchEnsembleTrainer, MCDropoutTrainer
 from metalearn.trainers.per_sample import PerSampleTrainer
+from metalearn.trainers.sample_reports import EnsembleTest
 from metalearn.trainers.task_reports import MemberReport, TestReport
 from metalearn.trainers.task_scores import MemberScores, TaskScores, mean_interval
 

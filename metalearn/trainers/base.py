@@ -37,6 +37,8 @@ from metalearn.trainers.loop.outer_optimizer import OptimizerFactory, make_optim
 from metalearn.trainers.loop.saved_state import check_module, check_state
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import Stopped, StopRequest
+from metalearn.trainers.report import Report
+from metalearn.types import Split
 
 __all__ = ["FitResult", "OptimizerFactory", "StepReport", "Trainer"]
 
@@ -120,6 +122,7 @@ class Trainer(ABC):
         self.step = 0
         self.seconds = 0.0
         self.best_step, self.best_value = -1, math.nan
+        self.endings: dict[int, str] = {}  # of members
         self._best: dict[str, Tensor] = {}
         self._stale = 0
         self._shown: dict[str, float] = {}
@@ -206,6 +209,23 @@ class Trainer(ABC):
     def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
         """What ``diagnose`` looks at, as the module stands, by name."""
         return iter(())
+
+    def reports(
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+    ) -> Mapping[str, Report]:
+        """Scores of the module as it stands, by the name under which they are shown; none here.
+
+        Args:
+            split: that is scored.
+            tasks: how many, where the training is on tasks.
+            inductive: whether tasks are scored a second time, with each query alone beside the
+                support set, where normalisation takes statistics of the whole query set.
+        """
+        return {}
+
+    def member_settings(self) -> list[dict[str, float]]:
+        """What differs between members, as rows for the comparison of runs; none here."""
+        return []
 
     @property
     def finished(self) -> bool:

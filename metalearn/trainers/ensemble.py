@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -25,7 +24,6 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation import (
     EnsembleReport,
     OODScores,
-    Temperature,
     fit_temperature,
     ood_scores,
     uncertainty_scores,
@@ -62,6 +60,7 @@ from metalearn.trainers.members.settings import (
 )
 from metalearn.trainers.nan_scores import check_members
 from metalearn.trainers.planning import keeps, memory_budget
+from metalearn.trainers.sample_reports import EnsembleTest
 from metalearn.types import Split
 
 __all__ = ["EnsembleTest", "EnsembleTrainer"]
@@ -73,18 +72,6 @@ _LARGEST_RATE = 1e36  # a step of ten times that is still a number of float32
 Engine = Literal["auto", "batched", "loop"]
 Monitor = Literal["loss", "accuracy"]
 Shuffle = Literal["member", "shared"]
-
-
-@dataclass(frozen=True)
-class EnsembleTest:
-    """How an ensemble does on a split."""
-
-    split: Split
-    report: EnsembleReport
-    temperature: Temperature
-    """Of the ensemble's mean prediction, fitted on the validation split."""
-    ood: Mapping[str, OODScores]
-    """Of each uncertainty of the whole ensemble, against the second data set; may be empty."""
 
 
 class EnsembleTrainer(MemberTrainer):
@@ -335,6 +322,12 @@ class EnsembleTrainer(MemberTrainer):
             swept = {n: v for n, v in self._own.items() if v and len(set(v)) > 1}
             draw_sweeps(self.tracker, self.step, swept, report)
         return EnsembleTest(split, report, temperature, found)
+
+    def reports(
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+    ) -> dict[str, EnsembleTest]:
+        """See `Trainer.reports`: one `test`, under the name of the split."""
+        return {split: self.test(split=split)}
 
     def member_settings(self) -> list[dict[str, float]]:
         """What was set for each member: its seed, and what was given as a list."""

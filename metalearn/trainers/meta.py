@@ -204,6 +204,13 @@ class MetaTrainer(MemberTrainer):
         check_tasks(scores, split)
         return task_report(scores)
 
+    def reports(
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+    ) -> dict[str, TestReport]:
+        """See `Trainer.reports`: a `test` with statistics shared by a task's queries, and alone."""
+        names = ("transductive", "inductive") if inductive else ("transductive",)
+        return {n: self.test(tasks, split=split, inductive=n == "inductive") for n in names}
+
     def diagnostic_batch(self, step: int) -> tuple[range, TaskBatch]:
         """Indices of the tasks, and the tasks."""
         indices = self._train_indices(step)

@@ -43,10 +43,10 @@ from metalearn.trainers.diagnostics import (
     batch_dependence,
     sample_blocks,
 )
-from metalearn.trainers.ensemble import EnsembleTest
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.nan_scores import check_members
 from metalearn.trainers.planning import SamplePlan
+from metalearn.trainers.sample_reports import EnsembleTest
 from metalearn.types import Batch, Params, Split
 
 __all__ = ["PerSampleTrainer"]
@@ -232,6 +232,12 @@ class PerSampleTrainer(Trainer):
         report = self._report(split)
         check_members(report.members.accuracy, split)
         return EnsembleTest(split, report, temperature, {})
+
+    def reports(
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+    ) -> dict[str, EnsembleTest]:
+        """See `Trainer.reports`: one `test`, under the name of the split."""
+        return {split: self.test(split=split)}
 
     @torch.no_grad()
     @checked

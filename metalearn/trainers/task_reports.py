@@ -6,6 +6,7 @@ Axes: M members, K inner steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,44 @@ class TestReport:
     members: MemberReport | None = None
     """Of an ensemble, whose mean prediction the numbers above are of."""
 
+    def as_json(self) -> dict[str, Any]:
+        """Mean and half-width of the 95 % interval at each inner step, and those of members."""
+        found: dict[str, Any] = {"tasks": self.tasks}
+        for name, values in (("loss", self.losses), ("accuracy", self.accuracies)):
+            if values is not None:
+                found[name] = [
+                    {"inner_step": k, "mean": float(m), "interval95": float(h)}
+                    for k, (m, h) in enumerate(values.T)
+                ]
+        return found if self.members is None else found | self.members.as_json()
+
+    def headline(self) -> dict[str, float]:
+        """The score after the last inner step."""
+        name, values = self._score
+        return {f"test/{name}": float(values[0, -1])}
+
+    def member_headlines(self) -> list[dict[str, float]]:
+        """The same of each member alone."""
+        if self.members is None:
+            return []
+        name, values = self.members.score
+        return [{f"test/{name}": float(row[0, -1])} for row in values]
+
+    def lines(self, name: str) -> list[str]:
+        """Mean ± 95 % interval over tasks at each inner step."""
+        score, values = self._score
+        lines = [f"{name}: {score} on {self.tasks} tasks, mean ± 95 % interval"]
+        for k, (mean, half) in enumerate(values.T.tolist()):
+            shown = f"{mean:.4f} ± {half:.4f}"
+            if score == "accuracy":
+                shown = f"{mean:7.2%} ± {half:.2%}"
+            lines.append(f"  after {k} inner steps  {shown}")
+        return lines if self.members is None else lines + self.members.lines()
+
+    @property
+    def _score(self) -> tuple[str, Tensor]:
+        return _score(self.losses, self.accuracies)
+
 
 @dataclass(frozen=True)
 class MemberReport:
@@ -41,6 +80,43 @@ class MemberReport:
     a task after K steps."""
     calibration: Tensor | None
     """``[2]``: expected calibration error over the queries of a task; None for regression."""
+
+    @property
+    def score(self) -> tuple[str, Tensor]:
+        """``"accuracy"`` or ``"loss"``, and its values ``[M, 2, K+1]``."""
+        return _score(self.losses, self.accuracies)
+
+    def as_json(self) -> dict[str, Any]:
+        """Of each member after adaptation, and what they do not agree on."""
+        name, values = self.score
+        found: dict[str, Any] = {"members": [{name: _ends(row[:, -1])} for row in values]}
+        found["epistemic"] = _ends(self.epistemic)
+        if self.calibration is not None:
+            found["calibration"] = _ends(self.calibration)
+        return found
+
+    def lines(self) -> list[str]:
+        """The members alone, and what they do not agree on, in words."""
+        name, values = self.score
+        each, regression = values[:, 0, -1], name == "loss"
+        ends = (each.median(), each.min(), each.max())
+        median, low, high = (f"{float(v):.4f}" if regression else f"{float(v):.2%}" for v in ends)
+        lines = [f"  of its {len(each)} members alone: median {median}, {low} to {high}"]
+        what = "variance between members" if regression else "mutual information, nats"
+        mean, half = self.epistemic.tolist()
+        lines.append(f"  {what}: {mean:.4f} ± {half:.4f} a task")
+        if self.calibration is not None:
+            mean, half = self.calibration.tolist()
+            lines.append(f"  calibration error over a task's queries: {mean:.4f} ± {half:.4f}")
+        return lines
+
+
+def _score(losses: Tensor, accuracies: Tensor | None) -> tuple[str, Tensor]:
+    return ("loss", losses) if accuracies is None else ("accuracy", accuracies)
+
+
+def _ends(values: Tensor) -> dict[str, float]:
+    return {"mean": float(values[0]), "interval95": float(values[1])}
 
 
 def task_report(scores: TaskScores) -> TestReport:

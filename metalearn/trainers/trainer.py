@@ -16,6 +16,8 @@ from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient, finish
 from metalearn.trainers.loop.stop_signal import StopRequest
+from metalearn.trainers.report import Report
+from metalearn.types import Split
 
 __all__ = ["Trainer"]
 
@@ -92,6 +94,23 @@ class Trainer:
     def validate(self) -> Mapping[str, float]:
         """Validation numbers at the current parameters; ``monitor`` is one of them."""
         return self.loop.evaluator(self.loop.step).numbers
+
+    def reports(
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+    ) -> Mapping[str, Report]:
+        """Scores of the module as it stands, by the name under which they are shown; none here.
+
+        Args:
+            split: that is scored.
+            tasks: how many, where the training is on tasks.
+            inductive: whether tasks are scored a second time, with each query alone beside the
+                support set, where normalisation takes statistics of the whole query set.
+        """
+        return {}
+
+    def member_settings(self) -> list[dict[str, float]]:
+        """What differs between members, as rows for the comparison of runs; none here."""
+        return []
 
     @property
     def module(self) -> nn.Module:

@@ -18,12 +18,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from metalearn.cli.loading import trainer_of
-from metalearn.cli.reports import plain_report
 from metalearn.cli.run_config import saved_config
 from metalearn.core.tree import tree_map
 from metalearn.data import ClassificationData
 from metalearn.tasks import FewShotTasks, SinusoidTasks
-from metalearn.trainers import MetaTrainer
 
 PICTURES = "PICTURES"  # stands in a saved config.yaml for the folder of `draw_pictures`
 
@@ -76,9 +74,5 @@ def trainer_at(folder: Path, checkpoint: str) -> Any:
 
 def scores(trainer: Any) -> dict[str, Any]:
     """What the test split gives."""
-    if isinstance(trainer, MetaTrainer):
-        return {
-            name: plain_report(trainer.test(12, inductive=name == "inductive"))
-            for name in ("transductive", "inductive")
-        }
-    return {"test": plain_report(trainer.test())}
+    reports = trainer.reports(tasks=12)
+    return {name: report.as_json() for name, report in reports.items()}

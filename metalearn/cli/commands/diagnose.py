@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.cli.building import AnyTrainer, device_of
+from metalearn.cli.building import device_of
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
@@ -21,6 +21,7 @@ from metalearn.cli.run_folders import claimed, existing_run, writing_to
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import check_split
 from metalearn.tracking import RunTracker, provenance, write_json
+from metalearn.trainers import Trainer
 from metalearn.trainers.diagnostics import (
     PLACES,
     CurvatureSettings,
@@ -120,7 +121,7 @@ def _vain(config: DictConfig, *, meta: bool) -> Iterator[tuple[str, str]]:
 def _write(
     folder: Path,
     config: DictConfig,
-    trainer: AnyTrainer,
+    trainer: Trainer,
     diagnosis: Diagnosis,
     seconds: float,
 ) -> None:

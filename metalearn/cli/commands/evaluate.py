@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,21 +14,20 @@ from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import trainer_of
-from metalearn.cli.reports import plain_report, report_table
 from metalearn.cli.run_config import saved_config
 from metalearn.cli.run_folders import existing_run, writing_to
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import check_split
 from metalearn.signatures import accepted_settings
 from metalearn.tracking import provenance, write_json
-from metalearn.trainers import MetaTrainer
+from metalearn.trainers.report import report_text
 
 __all__ = ["check", "evaluate"]
 
 
 @one_sentence_errors()
 def evaluate(config: DictConfig) -> None:
-    """Score a trained run on tasks of a split; prints a table and writes JSON into the run.
+    """Score a trained run on a split; prints a table and writes JSON into the run.
 
     Raises:
         SettingError, DataError: what a user can mend.
@@ -39,10 +37,29 @@ def evaluate(config: DictConfig) -> None:
     folder = existing_run(config.run, "run")
     saved = saved_config(folder, trust=config.trust)
     with determinism(saved), writing_to(folder):
+        changes = _change(saved, config)
+        trainer = trainer_of(folder, saved, config.checkpoint, config.device)
+        started = time.monotonic()
+        reports = trainer.reports(config.split, tasks=config.tasks)
+        seconds = time.monotonic() - started
+        tasks = f", {config.tasks} {config.split} tasks" if "task" in saved else ""
+        print(f"{folder}, step {trainer.step}{tasks}")
+        print(report_text(reports))
+        path = folder / f"{_evaluation_name(config, changes)}.json"
+        scores: dict[str, Any] = {name: report.as_json() for name, report in reports.items()}
+        how = {}
         if "task" in saved:
-            _evaluate_tasks(folder, config, saved)
-        else:
-            _evaluate_samples(folder, config, saved)
+            how = {
+                "split": config.split,
+                "task": OmegaConf.to_container(saved.task, resolve=True),
+                "eval_steps": saved.maml.eval_steps,
+                "seconds": seconds,
+            }
+        else:  # of one data set there is one report
+            (scores,) = scores.values()
+        found = {"checkpoint": config.checkpoint, "step": trainer.step, **how}
+        write_json(path, found | {"scores": scores, "provenance": provenance()})
+        print(f"written: {path}")
 
 
 def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
@@ -83,65 +100,21 @@ def _check_ood(config: DictConfig, saved: DictConfig) -> None:
         raise SettingError("ood", name, "only a run of an ensemble takes one")
 
 
-def _evaluate_samples(folder: Path, config: DictConfig, saved: DictConfig) -> None:
-    """Score a run on labelled samples."""
-    if config.get("ood") is not None:
-        with open_dict(saved):
-            saved.ood = config.ood
-    trainer = trainer_of(folder, saved, config.checkpoint, config.device)
-    assert not isinstance(trainer, MetaTrainer)
-    report = trainer.test(split=config.split)
-    name = f"evaluation-{config.split}" + ("" if config.checkpoint == "best" else "-last")
-    path = folder / f"{name}.json"
-    print(f"{folder}, step {trainer.step}")
-    print(report_table({config.split: report}))
-    write_json(
-        path,
-        {
-            "checkpoint": config.checkpoint,
-            "step": trainer.step,
-            "scores": plain_report(report),
-            "provenance": provenance(),
-        },
-    )
-    print(f"written: {path}")
-
-
-def _evaluate_tasks(folder: Path, config: DictConfig, saved: DictConfig) -> None:
-    """Score a run on few-shot tasks."""
-    trained_way = saved.task.get("way")
+def _change(saved: DictConfig, config: DictConfig) -> dict[str, Any]:
+    """Put into a run's configuration what is evaluated otherwise; gives the changes of the task."""
     changes = {str(key): value for key, value in config.task.items() if value is not None}
     with open_dict(saved):
-        for key, value in changes.items():
-            saved.task[key] = value
+        if config.get("ood") is not None:
+            saved.ood = config.ood
         if config.eval_steps is not None:
             saved.maml.eval_steps = config.eval_steps
-    if config.task.way not in (None, trained_way):
-        raise SettingError("task.way", config.task.way, f"the model was built for {trained_way}")
-    trainer = trainer_of(folder, saved, config.checkpoint, config.device)
-    assert isinstance(trainer, MetaTrainer)
-    started = time.monotonic()
-    reports = {
-        name: trainer.test(config.tasks, split=config.split, inductive=name == "inductive")
-        for name in ("transductive", "inductive")
-    }
-    path = folder / f"{_evaluation_name(config, changes)}.json"
-    print(f"{folder}, step {trainer.step}, {config.tasks} {config.split} tasks")
-    print(report_table(reports))
-    write_json(
-        path,
-        {
-            "checkpoint": config.checkpoint,
-            "step": trainer.step,
-            "split": config.split,
-            "task": OmegaConf.to_container(saved.task, resolve=True),
-            "eval_steps": saved.maml.eval_steps,
-            "seconds": time.monotonic() - started,
-            "scores": {name: plain_report(report) for name, report in reports.items()},
-            "provenance": provenance(),
-        },
-    )
-    print(f"written: {path}")
+        if changes:
+            trained_way = saved.task.get("way")
+            if config.task.way not in (None, trained_way):
+                accepted = f"the model was built for {trained_way}"
+                raise SettingError("task.way", config.task.way, accepted)
+            saved.task.update(changes)
+    return changes
 
 
 def _evaluation_name(config: DictConfig, changes: Mapping[str, Any]) -> str:

@@ -12,17 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.checkpoint import load_checkpoint
-from metalearn.cli.building import AnyTrainer, build, check_settings_of
+from metalearn.cli.building import build, check_settings_of
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
-from metalearn.cli.reports import (
-    Report,
-    headline,
-    member_headlines,
-    plain_report,
-    report_table,
-)
 from metalearn.cli.run_config import resumed_config, used_part, write_config
 from metalearn.cli.run_folders import (
     claimed,
@@ -35,8 +28,9 @@ from metalearn.cli.unused_settings import refuse_unused, refuse_vain
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular
 from metalearn.tracking import RunTracker, provenance, write_json
-from metalearn.trainers import FitResult, MetaTrainer, PerSampleTrainer
+from metalearn.trainers import FitResult, Trainer
 from metalearn.trainers.loop.stop_signal import Stopped
+from metalearn.trainers.report import Report, report_text
 
 __all__ = ["check", "train"]
 
@@ -79,7 +73,7 @@ def train(config: DictConfig) -> None:
                 _train_and_test(folder, config, trainer)
 
 
-def _resume(trainer: AnyTrainer, folder: Path) -> None:
+def _resume(trainer: Trainer, folder: Path) -> None:
     """Go on from the last checkpoint, or from the beginning where there is none yet."""
     last = folder / "checkpoints" / "last.pt"
     if last.is_file():
@@ -92,16 +86,16 @@ def _resume(trainer: AnyTrainer, folder: Path) -> None:
     log.info("%s: stopped before its first checkpoint, so it starts from step 0", folder)
 
 
-def _show_again(folder: Path, config: DictConfig, trainer: AnyTrainer) -> None:
+def _show_again(folder: Path, config: DictConfig, trainer: Trainer) -> None:
     """The test table of a finished run, of which nothing is written."""
     print(f"{folder}: finished at step {trainer.step}; its files stay as they are")
     trainer.load_best()
     reports = _test_reports(trainer, config.test_tasks)
     if reports:
-        print(report_table(reports))
+        print(report_text(reports))
 
 
-def _begin(folder: Path, config: DictConfig, trainer: AnyTrainer, *, resuming: bool) -> None:
+def _begin(folder: Path, config: DictConfig, trainer: Trainer, *, resuming: bool) -> None:
     """Write what explains a run before it trains, and let it keep records."""
     write_config(folder, config)
     path = folder / "provenance.json"
@@ -165,7 +159,7 @@ def _check_trust(config: DictConfig) -> None:
         raise SettingError("trust", plain_value(config.trust), accepted)
 
 
-def _train_and_test(folder: Path, config: DictConfig, trainer: AnyTrainer) -> None:
+def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> None:
     try:
         with trainer.stoppable() as stop:
             result = trainer.fit()
@@ -182,16 +176,12 @@ def _train_and_test(folder: Path, config: DictConfig, trainer: AnyTrainer) -> No
     finally:
         trainer.tracker.close()
     if reports:
-        print(report_table(reports))
+        print(report_text(reports))
     print(f"dashboard: tensorboard --logdir {folder.parent}")
 
 
-def _test_reports(trainer: AnyTrainer, count: int) -> dict[str, Report]:
-    if not count:
-        return {}
-    if isinstance(trainer, MetaTrainer):
-        return {"transductive": trainer.test(count)}
-    return {"test": trainer.test()}
+def _test_reports(trainer: Trainer, count: int) -> Mapping[str, Report]:
+    return trainer.reports(tasks=count, inductive=False) if count else {}
 
 
 def _finish(
@@ -199,18 +189,18 @@ def _finish(
     config: DictConfig,
     result: FitResult,
     reports: Mapping[str, Report],
-    trainer: AnyTrainer,
+    trainer: Trainer,
 ) -> None:
     """The rows of the hyper-parameters tab and, when all else is done, results.json."""
     numbers = {f"best/{result.best_name.rsplit('/', 1)[-1]}": result.best_value}
     for report in reports.values():
-        numbers |= headline(report)
+        numbers |= report.headline()
     settings = _flat(config)
     trainer.tracker.hparams(settings, numbers)
+    rows = trainer.member_settings()
     for report in reports.values():
-        results = member_headlines(report)
-        if results and not isinstance(trainer, PerSampleTrainer):
-            trainer.tracker.member_hparams(trainer.member_settings(), results)
+        if rows:
+            trainer.tracker.member_hparams(rows, report.member_headlines())
     write_json(
         folder / _RESULTS,
         {
@@ -219,8 +209,8 @@ def _finish(
             "best_step": result.best_step,
             result.best_name: result.best_value,
             "seconds": result.seconds,
-            "test": {name: plain_report(report) for name, report in reports.items()},
-            **({"endings": trainer.endings} if trainer.ensemble is not None else {}),
+            "test": {name: report.as_json() for name, report in reports.items()},
+            **({"endings": trainer.endings} if rows else {}),
         },
         make_folder=False,
     )

@@ -1,0 +1,100 @@
+"""The report of a test on labelled samples: members, their mean prediction, its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metalearn.evaluation import EnsembleReport, OODScores, Temperature
+from metalearn.types import Split
+
+__all__ = ["EnsembleTest"]
+
+_SCORES = ("accuracy", "nll", "brier", "ece")
+
+
+@dataclass(frozen=True)
+class EnsembleTest:
+    """How an ensemble, or a single network, does on a split."""
+
+    split: Split
+    report: EnsembleReport
+    temperature: Temperature
+    """Of the ensemble's mean prediction, fitted on the validation split."""
+    ood: Mapping[str, OODScores]
+    """Of each uncertainty of the whole ensemble, against the second data set; may be empty."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Scores of members, of the ensemble, by its size; temperature; out of distribution."""
+        found, heat = self.report, self.temperature
+        count = len(found.members.accuracy)
+        return {
+            "samples": found.samples,
+            "ensemble": found.ensemble(),
+            "members": [found.member(index) for index in range(count)],
+            "by_size": [found.by_size.at(index) for index in range(count)],
+            "temperature": {
+                "value": float(heat.temperature),
+                "validation_nll_before": float(heat.nll_before),
+                "validation_nll_after": float(heat.nll_after),
+            },
+            "out_of_distribution": {
+                name: {
+                    "auroc": float(scores.auroc),
+                    "auroc_interval": _interval(scores.auroc_interval),
+                    "fpr95": float(scores.fpr95),
+                    "fpr95_interval": _interval(scores.fpr95_interval),
+                }
+                for name, scores in self.ood.items()
+            },
+        }
+
+    def headline(self) -> dict[str, float]:
+        """Scores of the ensemble, and how well it knows the second data set from the first."""
+        numbers = self.report.ensemble()
+        aurocs = {f"test/auroc_{name}": float(scores.auroc) for name, scores in self.ood.items()}
+        return {f"test/{name}": numbers[name] for name in _SCORES} | aurocs
+
+    def member_headlines(self) -> list[dict[str, float]]:
+        """Scores of each member."""
+        found = self.report
+        return [
+            {f"test/{k}": v for k, v in found.member(index).items() if k in _SCORES}
+            for index in range(len(found.members.accuracy))
+        ]
+
+    def lines(self, name: str) -> list[str]:
+        """Members' median and range beside the ensemble."""
+        found = self.report
+        count = len(found.members.accuracy)
+        lines = [f"{name}: {found.samples} samples, {count} members"]
+        lines.append(
+            f"  {'':10}{'ensemble':>10}{'members: median':>18}{'lowest':>10}{'highest':>10}"
+        )
+        for score in _SCORES:
+            values = getattr(found.members, score)
+            row = (found.ensemble()[score], values.median(), values.min(), values.max())
+            shown = [f"{float(v):.2%}" if score == "accuracy" else f"{float(v):.4f}" for v in row]
+            lines.append(f"  {score:10}{shown[0]:>10}{shown[1]:>18}{shown[2]:>10}{shown[3]:>10}")
+        heat = self.temperature
+        lines.append(
+            f"  temperature {float(heat.temperature):.3g} takes the validation NLL from "
+            f"{float(heat.nll_before):.4f} to {float(heat.nll_after):.4f}"
+        )
+        return lines + self._lines_of_ood()
+
+    def _lines_of_ood(self) -> list[str]:
+        lines = []
+        for score, scores in self.ood.items():
+            low, high = _interval(scores.auroc_interval) or (float("nan"),) * 2
+            lines.append(
+                f"  out of distribution by {score.replace('_', ' ')}: "
+                f"AUROC {float(scores.auroc):.4f} ({low:.4f} to {high:.4f}), "
+                f"FPR95 {float(scores.fpr95):.4f}"
+            )
+        return lines
+
+
+def _interval(ends: Any) -> list[float] | None:
+    return None if ends is None else [float(end) for end in ends]
