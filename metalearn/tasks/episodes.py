@@ -107,7 +107,8 @@ class FewShotTasks:
         if not len(indices):
             raise SettingError("indices", indices, "at least one task index is needed")
         drawn = [self._draw(split, int(index)) for index in indices]
-        classes, pictures, turns = (torch.as_tensor(np.stack(part)) for part in zip(*drawn))
+        pictures = torch.as_tensor(np.stack([d[0] for d in drawn]))
+        classes, turns = (torch.tensor([d[i] for d in drawn]) for i in (1, 2))
         inputs = self._gather(pictures, turns, device)
         labels = torch.arange(self._way[split], device=device)[None, :, None]
         labels = labels.expand(len(drawn), -1, 1)
@@ -141,8 +142,8 @@ class FewShotTasks:
         chosen = stream.without_replacement(len(pool) * turns, self._way[split])
         return [pool[i // turns] for i in chosen], [i % turns for i in chosen]
 
-    def _draw(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Classes ``[W]``, picture numbers ``[W, S+Q]`` and quarter turns ``[W]`` of one task."""
+    def _draw(self, split: Split, index: int) -> tuple[np.ndarray, list[int], list[int]]:
+        """Picture numbers ``[W, S+Q]``, classes and quarter turns ``[W]`` of one task."""
         stream = AddressedStream(self.seed, split, index)
         classes, turns = self._draw_classes(stream, split)
         each = self._shot[split] + self._query[split]
@@ -150,7 +151,7 @@ class FewShotTasks:
             self._pictures[c][stream.without_replacement(len(self._pictures[c]), each)]
             for c in classes
         ]
-        return np.asarray(classes), np.stack(rows), np.asarray(turns)
+        return np.stack(rows), classes, turns
 
     def _gather(self, pictures: Tensor, turns: Tensor, device: torch.device) -> Tensor:
         """``[T, W, S+Q, C, H, W]`` float32 in [0, 1], turned."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from metalearn.cli import load_learner
@@ -87,6 +88,21 @@ def test_evaluation_and_the_learner_to_take_away(run: Run, tmp_path: Path) -> No
     outcome = run("evaluate", f"run={folder}", "tasks=6", "task.way=3")
     assert outcome.code == 2
     assert "task.way=3" in outcome.err
+
+
+def test_sizes_of_tasks_by_split(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    sizes = "task.shot={train: 2, test: 3}"
+    assert run("train", *TINY, sizes, f"hydra.run.dir={folder}").code == 0
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.task.shot == {"train": 2, "test": 3}
+    assert run("train", f"resume={folder}", "trainer.steps=6").code == 0
+    other = "task.shot={train: 2, test: 4}"
+    assert run("evaluate", f"run={folder}", "tasks=6", other).code == 0
+    assert (folder / "evaluation-test-shottrain2-test4.json").is_file()
+    outcome = run("train", *TINY, "task.shot={test: 3}", f"hydra.run.dir={tmp_path / 'no'}")
+    assert outcome.code == 2 and "task.shot" in outcome.err
+    assert "a number for the train split is needed as well" in outcome.err
 
 
 def test_a_resumed_run_ends_as_one_that_never_stopped(run: Run, tmp_path: Path) -> None:
