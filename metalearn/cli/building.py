@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from metalearn.cli.given_settings import plain_value
-from metalearn.core.memory import check_room
+from metalearn.core.memory import check_memory
 from metalearn.data import ClassificationData, resized
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.models import Ensemble
@@ -147,7 +147,7 @@ def _model(config: DictConfig, source: Any) -> nn.Module:
 
     seeds = _network_seeds(config)
     size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
-    check_room("trainer.members", members, 2 * size * len(seeds))  # with their gradients
+    check_memory("trainer.members", members, 2 * size * len(seeds))  # with their gradients
     return Ensemble.from_factory(make, seeds)
 
 

@@ -20,7 +20,7 @@ from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 
 __all__ = [
-    "check_room",
+    "check_memory",
     "describe_bytes",
     "free_memory",
     "is_out_of_memory",
@@ -72,7 +72,9 @@ def free_memory(device: torch.device) -> int | None:
     return min(known) if known else None
 
 
-def check_room(setting: str, value: object, need: int, device: torch.device | str = "cpu") -> None:
+def check_memory(
+    setting: str, value: object, need: int, device: torch.device | str = "cpu"
+) -> None:
     """Refuse a setting that makes tensors of ``need`` bytes where the device has less than that.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 from metalearn.core.bayes.predictive import (
     brier_scores,
     entropy,
-    hits,
+    is_correct,
     negative_log_likelihoods,
     running_disagreement,
     running_mean_log_probabilities,
@@ -172,7 +172,7 @@ class EnsembleStatistics:
     def _add(self, logits: Tensor, targets: Tensor) -> None:
         sizes = running_mean_log_probabilities(logits)
         log_p = torch.cat([logits.log_softmax(-1, dtype=sizes.dtype), sizes])
-        hit, confidence = hits(log_p, targets), log_p.amax(-1).exp()
+        hit, confidence = is_correct(log_p, targets), log_p.amax(-1).exp()
         spread = entropy(log_p)
         total = spread[self.members :]
         expected = spread[: self.members].cumsum(0) / _counts(total)

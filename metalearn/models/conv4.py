@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from metalearn.core.memory import check_room
+from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
@@ -73,7 +73,7 @@ class Conv4(nn.Sequential):
         check_whole("outputs", outputs, 1)
         check_whole("filters", filters, 1)
         check_seed(seed)
-        check_room("filters", filters, 4 * 9 * filters * (input_shape[0] + 3 * filters))
+        check_memory("filters", filters, 4 * 9 * filters * (input_shape[0] + 3 * filters))
         channels, height, width = input_shape
         if downsample == "max_pool" and min(height, width) < 16:
             raise SettingError(

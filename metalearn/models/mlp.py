@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metalearn.core.checks import check_number
-from metalearn.core.memory import check_room
+from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.dropout import Dropout
 from metalearn.random_streams import check_seed
@@ -69,7 +69,7 @@ class MLP(nn.Sequential):
         check_seed(seed)
         widths = [math.prod(input_shape), *hidden]
         weights = sum(wide * narrow for wide, narrow in itertools.pairwise([*widths, outputs]))
-        check_room("hidden", list(hidden), 4 * weights)
+        check_memory("hidden", list(hidden), 4 * weights)
         layers: list[nn.Module] = [nn.Flatten()]
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation, overwritten below
             for wide, narrow in itertools.pairwise(widths):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.checks import as_device
-from metalearn.core.memory import check_room
+from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream, check_seed, check_split
 from metalearn.signatures import checked
@@ -51,7 +51,7 @@ class SinusoidTasks:
         self._query = sizes_by_split("query", query, 1)
         for name, sizes in (("shot", self._shot), ("query", self._query)):
             largest = max(sizes.values())
-            check_room(name, largest, 8 * 4 * largest)  # of one task, in float64
+            check_memory(name, largest, 8 * 4 * largest)  # of one task, in float64
         check_seed(seed)
         self.shot, self.query, self.seed = shot, query, seed
 

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import update_bn
 from metalearn.core.bayes.swag import SWAGMoments, swag_init, swag_sample, swag_update
 from metalearn.core.checks import check_number
 from metalearn.core.ensemble.stacking import take_member
-from metalearn.core.memory import check_room
+from metalearn.core.memory import check_memory
 from metalearn.data import ClassificationData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble, Stack
@@ -197,7 +197,7 @@ class SWAGTrainer(IterateTrainer):
         check_number("scale", scale, least=0, accepted="a number of at least 0 is needed")
         check_whole("rank", rank, 1)
         size = sum(p.numel() * p.element_size() for p in self._params().values())
-        check_room("rank", rank, rank * size, self.device)
+        check_memory("rank", rank, rank * size, self.device)
         if every is not None:
             check_whole("every", every, 1)
         self.every = every or self.batches.batches_per_epoch

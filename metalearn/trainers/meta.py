@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metalearn.core import Engine, Method, Plan
 from metalearn.core.checks import as_device
-from metalearn.core.memory import check_room
+from metalearn.core.memory import check_memory
 from metalearn.core.targets import check_form
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError, check_whole
@@ -238,7 +238,7 @@ class MetaTrainer(MemberTrainer):
         """Initial or adapted learners on tasks of a split, and the tasks' meta-gradients."""
         one = leaves(self.tasks.sample(data.split, [0], device=self.device))
         size = sum(part.numel() * part.element_size() for part in one)
-        check_room("tasks", data.tasks, size * data.tasks, self.device)
+        check_memory("tasks", data.tasks, size * data.tasks, self.device)
         tasks = self.tasks.sample(data.split, range(data.tasks), device=self.device)
         return diagnosis_sources(self.learner, tasks, data)
 
@@ -340,7 +340,7 @@ class MetaTrainer(MemberTrainer):
             raise SettingError("tasks", ways, accepted)
         batch = self.tasks.sample("train", [0], device=self.device)
         size = sum(part.numel() * part.element_size() for part in leaves(batch))
-        check_room("meta_batch", self.meta_batch, size * self.meta_batch, self.device)
+        check_memory("meta_batch", self.meta_batch, size * self.meta_batch, self.device)
         inputs, _ = _first(batch.support)
         name = type(self.module).__name__
         try:

@@ -22,7 +22,7 @@ from metalearn.core import (
     fisher_vp,
     functionalize,
 )
-from metalearn.core.bayes.predictive import brier_scores, hits, negative_log_likelihoods
+from metalearn.core.bayes.predictive import brier_scores, is_correct, negative_log_likelihoods
 from metalearn.core.tree import ravel
 from metalearn.errors import SettingError
 
@@ -113,7 +113,7 @@ def test_probabilities_have_no_empirical_fisher() -> None:
         fisher_trace(outputs_fn, PARAMS, (X, soft), **EMPIRICAL)
 
 
-@pytest.mark.parametrize("score", [negative_log_likelihoods, brier_scores, hits])
+@pytest.mark.parametrize("score", [negative_log_likelihoods, brier_scores, is_correct])
 def test_scores_of_labels_that_are_no_class(score: Any) -> None:
     log_p = torch.randn(2, 5, 3).log_softmax(-1)
     assert score(log_p, torch.tensor([0, 1, 2, 1, 1])).shape == (2, 5)

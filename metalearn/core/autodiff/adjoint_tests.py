@@ -34,9 +34,9 @@ __all__ = [
     "DISAGREE",
     "check_forward",
     "coarsest_eps",
-    "disagreement",
     "eps_of",
     "is_concrete",
+    "mismatch",
     "random_like",
     "refuse_forward",
     "term_sums",
@@ -83,7 +83,7 @@ def refuse_forward(sides: str, mode: str) -> NoReturn:
     raise SettingError("mode", mode, f"{DISAGREE.format('forward')}, {sides}; {other}")
 
 
-def disagreement(
+def mismatch(
     found: Sequence[Sequence[Tensor]],
     vjp: Sequence[Tensor],
     along: Sequence[Tensor],

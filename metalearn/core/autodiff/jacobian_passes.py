@@ -18,9 +18,9 @@ from torch import Tensor
 from metalearn.core.autodiff.adjoint_tests import (
     DISAGREE,
     coarsest_eps,
-    disagreement,
     eps_of,
     is_concrete,
+    mismatch,
     random_like,
     refuse_forward,
 )
@@ -122,9 +122,9 @@ class JacobianPasses:
                 raise
             return True  # there is no reverse mode to test it by
         given = ([blocks[i::count] for i in range(count)], right, along)
-        sides = disagreement(*given, eps_of([*along, *right]))
+        sides = mismatch(*given, eps_of([*along, *right]))
         if isinstance(sides, str):  # perhaps it is rounding in a coarser type, as under autocast
-            sides = disagreement(*given, coarsest_eps(partial(function, inputs)))
+            sides = mismatch(*given, coarsest_eps(partial(function, inputs)))
         if isinstance(sides, bool):
             return mode != "auto" or not sides  # where nothing is finite, autograd decides
         if mode == "forward":

@@ -22,7 +22,7 @@ __all__ = [
     "disagreement",
     "entropy",
     "expected_entropy",
-    "hits",
+    "is_correct",
     "mean_log_probabilities",
     "mutual_information",
     "negative_log_likelihoods",
@@ -218,7 +218,7 @@ def brier_scores(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     return (log_probabilities.exp() - wanted).square().sum(-1)
 
 
-def hits(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+def is_correct(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     """Whether the most probable class is the target; booleans ``[...]``, their mean the accuracy.
 
     Args:

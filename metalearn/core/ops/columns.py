@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.core.ops.strips import places_of
+from metalearn.core.ops.strips import patches_of
 from metalearn.core.ops.windows import Window
 
-__all__ = ["Columns", "masked", "to_columns"]
+__all__ = ["Columns", "relu_backward", "to_columns"]
 
 
 def to_columns(pictures: Tensor, window: Window) -> Tensor:
@@ -42,7 +42,7 @@ class Columns:
         length = window.size[0] * window.size[1] * channels
         self._columns = like.new_empty(tasks, samples * down * across, length)
         self._padded, self._inside = _bordered(like, shape, window)
-        self._places, self._is_covered = places_of(window, height, width, channels)
+        self._patches, self._is_covered = patches_of(window, height, width, channels)
         self._views: dict[int, _Views] = {}
 
     def of(self, pictures: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -51,7 +51,7 @@ class Columns:
         With a ``gate`` like the pictures, of pictures where it is above 0 and of 0 elsewhere.
         """
         if self.window.is_pixel:
-            return (pictures if gate is None else masked(pictures, gate)).flatten(1, 3)
+            return (pictures if gate is None else relu_backward(pictures, gate)).flatten(1, 3)
         columns, by_window, windows, inside, _ = self._views_of(len(pictures))
         if inside.shape != pictures.shape:  # the window leaves out the last rows
             read = (..., slice(inside.shape[2]), slice(inside.shape[3]), slice(None))
@@ -59,7 +59,7 @@ class Columns:
         if gate is None:
             inside.copy_(pictures)
         else:
-            masked(pictures, gate, out=inside)
+            relu_backward(pictures, gate, out=inside)
         by_window.copy_(windows)
         return columns
 
@@ -75,9 +75,9 @@ class Columns:
         if not self._is_covered:
             pictures.zero_()
         start = pictures.storage_offset()
-        for place, piece in zip(self._places, views.pieces):
-            target = pictures.as_strided(piece.shape, place.strides, start + place.start)
-            if self._is_covered and place.leads:
+        for patch, piece in zip(self._patches, views.pieces):
+            target = pictures.as_strided(piece.shape, patch.strides, start + patch.start)
+            if self._is_covered and patch.leads:
                 target.copy_(piece)
             else:
                 target.add_(piece)
@@ -108,7 +108,7 @@ class Columns:
                 (here[0], here[1], here[3], here[2], here[4], 1),
                 y.first * here[1] + x.first * here[2] + y.offset * here[3] + x.offset * here[4],
             )
-            for y, x in (place.strips for place in self._places)
+            for y, x in (patch.strips for patch in self._patches)
         ]
         return _Views(columns, by_window, windows, self._inside[:tasks], pieces)
 
@@ -145,7 +145,7 @@ def _bordered(like: Tensor, shape: Sequence[int], window: Window) -> tuple[Tenso
     return padded, rows[..., across.start : across.stop, :]
 
 
-def masked(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
+def relu_backward(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
     """X where ``gate`` is above 0, else 0: the derivative of a ReLU at ``gate`` times x."""
     y: Tensor = _mask(x, gate, 0) if out is None else _mask_into(x, gate, 0, grad_input=out)
     return y

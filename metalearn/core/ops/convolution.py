@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.ops.columns import Columns, masked
+from metalearn.core.ops.columns import Columns, relu_backward
 from metalearn.core.ops.windows import Window
 
 __all__ = ["Product", "convolution"]
@@ -104,7 +104,7 @@ class _Blocks:
         torch.bmm(dz, weight[part].mT, out=self._columns.memory(len(dz)))
         pictures = self._columns.add_up(out if self.rows is None else torch.empty_like(gate))
         if self.rectify:
-            masked(pictures, gate, out=pictures)
+            relu_backward(pictures, gate, out=pictures)
         if self.rows is not None:
             torch.bmm(self.rows[part].mT, pictures.flatten(1, 3), out=out)
 

@@ -18,10 +18,10 @@ from metalearn.core.ops.windows import Window
 
 __all__ = [
     "batch_norm",
+    "can_fold",
     "conv2d",
     "conv_batch_norm",
     "folded_conv_batch_norm",
-    "folds",
     "group_norm",
     "instance_norm",
     "layer_norm",
@@ -119,7 +119,7 @@ def conv_batch_norm(
     return batch_norm(z, gamma, beta, eps=eps, relu=relu)
 
 
-def folds(x: Tensor, weight: Tensor) -> bool:
+def can_fold(x: Tensor, weight: Tensor) -> bool:
     """Whether `folded_conv_batch_norm` is worth it: x is data and has few columns."""
     return not x.requires_grad and weight[0, 0].numel() <= weight.shape[1]
 

@@ -201,7 +201,7 @@ def _convolution(
         return 1, _Activation(layers.conv2d(x, weight, bias, window, rectify=rectify))
     norm, eps = parameters[1], run[1].eps
     given = weight, norm["weight"], norm["bias"], window
-    if isinstance(x, Tensor) and not rectify and layers.folds(x, weight):
+    if isinstance(x, Tensor) and not rectify and layers.can_fold(x, weight):
         return 2, _Activation(layers.folded_conv_batch_norm(x, *given, eps=eps))
     relu = _relu_joins(run, 2)
     y = layers.conv_batch_norm(x, *given, eps=eps, relu=relu, rectify=rectify)

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from metalearn.core.ops.windows import Window
 
-__all__ = ["Place", "places_of"]
+__all__ = ["Patch", "patches_of"]
 
 
-class Place(NamedTuple):
+class Patch(NamedTuple):
     """Where one strip down and one across meet: what they write of a picture."""
 
     strips: tuple[_Strip, _Strip]
@@ -29,23 +29,23 @@ class Place(NamedTuple):
     """In elements from the beginning of the picture."""
 
 
-def places_of(window: Window, height: int, width: int, channels: int) -> tuple[list[Place], bool]:
-    """All places, those that lead in front, and whether these cover the picture."""
+def patches_of(window: Window, height: int, width: int, channels: int) -> tuple[list[Patch], bool]:
+    """All patches, those that lead in front, and whether these cover the picture."""
     down, across = window.positions(height, width)
     (rows, cols), (step_down, step_across), (above, before), apart = window
     vertical = _strips(height, down, rows, step_down, above[0], apart[0])
     horizontal = _strips(width, across, cols, step_across, before[0], apart[1])
     row = width * channels
     strides = (height * row, step_down * row, row, step_across * channels, channels, 1)
-    places = [
-        Place((y, x), y.leads and x.leads, strides, y.pixel * row + x.pixel * channels)
+    patches = [
+        Patch((y, x), y.leads and x.leads, strides, y.pixel * row + x.pixel * channels)
         for y, x in product(vertical, horizontal)
     ]
     is_covered = all(
         sum(s.visits * s.width for s in strips if s.leads) == size
         for strips, size in ((vertical, height), (horizontal, width))
     )
-    return places, is_covered
+    return patches, is_covered
 
 
 class _Strip(NamedTuple):

@@ -196,7 +196,7 @@ def conv_batch_norm(
     x: Tensor, weight: Tensor, *affine: Tensor | None, window: Window, relu: bool
 ) -> Tensor:
     """As a run of layers takes it."""
-    if not layers.folds(x, weight):
+    if not layers.can_fold(x, weight):
         return layers.conv_batch_norm(x, weight, *affine, window, eps=EPS, relu=relu)
     z = layers.folded_conv_batch_norm(x, weight, *affine, window, eps=EPS).whole()
     return after(relu, z.movedim(-1, 2))
@@ -280,8 +280,8 @@ def test_third_derivatives_of_a_fold_are_refused() -> None:
 def test_the_norm_folds_where_columns_are_fewer_than_filters(filters: int, folds: bool) -> None:
     """And only where x is data: a derivative by x goes through convolution and norm."""
     x, weight = noise(2, 3, 1, 4, 4), noise(2, filters, 1, 3, 3)
-    assert layers.folds(x, weight) == folds
-    assert not layers.folds(x.requires_grad_(), weight)
+    assert layers.can_fold(x, weight) == folds
+    assert not layers.can_fold(x.requires_grad_(), weight)
 
 
 def test_pictures_stay_channels_last_between_layers() -> None:
