@@ -43,7 +43,7 @@ class CheckSettings(Callback):
 
     def on_run_start(self, config: DictConfig, **rest: Any) -> None:
         """Check a single run."""
-        with _ending(config), _current(config):
+        with _ending_program(config), _as_current(config):
             self._check(config)
             _expect_folder("hydra.run.dir", config)
             if _is_named_by_time(config):
@@ -52,14 +52,14 @@ class CheckSettings(Callback):
 
     def on_multirun_start(self, config: DictConfig, **rest: Any) -> None:
         """Check every job of a sweep before the first begins."""
-        with _ending(config):
+        with _ending_program(config):
             for job in sweep_jobs(config):
-                with _current(job):
+                with _as_current(job):
                     if job.get("resume") is not None:
                         accepted = "a sweep starts new runs, so null is needed"
                         raise SettingError("resume", plain_value(job.resume), accepted)
                     self._check(job)
-            with _current(config):
+            with _as_current(config):
                 _expect_folder("hydra.sweep.dir", config)
 
     def _check(self, config: DictConfig) -> None:
@@ -69,7 +69,7 @@ class CheckSettings(Callback):
 
 
 @contextmanager
-def _ending(config: DictConfig) -> Iterator[None]:
+def _ending_program(config: DictConfig) -> Iterator[None]:
     """End the program for an error, which Hydra would turn into a warning of a callback."""
     with one_sentence_errors(config.hydra.job.config_name):
         try:
@@ -82,7 +82,7 @@ def _ending(config: DictConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _current(config: DictConfig) -> Iterator[None]:
+def _as_current(config: DictConfig) -> Iterator[None]:
     """Have ``${hydra:...}`` see a configuration whose job has not begun."""
     current = HydraConfig.instance()
     before = current.cfg

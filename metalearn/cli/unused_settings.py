@@ -10,13 +10,13 @@ from metalearn.cli.building import GROUPS, groups_of, target_of
 from metalearn.cli.given_settings import GivenSetting, plain_value
 from metalearn.signatures import accepted_settings
 
-__all__ = ["refuse_unused", "refuse_vain"]
+__all__ = ["refuse_unused_groups", "refuse_unused_settings"]
 
 _OF_MEMBERS = ("lr", "weight_decay", "label_smoothing", "dropout")
 """Settings of the trainer in which members may differ."""
 
 
-def refuse_unused(config: DictConfig, given: Sequence[GivenSetting], trainer: str) -> None:
+def refuse_unused_groups(config: DictConfig, given: Sequence[GivenSetting], trainer: str) -> None:
     """Refuse groups that the training has no use for.
 
     Args:
@@ -38,7 +38,7 @@ def refuse_unused(config: DictConfig, given: Sequence[GivenSetting], trainer: st
             raise setting.refusal(accepted)
 
 
-def refuse_vain(config: DictConfig, given: Sequence[GivenSetting]) -> None:
+def refuse_unused_settings(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     """Refuse settings that other settings leave without a use.
 
     Args:
@@ -49,13 +49,13 @@ def refuse_vain(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         SettingError: the first setting in vain.
     """
     names = {setting.name for setting in given if setting.value is not None}
-    vain = dict(_vain(config, names))
+    unused = dict(_unused(config, names))
     for setting in given:
-        if setting.name in vain and setting.value is not None and not setting.removed:
-            raise setting.refusal(vain[setting.name])
+        if setting.name in unused and setting.value is not None and not setting.removed:
+            raise setting.refusal(unused[setting.name])
 
 
-def _vain(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
+def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
     """Settings that others leave without a use, and why."""
     trainer, maml = config.trainer, config.get("maml")
     meta = "maml" in groups_of(config)

@@ -94,13 +94,13 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
             if name not in known:
                 raise SettingError(setting, name, f"known are {', '.join(known)}")
     CurvatureSettings(**{name: plain_value(config[name]) for name in _CURVATURE})
-    vain = dict(_vain(config, meta="task" in saved))
+    unused = dict(_unused(config, meta="task" in saved))
     for entry in given:
-        if entry.name in vain and entry.value is not None:
-            raise entry.refusal(vain[entry.name])
+        if entry.name in unused and entry.value is not None:
+            raise entry.refusal(unused[entry.name])
 
 
-def _vain(config: DictConfig, *, meta: bool) -> Iterator[tuple[str, str]]:
+def _unused(config: DictConfig, *, meta: bool) -> Iterator[tuple[str, str]]:
     """Settings without a use for this kind of run, or for what is asked of it."""
     if meta:
         yield "samples", "a run of trainer=meta takes tasks=..."

@@ -42,6 +42,8 @@ def evaluate(config: DictConfig) -> None:
         started = time.monotonic()
         reports = trainer.reports(config.split, tasks=config.tasks)
         seconds = time.monotonic() - started
+        if not reports:
+            raise SettingError("run", config.run, "one whose trainer takes tests is needed")
         tasks = f", {config.tasks} {config.split} tasks" if "task" in saved else ""
         print(f"{folder}, step {trainer.step}{tasks}")
         print(report_text(reports))
@@ -52,10 +54,10 @@ def evaluate(config: DictConfig) -> None:
             how = {
                 "split": config.split,
                 "task": OmegaConf.to_container(saved.task, resolve=True),
-                "eval_steps": saved.maml.eval_steps,
+                "eval_steps": OmegaConf.select(saved, "maml.eval_steps"),
                 "seconds": seconds,
             }
-        else:  # of one data set there is one report
+        elif len(scores) == 1:  # that of the data set
             (scores,) = scores.values()
         found = {"checkpoint": config.checkpoint, "step": trainer.step, **how}
         write_json(path, found | {"scores": scores, "provenance": provenance()})

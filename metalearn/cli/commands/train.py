@@ -24,7 +24,7 @@ from metalearn.cli.run_folders import (
     remove_partial_files,
     writing_to,
 )
-from metalearn.cli.unused_settings import refuse_unused, refuse_vain
+from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular
 from metalearn.tracking import RunTracker, provenance, write_json
@@ -56,7 +56,7 @@ def train(config: DictConfig) -> None:
     resuming = config.resume is not None
     with claimed(folder, "resume" if resuming else "hydra.run.dir"):
         try:
-            config = _asked(config, folder)
+            config = _composed_or_resumed(config, folder)
             remove_partial_files(folder)
             trainer = build(config, folder=folder)
             if resuming:
@@ -126,12 +126,12 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         check_settings_of(resumed_config(config, given))
     else:
         _check_trust(config)
-        refuse_unused(config, given, config.hydra.runtime.choices.get("trainer"))
+        refuse_unused_groups(config, given, config.hydra.runtime.choices.get("trainer"))
         check_settings_of(config)
-        refuse_vain(config, given)
+        refuse_unused_settings(config, given)
 
 
-def _asked(config: DictConfig, folder: Path) -> DictConfig:
+def _composed_or_resumed(config: DictConfig, folder: Path) -> DictConfig:
     """The configuration to train: as composed, or that of the run which goes on in ``folder``."""
     if config.resume is not None:
         if folder.resolve() != existing_run(config.resume, "resume").resolve():
