@@ -21,6 +21,7 @@ extensions = [
     "faces",
     "settings",
     "rooms",
+    "diagnostics",
 ]
 highlight_language = "text"
 html_theme = "furo"

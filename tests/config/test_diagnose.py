@@ -1,6 +1,7 @@
 """``scripts/diagnose.py`` on runs of every trainer, and ``trainer=per_sample`` on the way."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from metalearn.cli import load_module
+from metalearn.trainers.diagnostics import offline_diagnostics
+from tests.docs.pages import CONF
 from tests.support.commands import TINY, Outcome, call
 
 Run = Callable[..., Outcome]
@@ -112,6 +115,14 @@ def test_a_model_that_mixes_samples_says_what_is_left_out(run: Run, tmp_path: Pa
     assert "left out: initial/noise_scale: BatchNorm2d blocks.0.1 normalises with" in outcome.out
     report = json.loads((folder / "diagnosis-validation.json").read_text())
     assert set(report["findings"]["meta_gradients"]) == {"noise_scale", "cosines"}
+
+
+def test_the_help_says_what_is_computed_where_nothing_is_asked_for() -> None:
+    config = (CONF / "diagnose.yaml").read_text()
+    (asked,) = re.findall(r"^what: \[(.*)\]$", config, flags=re.MULTILINE)
+    said = re.findall(r"^      (?:what: |      )(\w+)  ", config, flags=re.MULTILINE)
+    assert said == asked.split(", ")
+    assert set(said) <= set(offline_diagnostics())
 
 
 @pytest.mark.parametrize("folder", ["per_sample"], indirect=True)

@@ -14,6 +14,7 @@ from pkgutil import iter_modules
 import pytest
 
 import metalearn
+from metalearn.trainers.diagnostics import DIAGNOSTICS
 from tests.docs.pages import CONF, ROOT
 
 API = sorted((ROOT / "docs" / "api").glob("*.rst"))
@@ -69,6 +70,14 @@ def test_every_room_is_shown(built: Path) -> None:
     rooms = re.findall(r"^(\w+)$", shown(built / "architecture.html"), flags=re.MULTILINE)
     files = [*iter_modules(metalearn.__path__), *iter_modules(metalearn.core.__path__)]
     assert {module.name for module in files} - set(rooms) == set()
+
+
+def test_every_diagnostic_is_shown(built: Path) -> None:
+    page = shown(built / "diagnostics.html").replace("’", "'")
+    for name, kind in DIAGNOSTICS.items():
+        assert not kind.in_training or name in page
+        assert (kind.offline_name or name) in page
+        assert (kind.__doc__ or "").partition("\n")[0].split(",")[0].strip("`") in page, name
 
 
 def test_docstrings_are_understood(built: Path) -> None:

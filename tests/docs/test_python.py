@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from metalearn.trainers.diagnostics import DIAGNOSTICS
 from tests.docs.pages import PAGES, blocks, name
 
 SHOWN = list(
@@ -17,6 +19,16 @@ SHOWN = list(
 )  # what stands in README and on a page runs once
 
 
+@pytest.fixture
+def _diagnostics() -> Iterator[None]:
+    """What a page registers is not there for other tests."""
+    before = dict(DIAGNOSTICS)
+    yield
+    DIAGNOSTICS.clear()
+    DIAGNOSTICS.update(before)
+
+
+@pytest.mark.usefixtures("_diagnostics")
 @pytest.mark.parametrize(("page", "block"), SHOWN)
 def test_python_runs(
     page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -27,4 +39,4 @@ def test_python_runs(
 
 def test_python_is_shown() -> None:
     shown = {page.name for page in PAGES if blocks(page, "python")}
-    assert {"README.md", "few-shot.md", "ensembles.md", "per-sample.md"} <= shown
+    assert {"README.md", "few-shot.md", "ensembles.md", "per-sample.md", "diagnostics.md"} <= shown

@@ -11,6 +11,7 @@ from metalearn.data import ClassificationData
 from metalearn.models import MLP, Ensemble
 from metalearn.tasks import FewShotTasks
 from metalearn.trainers import MAML, EnsembleTrainer, MetaTrainer, PerSampleTrainer, Trainer
+from metalearn.trainers.diagnostics import training_diagnostics
 from tests.support.builders import patterns, sinusoid_trainer
 
 __all__ = ["APPLY", "MAKERS", "blobs", "ensemble", "few_shot", "learners", "per_sample"]
@@ -66,10 +67,18 @@ MAKERS: dict[str, Callable[..., Trainer]] = {
     "waves": waves,
     "learners": learners,
 }
-_ALL = ("gradient_norms", "gradient_variance", "noise_scale", "fisher_trace", "gradient_cosines")
+_META = {"shot", "task", "predictive", "loss"}
+_KINDS: dict[str, set[str]] = {
+    "per_sample": {"sample", "predictive", "loss"},
+    "ensemble": {"sample", "member", "predictive", "loss"},
+    "few_shot": _META,
+    "waves": _META,
+    "learners": _META | {"member"},
+}
 APPLY = [
     (kind, name)
-    for kind in MAKERS
-    for name in _ALL
-    if not (kind == "per_sample" and name == "gradient_cosines")
+    for kind, there in _KINDS.items()
+    for name, found in training_diagnostics().items()
+    if there & set(found.kinds)
 ]
+"""Every trainer with every diagnostic of the table that has something to see of it."""
