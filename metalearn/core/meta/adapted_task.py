@@ -87,4 +87,6 @@ def query_gradient(
     grads, value = loop.backend.gradient(
         lambda x: loop.loss(x, query), values, differentiable=False
     )
+    if isinstance(weight, float) and weight == 1:
+        return grads, value
     return [weighted(weight, g) for g in grads], weighted(weight, value)

@@ -68,7 +68,8 @@ def first_order(task: AdaptedTask) -> TaskGradient:
             parts[k], term = query_gradient(loop, values, query, weights[k])
             terms.append(term)
     optimizer_grads = _rate_gradients(loop, start, slopes, parts) if learns else ()
-    grads = [_total(list(each)) for each in zip(*parts.values())]
+    each = list(parts.values())
+    grads = each[0] if len(each) == 1 else [_total(list(leaf)) for leaf in zip(*each)]
     return TaskGradient(grads, optimizer_grads, _total(terms), losses, {})
 
 
