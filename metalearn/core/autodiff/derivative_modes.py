@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from metalearn.core._functorch import transforms_active
+from metalearn.core.autodiff.lean_gradient import Level, differentiating, is_differentiated
 from metalearn.core.autodiff.torch_refusals import explaining_refusals
 from metalearn.core.ops import DecomposedOperations, decomposed_operations_in_loss
-from metalearn.core.ops.lean_gradient import Level, differentiating, is_differentiated
 from metalearn.core.tree import flatten, unflatten
 from metalearn.errors import SettingError
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.backends import cuda
 from torch.nn.utils import parametrize
 
+from metalearn.core.module.call_context import CallContext
 from metalearn.core.module.copying import Copier, TensorSlot, named_tensors
-from metalearn.core.ops import CallContext, runs_over_tasks, task_operations_active, unwrap
+from metalearn.core.ops import runs_over_tasks, task_operations_active, unwrap
 
 __all__ = ["PrivateCopy", "Structure", "Written"]
 

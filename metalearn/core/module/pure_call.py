@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metalearn.core.module.call_context import refuse_hooks
 from metalearn.core.module.private_copy import PrivateCopy, Structure
 from metalearn.core.module.side_effects import check_side_effects, write_refusal
-from metalearn.core.ops import refuse_hooks
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
 

@@ -3,7 +3,6 @@
 Plain torch, on any device. Derivatives up to the second are exact, in reverse mode.
 """
 
-from metalearn.core.ops.call_context import CallContext, refuse_hooks
 from metalearn.core.ops.data_cache import caching_data
 from metalearn.core.ops.decomposed_operations import (
     DecomposedOperations,
@@ -14,14 +13,12 @@ from metalearn.core.ops.sequence import runs_over_tasks
 from metalearn.core.ops.substitution import task_operations, task_operations_active
 
 __all__ = [
-    "CallContext",
     "DecomposedOperations",
     "caching_data",
     "counting_operations",
     "decomposed_operations_in_loss",
     "first_row",
     "outside_transforms",
-    "refuse_hooks",
     "runs_over_tasks",
     "task_operations",
     "task_operations_active",

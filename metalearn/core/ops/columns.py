@@ -125,7 +125,7 @@ class _Views(NamedTuple):
     inside: Tensor
     """The bordered pictures without their border."""
     pieces: list[Tensor]
-    """The columns as `Place` wants them."""
+    """The columns as each `Patch` wants them."""
 
 
 def _bordered(like: Tensor, shape: Sequence[int], window: Window) -> tuple[Tensor, Tensor]:

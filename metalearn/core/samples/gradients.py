@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.autodiff.backend import Eager, Functional
+from metalearn.core.autodiff.lean_gradient import is_differentiated
 from metalearn.core.autodiff.products import check_mode
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
 from metalearn.core.loss_checks import (
@@ -22,9 +23,8 @@ from metalearn.core.loss_checks import (
     checked_to_reach,
     outside_inference_mode,
 )
-from metalearn.core.ops.class_weights import KeptClassWeights
 from metalearn.core.ops.decomposed_operations import DecomposedOperations
-from metalearn.core.ops.lean_gradient import is_differentiated
+from metalearn.core.samples.class_weights import KeptClassWeights
 from metalearn.core.samples.layer_io import collect
 from metalearn.core.samples.layer_rules import LayerCall
 from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradients

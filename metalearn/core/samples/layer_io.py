@@ -24,9 +24,9 @@ from metalearn.core._functorch import (
     maybe_get_level,
     temporarily_pop_interpreter_stack,
 )
+from metalearn.core.autodiff.lean_gradient import is_differentiated, lean_gradient
 from metalearn.core.loss_checks import refuse_unreached
 from metalearn.core.ops.decomposed_norms import decomposed_norms
-from metalearn.core.ops.lean_gradient import is_differentiated, lean_gradient
 from metalearn.core.precision import norms_of, widened
 from metalearn.core.samples.gradient_totals import (
     formed_total,
