@@ -24,7 +24,6 @@ LONG_FILES = {
     "trainers/ensemble.py",
     "trainers/learner.py",
     "trainers/meta.py",
-    "trainers/per_sample.py",
 }
 BACKWARD_IMPORTS: set[tuple[str, str]] = set()
 LONG_FUNCTIONS = {

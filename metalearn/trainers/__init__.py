@@ -10,8 +10,8 @@ from metalearn.trainers.maml import MAML
 from metalearn.trainers.member_learner import MemberLearner
 from metalearn.trainers.meta import MetaTrainer
 from metalearn.trainers.one_network import BatchEnsembleTrainer, MCDropoutTrainer
-from metalearn.trainers.per_sample import PerSampleTrainer
 from metalearn.trainers.sample_reports import EnsembleTest
+from metalearn.trainers.supervised.per_sample import PerSampleTrainer
 from metalearn.trainers.task_reports import MemberReport, TestReport
 from metalearn.trainers.task_scores import MemberScores, TaskScores, mean_interval
 

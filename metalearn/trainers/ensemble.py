@@ -34,7 +34,6 @@ from metalearn.schema import Kind, choice, list_of, mapping, maybe, number, text
 from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.base import OptimizerFactory, StepReport
-from metalearn.trainers.data_scores import logits_of, report_of
 from metalearn.trainers.diagnostics import (
     DiagnosisData,
     DiagnosticSource,
@@ -61,6 +60,7 @@ from metalearn.trainers.members.settings import (
 from metalearn.trainers.nan_scores import check_members
 from metalearn.trainers.planning import keeps, memory_budget
 from metalearn.trainers.sample_reports import EnsembleTest
+from metalearn.trainers.supervised.predictions import logits_of, report_of
 from metalearn.types import Split
 
 __all__ = ["EnsembleTest", "EnsembleTrainer"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,24 +19,10 @@ from metalearn.errors import SettingError
 from metalearn.trainers.maml import MAML
 from metalearn.types import LossFn, Params, TaskBatch
 
-__all__ = ["SamplePlan", "keeps", "memory_budget", "planned", "settle", "what_fits"]
+__all__ = ["keeps", "memory_budget", "planned", "settle", "what_fits"]
 
 _SHARE_OF_FREE = 0.8
 _PLANNED = ("engine", "method", "chunk_size")
-
-
-@dataclass(frozen=True)
-class SamplePlan:
-    """How clipped gradients are taken."""
-
-    chunk_size: int | None
-    """Samples at a time; None is all."""
-    note: str = "as set"
-
-    def __str__(self) -> str:
-        """One line for a log."""
-        size = "all" if self.chunk_size is None else str(self.chunk_size)
-        return f"per-sample gradients: {size} samples at a time; {self.note}"
 
 
 def planned(plan: Plan | None) -> dict[str, Any]:

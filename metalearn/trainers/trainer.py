@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
+from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
@@ -85,9 +86,13 @@ class Trainer:
         """Note signals that ask to stop; validation, tests and diagnostics then raise `Stopped`."""
         return self.loop.stop.listening()
 
+    def prepare(self) -> None:
+        """Decide what is decided once, such as engines; `fit` does so before it begins."""
+        self.loop.objective.prepare()
+
     def gradient(self, step: int) -> StepGradient:
         """Losses and gradients of training step ``step``, means over its batch."""
-        self.loop.objective.prepare()
+        self.prepare()
         batch = self.loop.objective.batch(step)
         return finish(self.loop.objective.gradient(self.loop.params, batch, step=step))
 
@@ -111,6 +116,14 @@ class Trainer:
     def member_settings(self) -> list[dict[str, float]]:
         """What differs between members, as rows for the comparison of runs; none here."""
         return []
+
+    def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
+        """What ``diagnose`` looks at, as the module stands, by name."""
+        return iter(())
+
+    def rate(self, step: int) -> float:
+        """Factor of the learning rate at a step counted from 0."""
+        return self.loop.schedule(step)
 
     @property
     def module(self) -> nn.Module:

@@ -23,7 +23,9 @@ from metalearn.trainers import MAML, EnsembleTrainer, FitResult, MetaTrainer, Tr
 from tests.support.builders import (
     Recorder,
     Scripted,
+    after_gradient,
     assert_same,
+    before_validation,
     ensemble_trainer,
     episode_trainer,
     last,
@@ -237,13 +239,14 @@ def test_records_of_a_resumed_run_are_those_of_a_whole_one(
         elif when == "first validation":
             signal_in_validation(trainer, signal.SIGTERM)
         else:
-            first = trainer.validate
+            seen = []
 
-            def second() -> Any:
-                signal_in_validation(trainer, signal.SIGTERM)
-                return first()
+            def second() -> None:
+                seen.append(trainer.step)
+                if len(seen) == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
 
-            monkeypatch.setattr(trainer, "validate", second)
+            before_validation(trainer, second)
         return trainer
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -337,15 +340,12 @@ def test_a_gradient_that_is_not_finite_is_never_applied(name: str, tmp_path: Pat
     trainer, sound = make(folder=tmp_path), make(folder=tmp_path / "sound")
     signal_in_step(sound, 1, signal.SIGTERM)
     sound.fit()
-    gradient = trainer.gradient
 
-    def broken(step: int) -> Any:
-        report = gradient(step)
+    def spoil(step: int, found: Any) -> None:
         if step == 2:
-            next(iter(report.grads.values())).view(-1)[0] = torch.nan
-        return report
+            next(iter(found.grads.values())).view(-1)[0] = torch.nan
 
-    trainer.gradient = broken  # type: ignore[method-assign]
+    after_gradient(trainer, spoil)
     with pytest.raises(
         NonFiniteError, match=r"^step 2: .*gradient norm nan.*non_finite_step_2\.pt"
     ):

@@ -21,7 +21,7 @@ from metalearn.cli.loading import trainer_of
 from metalearn.cli.run_config import saved_config
 from metalearn.errors import DataError, NonFiniteError
 from tests.saved_runs.double import copy_of
-from tests.support.builders import assert_same
+from tests.support.builders import assert_same, extra_state
 from tests.support.commands import Outcome
 from tests.support.damage import FILES, REPLACEMENTS, Path_, entries, replaced, saved, without
 
@@ -50,9 +50,25 @@ def snapshot(trainer: Any) -> Any:
     return copy.deepcopy(
         (
             dict(trainer.module.state_dict()), trainer.optimizer.state_dict(), trainer.step,
-            trainer.best_step, trainer._stale, trainer.extra_state(), trainer.diagnostics.state(),
+            trainer.best_step, summary(trainer), extra_state(trainer),
         )
     )  # fmt: skip
+
+
+def summary(trainer: Any) -> Any:
+    return trainer.loop.population.summary() if hasattr(trainer, "loop") else trainer._stale
+
+
+def take_note(trainer: Any) -> None:
+    """Validate once more, from a best state that is known."""
+    state = copy.deepcopy(trainer.module.state_dict())
+    if not hasattr(trainer, "loop"):
+        trainer._best = trainer._best or state
+        trainer.judge(trainer.validate())
+        return
+    population = trainer.loop.population
+    population.best = population.best or state
+    population.record_validation(trainer.loop.evaluator(trainer.step).scores, trainer.step)
 
 
 def held(kind: str, state: Any, folder: Path) -> str:
@@ -72,12 +88,11 @@ def held(kind: str, state: Any, folder: Path) -> str:
             assert_same(snapshot(trainer), before)
         return "refused"
     try:
-        trainer._best = trainer._best or copy.deepcopy(trainer.module.state_dict())
         trainer.gradient(trainer.step)
         trainer.validate()
         trainer.optimizer.step()
-        trainer.judge(trainer.validate())
-        trainer.extra_state(), trainer.diagnostics.state()
+        take_note(trainer)
+        extra_state(trainer)
     except NonFiniteError:
         pass
     finally:

@@ -286,9 +286,34 @@ def ensemble_trainer(**settings: Any) -> EnsembleTrainer:
     return EnsembleTrainer(model, data, **settings)
 
 
+def objective_of(trainer: Any) -> Any:
+    return trainer.loop.objective if hasattr(trainer, "loop") else trainer
+
+
+def batch_of(trainer: Any, step: int) -> Any:
+    """The batch of a step."""
+    looped = hasattr(trainer, "loop")
+    return trainer.loop.objective.batch(step) if looped else trainer.diagnostic_batch(step)
+
+
+def source_of(trainer: Any) -> Any:
+    """What diagnostics look at."""
+    return getattr(trainer, "source", trainer)
+
+
+def extra_state(trainer: Any) -> dict[str, Any]:
+    """What the parts of a trainer keep in a checkpoint, that of diagnostics beside it."""
+    if not hasattr(trainer, "loop"):
+        return {**trainer.extra_state(), "diagnostics": trainer.diagnostics.state()}
+    loop, found = trainer.loop, {}
+    for part in (loop.population, loop.objective, loop.evaluator, *loop.callbacks):
+        found |= part.state()
+    return found
+
+
 def before_gradient(trainer: Any, act: Callable[[int], object]) -> None:
     """Make something happen in each step, before its gradient is taken."""
-    objective = trainer.loop.objective if hasattr(trainer, "loop") else trainer
+    objective = objective_of(trainer)
     original = objective.gradient
 
     def gradient(*given: Any, **named: Any) -> Any:
@@ -298,6 +323,36 @@ def before_gradient(trainer: Any, act: Callable[[int], object]) -> None:
     objective.gradient = gradient
 
 
+def after_gradient(trainer: Any, act: Callable[[int, Any], object]) -> None:
+    """The same, after it has been taken: ``act`` gets the step and its `StepGradient`."""
+    objective = objective_of(trainer)
+    original = objective.gradient
+
+    def gradient(*given: Any, **named: Any) -> Any:
+        found = original(*given, **named)
+        act(named["step"] if named else given[-1], found)
+        return found
+
+    objective.gradient = gradient
+
+
+def before_validation(trainer: Any, act: Callable[[], object]) -> None:
+    """Make something happen at the beginning of each validation."""
+    looped = hasattr(trainer, "loop")
+    holder, name = (trainer.loop, "evaluator") if looped else (trainer, "validate")
+    original = getattr(holder, name)
+
+    class Wrapped:
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(original, attribute)
+
+        def __call__(self, *given: Any) -> Any:
+            act()
+            return original(*given)
+
+    setattr(holder, name, Wrapped())
+
+
 def signal_in_step(trainer: Any, step: int, number: int) -> None:
     """Make the trainer send its own process a signal in the middle of a step."""
     before_gradient(trainer, lambda now: os.kill(os.getpid(), number) if now == step else None)
@@ -305,21 +360,8 @@ def signal_in_step(trainer: Any, step: int, number: int) -> None:
 
 def signal_in_validation(trainer: Any, number: int) -> None:
     """The same in the middle of the next validation."""
-    holder, name = (
-        (trainer.loop, "evaluator") if hasattr(trainer, "loop") else (trainer, "validate")
-    )
-    original = getattr(holder, name)
-
-    class Once:
-        def __getattr__(self, attribute: str) -> Any:
-            return getattr(original, attribute)
-
-        def __call__(self, *given: Any) -> Any:
-            os.kill(os.getpid(), number)
-            setattr(holder, name, original)
-            return original(*given)
-
-    setattr(holder, name, Once())
+    left = [number]
+    before_validation(trainer, lambda: os.kill(os.getpid(), left.pop()) if left else None)
 
 
 def state_of(trainer: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from metalearn.trainers.diagnostics import (
 from metalearn.trainers.diagnostics.models import map_models
 from metalearn.trainers.diagnostics.reducing import reduce_units
 from tests.config.test_diagnose import KINDS
-from tests.support.builders import Recorder
+from tests.support.builders import Recorder, batch_of, source_of
 from tests.support.commands import Outcome, call
 from tests.support.diagnostic_cases import per_sample
 
@@ -105,10 +105,10 @@ def test_equal_gradients_give_equal_numbers_in_training_and_after_it(name: str, 
 
 
 def test_the_trace_of_a_fisher_matrix_is_the_same_by_every_name() -> None:
-    trainer, told = per_sample(diagnostics=["fisher_trace"]), Recorder()
-    batch = trainer.diagnostic_batch(0)
-    trainer.diagnostics.run(0, batch, {}, told)
-    (models,) = trainer.predictive_models(batch)
+    trainer, told = per_sample(), Recorder()
+    source, batch = source_of(trainer), batch_of(trainer, 0)
+    DiagnosticRunner(["fisher_trace"], 1, source).run(0, batch, {}, told)
+    (models,) = source.predictive_models(batch)
     found = DIAGNOSTICS["fisher"]()
     assert isinstance(found, ModelDiagnostic)
     after = found.result([models], CurvatureSettings()).values

@@ -14,7 +14,15 @@ from torch import nn
 from metalearn.errors import SettingError
 from metalearn.tracking import RunTracker
 from metalearn.trainers import LoopSettings, MetaTrainer, Trainer
-from tests.support.builders import Recorder, assert_same, last, signal_in_step, state_of
+from tests.support.builders import (
+    Recorder,
+    assert_same,
+    batch_of,
+    extra_state,
+    last,
+    signal_in_step,
+    state_of,
+)
 from tests.support.diagnostic_cases import APPLY, MAKERS, few_shot, per_sample
 
 COSTS = ("_seconds", "_share")
@@ -104,8 +112,9 @@ def test_a_resumed_run_remembers(kind: str, tmp_path: Path) -> None:
     run(tmp_path / "parts", 3)
     parts = run(tmp_path / "parts", None)
     assert_same(_records(tmp_path / "parts"), _records(tmp_path / "whole"))
-    assert_same(parts.diagnostics.state(), whole.diagnostics.state())
-    assert parts.diagnostics.state()["noise_scale"]["history"]
+    one, other = (extra_state(t)["diagnostics"] for t in (parts, whole))
+    assert_same(one, other)
+    assert one["noise_scale"]["history"]
 
 
 def test_figures_come_with_validations() -> None:
@@ -181,10 +190,10 @@ def test_a_step_that_is_not_finite_is_counted_before_it_is_refused() -> None:
     trainer = per_sample(diagnostics=["gradient_norms"], tracker=seen)
     with torch.no_grad():
         next(trainer.module.parameters())[0, 0] = torch.inf
-    trainer.validation_due = False  # without the validation that comes first
+    trainer.loop.validation_due = False  # without the validation that comes first
     with pytest.raises(NonFiniteError):
         trainer.fit()
-    reached = trainer._batch(0)[0][:, 0] > 0  # the others stay at the flat end of a ReLU
+    reached = batch_of(trainer, 0)[0][:, 0] > 0  # the others stay at the flat end of a ReLU
     assert 0 < reached.sum() < 8
     assert seen.series("gradient_norms/sample_non_finite") == [float(reached.sum())]
 

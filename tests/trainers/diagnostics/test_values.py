@@ -24,7 +24,7 @@ from metalearn.trainers.diagnostics.moments import MOMENTS, noise_over_populatio
 from metalearn.trainers.diagnostics.noise_scale import NoiseScales
 from metalearn.trainers.diagnostics.reducing import reduce_units
 from metalearn.types import TaskBatch
-from tests.support.builders import Recorder
+from tests.support.builders import Recorder, batch_of, source_of
 from tests.support.diagnostic_cases import ensemble, few_shot, learners, per_sample
 from tests.support.oracles import Problem, inner_loop, sgd_rule
 
@@ -42,7 +42,7 @@ def _again(value: Tensor, values: list[Tensor]) -> Tensor:
 
 
 def _units(trainer: Trainer, kind: str, step: int, grads: Any = None) -> GradientUnits:
-    return trainer.gradient_units(kind, trainer.diagnostic_batch(step), grads or {})
+    return source_of(trainer).gradient_units(kind, batch_of(trainer, step), grads or {})
 
 
 def _gathered(units: GradientUnits) -> list[Rows]:
@@ -80,7 +80,7 @@ def _samples_of(module: nn.Module, x: Tensor, y: Tensor) -> Rows:
 @pytest.mark.usefixtures("_budget")
 def test_samples_of_one_network() -> None:
     trainer = per_sample()
-    x, y = trainer._batch(2)
+    x, y = batch_of(trainer, 2)
     _close(_gathered(_units(trainer, "sample", 2)), [_samples_of(trainer.module, x, y)])
 
 
@@ -89,7 +89,7 @@ def test_samples_of_one_network() -> None:
 def test_samples_and_gradients_of_members(shuffle: str) -> None:
     trainer = ensemble(shuffle=shuffle)
     trainer.active[1] = False
-    x, y = trainer._batch(2)
+    x, y = batch_of(trainer, 2)
     wanted = []
     for index in (0, 2):
         own = (x, y) if shuffle == "shared" else (x[index], y[index])
@@ -207,11 +207,11 @@ def test_closed_form_through_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     def loss(params: Any, batch: Any) -> Tensor:
         return 0.5 * (params["theta"] - batch[0]).square().sum(1).mean()
 
-    monkeypatch.setattr(trainer, "loss", loss)
+    monkeypatch.setattr(trainer.objective, "loss", loss)
     trainer.fit()
     noise, signal, shares = [], [], []
     for step in range(3):
-        x = trainer._batch(step)[0].double()
+        x = batch_of(trainer, step)[0].double()
         trace = float(x.var(0).sum())
         noise.append(trace)
         signal.append(float((3.0 - x.mean(0)).square().sum()) - trace / 8)
@@ -263,7 +263,7 @@ def test_fisher_trace_is_the_mean_squared_gradient_of_log_p(make: Callable[..., 
     trainer = make()
     trainer.gradient(0)
     exact, empirical = [], []
-    for model in trainer.predictive_models(trainer.diagnostic_batch(0)):
+    for model in source_of(trainer).predictive_models(batch_of(trainer, 0)):
         x, y = model.batch
         for g in range(len(y)):
             extra = {n: b[g] for n, b in model.extra.items()}
@@ -278,7 +278,7 @@ def test_fisher_trace_is_the_mean_squared_gradient_of_log_p(make: Callable[..., 
             exact.append(sums[0] / len(y[g]))
             empirical.append(sums[1] / len(y[g]))
     diagnostic = DIAGNOSTICS["fisher_trace"]()
-    found = measure({diagnostic: ("predictive",)}, trainer, trainer.diagnostic_batch(0), {})
+    found = measure({diagnostic: ("predictive",)}, source_of(trainer), batch_of(trainer, 0), {})
     result = found.results["fisher_trace"]["predictive"]
     numbers = diagnostic.record(0, "predictive", result, NullTracker())
     assert numbers["fisher_trace/exact"] == pytest.approx(sum(exact) / len(exact), rel=1e-4)

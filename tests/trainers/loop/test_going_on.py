@@ -26,7 +26,9 @@ from tests.support.builders import (
     Scripted,
     assert_same,
     before_gradient,
+    before_validation,
     ensemble_trainer,
+    extra_state,
     last,
     sinusoid_trainer,
     state_of,
@@ -52,7 +54,7 @@ def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metalearn.trainers.ensemble.draw_validation", lambda *given: None)
 
 
-def _send_while(trainer: Trainer, name: str, when: Callable[[], bool], number: int) -> None:
+def _send_while(trainer: Any, name: str, when: Callable[[], bool], number: int) -> None:
     """Send this process a signal at a call of a method for which ``when`` holds."""
     original = getattr(trainer, name)
 
@@ -81,7 +83,12 @@ def test_a_validation_that_is_broken_off_leaves_no_trace(
         for tracker, name in zip(records, ("whole", "parts", "parts"))
     )
     whole.fit()
-    _send_while(stopped, "validate", lambda: stopped.step == step, number)
+
+    def stop() -> None:
+        if stopped.step == step:
+            os.kill(os.getpid(), number)
+
+    before_validation(stopped, stop)
     result = stopped.fit()
     assert (result.reason, result.signal, result.step) == ("interrupted", number, step)
     assert not any(name.startswith("validation") for s, row in records[1].numbers
@@ -118,20 +125,14 @@ def test_diagnostics_that_are_broken_off_leave_no_trace(tmp_path: Path) -> None:
     whole.fit()
     buffer = torch.zeros(1)
     stopped.module.register_buffer("seen", buffer, persistent=False)
-    gradient = stopped.gradient
-
-    def counted(step: int) -> Any:
-        buffer.add_(1)
-        return gradient(step)
-
-    stopped.gradient = counted  # type: ignore[method-assign]
-    _send_while(stopped, "gradient_units", lambda: stopped.step == 5, signal.SIGTERM)
+    before_gradient(stopped, lambda step: buffer.add_(1))
+    _send_while(stopped.source, "gradient_units", lambda: stopped.step == 5, signal.SIGTERM)
     assert stopped.fit().step == 5
     assert buffer == 5, "what the step wrote before its diagnostics is taken back"
     resumed.resume(last(tmp_path / "parts"))
     resumed.fit()
     assert_same(state_of(resumed), state_of(whole))
-    assert_same(resumed.diagnostics.state(), whole.diagnostics.state())
+    assert_same(extra_state(resumed), extra_state(whole))
 
 
 def test_a_diagnostic_of_models_that_is_broken_off_takes_back_those_before_it(
@@ -147,12 +148,12 @@ def test_a_diagnostic_of_models_that_is_broken_off_takes_back_those_before_it(
         per_sample(folder=tmp_path / name, **settings) for name in ("whole", "parts", "parts")
     )
     whole.fit()
-    _send_while(stopped, "predictive_models", lambda: stopped.step == 5, signal.SIGTERM)
+    _send_while(stopped.source, "predictive_models", lambda: stopped.step == 5, signal.SIGTERM)
     assert stopped.fit().step == 5
     resumed.resume(last(tmp_path / "parts"))
     resumed.fit()
     assert_same(state_of(resumed), state_of(whole))
-    assert_same(resumed.diagnostics.state(), whole.diagnostics.state())
+    assert_same(extra_state(resumed), extra_state(whole))
 
 
 def test_a_plan_is_given_up_at_once() -> None:

@@ -1,0 +1,1 @@
+"""Trainings on labelled data: their batches, objectives, scores and trainers."""

@@ -1,0 +1,186 @@
+"""The objective of a training by per-sample gradients: each clipped, noise on their sum.
+
+Axes: N samples of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalearn.core import clipped_gradient
+from metalearn.core.chunking import ChunkSize
+from metalearn.core.loss_checks import checked_to_reach, unused_parameters
+from metalearn.core.samples.clipping import clipped_chunk
+from metalearn.core.samples.gradients import SampleMethod, one_gradient
+from metalearn.random_streams import AddressedStream
+from metalearn.schema import Kind, mapping, maybe, text, whole
+from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.plans import SamplePlan
+from metalearn.trainers.supervised.pure_model import PureModel
+from metalearn.types import Params
+
+__all__ = ["PerSampleObjective"]
+
+log = logging.getLogger(__name__)
+
+
+class PerSampleObjective:
+    """The gradient (1/B)·(Σ_i g_i·min(1, C/‖g_i‖) + σ·C·z) of a batch of N samples.
+
+    N may vary, and be 0, where batches are drawn by chance; B stays. Where N is always B it is the
+    mean of the clipped gradients.
+
+    Args:
+        model: whose parameters are trained.
+        batches: from a step to its inputs and targets.
+        expected: B, of the whole batch where ranks share it.
+        max_norm: C; infinity clips nothing.
+        noise_multiplier: σ.
+        seed: of the noise, together with the step.
+        chunk_size: samples at a time; ``"auto"`` is decided once.
+        method: of per-sample gradients.
+        deterministic: measure nothing for the decision.
+        criterion: mean loss of outputs ``[N, C]`` and targets ``[N]``; cross-entropy by default.
+    """
+
+    unit = "samples"
+
+    def __init__(
+        self,
+        model: PureModel,
+        batches: Callable[[int], LabelledBatch],
+        *,
+        expected: int,
+        max_norm: float,
+        noise_multiplier: float,
+        seed: int,
+        chunk_size: ChunkSize = None,
+        method: SampleMethod = "layers",
+        deterministic: bool = False,
+        criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    ) -> None:
+        self.model, self.batches, self.expected = model, batches, expected
+        self.max_norm, self.noise_multiplier, self.seed = max_norm, noise_multiplier, seed
+        self.chunk_size, self.method, self.deterministic = chunk_size, method, deterministic
+        self.criterion = criterion
+        self.plan: SamplePlan | None = None
+
+    def loss(self, params: Params, batch: LabelledBatch) -> Tensor:
+        """Mean loss of a batch at given parameters, a scalar."""
+        inputs, targets = batch
+        return self.criterion(self.model.outputs(params, inputs), targets)
+
+    def prepare(self) -> None:
+        """Decide how many samples are taken at a time."""
+        if self.plan is None:
+            self.plan = self._planned()
+            if self.chunk_size == "auto":
+                log.info("%s", self.plan)
+
+    def batch(self, step: int) -> LabelledBatch:
+        """Inputs and targets of a step."""
+        return self.batches(step)
+
+    def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
+        """Mean of the clipped gradients of a batch; noise comes after ranks are summed."""
+        self.model.train()
+        count = len(batch[1])
+        grads, loss, clipped = self._clipped(params, batch) if count else _of_nothing(params)
+        return StepGradient(
+            grads,
+            loss[None],
+            count,
+            divisor=max(count, 1),
+            normalizer=self.expected,
+            noise=partial(self._noisy, step=step) if self.noise_multiplier else None,
+            scalars={} if clipped is None else {"train/clipped_fraction": clipped},
+            suspects=lambda: f"batch {step} of the training part",
+        )
+
+    def unused_parameters(self) -> list[str]:
+        """Those of the loss of the first batch; they get no noise either."""
+        self.model.train()
+        return unused_parameters(self.loss, self.model.params, self.batch(0))
+
+    def records(
+        self, batch: LabelledBatch, gradient: StepGradient, *, step: int
+    ) -> Mapping[str, float]:
+        """Nothing beyond the scalars of the gradient."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """How gradients are taken, so that a resumed run goes on in the same way."""
+        if self.plan is None:
+            return {}
+        return {"plan": {"chunk_size": self.plan.chunk_size, "device": self.model.device.type}}
+
+    def state_kinds(self) -> list[Kind]:
+        """The plan, where there is one."""
+        plan = mapping({"chunk_size": maybe(whole(1)), "device": text})
+        return [mapping({}, {"plan": maybe(plan)})]
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take the plan of the run, unless it was made for another kind of device."""
+        plan = state.get("plan")
+        if plan and plan["device"] == self.model.device.type and self.chunk_size == "auto":
+            self.plan = SamplePlan(plan["chunk_size"], "as before the interruption")
+            log.info("%s", self.plan)
+
+    def _clipped(
+        self, params: Params, batch: LabelledBatch
+    ) -> tuple[Mapping[str, Tensor], Tensor, Tensor | None]:
+        """Mean of the clipped gradients, mean loss, and the share that was clipped."""
+        if math.isinf(self.max_norm):
+            if self.method == "loop":
+                grads = one_gradient(self.loss, params, batch)
+                with torch.no_grad():
+                    return grads, self.loss(params, batch), None
+            grads, loss = torch.func.grad_and_value(checked_to_reach(self.loss))(params, batch)
+            return grads, loss, None
+        assert self.plan is not None
+        found = clipped_gradient(
+            self.loss,
+            params,
+            batch,
+            max_norm=self.max_norm,
+            chunk_size=self.plan.chunk_size,
+            method=self.method,
+        )
+        loss = found.losses.detach().mean()
+        return found.grads, loss, (found.norms > self.max_norm).double().mean()
+
+    def _noisy(self, grads: Mapping[str, Tensor], *, step: int) -> dict[str, Tensor]:
+        """Gradients with noise of standard deviation σ·C/B, the same on every rank."""
+        drawn = AddressedStream(self.seed, "noise", step).with_replacement(2**62, 1)
+        generator = torch.Generator().manual_seed(int(drawn[0]))
+        size = self.noise_multiplier * self.max_norm / self.expected
+        return {
+            name: grad + size * torch.randn(grad.shape, generator=generator).to(grad)
+            for name, grad in grads.items()
+        }
+
+    def _planned(self) -> SamplePlan:
+        if self.chunk_size != "auto":
+            return SamplePlan(self.chunk_size)
+        if self.deterministic or math.isinf(self.max_norm):
+            return SamplePlan(None, "nothing measured")
+        self.model.train()
+        batch = self.batch(0)
+        size = clipped_chunk(self.loss, self.model.params, batch, method=self.method)
+        whole = size is None or size >= len(batch[1])
+        return SamplePlan(None if whole else size, "as many as memory has room for")
+
+
+def _of_nothing(params: Params) -> tuple[dict[str, Tensor], Tensor, None]:
+    """Sums over an empty batch."""
+    grads = {name: torch.zeros_like(value) for name, value in params.items()}
+    return grads, next(iter(params.values())).new_zeros(()), None

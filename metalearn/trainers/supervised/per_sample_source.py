@@ -1,0 +1,54 @@
+"""What diagnostics can see of a training by per-sample gradients.
+
+Axes: N samples of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from metalearn.core.tree import tree_map
+from metalearn.trainers.diagnostics import GradientUnits, PredictiveModels, sample_blocks
+from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
+
+__all__ = ["PerSampleSource"]
+
+
+class PerSampleSource:
+    """The samples of a batch, before clipping, and what the module predicts.
+
+    Args:
+        objective: whose model and loss they are of.
+    """
+
+    def __init__(self, objective: PerSampleObjective) -> None:
+        self._objective, self._model = objective, objective.model
+
+    def diagnostic_kinds(self) -> Mapping[str, str]:
+        """Samples, and what the module predicts."""
+        return {"sample": "", "predictive": "", "loss": ""}
+
+    def gradient_units(
+        self, kind: str, batch: LabelledBatch, grads: Mapping[str, Tensor]
+    ) -> GradientUnits:
+        """The samples of a batch."""
+        x, y = batch
+        loss, method = self._objective.loss, self._objective.method
+
+        def blocks() -> Iterator[Iterator[Mapping[str, Tensor]]]:
+            shown = (x[None], y[None])
+            return sample_blocks(lambda _: loss, self._model.alone(), {}, shown, method=method)
+
+        return GradientUnits("sample", blocks, len(y), self._objective.max_norm)
+
+    def predictive_models(self, batch: LabelledBatch) -> Iterator[PredictiveModels]:
+        """The module on a batch, as one model."""
+        shown = tree_map(lambda x: x[None], batch)
+        yield PredictiveModels(self._outputs, self._model.alone(), {}, shown, "categorical")
+
+    def _outputs(self, extra: Any) -> Any:
+        return self._model.outputs
