@@ -27,13 +27,13 @@ def load(
     *,
     which: Literal["best", "last"] = "best",
     trust: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> Trainer:
     """The trainer of a run's folder, in a state that was saved: ``load("outputs/…").reports()``.
 
     It has its ``module``, with the parameters of that state, and its ``tasks`` or ``data``; a run
     on tasks has a ``learner`` to adapt, an ensemble ``predict`` and ``predictive``. `fit` goes on
-    from there. It writes nothing into the folder: ``resume=<folder>`` on the command line does.
+    from there, and writes nothing into the folder: ``resume=<folder>`` on the command line does.
 
     Args:
         folder: of a run, from the command line or from Python.
@@ -42,7 +42,8 @@ def load(
             made of; it is needed for those, and takes the state.
         which: the state at the best validation, or the last that was saved.
         trust: whether the run's ``config.yaml`` may name any importable object to be called.
-        device: where to put it; ``"auto"`` is an accelerator, where there is one.
+        device: where to put it; ``"auto"`` is an accelerator, where there is one. None is the CPU,
+            or where the given ``trainer`` is.
 
     Raises:
         SettingError, DataError: no run there, or one that cannot be read.
@@ -50,6 +51,12 @@ def load(
     if which not in ("best", "last"):
         raise SettingError("which", which, "best or last is needed")
     if trainer is not None:
+        if device is not None:
+            raise SettingError(
+                "device", device, "None is needed: a given trainer stays where it is"
+            )
+        if trust is not False:
+            raise SettingError("trust", trust, "false is needed: beside a trainer nothing is built")
         trainer.resume(_checkpoint(Path(folder), which))
         return trainer
     path = Path(folder)
@@ -59,7 +66,7 @@ def load(
             "that no config.yaml says what it is made of"
         )
         raise SettingError("trainer", None, accepted)
-    return _loaded(folder, "folder", which, device, trust)
+    return _loaded(folder, "folder", which, "cpu" if device is None else device, trust)
 
 
 def load_learner(

@@ -58,6 +58,9 @@ def test_a_run_made_in_python(tmp_path: Path) -> None:
     ours, theirs = mine.module.state_dict(), trainer.module.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     assert mine.fit().step == 6
+    for settings in ({"device": "cpu"}, {"trust": True}):
+        with pytest.raises(SettingError, match=f"{next(iter(settings))}="):
+            load(tmp_path / "run", mine, **settings)
     with pytest.raises(DataError, match="this checkpoint does not fit the run"):
         load(tmp_path / "run", made(None, hidden=5))
 
