@@ -35,7 +35,8 @@ from metalearn.core.autodiff.derivative_modes import AnyMode
 from metalearn.core.autodiff.products import check_mode
 from metalearn.core.curvature.fisher_problem import FisherProblem, OutputsFn
 from metalearn.core.curvature.likelihood import NOT_GIVEN, AnyLikelihood, FisherKind, Likelihood
-from metalearn.core.tree import check_floating, leaves, tree_map
+from metalearn.core.samples.layer_io import Collected
+from metalearn.core.tree import check_floating, flatten, leaves, tree_map, unflatten
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
 from metalearn.types import Batch, Params
@@ -85,7 +86,8 @@ def fisher_diagonal(
     """
     rule = Likelihood.of(likelihood, kind, samples, variance)
     problem = FisherProblem.of(outputs_fn, params, batch, rule, generator)
-    return problem.mean(lambda grads: tree_map(lambda g: g.square().sum((0, 1)), grads), chunk_size)
+    found = problem.mean_collected(Collected.sums_of_squares, chunk_size)
+    return unflatten(found, flatten(params)[1])
 
 
 @checked
@@ -104,10 +106,12 @@ def fisher_trace(
     """Tr F = 1/N · Σ_n Σ_r ‖J_nᵀ s_nr‖², a scalar; arguments as in `fisher_diagonal`."""
     rule = Likelihood.of(likelihood, kind, samples, variance)
     problem = FisherProblem.of(outputs_fn, params, batch, rule, generator)
-    total: Tensor = problem.mean(
-        lambda grads: torch.stack([g.square().sum() for g in leaves(grads)]).sum(), chunk_size
-    )
-    return total
+    total: Tensor = problem.mean_collected(_sum_of_squared_norms, chunk_size, norms_alone=True)
+    return total.to(leaves(params)[0].dtype)
+
+
+def _sum_of_squared_norms(found: Collected) -> Tensor:
+    return torch.stack([squares.sum() for squares in found.squared_norms()]).sum()
 
 
 @checked

@@ -28,9 +28,11 @@ from metalearn.core.autodiff.products import leaves_like
 from metalearn.core.checks import check_pair
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.curvature.likelihood import Likelihood
-from metalearn.core.loss_checks import check_reached
+from metalearn.core.loss_checks import UnreachedError, check_reached, refuse_unreached
 from metalearn.core.ops import DecomposedOperations
 from metalearn.core.samples.gradients import one_gradient
+from metalearn.core.samples.layer_io import Collected
+from metalearn.core.samples.structure import collect_covered
 from metalearn.core.targets import check_labels
 from metalearn.core.tree import check_floating, flatten, leaves, tree_map, unflatten
 from metalearn.core.vectorization import vectorizing
@@ -93,6 +95,35 @@ class FisherProblem:
             total = part if total is None else tree_map(torch.add, total, part)
         return tree_map(lambda x: x / len(self.noise), total)
 
+    def mean_collected(
+        self,
+        reduce: Callable[[Collected], Any],
+        chunk_size: int | None,
+        *,
+        norms_alone: bool = False,
+    ) -> Any:
+        """1/N · Σ over chunks and rows r of ``reduce(what makes up the gradients J_nᵀ s_nr)``."""
+        values, spec = flatten(self.params)
+
+        def loss(values: list[Tensor], sample: Batch) -> Tensor:
+            x, row = sample
+            value: Tensor = (self._one(unflatten(values, spec), x) * row).sum()
+            return value
+
+        take = partial(collect_covered, self.outputs_fn, loss, values, norms_alone=norms_alone)
+        total = None
+        size = self._affordable() if chunk_size is None else chunk_size
+        for inputs, targets, noise in self._chunks(size):
+            with over_samples("outputs_fn", self.outputs_fn, self.params, self.inputs):
+                rows = vmap(self._factor)(inputs, targets, noise)
+
+                def of_row(row: Tensor, inputs: Any = inputs) -> Any:
+                    return reduce(take((inputs, row)))
+
+                part = _sum_over_rows(of_row, rows)
+            total = part if total is None else tree_map(torch.add, total, part)
+        return tree_map(lambda x: x / len(self.noise), total)
+
     def product(
         self, vector: Params, chunk_size: int | None = None, mode: AnyMode = "auto"
     ) -> Params:
@@ -130,11 +161,15 @@ class FisherProblem:
 
     def _gradients(self, x: Any, target: Tensor, noise: Tensor) -> Params:
         """The R gradients J_nᵀ s_nr of one sample, leaves ``[R, ...]``."""
-        factor = self.likelihood.factor(self._one(self.params, x), target, noise)
+        factor = self._factor(x, target, noise)
         along = grad(
             lambda params, s: check_reached((self._one(params, x) * s).sum(), "outputs_fn")
         )
         return vmap(along, in_dims=(None, 0))(self.params, factor)
+
+    def _factor(self, x: Any, target: Tensor, noise: Tensor) -> Tensor:
+        """Sᵀ of one sample, ``[R, C]``."""
+        return self.likelihood.factor(self._one(self.params, x), target, noise)
 
     def _outputs(self, inputs: Any) -> tuple[Callable[[list[Tensor]], Tensor], list[Tensor], Any]:
         """Outputs ``[n, C]`` as a function of the leaves of the parameters; those; their tree."""
@@ -161,6 +196,16 @@ class FisherProblem:
     def _affordable(self) -> int:
         size: int = sum(p.numel() * p.element_size() for p in leaves(self.params))
         return max(1, _BUDGET // max(1, size * self.likelihood.columns(self.outputs)))
+
+
+def _sum_over_rows(of_row: Callable[[Tensor], Any], rows: Tensor) -> Any:
+    """Σ_r ``of_row(rows[:, r])``; outputs without parameters are called what they are."""
+    try:
+        if rows.shape[1] == 1:  # no axis that the operations would have to carry
+            return of_row(rows[:, 0])
+        return tree_map(lambda x: x.sum(0), vmap(of_row, in_dims=1)(rows))
+    except UnreachedError:
+        refuse_unreached("outputs_fn")
 
 
 def over_samples(

@@ -101,14 +101,13 @@ class ProbedModule:
 
     def _factors(self, name: str, inputs: list[Tensor], back: Tensor) -> tuple[Tensor, Tensor]:
         """What `Layers` has of a layer, from inputs ``[N, ...]`` and gradients ``[R, N, ...]``."""
-        weight_gradients = self._rules[name]
-        inputs = [widened(x) for x in inputs]
-        rows = vmap(lambda dz: weight_gradients(dz, *inputs).left_factor())(widened(back))
-        a = weight_gradients(widened(back[0]), *inputs).right_factor()
-        prefix = f"{name}." if name else ""
-        if f"{prefix}bias" in self._params:
+        back = widened(back)
+        a = self._rules[name](back[0], *map(widened, inputs)).input_rows()
+        if f"{name}.bias".lstrip(".") in self._params:
             a = torch.cat([a, a.new_ones((*a.shape[:2], 1))], dim=-1)
-        return a, rows
+        if isinstance(self._layers[name], nn.Conv2d):
+            back = back.movedim(3, -1)
+        return a, back.reshape(*back.shape[:2], -1, back.shape[-1])
 
     def _forward(
         self, x: Any, probes: dict[str, Tensor] | None

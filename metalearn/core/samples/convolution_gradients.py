@@ -83,12 +83,13 @@ class ConvolutionGradients(SampleGradients):
 
     def formed(self) -> Tensor:  # noqa: D102
         x, dz = self.x, self.dz
-        if _is_wrapped(x, dz):
+        special = len(self.geometry.size) > 2 or self.groups > 1
+        if _is_wrapped(x) or (special and _is_wrapped(dz)):
             grads = torch.func.vmap(self._of_pictures)(x, dz)
-        elif len(self.geometry.size) > 2 or self.groups > 1 or self._is_large:
+        elif special or (self._is_large and not _is_wrapped(dz)):
             grads = self._by_groups()
         else:
-            grads = products(self.left_factor(), self._columns())
+            grads = products(self._outputs(), self._columns())
             if self._channels_last:
                 grads = grads.view(len(x), dz.shape[2], *self.geometry.size, x.shape[2])
                 grads = grads.permute(0, 1, 4, 2, 3)
@@ -99,24 +100,20 @@ class ConvolutionGradients(SampleGradients):
 
     def squared_norms(self) -> Tensor:  # noqa: D102
         x, dz = widened(self.x), widened(self.dz)
-        if _is_wrapped(x, dz):
+        if _is_wrapped(x):
             return squares(self._of(x, dz, self.groups).formed())
         if self.groups > 1:
             return self._by_group(x, dz).squared_norms().view(len(x), -1).sum(1)
         held = math.prod(self.geometry.size) * x.shape[2] * dz[0, :, 0].numel()
         parts = [self._of(a, b, 1) for a, b in split_together(held, x, dz)]
-        return torch.cat([norms_of_products(p.left_factor(), p._columns()) for p in parts])
+        return torch.cat([norms_of_products(p._outputs(), p._columns()) for p in parts])
 
     def weighted_sum(self, weights: Tensor) -> Tensor:  # noqa: D102
         x, dz = widened(self.x), widened(self.dz)
         shares = weights.to(dz.dtype).view(-1, *(1,) * (dz.dim() - 1))
         return self._of_pictures(x.flatten(0, 1), (dz * shares).flatten(0, 1)).view(self.shape)
 
-    def left_factor(self) -> Tensor:  # noqa: D102
-        flat = self.dz.flatten(3)
-        return flat[:, 0].mT if flat.shape[1] == 1 else flat.transpose(2, 3).flatten(1, 2)
-
-    def right_factor(self) -> Tensor:
+    def input_rows(self) -> Tensor:
         """``[N, S, I]``: windows, in the order of the kernel; without groups."""
         columns = _windows(self.x.flatten(0, 1), self.geometry, tuple(self.dz.shape[3:]))
         places = math.prod(self.dz.shape[3:])
@@ -125,10 +122,15 @@ class ConvolutionGradients(SampleGradients):
             return columns[:, 0].mT
         return columns.transpose(1, 2).flatten(2, 3).mT
 
+    def _outputs(self) -> Tensor:
+        """``[N, S, O]``."""
+        flat = self.dz.flatten(3)
+        return flat[:, 0].mT if flat.shape[1] == 1 else flat.transpose(2, 3).flatten(1, 2)
+
     def _columns(self) -> Tensor:
         """The same, in the order (kh, kw, C) where there are many channels, which is quicker."""
         if not self._channels_last:
-            return self.right_factor()
+            return self.input_rows()
         pictures = self.x.flatten(0, 1).permute(0, 2, 3, 1)
         columns = to_columns(pictures, self.geometry.window)
         return columns.reshape(len(self.x), -1, columns.shape[-1])
@@ -180,9 +182,9 @@ class ConvolutionGradients(SampleGradients):
         return self._of(x, dz, 1)
 
 
-def _is_wrapped(*tensors: Tensor) -> bool:
+def _is_wrapped(tensor: Tensor) -> bool:
     """Whether a further vmap or derivative is under way, for which torch has the rules."""
-    return any(is_functorch_wrapped_tensor(t) or t.requires_grad for t in tensors)
+    return is_functorch_wrapped_tensor(tensor) or tensor.requires_grad
 
 
 def _windows(pictures: Tensor, geometry: Geometry, visits: tuple[int, ...]) -> Tensor:

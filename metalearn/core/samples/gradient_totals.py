@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from metalearn.core.precision import widened
-from metalearn.core.samples.sample_gradients import SampleGradients
+from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradients
 
 __all__ = [
     "RowSlice",
     "formed_total",
     "inner_products",
     "squared_norms_of_total",
+    "sum_of_squares_of_total",
     "weighted_total",
 ]
 
@@ -33,6 +34,14 @@ def squared_norms_of_total(parts: Sequence[SampleGradients]) -> Tensor:
         if not one.is_apart_from(other):
             total = total + 2 * inner_products(one, other)
     return total
+
+
+def sum_of_squares_of_total(parts: Sequence[SampleGradients]) -> Tensor:
+    """Σ_i (Σ_k g_ik)², element by element."""
+    one, *more = _joined(parts)
+    if more:
+        one = FormedGradients(formed_total([one, *more]))
+    return one.sum_of_squares()
 
 
 def weighted_total(parts: Sequence[SampleGradients], weights: Tensor) -> Tensor:
@@ -91,6 +100,9 @@ class RowSlice(SampleGradients):
 
     def weighted_sum(self, weights: Tensor) -> Tensor:  # noqa: D102
         return self._among_zeros(self.inside.weighted_sum(weights), 0)
+
+    def sum_of_squares(self) -> Tensor:  # noqa: D102
+        return self._among_zeros(self.inside.sum_of_squares(), 0)
 
     def inner_products(self, other: SampleGradients) -> Tensor | None:  # noqa: D102
         same = isinstance(other, RowSlice) and other._rows == self._rows

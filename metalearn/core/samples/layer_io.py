@@ -31,6 +31,7 @@ from metalearn.core.precision import norms_of, widened
 from metalearn.core.samples.gradient_totals import (
     formed_total,
     squared_norms_of_total,
+    sum_of_squares_of_total,
     weighted_total,
 )
 from metalearn.core.samples.layer_calls import LayerCalls, ParameterView
@@ -39,7 +40,7 @@ from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradi
 from metalearn.core.tree import flatten
 from metalearn.errors import SettingError
 
-__all__ = ["Collected", "collect"]
+__all__ = ["Collected", "Received", "collect"]
 
 Wanted = Callable[[int, LayerCall], bool]
 """Whether a call is to tell of a parameter, by its number."""
@@ -69,6 +70,13 @@ class Collected(NamedTuple):
         zeros = self.losses.new_zeros(self.losses.shape)
         return [
             squared_norms_of_total(parts) if parts else widened(zeros.to(p.dtype))
+            for parts, p in zip(self.parts, self.params)
+        ]
+
+    def sums_of_squares(self) -> list[Tensor]:
+        """Σ_i g_i², element by element, like the parameters."""
+        return [
+            sum_of_squares_of_total(parts).to(p.dtype) if parts else torch.zeros_like(p)
             for parts, p in zip(self.parts, self.params)
         ]
 

@@ -19,9 +19,9 @@ from metalearn.core.samples.gradients import (
     refusing,
     vmapped_gradients,
 )
-from metalearn.core.samples.layer_io import Collected, collect
-from metalearn.core.samples.sample_gradients import FormedGradients, KnownNorms, SampleGradients
-from metalearn.core.samples.structure import forget_structure, structure_of
+from metalearn.core.samples.layer_io import Collected
+from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradients
+from metalearn.core.samples.structure import collect_covered, structure_of
 from metalearn.core.tree import check_floating, flatten, leaf_names, leaves, unflatten
 from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
@@ -77,7 +77,7 @@ def ghost_parameters(loss_fn: LossFn, params: Params, batch: Batch) -> dict[str,
     with refusing(loss_fn, params, batch, "layers"):
         check_floating(params, "params")
         loss = loss_of_one(loss_fn, params)
-        structure = structure_of(loss_fn, loss, params, batch, anew=True)
+        structure = structure_of(loss_fn, loss, leaves(params), batch, anew=True)
     return {name: structure.covers(i) for i, name in enumerate(leaf_names(params))}
 
 
@@ -101,19 +101,7 @@ def collector_of(
         return Collected(losses, parts, [0] * len(parts), [True] * len(parts), values)
 
     def by_layers(batch: Batch) -> Collected:
-        structure = structure_of(loss_fn, loss, params, batch)
-        covered = [structure.covers(i) for i in range(len(values))]
-        once = [norms_alone and structure.is_used_once(i) for i in range(len(values))]
-
-        def take(received: Callable[[int, SampleGradients], SampleGradients]) -> Collected:
-            wanted = covered.__getitem__
-            return collect(loss, values, batch, wanted=lambda i, call: wanted(i), received=received)
-
-        found = take(lambda i, gradients: KnownNorms(gradients) if once[i] else gradients)
-        if structure.holds(found):
-            return found
-        forget_structure(loss_fn)  # the loss is another than it was
-        return take(lambda i, gradients: gradients)
+        return collect_covered(loss_fn, loss, values, batch, norms_alone=norms_alone)
 
     return by_layers if method == "layers" else by_vmap
 

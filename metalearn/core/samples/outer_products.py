@@ -61,6 +61,12 @@ class OuterProducts(SampleGradients):
     def squared_norms(self) -> Tensor:  # noqa: D102
         return norms_of_products(widened(self.left), widened(self.right))
 
+    def sum_of_squares(self) -> Tensor:  # noqa: D102
+        if self.left.shape[1] != 1:
+            return super().sum_of_squares()
+        left, right = widened(self.left)[:, 0], widened(self.right)[:, 0]
+        return left.square().mT @ right.square()
+
     def weighted_sum(self, weights: Tensor) -> Tensor:  # noqa: D102
         left, right = widened(self.left), widened(self.right)
         by_sample = weights.to(left.dtype)[:, None, None]
@@ -81,10 +87,7 @@ class OuterProducts(SampleGradients):
     def transposed(self) -> SampleGradients:  # noqa: D102
         return OuterProducts(self.right, self.left)
 
-    def left_factor(self) -> Tensor:  # noqa: D102
-        return self.left
-
-    def right_factor(self) -> Tensor:  # noqa: D102
+    def input_rows(self) -> Tensor:  # noqa: D102
         return self.right
 
 

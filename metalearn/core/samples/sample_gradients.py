@@ -60,6 +60,10 @@ class SampleGradients(ABC):
         """‖g_i‖² ``[N]``, in float32 at least."""
         return torch.cat([squares(part.formed()) for part in self.slices()])
 
+    def sum_of_squares(self) -> Tensor:
+        """Σ_i g_i², element by element, of the parameter's shape."""
+        return reduce(torch.add, [widened(p.formed()).square().sum(0) for p in self.slices()])
+
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Σ c_i·g_i for weights c ``[N]``, of the parameter's shape."""
         parts = list(self.slices())
@@ -88,16 +92,9 @@ class SampleGradients(ABC):
         """Those of the parameter whose transpose these are the gradients of."""
         return FormedGradients(self.formed().mT)
 
-    def left_factor(self) -> Tensor:
-        """``[N, S, O]``: output gradients, with `right_factor` those of a Kronecker product.
-
-        Σ_s l_s·r_sᵀ over S positions is the gradient, as a matrix.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no Kronecker factors")
-
-    def right_factor(self) -> Tensor:
-        """``[N, S, I]``: inputs."""
-        raise NotImplementedError(f"{type(self).__name__} has no Kronecker factors")
+    def input_rows(self) -> Tensor:
+        """``[N, S, I]``: what a layer's matrix is multiplied by at S positions, if it is one."""
+        raise NotImplementedError(f"{type(self).__name__} are not those of one matrix product")
 
     def slices(self) -> Iterator[SampleGradients]:
         """As many samples at a time as memory should hold gradients of."""

@@ -9,13 +9,16 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from metalearn.core.chunking import chunks, sample_count
-from metalearn.core.samples.layer_io import Collected, collect
-from metalearn.core.samples.layer_rules import rules_version
-from metalearn.core.tree import flatten
-from metalearn.types import Batch, LossFn, Params
+from torch import Tensor
 
-__all__ = ["Structure", "forget_structure", "structure_of"]
+from metalearn.core.chunking import chunks, sample_count
+from metalearn.core.samples.layer_io import Collected, Received, collect
+from metalearn.core.samples.layer_rules import rules_version
+from metalearn.core.samples.sample_gradients import KnownNorms
+from metalearn.core.tree import flatten
+from metalearn.types import Batch
+
+__all__ = ["Structure", "collect_covered", "structure_of"]
 
 _MOST = 16  # kinds of batches and parameters that are kept for one loss
 
@@ -42,10 +45,42 @@ class Structure(NamedTuple):
         return all(found.calls[i] <= 1 and not found.rest[i] for i in once)
 
 
+def collect_covered(
+    owner: Callable[..., object],
+    loss: Callable[[list[Tensor], Any], Tensor],
+    params: list[Tensor],
+    batch: Batch,
+    *,
+    norms_alone: bool = False,
+) -> Collected:
+    """As `collect`, with rules for parameters that are used by calls with rules alone.
+
+    Args:
+        owner: as for `structure_of`, as is ``loss``.
+        loss: of leaves and one sample.
+        params: the leaves.
+        batch: of samples.
+        norms_alone: keep inputs and output gradients no longer than norms need them.
+    """
+    structure = structure_of(owner, loss, params, batch)
+    covered = [structure.covers(i) for i in range(len(params))]
+    once = [norms_alone and structure.is_used_once(i) for i in range(len(params))]
+
+    def take(received: Received) -> Collected:
+        wanted = covered.__getitem__
+        return collect(loss, params, batch, wanted=lambda i, call: wanted(i), received=received)
+
+    found = take(lambda i, gradients: KnownNorms(gradients) if once[i] else gradients)
+    if structure.holds(found):
+        return found
+    _forget(owner)  # it does otherwise than it did
+    return take(lambda i, gradients: gradients)
+
+
 def structure_of(
-    loss_fn: LossFn,
-    loss: Callable[[Any, Any], Any],
-    params: Params,
+    owner: Callable[..., object],
+    loss: Callable[[list[Tensor], Any], Tensor],
+    params: list[Tensor],
     batch: Batch,
     *,
     anew: bool = False,
@@ -53,17 +88,17 @@ def structure_of(
     """What one sample shows of a loss; remembered for the same function and the same shapes.
 
     Args:
-        loss_fn: the user's, to which the structure belongs; the memory does not keep it alive.
-        loss: the same of leaves and one sample, as `collect` takes it.
-        params: of the loss.
+        owner: the user's function, to which the structure belongs and which is not kept alive.
+        loss: made of it, of leaves and one sample, as `collect` takes it.
+        params: the leaves.
         batch: of samples.
         anew: look again even where something is remembered.
     """
     sample_count(batch)  # refuses what is no batch
-    kept, key = _kept_of(loss_fn), _key(params, batch)
+    kept, key = _kept_of(owner), _key(params, batch)
     if kept is not None and key in kept and not anew:
         return kept[key]
-    found = collect(loss, flatten(params)[0], next(chunks(batch, 1)))
+    found = collect(loss, params, next(chunks(batch, 1)))
     structure = Structure(tuple(found.calls), tuple(found.rest))
     if kept is not None:
         if len(kept) >= _MOST:
@@ -72,9 +107,8 @@ def structure_of(
     return structure
 
 
-def forget_structure(loss_fn: LossFn) -> None:
-    """Look again the next time, because the loss did otherwise."""
-    kept = _kept_of(loss_fn)
+def _forget(owner: Callable[..., object]) -> None:
+    kept = _kept_of(owner)
     if kept is not None:
         kept.clear()
 
@@ -82,10 +116,10 @@ def forget_structure(loss_fn: LossFn) -> None:
 _memory: dict[tuple[int, int], tuple[weakref.ref[Any], dict[Any, Structure]]] = {}
 
 
-def _kept_of(loss_fn: Any) -> dict[Any, Structure] | None:
+def _kept_of(function: Any) -> dict[Any, Structure] | None:
     """What is remembered of a function, or of a method of an object; None where nothing can be."""
-    owner, function = getattr(loss_fn, "__self__", loss_fn), getattr(loss_fn, "__func__", loss_fn)
-    place = id(owner), id(function)
+    owner = getattr(function, "__self__", function)
+    place = id(owner), id(getattr(function, "__func__", function))
     known = _memory.get(place)
     if known is not None and known[0]() is owner:
         return known[1]
@@ -97,9 +131,7 @@ def _kept_of(loss_fn: Any) -> dict[Any, Structure] | None:
     return _memory[place][1]
 
 
-def _key(params: Params, batch: Batch) -> Any:
-    values, spec = flatten(params)
-    samples, batch_spec = flatten(batch)
-    shapes = tuple((tuple(v.shape), v.dtype) for v in values)
-    shown = tuple((tuple(x.shape[1:]), x.dtype) for x in samples)
-    return rules_version(), spec, batch_spec, shapes, shown
+def _key(params: list[Tensor], batch: Batch) -> Any:
+    samples, spec = flatten(batch)
+    shapes = tuple((v.shape, v.dtype) for v in params)
+    return rules_version(), spec, shapes, tuple((x.shape[1:], x.dtype) for x in samples)
