@@ -2,18 +2,18 @@
 
 from metalearn.trainers.base import FitResult, Trainer
 from metalearn.trainers.ensemble import EnsembleTrainer
-from metalearn.trainers.inductive import InductiveModule
 from metalearn.trainers.iterates import SnapshotTrainer, SWAGTrainer
-from metalearn.trainers.learner import MetaLearner
 from metalearn.trainers.loop.settings import LoopSettings
-from metalearn.trainers.maml import MAML
-from metalearn.trainers.member_learner import MemberLearner
-from metalearn.trainers.meta import MetaTrainer
+from metalearn.trainers.meta.inductive import InductiveModule
+from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.members import MemberLearner
+from metalearn.trainers.meta.reports import MemberReport, TestReport
+from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
+from metalearn.trainers.meta.settings import MAML
+from metalearn.trainers.meta.trainer import MetaTrainer
 from metalearn.trainers.one_network import BatchEnsembleTrainer, MCDropoutTrainer
 from metalearn.trainers.sample_reports import EnsembleTest
 from metalearn.trainers.supervised.per_sample import PerSampleTrainer
-from metalearn.trainers.task_reports import MemberReport, TestReport
-from metalearn.trainers.task_scores import MemberScores, TaskScores, mean_interval
 
 __all__ = [
     "MAML",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import NonFiniteError
-from metalearn.trainers.task_scores import TaskScores
+from metalearn.trainers.meta.scores import TaskScores
 
 __all__ = ["check_members", "check_tasks", "hits", "named"]
 

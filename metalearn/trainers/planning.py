@@ -16,7 +16,7 @@ from metalearn.core import Plan, plan_meta_gradient
 from metalearn.core.memory import describe_bytes, free_memory, parse_bytes
 from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError
-from metalearn.trainers.maml import MAML
+from metalearn.trainers.meta.settings import MAML
 from metalearn.types import LossFn, Params, TaskBatch
 
 __all__ = ["keeps", "memory_budget", "planned", "settle", "what_fits"]

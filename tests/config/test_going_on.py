@@ -22,6 +22,8 @@ from metalearn.cli.run_folders import claimed
 from metalearn.errors import SettingError, StorageError
 from metalearn.tracking import RunTracker
 from metalearn.trainers import MetaTrainer
+from metalearn.trainers.loop.loop import Loop
+from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.builders import assert_same
 from tests.support.commands import ROOT, TINY, Outcome, call
 
@@ -31,7 +33,7 @@ Run = Callable[..., Outcome]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(MetaTrainer, "_draw", lambda self, scores: None)
+    monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
     monkeypatch.setattr("metalearn.cli.commands.train.provenance", dict)  # asks git, which is slow
 
     def command(script: str, *arguments: str) -> Outcome:
@@ -320,15 +322,16 @@ def test_a_read_only_run_is_read(
 def test_a_folder_that_was_taken_away_is_told(
     run: Run, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = {"training": "_train_step", "test": "test"}[moment]
-    original = getattr(MetaTrainer, name)
+    place: Any = {"training": Loop, "test": MetaTrainer}[moment]
+    name = {"training": "set_rates", "test": "test"}[moment]
+    original = getattr(place, name)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.step == 2 or moment == "test":
             shutil.rmtree(tmp_path / "out")
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(MetaTrainer, name, method)
+    monkeypatch.setattr(place, name, method)
     outcome = run("train", *TINY, "hydra.run.dir=out")
     assert outcome.code == 1
     assert "out: the run's folder is gone" in outcome.err and outcome.err.count("\n") == 1

@@ -19,7 +19,8 @@ import torch
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.tracking import RunTracker
-from metalearn.trainers import MAML, EnsembleTrainer, FitResult, MetaTrainer, Trainer
+from metalearn.trainers import MAML, EnsembleTrainer, FitResult, Trainer
+from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.builders import (
     Recorder,
     Scripted,
@@ -80,7 +81,7 @@ CLOCKED = ("time", "speed/", "diagnostics/")
 @pytest.fixture(name="no_figures")
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of these tiny runs, and `test_meta_records` looks at it."""
-    monkeypatch.setattr(MetaTrainer, "_draw", lambda self, scores: None)
+    monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
     monkeypatch.setattr("metalearn.trainers.ensemble.draw_validation", lambda *given: None)
 
 
@@ -230,7 +231,7 @@ def test_stopped_and_resumed_is_never_stopped(
 @trainers
 @pytest.mark.parametrize("when", ["first validation", "later validation", "step"])
 def test_records_of_a_resumed_run_are_those_of_a_whole_one(
-    make: Callable[..., Trainer], when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Trainer], when: str, tmp_path: Path
 ) -> None:
     def interrupted(**settings: Any) -> Trainer:
         trainer = make(**settings)
@@ -262,9 +263,9 @@ KILLED = """
 import os, signal
 from pathlib import Path
 from metalearn.tracking import RunTracker
-from metalearn.trainers import MetaTrainer
+from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.builders import episode_trainer, signal_in_step
-MetaTrainer._draw = lambda self, scores: None
+MetaEvaluator._draw = lambda self, *given: None
 folder = Path({folder!r})
 trainer = episode_trainer(folder=folder, **{cadence!r})
 trainer.tracker = RunTracker(folder)

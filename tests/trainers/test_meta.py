@@ -70,8 +70,8 @@ def test_the_gradient_is_that_of_plain_maml(first_order: bool, engine: str) -> N
     assert sorted(report.grads) == sorted(names)
     for name in names:
         torch.testing.assert_close(report.grads[name].double(), grads[name], rtol=1e-3, atol=1e-4)
-    assert float(report.loss) == pytest.approx(float(queries.mean()), rel=1e-4)
-    assert report.samples == 3
+    assert float(report.losses) == pytest.approx(float(queries.mean()), rel=1e-4)
+    assert report.count == 3
 
 
 def test_second_order_matters() -> None:

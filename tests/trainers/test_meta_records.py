@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from metalearn.errors import SettingError
 from metalearn.tasks import FewShotTasks
 from metalearn.trainers import MAML, MetaTrainer
-from metalearn.trainers.meta import TestReport as Report
+from metalearn.trainers.meta.reports import TestReport as Report
 from tests.support.builders import (
     Recorder,
     assert_same,
@@ -93,7 +93,7 @@ def test_logged_numbers_are_the_scores() -> None:
     assert len(found) >= 3
     assert found == pytest.approx({name: by_step[name] for name in found}, rel=1e-5)
     assert numbers["train/loss_after"] == pytest.approx(float(trained.losses[:, 1].mean()))
-    assert numbers["train/loss"] == pytest.approx(float(report.loss), rel=1e-5)
+    assert numbers["train/loss"] == pytest.approx(float(report.losses), rel=1e-5)
     assert numbers["train/loss"] == pytest.approx(numbers["train/loss_after"], rel=1e-4)
     norm = torch.cat([g.flatten() for g in report.grads.values()]).norm()
     assert numbers["train/gradient_norm"] == pytest.approx(float(norm), rel=1e-4)

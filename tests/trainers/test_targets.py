@@ -18,8 +18,8 @@ from metalearn.evaluation import expected_calibration_error
 from metalearn.models import Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import MAML, MemberLearner, MetaLearner, MetaTrainer, mean_interval
-from metalearn.trainers.meta_diagnostics import shot_units
-from metalearn.trainers.task_scores import joined_scores
+from metalearn.trainers.meta.diagnostics import shot_units
+from metalearn.trainers.meta.scores import joined_scores
 from metalearn.types import TaskBatch
 from tests.support.builders import patterns
 

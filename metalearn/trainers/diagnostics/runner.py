@@ -36,7 +36,7 @@ class DiagnosticRunner:
 
     def __init__(self, names: Sequence[str], every: int, source: DiagnosticSource) -> None:
         check_diagnostics(names)
-        self.every, self._source = every, source
+        self.every, self.source = every, source
         self._seconds = dict.fromkeys(names, 0.0)
         self._since = time.monotonic()
         offered: Mapping[str, str] = source.diagnostic_kinds() if names else {}
@@ -74,7 +74,7 @@ class DiagnosticRunner:
         """
         before = copy.deepcopy(self.state())
         try:
-            found = measure(self._kinds, self._source, batch, grads, check=check)
+            found = measure(self._kinds, self.source, batch, grads, check=check)
             numbers: dict[str, float] = {}
             for diagnostic in self._kinds:
                 started = time.monotonic()

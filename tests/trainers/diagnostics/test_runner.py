@@ -13,7 +13,8 @@ from torch import nn
 
 from metalearn.errors import SettingError
 from metalearn.tracking import RunTracker
-from metalearn.trainers import LoopSettings, MetaTrainer, Trainer
+from metalearn.trainers import LoopSettings, Trainer
+from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.builders import (
     Recorder,
     assert_same,
@@ -30,7 +31,7 @@ COSTS = ("_seconds", "_share")
 
 @pytest.fixture(autouse=True)
 def _no_task_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MetaTrainer, "_draw", lambda self, scores: None)
+    monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
 
 
 @pytest.mark.parametrize(("kind", "name"), APPLY)

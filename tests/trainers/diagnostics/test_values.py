@@ -106,7 +106,7 @@ def test_samples_and_gradients_of_members(shuffle: str) -> None:
 @pytest.mark.parametrize("make", [few_shot, learners])
 def test_shots_and_tasks(make: Callable[..., MetaTrainer]) -> None:
     trainer = make()
-    tasks = trainer.tasks.sample("train", trainer._train_indices(1))
+    tasks = trainer.loop.objective.batch(1).tasks
     rows = [trainer.learner.params] if trainer.ensemble is None else unstack(trainer.learner.params)
     shots, whole = [], []
     for row in rows:

@@ -21,6 +21,7 @@ from metalearn.tasks import SinusoidTasks
 from metalearn.tracking import RunTracker
 from metalearn.trainers import MAML, MetaTrainer, Trainer
 from metalearn.trainers.loop.stop_signal import Stopped
+from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.builders import (
     Recorder,
     Scripted,
@@ -50,7 +51,7 @@ trainers = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MetaTrainer, "_draw", lambda self, scores: None)
+    monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
     monkeypatch.setattr("metalearn.trainers.ensemble.draw_validation", lambda *given: None)
 
 

@@ -27,9 +27,9 @@ from metalearn.errors import SettingError
 from metalearn.evaluation import expected_calibration_error
 from metalearn.models import Ensemble, Stack
 from metalearn.signatures import checked
-from metalearn.trainers.learner import MetaLearner
+from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.scores import MemberScores, TaskScores
 from metalearn.trainers.nan_scores import hits
-from metalearn.trainers.task_scores import MemberScores, TaskScores
 from metalearn.types import Batch, Params, TaskBatch
 
 __all__ = ["MemberLearner"]
@@ -139,8 +139,19 @@ class MemberLearner(MetaLearner):
     def _trial_params(self) -> Params:
         return take_member(self.params, 0)
 
-    def _meta_gradient(self, tasks: TaskBatch, settings: Mapping[str, Any]) -> MetaGradient:
-        return member_meta_gradient(self.loss, self.params, tasks, **settings)
+    def _meta_gradient(
+        self, params: Params, tasks: TaskBatch, settings: Mapping[str, Any]
+    ) -> MetaGradient:
+        return member_meta_gradient(self.loss, params, tasks, **settings)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """By the name of a parameter, what it is called in the ensemble."""
+        return {name: f"stacks.0.network.{name}" for name in self.params}
+
+    def _asked(self) -> dict[str, Any]:
+        """As of one learner, but for chunks, which members share."""
+        return {name: value for name, value in super()._asked().items() if name != "chunk_size"}
 
 
 def _cross_entropies(log_p: Tensor, targets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.trainers.task_scores import MemberScores, TaskScores, mean_interval
+from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
 
 __all__ = ["MemberReport", "TestReport", "by_step", "score_numbers", "task_report"]
 

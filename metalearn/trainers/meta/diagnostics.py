@@ -29,10 +29,11 @@ from metalearn.trainers.diagnostics import (
     sample_blocks,
     within_budget,
 )
-from metalearn.trainers.learner import MetaLearner
+from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.objective import MetaBatch
 from metalearn.types import LossFn, Params, TaskBatch
 
-__all__ = ["adapted_models", "diagnosis_sources", "meta_kinds", "shot_units", "task_units"]
+__all__ = ["TaskSource", "adapted_models", "diagnosis_sources", "shot_units", "task_units"]
 
 _LIKELIHOODS: dict[str, LikelihoodName] = {
     "classification": "categorical",
@@ -42,13 +43,50 @@ _LIKELIHOODS: dict[str, LikelihoodName] = {
 Chunks = Iterator[Mapping[str, Tensor]]
 
 
-def meta_kinds(learner: MetaLearner) -> dict[str, str]:
-    """What there is, and why not: see `DiagnosticSource.diagnostic_kinds`."""
-    looped = "" if learner.vectorized else "vmap cannot take this module, which runs in a loop"
-    alone = looped or batch_dependence(learner.module)
-    still = "" if _adapting(learner) else "no parameter adapts (maml.frozen)"
-    found = {"shot": alone or still, "task": "", "predictive": alone, "loss": looped}
-    return found | ({"member": ""} if isinstance(learner.module, Ensemble) else {})
+class TaskSource:
+    """A `DiagnosticSource` of a meta-training: shots, tasks, members, adapted models.
+
+    Args:
+        learner: whose gradients they are.
+        clip_norm: beyond which gradients are clipped.
+        active: ``[M]``, which members are still trained.
+    """
+
+    def __init__(
+        self, learner: MetaLearner, *, clip_norm: float, active: Callable[[], Tensor]
+    ) -> None:
+        self.learner, self.clip_norm, self.active = learner, clip_norm, active
+
+    def diagnostic_kinds(self) -> dict[str, str]:
+        """Shots of each task, tasks, members where there are some, adapted models."""
+        learner = self.learner
+        looped = "" if learner.vectorized else "vmap cannot take this module, which runs in a loop"
+        alone = looped or batch_dependence(learner.module)
+        still = "" if _adapting(learner) else "no parameter adapts (maml.frozen)"
+        found = {"shot": alone or still, "task": "", "predictive": alone, "loss": looped}
+        return found | ({"member": ""} if isinstance(learner.module, Ensemble) else {})
+
+    def gradient_units(
+        self, kind: str, batch: MetaBatch, grads: Mapping[str, Tensor]
+    ) -> GradientUnits:
+        """Shots by the inner gradient at the initial parameters, tasks by the meta-gradient."""
+        if kind == "member":
+            return self._members(grads)
+        if kind == "shot":
+            return shot_units(self.learner, batch.tasks)
+        labels = [str(index) for index in batch.indices]
+        return task_units(self.learner, batch.tasks, clip_norm=self.clip_norm, labels=labels)
+
+    def predictive_models(self, batch: MetaBatch) -> Iterator[PredictiveModels]:
+        """Learners that are adapted to the tasks of a step, on the query sets."""
+        return adapted_models(self.learner, batch.tasks)
+
+    def _members(self, grads: Mapping[str, Tensor]) -> GradientUnits:
+        """The gradients of the active members as units of one population."""
+        chosen = self.active().nonzero().flatten()
+        chunk = {name: grad[chosen.to(grad.device)][None] for name, grad in grads.items()}
+        labels = [str(index) for index in chosen.tolist()]
+        return GradientUnits("member", lambda: [[chunk]], len(chosen), self.clip_norm, labels)
 
 
 def shot_units(learner: MetaLearner, tasks: TaskBatch) -> GradientUnits:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from metalearn.core import (
     Eager,
+    Engine,
     MetaGradient,
+    Method,
     Plan,
     along_adaptation,
     convert_norm,
@@ -39,14 +41,15 @@ from metalearn.core.targets import (
     mean_without_padding,
     not_padding,
 )
-from metalearn.core.tree import check_tensors, match_names, tree_map
+from metalearn.core.tree import check_tensors, leaves, match_names, tree_map
 from metalearn.errors import SettingError, check_whole
+from metalearn.schema import Kind, choice, maybe, text, together, whole
 from metalearn.signatures import checked
-from metalearn.trainers.inductive import beside_support, each_beside
-from metalearn.trainers.maml import MAML
+from metalearn.trainers.meta.inductive import beside_support, each_beside
+from metalearn.trainers.meta.scores import TaskScores
+from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.nan_scores import hits
-from metalearn.trainers.planning import planned, settle, what_fits
-from metalearn.trainers.task_scores import TaskScores
+from metalearn.trainers.planning import keeps, planned, settle, what_fits
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
 __all__ = ["MetaLearner"]
@@ -166,7 +169,11 @@ class MetaLearner:
 
     @checked
     def meta_gradient(self, tasks: TaskBatch) -> MetaGradient:
-        """The meta-gradient at the module's parameters; see `metalearn.core.meta_gradient`.
+        """The meta-gradient at the module's parameters; see `gradient`."""
+        return self.gradient(self.params, tasks, step=0)
+
+    def gradient(self, params: Params, tasks: TaskBatch, *, step: int) -> MetaGradient:
+        """The meta-gradient of step ``step``; see `metalearn.core.meta_gradient`.
 
         By ``plan`` where there is one (`settle`), else as ``maml`` says.
 
@@ -178,7 +185,7 @@ class MetaLearner:
         settings = self.gradient_settings()
         try:
             with self._taken(tasks):
-                return self._meta_gradient(tasks, settings)
+                return self._meta_gradient(params, tasks, settings)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -210,6 +217,47 @@ class MetaLearner:
             if targets.device.type == "cpu" or name not in self._read:
                 check_values(targets, self._classes, f"targets of the {name} set")
                 self._read.add(name)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """By the name of a parameter, what it is called in the module."""
+        return {name: name for name in self.params}
+
+    def state(self) -> dict[str, Any]:
+        """How gradients are taken: what a resumed training needs of it, plain."""
+        if self.plan is None:
+            return {}
+        return {
+            "engine": self.plan.engine,
+            "method": self.plan.method,
+            "chunk_size": self.plan.chunk_size,
+            "memory": self.maml.memory,
+            "device": leaves(self.params)[0].device.type,
+        }
+
+    def state_kinds(self) -> list[Kind]:
+        """What `state` has to be in a checkpoint."""
+        plan = {
+            "engine": choice(*get_args(Engine)),
+            "method": choice(*get_args(Method)),
+            "chunk_size": maybe(whole(1)),
+            "device": text,
+        }
+        return [together(plan)]
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave, unless it was for another kind of device or other settings."""
+        plan: dict[str, Any] = {k: state.get(k) for k in ("engine", "method", "chunk_size")}
+        same_device = state.get("device") == leaves(self.params)[0].device.type
+        given = {**plan, "memory": state.get("memory", self.maml.memory)}
+        if same_device and keeps(given, **self._asked()):
+            self.plan = Plan(**plan, notes=("as before the interruption",))
+
+    def _asked(self) -> dict[str, Any]:
+        """What the settings of now ask of a plan."""
+        maml = self.maml
+        asked = {"engine": maml.engine, "method": maml.wanted_method, "memory": maml.memory}
+        return {**asked, "chunk_size": maml.chunk_size}
 
     @property
     def vectorized(self) -> bool:
@@ -344,8 +392,10 @@ class MetaLearner:
         """Parameters of one learner, for trials."""
         return self.params
 
-    def _meta_gradient(self, tasks: TaskBatch, settings: Mapping[str, Any]) -> MetaGradient:
-        return meta_gradient(self.loss, self.params, tasks, **settings)
+    def _meta_gradient(
+        self, params: Params, tasks: TaskBatch, settings: Mapping[str, Any]
+    ) -> MetaGradient:
+        return meta_gradient(self.loss, params, tasks, **settings)
 
     def _outputs(
         self,

@@ -1,0 +1,126 @@
+"""Scores of a learner on validation tasks, with figures, and on the tasks of any split.
+
+Axes: M members, or 1; T tasks, K inner steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from metalearn.models import Ensemble
+from metalearn.tasks import outputs_by_split
+from metalearn.tracking import Tracker
+from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
+from metalearn.trainers.loop.protocols import Evaluation, Stateless
+from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.reports import by_step, score_numbers
+from metalearn.trainers.meta.scores import TaskScores, joined_scores, mean_interval
+from metalearn.types import Split, TaskDistribution
+
+__all__ = ["MetaEvaluator"]
+
+
+class MetaEvaluator(Stateless):
+    """Scores on the same validation tasks each time, before and after adaptation.
+
+    Args:
+        learner: that is scored.
+        tasks: where tasks come from.
+        count: of validation tasks.
+        at_once: tasks at a time.
+        device: where tasks are made.
+        prepare: decides how tasks are batched, if that has not been decided.
+        check: called before every prediction; what it raises ends the scoring.
+    """
+
+    def __init__(
+        self,
+        learner: MetaLearner,
+        tasks: TaskDistribution,
+        count: int,
+        *,
+        at_once: int,
+        device: torch.device,
+        prepare: Callable[[], None],
+        check: Callable[[], None],
+    ) -> None:
+        self.learner, self.tasks, self.count, self.at_once = learner, tasks, count, at_once
+        self._device, self._prepare, self._check = device, prepare, check
+        self.larger_is_better = tasks.kind == "classification"
+        self._several = isinstance(learner.module, Ensemble)
+        score = "accuracy" if self.larger_is_better else "loss"
+        name = f"member_{score}" if self._several else f"{score}_after"
+        self.monitor = f"validation/{name}"
+
+    def __call__(self, step: int) -> Evaluation:
+        """Means over the validation tasks, with intervals."""
+        scores = self.score("validation", self.count)
+        return Evaluation(
+            score_numbers("validation", scores), _monitored(scores), partial(self._draw, scores)
+        )
+
+    def score(self, split: Split, count: int, *, inductive: bool = False) -> TaskScores:
+        """Scores of the first ``count`` tasks of a split."""
+        self._prepare()
+        parts = []
+        for start in range(0, count, self.at_once):
+            indices = range(start, min(start + self.at_once, count))
+            batch = self.tasks.sample(split, indices, device=self._device)
+            parts.append(self.learner.score(batch, inductive=inductive, check=self._check))
+        return joined_scores(parts)
+
+    @property
+    def bands(self) -> Mapping[str, Sequence[str]]:
+        """Of tasks: mean and 95 % interval; of members: median and extremes."""
+        scores = ("accuracy", "loss") if self.larger_is_better else ("loss",)
+        splits = ("train", "validation")
+        tasks = [f"{s}/{n}_{w}" for s in splits for n in scores for w in ("before", "after")]
+        found = {"95% confidence intervals": tasks}
+        if self._several:
+            members = [f"{s}/member_{n}" for s in splits for n in scores]
+            found["members: median and extremes"] = members
+        return found
+
+    def _draw(self, scores: TaskScores, tracker: Tracker, step: int) -> None:
+        """Figures of a validation: one task, and the adaptation curve."""
+        self._draw_task(scores, tracker, step)
+        values = scores.losses if scores.accuracies is None else scores.accuracies
+        mean, half = mean_interval(values)
+        name = "accuracy" if self.larger_is_better else "mean squared error"
+        way = outputs_by_split(self.tasks)["validation"]
+        curve = adaptation_figure(
+            {"validation": (mean.cpu(), half.cpu())},
+            ylabel=f"query {name}",
+            title=f"adaptation on {len(values)} validation tasks, step {step}",
+            chance=1 / way if self.larger_is_better else None,
+            trained_steps=self.learner.maml.inner_steps,
+        )
+        tracker.figure(step, "validation/adaptation", curve)
+        tracker.curves(step, "validation_by_step", by_step(scores))
+
+    def _draw_task(self, scores: TaskScores, tracker: Tracker, step: int) -> None:
+        """The first validation task; tasks of shapes without a picture are left out."""
+        task = self.tasks.sample("validation", [0])
+        support, query = ((inputs[0], targets[0]) for inputs, targets in task)
+        predictions = scores.predictions[0].cpu()
+        title = f"validation task 0, step {step}"
+        shape = (self.tasks.kind, len(self.tasks.input_shape), math.prod(self.tasks.input_shape))
+        if shape[:2] == ("classification", 3):
+            figure = task_figure(support, query, predictions[-1], title=title)
+        elif shape == ("regression", 1, 1) and self.tasks.outputs == 1:
+            figure = regression_figure(support, query, predictions[0], predictions[-1], title=title)
+        else:
+            return
+        tracker.figure(step, "validation/task", figure)
+
+
+def _monitored(scores: TaskScores) -> Tensor:
+    """``[M]``: mean accuracy (or loss) of each network after adaptation."""
+    found = scores if scores.members is None else scores.members
+    values = found.losses if found.accuracies is None else found.accuracies
+    return values.mean(0)[..., -1].reshape(-1)

@@ -1,0 +1,126 @@
+"""What a step of meta-training descends: the query loss after adaptation, over a meta-batch.
+
+Axes: M members, or 1; T tasks of a meta-batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.schema import Kind
+from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.reports import score_numbers
+from metalearn.types import Params, TaskBatch, TaskDistribution
+
+__all__ = ["MetaBatch", "MetaObjective"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MetaBatch:
+    """The tasks of a step."""
+
+    indices: Sequence[int]
+    """Their numbers in the training split."""
+    tasks: TaskBatch
+
+
+class MetaObjective:
+    """The meta-gradient of a learner over the training tasks of a step.
+
+    Step s takes the training tasks s·T .. (s+1)·T − 1.
+
+    Args:
+        learner: whose parameters are trained.
+        tasks: where tasks come from.
+        meta_batch: T.
+        device: where tasks are made.
+        deterministic: whether plans leave out what memory is free.
+        check: called in trials; what it raises ends them.
+    """
+
+    unit = "tasks"
+
+    def __init__(
+        self,
+        learner: MetaLearner,
+        tasks: TaskDistribution,
+        meta_batch: int,
+        *,
+        device: torch.device,
+        deterministic: bool,
+        check: Callable[[], None],
+    ) -> None:
+        self.learner, self.tasks, self.meta_batch, self.device = learner, tasks, meta_batch, device
+        self._deterministic, self._check = deterministic, check
+        self._said = False
+
+    def prepare(self) -> None:
+        """Decide once how gradients are taken, and say so; a plan from a checkpoint is said too."""
+        if self._said:
+            return
+        if self.learner.plan is None:
+            few = self.tasks.sample("train", range(min(2, self.meta_batch)), device=self.device)
+            self.learner.settle(
+                few, self.meta_batch, deterministic=self._deterministic, check=self._check
+            )
+        self._said = True
+        log.info("%s", self.learner.plan)
+
+    def batch(self, step: int) -> MetaBatch:
+        """The tasks of a step."""
+        indices = range(step * self.meta_batch, (step + 1) * self.meta_batch)
+        return MetaBatch(indices, self.tasks.sample("train", indices, device=self.device))
+
+    def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
+        """The meta-gradient, a mean over the tasks."""
+        count, names = len(batch.indices), self.learner.names
+        result = self.learner.gradient({n: params[names[n]] for n in names}, batch.tasks, step=step)
+        return StepGradient(
+            {names[name]: grad for name, grad in result.grads.items()},
+            result.loss.reshape(-1),
+            count,
+            count,
+            suspects=lambda: _suspects(result.query_losses.view(-1, count), batch.indices),
+        )
+
+    def unused_parameters(self) -> Iterable[str]:
+        """Those of the loss of the first training task (of the first member)."""
+        task = self.tasks.sample("train", [0], device=self.device)
+        inputs, targets = task.query
+        names = self.learner.names
+        return [names[n] for n in self.learner.unused_parameters((inputs[0], targets[0]))]
+
+    def records(
+        self, batch: MetaBatch, gradient: StepGradient, *, step: int
+    ) -> Mapping[str, float]:
+        """Scores of the meta-batch at hand, before and after its inner steps."""
+        scores = self.learner.score(batch.tasks, steps=self.learner.maml.inner_steps)
+        return score_numbers("train", scores)
+
+    def state(self) -> dict[str, Any]:
+        """How gradients are taken, so that a resumed run goes on in the same way."""
+        return self.learner.state()
+
+    def state_kinds(self) -> list[Kind]:
+        """With the plan, where there is one."""
+        return self.learner.state_kinds()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take the plan of the run, unless it was made for another kind of device."""
+        self.learner.load_state(state)
+
+
+def _suspects(losses: Tensor, indices: Sequence[int]) -> str:
+    """The tasks whose loss ``[M, T]`` is not finite, of any member; all where each is finite."""
+    finite = torch.isfinite(losses).all(0).tolist()
+    bad = [i for i, good in zip(indices, finite) if not good] or list(indices)
+    return f"training tasks {', '.join(map(str, bad))}"

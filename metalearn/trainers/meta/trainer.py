@@ -1,0 +1,166 @@
+"""Meta-training over a distribution of tasks, assembled from its parts.
+
+Axes: T tasks of a meta-batch, K inner steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import nn
+
+from metalearn.core.checks import as_device
+from metalearn.core.memory import check_memory
+from metalearn.core.tree import leaves
+from metalearn.errors import SettingError, check_whole
+from metalearn.models import Ensemble
+from metalearn.random_streams import check_split
+from metalearn.signatures import checked
+from metalearn.tracking import Tracker
+from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
+from metalearn.trainers.loop.assembly import assemble, place
+from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
+from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.loop.stop_signal import StopSignal
+from metalearn.trainers.meta.diagnostics import TaskSource, diagnosis_sources
+from metalearn.trainers.meta.evaluator import MetaEvaluator
+from metalearn.trainers.meta.fitting import check_fit
+from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.members import MemberLearner
+from metalearn.trainers.meta.objective import MetaObjective
+from metalearn.trainers.meta.reports import TestReport, task_report
+from metalearn.trainers.meta.settings import MAML
+from metalearn.trainers.nan_scores import check_tasks
+from metalearn.trainers.trainer import Trainer
+from metalearn.types import Split, TaskDistribution
+
+__all__ = ["MetaTrainer"]
+
+
+class MetaTrainer(Trainer):
+    """Trains a module, or an `Ensemble` of modules, to adapt to the tasks of a distribution.
+
+    Step s takes the training tasks s·T .. (s+1)·T − 1, so a run is a function of its settings and
+    can be stopped and resumed anywhere.
+
+    Args:
+        model: maps inputs to ``tasks.outputs`` logits or values; trained in place (a converted
+            copy of it where ``maml.norm`` is set: see ``trainer.module``). An `Ensemble` has M
+            starting points trained on the same tasks; its prediction is the mean of its members.
+        tasks: where tasks come from.
+        maml: how to adapt, and how to differentiate through adaptation.
+        members: M, checked against the model; None for a single module.
+        steps: outer steps.
+        meta_batch: T, tasks a step.
+        validation_tasks: tasks of the validation split, always the same.
+        optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
+        tracker: where numbers and figures go.
+        folder: of the run, for checkpoints.
+        device: where to train.
+        settings: the rest of `LoopSettings` by name: ``schedule``, ``clip``, ``eval_every``, …
+
+    Raises:
+        SettingError: a setting out of range, a module that cannot work, a model whose output does
+            not fit the tasks.
+    """
+
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        tasks: TaskDistribution,
+        *,
+        maml: MAML | None = None,
+        members: int | None = None,
+        steps: int = 1000,
+        meta_batch: int = 32,
+        validation_tasks: int = 200,
+        optimizer: OptimizerFactory | None = None,
+        tracker: Tracker | None = None,
+        folder: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        **settings: Annotated[Any, LoopSettings],
+    ) -> None:
+        for name, value in (("meta_batch", meta_batch), ("validation_tasks", validation_tasks)):
+            check_whole(name, value, 1)
+        ensemble = isinstance(model, Ensemble)
+        if members is not None and not (isinstance(model, Ensemble) and len(model) == members):
+            raise SettingError("members", members, "an Ensemble with as many members is needed")
+        make = MemberLearner if ensemble else MetaLearner
+        self.learner = learner = make(model.to(as_device(device)), maml, kind=tasks.kind)
+        limits = LoopSettings(steps=steps, **settings)
+        found = place(learner.module, device)
+        check_fit(learner, tasks, meta_batch, found)
+        self.tasks = tasks
+        self.meta_batch, self.validation_tasks = meta_batch, validation_tasks
+        stop = StopSignal()
+        shared: Any = {"device": found, "check": stop.check}
+        objective = MetaObjective(
+            learner, tasks, meta_batch, deterministic=limits.deterministic, **shared
+        )
+        self.evaluator = MetaEvaluator(
+            learner,
+            tasks,
+            validation_tasks,
+            at_once=meta_batch,
+            prepare=objective.prepare,
+            **shared,
+        )
+        self.source = TaskSource(
+            learner,
+            clip_norm=math.inf if limits.clip is None else limits.clip,
+            active=lambda: self.active,
+        )
+        super().__init__(
+            assemble(
+                learner.module,
+                objective,
+                self.evaluator,
+                settings=limits,
+                optimizer=optimizer,
+                source=self.source,
+                stop=stop,
+                tracker=tracker,
+                folder=folder,
+                device=found,
+            )
+        )
+
+    @checked
+    def test(
+        self, count: int = 600, *, split: Split = "test", inductive: bool = False
+    ) -> TestReport:
+        """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K."""
+        check_whole("count", count, 1)
+        check_split(split)
+        scores = self.evaluator.score(split, count, inductive=inductive)
+        check_tasks(scores, split)
+        return task_report(scores)
+
+    def reports(
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+    ) -> dict[str, TestReport]:
+        """See `Trainer.reports`: a `test` with statistics shared by a task's queries, and alone."""
+        names = ("transductive", "inductive") if inductive else ("transductive",)
+        return {n: self.test(tasks, split=split, inductive=n == "inductive") for n in names}
+
+    def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
+        """Initial or adapted learners on tasks of a split, and the tasks' meta-gradients."""
+        one = leaves(self.tasks.sample(data.split, [0], device=self.device))
+        size = sum(part.numel() * part.element_size() for part in one)
+        check_memory("tasks", data.tasks, size * data.tasks, self.device)
+        tasks = self.tasks.sample(data.split, range(data.tasks), device=self.device)
+        return diagnosis_sources(self.learner, tasks, data)
+
+    @property
+    def ensemble(self) -> Ensemble | None:
+        """What is trained where it is an ensemble; None for a single module."""
+        return self.module if isinstance(self.module, Ensemble) else None
+
+    def member_settings(self) -> list[dict[str, float]]:
+        """Nothing differs between members but where they start."""
+        return [{"member": index} for index in range(len(self.ensemble or ()))]
