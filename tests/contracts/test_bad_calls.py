@@ -111,9 +111,20 @@ def rows(name: str) -> Iterator[tuple[str, str]]:
         if argument.endswith("_fn") or argument in ("f", "matvec"):
             for bad in LOSSES:
                 yield argument, bad
-    for argument in others(name):
-        for bad in PLAIN:
+    turns = len(INHERITING) if name in INHERITING else 1
+    for place, argument in enumerate(others(name)):
+        first = (place + INHERITING.index(name)) % turns if name in INHERITING else 0
+        for bad in list(PLAIN)[first::turns]:
             yield argument, bad
+
+
+INHERITING = (
+    "trainers.BatchEnsembleTrainer",
+    "trainers.MCDropoutTrainer",
+    "trainers.SnapshotTrainer",
+    "trainers.SWAGTrainer",
+)
+"""Hand the same settings on to one trainer, which gets every bad value: they share them out."""
 
 
 def others(name: str) -> list[str]:

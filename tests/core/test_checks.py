@@ -357,7 +357,8 @@ def test_settings_refuse_numbers_and_tensors_alike(name: str, form: Any) -> None
 
 @pytest.mark.parametrize("name", [name for name in TAKERS if name != "max_norm"])
 def test_settings_refuse_vectors_and_what_is_no_number(name: str) -> None:
-    for value in (torch.ones(7), "fast", None, [1.0, 2.0]):
+    vector = torch.ones(7, 2) if name.startswith("lr") else torch.ones(7)  # rates may be [K]
+    for value in (vector, "fast", None, [1.0, 2.0]):
         with pytest.raises(SettingError, match=rf"^{name.split()[0]}=.*(number|tree)"):
             TAKERS[name][0](value)
 

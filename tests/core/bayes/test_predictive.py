@@ -174,13 +174,13 @@ def test_scores_against_scikit_learn(classes: int) -> None:
     else:
         multi = brier_score_loss(targets, probabilities, labels=labels, scale_by_half=False)
         assert brier == pytest.approx(multi)
-    accuracy = float(p.hits(log_p, targets).double().mean())
+    accuracy = float(p.is_correct(log_p, targets).double().mean())
     assert accuracy == accuracy_score(targets, probabilities.argmax(1))
 
 
 def test_scores_of_all_members_at_once_and_inside_vmap() -> None:
     log_p, targets = drawn(M, B, C).log_softmax(-1), torch.arange(B) % C
-    for score in (p.negative_log_likelihoods, p.brier_scores, p.hits):
+    for score in (p.negative_log_likelihoods, p.brier_scores, p.is_correct):
         looped = torch.stack([score(row, targets) for row in log_p])
         assert torch.equal(score(log_p, targets), looped)
         assert torch.equal(vmap(score, in_dims=(0, None))(log_p, targets), looped)
@@ -191,7 +191,7 @@ def test_certain_and_right_or_wrong() -> None:
     targets = torch.tensor([0, 0])
     assert p.negative_log_likelihoods(log_p, targets).tolist() == [0, 1e4]
     assert p.brier_scores(log_p, targets).tolist() == [0, 2]
-    assert p.hits(log_p, targets).tolist() == [True, False]
+    assert p.is_correct(log_p, targets).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)

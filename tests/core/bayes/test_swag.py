@@ -70,21 +70,40 @@ def test_without_spread_or_scale_a_draw_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 7])
-def test_draws_have_the_stated_covariance(count: int) -> None:
-    moments = _moments(_iterates(count))
-    generator = torch.Generator().manual_seed(2)
-    draws = [swag_sample(moments, generator=generator, scale=0.5) for _ in range(20_000)]
-    rows = torch.stack([torch.cat([d["weight"].flatten(), d["bias"]]) for d in draws])
+def test_draws_have_the_stated_covariance(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw is linear in its standard normal numbers: their unit vectors give its root."""
+    moments, generator = _moments(_iterates(count)), torch.Generator()
+    mean = torch.cat([moments.mean["weight"].flatten(), moments.mean["bias"]])
+    total = 4 + mean.numel()  # z' for the deviations, z for the parameters
+    columns = []
+    for unit in torch.eye(total, dtype=torch.float64):
+        supply = list(unit)
+
+        def numbers(*shape: Any, generator: Any, supply: Any = supply) -> torch.Tensor:
+            size = torch.Size(shape if isinstance(shape[0], int) else shape[0])
+            return torch.stack([supply.pop(0) for _ in range(size.numel())]).view(size)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn", numbers)
+            drawn = swag_sample(moments, generator=generator, scale=0.5)
+        assert not supply
+        columns.append(torch.cat([drawn["weight"].flatten(), drawn["bias"]]) - mean)
+    root = torch.stack(columns, 1)
     flat = {n: v.flatten(1) for n, v in moments.deviations.items()}
     deviations = torch.cat([flat["weight"], flat["bias"]], 1)
     variance = swag_variance(moments)
     diagonal = torch.cat([variance["weight"].flatten(), variance["bias"]])
     low_rank = deviations.T @ deviations / (min(count, 4) - 1)
-    expected = 0.5 * (torch.diag(diagonal) + low_rank) / 2
-    largest = float(expected.diagonal().max())
-    torch.testing.assert_close(rows.T.cov(), expected, rtol=0, atol=0.05 * largest)
-    mean = torch.cat([moments.mean["weight"].flatten(), moments.mean["bias"]])
-    torch.testing.assert_close(rows.mean(0), mean, rtol=0, atol=0.03 * largest**0.5)
+    torch.testing.assert_close(root @ root.T, 0.5 * (torch.diag(diagonal) + low_rank) / 2)
+
+
+def test_draws_are_normal() -> None:
+    moments, generator = _moments(_iterates()), torch.Generator().manual_seed(2)
+    draws = [swag_sample(moments, generator=generator)["bias"][0] for _ in range(2_000)]
+    scaled = (torch.stack(draws) - moments.mean["bias"][0]) / torch.stack(draws).std()
+    shares = [float((scaled.abs() < width).double().mean()) for width in (1.0, 2.0)]
+    assert float(scaled.mean()) == pytest.approx(0, abs=0.08)
+    assert shares == pytest.approx([0.6827, 0.9545], abs=0.03)
 
 
 def test_a_generator_decides_the_draw() -> None:
