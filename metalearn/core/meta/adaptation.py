@@ -77,6 +77,11 @@ class Adaptation:
             params, support, self.steps, differentiable=backend is None
         )
 
+    def detached(self) -> Adaptation:
+        """The same, what the optimiser learns taken as constants of autograd."""
+        optimizer = self.optimizer.detached()
+        return self if optimizer is self.optimizer else replace(self, optimizer=optimizer)
+
     def check_schedule(self, params: Params) -> None:
         """Refuse step sizes for another number of inner steps than are taken.
 

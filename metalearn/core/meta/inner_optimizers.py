@@ -57,6 +57,12 @@ class InnerOptimizer:
         """The same optimiser with other values of what it learns."""
         return self if self.rebuild is None else self.rebuild(learnt)
 
+    def detached(self) -> InnerOptimizer:
+        """The same optimiser, what it learns taken as constants of autograd."""
+        if not any(leaf.requires_grad for leaf in leaves(self.learnt)):
+            return self
+        return self.with_learnt(tree_map(Tensor.detach, self.learnt))
+
 
 def optimizer_of(
     given: Hyperparameters,

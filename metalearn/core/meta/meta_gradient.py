@@ -126,7 +126,8 @@ class GradientThroughAdaptation:
             if step_weights is not None:
                 accepted = "method=implicit needs None: it knows the end of adaptation alone"
                 raise SettingError("step_weights", step_weights, accepted)
-        return cls(adaptation, "reverse" if method == "auto" else method, implicit, weights)
+        constant = adaptation.detached()
+        return cls(constant, "reverse" if method == "auto" else method, implicit, weights)
 
     def shortened(self, method: Method, steps: int) -> GradientThroughAdaptation:
         """The same by a method and with other inner steps, for trials.

@@ -49,7 +49,7 @@ def along_adaptation(
     ``visit`` is written for one task. Nothing is differentiable. The other arguments and errors
     are those of `meta_gradient`.
     """
-    adaptation = Adaptation(loss_fn, optimizer, steps, frozen)
+    adaptation = Adaptation(loss_fn, optimizer, steps, frozen).detached()
     check_floating(params, "params")
     count = check_sets(tasks, steps)
     check_chunk(chunk_size)

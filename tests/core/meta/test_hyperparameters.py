@@ -396,6 +396,29 @@ def test_whole_steps_compile() -> None:
 
 @engines
 @methods
+def test_parameters_of_torch_are_left_as_they_are(method: str, engine: str) -> None:
+    """Values that require gradients: results have no graph, and ``.grad`` stays empty."""
+    case = problem()
+    values = [torch.nn.Parameter(number(v)) for v in (0.2, 0.5)]
+    settings: dict[str, Any] = {"steps": 2, "engine": engine}
+    optimizer = sgd(values[0], momentum=values[1])
+    found = meta_gradient(*case, optimizer=optimizer, method=method, **settings)
+    constant = sgd(number(0.2), momentum=number(0.5))
+    wanted = meta_gradient(*case, optimizer=constant, method=method, **settings)
+    assert_trees(found.optimizer_grads, wanted.optimizer_grads, 0.0)
+    seen: list[bool] = []
+
+    def visit(params: Any, support: Any, query: Any) -> Tensor:
+        seen.append(any(value.requires_grad for value in params.values()))
+        return case.loss_fn(params, query)
+
+    losses = along_adaptation(visit, *case, optimizer=optimizer, **settings)
+    assert not losses.requires_grad and seen and not any(seen)
+    assert all(value.grad is None and value.requires_grad for value in values)
+
+
+@engines
+@methods
 def test_what_is_made_in_inference_mode(method: str, engine: str) -> None:
     case = problem()
     wanted = meta_gradient(
