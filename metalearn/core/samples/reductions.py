@@ -33,7 +33,11 @@ __all__ = [
 
 
 class Reduction(NamedTuple):
-    """A pure triple that sees the gradients chunk by chunk."""
+    """A pure triple that sees the gradients chunk by chunk.
+
+    Written for one model; where there are many, tensors of a state are mapped over them and what
+    else it holds (a count) is the same for all.
+    """
 
     init: Callable[[Params], Any]
     """``init(params)``: the state before the first chunk."""

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.core.curvature.fisher_problem import OutputsFn
+from metalearn.core.tree import leaves
 from metalearn.trainers.diagnostics.protocol import (
     Diagnostic,
     DiagnosticSource,
@@ -59,6 +60,9 @@ def measure(
         settings: of curvature.
         check: called between chunks of gradients and whenever a model predicts; what it raises
             ends the measurement.
+
+    Returns:
+        Results; of an empty batch (or of no active member) there are none.
     """
     found = Measured({d.name: {} for d in wanted}, {d.name: 0.0 for d in wanted})
     gradients: dict[str, list[GradientDiagnostic]] = {}
@@ -70,6 +74,8 @@ def measure(
     for kind, users in gradients.items():
         started = time.monotonic()
         units = source.gradient_units(kind, batch, grads)
+        if not units.count:  # of an empty batch there is nothing to say
+            continue
         reduced = reduce_units(units, {d.reduction for d in users}, check=check)
         _share(found, users, started)
         for user in users:
@@ -78,7 +84,8 @@ def measure(
             _share(found, [user], started)
     if of_models:
         started = time.monotonic()
-        models = [_checked(one, check) for one in source.predictive_models(batch)]
+        models = [_checked(m, check) for m in source.predictive_models(batch) if _has_samples(m)]
+        of_models = of_models if models else []
         _share(found, of_models, started)
     for diagnostic in of_models:
         started = time.monotonic()
@@ -92,6 +99,10 @@ def _share(found: Measured, users: Sequence[Diagnostic], started: float) -> None
     spent = time.monotonic() - started
     for user in users:
         found.seconds[user.name] += spent / len(users)
+
+
+def _has_samples(models: PredictiveModels) -> bool:
+    return all(leaves(models.batch)[0].shape[:2])
 
 
 def _checked(models: PredictiveModels, check: Callable[[], None]) -> PredictiveModels:

@@ -43,10 +43,12 @@ def reduce_units(
                 state.update(chunk)
         for reduction, state in states.items():
             found[reduction].append(state.finish())
-    return {
-        reduction: tree_map(lambda *parts: torch.cat(parts), *blocks)
-        for reduction, blocks in found.items()
-    }
+    return {reduction: tree_map(_joined, *blocks) for reduction, blocks in found.items()}
+
+
+def _joined(*parts: Any) -> Any:
+    """Tensors of all blocks, one after another; what else there is, is the same in each."""
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
 
 
 class _Population:
@@ -58,39 +60,39 @@ class _Population:
     def __init__(self, reduction: Reduction) -> None:
         self._reduction = reduction
         self._state: Any = None
-        self._begun = False
+        self._count: int | None = None  # G
 
     def update(self, chunk: GradientChunk) -> None:
         """Take n further units of each population."""
         chunk = {name: grads.detach() for name, grads in chunk.items()}
-        if not self._begun:
+        if self._count is None:
             alone = {name: grads[0, 0] for name, grads in chunk.items()}
-            count = len(next(iter(chunk.values())))
+            self._count = count = len(next(iter(chunk.values())))
             self._state = tree_map(
                 lambda x: x.expand(count, *x.shape) if isinstance(x, Tensor) else x,
                 self._reduction.init(alone),
             )
-            self._begun = True
-        self._state = _mapped(self._reduction.update, self._state, chunk)
+        self._state = _mapped(self._reduction.update, self._count, self._state, chunk)
 
     def finish(self) -> Any:
         """What the reduction gives, leaves ``[G, ...]``."""
-        return _mapped(self._reduction.finish, self._state)
+        assert self._count is not None
+        return _mapped(self._reduction.finish, self._count, self._state)
 
 
-def _mapped(function: Callable[..., Any], *trees: Any) -> Any:
-    """``function`` of every population by one vmap over the tensors of ``trees``."""
+def _mapped(function: Callable[..., Any], count: int, *trees: Any) -> Any:
+    """``function`` of each of G populations by one vmap over the tensors of ``trees``."""
     values, spec = flatten(trees)
     tensors = [value for value in values if isinstance(value, Tensor)]
     shape: list[Any] = []
 
-    def one(*mapped: Tensor) -> list[Tensor]:
+    def one(_: Tensor, *mapped: Tensor) -> list[Tensor]:
         rest = iter(mapped)
         given = unflatten([next(rest) if isinstance(v, Tensor) else v for v in values], spec)
         found, *of = flatten(function(*given))
         shape[:] = [found, *of]
         return [value for value in found if isinstance(value, Tensor)]
 
-    results = iter(torch.vmap(one)(*tensors))
+    results = iter(torch.vmap(one)(torch.empty(count), *tensors))
     found, spec = shape
     return unflatten([next(results) if isinstance(v, Tensor) else v for v in found], spec)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.core import (
     Reduction,
@@ -33,6 +34,7 @@ from metalearn.trainers.diagnostics import (
     GradientDiagnostic,
     GradientUnits,
     ModelDiagnostic,
+    ModelSource,
     PredictiveModels,
     UnitSource,
     check_diagnostics,
@@ -139,6 +141,27 @@ def test_any_reduction_of_core_is_mapped_over_populations(reduction: Reduction, 
             torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-12)
             at += 1
     assert at == 4
+
+
+def test_what_is_no_tensor_is_the_same_for_all_populations() -> None:
+    counted = Reduction(lambda params: 0, lambda n, grads: n + len(grads["b.scale"]), lambda n: n)
+    assert reduce_units(_units("sample"), [counted]) == {counted: 7}
+    told = counted._replace(finish=torch.tensor)
+    assert reduce_units(_units("sample"), [told])[told].tolist() == [7] * 4
+
+
+def test_of_an_empty_batch_there_are_no_results() -> None:
+    layer, told = nn.Linear(3, 2), Recorder()
+    params = {name: value.detach()[None] for name, value in layer.named_parameters()}
+    empty = (torch.zeros(1, 0, 3), torch.zeros(1, 0, dtype=torch.long))
+    outputs: Any = lambda extra: lambda p, x: torch.func.functional_call(layer, p, (x,))  # noqa: E731
+    source = ModelSource(PredictiveModels(outputs, params, {}, empty, "categorical"), layer)
+    runner = DiagnosticRunner(["gradient_norms", "noise_scale", "fisher_trace"], 1, source)
+    before = deepcopy(runner.state())
+    runner.run(0, None, {}, told)
+    assert runner.state() == before
+    ((_, numbers),) = told.numbers
+    assert numbers and all(name.startswith("diagnostics/") for name in numbers)
 
 
 # --- a diagnostic of one's own: one file, one registration --------------------------------------
