@@ -22,7 +22,7 @@ from metalearn.core.bayes.predictive import (
 from metalearn.core.tree import check_floating
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation.calibration import ReliabilityBins, adaptive_calibration_error, bin_sums
-from metalearn.evaluation.targets import check_targets
+from metalearn.evaluation.targets import check_sample_targets
 from metalearn.signatures import checked
 
 __all__ = ["EnsembleReport", "EnsembleStatistics", "Scores"]
@@ -198,7 +198,7 @@ class EnsembleStatistics:
         if logits.ndim != 3 or (shape[0], shape[2]) != (self.members, self.classes):
             accepted = f"[{self.members}, B, {self.classes}] is needed, [members, samples, classes]"
             raise SettingError("shape of logits", shape, accepted)
-        check_targets(targets, samples=shape[1], classes=self.classes)
+        check_sample_targets(targets, samples=shape[1], classes=self.classes)
 
 
 def _counts(values: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
 
-__all__ = ["check_targets"]
+__all__ = ["check_sample_targets"]
 
 
-def check_targets(targets: Tensor, *, samples: int, classes: int) -> None:
+def check_sample_targets(targets: Tensor, *, samples: int, classes: int) -> None:
     """Refuse what is not one class index in 0..classes−1 for each sample.
 
     Raises:

@@ -18,7 +18,7 @@ from metalearn.core.bayes.predictive import mean_log_probabilities, negative_log
 from metalearn.core.checks import check_number
 from metalearn.core.tree import check_floating
 from metalearn.errors import SettingError
-from metalearn.evaluation.targets import check_targets
+from metalearn.evaluation.targets import check_sample_targets
 from metalearn.signatures import checked
 
 __all__ = ["Pooling", "Temperature", "fit_temperature", "tempered_log_probabilities"]
@@ -164,4 +164,4 @@ def _check(logits: Tensor, targets: Tensor) -> None:
         raise SettingError("shape of logits", list(logits.shape), accepted)
     if not bool(logits.isfinite().all()):
         raise SettingError("logits", "not finite", "finite logits are needed")
-    check_targets(targets, samples=logits.shape[1], classes=logits.shape[2])
+    check_sample_targets(targets, samples=logits.shape[1], classes=logits.shape[2])

@@ -24,7 +24,7 @@ from metalearn.core.autodiff.derivative_modes import (
     with_safe_operations,
 )
 from metalearn.core.autodiff.jacobian_passes import JacobianPasses, for_each_output, prefers_forward
-from metalearn.core.autodiff.products import SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
+from metalearn.core.autodiff.products import Function, SecondMode, check_mode, ggn_vp, hvp, jvp, vjp
 from metalearn.core.checks import call_given
 from metalearn.core.tree import check_floating, dot, flatten, unflatten
 from metalearn.errors import SettingError, check_whole
@@ -32,8 +32,6 @@ from metalearn.signatures import checked
 
 __all__ = ["Mode", "SecondMode", "ggn_vp", "hessian", "hvp", "jacobian", "jacobian_mode"]
 __all__ += ["jvp", "vjp"]
-
-Function = Callable[..., Any]
 
 
 @checked

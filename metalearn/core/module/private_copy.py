@@ -17,13 +17,13 @@ from metalearn.core.module.call_context import CallContext
 from metalearn.core.module.copying import Copier, TensorSlot, named_tensors
 from metalearn.core.ops import runs_over_tasks, task_operations_active, unwrap
 
-__all__ = ["PrivateCopy", "Structure", "Written"]
+__all__ = ["ModuleTemplate", "PrivateCopy", "Written"]
 
 Written = tuple[nn.Module, str, str, Any]
 """Layer, table (``_parameters`` or ``_buffers``), key, and what stands there after a call."""
 
 
-class Structure:
+class ModuleTemplate:
     """A module as it stands, with places instead of its parameters and buffers.
 
     Attributes:
@@ -109,7 +109,7 @@ class Structure:
 
 
 class PrivateCopy:
-    """One copy of a structure, for one call at a time.
+    """One copy of a template, for one call at a time.
 
     Args:
         root: with places instead of parameters and buffers.

@@ -14,14 +14,14 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalearn.core.module.call_context import refuse_hooks
-from metalearn.core.module.private_copy import PrivateCopy, Structure
+from metalearn.core.module.private_copy import ModuleTemplate, PrivateCopy
 from metalearn.core.module.side_effects import check_side_effects, write_refusal
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
 
 __all__ = ["PureCall"]
 
-_KEPT = 4  # structures: train, eval, and what else a user switches between
+_KEPT = 4  # templates: train, eval, and what else a user switches between
 
 
 class PureCall:
@@ -52,11 +52,11 @@ class PureCall:
     ) -> None:
         self.module, self._check = module, check
         self._needed, self._keeps_buffers = needed, keeps_buffers
-        self._structures: list[Structure] = []
+        self._templates: list[ModuleTemplate] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the copies, which are made anew."""
-        return {**vars(self), "_structures": []}
+        return {**vars(self), "_templates": []}
 
     def __call__(self, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
         """What the module gives for the other arguments.
@@ -74,48 +74,48 @@ class PureCall:
         if torch.compiler.is_compiling():
             with sdpa_kernel(SDPBackend.MATH):
                 return functional_call(self.module, {**buffers, **params}, args, kwargs)
-        structure = self._current()
-        tensors = structure.tensors(params, buffers)
+        template = self._current()
+        tensors = template.tensors(params, buffers)
         if not all(isinstance(value, Tensor) for value in tensors.values()):
             check_tensors({**buffers, **params}, "params")
-        if structure.reusable is None:
-            check_side_effects(structure, tensors, args, kwargs, self._keeps_buffers)
-        if structure.hangs_hooks:
+        if template.reusable is None:
+            check_side_effects(template, tensors, args, kwargs, self._keeps_buffers)
+        if template.hangs_hooks:
             refuse_hooks(self.module, "hooks on tensors")
-        copied = structure.borrow()
+        copied = template.borrow()
         try:
-            before = structure.versions(tensors, not self._keeps_buffers)
+            before = template.versions(tensors, not self._keeps_buffers)
             outputs = copied.run(tensors, args, kwargs)
-            after = structure.versions(tensors, not self._keeps_buffers)
+            after = template.versions(tensors, not self._keeps_buffers)
             if before != after:
-                name = structure.written(before, after)
+                name = template.written(before, after)
                 layer = copied.root.get_submodule(name.rpartition(".")[0])
                 raise write_refusal(copied.root, layer, name.rpartition(".")[2] or "a tensor")
-            self._keep_assigned(structure, copied, tensors)
+            self._keep_assigned(template, copied, tensors)
         finally:
-            structure.give_back(copied)
-        if copied.changed and not structure.changes:  # which the trial's inputs did not bring about
-            structure.changes = True
-            check_side_effects(structure, tensors, args, kwargs, self._keeps_buffers)
+            template.give_back(copied)
+        if copied.changed and not template.changes:  # which the trial's inputs did not bring about
+            template.changes = True
+            check_side_effects(template, tensors, args, kwargs, self._keeps_buffers)
         return outputs
 
-    def _current(self) -> Structure:
+    def _current(self) -> ModuleTemplate:
         """The module's structure as it is now."""
-        for structure in self._structures:
-            if structure.is_current():
-                return structure
+        for template in self._templates:
+            if template.is_current():
+                return template
         if self._check is not None:
             self._check(self.module)
-        structure = Structure(self.module)
-        self._structures = [structure, *self._structures[: _KEPT - 1]]
-        return structure
+        template = ModuleTemplate(self.module)
+        self._templates = [template, *self._templates[: _KEPT - 1]]
+        return template
 
     def _keep_assigned(
-        self, structure: Structure, copied: PrivateCopy, given: Mapping[str, Tensor]
+        self, template: ModuleTemplate, copied: PrivateCopy, given: Mapping[str, Tensor]
     ) -> None:
         """Keep buffers that forward has assigned, or refuse that."""
         for name, (layer, table, key, new) in copied.rebound(given):
-            if name in structure.rebound:
+            if name in template.rebound:
                 continue
             kept = self._keeps_buffers and table == "_buffers" and isinstance(new, Tensor)
             if not kept or new.shape != given[name].shape:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from metalearn.core.module.module_structure import attributes, comparable
-from metalearn.core.module.private_copy import PrivateCopy, Structure
+from metalearn.core.module.private_copy import ModuleTemplate, PrivateCopy
 from metalearn.core.ops import first_row, outside_transforms
 from metalearn.errors import SettingError
 
@@ -33,13 +33,13 @@ class _Outcome(NamedTuple):
 
 
 def check_side_effects(
-    structure: Structure,
+    template: ModuleTemplate,
     given: Mapping[str, Tensor],
     args: Any,
     kwargs: Any,
     keeps_buffers: bool,
 ) -> None:
-    """Note in ``structure`` what a forward pass leaves behind, or refuse it.
+    """Note in ``template`` what a forward pass leaves behind, or refuse it.
 
     It runs on copies of one task's (sample's, member's) values, twice where something changed, and
     once more to see whether hooks are hung on tensors. A pass that fails is no trial: the call that
@@ -51,26 +51,26 @@ def check_side_effects(
             global variable.
     """
     with outside_transforms(), torch.inference_mode(False), torch.enable_grad():
-        copied = structure.copied()
+        copied = template.copied()
         tensors = {name: _concrete(value) for name, value in given.items()}
         before = attributes(copied.root)
-        with _inside(structure):
+        with _inside(template):
             first = _run(copied, tensors, args, kwargs)
-        structure.reusable = False
+        template.reusable = False
         if first is None:
             return
         for _, table, layer, key in first.written:
             if table == "_parameters" or not keeps_buffers:
                 raise write_refusal(copied.root, layer, key)
-        structure.rebound = first.rebound - {name for name, *_ in first.written}
+        template.rebound = first.rebound - {name for name, *_ in first.written}
         changed = _differing(before, first.attributes)
         if changed:
-            structure.changes = True
+            template.changes = True
             second = _run(copied, tensors, args, kwargs)
             _check_repeats(copied.root, changed, first, second)
-        structure.hangs_hooks = _hangs_hooks(structure, copied, tensors, args, kwargs)
+        template.hangs_hooks = _hangs_hooks(template, copied, tensors, args, kwargs)
         left = _differing(before, attributes(copied.root)) if copied.restored() else changed
-        structure.reusable = all(map(_is_hook, left))
+        template.reusable = all(map(_is_hook, left))
 
 
 def write_refusal(
@@ -111,12 +111,16 @@ def _run(
 
 
 def _hangs_hooks(
-    structure: Structure, copied: PrivateCopy, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
+    template: ModuleTemplate,
+    copied: PrivateCopy,
+    tensors: Mapping[str, Tensor],
+    args: Any,
+    kwargs: Any,
 ) -> bool:
     """Whether forward hangs hooks on tensors, which it can only where these need gradients."""
     given = {name: value.clone() for name, value in tensors.items()}
     for name, value in given.items():
-        value.requires_grad_(value.is_floating_point() and not structure.is_buffer(name))
+        value.requires_grad_(value.is_floating_point() and not template.is_buffer(name))
     args, kwargs = tree_map(_concrete, (tuple(args), dict(kwargs)))
     seen = _Hooks()
     with suppress(Exception), _EnableTorchFunction(), seen:
@@ -138,13 +142,13 @@ class _Hooks(TorchFunctionMode):
 
 
 @contextmanager
-def _inside(structure: Structure) -> Iterator[None]:
+def _inside(template: ModuleTemplate) -> Iterator[None]:
     """Refuse, after the block, layers of the user's own module that were called in it."""
     called: list[nn.Module] = []
     thread = threading.get_ident()
 
     def note(layer: nn.Module, _: Any) -> None:
-        if threading.get_ident() == thread and structure.name_of(layer) is not None:
+        if threading.get_ident() == thread and template.name_of(layer) is not None:
             called.append(layer)
 
     handle = register_module_forward_pre_hook(note)
@@ -155,7 +159,7 @@ def _inside(structure: Structure) -> Iterator[None]:
     for layer in called:
         if any(True for _ in layer.parameters()):
             raise SettingError(
-                f"module[{structure.name_of(layer)}]",
+                f"module[{template.name_of(layer)}]",
                 type(layer).__name__,
                 "forward reaches it by a global variable, so that it cannot have other parameters; "
                 "reach it as an attribute of the module",

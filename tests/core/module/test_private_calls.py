@@ -201,9 +201,9 @@ def test_a_copy_serves_again(kind: str) -> None:
     layers = []
     for _ in range(2):
         apply(params, buffers, drawn(4, 3))
-        (structure,) = apply._structures
-        layers.append(structure.borrow())
-        structure.give_back(layers[-1])
+        (template,) = apply._templates
+        layers.append(template.borrow())
+        template.give_back(layers[-1])
     assert layers[0] is layers[1]
 
 
