@@ -38,7 +38,16 @@ __all__ = [
     "uncertainty_table",
 ]
 
-METHODS: dict[str, type[EnsembleTrainer]] = {
+EnsembleKind = (
+    type[EnsembleTrainer]
+    | type[MCDropoutTrainer]
+    | type[BatchEnsembleTrainer]
+    | type[SnapshotTrainer]
+    | type[SWAGTrainer]
+)
+"""A trainer of an ensemble."""
+
+METHODS: dict[str, EnsembleKind] = {
     "deep ensemble": EnsembleTrainer,
     "MC-dropout": MCDropoutTrainer,
     "BatchEnsemble": BatchEnsembleTrainer,
@@ -51,9 +60,9 @@ Budget = Literal["ensemble", "network"]
 pass counts as M."""
 
 _DROPOUT = 0.05
-_RATES: dict[type[EnsembleTrainer], float] = {SnapshotTrainer: 3e-3}  # of Adam; 1e-3 for the others
+_RATES: dict[EnsembleKind, float] = {SnapshotTrainer: 3e-3}  # of Adam; 1e-3 for the others
 _SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3}  # of SWAG
-_SETTINGS: dict[type[EnsembleTrainer], dict[str, Any]] = {
+_SETTINGS: dict[EnsembleKind, dict[str, Any]] = {
     BatchEnsembleTrainer: {"factors": "normal"},
     SWAGTrainer: {"final_rate": 1.0},
 }
@@ -203,7 +212,7 @@ def uncertainty_figure(rows: Sequence[UncertaintyRow]) -> Figure:
     return figure
 
 
-def _steps(kind: type[EnsembleTrainer], members: int, steps: int, budget: Budget) -> int:
+def _steps(kind: EnsembleKind, members: int, steps: int, budget: Budget) -> int:
     """How many steps a method takes for a budget."""
     if kind is EnsembleTrainer:
         return steps
@@ -212,7 +221,7 @@ def _steps(kind: type[EnsembleTrainer], members: int, steps: int, budget: Budget
 
 
 def _run(
-    kind: type[EnsembleTrainer],
+    kind: EnsembleKind,
     seed: int,
     members: int,
     steps: int,

@@ -1,8 +1,6 @@
 """Trainers: import them into your own code, or run them from ``scripts/train.py``."""
 
-from metalearn.trainers.base import FitResult, Trainer
-from metalearn.trainers.ensemble import EnsembleTrainer
-from metalearn.trainers.iterates import SnapshotTrainer, SWAGTrainer
+from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.meta.inductive import InductiveModule
 from metalearn.trainers.meta.maml import MetaLearner
@@ -11,9 +9,12 @@ from metalearn.trainers.meta.reports import MemberReport, TestReport
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
 from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.meta.trainer import MetaTrainer
-from metalearn.trainers.one_network import BatchEnsembleTrainer, MCDropoutTrainer
-from metalearn.trainers.sample_reports import EnsembleTest
+from metalearn.trainers.supervised.ensemble import EnsembleTrainer
+from metalearn.trainers.supervised.iterates import SnapshotTrainer, SWAGTrainer
+from metalearn.trainers.supervised.one_network import BatchEnsembleTrainer, MCDropoutTrainer
 from metalearn.trainers.supervised.per_sample import PerSampleTrainer
+from metalearn.trainers.supervised.reports import EnsembleTest
+from metalearn.trainers.trainer import Trainer
 
 __all__ = [
     "MAML",

@@ -6,15 +6,15 @@ Axes: T tasks, M members, N queries, C classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from metalearn.errors import NonFiniteError
+from metalearn.trainers.members.not_finite import named
 from metalearn.trainers.meta.scores import TaskScores
 
-__all__ = ["check_members", "check_tasks", "hits", "named"]
+__all__ = ["check_tasks", "hits"]
 
 log = logging.getLogger(__name__)
 
@@ -60,24 +60,3 @@ def check_tasks(scores: TaskScores, split: str) -> None:
         ", ".join(map(str, tasks[:_SHOWN])),
         more,
     )
-
-
-def check_members(logits: Tensor, split: str) -> None:
-    """Refuse predictions that are NaN: so is the mean of the members then.
-
-    Args:
-        logits: ``[M, N, C]``, or scores of them, ``[M]``.
-        split: for the message.
-
-    Raises:
-        NonFiniteError: names the members.
-    """
-    lost = logits.isnan().unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()
-    if lost:
-        who = f" of {named(lost)}" if len(logits) > 1 else ""
-        raise NonFiniteError(f"{split}: the predictions{who} are NaN, so there is nothing to score")
-
-
-def named(members: Sequence[int]) -> str:
-    """``member 1, member 3``."""
-    return ", ".join(f"member {index}" for index in members)

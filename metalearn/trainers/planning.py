@@ -10,18 +10,16 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
-
 from metalearn.core import Plan, plan_meta_gradient
-from metalearn.core.memory import describe_bytes, free_memory, parse_bytes
+from metalearn.core.memory import describe_bytes
 from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError
+from metalearn.trainers.loop.plans import keeps, memory_budget
 from metalearn.trainers.meta.settings import MAML
 from metalearn.types import LossFn, Params, TaskBatch
 
-__all__ = ["keeps", "memory_budget", "planned", "settle", "what_fits"]
+__all__ = ["keeps", "planned", "settle", "what_fits"]
 
-_SHARE_OF_FREE = 0.8
 _PLANNED = ("engine", "method", "chunk_size")
 
 
@@ -69,29 +67,6 @@ def settle(
         if not hasattr(maml, error.setting):
             raise
         raise SettingError(f"maml.{error.setting}", error.value, error.accepted) from error
-
-
-def keeps(plan: Mapping[str, Any], **asked: Any) -> bool:
-    """Whether a resumed run can go on with its plan: what was left open then may be asked for now.
-
-    Args:
-        plan: what was decided, by setting, and what memory was given then, if that is known.
-        asked: the settings of now; ``"auto"`` and None leave it to the plan.
-    """
-    return all(value in ("auto", None, plan.get(name, value)) for name, value in asked.items())
-
-
-def memory_budget(
-    memory: str | int | None, device: torch.device, *, deterministic: bool
-) -> int | None:
-    """Bytes that gradients may take: what was given, or a share of what the device has free.
-
-    None leaves memory out of it: where nothing is known, and where plans are to be deterministic.
-    """
-    if memory is not None:
-        return parse_bytes(memory)
-    free = None if deterministic else free_memory(device)
-    return None if free is None else int(_SHARE_OF_FREE * free)
 
 
 def what_fits(

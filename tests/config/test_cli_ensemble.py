@@ -12,6 +12,7 @@ from metalearn.cli import load_ensemble, load_learner
 from metalearn.data import digits_data
 from metalearn.errors import SettingError
 from metalearn.models import MLP
+from tests.support.builders import without_ensemble_figures
 from tests.support.commands import TINY, Outcome, call
 
 Run = Callable[..., Outcome]
@@ -47,8 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 @pytest.fixture(name="no_figures")
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of these tiny runs."""
-    for name in ("draw_validation", "draw_sweeps", "draw_uncertainty"):
-        monkeypatch.setattr(f"metalearn.trainers.ensemble.{name}", lambda *given: None)
+    without_ensemble_figures(monkeypatch)
 
 
 def saved(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from metalearn.cli import load_ensemble
 from metalearn.data import digits_data
+from tests.support.builders import without_ensemble_figures
 from tests.support.commands import Outcome, call
 
 Run = Callable[..., Outcome]
@@ -37,8 +38,7 @@ methods = pytest.mark.parametrize("method", METHODS)
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
-    for name in ("draw_validation", "draw_sweeps", "draw_uncertainty"):
-        monkeypatch.setattr(f"metalearn.trainers.ensemble.{name}", lambda *given: None)
+    without_ensemble_figures(monkeypatch)
 
     def command(script: str, *arguments: str) -> Outcome:
         return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)

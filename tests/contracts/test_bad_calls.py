@@ -23,6 +23,7 @@ import metalearn
 from metalearn import trainers
 from metalearn.core.tree import tree_map
 from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.trainers.supervised.ensemble_training import EnsembleTraining
 from tests.contracts import calls, methods
 from tests.contracts.calls import CALLS, public_functions
 from tests.contracts.methods import METHODS
@@ -133,7 +134,7 @@ def others(name: str) -> list[str]:
     makes = [function]
     if name.endswith("Trainer"):
         makes.append(trainers.LoopSettings)
-        makes += [trainers.EnsembleTrainer] * ("members" in given)
+        makes += [EnsembleTraining] * ("members" in given)
     found = [
         parameter.name
         for make in makes

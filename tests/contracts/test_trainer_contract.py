@@ -34,6 +34,7 @@ from tests.support.builders import (
     signal_in_validation,
     sinusoid_trainer,
     state_of,
+    without_ensemble_figures,
 )
 from tests.support.diagnostic_cases import per_sample
 
@@ -82,7 +83,7 @@ CLOCKED = ("time", "speed/", "diagnostics/")
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of these tiny runs, and `test_meta_records` looks at it."""
     monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
-    monkeypatch.setattr("metalearn.trainers.ensemble.draw_validation", lambda *given: None)
+    without_ensemble_figures(monkeypatch)
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -336,7 +337,7 @@ def test_patience_is_kept_over_a_stop(make: Callable[..., Trainer], tmp_path: Pa
 @no_figures
 @pytest.mark.parametrize("name", [name for name in TRAINERS if name not in MEMBERS])
 def test_a_gradient_that_is_not_finite_is_never_applied(name: str, tmp_path: Path) -> None:
-    """Of members, only the one concerned stops: see `tests.trainers.test_member_trainer`."""
+    """Of members, only the one concerned stops: see `tests.trainers.members.test_population`."""
     make = TRAINERS[name]
     trainer, sound = make(folder=tmp_path), make(folder=tmp_path / "sound")
     signal_in_step(sound, 1, signal.SIGTERM)

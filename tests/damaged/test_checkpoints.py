@@ -50,24 +50,15 @@ def snapshot(trainer: Any) -> Any:
     return copy.deepcopy(
         (
             dict(trainer.module.state_dict()), trainer.optimizer.state_dict(), trainer.step,
-            trainer.best_step, summary(trainer), extra_state(trainer),
+            trainer.loop.population.summary(), extra_state(trainer),
         )
     )  # fmt: skip
 
 
-def summary(trainer: Any) -> Any:
-    return trainer.loop.population.summary() if hasattr(trainer, "loop") else trainer._stale
-
-
 def take_note(trainer: Any) -> None:
     """Validate once more, from a best state that is known."""
-    state = copy.deepcopy(trainer.module.state_dict())
-    if not hasattr(trainer, "loop"):
-        trainer._best = trainer._best or state
-        trainer.judge(trainer.validate())
-        return
     population = trainer.loop.population
-    population.best = population.best or state
+    population.best = population.best or copy.deepcopy(trainer.module.state_dict())
     population.record_validation(trainer.loop.evaluator(trainer.step).scores, trainer.step)
 
 

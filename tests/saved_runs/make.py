@@ -21,7 +21,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from metalearn.trainers.base import Trainer
+from metalearn.trainers.loop.loop import Loop
 from tests.saved_runs.double import PICTURES, copy_of, draw_pictures, float64, scores, trainer_at
 
 HERE = Path(__file__).parent
@@ -84,7 +84,7 @@ RUNS = {
 
 def train(arguments: list[str], folder: Path, *, stop_at: int | None) -> None:
     """Run ``scripts/train.py`` in this process."""
-    taken = Trainer._train_step
+    taken = Loop._take_step
 
     def step(self: Any, *args: Any) -> None:
         taken(self, *args)
@@ -94,7 +94,7 @@ def train(arguments: list[str], folder: Path, *, stop_at: int | None) -> None:
     GlobalHydra.instance().clear()
     script = str(ROOT / "scripts" / "train.py")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", step)
+        patch.setattr(Loop, "_take_step", step)
         patch.setattr(sys, "argv", [script, *arguments, f"hydra.run.dir={folder}"])
         try:
             runpy.run_path(script, run_name="__main__")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -286,25 +287,26 @@ def ensemble_trainer(**settings: Any) -> EnsembleTrainer:
     return EnsembleTrainer(model, data, **settings)
 
 
-def objective_of(trainer: Any) -> Any:
-    return trainer.loop.objective if hasattr(trainer, "loop") else trainer
+def without_ensemble_figures(patch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of tiny runs."""
+    room = "metalearn.trainers.supervised"
+    drawing = ("evaluation.draw_validation", "training.draw_sweeps", "training.draw_uncertainty")
+    for name in drawing:
+        patch.setattr(f"{room}.ensemble_{name}", lambda *given: None)
 
 
 def batch_of(trainer: Any, step: int) -> Any:
     """The batch of a step."""
-    looped = hasattr(trainer, "loop")
-    return trainer.loop.objective.batch(step) if looped else trainer.diagnostic_batch(step)
+    return trainer.loop.objective.batch(step)
 
 
 def source_of(trainer: Any) -> Any:
     """What diagnostics look at."""
-    return getattr(trainer, "source", trainer)
+    return getattr(getattr(trainer, "training", trainer), "source", trainer)
 
 
 def extra_state(trainer: Any) -> dict[str, Any]:
     """What the parts of a trainer keep in a checkpoint, that of diagnostics beside it."""
-    if not hasattr(trainer, "loop"):
-        return {**trainer.extra_state(), "diagnostics": trainer.diagnostics.state()}
     loop, found = trainer.loop, {}
     for part in (loop.population, loop.objective, loop.evaluator, *loop.callbacks):
         found |= part.state()
@@ -313,11 +315,11 @@ def extra_state(trainer: Any) -> dict[str, Any]:
 
 def before_gradient(trainer: Any, act: Callable[[int], object]) -> None:
     """Make something happen in each step, before its gradient is taken."""
-    objective = objective_of(trainer)
+    objective = trainer.loop.objective
     original = objective.gradient
 
     def gradient(*given: Any, **named: Any) -> Any:
-        act(named["step"] if named else given[-1])
+        act(named["step"])
         return original(*given, **named)
 
     objective.gradient = gradient
@@ -325,12 +327,12 @@ def before_gradient(trainer: Any, act: Callable[[int], object]) -> None:
 
 def after_gradient(trainer: Any, act: Callable[[int, Any], object]) -> None:
     """The same, after it has been taken: ``act`` gets the step and its `StepGradient`."""
-    objective = objective_of(trainer)
+    objective = trainer.loop.objective
     original = objective.gradient
 
     def gradient(*given: Any, **named: Any) -> Any:
         found = original(*given, **named)
-        act(named["step"] if named else given[-1], found)
+        act(named["step"], found)
         return found
 
     objective.gradient = gradient
@@ -338,9 +340,7 @@ def after_gradient(trainer: Any, act: Callable[[int, Any], object]) -> None:
 
 def before_validation(trainer: Any, act: Callable[[], object]) -> None:
     """Make something happen at the beginning of each validation."""
-    looped = hasattr(trainer, "loop")
-    holder, name = (trainer.loop, "evaluator") if looped else (trainer, "validate")
-    original = getattr(holder, name)
+    original = trainer.loop.evaluator
 
     class Wrapped:
         def __getattr__(self, attribute: str) -> Any:
@@ -350,7 +350,21 @@ def before_validation(trainer: Any, act: Callable[[], object]) -> None:
             act()
             return original(*given)
 
-    setattr(holder, name, Wrapped())
+    trainer.loop.evaluator = Wrapped()
+
+
+def after_validation(trainer: Any, change: Callable[[Evaluation], Evaluation]) -> None:
+    """Put something else in the place of what each validation finds."""
+    evaluator = trainer.loop.evaluator
+
+    class Changed:
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(evaluator, attribute)
+
+        def __call__(self, step: int) -> Evaluation:
+            return change(evaluator(step))
+
+    trainer.loop.evaluator = Changed()
 
 
 def signal_in_step(trainer: Any, step: int, number: int) -> None:
@@ -371,9 +385,6 @@ def state_of(trainer: Any) -> dict[str, Any]:
         "module": trainer.module.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
     }
-    if not hasattr(trainer, "loop"):
-        names = {"stale": trainer._stale, "best": trainer._best}
-        return {**found, "best_step": trainer.best_step, "best_value": trainer.best_value, **names}
     population = trainer.loop.population
     return {**found, **population.summary(), "best": population.best}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 
 from metalearn import Ensemble
 from metalearn.trainers import EnsembleTrainer
+from metalearn.trainers.loop.protocols import Evaluation
+from metalearn.trainers.loop.step import StepGradient
 from tests.support.alone import conv_network, mlp_network
+from tests.support.builders import after_gradient, after_validation, extra_state
 
 STEADY: dict[str, Any] = {"schedule": "constant", "eval_every": 2, "steps": 8}
 
@@ -27,8 +31,8 @@ def member_state(trainer: EnsembleTrainer) -> dict[str, Any]:
     return {
         "module": dict(trainer.module.state_dict()),
         "optimizer": trainer.optimizer.state_dict(),
-        "best": dict(trainer._best),
-        "extra": {k: v for k, v in trainer.extra_state().items() if k != "plan"},
+        "best": dict(trainer.loop.population.best),
+        "extra": {k: v for k, v in extra_state(trainer).items() if k != "plan"},
         "step": trainer.step,
         "best_step": trainer.best_step,
         "best_value": trainer.best_value,
@@ -38,31 +42,40 @@ def member_state(trainer: EnsembleTrainer) -> dict[str, Any]:
 def scripted(trainer: EnsembleTrainer, scores: Sequence[Sequence[float]]) -> None:
     """Validation i finds member m at ``scores[i][m]``, whatever its weights are."""
 
-    def member_scores() -> Tensor:
+    def change(found: Evaluation) -> Evaluation:
         done = -(-trainer.step // trainer.settings.eval_every)
-        return torch.tensor(scores[min(done, len(scores) - 1)])
+        return replace(found, scores=torch.tensor(scores[min(done, len(scores) - 1)]))
 
-    trainer.member_scores = member_scores  # type: ignore[method-assign]
+    after_validation(trainer, change)
 
 
 def poisoned(trainer: EnsembleTrainer, members: Sequence[int], step: int, *, loss: bool) -> None:
     """The gradient (or the loss as well) of some members is NaN at a step."""
-    gradient = trainer.gradient
 
-    def broken(current: int) -> Any:
-        report = gradient(current)
-        if current == step:
-            for index in members:
-                stack, row = trainer.ensemble.place(index)
-                number = list(trainer.ensemble.stacks).index(stack)
-                for name, grad in report.grads.items():
-                    if name.startswith(f"stacks.{number}."):
-                        grad[row] = math.nan
-                if loss:
-                    report.member_losses[index] = math.inf
-        return report
+    def spoil(current: int, found: StepGradient) -> None:
+        for index in members if current == step else ():
+            stack, row = trainer.ensemble.place(index)
+            number = list(trainer.ensemble.stacks).index(stack)
+            for name, grad in found.grads.items():
+                if name.startswith(f"stacks.{number}."):
+                    grad[row] = math.nan
+            if loss:
+                found.losses[index] = math.inf
 
-    trainer.gradient = broken  # type: ignore[method-assign]
+    after_gradient(trainer, spoil)
+
+
+def after_recording(trainer: EnsembleTrainer, act: Callable[[], object]) -> None:
+    """Make something happen after each validation has been taken note of."""
+    population = trainer.loop.population
+    original = population.record_validation
+
+    def record(scores: Tensor, step: int) -> bool:
+        better = original(scores, step)
+        act()
+        return better
+
+    population.record_validation = record  # type: ignore[method-assign]
 
 
 def mixed_networks() -> Ensemble:

@@ -23,6 +23,7 @@ from metalearn.trainers import (
     Trainer,
     planning,
 )
+from metalearn.trainers.loop import plans as loop_plans
 from metalearn.trainers.members import settings as member_settings
 from metalearn.trainers.members.settings import plan_members
 from tests.support.builders import (
@@ -72,7 +73,7 @@ def machine(
     patch: pytest.MonkeyPatch, *, free: int = PLENTY, seconds: tuple[float, float] = (1.0, 1.0)
 ) -> None:
     """A machine with so much free memory, on which batched and loop take so long."""
-    patch.setattr(planning, "free_memory", lambda device: free)
+    patch.setattr(loop_plans, "free_memory", lambda device: free)
     patch.setattr(chunking, "free_memory", lambda device: free)
     patch.setattr(member_settings, "_seconds", lambda *_: list(seconds))
 
@@ -150,7 +151,7 @@ def test_the_first_checkpoint_has_the_plan(
         raise AssertionError("a resumed run measures nothing")
 
     for module, name in (
-        (planning, "free_memory"), (chunking, "free_memory"), (member_settings, "_seconds"),
+        (loop_plans, "free_memory"), (chunking, "free_memory"), (member_settings, "_seconds"),
         (planning, "plan_meta_gradient"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, measured)

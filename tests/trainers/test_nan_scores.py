@@ -14,9 +14,11 @@ import torch
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import NonFiniteError
 from metalearn.trainers import MAML, Trainer
+from metalearn.trainers.loop.protocols import Evaluation
 from tests.saved_runs.double import copy_of
 from tests.support.builders import (
     Scripted,
+    after_validation,
     ensemble_trainer,
     episode_trainer,
     last,
@@ -139,14 +141,12 @@ def test_one_sample_whose_predictions_are_nan_ends_a_test(make: Callable[..., Tr
 def test_a_member_whose_validation_is_nan_is_named(caplog: pytest.LogCaptureFixture) -> None:
     """Its parameters are finite; what it answers is not."""
     trainer = ensemble_trainer(steps=2, eval_every=1)
-    validate = trainer.validate
 
-    def poisoned() -> Any:
-        numbers = validate()
-        trainer._scores.nll[1] = NAN
-        return numbers
+    def poisoned(found: Evaluation) -> Evaluation:
+        found.scores[1] = NAN
+        return found
 
-    trainer.validate = poisoned  # type: ignore[method-assign]
+    after_validation(trainer, poisoned)
     with caplog.at_level(logging.WARNING):
         result = trainer.fit()
     assert not math.isnan(result.best_value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +59,7 @@ def assemble(
     optimizer: OptimizerFactory | None = None,
     rates: Sequence[float] | None = None,
     decays: Sequence[float] | None = None,
-    kept: Literal["best", "newest"] = "best",
+    population: Population | None = None,
     source: Any = None,
     callbacks: Sequence[Callback] = (),
     **rest: Any,
@@ -74,7 +74,7 @@ def assemble(
         optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
         rates: learning rate of each member; None is the optimiser's.
         decays: weight decay of each member; None is the optimiser's.
-        kept: see `Population`.
+        population: of the module's networks, where the objective knows it too; None makes one.
         source: what diagnostics look at; None where there is nothing to see.
         callbacks: that look on, beside the diagnostics.
         rest: schedule, ranks, stop, tracker, folder and device of the `Loop`.
@@ -87,12 +87,11 @@ def assemble(
     update: OuterUpdate = ModuleUpdate(made)
     if isinstance(module, Ensemble):
         update = MemberUpdate(module, made, rates, decays)
-    population = Population(
+    population = population or Population(
         module,
         clip=settings.clip,
         patience=settings.patience,
         larger_is_better=evaluator.larger_is_better,
-        kept=kept,
     )
     seen: Any = source or NothingToSee()
     runner = DiagnosticRunner(settings.diagnostics, settings.diagnostics_every, seen)

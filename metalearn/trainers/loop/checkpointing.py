@@ -175,10 +175,10 @@ class Checkpoints:
 
 
 def parts_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What the parts of a loop kept in a checkpoint, under one roof."""
+    """What the parts of a loop kept in a checkpoint, under one roof, and the step they were at."""
     extra = state.get("extra", {})
     mapping({})(extra, "extra")
-    return {**extra, _DIAGNOSTICS: state.get(_DIAGNOSTICS, {})}
+    return {**extra, "step": state.get("step"), _DIAGNOSTICS: state.get(_DIAGNOSTICS, {})}
 
 
 def _unfit(path: str | Path, error: Exception) -> DataError:

@@ -35,13 +35,13 @@ from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
-from metalearn.trainers.sample_reports import EnsembleTest
 from metalearn.trainers.supervised.batches import LabelledBatch, TrainingBatches
 from metalearn.trainers.supervised.model_evaluation import ModelEvaluator, Monitor
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 from metalearn.trainers.supervised.per_sample_source import PerSampleSource
 from metalearn.trainers.supervised.plans import SamplePlan
 from metalearn.trainers.supervised.pure_model import PureModel
+from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.supervised.scoring import check_outputs, score_split
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import Params, Split

@@ -6,15 +6,22 @@ Axes: M members, N samples of a split, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from metalearn.core.checks import module_takes
+from metalearn.core.tree import check_tensors
+from metalearn.core.vectorization import vmapped_or_looped
 from metalearn.data import ClassificationData
 from metalearn.evaluation import EnsembleReport, EnsembleStatistics
+from metalearn.models import Predictor
+from metalearn.trainers.loop.stop_signal import StopSignal
+from metalearn.trainers.supervised.member_planner import MemberPlanner
 from metalearn.types import Split
 
-__all__ = ["logits_of", "report_of"]
+__all__ = ["MemberLogits", "Predict", "logits_of", "report_of"]
 
 Predict = Callable[[Tensor], Tensor]
 """From inputs ``[N, ...]`` to logits ``[M, N, C]``."""
@@ -46,3 +53,27 @@ def _predicted(
     for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
         x, y = data.take(indices, device=device)
         yield predict(x), y
+
+
+class MemberLogits:
+    """Logits of members in evaluation mode, taken as their gradients are.
+
+    Args:
+        planner: of the engine.
+        stop: ends predictions that a signal breaks off.
+    """
+
+    def __init__(self, planner: MemberPlanner, stop: StopSignal) -> None:
+        self._planner, self._stop = planner, stop
+
+    @torch.no_grad()
+    def __call__(self, model: Predictor, inputs: Tensor) -> Tensor:
+        """``[M, N, C]``."""
+        self._stop.check()
+        by = partial(model.eval(), engine=self._planner.forward_engine)
+        looped = partial(model, engine="loop")
+        run = partial(vmapped_or_looped, by, looped) if self._planner.undecided else by
+        check_tensors(inputs, "inputs")
+        with module_takes("inputs", inputs):
+            logits: Tensor = run(inputs.to(self._planner.device))
+        return logits

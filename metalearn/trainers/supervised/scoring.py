@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from metalearn.core.vectorization import VectorizationError
 from metalearn.data import ClassificationData
-from metalearn.errors import SettingError
+from metalearn.errors import NonFiniteError, SettingError
 from metalearn.evaluation import fit_temperature
-from metalearn.trainers.nan_scores import check_members
-from metalearn.trainers.sample_reports import EnsembleTest
+from metalearn.trainers.members.not_finite import named
 from metalearn.trainers.supervised.predictions import Predict, logits_of, report_of
+from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.types import Split
 
-__all__ = ["check_outputs", "score_split"]
+__all__ = ["check_members", "check_outputs", "score_split"]
 
 
 def score_split(
@@ -69,3 +70,19 @@ def check_outputs(
     if got != list(wanted):
         accepted = f"outputs {list(wanted)} are needed, not {got}"
         raise SettingError("model", name, accepted)
+
+
+def check_members(logits: Tensor, split: str) -> None:
+    """Refuse predictions that are NaN: so is the mean of the members then.
+
+    Args:
+        logits: ``[M, N, C]``, or scores of them, ``[M]``.
+        split: for the message.
+
+    Raises:
+        NonFiniteError: names the members.
+    """
+    lost = logits.isnan().unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()
+    if lost:
+        who = f" of {named(lost)}" if len(logits) > 1 else ""
+        raise NonFiniteError(f"{split}: the predictions{who} are NaN, so there is nothing to score")

@@ -33,6 +33,7 @@ from tests.support.builders import (
     last,
     sinusoid_trainer,
     state_of,
+    without_ensemble_figures,
 )
 from tests.support.diagnostic_cases import per_sample
 
@@ -52,7 +53,7 @@ trainers = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
-    monkeypatch.setattr("metalearn.trainers.ensemble.draw_validation", lambda *given: None)
+    without_ensemble_figures(monkeypatch)
 
 
 def _send_while(trainer: Any, name: str, when: Callable[[], bool], number: int) -> None:
@@ -160,7 +161,7 @@ def test_a_diagnostic_of_models_that_is_broken_off_takes_back_those_before_it(
 def test_a_plan_is_given_up_at_once() -> None:
     trainer = ensemble_trainer(engine="auto")
     before = trainer.module.state_dict()
-    _send_while(trainer, "_gradients", lambda: True, signal.SIGTERM)
+    _send_while(trainer.loop.objective, "_gradients", lambda: True, signal.SIGTERM)
     assert trainer.fit().step == 0
     assert_same(dict(trainer.module.state_dict()), dict(before))
 

@@ -15,21 +15,27 @@ from torch import Tensor, nn
 from metalearn.data import MemberBatches
 from metalearn.errors import DataError, SettingError
 from metalearn.models import MLP, BatchEnsemble, Ensemble
-from metalearn.trainers import BatchEnsembleTrainer, MCDropoutTrainer, SnapshotTrainer, SWAGTrainer
-from metalearn.trainers.ensemble import EnsembleTrainer
+from metalearn.trainers import (
+    BatchEnsembleTrainer,
+    EnsembleTrainer,
+    MCDropoutTrainer,
+    SnapshotTrainer,
+    SWAGTrainer,
+)
+from metalearn.trainers.loop.protocols import Callback, Training
 from tests.support.small_data import blobs, network, trainer
 
 
 def _iterates(made: EnsembleTrainer) -> list[dict[str, Tensor]]:
     """Parameters after every step of a run."""
     found: list[dict[str, Tensor]] = []
-    update = made._member_update
 
-    def step(active: Tensor, factor: float) -> None:
-        update(active, factor)
-        found.append({n: v.clone() for n, v in made.ensemble.member(0).state_dict().items()})
+    class Noted(Callback):
+        def after_update(self, loop: Training) -> None:
+            state = made.ensemble.member(0).state_dict()
+            found.append({name: value.clone() for name, value in state.items()})
 
-    made._member_update = step  # type: ignore[assignment]
+    made.loop.callbacks = (*made.loop.callbacks, Noted())
     made.fit()
     return found
 
@@ -130,10 +136,10 @@ def test_a_step_of_batch_ensemble_is_one_of_the_mean_loss() -> None:
     made = trainer(BatchEnsembleTrainer, steps=1, clip=None, label_smoothing=0.1)
     net = made.ensemble.member(0)
     assert isinstance(net, BatchEnsemble)
-    x, y = blobs().take(made.batches.indices(0))
+    x, y = blobs().take(made.training.batches.order.indices(0))
     loss = F.cross_entropy(net(x).flatten(0, 1), y.repeat(3), label_smoothing=0.1)
     loss.backward()
-    torch.testing.assert_close(made.gradient(0).loss, loss.detach())
+    torch.testing.assert_close(made.gradient(0).losses, loss.detach()[None])
     made.fit()
     for old, new in zip(net.parameters(), made.ensemble.member(0).parameters()):
         assert old.grad is not None

@@ -23,12 +23,42 @@ from metalearn.trainers.diagnostics import (
     batch_dependence,
     sample_blocks,
 )
-from metalearn.trainers.ensemble_gradients import member_loss
+from metalearn.trainers.members.gradient_units import member_units
+from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.ensemble_objective import EnsembleObjective
+from metalearn.trainers.supervised.member_gradients import member_loss
 from metalearn.types import LossFn
 
-__all__ = ["member_kinds", "member_models", "member_samples", "member_source"]
+__all__ = ["EnsembleSource", "member_source"]
 
-Pair = tuple[Tensor, Tensor]
+
+class EnsembleSource:
+    """Samples of each member with its own loss, the members, and what they predict.
+
+    Args:
+        objective: whose members and losses they are of.
+    """
+
+    def __init__(self, objective: EnsembleObjective) -> None:
+        self._objective, self._ensemble = objective, objective.ensemble
+
+    def diagnostic_kinds(self) -> Mapping[str, str]:
+        """What there is, as members are in training."""
+        self._ensemble.train()
+        return member_kinds(self._ensemble)
+
+    def gradient_units(
+        self, kind: str, batch: LabelledBatch, grads: Mapping[str, Tensor]
+    ) -> GradientUnits:
+        """Each active member's samples, or the active members."""
+        population = self._objective.population
+        if kind == "member":
+            return member_units(population, grads)
+        return member_samples(self._objective, batch, population.active)
+
+    def predictive_models(self, batch: LabelledBatch) -> Iterator[PredictiveModels]:
+        """Each active member on its batch."""
+        return member_models(self._ensemble, batch, self._objective.population.active)
 
 
 def member_kinds(ensemble: Ensemble) -> dict[str, str]:
@@ -46,7 +76,7 @@ def member_kinds(ensemble: Ensemble) -> dict[str, str]:
     }
 
 
-def member_source(ensemble: Ensemble, batch: Pair, data: DiagnosisData) -> ModelSource:
+def member_source(ensemble: Ensemble, batch: LabelledBatch, data: DiagnosisData) -> ModelSource:
     """All members of a finished run, in the mode in which the ensemble is.
 
     Raises:
@@ -60,20 +90,20 @@ def member_source(ensemble: Ensemble, batch: Pair, data: DiagnosisData) -> Model
 
 
 def member_samples(
-    ensemble: Ensemble, batch: Pair, smoothing: Tensor, active: Tensor
+    objective: EnsembleObjective, batch: LabelledBatch, active: Tensor
 ) -> GradientUnits:
-    """Each sample of each active member's batch, by its own smoothed cross-entropy.
+    """Each sample of each active member's batch, by the member's own loss.
 
     `Dropout` layers drop of every sample what they drop of the first one of a batch.
     """
-    stack, params, buffers, rows, (x, y) = _shown(ensemble, batch, active)
-    loss = member_loss(stack)
+    stack, params, buffers, rows, (x, y) = _shown(objective.ensemble, batch, active)
+    loss = member_loss(stack, objective.criterion)
 
     def loss_of(extra: Any) -> LossFn:
         buffers, share = extra
         return lambda params, part: loss(params, buffers, *part, share)
 
-    extra = (buffers, smoothing[rows])
+    extra = (buffers, objective.smoothing[rows])
 
     def blocks() -> Iterator[Iterator[Mapping[str, Tensor]]]:
         return sample_blocks(loss_of, params, extra, (x, y))
@@ -81,7 +111,9 @@ def member_samples(
     return GradientUnits("sample", blocks, int(y.shape[1]))
 
 
-def member_models(ensemble: Ensemble, batch: Pair, active: Tensor) -> Iterator[PredictiveModels]:
+def member_models(
+    ensemble: Ensemble, batch: LabelledBatch, active: Tensor
+) -> Iterator[PredictiveModels]:
     """The active members, each on its batch."""
     stack, params, buffers, _, shown = _shown(ensemble, batch, active)
     outputs_of: Callable[[Any], OutputsFn] = lambda buffers: (  # noqa: E731
@@ -91,8 +123,8 @@ def member_models(ensemble: Ensemble, batch: Pair, active: Tensor) -> Iterator[P
 
 
 def _shown(
-    ensemble: Ensemble, batch: Pair, active: Tensor
-) -> tuple[Stack, dict[str, Tensor], dict[str, Tensor], Tensor, Pair]:
+    ensemble: Ensemble, batch: LabelledBatch, active: Tensor
+) -> tuple[Stack, dict[str, Tensor], dict[str, Tensor], Tensor, LabelledBatch]:
     """The one stack, what it has of the active members, which these are, their batches."""
     (stack,) = ensemble.stacks
     assert isinstance(stack, Stack)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,24 @@ from metalearn import Ensemble
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import DataError
 from metalearn.trainers import EnsembleTrainer
+from metalearn.trainers.loop.protocols import Evaluation
 from tests.support.alone import conv_network, mlp_network, networks
-from tests.support.builders import assert_same, ensemble_trainer, last, signal_in_step
-from tests.support.members import STEADY, member_state, mixed_networks, poisoned, rows_of, scripted
+from tests.support.builders import (
+    after_validation,
+    assert_same,
+    ensemble_trainer,
+    last,
+    signal_in_step,
+)
+from tests.support.members import (
+    STEADY,
+    after_recording,
+    member_state,
+    mixed_networks,
+    poisoned,
+    rows_of,
+    scripted,
+)
 
 # --- best states ----------------------------------------------------------------------------------
 
@@ -30,13 +44,11 @@ def test_the_best_state_is_each_members_own(tmp_path: Path) -> None:
     best_at = [4, 0, 6, 8]
     scripted(trainer, scores)
     seen: dict[int, list[dict[str, Tensor]]] = {}
-    judge = trainer.judge
 
-    def noted(numbers: Any) -> bool:
+    def note() -> None:
         seen[trainer.step] = [rows_of(trainer, index) for index in range(4)]
-        return judge(numbers)
 
-    trainer.judge = noted  # type: ignore[method-assign]
+    after_recording(trainer, note)
     result = trainer.fit()
     assert trainer.best_steps.tolist() == best_at
     assert trainer.best_values.tolist() == [1.0, 1.0, 0.5, 3.0]
@@ -52,9 +64,8 @@ def test_the_best_state_is_each_members_own(tmp_path: Path) -> None:
 def test_members_are_judged_by_their_own_validation(monitor: str, larger: bool) -> None:
     trainer = ensemble_trainer(monitor=monitor, steps=30, eval_every=3, lr=0.01)
     found: list[Tensor] = []
-    original = trainer.member_scores
 
-    def noted() -> Tensor:
+    def noted(evaluation: Evaluation) -> Evaluation:
         x, y = trainer.data.part("validation")
         logits = torch.stack([m.eval()(x) for m in trainer.ensemble.members()])
         if larger:
@@ -62,10 +73,11 @@ def test_members_are_judged_by_their_own_validation(monitor: str, larger: bool) 
         else:
             own = torch.stack([torch.nn.functional.cross_entropy(z, y) for z in logits])
         found.append(own.detach().double())
-        torch.testing.assert_close(original().double(), found[-1], rtol=1e-5, atol=1e-6)
-        return original()
+        scores = evaluation.scores.double()
+        torch.testing.assert_close(scores, found[-1], rtol=1e-5, atol=1e-6)
+        return evaluation
 
-    trainer.member_scores = noted  # type: ignore[method-assign]
+    after_validation(trainer, noted)
     trainer.fit()
     values = torch.stack(found)
     best = values.max(0) if larger else values.min(0)

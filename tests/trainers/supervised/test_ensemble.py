@@ -88,7 +88,7 @@ def test_members_are_runs_of_one(make: Callable[..., nn.Module], engine: str) ->
 def test_networks_are_initialised_as_alone_and_not_touched_before_the_first_step() -> None:
     ensemble = Ensemble.from_factory(lambda s: MLP((1, 4, 4), 3, hidden=(8,), seed=s), [3, 1])
     trainer = ensemble_trainer(model=ensemble, seeds=[3, 1], engine="auto")
-    trainer._settle()
+    trainer.prepare()
     for index, seed in enumerate((3, 1)):
         alone = MLP((1, 4, 4), 3, hidden=(8,), seed=seed)
         assert_same(dict(ensemble.member(index).state_dict()), dict(alone.state_dict()))
@@ -97,7 +97,7 @@ def test_networks_are_initialised_as_alone_and_not_touched_before_the_first_step
 def test_trials_of_engines_leave_running_statistics_alone() -> None:
     trainer = ensemble_trainer(model=networks(conv_network, range(2)), engine="auto")
     before = copy.deepcopy(trainer.ensemble.state_dict())
-    trainer._settle()
+    trainer.prepare()
     assert "measured: batched" in str(trainer.plan)
     assert_same(dict(trainer.ensemble.state_dict()), dict(before))
 

@@ -17,10 +17,33 @@ from metalearn.core.loss_checks import unused_parameters
 from metalearn.core.tree import tree_map
 from metalearn.models import Ensemble, Stack
 
-__all__ = ["classification_gradients", "member_loss", "unused_by_stacks"]
+__all__ = [
+    "Criterion",
+    "member_loss",
+    "smoothed_cross_entropy",
+    "supervised_gradients",
+    "unused_by_stacks",
+]
+
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From one member's outputs ``[..., B, C]``, targets ``[B]`` and label smoothing to a mean loss."""
 
 
-def classification_gradients(
+def smoothed_cross_entropy(outputs: Tensor, targets: Tensor, smoothing: Tensor) -> Tensor:
+    """(1 − s)·CE + s·mean over classes of −log p, s the smoothing of labels.
+
+    Where outputs have further axes before ``[B, C]``, as those of a `BatchEnsemble`, it is the mean
+    over them.
+
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
+    """
+    log_p = outputs.log_softmax(-1)
+    rows, labels = log_p.flatten(0, -2), targets.expand(log_p.shape[:-1]).flatten()
+    value: Tensor = (1 - smoothing) * F.nll_loss(rows, labels) - smoothing * log_p.mean()
+    return value
+
+
+def supervised_gradients(
     ensemble: Ensemble,
     batch: tuple[Tensor, Tensor],
     *,
@@ -28,13 +51,11 @@ def classification_gradients(
     smoothing: Tensor,
     engine: MemberEngine,
     chunk_size: int | None,
+    criterion: Criterion,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of every chosen member, and its gradient.
+    """Loss of every chosen member, and its gradient.
 
-    With label smoothing s the loss is (1 − s)·CE + s·mean over classes of −log p (Szegedy et al.,
-    "Rethinking the Inception Architecture", CVPR 2016). Members that are not chosen are not
-    computed: their buffers stay as they are. Where a member's outputs have further axes before
-    ``[B, C]``, as a `BatchEnsemble` has, its loss is the mean over them.
+    Members that are not chosen are not computed: their buffers stay as they are.
 
     Args:
         ensemble: in training mode.
@@ -43,6 +64,7 @@ def classification_gradients(
         smoothing: ``[M]``, in [0, 1).
         engine: see `MemberEngine`.
         chunk_size: members at a time; None takes all.
+        criterion: loss of a member's outputs.
 
     Returns:
         Losses ``[M]``, NaN where not chosen; gradients by the names of the ensemble's parameters,
@@ -57,18 +79,30 @@ def classification_gradients(
         if not len(rows):
             continue
         mine = members[rows].to(smoothing.device)
-        found = _of_stack(stack, rows.to(mine), mine, batch, smoothing[mine], engine, chunk_size)
+        found = _of_stack(
+            stack,
+            rows.to(mine),
+            mine,
+            batch,
+            smoothing[mine],
+            engine=engine,
+            chunk_size=chunk_size,
+            loss=member_loss(stack, criterion),
+        )
         losses[mine] = found[0].to(losses.dtype)
         grads |= {f"stacks.{number}.network.{name}": grad for name, grad in found[1].items()}
     return losses, grads
 
 
 def unused_by_stacks(
-    ensemble: Ensemble, batch: tuple[Tensor, Tensor], smoothing: Tensor
+    ensemble: Ensemble,
+    batch: tuple[Tensor, Tensor],
+    smoothing: Tensor,
+    criterion: Criterion,
 ) -> list[str]:
     """Names of parameters that have no part in the loss of their stack's first member.
 
-    Arguments as in `classification_gradients`; buffers stay as they are.
+    Arguments as in `supervised_gradients`; buffers stay as they are.
     """
     found = []
     for number, stack in enumerate(ensemble.stacks):
@@ -76,7 +110,8 @@ def unused_by_stacks(
         first, own = stack.indices[0], batch[1].dim() == 2
         params, buffers = tree_map(lambda value: value.detach()[0].clone(), stack.state())
         x, y = (part[first] for part in batch) if own else batch
-        names = unused_parameters(member_loss(stack), params, buffers, x, y, smoothing[first])
+        loss = member_loss(stack, criterion)
+        names = unused_parameters(loss, params, buffers, x, y, smoothing[first])
         found += [f"stacks.{number}.network.{name}" for name in names]
     return found
 
@@ -87,8 +122,10 @@ def _of_stack(
     members: Tensor,
     batch: tuple[Tensor, Tensor],
     smoothing: Tensor,
+    *,
     engine: MemberEngine,
     chunk_size: int | None,
+    loss: Callable[..., Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The same for some rows of a stack, which are these members."""
     every, own = len(rows) == stack.size, batch[1].dim() == 2
@@ -97,7 +134,7 @@ def _of_stack(
         params, buffers = tree_map(lambda v: v.detach()[rows], (params, buffers))
     x, y = (part[members] for part in batch) if own else batch
     found = member_gradients(
-        member_loss(stack),
+        loss,
         params,
         buffers,
         x,
@@ -116,15 +153,14 @@ def _of_stack(
     return found.losses, {n: s.index_copy(0, rows, found.grads[n]) for n, s in spread.items()}
 
 
-def member_loss(stack: Stack) -> Callable[..., Tensor]:
+def member_loss(
+    stack: Stack, criterion: Criterion = smoothed_cross_entropy
+) -> Callable[..., Tensor]:
     """Loss of one member's parameters, buffers, inputs, targets and smoothing."""
 
     def loss(
         params: Mapping[str, Tensor], buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor
     ) -> Tensor:
-        log_p = stack.call(params, buffers, x).log_softmax(-1)
-        rows, targets = log_p.flatten(0, -2), y.expand(log_p.shape[:-1]).flatten()
-        value: Tensor = (1 - smoothing) * F.nll_loss(rows, targets) - smoothing * log_p.mean()
-        return value
+        return criterion(stack.call(params, buffers, x), y, smoothing)
 
     return loss

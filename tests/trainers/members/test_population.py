@@ -7,7 +7,6 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,14 @@ from metalearn.trainers import EnsembleTrainer
 from tests.saved_runs.double import float64
 from tests.support.alone import conv_network, mlp_network, networks
 from tests.support.builders import Recorder, assert_same, ensemble_trainer
-from tests.support.members import STEADY, mixed_networks, poisoned, rows_of, scripted
+from tests.support.members import (
+    STEADY,
+    after_recording,
+    mixed_networks,
+    poisoned,
+    rows_of,
+    scripted,
+)
 
 SGD = torch.optim.SGD
 
@@ -39,15 +45,12 @@ def test_a_member_out_of_patience_stops_and_no_other_notices(count: int, engine:
             row[1] = 20.0  # best at step 2, so out of patience at step 6
         scripted(trainer, falling)
         if patience:
-            original = trainer.judge
 
-            def judge(numbers: Any) -> bool:
-                better = original(numbers)
+            def keep() -> None:
                 if trainer.step == 6:
                     kept.update(rows_of(trainer, 1))
-                return better
 
-            trainer.judge = judge  # type: ignore[method-assign]
+            after_recording(trainer, keep)
         result = trainer.fit()
         assert result.reason == "finished"
         return trainer
@@ -93,22 +96,18 @@ def test_a_member_that_diverges_is_put_back_and_the_others_go_on(
     tracker = Recorder()
     trainer, whole = make(), make()
     trainer.tracker = tracker
-    trainer.settings = whole.settings
     poisoned(trainer, [2], 5, loss=loss)
     for other in (trainer, whole):
         falling = [[5.0 - i] * 4 for i in range(5)]
         falling[2][2] = 100.0  # member 2 was best at step 2
         scripted(other, falling)
     best: dict[str, Tensor] = {}
-    judge = whole.judge
 
-    def noted(numbers: Any) -> bool:
-        better = judge(numbers)
+    def note() -> None:
         if whole.step == 2:
             best.update(rows_of(whole, 2))
-        return better
 
-    whole.judge = noted  # type: ignore[method-assign]
+    after_recording(whole, note)
     with caplog.at_level(logging.WARNING):
         assert trainer.fit().reason == "finished"
     whole.fit()
@@ -160,11 +159,14 @@ def test_all_members_diverged_is_an_error(eval_every: int, tmp_path: Path) -> No
         model=networks(mlp_network, range(2)), folder=tmp_path, clip=None, **settings
     )
 
-    def explode(factor: float) -> None:
-        for parameter in trainer.module.parameters():
-            parameter.data.fill_(math.inf)
+    class Explosion:
+        optimizer, base_rates = trainer.optimizer, trainer.loop.update.base_rates
 
-    trainer.update = explode  # type: ignore[method-assign]
+        def __call__(self, active: Tensor, factor: float) -> None:
+            for parameter in trainer.module.parameters():
+                parameter.data.fill_(math.inf)
+
+    trainer.loop.update = Explosion()
     first = [rows_of(trainer, index) for index in range(2)]
     pattern = (
         r"^step 1: every member has diverged \(member 0: diverged at step 1 .*; member 1: "

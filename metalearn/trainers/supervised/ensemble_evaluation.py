@@ -1,0 +1,131 @@
+"""How members and their mean prediction do on a split: the validations of their training.
+
+Axes: M members, V validations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.data import ClassificationData
+from metalearn.evaluation import EnsembleReport
+from metalearn.models import Ensemble, Predictor
+from metalearn.schema import Kind, list_of, mapping, number
+from metalearn.tracking import Tracker
+from metalearn.trainers.loop.protocols import Evaluation
+from metalearn.trainers.supervised.ensemble_figures import draw_validation
+from metalearn.trainers.supervised.model_evaluation import Monitor
+from metalearn.trainers.supervised.predictions import MemberLogits, report_of
+
+__all__ = ["EnsembleEvaluator", "Validation"]
+
+
+def _as_they_stand(ensemble: Ensemble) -> Predictor:
+    return ensemble
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What of an ensemble that is trained is validated, and which state is kept for it."""
+
+    scored: Callable[[Ensemble], Predictor] = _as_they_stand
+    """What validation scores; the members as they stand by default."""
+    together: bool = False
+    """Whether what is scored shares weights, so that one score, the mean, decides for all."""
+    kept: Literal["best", "newest"] = "best"
+    """See `Population`."""
+
+
+class EnsembleEvaluator:
+    """Scores members and ensemble on the validation split.
+
+    Args:
+        ensemble: that is trained.
+        logits: how members predict.
+        data: labelled samples in three splits.
+        monitor: what decides which state of a member is best.
+        validation: what is scored.
+        member_curves: record every member's curve as well.
+        device: where they predict.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        logits: MemberLogits,
+        data: ClassificationData,
+        monitor: Monitor,
+        validation: Validation,
+        *,
+        member_curves: bool,
+        device: torch.device,
+    ) -> None:
+        self.ensemble, self.logits, self.data, self.device = ensemble, logits, data, device
+        self.validation, self.member_curves = validation, member_curves
+        self.monitor = f"validation/member_{monitor}"
+        self.larger_is_better = monitor == "accuracy"
+        self._history: dict[str, list[list[float]]] = {"step": [], "loss": [], "accuracy": []}
+
+    @property
+    def bands(self) -> Mapping[str, Sequence[str]]:
+        """Of members: median and extremes."""
+        names = ["validation/member_accuracy", "validation/member_loss"]
+        names += ["train/member_loss", "train/member_gradient_norm"]
+        return {"members: median and extremes": names}
+
+    def __call__(self, step: int) -> Evaluation:
+        """Scores of each member and of their mean; figures of both."""
+        model = self.validation.scored(self.ensemble)
+        predict = partial(self.logits, model)
+        count = len(model)
+        report = report_of(predict, self.data, "validation", members=count, device=self.device)
+        members = {"loss": report.members.nll, "accuracy": report.members.accuracy}
+        numbers = {f"validation/{name}": value for name, value in report.ensemble().items()}
+        for name, values in members.items():
+            numbers[f"validation/member_{name}"] = float(values.median())
+            numbers[f"validation/member_{name}_low"] = float(values.min())
+            numbers[f"validation/member_{name}_high"] = float(values.max())
+        scores = members["accuracy" if self.larger_is_better else "loss"]
+        if self.validation.together:
+            scores = scores.mean(0, keepdim=True)
+
+        def draw(tracker: Tracker, step: int) -> None:
+            self._draw(report, members, tracker, step)
+
+        return Evaluation(numbers, scores, draw)
+
+    def state(self) -> dict[str, Any]:
+        """Validations so far, for figures of the course."""
+        return {"history": self._history}
+
+    def state_kinds(self) -> list[Kind]:
+        """The same."""
+        rows = list_of(list_of(number(nan=True)))
+        return [mapping({"history": mapping(dict.fromkeys(self._history, rows))})]
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave."""
+        self._history = state["history"]
+
+    def _draw(
+        self,
+        report: EnsembleReport,
+        members: Mapping[str, Tensor],
+        tracker: Tracker,
+        step: int,
+    ) -> None:
+        """Leave curves and figures, and remember the validation for the next ones."""
+        if self.member_curves:
+            for name, values in members.items():
+                rows = {f"member_{i:02d}": float(v) for i, v in enumerate(values)}
+                tracker.curves(step, f"validation_{name}_by_member", rows)
+        self._history["step"].append([float(step)])
+        for name, values in members.items():
+            self._history[name].append(values.tolist())
+        draw_validation(tracker, step, report, self._history)
