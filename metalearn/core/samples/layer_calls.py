@@ -20,7 +20,7 @@ import metalearn.core.samples.rules  # noqa: F401  (torch's own operations)
 from metalearn.core._functorch import current_level
 from metalearn.core.ops.decomposed_operations import decomposed_operation
 from metalearn.core.samples.gradient_totals import RowSlice
-from metalearn.core.samples.layer_rules import LayerCall, rule_of
+from metalearn.core.samples.layer_rules import LayerCall, LayerRule, rule_of
 from metalearn.core.samples.sample_gradients import SampleGradients
 from metalearn.errors import SettingError
 
@@ -82,32 +82,35 @@ class LayerCalls(TorchFunctionMode):
         plain = decomposed_operation(function, args, kwargs, within=self)
         if plain is not None:
             return plain
-        inside = _LOOKED_INTO.get(function)
-        if inside is not None:
+        rule, parts = rule_of(function), _VIEWS.get(function)
+        if rule is None and parts is None:
+            inside = _LOOKED_INTO.get(function)
+            if inside is None:
+                return function(*args, **kwargs)
             with self:
                 return inside(*args, **kwargs)
+        known = any(id(x) in self._known for x in args)
+        known = known or any(id(x) in self._known for x in kwargs.values())
         # a transform inside of the loss has tensors of its own, which torch knows how to treat;
         # under no_grad no gradient will come
-        ours = current_level() == self._level and torch.is_grad_enabled()
-        answer = self._answered(function, args, kwargs) if ours else None
+        if not known or current_level() != self._level or not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        answer = None if rule is None else self._answered(rule, function, args, kwargs)
         if answer is None:
             answer = function(*args, **kwargs)
-            if ours and function in _VIEWS:
-                self._follow(_VIEWS[function], answer, *args, **kwargs)
+            if parts is not None:
+                self._follow(parts, answer, *args, **kwargs)
         return answer
 
-    def _answered(self, function: Any, args: Any, kwargs: Any) -> Any:
-        rule = rule_of(function)
-        if rule is None or not any(id(x) in self._known for x in (*args, *kwargs.values())):
-            return None
+    def _answered(self, rule: LayerRule, function: Any, args: Any, kwargs: Any) -> Any:
         call = rule(*args, **kwargs)
         if call is None:
             return None
         name = getattr(function, "__name__", str(function))
         _check_call(name, call)
         views = [self._view(parameter) for parameter in call.parameters]
-        known = any(view is not None for view in views)
-        return self._answer(name, call, views) if known else None
+        offered = any(view is not None for view in views)
+        return self._answer(name, call, views) if offered else None
 
     def _view(self, tensor: Tensor | None) -> ParameterView | None:
         known = self._known.get(id(tensor))

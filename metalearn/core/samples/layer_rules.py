@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from metalearn.core._functorch import (
-    current_level,
+    TransformType,
     get_unwrapped,
     is_batchedtensor,
     maybe_get_level,
+    retrieve_all_functorch_interpreters,
 )
 from metalearn.core.samples.sample_gradients import SampleGradients
 from metalearn.errors import SettingError
@@ -131,9 +132,8 @@ def register_layer_rule(operation: Operation, rule: LayerRule) -> Operation:
     return seen  # type: ignore[return-value]
 
 
-def rule_of(function: Any) -> LayerRule | None:
-    """The rule of a function, or None."""
-    return _RULES.get(function)
+rule_of: Callable[[Any], LayerRule | None] = _RULES.get
+"""The rule of a function, or None; asked for at every operation of a loss."""
 
 
 def rules_version() -> int:
@@ -149,16 +149,17 @@ def differs_by_sample(tensor: Any) -> bool:
     """
     if not isinstance(tensor, Tensor):
         return False
-    level = current_level()
-    if maybe_get_level(tensor) == level and not is_batchedtensor(tensor):
-        tensor, level = get_unwrapped(tensor), level - 1
-    return is_batchedtensor(tensor) and maybe_get_level(tensor) == level
+    top = retrieve_all_functorch_interpreters()[-1]
+    samples = top.level() - (top.key() == TransformType.Grad)  # gradients are taken inside of vmap
+    if maybe_get_level(tensor) == samples + 1:
+        tensor = get_unwrapped(tensor)
+    return is_batchedtensor(tensor) and maybe_get_level(tensor) == samples
 
 
 def _is_own(operation: Any) -> bool:
     """Whether it is a Python function of the user, whose calls torch tells nobody of."""
     own = isinstance(operation, types.FunctionType)
-    return own and operation.__module__.partition(".")[0] != "torch"
+    return own and str(operation.__module__).partition(".")[0] != "torch"
 
 
 def _seen_by_modes(operation: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,202 +1,138 @@
-"""Clipping sample by sample, against closed forms and a loop.
+"""Norms without gradients and clipped gradients: closed forms, formed gradients, memory.
 
-Axes: N samples, M members.
+Axes: N samples, P parameters.
 """
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.func import grad, vmap
 
-from metalearn.core import clipped_gradient, per_sample_norms
+from metalearn.core import (
+    clipped_gradient,
+    ghost_parameters,
+    per_sample_gradients,
+    per_sample_norms,
+)
+from metalearn.core.memory import peak_memory
 from metalearn.errors import SettingError
-from tests.support.sample_oracles import PROBLEMS, build, looped, noise
+from tests.support.networks import CASES, case, noise, scaled, tiny_bert
+from tests.support.oracles import assert_trees, generator
 
-close = partial(torch.testing.assert_close, rtol=0, atol=1e-11)
-X = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.3, 0.4], [0.0, 1.0]], dtype=torch.float64)
-THETA = {"w": torch.tensor([0.5, -2.0], dtype=torch.float64)}
-
-
-def inner(params: Any, batch: Any) -> Tensor:
-    """Sample i has gradient x_i, wherever the parameters are."""
-    return (batch[0] * params["w"]).sum(1).mean()
+EVERY = pytest.mark.parametrize("name", list(CASES))
+close = torch.testing.assert_close
 
 
-def clipped_by_loop(
-    loss: Any, params: dict[str, Tensor], batch: Any, max_norm: float
-) -> tuple[dict[str, Tensor], Tensor]:
-    grads = looped(loss, params, batch)
-    count = len(batch[0])
-    total = {n: torch.zeros_like(p) for n, p in params.items()}
-    norms = []
-    for i in range(count):
-        norm = math.sqrt(sum(float(g[i].square().sum()) for g in grads.values()))
-        factor = max_norm / norm if norm > max_norm else 1.0
-        total = {n: total[n] + factor * grads[n][i] / count for n in total}
-        norms.append(norm)
-    return total, torch.tensor(norms, dtype=torch.float64)
+def formed(problem: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradients [N, ...] and [N, P]."""
+    grads = per_sample_gradients(problem.loss_fn, problem.params, problem.batch, method="vmap")
+    return grads, torch.cat([g.flatten(1) for g in grads.values()], 1)
 
 
-@pytest.mark.parametrize("method", ["layers", "vmap"])
-@pytest.mark.parametrize("max_norm", [1.0, torch.tensor(1.0, dtype=torch.float64)])
-def test_sample_i_has_gradient_i(max_norm: Any, method: Any) -> None:
-    """Norms 5, 0, 0.5 and 1: one is clipped, the one on the bound is not, zero stays zero."""
-    found = clipped_gradient(inner, THETA, (X,), max_norm=max_norm, method=method)
-    close(found.norms, torch.tensor([5, 0, 0.5, 1], dtype=torch.float64))
-    close(found.grads["w"], torch.tensor([0.6 + 0.3, 0.8 + 0.4 + 1.0], dtype=torch.float64) / 4)
-    assert float(found.clipped_fraction) == 0.25
+def pull(theta: Tensor, x: Tensor) -> Tensor:
+    """½‖θ − x‖², whose gradients are θ − x_i."""
+    return 0.5 * (theta - x).square().sum(-1).mean()
 
 
-def test_zeros_alone() -> None:
-    found = clipped_gradient(inner, THETA, (0 * X,), max_norm=0.1)
-    assert not found.grads["w"].any() and not found.norms.any()
-    assert float(found.clipped_fraction) == 0
+@EVERY
+def test_norms_and_clipping_equal_those_of_formed_gradients(name: str) -> None:
+    problem = case(name)
+    loss_fn, params, batch, _ = problem
+    grads, flat = formed(problem)
+    norms = flat.norm(dim=1)
+    for settings in ({}, {"chunk_size": 3}, {"method": "vmap"}):
+        close(per_sample_norms(loss_fn, params, batch, **settings), norms)
+        tree = per_sample_norms(loss_fn, params, batch, by_leaf=True, **settings)
+        assert_trees(tree, {k: g.flatten(1).norm(dim=1) for k, g in grads.items()}, 1e-7)
+        bound = float(norms.sort().values[1:3].mean())  # between two of four
+        found = clipped_gradient(loss_fn, params, batch, max_norm=bound, **settings)
+        share = (bound / norms).clamp(max=1)
+        exact = {k: torch.einsum("n,n...->...", share, g) / len(g) for k, g in grads.items()}
+        assert_trees(found.grads, exact)
+        close(found.norms, norms)
+        assert float(found.clipped_fraction) == 0.5
+    free = clipped_gradient(loss_fn, params, batch, max_norm=float("inf"))
+    assert_trees(free.grads, grad(loss_fn)(params, batch))
+    assert float(free.clipped_fraction) == 0.0
 
 
-@pytest.mark.parametrize("bound", [math.inf, 5.0, 1e9])
-def test_a_bound_that_nothing_exceeds_gives_the_gradient_of_the_batch(bound: float) -> None:
-    found = clipped_gradient(inner, THETA, (X,), max_norm=bound)
-    close(found.grads["w"], X.mean(0))
-    assert float(found.clipped_fraction) == 0
+@EVERY
+def test_inside_an_outer_vmap_over_members(name: str) -> None:
+    loss_fn, params, batch, _ = case(name)
+    members, other = scaled(params), {key: 1.1 * value for key, value in params.items()}
+    norms = vmap(lambda p: per_sample_norms(loss_fn, p, batch))(members)
+    close(norms[1], per_sample_norms(loss_fn, other, batch, method="vmap"))
+    clip = lambda p: clipped_gradient(loss_fn, p, batch, max_norm=0.5)  # noqa: E731
+    found, exact = vmap(clip)(members), clip(other)
+    assert_trees({k: v[1] for k, v in found.grads.items()}, exact.grads)
 
 
-def test_a_small_bound_gives_the_mean_of_directions() -> None:
-    found = clipped_gradient(inner, THETA, (X,), max_norm=1e-3)
-    directions = X[[0, 2, 3]] / X[[0, 2, 3]].norm(dim=1, keepdim=True)
-    close(found.grads["w"] / 1e-3, directions.sum(0) / 4)
-    assert float(found.clipped_fraction) == 0.75
+def test_which_parameters_go_without_gradients() -> None:
+    loss_fn, params, batch, _ = case("tied")
+    ghosts = ghost_parameters(loss_fn, params, batch)
+    assert {key for key, ghost in ghosts.items() if not ghost} == {"shift.weight"}  # unused
+    loss_fn, params, batch, _ = case("convolutions")
+    ghosts = ghost_parameters(loss_fn, params, batch)
+    assert all(ghosts.values())
+    loss_fn, params, batch, _ = case("attention")
+    ghosts = ghost_parameters(loss_fn, params, batch)
+    assert all(ghosts.values())
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_clipping_is_that_of_a_loop(name: str) -> None:
-    module, loss, params, batch = build(name)
-    middle = float(clipped_by_loop(loss, params, batch, 1.0)[1].median())
-    wanted, norms = clipped_by_loop(loss, params, batch, middle)
-    for size in (None, 1, 2, "auto"):
-        memory = "20MB" if size == "auto" else None
-        found = clipped_gradient(
-            loss,
-            params,
-            batch,
-            max_norm=middle,
-            chunk_size=size,
-            memory=memory,  # type: ignore[arg-type]
-        )
-        close(found.norms, norms, atol=1e-9)
-        assert list(found.grads) == list(params)
-        for n in params:
-            close(found.grads[n], wanted[n], atol=1e-9, msg=n)
-        # the sample in the middle is at the bound up to rounding
-        assert 0 < float(found.clipped_fraction) < 0.8
-    whole = clipped_gradient(loss, params, batch, max_norm=math.inf)
-    torch.autograd.backward((module(batch[0]) - batch[1]).square().sum(1).mean())
-    for n, p in module.named_parameters():
-        close(whole.grads[n], torch.zeros_like(p) if p.grad is None else p.grad, msg=n)
+def test_tiny_bert() -> None:
+    pytest.importorskip("transformers")
+    problem = tiny_bert()
+    _, flat = formed(problem)
+    loss_fn, params, batch, _ = problem
+    close(per_sample_norms(loss_fn, params, batch), flat.norm(dim=1))
+    ghosts = ghost_parameters(loss_fn, params, batch)
+    assert all(ghosts.values())
 
 
-def test_members_with_bounds_of_their_own() -> None:
-    _, loss, params, batch = build("norms")
-    stacked = {n: torch.stack([p, 0.5 * p, p.sin()]) for n, p in params.items()}
-    bounds = torch.tensor([0.5, 3.0, 1e9], dtype=torch.float64)
-
-    def member(params: Any, bound: Tensor) -> Any:
-        return tuple(clipped_gradient(loss, params, batch, max_norm=bound, chunk_size=3))
-
-    grads, norms, fractions, _ = torch.func.vmap(member)(stacked, bounds)
-    for m, bound in enumerate(bounds.tolist()):
-        own = {n: p[m] for n, p in stacked.items()}
-        wanted, wanted_norms = clipped_by_loop(loss, own, batch, bound)
-        close(norms[m], wanted_norms, atol=1e-9)
-        close(fractions[m], (wanted_norms > bound).double().mean())
-        for n in params:
-            close(grads[n][m], wanted[n], atol=1e-10, msg=n)
+def test_clipping_in_closed_form_with_a_gradient_of_zero() -> None:
+    """Sample i has the gradient i."""
+    loss = lambda theta, i: (theta * i).mean()  # noqa: E731
+    samples = torch.arange(5, dtype=torch.float64)
+    found = clipped_gradient(loss, torch.zeros((), dtype=torch.float64), samples, max_norm=2.5)
+    close(found.grads, samples.new_tensor((0 + 1 + 2 + 2.5 + 2.5) / 5))
+    close(found.norms, samples)
+    close(found.clipped_fraction, samples.new_tensor(0.4))
+    vector = torch.zeros(2, dtype=torch.float64)
+    none = clipped_gradient(pull, vector, torch.zeros(3, 2, dtype=torch.float64), max_norm=1.0)
+    close(none.grads, vector)
+    assert not none.norms.any()
 
 
-def test_the_bound_has_a_derivative() -> None:
-    """d/dC of (1/N) Σ C·x_i/‖x_i‖ over clipped samples; zero norms bring no NaN."""
+@pytest.mark.parametrize("samples", [64, 256])
+def test_memory_stays_near_that_of_a_plain_step(samples: int) -> None:
+    loss_fn, params, _, module = case("large_pictures")
+    x = torch.randn(samples, 8, 14, 14, generator=generator(0), dtype=torch.float64)
+    batch = (x, torch.arange(samples) % 3)
 
-    def first(bound: Tensor) -> Tensor:
-        return clipped_gradient(inner, THETA, (X,), max_norm=bound).grads["w"][0]
-
-    slope = torch.func.grad(first)(torch.tensor(0.7, dtype=torch.float64))
-    close(slope, torch.tensor(0.6 / 4, dtype=torch.float64))
-
-
-def test_zero_norms_have_a_finite_derivative() -> None:
-    def residual(params: Any, batch: Any) -> Tensor:
-        return 0.5 * (batch[0] @ params["w"]).square().mean()
-
-    def through(params: Any) -> Tensor:
-        return clipped_gradient(residual, params, (X,), max_norm=0.5).grads["w"].square().sum()
-
-    def alone(params: Any) -> Tensor:
-        return (
-            clipped_gradient(residual, params, (X[[0, 2, 3]],), max_norm=0.5)
-            .grads["w"]
-            .square()
-            .sum()
-            * (3 / 4) ** 2
+    def plain() -> Any:
+        return torch.autograd.grad(
+            F.cross_entropy(module(x.view_as(x)), batch[1]), list(module.parameters())
         )
 
-    close(torch.func.grad(through)(THETA)["w"], torch.func.grad(alone)(THETA)["w"])
-
-
-def test_parameters_may_be_any_tree() -> None:
-    def loss(params: Any, batch: Any) -> Tensor:
-        w, (a, b) = params
-        return (torch.nn.functional.linear(batch["x"], w, a).square().sum(1) + b).mean()
-
-    params = (noise(2, 3), [noise(2, seed=1), noise(1, seed=2)[0]])
-    batch = {"x": noise(5, 3, seed=3)}
-    norms: Any = per_sample_norms(loss, params, batch, by_leaf=True)
-    assert isinstance(norms, tuple) and isinstance(norms[1], list)
-    z = 2 * (batch["x"] @ params[0].T + params[1][0])  # type: ignore[operator]
-    close(norms[0], z.norm(dim=1) * batch["x"].norm(dim=1))
-    close(norms[1][0], z.norm(dim=1))
-    close(norms[1][1], torch.ones(5, dtype=torch.float64))
-    found = clipped_gradient(loss, params, batch, max_norm=math.inf)
-    close(found.grads[0], z.T @ batch["x"] / 5)
-
-
-@pytest.mark.parametrize("bad", [0, -1.0, math.nan])
-def test_bad_bounds_are_one_sentence(bad: float) -> None:
-    with pytest.raises(SettingError, match=r"max_norm=.*a number above 0 is needed"):
-        clipped_gradient(inner, THETA, (X,), max_norm=bad)
+    cpu = torch.device("cpu")
+    norms = peak_memory(lambda: per_sample_norms(loss_fn, params, batch), cpu)
+    clipped = peak_memory(lambda: clipped_gradient(loss_fn, params, batch, max_norm=1.0), cpu)
+    allowed = 1.1 * peak_memory(plain, cpu) + 2**21  # and a slice of columns and products
+    assert max(norms, clipped) < allowed
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("call", "message"),
     [
-        ({"chunk_size": 0}, "chunk_size=0: a whole number of at least 1"),
-        ({"chunk_size": 2.5}, "chunk_size=2.5"),
-        ({"memory": "1GB"}, "memory='1GB': it goes with chunk_size=\"auto\" alone"),
-        ({"chunk_size": "auto", "memory": 1}, "memory=1: one sample takes [0-9]+ bytes"),
-        ({"method": "ghost"}, "method='ghost': one of layers, vmap, loop is needed"),
+        (lambda: clipped_gradient(pull, noise(2), noise(3, 2), max_norm=0), "max_norm=0: a number"),
+        (lambda: per_sample_norms(pull, noise(2), {}), r"batch=\{\}: the same number of samples"),
     ],
 )
-def test_bad_settings_are_one_sentence(change: dict[str, Any], sentence: str) -> None:
-    for call in (per_sample_norms, partial(clipped_gradient, max_norm=1.0)):
-        with pytest.raises(SettingError, match=sentence):
-            call(inner, THETA, (X,), **change)
-
-
-def test_bad_batches_and_losses_are_one_sentence() -> None:
-    for call in (per_sample_norms, partial(clipped_gradient, max_norm=1.0)):
-        with pytest.raises(SettingError, match=r"batch=.*the same number of samples"):
-            call(inner, THETA, (X, X[:2]))
-        for empty in ((X[:0],), {}):
-            with pytest.raises(SettingError, match=r"batch=.*at least 1"):
-                call(inner, THETA, empty)
-        with pytest.raises(SettingError, match=r"batch\[1\]='a scalar'"):
-            call(inner, THETA, (X, X[0, 0]))
-        with pytest.raises(SettingError, match=r"batch\[1\]='str'"):
-            call(inner, THETA, (X, "labels"))
-        with pytest.raises(SettingError, match="a scalar is needed"):
-            call(lambda p, b: b[0] @ p["w"], THETA, (X,))
-        with pytest.raises(SettingError, match="floating-point"):
-            call(inner, {"w": torch.ones(2, dtype=torch.long)}, (X,))
+def test_bad_inputs_are_refused_with_a_sentence(call: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        call()

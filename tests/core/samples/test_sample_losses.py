@@ -50,6 +50,26 @@ def aside(params: Any, batch: Any) -> Tensor:
     return linear(params, batch)
 
 
+def scaled_weight(params: Any, batch: Any) -> Tensor:
+    """What a layer is called with is no parameter; its bias is one."""
+    return F.linear(batch[0], 2 * params["w"], params["b"]).sin().sum(-1).mean()
+
+
+def product_of_weights(params: Any, batch: Any) -> Tensor:
+    """A product that no sample has a part in."""
+    return (batch[0] @ (params["w"] @ params["v"])).sin().sum(-1).mean()
+
+
+def scale_of_weight(params: Any, batch: Any) -> Tensor:
+    return F.linear(batch[0], params["w"] * params["b"]).sin().sum(-1).mean()
+
+
+def view_without_gradient(params: Any, batch: Any) -> Tensor:
+    with torch.no_grad():
+        fixed = params["w"].t()
+    return (batch[0] @ fixed + batch[0] @ params["v"].t()).sin().sum(-1).mean()
+
+
 def shared_bias(params: Any, batch: Any) -> Tensor:
     hidden = F.linear(batch[0], params["w"], params["b"])
     return F.linear(hidden, params["v"], params["b"]).square().mean()
@@ -110,6 +130,10 @@ CASES: dict[str, tuple[Loss, dict[str, Tensor], Tensor, set[str]]] = {
     "under no_grad as well": (detached, {"w": W}, X, {"w"}),
     "weight decay": (decayed, {"w": W, "b": B}, X, set()),
     "aside": (aside, {"w": W, "v": W}, X, {"w"}),
+    "scaled weight": (scaled_weight, {"w": W, "b": B}, X, {"b"}),
+    "product of weights": (product_of_weights, {"w": W, "v": W.T.clone()}, X, set()),
+    "scale of a weight": (scale_of_weight, {"w": W, "b": B}, X, set()),
+    "view without gradient": (view_without_gradient, {"w": W, "v": W.sin()}, X, {"v"}),
     "shared bias": (shared_bias, {"w": W, "v": W.T.clone(), "b": B}, X, {"w", "v", "b"}),
     "bias as weight": (bias_as_weight, {"w": W, "b": B}, X, {"w"}),
     "fixed input": (fixed_input, {"w": W, "b": B}, X, {"w", "b"}),
