@@ -11,7 +11,7 @@ Axes: M members, T tasks, K inner steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -23,6 +23,13 @@ from metalearn.core.autodiff.backend import Backend, Eager, Functional, Values
 from metalearn.core.ensemble.stacking import take_member
 from metalearn.core.meta.adaptation import Lift
 from metalearn.core.meta.adapted_task import TaskGradient
+from metalearn.core.meta.task_axis import (
+    for_every_task,
+    one_by_one,
+    stacked_over_tasks,
+    sum_over_tasks,
+    task_count,
+)
 from metalearn.core.ops import caching_data, decomposed_operations_in_loss, task_operations
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch, Params, TaskBatch
@@ -35,9 +42,7 @@ __all__ = [
     "TaskSums",
     "gradient_of_pairs",
     "gradient_of_tasks",
-    "one_by_one",
     "over_tasks",
-    "stacked_over_tasks",
     "structural_engine",
 ]
 
@@ -131,11 +136,11 @@ def gradient_of_pairs(
     Grads are ``[M, ...]``, summed over tasks; losses and diagnostics ``[M, T, ...]``. What is
     ``learnt`` has M in front, as its gradients have.
     """
-    count, members = _count(tasks), int(leaves(params)[0].shape[0])
-    stacked, spec = flatten(tree_map(lambda v: _for_every_task(v, count), params))
+    count, members = task_count(tasks), int(leaves(params)[0].shape[0])
+    stacked, spec = flatten(tree_map(lambda v: for_every_task(v, count), params))
     pairs = tree_map(lambda x: x.expand(members, *x.shape).flatten(0, 1), tasks)
     if leaves(learnt):
-        rows = tree_map(lambda v: _for_every_task(v, count), learnt)
+        rows = tree_map(lambda v: for_every_task(v, count), learnt)
         program = program.with_learnt(rows, stacked=True)
     with caching_data():
         found = program(take_member(params, 0), stacked, pairs, _BATCHED)
@@ -162,26 +167,14 @@ def over_tasks(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def stacked_over_tasks(params: Params, tasks: TaskBatch) -> Params:
-    """The same parameters for every task, ``[T, ...]``, without a copy for each."""
-    count = _count(tasks)
-    return tree_map(lambda v: _in_reading_order(v).expand(count, *v.shape), params)
-
-
-def one_by_one(tasks: TaskBatch) -> Iterator[TaskBatch]:
-    """Each task alone."""
-    for t in range(_count(tasks)):
-        yield tree_map(lambda x, t=t: x[t], tasks)
-
-
 def _gradient_batched(program: TaskProgram, params: Params, tasks: TaskBatch) -> TaskSums:
     """All tasks at once, leaves ``[T, ...]``."""
     found, spec = gradient_of_tasks(program, params, tasks)
     return TaskSums(
-        unflatten([_sum_tasks(g) for g in found.grads], spec),
+        unflatten([sum_over_tasks(g) for g in found.grads], spec),
         found.optimizer_grads,
         found.query_loss,
-        _support_losses(found, _count(tasks)),
+        _support_losses(found, task_count(tasks)),
         found.diagnostics,
     )
 
@@ -242,10 +235,6 @@ _VMAPPED = Execution(Functional(), _guarded)
 _LOOPED = Execution(Eager(), _guarded)
 
 
-def _count(tasks: TaskBatch) -> int:
-    return int(leaves(tasks)[0].shape[0])
-
-
 def _support_losses(found: TaskGradient, rows: int) -> Tensor:
     """``[T, K]`` of K losses ``[T]``."""
     losses = [x.detach() for x in found.support_losses]
@@ -256,29 +245,3 @@ def _stacked(found: TaskGradient) -> Tensor:
     """``[K]`` of K losses of one task."""
     losses = found.support_losses
     return torch.stack(losses) if losses else found.query_loss.new_zeros(0)
-
-
-def _for_every_task(leaf: Tensor, count: int) -> Tensor:
-    """``[M, ...]`` as ``[M·T, ...]``, a member's row once for each task."""
-    if leaf.dim() == 5:  # see _in_reading_order
-        ordered = leaf.permute(0, 3, 4, 2, 1)
-        repeated = ordered[:, None].expand(-1, count, *ordered.shape[1:]).flatten(0, 1)
-        return repeated.permute(0, 4, 3, 1, 2)
-    return leaf[:, None].expand(-1, count, *leaf.shape[1:]).flatten(0, 1)
-
-
-def _in_reading_order(leaf: Tensor) -> Tensor:
-    """The same leaf; if it may be the weight of a convolution, its memory in the order of columns.
-
-    Gradients and updates then come in that order too, and no step has to reorder weights.
-    """
-    if leaf.dim() != 4:
-        return leaf
-    return leaf.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
-
-
-def _sum_tasks(grad: Tensor) -> Tensor:
-    """Sum over the leading axis, in the order of memory, then in that of the leaf."""
-    order = sorted(range(1, grad.dim()), key=grad.stride, reverse=True)
-    back = [order.index(dim) for dim in range(1, grad.dim())]
-    return grad.permute(0, *order).sum(0).permute(back).contiguous()

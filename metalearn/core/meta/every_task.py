@@ -13,10 +13,11 @@ from torch import Tensor
 from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.adapted_task import Implicit
-from metalearn.core.meta.engines import Engine, gradient_of_tasks, one_by_one, structural_engine
+from metalearn.core.meta.engines import Engine, gradient_of_tasks, structural_engine
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
 from metalearn.core.meta.step_weights import StepWeights
+from metalearn.core.meta.task_axis import one_by_one
 from metalearn.core.meta.task_checks import check_engine, check_sets
 from metalearn.core.meta.task_mean import mean_gradient
 from metalearn.core.tree import tree_map, unflatten

@@ -80,10 +80,10 @@ def member_meta_gradient(
             accepted = "an inner optimiser that learns needs auto, vmap or loop"
             raise SettingError("engine", engine, accepted)
         chosen = "vmap"
-    rows = tree_map(lambda v: v.expand(count, *v.shape), optimizer.learnt)
+    rows = tree_map(lambda v: v.expand(count, *v.shape), program.learnt)
     if learnt is not None:
         check_like(learnt, rows, "learnt")
-        rows = learnt
+        rows = tree_map(Tensor.detach, learnt)
     return _of_members(program, params, tasks, engine=chosen, chunk_size=chunk_size, learnt=rows)
 
 
@@ -151,5 +151,5 @@ def _of_members(
         if engine == "vmap":
             each: MetaGradient = vmap(partial(of_row, engine="vmap"))(params, learnt)
             return each
-        pairs = partial(gradient_of_pairs, program, learnt=tree_map(Tensor.detach, learnt))
+        pairs = partial(gradient_of_pairs, program, learnt=learnt)
         return mean_over_tasks(pairs, params, tasks, chunk_size, axis=1)

@@ -16,8 +16,9 @@ from metalearn.core.autodiff.backend import Eager, Functional
 from metalearn.core.checks import call_given
 from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.adaptation import Adaptation
-from metalearn.core.meta.engines import Engine, one_by_one, over_tasks, stacked_over_tasks
+from metalearn.core.meta.engines import Engine, over_tasks
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
+from metalearn.core.meta.task_axis import one_by_one, stacked_over_tasks
 from metalearn.core.meta.task_checks import check_chunk, check_sets, choose_engine
 from metalearn.core.meta.task_mean import chunks_of_tasks, detached
 from metalearn.core.tree import check_floating, check_tensors, tree_map

@@ -214,6 +214,22 @@ def test_members_with_values_of_their_own(shape: str, engine: str, method: str, 
         assert_close(learnt_of(rows[m], list(numbers)), leaves(learnt))
 
 
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
+def test_members_values_that_require_gradients_are_constants(engine: str) -> None:
+    case, rate = problem(tasks=2), torch.nn.Parameter(number(0.2))
+    members = stack([case.params, case.params])
+    settings: dict[str, Any] = {"steps": 2, "engine": engine}
+    wanted = member_meta_gradient(
+        case.loss_fn, members, case.tasks, optimizer=sgd(number(0.2)), **settings
+    )
+    for own in (None, torch.nn.Parameter(torch.full((2,), 0.2).double())):
+        found = member_meta_gradient(
+            case.loss_fn, members, case.tasks, optimizer=sgd(rate), learnt=own, **settings
+        )
+        assert not found.optimizer_grads.requires_grad and not found.loss.requires_grad
+        torch.testing.assert_close(found.optimizer_grads, wanted.optimizer_grads, rtol=1e-6, atol=0)
+
+
 def test_members_in_float32_keep_it() -> None:
     case = problem(tasks=2)
     single = tree_map(lambda x: x.float() if x.is_floating_point() else x, case.tasks)
