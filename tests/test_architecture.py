@@ -19,9 +19,7 @@ TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 
 # To be emptied: what keeps the rule leaves the list, and nothing joins it.
-LONG_FILES = {
-    "trainers/meta/maml.py",
-}
+LONG_FILES: set[str] = set()
 BACKWARD_IMPORTS: set[tuple[str, str]] = set()
 LONG_FUNCTIONS: set[str] = set()
 

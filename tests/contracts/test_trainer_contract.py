@@ -81,7 +81,7 @@ CLOCKED = ("time", "speed/", "diagnostics/")
 
 @pytest.fixture(name="no_figures")
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of these tiny runs, and `test_meta_records` looks at it."""
+    """Drawing takes most of the time of these tiny runs, and `meta.test_records` looks at it."""
     monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
     without_ensemble_figures(monkeypatch)
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from metalearn.core import adapt
+from metalearn.core import Adaptation
 from metalearn.core.curvature.likelihood import LikelihoodName
-from metalearn.core.ensemble.stacking import unstack
-from metalearn.core.meta.every_task import task_meta_gradients
-from metalearn.core.tree import leaves, match_names, tree_map
-from metalearn.models import Ensemble
+from metalearn.core.meta.adapt import last_of
+from metalearn.core.tree import leaves, tree_map
 from metalearn.trainers.diagnostics import (
     DiagnosisData,
     DiagnosticSource,
@@ -29,8 +27,8 @@ from metalearn.trainers.diagnostics import (
     sample_blocks,
     within_budget,
 )
-from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.objective import MetaBatch
+from metalearn.trainers.meta.protocol import Learner
 from metalearn.types import LossFn, Params, TaskBatch
 
 __all__ = ["TaskSource", "adapted_models", "diagnosis_sources", "shot_units", "task_units"]
@@ -52,9 +50,7 @@ class TaskSource:
         active: ``[M]``, which members are still trained.
     """
 
-    def __init__(
-        self, learner: MetaLearner, *, clip_norm: float, active: Callable[[], Tensor]
-    ) -> None:
+    def __init__(self, learner: Learner, *, clip_norm: float, active: Callable[[], Tensor]) -> None:
         self.learner, self.clip_norm, self.active = learner, clip_norm, active
 
     def diagnostic_kinds(self) -> dict[str, str]:
@@ -62,9 +58,11 @@ class TaskSource:
         learner = self.learner
         looped = "" if learner.vectorized else "vmap cannot take this module, which runs in a loop"
         alone = looped or batch_dependence(learner.module)
-        still = "" if _adapting(learner) else "no parameter adapts (maml.frozen)"
-        found = {"shot": alone or still, "task": "", "predictive": alone, "loss": looped}
-        return found | ({"member": ""} if isinstance(learner.module, Ensemble) else {})
+        found = {"task": ""}
+        if isinstance(learner, AdaptsParameters):
+            still = "" if learner.adapting() else "no parameter adapts (maml.frozen)"
+            found = {"shot": alone or still, **found, "predictive": alone, "loss": looped}
+        return found | ({} if learner.network.count is None else {"member": ""})
 
     def gradient_units(
         self, kind: str, batch: MetaBatch, grads: Mapping[str, Tensor]
@@ -89,19 +87,36 @@ class TaskSource:
         return GradientUnits("member", lambda: [[chunk]], len(chosen), self.clip_norm, labels)
 
 
-def shot_units(learner: MetaLearner, tasks: TaskBatch) -> GradientUnits:
+@runtime_checkable
+class AdaptsParameters(Protocol):
+    """A learner with an inner loop on parameters."""
+
+    inner_steps: int
+    eval_steps: int
+
+    def sample_loss(self, params: Params, batch: Any) -> Tensor:
+        """Inner loss of a batch of one sample."""
+
+    def adapting(self) -> list[str]:
+        """Names of the parameters that the inner loop changes."""
+
+    def adaptation(self, start: Params, steps: int | None = None) -> Adaptation:
+        """K inner steps from a starting point."""
+
+
+def shot_units(learner: Any, tasks: TaskBatch) -> GradientUnits:
     """Each support sample's gradient at the initial parameters, tasks apart (members too).
 
     Only parameters that adapt take part.
     """
     count, shots = leaves(tasks.support)[0].shape[:2]
-    adapting = _adapting(learner)
+    adapting = learner.adapting()
 
     def loss_of(fixed: Any) -> LossFn:
         return lambda params, batch: learner.sample_loss({**fixed, **params}, batch)
 
     def blocks() -> Iterator[Chunks]:
-        for row in _rows(learner):
+        for row in learner.network.rows():
             spread = {n: v.detach().expand(count, *v.shape) for n, v in row.items()}
             moving = {n: v for n, v in spread.items() if n in adapting}
             fixed = {n: v for n, v in spread.items() if n not in adapting}
@@ -111,12 +126,11 @@ def shot_units(learner: MetaLearner, tasks: TaskBatch) -> GradientUnits:
 
 
 def task_units(
-    learner: MetaLearner, tasks: TaskBatch, *, clip_norm: float, labels: Sequence[str]
+    learner: Learner, tasks: TaskBatch, *, clip_norm: float, labels: Sequence[str]
 ) -> GradientUnits:
     """Each task's meta-gradient; one population, or one for each member."""
     count = len(leaves(tasks)[0])
-    settings = learner.gradient_settings()
-    chunk = settings.pop("chunk_size") or count
+    chunk = learner.batching[1] or count
 
     def chunks(row: Params) -> Chunks:
         alone = {name: value[None] for name, value in row.items()}
@@ -124,14 +138,16 @@ def task_units(
         size = min(chunk, fits)
         for start in range(0, count, size):
             few = tree_map(lambda x, at=start: x[at : at + size], tasks)
-            grads = task_meta_gradients(learner.loss, row, few, **settings)
+            grads = learner.task_gradients(row, few)
             yield {name: grad[None] for name, grad in grads.items()}
 
-    return GradientUnits("task", lambda: map(chunks, _rows(learner)), count, clip_norm, labels)
+    return GradientUnits(
+        "task", lambda: map(chunks, learner.network.rows()), count, clip_norm, labels
+    )
 
 
 def adapted_models(
-    learner: MetaLearner, tasks: TaskBatch, *, steps: int | None = None
+    learner: Any, tasks: TaskBatch, *, steps: int | None = None
 ) -> Iterator[PredictiveModels]:
     """Learners adapted to each task, on its query set; one after another where there are members.
 
@@ -140,24 +156,17 @@ def adapted_models(
         tasks: T.
         steps: K; None takes ``maml.inner_steps``.
     """
-    count = learner.maml.inner_steps if steps is None else steps
+    count = learner.inner_steps if steps is None else steps
     variance, likelihood = 1.0, _LIKELIHOODS[learner.kind]
     if learner.kind == "regression":  # of mse_loss: the mean over outputs of squared errors
         variance = math.prod(tasks.query[1].shape[2:]) / 2
     outputs_of: Callable[[Any], Any] = lambda _: (  # noqa: E731
         lambda params, inputs: learner.apply(params, learner.buffers, inputs)
     )
-    for row in _rows(learner):
+    for row in learner.network.rows():
 
         def adapted(support: Any, row: Params = row) -> Params:
-            return adapt(
-                learner.inner_loss(row),
-                row,
-                support,
-                optimizer=learner.optimizer,
-                steps=count,
-                frozen=learner.maml.frozen,
-            ).params
+            return last_of(learner.adaptation(row, count).trajectory(row, support)).params
 
         params = torch.vmap(adapted)(tasks.support)
         models = len(tasks.query[1])
@@ -166,11 +175,11 @@ def adapted_models(
 
 
 def diagnosis_sources(
-    learner: MetaLearner, tasks: TaskBatch, data: DiagnosisData
+    learner: Learner, tasks: TaskBatch, data: DiagnosisData
 ) -> Iterator[tuple[str, DiagnosticSource]]:
     """Models at each place, on the query sets, and meta-gradients of the tasks."""
-    adapted = learner.maml.eval_steps if data.inner_steps is None else data.inner_steps
-    for place in data.places:
+    for place in data.places if isinstance(learner, AdaptsParameters) else ():
+        adapted = learner.eval_steps if data.inner_steps is None else data.inner_steps
         rows = list(adapted_models(learner, tasks, steps=0 if place == "initial" else adapted))
         for number, models in enumerate(rows):
             member = f"/member_{number:02d}" if len(rows) > 1 else ""
@@ -180,15 +189,3 @@ def diagnosis_sources(
         "meta_gradients",
         UnitSource(task_units(learner, tasks, clip_norm=math.inf, labels=labels)),
     )
-
-
-def _rows(learner: MetaLearner) -> list[dict[str, Tensor]]:
-    """Parameters of each starting point."""
-    if isinstance(learner.module, Ensemble):
-        return unstack(learner.params)
-    return [learner.params]
-
-
-def _adapting(learner: MetaLearner) -> list[str]:
-    fixed = match_names(learner.params, learner.maml.frozen, "maml.frozen")
-    return [name for name, still in zip(learner.params, fixed) if not still]

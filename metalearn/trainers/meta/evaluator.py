@@ -17,7 +17,7 @@ from metalearn.tasks import outputs_by_split
 from metalearn.tracking import Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.loop.protocols import Evaluation, Stateless
-from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import by_step, score_numbers
 from metalearn.trainers.meta.scores import TaskScores, joined_scores, mean_interval
 from metalearn.types import Split, TaskDistribution
@@ -40,7 +40,7 @@ class MetaEvaluator(Stateless):
 
     def __init__(
         self,
-        learner: MetaLearner,
+        learner: Learner,
         tasks: TaskDistribution,
         count: int,
         *,
@@ -98,7 +98,7 @@ class MetaEvaluator(Stateless):
             ylabel=f"query {name}",
             title=f"adaptation on {len(values)} validation tasks, step {step}",
             chance=1 / way if self.larger_is_better else None,
-            trained_steps=self.learner.maml.inner_steps,
+            trained_steps=self.learner.inner_steps,
         )
         tracker.figure(step, "validation/adaptation", curve)
         tracker.curves(step, "validation_by_step", by_step(scores))

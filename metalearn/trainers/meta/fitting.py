@@ -13,14 +13,14 @@ from metalearn.core.targets import check_form
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 from metalearn.tasks import outputs_by_split
-from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.protocol import Learner
 from metalearn.types import TaskDistribution
 
 __all__ = ["check_fit"]
 
 
 def check_fit(
-    learner: MetaLearner, tasks: TaskDistribution, meta_batch: int, device: torch.device
+    learner: Learner, tasks: TaskDistribution, meta_batch: int, device: torch.device
 ) -> None:
     """Run one task's support set through the model, and look at its targets.
 
@@ -34,7 +34,7 @@ def check_fit(
         SettingError: what does not fit.
     """
     ways = outputs_by_split(tasks)
-    if len(set(ways.values())) > 1:
+    if learner.needs == "logits" and len(set(ways.values())) > 1:
         accepted = "a model with a logit for each class needs the same way in every split"
         raise SettingError("tasks", ways, accepted)
     batch = tasks.sample("train", [0], device=device)
@@ -49,11 +49,15 @@ def check_fit(
         reason = str(error).partition("\n")[0]
         accepted = f"a model that takes inputs {list(inputs.shape)} is needed ({reason})"
         raise SettingError("model", name, accepted) from error
-    wanted = [len(inputs), tasks.outputs]
     got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    if got != wanted:
-        accepted = f"outputs {wanted} are needed for these tasks, not {got}"
+    wanted: list[int | str] = [len(inputs), tasks.outputs]
+    fits = got == wanted
+    if learner.needs == "features":
+        wanted, fits = [len(inputs), "features"], isinstance(got, list) and len(got) == 2
+    if not fits:
+        accepted = f"outputs {wanted} are needed for these tasks, not {got}".replace("'", "")
         raise SettingError("model", name, accepted)
     for _, targets in batch:
-        check_form(tasks.kind == "classification", (len(targets[0]), wanted[1]), targets[0])
+        classes = tasks.kind == "classification"
+        check_form(classes, (len(targets[0]), tasks.outputs), targets[0])
     learner.check(batch)

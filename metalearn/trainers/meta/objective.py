@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.tree import tree_map
 from metalearn.schema import Kind
 from metalearn.trainers.loop.step import StepGradient
-from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import score_numbers
 from metalearn.types import Params, TaskBatch, TaskDistribution
 
@@ -51,7 +52,7 @@ class MetaObjective:
 
     def __init__(
         self,
-        learner: MetaLearner,
+        learner: Learner,
         tasks: TaskDistribution,
         meta_batch: int,
         *,
@@ -69,7 +70,7 @@ class MetaObjective:
             return
         if self.learner.plan is None:
             few = self.tasks.sample("train", range(min(2, self.meta_batch)), device=self.device)
-            self.learner.settle(
+            self.learner.prepare(
                 few, self.meta_batch, deterministic=self._deterministic, check=self._check
             )
         self._said = True
@@ -95,15 +96,14 @@ class MetaObjective:
     def unused_parameters(self) -> Iterable[str]:
         """Those of the loss of the first training task (of the first member)."""
         task = self.tasks.sample("train", [0], device=self.device)
-        inputs, targets = task.query
-        names = self.learner.names
-        return [names[n] for n in self.learner.unused_parameters((inputs[0], targets[0]))]
+        unused = self.learner.unused_in(tree_map(lambda value: value[0], task))
+        return [self.learner.names[name] for name in unused]
 
     def records(
         self, batch: MetaBatch, gradient: StepGradient, *, step: int
     ) -> Mapping[str, float]:
         """Scores of the meta-batch at hand, before and after its inner steps."""
-        scores = self.learner.score(batch.tasks, steps=self.learner.maml.inner_steps)
+        scores = self.learner.score(batch.tasks, steps=self.learner.inner_steps)
         return score_numbers("train", scores)
 
     def state(self) -> dict[str, Any]:

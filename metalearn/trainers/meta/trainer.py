@@ -6,7 +6,7 @@ Axes: T tasks of a meta-batch, K inner steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from metalearn.core.checks import as_device
 from metalearn.core.memory import check_memory
 from metalearn.core.tree import leaves
-from metalearn.errors import SettingError, check_whole
+from metalearn.errors import check_whole
 from metalearn.models import Ensemble
 from metalearn.random_streams import check_split
 from metalearn.signatures import checked
@@ -29,9 +29,9 @@ from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.meta.diagnostics import TaskSource, diagnosis_sources
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from metalearn.trainers.meta.fitting import check_fit
-from metalearn.trainers.meta.maml import MetaLearner
-from metalearn.trainers.meta.members import MemberLearner
+from metalearn.trainers.meta.making import check_members_of, made_learner
 from metalearn.trainers.meta.objective import MetaObjective
+from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import TestReport, task_report
 from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.nan_scores import check_tasks
@@ -52,7 +52,10 @@ class MetaTrainer(Trainer):
             copy of it where ``maml.norm`` is set: see ``trainer.module``). An `Ensemble` has M
             starting points trained on the same tasks; its prediction is the mean of its members.
         tasks: where tasks come from.
-        maml: how to adapt, and how to differentiate through adaptation.
+        learner: the method: a name (``"maml"``, ``"protonet"``, …, see `LEARNERS`), what makes
+            a learner of ``(model, kind=…)`` and, with an inner loop, ``maml=…``, or a learner of
+            this model. None is MAML.
+        maml: of learners with an inner loop: how to adapt, and how to differentiate through it.
         members: M, checked against the model; None for a single module.
         steps: outer steps.
         meta_batch: T, tasks a step.
@@ -74,6 +77,7 @@ class MetaTrainer(Trainer):
         model: nn.Module,
         tasks: TaskDistribution,
         *,
+        learner: Learner | Callable[..., Learner] | str | None = None,
         maml: MAML | None = None,
         members: int | None = None,
         steps: int = 1000,
@@ -87,11 +91,10 @@ class MetaTrainer(Trainer):
     ) -> None:
         for name, value in (("meta_batch", meta_batch), ("validation_tasks", validation_tasks)):
             check_whole(name, value, 1)
-        ensemble = isinstance(model, Ensemble)
-        if members is not None and not (isinstance(model, Ensemble) and len(model) == members):
-            raise SettingError("members", members, "an Ensemble with as many members is needed")
-        make = MemberLearner if ensemble else MetaLearner
-        self.learner = learner = make(model.to(as_device(device)), maml, kind=tasks.kind)
+        check_members_of(model, members)
+        self.learner = learner = made_learner(
+            learner, model.to(as_device(device)), maml, tasks.kind
+        )
         limits = LoopSettings(steps=steps, **settings)
         found = place(learner.module, device)
         check_fit(learner, tasks, meta_batch, found)

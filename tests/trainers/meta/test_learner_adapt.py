@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from metalearn.errors import SettingError
 from metalearn.trainers import MAML, MetaLearner
 from tests.support.builders import assert_same
-from tests.trainers.test_learner import (
+from tests.trainers.meta.test_learner import (
     NETS,
     WAY,
     assert_scores,

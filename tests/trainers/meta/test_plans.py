@@ -13,7 +13,7 @@ from torch import nn
 from metalearn.errors import SettingError
 from metalearn.tasks import SinusoidTasks
 from metalearn.trainers import MAML, MetaLearner, MetaTrainer
-from metalearn.trainers.meta import maml
+from metalearn.trainers.meta import network
 from tests.support.builders import sinusoid_trainer
 
 
@@ -56,7 +56,7 @@ def test_out_of_memory_is_answered_with_what_would_fit(monkeypatch: pytest.Monke
     def fails(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(maml, "meta_gradient", fails)
+    monkeypatch.setattr(network, "meta_gradient", fails)
     message = r"^out of memory with method reverse, 8 of 8 tasks at a time; about .* would do with "
     with pytest.raises(MemoryError, match=message + r"maml\.method=\w+ maml\.chunk_size=[1-7]$"):
         trainer.gradient(1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metalearn.errors import SettingError
 from metalearn.models import MLP, Conv4, Ensemble
 from metalearn.trainers import MAML, InductiveModule, MemberLearner, MetaLearner
-from tests.trainers.test_learner import WAY, batch_norm_net, episodes, of_task
+from tests.trainers.meta.test_learner import WAY, batch_norm_net, episodes, of_task
 
 
 class ByHand(nn.Module):

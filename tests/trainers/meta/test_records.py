@@ -21,7 +21,7 @@ from tests.support.builders import (
     patterns,
     sinusoid_trainer,
 )
-from tests.trainers.test_learner import batch_norm_net
+from tests.trainers.meta.test_learner import batch_norm_net
 
 EPISODES = FewShotTasks(patterns(), way=3, shot=1, query=2)
 

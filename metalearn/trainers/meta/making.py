@@ -1,0 +1,97 @@
+"""How a trainer comes by its learner: from a name, from what makes one, or ready-made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from metalearn.errors import SettingError
+from metalearn.models import Ensemble
+from metalearn.signatures import accepted_settings
+from metalearn.trainers.meta.criterion import Kind
+from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.members import MemberLearner
+from metalearn.trainers.meta.protocol import Learner
+from metalearn.trainers.meta.registry import learner_of
+from metalearn.trainers.meta.settings import MAML
+
+__all__ = ["check_members_of", "made_learner", "takes_maml"]
+
+
+def made_learner(
+    learner: Learner | Callable[..., Learner] | str | None,
+    model: nn.Module,
+    maml: MAML | None,
+    kind: Kind,
+) -> Learner:
+    """The learner that is to be trained.
+
+    Args:
+        learner: a name, what makes a learner, a learner of ``model``, or None for MAML.
+        model: one network, or an `Ensemble`.
+        maml: of learners with an inner loop; None leaves it to them.
+        kind: of the tasks.
+
+    Raises:
+        SettingError: no learner, one of another model or kind, ``maml`` beside one that has no use
+            for it.
+    """
+    if isinstance(learner, Learner):
+        return _checked(learner, model, maml, kind)
+    make: Callable[..., Any] = MetaLearner
+    if learner is not None:
+        make = learner_of(learner) if isinstance(learner, str) else learner
+    if make is MetaLearner and isinstance(model, Ensemble):
+        make = MemberLearner
+    inner = takes_maml(make)
+    if maml is not None and not inner:
+        name = learner if isinstance(learner, str) else _name(make)
+        raise SettingError(
+            "maml", "settings of an inner loop", f"{name} has none, so None is needed"
+        )
+    made = make(model, kind=kind, **({"maml": maml} if inner else {}))
+    if not isinstance(made, Learner):
+        raise SettingError("learner", type(made).__name__, "what makes a Learner is needed")
+    if made.draws != "tasks":
+        accepted = f"a learner of tasks is needed, not of {made.draws}"
+        raise SettingError("learner", _name(make), accepted)
+    return made
+
+
+def check_members_of(model: nn.Module, members: int | None) -> None:
+    """Refuse a model that has not as many members as are asked for; None asks for nothing.
+
+    Raises:
+        SettingError: no `Ensemble`, or one of other size.
+    """
+    if members is not None and not (isinstance(model, Ensemble) and len(model) == members):
+        raise SettingError("members", members, "an Ensemble with as many members is needed")
+
+
+def takes_maml(make: Callable[..., Any]) -> bool:
+    """Whether what makes a learner has a use for settings of an inner loop."""
+    inside = make.func if isinstance(make, partial) else make
+    return "maml" in accepted_settings(inside)
+
+
+def _checked(learner: Learner, model: nn.Module, maml: MAML | None, kind: Kind) -> Learner:
+    """A learner that was made before."""
+    if maml is not None:
+        accepted = "None is needed beside a learner, which has settings of its own"
+        raise SettingError("maml", "given", accepted)
+    if learner.kind != kind:
+        accepted = f"one of {kind} is needed for these tasks"
+        raise SettingError("learner", f"a learner of {learner.kind}", accepted)
+    if learner.module is not model:
+        raise SettingError(
+            "model", type(model).__name__, "learner.module is needed beside a learner"
+        )
+    return learner
+
+
+def _name(make: Callable[..., Any]) -> str:
+    inside = make.func if isinstance(make, partial) else make
+    return str(getattr(inside, "__name__", type(inside).__name__))

@@ -1,0 +1,185 @@
+"""A module, or an `Ensemble` of modules, as a pure function of parameters, for learners.
+
+A learner is written for one network; what it asks of the gradient is taken here for one network or
+for M stacked ones.
+
+Axes: M members, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from metalearn.core import (
+    Engine,
+    MetaGradient,
+    functionalize,
+    member_meta_gradient,
+    member_task_gradient,
+    meta_gradient,
+    task_gradient,
+)
+from metalearn.core.ensemble.stacking import unstack
+from metalearn.core.module.copying import copy_module
+from metalearn.errors import SettingError
+from metalearn.models import Ensemble, Stack
+from metalearn.types import LossFn, Params, TaskBatch, TaskLoss
+
+__all__ = ["LearnerNetwork", "OneNetwork", "StackedNetworks", "network_of"]
+
+
+class LearnerNetwork(Protocol):
+    """The network of a learner, or the networks of M learners."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What holds the parameters."""
+
+    @property
+    def count(self) -> int | None:
+        """M; None for a single network."""
+
+    params: dict[str, Tensor]
+    """Those that are trained, by name; of members, leaves ``[M, ...]``."""
+    buffers: dict[str, Tensor]
+    apply: Callable[..., Any]
+    """``apply(params, buffers, inputs)`` of one network."""
+    only_loop: str
+    """Why vmap cannot take the network; empty where it can."""
+    names: dict[str, str]
+    """By the name of a parameter, what it is called in the module."""
+
+    def rows(self) -> list[dict[str, Tensor]]:
+        """The parameters of each network."""
+
+    def copies(self) -> list[nn.Module]:
+        """A copy of each network, as a module."""
+
+    def joined(self, modules: Sequence[nn.Module]) -> nn.Module:
+        """One module of as many as `copies` gives."""
+
+    def adaptation_gradient(
+        self, loss: LossFn, params: Params, tasks: TaskBatch, **how: Any
+    ) -> Any:
+        """`metalearn.core.meta_gradient`, of every network."""
+
+    def task_gradient(
+        self, loss: TaskLoss, params: Params, tasks: TaskBatch, **how: Any
+    ) -> MetaGradient:
+        """`metalearn.core.task_gradient`, of every network."""
+
+
+class OneNetwork:
+    """A module that is one network.
+
+    Raises:
+        SettingError: a layer that cannot work, by name.
+    """
+
+    count = None
+
+    def __init__(self, module: nn.Module, engine: Engine) -> None:
+        self.module, self.only_loop = module, ""
+        if engine == "auto":
+            try:
+                functionalize(module)
+            except SettingError as error:
+                functionalize(module, vectorize=False)  # or is refused altogether
+                self.only_loop = str(error)
+        vectorize = engine != "loop" and not self.only_loop
+        self.apply, self.params, self.buffers = functionalize(module, vectorize=vectorize)
+        self.names = {name: name for name in self.params}
+
+    def rows(self) -> list[dict[str, Tensor]]:
+        """The parameters."""
+        return [self.params]
+
+    def copies(self) -> list[nn.Module]:
+        """One copy."""
+        return [copy_module(self.module)]
+
+    def joined(self, modules: Sequence[nn.Module]) -> nn.Module:
+        """The one module."""
+        (module,) = modules
+        return module
+
+    def adaptation_gradient(
+        self, loss: LossFn, params: Params, tasks: TaskBatch, **how: Any
+    ) -> MetaGradient:
+        """`metalearn.core.meta_gradient`."""
+        return meta_gradient(loss, params, tasks, **how)
+
+    def task_gradient(
+        self, loss: TaskLoss, params: Params, tasks: TaskBatch, **how: Any
+    ) -> MetaGradient:
+        """`metalearn.core.task_gradient`."""
+        return task_gradient(loss, params, tasks, **how)
+
+
+class StackedNetworks:
+    """An `Ensemble` of M networks of one architecture; parameters are ``[M, ...]``.
+
+    Raises:
+        SettingError: several architectures, or buffers.
+    """
+
+    only_loop = ""
+
+    def __init__(self, module: Ensemble) -> None:
+        self.module, self.count = module, len(module)
+        self.buffers: dict[str, Tensor] = {}
+        if len(module.stacks) != 1:
+            found = f"{len(module.stacks)} architectures"
+            raise SettingError("model", found, "members need to share one")
+        (stack,) = module.stacks
+        assert isinstance(stack, Stack)
+        params, buffers = stack.state()
+        if buffers:
+            accepted = "members that adapt have no buffers or fixed parameters"
+            raise SettingError("model", sorted(buffers), accepted)
+        self.apply = stack.call
+        self.params = {name: p.detach() for name, p in params.items()}
+        self.names = {name: f"stacks.0.network.{name}" for name in params}
+
+    def rows(self) -> list[dict[str, Tensor]]:
+        """The parameters of each member."""
+        found: list[dict[str, Tensor]] = unstack(self.params)
+        return found
+
+    def copies(self) -> list[nn.Module]:
+        """A copy of each member."""
+        return [self.module.member(index) for index in range(self.count)]
+
+    def joined(self, modules: Sequence[nn.Module]) -> nn.Module:
+        """An `Ensemble`."""
+        return Ensemble.from_modules(list(modules)).eval()
+
+    def adaptation_gradient(
+        self, loss: LossFn, params: Params, tasks: TaskBatch, **how: Any
+    ) -> MetaGradient:
+        """`metalearn.core.member_meta_gradient`."""
+        return member_meta_gradient(loss, params, tasks, **how)
+
+    def task_gradient(
+        self, loss: TaskLoss, params: Params, tasks: TaskBatch, **how: Any
+    ) -> MetaGradient:
+        """`metalearn.core.member_task_gradient`."""
+        return member_task_gradient(loss, params, tasks, **how)
+
+
+def network_of(module: nn.Module, engine: Engine) -> LearnerNetwork:
+    """The network of a module, or the networks of an `Ensemble`.
+
+    Raises:
+        SettingError: a module that cannot work, or without parameters to learn.
+    """
+    found: Any = None
+    found = StackedNetworks(module) if isinstance(module, Ensemble) else OneNetwork(module, engine)
+    if not found.params:
+        accepted = "a parameter to learn is needed (requires_grad=True)"
+        raise SettingError("module", type(module).__name__, accepted)
+    network: LearnerNetwork = found
+    return network

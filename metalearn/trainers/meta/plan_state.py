@@ -1,0 +1,42 @@
+"""What a checkpoint keeps of a plan, so that a resumed run goes on in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from metalearn.core import Engine, Method, Plan
+from metalearn.schema import Kind, choice, maybe, text, together, whole
+from metalearn.trainers.planning import keeps
+
+__all__ = ["kept_plan", "plan_kind", "plan_state"]
+
+_PARTS = ("engine", "method", "chunk_size")
+
+
+def plan_state(plan: Plan | None, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """A plan in plain values, with what memory it was given; nothing of none."""
+    if plan is None:
+        return {}
+    memory = {"memory": asked["memory"]} if "memory" in asked else {}
+    return {**{name: getattr(plan, name) for name in _PARTS}, **memory, "device": device}
+
+
+def plan_kind() -> Kind:
+    """What `plan_state` has to be in a checkpoint."""
+    plan = {
+        "engine": choice(*get_args(Engine)),
+        "method": choice(*get_args(Method)),
+        "chunk_size": maybe(whole(1)),
+        "device": text,
+    }
+    return together(plan)
+
+
+def kept_plan(state: Mapping[str, Any], asked: Mapping[str, Any], device: str) -> Plan | None:
+    """The plan of a checkpoint; None where it was for another kind of device or other settings."""
+    plan: dict[str, Any] = {name: state.get(name) for name in _PARTS}
+    given = {**plan, "memory": state.get("memory", asked.get("memory"))}
+    if state.get("device") != device or not keeps(given, **asked):
+        return None
+    return Plan(**plan, notes=("as before the interruption",))

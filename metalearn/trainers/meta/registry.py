@@ -1,0 +1,60 @@
+"""The learners that are known by name: the one table that settings, pages and contracts read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from metalearn.errors import SettingError
+from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.protocol import Learner
+from metalearn.trainers.meta.protonet import ProtoNet
+
+__all__ = ["LEARNERS", "KnownLearner", "learner_of", "register_learner"]
+
+
+@dataclass(frozen=True)
+class KnownLearner:
+    """A learner as `LEARNERS` has it."""
+
+    make: Callable[..., Learner]
+    """``make(module, kind=…)``, with ``maml=…`` where it has an inner loop."""
+    summary: str
+    """What it does, in a line."""
+
+
+LEARNERS: dict[str, KnownLearner] = {
+    "maml": KnownLearner(MetaLearner, "the initial parameters of an inner loop are learnt"),
+    "protonet": KnownLearner(ProtoNet, "the nearest mean of a class's features; no inner loop"),
+}
+"""All that are known, by the name that ``learner=`` takes."""
+
+
+def register_learner(name: str, summary: str) -> Callable[[type[Learner]], type[Learner]]:
+    """Make a further learner known by name: a class decorator.
+
+    Args:
+        name: for ``MetaTrainer(…, learner=name)``.
+        summary: what it does, in a line.
+    """
+
+    def known(kind: type[Learner]) -> type[Learner]:
+        LEARNERS[name] = KnownLearner(kind, summary)
+        return kind
+
+    return known
+
+
+def learner_of(name: str) -> Callable[..., Any]:
+    """What makes the learner of that name.
+
+    Raises:
+        SettingError: an unknown name.
+    """
+    if name not in LEARNERS:
+        near = difflib.get_close_matches(name, LEARNERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SettingError("learner", name, f"known are {', '.join(LEARNERS)}{hint}")
+    return LEARNERS[name].make
