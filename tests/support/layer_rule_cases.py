@@ -73,7 +73,18 @@ def overlapping(p: Any, x: Tensor) -> Tensor:
     return F.linear(x, p["w"][:6]) + F.linear(x.sin(), p["w"][3:]) * 2
 
 
+def written_into(p: Any, x: Tensor) -> Tensor:
+    """Outputs of layers that are changed in place, whole or in part."""
+    h = F.relu_(F.linear(x, p["v"], p["c"]))
+    h = F.linear(h, p["w"], p["b"])
+    h[..., 0].mul_(2.0)
+    return torch.tanh_(F.linear(h, p["w"].T))
+
+
 MATRICES: dict[str, Any] = {
+    "written into": of_function(written_into, {"v": W, "c": B, "w": V, "b": B[:3]}, X),
+    "written into, no positions": of_function(written_into, {"v": W, "c": B, "w": V, "b": B[:3]},
+                                              X[:, 0]),
     "linear, a vector": of_function(lambda p, x: F.linear(x[0, 0], p["w"], p["b"]),
                                     {"w": W, "b": B}, X),
     "addmm": of_function(lambda p, x: torch.addmm(p["b"], x.flatten(0, 1), p["w"]),

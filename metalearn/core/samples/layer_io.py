@@ -177,6 +177,8 @@ class _Hooks:
         output = call.run(*parameters)
         if not output.requires_grad:
             output = output + origin  # so that a gradient comes
+        elif output._is_view():
+            output = output.clone()  # a view that is written into loses its hook
         inputs = [(x, x._version, _unwrapped(x, level)) for x in call.inputs]
 
         def hook(dz: Tensor) -> None:
