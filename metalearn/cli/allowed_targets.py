@@ -32,6 +32,11 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "data": _DATA,
     "ood": _DATA,
     "model": ("metalearn.models.Conv4", "metalearn.models.MLP"),
+    "learner": (
+        "metalearn.trainers.MetaLearner",
+        "metalearn.trainers.MultiStepLearner",
+        "metalearn.trainers.ProtoNet",
+    ),
     "maml": ("metalearn.trainers.MAML",),
     "optimizer": (  # elementwise, so that they take the parameters of stacked members
         "torch.optim.ASGD",
@@ -66,8 +71,9 @@ def check_targets(values: Mapping[str, Any], path: Path, *, typed: Collection[st
     """Refuse a configuration that would build, or look up, anything but what is in the table.
 
     Looked at is every entry at any depth: a ``_target_`` outside of its place or not in `TARGETS`,
-    Hydra's other keywords (``_args_``, ``_convert_``, …; an optimiser's ``_partial_`` is ours), and
-    interpolations, which a run's file, written resolved, has none of. Nothing is imported.
+    Hydra's other keywords (``_args_``, ``_convert_``, …; ``_partial_`` of optimiser and learner is
+    ours), and interpolations, which a run's file, written resolved, has none of. Nothing is
+    imported.
 
     Args:
         values: the configuration as plain containers, with every scalar as it is spelt.
@@ -84,7 +90,7 @@ def check_targets(values: Mapping[str, Any], path: Path, *, typed: Collection[st
             if value not in TARGETS.get(name.removesuffix("._target_"), ()):
                 reason = "this is nothing that a run of metalearn builds there"
                 raise DataError(f"{path}: {_short(name)}={_short(repr(value))}: {reason}; {_HELP}")
-        elif _is_keyword(key) and name != "optimizer._partial_":
+        elif _is_keyword(key) and name not in ("optimizer._partial_", "learner._partial_"):
             reason = "a run's configuration has no such keyword"
             raise DataError(f"{path}: {_short(name)}: {reason}; {_HELP}")
         elif isinstance(value, str) and "${" in value:

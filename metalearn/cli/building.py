@@ -20,7 +20,7 @@ from metalearn.data import ClassificationData, resized
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import accepted_settings, check_settings
-from metalearn.trainers import MAML, Trainer
+from metalearn.trainers import MAML, Learner, Trainer
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.types import TaskDistribution
 
@@ -33,15 +33,16 @@ __all__ = [
     "target_of",
 ]
 
-GROUPS = ("task", "data", "ood", "maml", "model", "optimizer", "trainer")
+GROUPS = ("task", "data", "ood", "learner", "maml", "model", "optimizer", "trainer")
 
 _FULL_NAMES = ("maml.", "model", "module", "optimizer")
-_SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml"}
+_SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml", "learner": "learner"}
 """Groups that become an argument of the trainer, where it has such an argument."""
 _REQUIRED = ("task", "data")
 _HANDED = ("model", "optimizer", "tracker", "folder", "device", "deterministic")
 _SUPPLIED = {
     "model": {"input_shape", "outputs"},
+    "learner": {"module", "maml", "kind"},
     "optimizer": {"params"},
     "task": {"data"},
     "trainer": {*_SOURCES.values(), *_HANDED},
@@ -50,6 +51,7 @@ _SUPPLIED = {
 _CLASSES: dict[str, tuple[type, ...]] = {
     "data": (ClassificationData,),
     "ood": (ClassificationData,),
+    "learner": (Learner,),
     "maml": (MAML,),
     "model": (nn.Module,),
     "optimizer": (torch.optim.Optimizer,),
@@ -65,6 +67,11 @@ def groups_of(config: DictConfig) -> tuple[str, ...]:
     """The groups that a configuration's trainer is built from, itself last."""
     accepted = accepted_settings(target_of(_group(config, "trainer"), "trainer"))
     sources = [g for g, argument in _SOURCES.items() if argument in accepted and config.get(g)]
+    looping = "learner" not in sources or "maml" in accepted_settings(
+        target_of(_group(config, "learner"), "learner")
+    )
+    if not looping and "maml" in sources:
+        sources.remove("maml")
     return (*sources, "model", "optimizer", "trainer")
 
 
@@ -87,8 +94,7 @@ def check_settings_of(config: DictConfig) -> None:
             _group(config, group)
     for group in groups_of(config):
         _check(_group(config, group), group)
-    if config.get("maml") and "maml" in arguments:
-        _make(config.maml, "maml")
+    _check_learner(config)
     loop = {
         f.name: config.trainer[f.name] for f in fields(LoopSettings) if f.name in config.trainer
     }
@@ -127,13 +133,31 @@ def build(config: DictConfig, *, folder: Path | None) -> Trainer:
     return trainer
 
 
+def _check_learner(config: DictConfig) -> None:
+    """Refuse settings of a learner that cannot work, tried on the smallest of networks."""
+    groups = groups_of(config)
+    inner = {"maml": _make(config.maml, "maml")} if "maml" in groups else {}
+    if "learner" not in groups:
+        return
+    learner = config.learner
+    if inner and learner.get("first_order") and inner["maml"].method not in ("auto", "first_order"):
+        accepted = "auto is needed with a learner of first order"
+        raise SettingError("maml.method", inner["maml"].method, accepted)
+    try:
+        _make(learner, "learner")(nn.Linear(1, 1), kind="classification", **inner)
+    except SettingError as error:
+        if error.setting in learner:  # what is said of such a network is of no concern
+            raise _placed(error, "learner") from error
+
+
 def _deterministic(config: DictConfig) -> Any:
     return config.get("deterministic", False)  # runs of before have no such setting
 
 
 def _model(config: DictConfig, source: Any) -> nn.Module:
     """The network, or as many of them as the trainer trains, each with a seed of its own."""
-    shape = {"input_shape": list(source.input_shape), "outputs": source.outputs}
+    outputs = (config.get("learner") or {}).get("features") or source.outputs
+    shape = {"input_shape": list(source.input_shape), "outputs": outputs}
     members = config.trainer.get("members")
     if members is None:
         model: nn.Module = _make(config.model, "model", **shape)
@@ -212,7 +236,7 @@ def _check(node: DictConfig, group: str) -> None:
     if inspect.isclass(target) and not issubclass(target, _CLASSES.get(group, object)):
         _refuse_target(node, group)
     check_settings(target, settings, f"{group}.", without=_SUPPLIED.get(group, ()))
-    partial = group == "optimizer"
+    partial = group in ("learner", "optimizer")
     if bool(values.get("_partial_")) != partial:
         accepted = f"{str(partial).lower()} is needed"
         raise SettingError(f"{group}._partial_", values.get("_partial_"), accepted)

@@ -45,7 +45,7 @@ _CONFIG: Kind = mapping(
         "test_tasks": whole(),
     },
     {
-        **dict.fromkeys(("task", "data", "ood", "maml"), maybe(_group)),
+        **dict.fromkeys(("task", "data", "ood", "learner", "maml"), maybe(_group)),
         "resume": maybe(text),
         "deterministic": flag,
     },
@@ -75,7 +75,8 @@ def upgraded(config: DictConfig, path: Path) -> DictConfig:
             raise DataError(f"{path}: version {version} of a run's configuration: {needed}")
         _CONFIG(values, "")
         if values.get("task") is not None:
-            mapping({"maml": anything})(values, "")
+            if values.get("learner") is None:  # which is MAML
+                mapping({"maml": anything})(values, "")
         elif values.get("data") is None:
             raise Misfit("data", None, "a mapping, or a task,")
     except Misfit as error:

@@ -35,6 +35,8 @@ def refuse_unused_groups(config: DictConfig, given: Sequence[GivenSetting], trai
                 raise setting.refusal("this setting has to be given; ~ takes away a group alone")
         elif setting.value is not None and group in GROUPS and group not in used:
             accepted = f"trainer={trainer} has no use for it, but for {', '.join(used)}"
+            if group == "maml" and "learner" in used:
+                accepted = "the learner has no inner loop, and no use for it"
             raise setting.refusal(accepted)
 
 
@@ -58,8 +60,11 @@ def refuse_unused_settings(config: DictConfig, given: Sequence[GivenSetting]) ->
 def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
     """Settings that others leave without a use, and why."""
     trainer, maml = config.trainer, config.get("maml")
-    meta = "maml" in groups_of(config)
-    if meta and maml is not None:
+    meta = "task" in groups_of(config)
+    if "maml" in groups_of(config) and maml is not None:
+        asked = (config.get("learner") or {}).get("first_order")
+        if asked is not None and asked != maml.get("first_order"):
+            yield "maml.first_order", f"learner.first_order={str(asked).lower()} contradicts it"
         if maml.get("method") != "implicit":
             for name in ("regularization", "cg_iterations"):
                 yield f"maml.{name}", "maml.method=implicit is needed for it"

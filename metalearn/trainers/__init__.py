@@ -5,6 +5,10 @@ from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.meta.inductive import InductiveModule
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.members import MemberLearner
+from metalearn.trainers.meta.multi_step import MultiStepLearner
+from metalearn.trainers.meta.protocol import Learner
+from metalearn.trainers.meta.protonet import ProtoNet
+from metalearn.trainers.meta.registry import LEARNERS, register_learner
 from metalearn.trainers.meta.reports import MemberReport, TestReport
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
 from metalearn.trainers.meta.settings import MAML
@@ -17,12 +21,14 @@ from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.trainer import Trainer
 
 __all__ = [
+    "LEARNERS",
     "MAML",
     "BatchEnsembleTrainer",
     "EnsembleTest",
     "EnsembleTrainer",
     "FitResult",
     "InductiveModule",
+    "Learner",
     "LoopSettings",
     "MCDropoutTrainer",
     "MemberLearner",
@@ -30,11 +36,14 @@ __all__ = [
     "MemberScores",
     "MetaLearner",
     "MetaTrainer",
+    "MultiStepLearner",
     "PerSampleTrainer",
+    "ProtoNet",
     "SWAGTrainer",
     "SnapshotTrainer",
     "TaskScores",
     "TestReport",
     "Trainer",
     "mean_interval",
+    "register_learner",
 ]

@@ -1,5 +1,6 @@
 """Every YAML binds to its constructor, and every choice composes."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,20 +11,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalearn.cli.building import groups_of
 from metalearn.signatures import accepted_settings, check_settings
+from metalearn.trainers import LEARNERS
 from tests.support.commands import ROOT
 
 CONF = ROOT / "conf"
-GROUPS = ("task", "model", "maml", "optimizer", "trainer")
+GROUPS = ("task", "model", "learner", "maml", "optimizer", "trainer")
 SAMPLES = ("data", "model", "optimizer", "trainer")
 NODES = [p for group in GROUPS for p in sorted((CONF / group).glob("*.yaml"))]
 DATA = sorted((CONF / "data").glob("*.yaml"))
 OOD = sorted((CONF / "ood").glob("*.yaml"))
 GIVEN_BY_THE_PROGRAM = {
+    "learner": {"module", "maml", "kind"},
     "model": {"input_shape", "outputs"},
     "task": {"data"},
     "trainer": {
-        "model", "tasks", "data", "ood", "maml", "optimizer", "tracker", "folder", "device",
-        "deterministic",
+        "model", "tasks", "data", "ood", "learner", "maml", "optimizer", "tracker", "folder",
+        "device", "deterministic",
     },
 }  # fmt: skip
 
@@ -71,6 +74,15 @@ def test_every_choice_composes_for_an_ensemble(override: str) -> None:
     assert groups_of(config) == expected
 
 
+def test_every_learner_that_is_known_is_a_choice() -> None:
+    assert {path.stem for path in (CONF / "learner").glob("*.yaml")} == set(LEARNERS)
+    for name, known in LEARNERS.items():
+        config = composed(f"learner={name}")
+        wanted = known.make.func if isinstance(known.make, partial) else known.make
+        assert get_object(config.learner._target_) is wanted
+        assert ("maml" in groups_of(config)) == ("maml" in accepted_settings(wanted))
+
+
 @pytest.mark.parametrize("path", OOD, ids=choice)
 def test_a_second_data_set_is_the_data_set_of_that_name(path: Path) -> None:
     assert (CONF / "data" / path.name).is_file()
@@ -80,9 +92,9 @@ def test_a_second_data_set_is_the_data_set_of_that_name(path: Path) -> None:
 
 
 def test_groups_of_a_trainer_are_those_it_is_built_from() -> None:
-    assert groups_of(composed()) == ("task", "maml", "model", "optimizer", "trainer")
+    assert groups_of(composed()) == ("task", "maml", "learner", "model", "optimizer", "trainer")
     both = composed("trainer=meta", "ood=glyphs")  # a meta-learner takes no labelled samples
-    assert groups_of(both) == ("task", "maml", "model", "optimizer", "trainer")
+    assert groups_of(both) == ("task", "maml", "learner", "model", "optimizer", "trainer")
 
 
 def test_an_ensemble_has_a_network_and_an_optimiser_of_its_own() -> None:

@@ -102,6 +102,12 @@ def _check_ood(config: DictConfig, saved: DictConfig) -> None:
         raise SettingError("ood", name, "only a run of an ensemble takes one")
 
 
+def _any_way(saved: DictConfig) -> bool:
+    """Whether a run's learner takes tasks of any number of classes."""
+    learner = saved.get("learner")
+    return learner is not None and target_of(learner, "learner").needs == "features"
+
+
 def _change(saved: DictConfig, config: DictConfig) -> dict[str, Any]:
     """Put into a run's configuration what is evaluated otherwise; gives the changes of the task."""
     changes = {str(key): value for key, value in config.task.items() if value is not None}
@@ -109,10 +115,13 @@ def _change(saved: DictConfig, config: DictConfig) -> dict[str, Any]:
         if config.get("ood") is not None:
             saved.ood = config.ood
         if config.eval_steps is not None:
+            if "maml" not in saved:
+                accepted = "null is needed: the run's learner has no inner loop"
+                raise SettingError("eval_steps", config.eval_steps, accepted)
             saved.maml.eval_steps = config.eval_steps
         if changes:
             trained_way = saved.task.get("way")
-            if config.task.way not in (None, trained_way):
+            if config.task.way not in (None, trained_way) and not _any_way(saved):
                 accepted = f"the model was built for {trained_way}"
                 raise SettingError("task.way", config.task.way, accepted)
             saved.task.update(changes)

@@ -53,7 +53,8 @@ def check_fit(
     wanted: list[int | str] = [len(inputs), tasks.outputs]
     fits = got == wanted
     if learner.needs == "features":
-        wanted, fits = [len(inputs), "features"], isinstance(got, list) and len(got) == 2
+        wanted = [len(inputs), learner.features or "features"]
+        fits = isinstance(got, list) and len(got) == 2 and learner.features in (None, got[1])
     if not fits:
         accepted = f"outputs {wanted} are needed for these tasks, not {got}".replace("'", "")
         raise SettingError("model", name, accepted)

@@ -114,7 +114,7 @@ class MetaLearner(Learner):
             MemoryError: it ran out; the message says what would fit.
         """
         self.check(tasks)
-        settings = self.gradient_settings()
+        settings = self.gradient_settings(step)
         try:
             with self.refusing_inputs(tasks):
                 found: MetaGradient = self.network.adaptation_gradient(
@@ -223,8 +223,11 @@ class MetaLearner(Learner):
     settle = prepare
     """What it was called before."""
 
-    def gradient_settings(self) -> dict[str, Any]:
-        """Keyword arguments of `metalearn.core.meta_gradient`, by ``plan`` where there is one."""
+    def gradient_settings(self, step: int = 0) -> dict[str, Any]:
+        """Keyword arguments of `metalearn.core.meta_gradient` for a training step.
+
+        By ``plan`` where there is one.
+        """
         return {
             "optimizer": self.optimizer,
             "steps": self.maml.inner_steps,

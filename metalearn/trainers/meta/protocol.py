@@ -61,6 +61,8 @@ class Learner(ABC):
 
     needs: ClassVar[Literal["logits", "features"]] = "logits"
     """What the network has to give: an output for each class (or value), or any vector."""
+    features: int | None = None
+    """How long a vector of features has to be; None takes what the network gives."""
     draws: ClassVar[Literal["tasks", "samples"]] = "tasks"
     """What a training step is made of."""
     inner_steps: int = 0

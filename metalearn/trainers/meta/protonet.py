@@ -47,6 +47,7 @@ class ProtoNet(Learner):
         norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
             at hand, none kept), ``"group"`` (GroupNorm).
         chunk_size: tasks at a time; None takes a whole meta-batch.
+        features: D, which a trainer holds the module to; None takes what it gives.
 
     Raises:
         SettingError: a value out of range, a module that cannot work, tasks of regression.
@@ -65,13 +66,16 @@ class ProtoNet(Learner):
         engine: Engine = "auto",
         norm: Norm | None = None,
         chunk_size: int | None = None,
+        features: int | None = None,
     ) -> None:
         if kind == "regression":
             raise SettingError("kind", kind, "a prototypical network needs tasks of classification")
         if chunk_size is not None:
             check_whole("chunk_size", chunk_size, 1)
         super().__init__(module, kind=kind, norm=norm, engine=engine)
-        self.chunk_size = chunk_size
+        if features is not None:
+            check_whole("features", features, 1)
+        self.chunk_size, self.features = chunk_size, features
         self._way = 0  # of the tasks that were checked last
 
     def task_loss(self, params: Params, support: Batch, query: Batch) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from metalearn.errors import SettingError
 from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.protonet import ProtoNet
 
@@ -27,6 +29,12 @@ class KnownLearner:
 
 LEARNERS: dict[str, KnownLearner] = {
     "maml": KnownLearner(MetaLearner, "the initial parameters of an inner loop are learnt"),
+    "fomaml": KnownLearner(
+        partial(MetaLearner, first_order=True), "as maml, without second derivatives"
+    ),
+    "multi_step": KnownLearner(
+        MultiStepLearner, "as maml, with the query loss after every inner step"
+    ),
     "protonet": KnownLearner(ProtoNet, "the nearest mean of a class's features; no inner loop"),
 }
 """All that are known, by the name that ``learner=`` takes."""
