@@ -85,7 +85,8 @@ class Loop:
         self.tracker: Tracker = tracker or NullTracker()
         self.device = torch.device(device)
         self.checkpoints = Checkpoints(self, None if folder is None else Path(folder))
-        self.params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+        self._parameters = dict(module.named_parameters())
+        self.params = {n: p.detach() for n, p in self._parameters.items() if p.requires_grad}
         self.step = 0
         self.seconds = 0.0
         self.validation_due = True
@@ -240,7 +241,7 @@ class Loop:
     def _apply(self, grads: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> float:
         """Change the module, and count the step: together or not at all. The schedule's factor."""
         own = dict(self.module.named_buffers()) if buffers else {}
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._parameters.items():
             grad = grads.get(name)  # none of a stack that is not trained any more
             parameter.grad = None if grad is None else like_layout(grad, parameter)
         factor = self.set_rates(self.step)
@@ -261,9 +262,8 @@ class Loop:
             if not isinstance(self.tracker, NullTracker):
                 found.draw(self.tracker, self.step)
             self.tracker.scalars(self.step, found.numbers)
-            named = dict(self.module.named_parameters())
-            grads = {n: p.grad for n, p in named.items() if p.grad is not None}
-            self.tracker.histograms(self.step, "weights", named)
+            grads = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+            self.tracker.histograms(self.step, "weights", self._parameters)
             self.tracker.histograms(self.step, "weights_gradient", grads)
             for callback in self.callbacks:
                 callback.after_validation(self, found)

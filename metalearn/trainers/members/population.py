@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,9 @@ __all__ = ["Accepted", "Population"]
 
 log = logging.getLogger(__name__)
 
-Accepted = tuple[dict[str, Tensor], float, float]
+_SURELY_BELOW = 0.999  # of the limit: so far from it no rounding of the factor falls below 1
+
+Accepted = tuple[Mapping[str, Tensor], float, float]
 """Clipped gradients, and for the record: mean loss and median norm of those that are trained."""
 
 
@@ -99,20 +101,19 @@ class Population:
             Ending: training cannot go on.
         """
         self.norms = self.rows.norms(grads).detach().cpu()
-        known = losses.detach().cpu().double()
-        finite = torch.isfinite(known) & torch.isfinite(self.norms)
-        lost = (self.active & ~finite).nonzero().flatten().tolist()
-        what = {i: f"loss {known[i]:g} and gradient norm {self.norms[i]:g}" for i in lost}
-        self._not_finite(what, step, suspects)
-        factors = torch.ones_like(self.norms)
-        if self.clip is not None:
-            factors = (self.clip / (self.norms + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
-        factors = torch.where(self.active, factors, 0.0)
-        clipped = dict(grads) if (factors == 1).all() else self.rows.scaled(grads, factors)
-        if not self.active.any():
+        norms, known = self.norms.tolist(), losses.detach().cpu().tolist()
+        lost = {
+            index: f"loss {known[index]:g} and gradient norm {norms[index]:g}"
+            for index, trained in enumerate(self.active.tolist())
+            if trained and not (math.isfinite(known[index]) and math.isfinite(norms[index]))
+        }
+        self._not_finite(lost, step, suspects)
+        trained = [index for index, still in enumerate(self.active.tolist()) if still]
+        clipped = self._clipped(grads, norms, whole=len(trained) == len(norms))
+        if not trained:
             return clipped, math.nan, math.nan
-        mean, median = known[self.active].mean(), self.norms[self.active].median()
-        return clipped, float(mean), float(median)
+        middle = sorted(norms[index] for index in trained)[(len(trained) - 1) // 2]
+        return clipped, sum(known[index] for index in trained) / len(trained), middle
 
     def check_parameters(self, step: int) -> None:
         """Look whether all parameters are finite after ``step`` steps.
@@ -238,6 +239,17 @@ class Population:
         """What every checkpoint says of the best."""
         stale = 0 if isinstance(self.module, Ensemble) else int(self.stale[0])
         return {"best_step": self.best_step, "best_value": self.best_value, "stale": stale}
+
+    def _clipped(
+        self, grads: Mapping[str, Tensor], norms: Sequence[float], *, whole: bool
+    ) -> Mapping[str, Tensor]:
+        """Gradients of what is trained, each network's scaled to the limit; ``whole``: of all."""
+        if whole and (self.clip is None or max(norms) < _SURELY_BELOW * self.clip):
+            return grads
+        factors = torch.ones_like(self.norms)
+        if self.clip is not None:
+            factors = (self.clip / (self.norms + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
+        return self.rows.scaled(grads, torch.where(self.active, factors, 0.0))
 
     def _freeze_impatient(self) -> None:
         if self.patience is None:

@@ -52,7 +52,8 @@ class OneNetwork:
 
     def scaled(self, grads: State, factors: Tensor) -> dict[str, Tensor]:
         """All gradients times the one factor."""
-        return {name: grad * factors[0].to(grad) for name, grad in grads.items()}
+        factor = factors[0]  # without axes it takes the type and device of what it scales
+        return {name: grad * factor for name, grad in grads.items()}
 
     def finite(self) -> Tensor:
         """``[1]``: whether all parameters are finite."""
