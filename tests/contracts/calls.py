@@ -447,6 +447,18 @@ def _trainers() -> dict[str, Callable[[], Call]]:
                 "kind": "regression",
             },
         ),
+        "MultiStepLearner": lambda: (
+            trainers.MultiStepLearner,
+            {"module": models.MLP((1,), 1), "kind": "regression", "weights": [0.5, 0.5]},
+        ),
+        "ProtoNet": lambda: (
+            trainers.ProtoNet,
+            {"module": models.MLP((1,), 4), "engine": "loop", "features": 4},
+        ),
+        "register_learner": lambda: (
+            trainers.register_learner,
+            {"name": "new", "summary": "it is new"},
+        ),
         "MetaTrainer": meta,
         "EnsembleTrainer": ensemble("EnsembleTrainer", members=2),
         "BatchEnsembleTrainer": ensemble("BatchEnsembleTrainer", members=2),
@@ -491,4 +503,8 @@ def public_functions() -> set[str]:
             callable_ = inspect.isfunction(found) or inspect.isclass(found)
             if callable_ and not record and not abstract and name not in FILES | RESULTS:
                 names.add(f"{face}.{name}")
-    return names - {"core.Eager", "core.InnerOptimizer"}  # of the library's own making
+    return names - {
+        "core.Eager",
+        "core.InnerOptimizer",
+        "trainers.Trainer",
+    }  # of the library's own making

@@ -6,7 +6,7 @@ Axes: T tasks, N samples, C classes (way), D features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,8 @@ class ProtoNet(Learner):
     ) -> None:
         if kind == "regression":
             raise SettingError("kind", kind, "a prototypical network needs tasks of classification")
+        if norm is not None and not (isinstance(norm, str) and norm in get_args(Norm)):
+            raise SettingError("norm", norm, f"one of {', '.join(get_args(Norm))} is needed")
         if chunk_size is not None:
             check_whole("chunk_size", chunk_size, 1)
         super().__init__(module, kind=kind, norm=norm, engine=engine)
