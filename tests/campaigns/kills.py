@@ -35,7 +35,7 @@ import metalearn.cli
 import metalearn.tracking.events  # before the forks
 from metalearn.checkpoint import load_checkpoint
 from tests.saved_runs.double import draw_pictures
-from tests.saved_runs.make import RUNS
+from tests.saved_runs.make import RUNS, with_pictures
 from tests.support.builders import assert_same
 
 ROOT = Path(__file__).parents[2]
@@ -184,8 +184,7 @@ class Campaign:
         pictures = scratch / "pictures"
         if not pictures.exists():
             draw_pictures(pictures)
-        given = [s.format(pictures=pictures) if "{p" in s else s for s in RUNS[name]]
-        self.arguments = [*given, "deterministic=true"]
+        self.arguments = [*with_pictures(RUNS[name], pictures), "deterministic=true"]
         self.early = self.late = 0
         whole, counts = scratch / f"{name}-whole", scratch / f"{name}-counts"
         started = time.monotonic()

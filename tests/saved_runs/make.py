@@ -1,9 +1,11 @@
-"""How the saved runs were made: ``python -m tests.saved_runs.make v1``.
+"""How the saved runs were made: ``python -m tests.saved_runs.make v2``.
 
-Written for the commit whose runs they are (v1: the last one before runs had versions) and kept as
-the record of what stands in them. Each run is trained for 40 steps; ``interrupted`` is the same run
-told to stop by SIGTERM at step 20. ``expected.pt`` has, in float64, what the state that is on disk
-scores, and for an interrupted run the state and the scores after the 20 steps that were left.
+Written for the commits whose runs they are (v1: the last one before runs had versions; v2: one of
+the first with learners as a group of settings) and kept as the record of what stands in them. A
+version has the runs alone that it added. Each run is trained for 40 steps; ``interrupted`` is the
+same run told to stop by SIGTERM at step 20. ``expected.pt`` has, in float64, what the state that is
+on disk scores, and for an interrupted run the state and the scores after the 20 steps that were
+left.
 """
 
 from __future__ import annotations
@@ -39,7 +41,18 @@ _LOOP = [
 _META = [*_LOOP, "trainer.meta_batch=4", "trainer.validation_tasks=8", "test_tasks=12"]
 _SINE = ["task=sinusoid", "model=mlp", "model.hidden=[8]", "maml.inner_lr=0.01", *_META]
 _DIGITS = ["data=digits", "model.hidden=[8]", "trainer.batch_size=32", *_LOOP]
-RUNS = {
+_PICTURES = [
+    *_META,
+    "task=folder",
+    "task.root={pictures}",
+    "task.way=2",
+    "task.query=3",
+    "task.channels=1",
+    "task.image_size=16",
+    "model=conv4",
+    "model.filters=3",
+]
+_V1 = {
     "meta_sinusoid": [*_SINE, "trainer.diagnostics=[gradient_norms,noise_scale]"],
     "meta_mixed_adamw": [
         *_SINE,
@@ -50,17 +63,7 @@ RUNS = {
         "+optimizer.weight_decay=0.01",
     ],
     "meta_members": [*_SINE, "trainer.members=2", "maml.first_order=true"],
-    "meta_pictures": [
-        *_META,
-        "task=folder",
-        "task.root={pictures}",
-        "task.way=2",
-        "task.query=3",
-        "task.channels=1",
-        "task.image_size=16",
-        "model=conv4",
-        "model.filters=3",
-    ],
+    "meta_pictures": _PICTURES,
     "ensemble": [
         "trainer=ensemble",
         *_DIGITS,
@@ -80,6 +83,27 @@ RUNS = {
         "trainer.every=5",
     ],
 }
+_PROTONET = ["learner=protonet", *_PICTURES, "learner.features=4"]
+_V2 = {
+    "meta_protonet": [*_PROTONET, "task.way={train: 3, validation: 2, test: 2}"],
+    "meta_protonet_members": [*_PROTONET, "trainer.members=2"],
+    "meta_fomaml": ["learner=fomaml", *_SINE, "trainer.diagnostics=[gradient_norms]"],
+    "meta_multi_step": [
+        "learner=multi_step",
+        *_SINE,
+        "maml.inner_steps=2",
+        "learner.weights=[0.2,0.3,0.5]",
+        "learner.anneal=30",
+    ],
+}
+ADDED = {"v1": _V1, "v2": _V2}
+"""By version, the runs that it added."""
+RUNS = _V1 | _V2
+
+
+def with_pictures(settings: list[str], pictures: Path) -> list[str]:
+    """The settings of a run with the folder of its pictures in them."""
+    return [setting.replace("{pictures}", str(pictures)) for setting in settings]
 
 
 def train(arguments: list[str], folder: Path, *, stop_at: int | None) -> None:
@@ -131,12 +155,12 @@ def expected(folder: Path, *, interrupted: bool) -> dict[str, Any]:
 
 
 def main(version: str) -> None:
-    """Make all runs anew."""
+    """Make the runs that a version added."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         pictures = draw_pictures(Path(scratch) / "pictures")
-        for name, settings in RUNS.items():
-            arguments = [s.format(pictures=pictures) if "{p" in s else s for s in settings]
+        for name, settings in ADDED[version].items():
+            arguments = with_pictures(settings, pictures)
             for ending, stop_at in (("finished", None), ("interrupted", STEPS // 2)):
                 folder = Path(scratch) / f"{name}-{ending}"
                 train(arguments, folder, stop_at=stop_at)

@@ -14,6 +14,7 @@ from torch import nn
 
 from metalearn.cli import load_ensemble, load_learner, load_module
 from tests.saved_runs.double import copy_of, float64, scores, trainer_at
+from tests.saved_runs.make import ADDED
 from tests.support.commands import Outcome
 
 HERE = Path(__file__).parent
@@ -56,11 +57,14 @@ def assert_close(found: Any, wanted: Any, tolerance: float, where: str = "") -> 
         assert found == wanted, (where, found, wanted)
 
 
-def test_every_trainer_is_among_them() -> None:
-    names = {p.name for p in SAVED}
-    kinds = ("meta_sinusoid", "meta_mixed_adamw", "meta_members", "meta_pictures", "ensemble")
-    kinds += ("per_sample", "mc_dropout", "batch_ensemble", "snapshot", "swag")
-    assert {f"{kind}-{end}" for kind in kinds for end in ("finished", "interrupted")} <= names
+def test_every_trainer_and_learner_is_among_them() -> None:
+    kinds = {"v1": ["meta_sinusoid", "meta_mixed_adamw", "meta_members", "meta_pictures"]}
+    kinds["v1"] += ["ensemble", "per_sample", "mc_dropout", "batch_ensemble", "snapshot", "swag"]
+    kinds["v2"] = ["meta_protonet", "meta_protonet_members", "meta_fomaml", "meta_multi_step"]
+    assert {version: list(runs) for version, runs in ADDED.items()} == kinds
+    ends = ("finished", "interrupted")
+    wanted = {f"{v}/{kind}-{end}" for v in kinds for kind in kinds[v] for end in ends}
+    assert {f"{p.parent.name}/{p.name}" for p in SAVED} == wanted
 
 
 @saved_runs
@@ -120,9 +124,10 @@ def test_the_commands_take_them(
 def test_loaders_give_something_to_call(folder: Path, saved: Path) -> None:
     if saved.name.startswith("meta"):
         learner = load_learner(folder)
-        shape = (4, 1, 16, 16) if "pictures" in saved.name else (4, 1)
+        pictures = saved.name.startswith(("meta_pictures", "meta_protonet"))
+        shape = (4, 1, 16, 16) if pictures else (4, 1)
         x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        y = torch.tensor([0, 1, 0, 1]) if "pictures" in saved.name else x.sin()
+        y = torch.tensor([0, 1, 0, 1]) if pictures else x.sin()
         adapted = learner.adapt((x, y))
         assert isinstance(adapted, nn.Module)
         assert torch.isfinite(adapted(x)).all()
