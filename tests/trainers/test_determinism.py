@@ -21,11 +21,11 @@ from metalearn.trainers import (
     MetaTrainer,
     PerSampleTrainer,
     Trainer,
-    planning,
 )
 from metalearn.trainers.loop import plans as loop_plans
 from metalearn.trainers.members import settings as member_settings
 from metalearn.trainers.members.settings import plan_members
+from metalearn.trainers.meta import planning
 from tests.support.builders import (
     assert_same,
     before_gradient,

@@ -183,9 +183,9 @@ class Loop:
 
     def _take_step(self, bar: Progress, clock: Clock) -> None:
         step = self.step
-        set_draw(self.module, step)
         for callback in self.callbacks:
             callback.before_step(self, step)
+        set_draw(self.module, step)
         batch = self.objective.batch(step)
         gradient = self.ranks.reduce(self.objective.gradient(self.params, batch, step=step))
         gradient = finish(gradient)

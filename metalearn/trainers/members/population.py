@@ -7,6 +7,7 @@ Axes: M members, or 1.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -233,6 +234,7 @@ class Population:
             )
             self.stale = torch.tensor([stale])
             self.active.fill_(True)  # with the patience of now
+            self.endings.clear()
             self._freeze_impatient()
 
     def summary(self) -> dict[str, Any]:
@@ -262,7 +264,8 @@ class Population:
         if not self.best or better.all():
             self.best = self.module.state_dict()
             for name, value in self.best.items():
-                self.best[name] = value.detach().clone()
+                copied = isinstance(value, Tensor)  # else a layer's own get_extra_state()
+                self.best[name] = value.detach().clone() if copied else copy.deepcopy(value)
         else:
             self.rows.copy(self.module.state_dict(), self.best, better)
 

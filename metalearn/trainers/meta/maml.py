@@ -29,9 +29,9 @@ from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import check_floating, match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
+from metalearn.trainers.meta.planning import planned, settle, what_fits
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.settings import MAML
-from metalearn.trainers.planning import planned, settle, what_fits
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
 __all__ = ["MetaLearner"]

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from metalearn.core import Engine, Method, Plan
 from metalearn.schema import Kind, choice, maybe, text, together, whole
-from metalearn.trainers.planning import keeps
+from metalearn.trainers.loop.plans import keeps
 
 __all__ = ["kept_plan", "plan_kind", "plan_state"]
 

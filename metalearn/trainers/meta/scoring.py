@@ -24,9 +24,9 @@ from metalearn.core.tree import leaves, tree_map
 from metalearn.evaluation import expected_calibration_error
 from metalearn.trainers.meta.criterion import Criterion, Kind
 from metalearn.trainers.meta.inductive import each_beside
+from metalearn.trainers.meta.nan_scores import hits
 from metalearn.trainers.meta.network import LearnerNetwork
 from metalearn.trainers.meta.scores import MemberScores, TaskScores
-from metalearn.trainers.nan_scores import hits
 from metalearn.types import Batch, Params, TaskBatch
 
 __all__ = ["ScoredLearner", "along_states", "score_tasks"]

@@ -30,11 +30,11 @@ from metalearn.trainers.meta.diagnostics import TaskSource, diagnosis_sources
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from metalearn.trainers.meta.fitting import check_fit
 from metalearn.trainers.meta.making import check_members_of, made_learner
+from metalearn.trainers.meta.nan_scores import check_tasks
 from metalearn.trainers.meta.objective import MetaObjective
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import TestReport, task_report
 from metalearn.trainers.meta.settings import MAML
-from metalearn.trainers.nan_scores import check_tasks
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import Split, TaskDistribution
 

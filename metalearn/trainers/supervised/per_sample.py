@@ -87,8 +87,6 @@ class PerSampleTrainer(Trainer):
             does not fit the data.
     """
 
-    ensemble = None
-
     @checked
     def __init__(
         self,

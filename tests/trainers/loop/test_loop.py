@@ -297,3 +297,44 @@ def test_training_works_in_another_thread() -> None:
     thread.start()
     thread.join()
     assert [r.reason for r in results] == ["finished"]
+
+
+class Noted(torch.nn.Linear):
+    """A layer with something of its own in its state."""
+
+    def __init__(self, note: Any) -> None:
+        super().__init__(3, 2)
+        self.note = note
+
+    def get_extra_state(self) -> Any:
+        return self.note
+
+    def set_extra_state(self, state: Any) -> None:
+        self.note = state
+
+
+@pytest.mark.parametrize(
+    ("note", "blank"),
+    [({"seen": 2}, {"seen": 0}), ("text", ""), (3, 0), (torch.ones(2), torch.zeros(2))],
+    ids=["mapping", "text", "number", "tensor"],
+)
+def test_what_a_layer_keeps_beside_tensors_is_kept(note: Any, blank: Any, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        made = Noted(note), Noted(blank)
+    trainer, resumed = (Scripted(module=m, steps=2, folder=tmp_path, progress=False) for m in made)
+    trainer.fit()
+    resumed.resume(last(tmp_path))
+    assert_same(made[1].note, note)
+    made[1].note = blank
+    resumed.load_best()
+    assert_same(made[1].note, note)
+
+
+def test_patience_that_is_raised_forgets_the_end(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 6, "eval_every": 1, "progress": False}
+    trainer = Scripted([0.5, 0.4], patience=1, folder=tmp_path, **settings)
+    assert trainer.fit().reason == "patience"
+    trainer.loop.population.patience = None
+    trainer.resume(last(tmp_path))
+    assert not trainer.endings and trainer.active.all()
+    assert trainer.fit().reason == "finished"

@@ -14,11 +14,11 @@ from metalearn.core import Plan, plan_meta_gradient
 from metalearn.core.memory import describe_bytes
 from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError
-from metalearn.trainers.loop.plans import keeps, memory_budget
+from metalearn.trainers.loop.plans import memory_budget
 from metalearn.trainers.meta.settings import MAML
 from metalearn.types import LossFn, Params, TaskBatch
 
-__all__ = ["keeps", "planned", "settle", "what_fits"]
+__all__ = ["planned", "settle", "what_fits"]
 
 _PLANNED = ("engine", "method", "chunk_size")
 
