@@ -45,8 +45,7 @@ _POSITIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ON
 
 def accepted_settings(function: Callable[..., Any]) -> dict[str, Any]:
     """Names that ``function`` accepts as keywords, each with its type hint (Any without one)."""
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = typing.get_type_hints(target, include_extras=True)
+    hints = _hints(function)
     settings: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints.get(name, Any)
@@ -56,6 +55,21 @@ def accepted_settings(function: Callable[..., Any]) -> dict[str, Any]:
         elif parameter.kind not in _POSITIONAL:
             settings[name] = hint
     return settings
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Type hints of what is called; none where they name what only a type checker imports."""
+    target: Any = function
+    if inspect.isclass(function):
+        target = function.__init__
+    elif isinstance(function, functools.partial):
+        return _hints(function.func)
+    elif not inspect.isroutine(function):
+        target = type(function).__call__
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except NameError:
+        return {}
 
 
 def check_settings(

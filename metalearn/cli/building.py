@@ -35,7 +35,7 @@ __all__ = [
 
 GROUPS = ("task", "data", "ood", "learner", "maml", "model", "optimizer", "trainer")
 
-_FULL_NAMES = ("maml.", "model", "module", "optimizer")
+_FULL_NAMES = ("maml.", "task.", "model", "module", "optimizer")
 _SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml", "learner": "learner"}
 """Groups that become an argument of the trainer, where it has such an argument."""
 _REQUIRED = ("task", "data")

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Sequence
 from typing import TypeVar
 
+from metalearn.core import Reduction
 from metalearn.errors import SettingError
 from metalearn.trainers.diagnostics.curvature_traces import CurvatureTraces
 from metalearn.trainers.diagnostics.eigenvalues import Eigenvalues
@@ -66,6 +67,7 @@ def register_diagnostic(kind: D) -> D:
     for attribute in needed:
         if not getattr(kind, attribute, None):
             raise SettingError("diagnostic", kind.__name__, f"its class needs {attribute} = ...")
+    _check_attributes(kind)
     others = [known for known in DIAGNOSTICS.values() if known.__qualname__ != kind.__qualname__]
     taken = {name for known in others for name in (known.name, _offline_name(known))}
     for name in (kind.name, _offline_name(kind)):
@@ -73,6 +75,22 @@ def register_diagnostic(kind: D) -> D:
             raise SettingError("diagnostic", name, "a name that no other diagnostic has is needed")
     DIAGNOSTICS[kind.name] = kind
     return kind
+
+
+def _check_attributes(kind: type[Diagnostic]) -> None:
+    """Refuse what a class says of itself where nothing could be done with it."""
+    for attribute in ("name", "offline_name"):
+        name = getattr(kind, attribute)
+        if name and not (isinstance(name, str) and name.isidentifier()):
+            accepted = "letters, digits and underscores are needed, as in a setting"
+            raise SettingError(f"{kind.__name__}.{attribute}", name, accepted)
+    every = {known for other in DIAGNOSTICS.values() for known in other.kinds}
+    if not isinstance(kind.kinds, tuple | list) or not set(kind.kinds) <= every:
+        accepted = f"a tuple of some of {', '.join(sorted(every))} is needed"
+        raise SettingError(f"{kind.__name__}.kinds", kind.kinds, accepted)
+    if issubclass(kind, GradientDiagnostic) and not isinstance(kind.reduction, Reduction):
+        accepted = "a Reduction(init, update, finish) is needed"
+        raise SettingError(f"{kind.__name__}.reduction", kind.reduction, accepted)
 
 
 def training_diagnostics() -> dict[str, type[Diagnostic]]:

@@ -36,7 +36,7 @@ def check_fit(
     ways = outputs_by_split(tasks)
     if learner.needs == "logits" and len(set(ways.values())) > 1:
         accepted = "a model with a logit for each class needs the same way in every split"
-        raise SettingError("tasks", ways, accepted)
+        raise SettingError("task.way", ways, accepted)
     batch = tasks.sample("train", [0], device=device)
     size = sum(part.numel() * part.element_size() for part in leaves(batch))
     check_memory("meta_batch", meta_batch, size * meta_batch, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -46,6 +47,7 @@ def made_learner(
         make = learner_of(learner) if isinstance(learner, str) else learner
     if make is MetaLearner and isinstance(model, Ensemble):
         make = MemberLearner
+    _check_maker(make)
     inner = takes_maml(make)
     if maml is not None and not inner:
         name = learner if isinstance(learner, str) else _name(make)
@@ -73,8 +75,20 @@ def check_members_of(model: nn.Module, members: int | None) -> None:
 
 def takes_maml(make: Callable[..., Any]) -> bool:
     """Whether what makes a learner has a use for settings of an inner loop."""
-    inside = make.func if isinstance(make, partial) else make
-    return "maml" in accepted_settings(inside)
+    return "maml" in accepted_settings(make)
+
+
+def _check_maker(make: Callable[..., Any]) -> None:
+    """Refuse what cannot be called as one that makes a learner is."""
+    accepted = "what makes a Learner of (model, kind=...) is needed"
+    if isinstance(make, nn.Module):
+        raise SettingError("learner", _name(make), accepted)
+    try:
+        inner = {"maml": None} if takes_maml(make) else {}
+        inspect.signature(make).bind(None, kind=None, **inner)
+    except (TypeError, ValueError) as error:  # of a partial, what it was given beforehand
+        reason = error.__cause__ or error
+        raise SettingError("learner", _name(make), f"{accepted} ({reason})") from error
 
 
 def _checked(learner: Learner, model: nn.Module, maml: MAML | None, kind: Kind) -> Learner:

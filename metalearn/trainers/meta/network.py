@@ -9,7 +9,7 @@ Axes: M members, T tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from torch import Tensor, nn
 
@@ -174,8 +174,11 @@ def network_of(module: nn.Module, engine: Engine) -> LearnerNetwork:
     """The network of a module, or the networks of an `Ensemble`.
 
     Raises:
-        SettingError: a module that cannot work, or without parameters to learn.
+        SettingError: an unknown engine, a module that cannot work, or without parameters to learn.
     """
+    if engine not in get_args(Engine):
+        accepted = f"one of {', '.join(get_args(Engine))} is needed"
+        raise SettingError("engine", engine, accepted)
     found: Any = None
     found = StackedNetworks(module) if isinstance(module, Ensemble) else OneNetwork(module, engine)
     if not found.params:

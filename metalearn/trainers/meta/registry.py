@@ -46,9 +46,19 @@ def register_learner(name: str, summary: str) -> Callable[[type[Learner]], type[
     Args:
         name: for ``MetaTrainer(…, learner=name)``.
         summary: what it does, in a line.
+
+    Raises:
+        SettingError: no name, one that another learner has, a class that is no `Learner`.
     """
+    if not isinstance(name, str) or not name:
+        raise SettingError("name", name, "a name is needed, as register_learner(name, summary)")
 
     def known(kind: type[Learner]) -> type[Learner]:
+        if not (isinstance(kind, type) and issubclass(kind, Learner)):
+            raise SettingError("learner", kind, "a subclass of Learner is needed")
+        held = LEARNERS.get(name)
+        if held is not None and getattr(held.make, "__qualname__", "") != kind.__qualname__:
+            raise SettingError("name", name, "a name that no other learner has is needed")
         LEARNERS[name] = KnownLearner(kind, summary)
         return kind
 

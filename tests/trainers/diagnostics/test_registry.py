@@ -296,6 +296,27 @@ def test_names_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
             register_diagnostic(type("Half", (GradientDiagnostic,), given))
 
 
+@pytest.mark.parametrize(
+    ("attribute", "value", "accepted"),
+    [
+        ("name", "two words", "letters, digits and underscores"),
+        ("name", 3, "letters, digits and underscores"),
+        ("offline_name", "a/b", "letters, digits and underscores"),
+        ("kinds", ("samples",), "a tuple of some of loss, member, predictive, sample, shot, task"),
+        ("kinds", "task", "a tuple of some of"),
+        ("reduction", torch.mean, "a Reduction"),
+    ],
+)
+def test_what_a_class_says_of_itself_has_to_be_of_use(
+    attribute: str, value: object, accepted: str
+) -> None:
+    given = {"name": "odd", "kinds": ("sample",), "reduction": gradient_norms()}
+    kind = type("Odd", (GradientDiagnostic,), given | {attribute: value})
+    with pytest.raises(SettingError, match=rf"^Odd\.{attribute}=.*: {accepted}"):
+        register_diagnostic(kind)
+    assert "odd" not in DIAGNOSTICS
+
+
 def test_option_lists_are_those_of_the_table() -> None:
     check_diagnostics(list(training_diagnostics()))
     assert set(training_diagnostics()) < set(DIAGNOSTICS)

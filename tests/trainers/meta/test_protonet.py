@@ -14,7 +14,7 @@ from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
 from metalearn.models import MLP, Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
-from metalearn.trainers import MAML, MetaTrainer
+from metalearn.trainers import LEARNERS, MAML, MetaTrainer, register_learner
 from metalearn.trainers.meta.protonet import ProtoNet
 from metalearn.types import TaskBatch
 from tests.support.builders import assert_same, last, patterns, signal_in_step, state_of
@@ -133,12 +133,51 @@ def test_diagnostics_see_tasks() -> None:
         ),
         ({"learner": "protonet", "maml": MAML()}, "^maml=.*protonet has none, so None is needed"),
         ({"learner": lambda m, kind: m}, "^learner='MLP': what makes a Learner is needed"),
+        ({"learner": lambda: None}, r"^learner='<lambda>': what makes a Learner of \(model, kind"),
+        ({"learner": lambda model: None}, r"^learner='<lambda>': what makes a Learner of \(model"),
+        ({"learner": torch.nn.Linear}, "^learner='Linear': what makes a Learner of"),
+        ({"learner": network()}, "^learner='MLP': what makes a Learner of"),
+        ({"learner": partial(ProtoNet, chunk=2)}, "^learner='ProtoNet': .*'chunk'"),
+        ({"learner": partial(ProtoNet, engine="batch")}, "^engine='batch': one of auto, batched"),
         ({"learner": ProtoNet(network())}, "^model='MLP': learner.module is needed"),
     ],
 )
 def test_bad_input(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         MetaTrainer(network(), TASKS, **settings)
+
+
+def test_a_maker_may_have_hints_for_type_checkers_alone() -> None:
+    def make(model: Unknown, *, kind: Any) -> Unknown:  # type: ignore[name-defined]  # noqa: F821
+        return ProtoNet(model, kind=kind)
+
+    trainer = MetaTrainer(network(), TASKS, learner=make, **SETTINGS)
+    assert isinstance(trainer.learner, ProtoNet)
+
+
+def test_what_is_registered_is_a_learner_under_a_name_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("maml", "fomaml", "protonet"):
+        with pytest.raises(SettingError, match=f"^name='{name}': a name that no other learner has"):
+            register_learner(name, "")(type("Other", (ProtoNet,), {}))
+    with pytest.raises(SettingError, match="^name='': a name is needed"):
+        register_learner("", "")
+    with pytest.raises(SettingError, match="^learner=3: a subclass of Learner is needed"):
+        register_learner("three", "")(3)  # type: ignore[arg-type]
+    monkeypatch.setitem(LEARNERS, "nearest", LEARNERS["protonet"])  # taken out again afterwards
+    del LEARNERS["nearest"]
+    Nearest = type("Nearest", (ProtoNet,), {})
+    for _ in range(2):  # a cell of a notebook that is run twice
+        assert register_learner("nearest", "the nearest mean")(Nearest) is Nearest
+    trainer = MetaTrainer(network(), TASKS, learner="nearest", **SETTINGS)
+    assert isinstance(trainer.learner, Nearest)
+
+
+def test_ways_by_split_need_a_learner_of_features() -> None:
+    tasks = FewShotTasks(patterns(), way={"train": 3, "test": 2}, shot=2, query=2)
+    with pytest.raises(SettingError, match="^task.way=.*needs the same way in every split"):
+        MetaTrainer(MLP((1, 4, 4), 3), tasks, **SETTINGS)
 
 
 def test_tasks_that_do_not_fit() -> None:
