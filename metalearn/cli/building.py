@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -191,10 +192,14 @@ def _network_seeds(config: DictConfig) -> Sequence[int]:
 def target_of(node: DictConfig, group: str) -> Any:
     """What a node builds."""
     place = node.get("_target_")
+    logger = logging.getLogger(get_object.__module__)
+    before, logger.disabled = logger.disabled, True  # it would say once more what cannot be found
     try:
         target = get_object(place)
     except (ImportError, AttributeError, ValueError, TypeError, HydraException) as error:
         raise SettingError(f"{group}._target_", place, "no such class can be imported") from error
+    finally:
+        logger.disabled = before
     if not callable(target):
         raise SettingError(f"{group}._target_", place, "a class or a function is needed")
     return target

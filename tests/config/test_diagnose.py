@@ -149,6 +149,25 @@ def test_bad_settings_end_in_one_sentence(run: Run, folder: Path) -> None:
         assert outcome.err.count("\n") == 1, outcome.err
 
 
+def test_a_learner_without_an_inner_loop_says_what_is_left_out(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "protonet"
+    trained = run(
+        "train", "learner=protonet", "learner.features=4", "model.filters=2", "test_tasks=0",
+        "trainer.steps=1", "trainer.meta_batch=2", "trainer.validation_tasks=2",
+        f"hydra.run.dir={folder}",
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    outcome = run("diagnose", f"run={folder}", "what=[gradient_norms,fisher,traces]", "tasks=2")
+    assert outcome.code == 0, outcome.err
+    assert "meta_gradients | gradient_norms: median" in outcome.out
+    assert "fisher: this run has no models that predict from their parameters alone" in outcome.out
+    assert "traces: this run has no models with a loss of their parameters alone" in outcome.out
+    for argument in ("at=[adapted]", "at=[initial]", "inner_steps=2"):
+        outcome = run("diagnose", f"run={folder}", argument)
+        assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+        assert "the run's learner has no inner loop, so nothing is needed here" in outcome.err
+
+
 @pytest.mark.parametrize("folder", ["per_sample"], indirect=True)
 def test_a_run_by_samples_is_evaluated_and_taken_away(run: Run, folder: Path) -> None:
     outcome = run("evaluate", f"run={folder}")

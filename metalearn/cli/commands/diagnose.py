@@ -94,17 +94,20 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
             if name not in known:
                 raise SettingError(setting, name, f"known are {', '.join(known)}")
     CurvatureSettings(**{name: plain_value(config[name]) for name in _CURVATURE})
-    unused = dict(_unused(config, meta="task" in saved))
+    unused = dict(_unused(config, meta="task" in saved, adapts="maml" in saved))
     for entry in given:
         if entry.name in unused and entry.value is not None:
             raise entry.refusal(unused[entry.name])
 
 
-def _unused(config: DictConfig, *, meta: bool) -> Iterator[tuple[str, str]]:
+def _unused(config: DictConfig, *, meta: bool, adapts: bool) -> Iterator[tuple[str, str]]:
     """Settings without a use for this kind of run, or for what is asked of it."""
     if meta:
         yield "samples", "a run of trainer=meta takes tasks=..."
-        if "adapted" not in config.at:
+        if not adapts:
+            for name in ("at", "inner_steps"):
+                yield name, "the run's learner has no inner loop, so nothing is needed here"
+        elif "adapted" not in config.at:
             yield "inner_steps", "at=[adapted] is needed for it"
     else:
         for name in ("tasks", "at", "inner_steps"):

@@ -41,6 +41,15 @@ __all__ = [
 
 PLACES = ("initial", "adapted")
 """Parameters of a meta-learner that can be looked at."""
+_KINDS = {
+    "sample": "gradients of single samples",
+    "shot": "gradients of single shots",
+    "task": "gradients of tasks",
+    "member": "members",
+    "predictive": "models that predict from their parameters alone",
+    "loss": "models with a loss of their parameters alone",
+}
+"""What messages call that which `DiagnosticSource.diagnostic_kinds` names."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,8 @@ def diagnose(
             diagnosis.left_out |= left_out
             nowhere = [name for name in nowhere if name not in had]
     for name in nowhere:
-        diagnosis.left_out[name] = f"this run has no {' or '.join(known[name].kinds)}"
+        kinds = [_KINDS.get(kind, kind) for kind in known[name].kinds]
+        diagnosis.left_out[name] = f"this run has no {' or '.join(kinds)}"
     return diagnosis
 
 

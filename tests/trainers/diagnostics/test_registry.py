@@ -269,8 +269,8 @@ def test_a_quantity_that_a_run_has_nothing_for_is_told() -> None:
     )
     assert found.findings["here"].keys() == {"gradient_norms"}
     assert found.left_out == {
-        "cosines": "this run has no task or member",
-        "traces": "this run has no loss",
+        "cosines": "this run has no gradients of tasks or members",
+        "traces": "this run has no models with a loss of their parameters alone",
     }
 
 
