@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metalearn.core.curvature.fisher_problem import OutputsFn
 from metalearn.core.tree import leaves
+from metalearn.errors import SettingError
 from metalearn.trainers.diagnostics.protocol import (
     Diagnostic,
     DiagnosticSource,
@@ -80,7 +81,8 @@ def measure(
         _share(found, users, started)
         for user in users:
             started = time.monotonic()
-            found.results[user.name][kind] = user.result(reduced[user.reduction], units)
+            result = user.result(reduced[user.reduction], units)
+            found.results[user.name][kind] = _result(user, result)
             _share(found, [user], started)
     if of_models:
         started = time.monotonic()
@@ -90,8 +92,16 @@ def measure(
     for diagnostic in of_models:
         started = time.monotonic()
         result = diagnostic.result(models, settings or CurvatureSettings())
-        found.results[diagnostic.name][wanted[diagnostic][0]] = result
+        found.results[diagnostic.name][wanted[diagnostic][0]] = _result(diagnostic, result)
         _share(found, [diagnostic], started)
+    return found
+
+
+def _result(diagnostic: Diagnostic, found: Any) -> DiagnosticResult:
+    """What a diagnostic gave, which has to be what all give."""
+    if not isinstance(found, DiagnosticResult):
+        setting = f"{type(diagnostic).__name__}.result"
+        raise SettingError(setting, type(found).__name__, "a DiagnosticResult is needed")
     return found
 
 

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from metalearn.errors import SettingError
 from metalearn.tracking import layers_figure
 
 __all__ = ["DiagnosticResult", "layer_figures", "pairs_of"]
@@ -23,7 +24,7 @@ class DiagnosticResult:
     """One quantity, of a step of a training or of a finished run.
 
     Attributes:
-        values: number by name, each ``[G]`` or one number.
+        values: number by name, each ``[G]`` or one number (which becomes a tensor).
         layers: name to a number for each layer.
         matrix: between K units, such as cosines, if any.
         labels: of the K units; None numbers them.
@@ -31,6 +32,9 @@ class DiagnosticResult:
         distribution: a number for each unit, if any; what a histogram is made of.
         count: units of which a step's gradient is the mean; 0 of models.
         details: for the diagnostic itself: what its record in a training needs beside that.
+
+    Raises:
+        SettingError: a value that is no number.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -41,6 +45,9 @@ class DiagnosticResult:
     distribution: Tensor | None = None
     count: int = 0
     details: Any = None
+
+    def __post_init__(self) -> None:
+        self.values = {name: _number(name, value) for name, value in self.values.items()}
 
     def scalars(self) -> dict[str, float]:
         """One number for each value: its mean, with ``_low`` and ``_high`` where it has several."""
@@ -77,6 +84,14 @@ def pairs_of(matrix: Tensor) -> Tensor:
     """Entries above the diagonal, ``[K·(K−1)/2]``."""
     rows, columns = torch.triu_indices(len(matrix), len(matrix), offset=1)
     return matrix[rows, columns]
+
+
+def _number(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SettingError(f"values.{name}", value, "a number or a tensor of numbers is needed")
+    return torch.tensor(float(value), dtype=torch.float64)
 
 
 def layer_figures(result: DiagnosticResult, title: str) -> Mapping[str, Figure]:

@@ -16,7 +16,7 @@ from metalearn.trainers.meta.criterion import Kind
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.members import MemberLearner
 from metalearn.trainers.meta.protocol import Learner
-from metalearn.trainers.meta.registry import learner_of
+from metalearn.trainers.meta.registry import check_complete, learner_of
 from metalearn.trainers.meta.settings import MAML
 
 __all__ = ["check_members_of", "made_learner", "takes_maml"]
@@ -57,6 +57,9 @@ def made_learner(
     made = make(model, kind=kind, **({"maml": maml} if inner else {}))
     if not isinstance(made, Learner):
         raise SettingError("learner", type(made).__name__, "what makes a Learner is needed")
+    if made.needs not in ("logits", "features"):
+        accepted = "logits or features is needed"
+        raise SettingError(f"{type(made).__name__}.needs", made.needs, accepted)
     if made.draws != "tasks":
         accepted = f"a learner of tasks is needed, not of {made.draws}"
         raise SettingError("learner", _name(make), accepted)
@@ -83,6 +86,7 @@ def _check_maker(make: Callable[..., Any]) -> None:
     accepted = "what makes a Learner of (model, kind=...) is needed"
     if isinstance(make, nn.Module):
         raise SettingError("learner", _name(make), accepted)
+    check_complete(make.func if isinstance(make, partial) else make)
     try:
         inner = {"maml": None} if takes_maml(make) else {}
         inspect.signature(make).bind(None, kind=None, **inner)

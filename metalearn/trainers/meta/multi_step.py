@@ -5,6 +5,7 @@ Axes: K inner steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -55,6 +56,9 @@ class MultiStepLearner(MetaLearner):
             accepted = f"{count} are needed, one for each of θ_0 … θ_{count - 1}"
             raise SettingError("weights", list(weights), accepted)
         self.weights = [1 / count] * count if weights is None else [float(w) for w in weights]
+        if not all(map(math.isfinite, self.weights)) or not any(self.weights):
+            accepted = "finite numbers, not all of them 0, are needed"
+            raise SettingError("weights", self.weights, accepted)
         if anneal is not None:
             check_whole("anneal", anneal, 1)
         self.anneal = anneal

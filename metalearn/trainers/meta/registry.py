@@ -14,7 +14,7 @@ from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.protonet import ProtoNet
 
-__all__ = ["LEARNERS", "KnownLearner", "learner_of", "register_learner"]
+__all__ = ["LEARNERS", "KnownLearner", "check_complete", "learner_of", "register_learner"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def register_learner(name: str, summary: str) -> Callable[[type[Learner]], type[
     def known(kind: type[Learner]) -> type[Learner]:
         if not (isinstance(kind, type) and issubclass(kind, Learner)):
             raise SettingError("learner", kind, "a subclass of Learner is needed")
+        check_complete(kind)
         held = LEARNERS.get(name)
         if held is not None and getattr(held.make, "__qualname__", "") != kind.__qualname__:
             raise SettingError("name", name, "a name that no other learner has is needed")
@@ -63,6 +64,17 @@ def register_learner(name: str, summary: str) -> Callable[[type[Learner]], type[
         return kind
 
     return known
+
+
+def check_complete(make: Any) -> None:
+    """Refuse a class of which no learner can be made, as methods are left out.
+
+    Raises:
+        SettingError: names them.
+    """
+    left_out = sorted(getattr(make, "__abstractmethods__", ())) if isinstance(make, type) else ()
+    if left_out:
+        raise SettingError("learner", make.__name__, f"its class needs {', '.join(left_out)}")
 
 
 def learner_of(name: str) -> Callable[..., Any]:

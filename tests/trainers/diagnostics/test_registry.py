@@ -317,6 +317,24 @@ def test_what_a_class_says_of_itself_has_to_be_of_use(
     assert "odd" not in DIAGNOSTICS
 
 
+def test_a_result_is_a_record_of_numbers() -> None:
+    found = DiagnosticResult({"share": 0.25, "count": 3})
+    assert found.scalars() == {"share": 0.25, "count": 3.0} == found.as_json()
+    for value in ("many", None, True):
+        with pytest.raises(SettingError, match=r"^values\.share=.*: a number or a tensor"):
+            DiagnosticResult({"share": value})  # type: ignore[dict-item]
+
+
+def test_what_a_diagnostic_gives_has_to_be_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"name": "bare", "kinds": ("sample",), "reduction": gradient_norms()}
+    given["result"] = lambda self, reduced, units: {"share": 1.0}
+    monkeypatch.setitem(DIAGNOSTICS, "bare", type("Bare", (GradientDiagnostic,), given))
+    chunk = {"w": torch.ones(1, 2, 3)}
+    source = UnitSource(GradientUnits("sample", lambda: [[chunk]], 2))
+    with pytest.raises(SettingError, match=r"^Bare\.result='dict': a DiagnosticResult is needed"):
+        diagnose([("network", source)], ["bare"])
+
+
 def test_option_lists_are_those_of_the_table() -> None:
     check_diagnostics(list(training_diagnostics()))
     assert set(training_diagnostics()) < set(DIAGNOSTICS)

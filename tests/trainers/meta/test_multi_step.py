@@ -84,6 +84,8 @@ def test_members_train_as_alone() -> None:
     [
         ({"weights": [1.0]}, {}, r"^weights=\[1\.0\]: 2 are needed, one for each of θ_0 … θ_1"),
         ({"weights": [1.0, float("nan")]}, {}, "^weights=.*: a list of numbers or null is needed"),
+        ({"weights": [1.0, float("inf")]}, {}, "^weights=.*: finite numbers, not all of them 0"),
+        ({"weights": [0, 0]}, {}, r"^weights=\[0\.0, 0\.0\]: finite numbers, not all of them 0"),
         ({"anneal": 0}, {}, "^anneal=0: a whole number of at least 1"),
         ({}, {"method": "implicit"}, r"^maml\.method='implicit': auto, reverse, mixed or"),
     ],

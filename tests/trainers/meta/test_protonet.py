@@ -14,7 +14,7 @@ from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
 from metalearn.models import MLP, Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
-from metalearn.trainers import LEARNERS, MAML, MetaTrainer, register_learner
+from metalearn.trainers import LEARNERS, MAML, Learner, MetaTrainer, register_learner
 from metalearn.trainers.meta.protonet import ProtoNet
 from metalearn.types import TaskBatch
 from tests.support.builders import assert_same, last, patterns, signal_in_step, state_of
@@ -136,6 +136,11 @@ def test_diagnostics_see_tasks() -> None:
         ({"learner": lambda: None}, r"^learner='<lambda>': what makes a Learner of \(model, kind"),
         ({"learner": lambda model: None}, r"^learner='<lambda>': what makes a Learner of \(model"),
         ({"learner": torch.nn.Linear}, "^learner='Linear': what makes a Learner of"),
+        (
+            {"learner": type("Fits", (Learner,), {})},
+            "^learner='Fits': its class needs as_mod",
+        ),
+        ({"learner": type("Odd", (ProtoNet,), {"needs": "x"})}, r"^Odd\.needs='x': logits or feat"),
         ({"learner": network()}, "^learner='MLP': what makes a Learner of"),
         ({"learner": partial(ProtoNet, chunk=2)}, "^learner='ProtoNet': .*'chunk'"),
         ({"learner": partial(ProtoNet, engine="batch")}, "^engine='batch': one of auto, batched"),
@@ -165,6 +170,8 @@ def test_what_is_registered_is_a_learner_under_a_name_of_its_own(
         register_learner("", "")
     with pytest.raises(SettingError, match="^learner=3: a subclass of Learner is needed"):
         register_learner("three", "")(3)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="^learner='Half': its class needs as_module, fit"):
+        register_learner("half", "")(type("Half", (Learner,), {}))
     monkeypatch.setitem(LEARNERS, "nearest", LEARNERS["protonet"])  # taken out again afterwards
     del LEARNERS["nearest"]
     Nearest = type("Nearest", (ProtoNet,), {})
