@@ -23,6 +23,7 @@ from metalearn.trainers.diagnostics.protocol import (
     DiagnosticSource,
     GradientUnits,
     PredictiveModels,
+    spelled_out,
 )
 from metalearn.trainers.diagnostics.registry import offline_diagnostics
 from metalearn.trainers.diagnostics.result import DiagnosticResult
@@ -41,15 +42,6 @@ __all__ = [
 
 PLACES = ("initial", "adapted")
 """Parameters of a meta-learner that can be looked at."""
-_KINDS = {
-    "sample": "gradients of single samples",
-    "shot": "gradients of single shots",
-    "task": "gradients of tasks",
-    "member": "members",
-    "predictive": "models that predict from their parameters alone",
-    "loss": "models with a loss of their parameters alone",
-}
-"""What messages call that which `DiagnosticSource.diagnostic_kinds` names."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +162,7 @@ def diagnose(
             diagnosis.left_out |= left_out
             nowhere = [name for name in nowhere if name not in had]
     for name in nowhere:
-        kinds = [_KINDS.get(kind, kind) for kind in known[name].kinds]
-        diagnosis.left_out[name] = f"this run has no {' or '.join(kinds)}"
+        diagnosis.left_out[name] = f"this run has no {spelled_out(known[name].kinds)}"
     return diagnosis
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "GradientUnits",
     "ModelDiagnostic",
     "PredictiveModels",
+    "spelled_out",
 ]
 
 GradientChunk = Mapping[str, Tensor]
@@ -201,3 +202,18 @@ class ModelDiagnostic(Diagnostic):
         self, models: Sequence[PredictiveModels], settings: CurvatureSettings
     ) -> DiagnosticResult:
         """What is to be known of the models, one after another where there are several sets."""
+
+
+_IN_WORDS = {
+    "sample": "gradients of single samples",
+    "shot": "gradients of single shots",
+    "task": "gradients of tasks",
+    "member": "members",
+    "predictive": "models that predict from their parameters alone",
+    "loss": "models with a loss of their parameters alone",
+}
+
+
+def spelled_out(kinds: Sequence[str]) -> str:
+    """What messages call kinds of `DiagnosticSource.diagnostic_kinds`, one or the other."""
+    return " or ".join(_IN_WORDS.get(kind, kind) for kind in kinds)

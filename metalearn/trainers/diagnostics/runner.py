@@ -14,7 +14,7 @@ from metalearn.errors import SettingError
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.diagnostics.measuring import measure
-from metalearn.trainers.diagnostics.protocol import Diagnostic, DiagnosticSource
+from metalearn.trainers.diagnostics.protocol import Diagnostic, DiagnosticSource, spelled_out
 from metalearn.trainers.diagnostics.registry import DIAGNOSTICS, check_diagnostics
 
 __all__ = ["DiagnosticRunner"]
@@ -128,7 +128,7 @@ def _kinds_of(diagnostic: Diagnostic, offered: Mapping[str, str]) -> tuple[str, 
     found = tuple(kind for kind in wanted if not offered[kind])
     reasons = [f"{kind}: {offered[kind]}" for kind in wanted if offered[kind]]
     if not found:
-        why = "; ".join(reasons) or f"this trainer has no {' or '.join(diagnostic.kinds)}"
+        why = "; ".join(reasons) or f"this trainer has no {spelled_out(diagnostic.kinds)}"
         raise SettingError("diagnostics", diagnostic.name, f"it has nothing to see ({why})")
     for reason in reasons:
         log.warning("diagnostics: %s leaves out %s", diagnostic.name, reason)

@@ -149,7 +149,7 @@ def test_unknown_names(names: Any, message: str) -> None:
 
 
 def test_a_diagnostic_that_has_nothing_to_see() -> None:
-    message = r"^diagnostics='gradient_cosines': it has nothing to see \(this trainer has no task"
+    message = r"^diagnostics='gradient_cosines': .*\(this trainer has no gradients of task"
     with pytest.raises(SettingError, match=message):
         per_sample(diagnostics=["gradient_cosines"])
 
