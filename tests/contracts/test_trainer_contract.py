@@ -19,11 +19,12 @@ import torch
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.tracking import RunTracker
-from metalearn.trainers import MAML, EnsembleTrainer, FitResult, Trainer
+from metalearn.trainers import FitResult, Trainer
 from metalearn.trainers.meta.evaluator import MetaEvaluator
+from metalearn.trainers.supervised import model_evaluation
+from tests.contracts.trainers import TRAINERS
 from tests.support.builders import (
     Recorder,
-    Scripted,
     after_gradient,
     assert_same,
     before_validation,
@@ -36,42 +37,9 @@ from tests.support.builders import (
     state_of,
     without_ensemble_figures,
 )
-from tests.support.diagnostic_cases import per_sample
 
-
-def _adam_inside(**settings: Any) -> Trainer:
-    maml = MAML(inner_lr=0.01, inner_optimizer="adam", first_order=True, chunk_size=3)
-    momentum: Any = lambda ps: torch.optim.SGD(ps, lr=0.01, momentum=0.9)  # noqa: E731
-    return sinusoid_trainer(**{"maml": maml, "optimizer": momentum, **settings})
-
-
-def _sweep(**settings: Any) -> Trainer:
-    """Members of their own learning rates, two at a time, on resamples."""
-    rates = {"low": 1e-3, "high": 1e-1}
-    return ensemble_trainer(
-        **{"lr": rates, "chunk_size": 2, "bootstrap": True, "label_smoothing": 0.1, **settings}
-    )
-
-
-def _scripted(**settings: Any) -> Trainer:
-    return Scripted([0.3, 0.5, 0.4, 0.6, 0.1], **{"steps": 6, "progress": False, **settings})
-
-
-def _per_sample(**settings: Any) -> Trainer:
-    return per_sample(**{"diagnostics": ["gradient_norms", "noise_scale"], **settings})
-
-
-TRAINERS: dict[str, Callable[..., Trainer]] = {
-    "scripted": _scripted,
-    "waves": sinusoid_trainer,
-    "waves_first_order": _adam_inside,
-    "episodes": episode_trainer,
-    "ensemble": ensemble_trainer,
-    "sweep": _sweep,
-    "per_sample": _per_sample,
-}
 trainers = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
-MEMBERS = ("ensemble", "sweep")
+MEMBERS = {"ensemble", "sweep", *(name for name in TRAINERS if name.endswith("_members"))}
 
 no_figures = pytest.mark.usefixtures("no_figures")
 
@@ -83,6 +51,7 @@ CLOCKED = ("time", "speed/", "diagnostics/")
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of these tiny runs, and `meta.test_records` looks at it."""
     monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
+    monkeypatch.setattr(model_evaluation, "_draw", lambda *given: None)
     without_ensemble_figures(monkeypatch)
 
 
@@ -156,6 +125,7 @@ def test_global_random_state_is_neither_read_nor_written(make: Callable[..., Tra
     assert_same(state_of(runs[0]), state_of(runs[1]))
 
 
+@no_figures
 @trainers
 def test_a_result_says_how_it_ended(make: Callable[..., Trainer], tmp_path: Path) -> None:
     tracker = Recorder()
@@ -165,7 +135,7 @@ def test_a_result_says_how_it_ended(make: Callable[..., Trainer], tmp_path: Path
     assert result.best_name == trainer.monitor
     values = tracker.series(trainer.monitor)
     best = (max if trainer.larger_is_better else min)(values)
-    if isinstance(trainer, EnsembleTrainer):  # every member has a best of its own
+    if len(trainer.active) > 1:  # every member has a best of its own
         assert result.best_value == float(trainer.best_values.median())
         assert result.best_step == int(trainer.best_steps.max())
     else:
@@ -177,6 +147,7 @@ def test_a_result_says_how_it_ended(make: Callable[..., Trainer], tmp_path: Path
     assert_same(state["module"], trainer.module.state_dict())
 
 
+@no_figures
 @trainers
 def test_one_step_is_enough(make: Callable[..., Trainer]) -> None:
     tracker = Recorder()

@@ -1,0 +1,76 @@
+"""The trainers that contracts run over: one tiny training of each kind, and of every learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from metalearn.models import MLP, Ensemble
+from metalearn.tasks import FewShotTasks
+from metalearn.trainers import MAML, MetaTrainer, Trainer
+from metalearn.trainers.meta.making import takes_maml
+from metalearn.trainers.meta.registry import LEARNERS
+from tests.support.builders import (
+    Scripted,
+    ensemble_trainer,
+    episode_trainer,
+    patterns,
+    sinusoid_trainer,
+)
+from tests.support.diagnostic_cases import per_sample
+
+__all__ = ["TRAINERS", "Make", "network"]
+
+Make = Callable[..., Trainer]
+
+
+def network(seed: int = 0) -> MLP:
+    """For `patterns`; its outputs serve as logits of three classes and as features."""
+    return MLP((1, 4, 4), 3, hidden=(6,), seed=seed)
+
+
+def _adam_inside(**settings: Any) -> Trainer:
+    maml = MAML(inner_lr=0.01, inner_optimizer="adam", first_order=True, chunk_size=3)
+    momentum: Any = lambda ps: torch.optim.SGD(ps, lr=0.01, momentum=0.9)  # noqa: E731
+    return sinusoid_trainer(**{"maml": maml, "optimizer": momentum, **settings})
+
+
+def _sweep(**settings: Any) -> Trainer:
+    """Members of their own learning rates, two at a time, on resamples."""
+    rates = {"low": 1e-3, "high": 1e-1}
+    return ensemble_trainer(
+        **{"lr": rates, "chunk_size": 2, "bootstrap": True, "label_smoothing": 0.1, **settings}
+    )
+
+
+def _scripted(**settings: Any) -> Trainer:
+    return Scripted([0.3, 0.5, 0.4, 0.6, 0.1], **{"steps": 6, "progress": False, **settings})
+
+
+def _per_sample(**settings: Any) -> Trainer:
+    return per_sample(**{"diagnostics": ["gradient_norms", "noise_scale"], **settings})
+
+
+def _learner(name: str, members: int, **settings: Any) -> Trainer:
+    tasks = FewShotTasks(patterns(), way=3, shot=2, query=2)
+    model: Any = Ensemble.from_factory(network, range(members)) if members else network()
+    settings = {"steps": 6, "meta_batch": 4, "validation_tasks": 5, "progress": False} | settings
+    if takes_maml(LEARNERS[name].make):
+        settings.setdefault("maml", MAML(inner_lr=0.2, inner_steps=2, eval_steps=2))
+    return MetaTrainer(model, tasks, learner=name, **settings)
+
+
+TRAINERS: dict[str, Make] = {
+    "scripted": _scripted,
+    "waves": sinusoid_trainer,
+    "waves_first_order": _adam_inside,
+    "episodes": episode_trainer,
+    "ensemble": ensemble_trainer,
+    "sweep": _sweep,
+    "per_sample": _per_sample,
+    **{name: partial(_learner, name, 0) for name in LEARNERS if name != "maml"},
+    **{f"{name}_members": partial(_learner, name, 2) for name in LEARNERS},
+}
