@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from metalearn.tasks import FewShotTasks
 from metalearn.trainers import LEARNERS, MAML, Learner
 from metalearn.trainers.meta.making import takes_maml
 from metalearn.types import TaskBatch
-from tests.support.builders import patterns
+from tests.support.builders import assert_same, patterns
 
 TASKS = FewShotTasks(patterns(), way=3, shot=2, query=2)
 every_learner = pytest.mark.parametrize("name", LEARNERS)
+APPROXIMATE = {"fomaml"}
 every_engine = pytest.mark.parametrize("engine", ["loop", "vmap", "batched"])
 
 
@@ -29,6 +31,10 @@ def doubled(split: Any) -> TaskBatch:
 
 def network(seed: int) -> MLP:
     return MLP((1, 4, 4), 3, hidden=(6,), seed=seed).double()
+
+
+def network_of(members: int) -> Any:
+    return Ensemble.from_factory(network, range(members)) if members else network(0)
 
 
 def learner(name: str, module: Any, engine: Any) -> Learner:
@@ -81,3 +87,50 @@ def test_adapted_modules_predict_what_is_scored(name: str, engine: str, inductiv
         assert torch.equal(scores.predictions[t, -1], outputs.argmax(-1))
         *_, state = one.fit(one.params, (x, y))
         same(one.predict(state, queries), outputs)
+
+
+@every_learner
+@every_engine
+def test_a_gradient_is_the_slope_of_the_loss(name: str, engine: str) -> None:
+    """First order, which leaves a part out, is the control: it has another slope."""
+    tasks, one, size = doubled("train"), learner(name, network(0), engine), 1e-6
+    grads = one.meta_gradient(tasks).grads
+    draws = torch.Generator().manual_seed(0)
+    way = {n: torch.randn(p.shape, generator=draws).to(p) for n, p in one.params.items()}
+
+    def loss(amount: float) -> float:
+        moved = {n: p + amount * way[n] for n, p in one.params.items()}
+        return float(one.gradient(moved, tasks, step=0).loss)
+
+    slope = (loss(size) - loss(-size)) / (2 * size)
+    got = float(torch.stack([(grads[n] * way[n]).sum() for n in grads]).sum())
+    if name in APPROXIMATE:
+        assert abs(got - slope) > 1e-3 * abs(slope)
+    else:
+        assert got == pytest.approx(slope, rel=1e-5)
+
+
+@every_learner
+@pytest.mark.parametrize("members", [0, 2])
+def test_a_learner_is_left_as_it_was(name: str, members: int) -> None:
+    tasks, module = doubled("train"), network_of(members)
+    one, before = learner(name, module, "batched"), copy.deepcopy(module.state_dict())
+    found = one.gradient(one.params, tasks, step=1)
+    one.score(tasks)
+    one.gradient(one.params, tasks, step=7)
+    assert_same(dict(found.grads), dict(one.gradient(one.params, tasks, step=1).grads))
+    assert_same(dict(module.state_dict()), dict(before))
+
+
+@every_learner
+@pytest.mark.parametrize("members", [0, 2])
+def test_a_plan_goes_round(name: str, members: int) -> None:
+    one, other = (learner(name, network_of(members), "auto") for _ in range(2))
+    assert not one.state()
+    one.prepare(doubled("train"), 4, deterministic=True)
+    state = one.state()
+    for kind in other.state_kinds():
+        kind(state, "extra")
+    other.load_state(state)
+    assert_same(other.state(), state)
+    assert other.batching == one.batching

@@ -37,7 +37,11 @@ def halves(batch: Any) -> list[Any]:
     if isinstance(batch, MetaBatch):
         parts = [slice(0, 1), slice(1, None)]
         return [
-            MetaBatch(batch.indices[p], TaskBatch(*tree_map(lambda v, p=p: v[p], batch.tasks)))
+            MetaBatch(
+                batch.indices[p],
+                TaskBatch(*tree_map(lambda v, p=p: v[p], batch.tasks)),
+                batch.step,
+            )
             for p in parts
         ]
     x, y = batch

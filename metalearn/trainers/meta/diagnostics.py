@@ -27,6 +27,7 @@ from metalearn.trainers.diagnostics import (
     sample_blocks,
     within_budget,
 )
+from metalearn.trainers.members.gradient_units import member_units
 from metalearn.trainers.meta.objective import MetaBatch
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.types import LossFn, Params, TaskBatch
@@ -69,22 +70,17 @@ class TaskSource:
     ) -> GradientUnits:
         """Shots by the inner gradient at the initial parameters, tasks by the meta-gradient."""
         if kind == "member":
-            return self._members(grads)
+            return member_units(self.active(), grads, clip_norm=self.clip_norm)
         if kind == "shot":
             return shot_units(self.learner, batch.tasks)
         labels = [str(index) for index in batch.indices]
-        return task_units(self.learner, batch.tasks, clip_norm=self.clip_norm, labels=labels)
+        return task_units(
+            self.learner, batch.tasks, clip_norm=self.clip_norm, labels=labels, step=batch.step
+        )
 
     def predictive_models(self, batch: MetaBatch) -> Iterator[PredictiveModels]:
         """Learners that are adapted to the tasks of a step, on the query sets."""
         return adapted_models(self.learner, batch.tasks)
-
-    def _members(self, grads: Mapping[str, Tensor]) -> GradientUnits:
-        """The gradients of the active members as units of one population."""
-        chosen = self.active().nonzero().flatten()
-        chunk = {name: grad[chosen.to(grad.device)][None] for name, grad in grads.items()}
-        labels = [str(index) for index in chosen.tolist()]
-        return GradientUnits("member", lambda: [[chunk]], len(chosen), self.clip_norm, labels)
 
 
 @runtime_checkable
@@ -126,9 +122,14 @@ def shot_units(learner: Any, tasks: TaskBatch) -> GradientUnits:
 
 
 def task_units(
-    learner: Learner, tasks: TaskBatch, *, clip_norm: float, labels: Sequence[str]
+    learner: Learner,
+    tasks: TaskBatch,
+    *,
+    clip_norm: float,
+    labels: Sequence[str],
+    step: int = 0,
 ) -> GradientUnits:
-    """Each task's meta-gradient; one population, or one for each member."""
+    """Each task's meta-gradient at a training step; one population, or one for each member."""
     count = len(leaves(tasks)[0])
     chunk = learner.batching[1] or count
 
@@ -138,7 +139,7 @@ def task_units(
         size = min(chunk, fits)
         for start in range(0, count, size):
             few = tree_map(lambda x, at=start: x[at : at + size], tasks)
-            grads = learner.task_gradients(row, few)
+            grads = learner.task_gradients(row, few, step=step)
             yield {name: grad[None] for name, grad in grads.items()}
 
     return GradientUnits(

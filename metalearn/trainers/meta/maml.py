@@ -129,9 +129,9 @@ class MetaLearner(Learner):
             what_fits(self.maml, self.loss, row, tasks, plan=self.plan, settings=settings)
         )
 
-    def task_gradients(self, params: Params, tasks: TaskBatch) -> Params:
+    def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
         """The meta-gradient of each task at one network's parameters, leaves ``[T, ...]``."""
-        settings = self.gradient_settings()
+        settings = self.gradient_settings(step)
         del settings["chunk_size"]
         return task_meta_gradients(self.loss, params, tasks, **settings)
 

@@ -32,6 +32,8 @@ class MetaBatch:
     indices: Sequence[int]
     """Their numbers in the training split."""
     tasks: TaskBatch
+    step: int
+    """Of the training."""
 
 
 class MetaObjective:
@@ -79,7 +81,7 @@ class MetaObjective:
     def batch(self, step: int) -> MetaBatch:
         """The tasks of a step."""
         indices = range(step * self.meta_batch, (step + 1) * self.meta_batch)
-        return MetaBatch(indices, self.tasks.sample("train", indices, device=self.device))
+        return MetaBatch(indices, self.tasks.sample("train", indices, device=self.device), step)
 
     def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
         """The meta-gradient, a mean over the tasks."""

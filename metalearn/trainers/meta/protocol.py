@@ -88,7 +88,7 @@ class Learner(ABC):
         """
 
     @abstractmethod
-    def task_gradients(self, params: Params, tasks: TaskBatch) -> Params:
+    def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
         """The gradient of each task's loss, of one network; leaves ``[T, ...]``."""
 
     @abstractmethod

@@ -100,7 +100,7 @@ class ProtoNet(Learner):
             )
         return found
 
-    def task_gradients(self, params: Params, tasks: TaskBatch) -> Params:
+    def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
         """The gradient of each task at one network's parameters, leaves ``[T, ...]``."""
         self.check(tasks)
 

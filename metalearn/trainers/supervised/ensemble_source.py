@@ -5,6 +5,7 @@ Axes: M members, B samples of a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -53,7 +54,8 @@ class EnsembleSource:
         """Each active member's samples, or the active members."""
         population = self._objective.population
         if kind == "member":
-            return member_units(population, grads)
+            limit = math.inf if population.clip is None else population.clip
+            return member_units(population.active, grads, clip_norm=limit)
         return member_samples(self._objective, batch, population.active)
 
     def predictive_models(self, batch: LabelledBatch) -> Iterator[PredictiveModels]:

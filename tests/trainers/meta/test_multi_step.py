@@ -14,6 +14,7 @@ from metalearn.errors import SettingError
 from metalearn.models import MLP, Ensemble
 from metalearn.tasks import SinusoidTasks
 from metalearn.trainers import MAML, MetaLearner, MetaTrainer
+from metalearn.trainers.meta.diagnostics import TaskSource
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.types import TaskBatch
 
@@ -61,6 +62,21 @@ def test_annealed_weights_end_at_maml() -> None:
     alone = MetaLearner(network().double(), maml, kind="regression")
     for name, grad in alone.meta_gradient(doubled()).grads.items():
         torch.testing.assert_close(last[name], grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("step", [0, 2, 9])
+def test_diagnostics_see_the_tasks_of_the_step(step: int) -> None:
+    maml = MAML(inner_lr=0.05, inner_steps=2, engine="batched")
+    trainer = MetaTrainer(
+        network(), WAVES, learner=partial(MultiStepLearner, anneal=4), maml=maml, meta_batch=3
+    )
+    objective = trainer.loop.objective
+    batch = objective.batch(step)
+    wanted = objective.gradient(trainer.loop.params, batch, step=step).grads
+    source = TaskSource(trainer.learner, clip_norm=1.0, active=lambda: trainer.active)
+    ((chunk,),) = source.gradient_units("task", batch, wanted).blocks()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(chunk[name].mean((0, 1)), grad, rtol=1e-4, atol=1e-5)
 
 
 def test_members_train_as_alone() -> None:
