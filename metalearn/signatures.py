@@ -110,12 +110,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     Raises:
         SettingError: names the argument, what it got and what would be accepted.
     """
-    names = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind
-        in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    ]
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [n for n, p in inspect.signature(function).parameters.items() if p.kind in by_place]
 
     @functools.cache
     def tests() -> dict[str, tuple[Test, Any]]:
