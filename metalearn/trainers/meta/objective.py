@@ -68,15 +68,18 @@ class MetaObjective:
 
     def prepare(self) -> None:
         """Decide once how gradients are taken, and say so; a plan from a checkpoint is said too."""
-        if self._said:
-            return
+        self.decide()
+        if not self._said:
+            self._say()
+
+    def decide(self) -> None:
+        """Decide once how gradients are taken, and say so; a plan that there is goes unsaid."""
         if self.learner.plan is None:
             few = self.tasks.sample("train", range(min(2, self.meta_batch)), device=self.device)
             self.learner.prepare(
                 few, self.meta_batch, deterministic=self._deterministic, check=self._check
             )
-        self._said = True
-        log.info("%s", self.learner.plan)
+            self._say()
 
     def batch(self, step: int) -> MetaBatch:
         """The tasks of a step."""
@@ -119,6 +122,10 @@ class MetaObjective:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take the plan of the run, unless it was made for another kind of device."""
         self.learner.load_state(state)
+
+    def _say(self) -> None:
+        self._said = True
+        log.info("%s", self.learner.plan)
 
 
 def _suspects(losses: Tensor, indices: Sequence[int]) -> str:

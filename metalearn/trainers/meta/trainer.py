@@ -110,7 +110,7 @@ class MetaTrainer(Trainer):
             tasks,
             validation_tasks,
             at_once=meta_batch,
-            prepare=objective.prepare,
+            prepare=objective.decide,
             **shared,
         )
         self.source = TaskSource(
