@@ -39,6 +39,8 @@ GROUPS = ("task", "data", "ood", "learner", "maml", "model", "optimizer", "train
 _FULL_NAMES = ("maml.", "task.", "model", "module", "optimizer")
 _SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml", "learner": "learner"}
 """Groups that become an argument of the trainer, where it has such an argument."""
+_GROUP_OF = {argument: group for group, argument in _SOURCES.items()} | {"kind": "task"}
+"""By what a trainer refuses of its arguments, the group in which it is chosen."""
 _REQUIRED = ("task", "data")
 _HANDED = ("model", "optimizer", "tracker", "folder", "device", "deterministic")
 _SUPPLIED = {
@@ -282,7 +284,8 @@ def _placed(error: SettingError, group: str) -> SettingError:
     """The error under its full name, where it does not have one already."""
     if error.setting.startswith(_FULL_NAMES):
         return error
-    return SettingError(f"{group}.{error.setting}", error.value, error.accepted)
+    chosen = _GROUP_OF.get(error.setting) if group == "trainer" else None
+    return SettingError(chosen or f"{group}.{error.setting}", error.value, error.accepted)
 
 
 def device_of(name: str) -> torch.device:

@@ -32,13 +32,16 @@ from metalearn.errors import (
     StorageError,
 )
 
-__all__ = ["KNOWN_ERRORS", "check_options", "one_sentence_errors"]
+__all__ = ["KEPT_ON_RESUMING", "KNOWN_ERRORS", "check_options", "one_sentence_errors"]
 
 KNOWN_ERRORS = (
     SettingError, DataError, NonFiniteError, DisagreementError, MemoryError, OSError,
     HydraException, OmegaConfBaseException,
 )  # fmt: skip
 """What `one_sentence_errors` answers with a sentence, whatever else it says."""
+
+KEPT_ON_RESUMING = "a resumed run keeps its settings; device, test_tasks and trainer.* may change"
+"""What is said of a setting that is given beside ``resume=``."""
 
 _USAGE_ERROR = 2
 _OPTIONAL = ("ood", "experiment")
@@ -144,7 +147,9 @@ def _unknown(name: str, config_name: str) -> str:
                 choices.setdefault(f"{group}.{key}", []).append(f"{group}={path.stem}")
     key = name.partition("=")[0]
     if choices.get(key):
-        return f"{key}: there is no such setting here; it is one of {', '.join(choices[key])}"
+        resumed = any(part.startswith("resume=") for part in _overrides())
+        kept = "" if not resumed or key.startswith("trainer.") else f"; {KEPT_ON_RESUMING}"
+        return f"{key}: there is no such setting here; it is one of {', '.join(choices[key])}{kept}"
     parts = [name for name in choices if name.startswith(f"{key}.")]
     near = difflib.get_close_matches(key, sorted(choices), n=1)
     hint = f"did you mean {near[0]}?" if near else "--help lists all"

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from metalearn.cli.allowed_targets import check_targets
 from metalearn.cli.building import groups_of
 from metalearn.cli.config_version import CONFIG_VERSION, upgraded
+from metalearn.cli.error_messages import KEPT_ON_RESUMING
 from metalearn.cli.given_settings import GivenSetting, plain_value
 from metalearn.cli.run_folders import existing_run
 from metalearn.errors import DataError, SettingError
@@ -103,9 +104,6 @@ def resumed_config(config: DictConfig, given: Sequence[GivenSetting]) -> DictCon
             continue
         free = name in ("device", "test_tasks") or name.startswith("trainer.")
         if setting.removed or not free:
-            raise setting.refusal(
-                "a resumed run keeps its settings; device, test_tasks and trainer.* may change "
-                f"beside resume={config.resume}"
-            )
+            raise setting.refusal(f"{KEPT_ON_RESUMING} beside resume={config.resume}")
         OmegaConf.update(saved, name, OmegaConf.select(config, name), merge=False)
     return saved
