@@ -173,7 +173,7 @@ def test_models_that_do_not_fit_the_tasks(model: Any, message: str) -> None:
 
 def test_a_way_that_differs_needs_no_head_of_logits() -> None:
     tasks = FewShotTasks(labelled(), way={"train": 4, "test": 2})
-    with pytest.raises(SettingError, match=r"^tasks={'train': 4, .*needs the same way in "):
+    with pytest.raises(SettingError, match=r"^task.way={'train': 4, .*needs the same way in "):
         MetaTrainer(MLP((1, 4, 4), 4, hidden=(4,)), tasks)
 
 
