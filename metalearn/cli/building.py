@@ -25,14 +25,7 @@ from metalearn.trainers import MAML, Learner, Trainer
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.types import TaskDistribution
 
-__all__ = [
-    "GROUPS",
-    "build",
-    "check_settings_of",
-    "device_of",
-    "groups_of",
-    "target_of",
-]
+__all__ = ["GROUPS", "build", "check_settings_of", "device_of", "groups_of", "target_of"]
 
 GROUPS = ("task", "data", "ood", "learner", "maml", "model", "optimizer", "trainer")
 
