@@ -40,16 +40,23 @@ def refuse_unused_groups(config: DictConfig, given: Sequence[GivenSetting], trai
             raise setting.refusal(accepted)
 
 
-def refuse_unused_settings(config: DictConfig, given: Sequence[GivenSetting]) -> None:
-    """Refuse settings that other settings leave without a use.
+def refuse_unused_settings(
+    config: DictConfig, given: Sequence[GivenSetting], learner: str | None
+) -> None:
+    """Refuse settings that other settings contradict or leave without a use.
 
     Args:
         config: of a training, checked.
         given: what a person gave.
+        learner: the choice of that group.
 
     Raises:
         SettingError: the first setting in vain.
     """
+    for setting in given if learner == "fomaml" else ():
+        if setting.name == "learner.first_order" and setting.value is not True:
+            accepted = "learner=fomaml is of first order; learner=maml leaves it open"
+            raise setting.refusal(accepted)
     names = {setting.name for setting in given if setting.value is not None}
     unused = dict(_unused(config, names))
     for setting in given:

@@ -39,6 +39,7 @@ class Scalar:
 
 
 def lift(number):
+    """A number as a Scalar, a constant where it is none."""
     return number if isinstance(number, Scalar) else Scalar(number)
 
 

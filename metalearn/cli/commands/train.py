@@ -126,9 +126,10 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         check_settings_of(resumed_config(config, given))
     else:
         _check_trust(config)
-        refuse_unused_groups(config, given, config.hydra.runtime.choices.get("trainer"))
+        choices = config.hydra.runtime.choices
+        refuse_unused_groups(config, given, choices.get("trainer"))
         check_settings_of(config)
-        refuse_unused_settings(config, given)
+        refuse_unused_settings(config, given, choices.get("learner"))
 
 
 def _composed_or_resumed(config: DictConfig, folder: Path) -> DictConfig:
