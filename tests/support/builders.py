@@ -172,7 +172,7 @@ class Scripted(Trainer):
         module: nn.Module | None = None,
         **settings: Any,
     ) -> None:
-        apart = ("optimizer", "tracker", "folder", "ranks", "callbacks")
+        apart = ("optimizer", "tracker", "folder", "ranks", "callbacks", "beside")
         rest = {key: settings.pop(key) for key in apart if key in settings}
         module = module or linear()
         device = place(module, settings.pop("device", "cpu"))
@@ -385,6 +385,8 @@ def state_of(trainer: Any) -> dict[str, Any]:
         "module": trainer.module.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
     }
+    if trainer.loop.beside is not None:
+        found["learnt"] = trainer.loop.beside.state_dict()
     population = trainer.loop.population
     return {**found, **population.summary(), "best": population.best}
 

@@ -60,6 +60,7 @@ def assemble(
     rates: Sequence[float] | None = None,
     decays: Sequence[float] | None = None,
     population: Population | None = None,
+    beside: nn.Module | None = None,
     source: Any = None,
     callbacks: Sequence[Callback] = (),
     **rest: Any,
@@ -75,6 +76,7 @@ def assemble(
         rates: learning rate of each member; None is the optimiser's.
         decays: weight decay of each member; None is the optimiser's.
         population: of the module's networks, where the objective knows it too; None makes one.
+        beside: what is learnt beside the module, if anything; of members, ``[M, ...]`` each.
         source: what diagnostics look at; None where there is nothing to see.
         callbacks: that look on, beside the diagnostics.
         rest: schedule, ranks, stop, tracker, folder and device of the `Loop`.
@@ -83,18 +85,21 @@ def assemble(
         SettingError: an optimiser that cannot train this module; a diagnostic that has nothing to
             see.
     """
-    made = make_optimizer(optimizer, module)
+    made = make_optimizer(optimizer, module, beside)
     update: OuterUpdate = ModuleUpdate(made)
     if isinstance(module, Ensemble):
-        update = MemberUpdate(module, made, rates, decays)
+        update = MemberUpdate(module, made, rates, decays, beside)
     population = population or Population(
         module,
         clip=settings.clip,
         patience=settings.patience,
         larger_is_better=evaluator.larger_is_better,
+        beside=beside,
     )
     seen: Any = source or NothingToSee()
     runner = DiagnosticRunner(settings.diagnostics, settings.diagnostics_every, seen)
     every = (*callbacks, Diagnostics(runner))
-    parts: Any = {"update": update, "population": population, "settings": settings}
+    parts: Any = {
+        "update": update, "population": population, "settings": settings, "beside": beside,
+    }  # fmt: skip
     return Loop(module, objective, evaluator, callbacks=every, **parts, **rest)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.errors import DataError
@@ -14,12 +15,14 @@ from metalearn.files import failures_named
 from metalearn.schema import Misfit, mapping, shown
 from metalearn.trainers.loop.protocols import Training
 from metalearn.trainers.loop.saved_state import check_module, check_state
+from metalearn.trainers.members.trained import LEARNT, divided, load_trained, trained_state
 
 __all__ = ["Checkpoints"]
 
 _VERSION = 1
 _IN_ITS_PLACE = "a copy of last.pt in its place makes the newest parameters the best so far"
 _LONGEST = 300  # characters of torch's reasons that a sentence repeats
+_LEARNT = "learnt"  # values beside the module
 _DIAGNOSTICS = "diagnostics"  # stands beside the other parts' state in a checkpoint
 
 
@@ -68,6 +71,7 @@ class Checkpoints:
             check_state(
                 state,
                 module=loop.module,
+                beside=loop.beside,
                 optimizer=loop.update.optimizer,
                 parts=parts,
                 kinds=[kind for part in self._parts() for kind in part.state_kinds()],
@@ -108,7 +112,7 @@ class Checkpoints:
         best = self.loop.population.best
         if not best:
             raise DataError("there has been no validation, so the best parameters are not known")
-        self.loop.module.load_state_dict(best)
+        load_trained(self.loop.module, self.loop.beside, best)
 
     def make_folder(self) -> None:
         """Once: a folder that is taken away later is not made again without all that was in it."""
@@ -126,10 +130,13 @@ class Checkpoints:
         parts: dict[str, Any] = {}
         for part in self._parts():
             parts |= part.state()
+        state = loop.population.best if best else trained_state(loop.module, loop.beside)
+        module, learnt = divided(state, loop.beside)
         return {
             "version": _VERSION,
             "step": loop.step,
-            "module": loop.population.best if best else loop.module.state_dict(),
+            "module": module,
+            **({_LEARNT: learnt} if learnt else {}),
             "optimizer_class": type(loop.update.optimizer).__name__,
             "optimizer": loop.update.optimizer.state_dict(),
             **loop.population.summary(),
@@ -143,6 +150,7 @@ class Checkpoints:
         version, kind = state.get("version"), state.get("optimizer_class")
         if type(version) is not int or version != _VERSION:
             raise DataError(f"{path}: checkpoint version {shown(version)} is not known here")
+        _check_learnt(path, state, self.loop.beside)
         optimizer = type(self.loop.update.optimizer).__name__
         if not isinstance(kind, str) or kind != optimizer:
             named = shown(kind).strip("'")
@@ -150,7 +158,7 @@ class Checkpoints:
 
     def _load(self, state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
         loop, optimizer = self.loop, self.loop.update.optimizer
-        loop.module.load_state_dict(state["module"])
+        load_trained(loop.module, loop.beside, _joined(state))
         options = [{**group} for group in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizer"])
         for group, option in zip(optimizer.param_groups, options):
@@ -164,14 +172,33 @@ class Checkpoints:
             loop.set_rates(loop.step - 1)  # as they were saved
 
     def _best_of(self, path: Path) -> dict[str, Tensor]:
-        """The module's state in the best checkpoint."""
+        """What is trained, in the best checkpoint."""
         state = load_checkpoint(path, device=self.loop.device)
+        _check_learnt(path, state, self.loop.beside)
         try:
-            check_module(self.loop.module, state)
+            check_module(self.loop.module, state, self.loop.beside)
         except Misfit as error:
             raise DataError(f"{_unfit(path, error)}; {_IN_ITS_PLACE}") from error
-        found: dict[str, Tensor] = state["module"]
-        return found
+        return _joined(state)
+
+
+def _joined(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a checkpoint holds of the module, and of what is learnt beside it."""
+    found: dict[str, Tensor] = copy.copy(state["module"])  # with the versions of its layers
+    found.update({f"{LEARNT}{name}": value for name, value in state.get(_LEARNT, {}).items()})
+    return found
+
+
+def _check_learnt(path: Path, state: Mapping[str, Any], beside: nn.Module | None) -> None:
+    """Refuse a checkpoint with values beside the module where the run has none, or without."""
+    if _LEARNT in state and beside is None:
+        raise DataError(
+            f"{path}: this checkpoint has values learnt beside the weights; the run learns none"
+        )
+    if _LEARNT not in state and beside is not None:
+        raise DataError(
+            f"{path}: this checkpoint has no values learnt beside the weights; the run learns some"
+        )
 
 
 def parts_of(state: Mapping[str, Any]) -> dict[str, Any]:

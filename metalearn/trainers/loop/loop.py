@@ -29,6 +29,7 @@ from metalearn.trainers.loop.step import StepGradient, finish, like_layout
 from metalearn.trainers.loop.stop_signal import Stopped, StopSignal
 from metalearn.trainers.members.not_finite import Ending
 from metalearn.trainers.members.population import Population
+from metalearn.trainers.members.trained import trained_parameters
 
 __all__ = ["Loop"]
 
@@ -50,6 +51,7 @@ class Loop:
         settings: length and cadence.
         schedule: factor of the learning rate at a step counted from 0; None is that of
             ``settings``.
+        beside: what is learnt beside the module, if anything.
         callbacks: that look on.
         ranks: processes that share a step; one by default.
         stop: that the objective and the evaluator listen to as well.
@@ -69,6 +71,7 @@ class Loop:
         population: Population,
         settings: LoopSettings,
         schedule: Callable[[int], float] | None = None,
+        beside: nn.Module | None = None,
         callbacks: Sequence[Callback] = (),
         ranks: Ranks | None = None,
         stop: StopSignal | None = None,
@@ -76,7 +79,8 @@ class Loop:
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.module, self.objective, self.evaluator = module, objective, evaluator
+        self.module, self.beside = module, beside
+        self.objective, self.evaluator = objective, evaluator
         self.update, self.population = update, population
         self.settings, self.schedule = settings, schedule or settings.rate
         self.callbacks = tuple(callbacks)
@@ -85,7 +89,7 @@ class Loop:
         self.tracker: Tracker = tracker or NullTracker()
         self.device = torch.device(device)
         self.checkpoints = Checkpoints(self, None if folder is None else Path(folder))
-        self._parameters = dict(module.named_parameters())
+        self._parameters = trained_parameters(module, beside)
         self.params = {n: p.detach() for n, p in self._parameters.items() if p.requires_grad}
         self.step = 0
         self.seconds = 0.0

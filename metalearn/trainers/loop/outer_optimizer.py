@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -43,15 +44,22 @@ class ModuleUpdate:
         self.optimizer.step()
 
 
-def make_optimizer(factory: OptimizerFactory | None, module: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(
+    factory: OptimizerFactory | None, module: nn.Module, beside: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """The optimiser that ``factory`` makes of a module's parameters; Adam with rate 1e-3 for None.
+
+    What is learnt ``beside`` the module comes last.
 
     Raises:
         SettingError: what it gives is no optimiser, torch refuses its settings, or it cannot take
             a plain step from a gradient (LBFGS wants a closure, SparseAdam sparse gradients).
     """
     try:
-        optimizer = (factory or _adam)(module.parameters())
+        parameters = module.parameters()
+        if beside is not None:
+            parameters = chain(parameters, beside.parameters())
+        optimizer = (factory or _adam)(parameters)
     except (TypeError, ValueError) as error:
         reason = f"torch refuses these settings: {error}"
         raise SettingError("optimizer", _options(factory), reason) from error

@@ -125,6 +125,8 @@ class Training(Protocol):
     """What callbacks and checkpoints see of a loop: its parts, and how far it is."""
 
     module: nn.Module
+    beside: nn.Module | None
+    """What is learnt beside the module."""
     objective: Objective
     evaluator: Evaluator
     update: OuterUpdate

@@ -33,6 +33,7 @@ def check_state(
     state: Mapping[str, Any],
     *,
     module: nn.Module,
+    beside: nn.Module | None,
     optimizer: torch.optim.Optimizer,
     parts: Mapping[str, Any],
     kinds: Iterable[Kind],
@@ -42,6 +43,7 @@ def check_state(
     Args:
         state: of a checkpoint.
         module: that is to take it.
+        beside: what is learnt beside the module, if anything.
         optimizer: the same.
         parts: what the other parts of the loop kept.
         kinds: what that has to be.
@@ -51,7 +53,7 @@ def check_state(
     """
     fields: dict[str, Kind] = {
         "step": whole(),
-        "module": _of_module(module),
+        **_of_trained(module, beside),
         "optimizer": _of_optimizer(optimizer),
         "best_step": whole(-1),
         "best_value": number(nan=True),
@@ -65,17 +67,22 @@ def check_state(
         kind(parts, "extra")
 
 
-def check_module(module: nn.Module, state: Mapping[str, Any]) -> None:
+def check_module(
+    module: nn.Module, state: Mapping[str, Any], beside: nn.Module | None = None
+) -> None:
     """Refuse a checkpoint whose module has entries of other shapes than this one.
+
+    So of what is learnt ``beside`` it.
 
     Raises:
         Misfit: as `check_state`.
     """
-    mapping({"module": _of_module(module)})(state, "")
+    mapping(_of_trained(module, beside))(state, "")
 
 
-def _of_module(module: nn.Module) -> Kind:
-    return like(module.state_dict())
+def _of_trained(module: nn.Module, beside: nn.Module | None) -> dict[str, Kind]:
+    found = {"module": like(module.state_dict())}
+    return found if beside is None else {**found, "learnt": like(beside.state_dict())}
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer) -> Kind:

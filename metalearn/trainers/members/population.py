@@ -20,6 +20,7 @@ from metalearn.models import Ensemble
 from metalearn.schema import Kind, choice, like, map_of, mapping, text
 from metalearn.trainers.members.not_finite import FreezeMember, NotFinitePolicy, RaiseError
 from metalearn.trainers.members.rows import rows_of
+from metalearn.trainers.members.trained import trained_parameters, trained_state
 
 __all__ = ["Accepted", "Population"]
 
@@ -44,6 +45,7 @@ class Population:
         clip: largest norm of a network's gradient; None clips nothing.
         patience: validations without improvement after which a network is frozen.
         larger_is_better: of scores.
+        beside: what is learnt beside the module, if anything.
         kept: ``"best"`` keeps each network at its best; ``"newest"``, where what counts is the
             whole run, at its last.
 
@@ -51,7 +53,7 @@ class Population:
         active: ``[M]``, whether a network is still trained.
         diverged: ``[M]``, whether it became not finite.
         endings: why a network is not trained any more, by its index.
-        best: the module's state with every network as it is kept.
+        best: the `trained_state` with every network as it is kept.
         best_values, best_steps: ``[M]``, of each network's best validation; NaN and −1 before.
         best_value, best_step: the median of the ``best_values``, the last of the ``best_steps``.
         norms: ``[M]``, of the newest gradients before clipping.
@@ -64,9 +66,11 @@ class Population:
         clip: float | None,
         patience: int | None,
         larger_is_better: bool,
+        beside: nn.Module | None = None,
         kept: Literal["best", "newest"] = "best",
     ) -> None:
-        self.module, self.rows = module, rows_of(module)
+        self.module, self.beside = module, beside
+        self.rows = rows_of(module, beside)
         self.clip, self.patience, self.kept = clip, patience, kept
         self.larger_is_better = larger_is_better
         stacked = isinstance(module, Ensemble)
@@ -178,8 +182,9 @@ class Population:
         chosen = torch.arange(self.rows.count) == index
         with torch.no_grad():
             if self.best:
-                self.rows.copy(self.best, self.module.state_dict(), chosen)
-            grads = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
+                self.rows.copy(self.best, trained_state(self.module, self.beside), chosen)
+            every = trained_parameters(self.module, self.beside)
+            grads = {n: p.grad for n, p in every.items() if p.grad is not None}
             for name, grad in self.rows.scaled(grads, (~chosen).double()).items():
                 grads[name].copy_(grad)
         best_step = int(self.best_steps[index])
@@ -262,12 +267,12 @@ class Population:
     def _keep(self, better: Tensor) -> None:
         """Copy the better networks' part of the module's state into the best state."""
         if not self.best or better.all():
-            self.best = self.module.state_dict()
+            self.best = trained_state(self.module, self.beside)
             for name, value in self.best.items():
                 copied = isinstance(value, Tensor)  # else a layer's own get_extra_state()
                 self.best[name] = value.detach().clone() if copied else copy.deepcopy(value)
         else:
-            self.rows.copy(self.module.state_dict(), self.best, better)
+            self.rows.copy(trained_state(self.module, self.beside), self.best, better)
 
     def _not_finite(
         self, lost: Mapping[int, str], step: int, suspects: Callable[[], str] | None

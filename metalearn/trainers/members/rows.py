@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metalearn.core.tree import is_finite
 from metalearn.models import Ensemble, Stack
+from metalearn.trainers.members.trained import LEARNT, trained_parameters
 
 __all__ = ["OneNetwork", "Rows", "StackedMembers", "rows_of"]
 
@@ -20,7 +21,7 @@ State = Mapping[str, Tensor]
 
 
 class Rows(Protocol):
-    """The M networks of a module, each seen by itself."""
+    """The M networks of a module, each seen by itself, with what is learnt beside it."""
 
     count: int
     """M."""
@@ -35,7 +36,7 @@ class Rows(Protocol):
         """``[M]``: whether all parameters of a network are finite."""
 
     def copy(self, source: State, target: State, chosen: Tensor) -> None:
-        """Copy the chosen networks' part of a state of the module into another, in place."""
+        """Copy the chosen networks' part of a `trained_state` into another, in place."""
 
 
 class OneNetwork:
@@ -43,8 +44,8 @@ class OneNetwork:
 
     count = 1
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, beside: nn.Module | None = None) -> None:
+        self.module, self.beside = module, beside
 
     def norms(self, grads: State) -> Tensor:
         """``[1]``: the norm over all gradients."""
@@ -57,7 +58,7 @@ class OneNetwork:
 
     def finite(self) -> Tensor:
         """``[1]``: whether all parameters are finite."""
-        return torch.tensor([is_finite(dict(self.module.named_parameters()))])
+        return torch.tensor([is_finite(trained_parameters(self.module, self.beside))])
 
     def copy(self, source: State, target: State, chosen: Tensor) -> None:
         """Copy all or nothing."""
@@ -67,22 +68,27 @@ class OneNetwork:
 
 
 class StackedMembers:
-    """An `Ensemble`: members lie in the rows of its stacks."""
+    """An `Ensemble`: members lie in the rows of its stacks, and of what is learnt beside it."""
 
-    def __init__(self, ensemble: Ensemble) -> None:
+    def __init__(self, ensemble: Ensemble, beside: nn.Module | None = None) -> None:
         self.count = len(ensemble)
         self._ensemble = ensemble
-        self._stacks = [
+        self._stacks: list[tuple[str, nn.Module, Tensor]] = [
             (f"stacks.{number}.", stack, torch.tensor(stack.indices))
             for number, stack in enumerate(ensemble.stacks)
             if isinstance(stack, Stack)
         ]
+        self._all = list(self._stacks)
+        if beside is not None:
+            self._all.append((LEARNT, beside, torch.arange(self.count)))
 
     def norms(self, grads: State) -> Tensor:
         """``[M]``: norm of each member's gradients, on the CPU, in float64."""
         norms = torch.zeros(self.count, dtype=torch.float64)
+        beside = [_by_member(g) for n, g in grads.items() if _in(n, LEARNT)]
         for prefix, _, members in self._stacks:
             squares = [_by_member(g).square().sum(1) for n, g in grads.items() if _in(n, prefix)]
+            squares += [rows[members.to(rows.device)].square().sum(1) for rows in beside]
             if squares:
                 norms[members] = torch.stack(squares).sum(0).sqrt().cpu().double()
         return norms
@@ -90,7 +96,7 @@ class StackedMembers:
     def scaled(self, grads: State, factors: Tensor) -> dict[str, Tensor]:
         """Each row times its member's factor; 0 makes a row 0 even where it is not finite."""
         found = {}
-        for prefix, _, members in self._stacks:
+        for prefix, _, members in self._all:
             for name, grad in grads.items():
                 if _in(name, prefix):
                     factor = factors[members].to(grad).view(-1, *(1,) * (grad.dim() - 1))
@@ -100,14 +106,14 @@ class StackedMembers:
     def finite(self) -> Tensor:
         """``[M]``: whether all parameters of a member are finite."""
         finite = torch.ones(self.count, dtype=torch.bool)
-        for _, stack, members in self._stacks:
+        for _, stack, members in self._all:
             for parameter in stack.parameters():
                 finite[members] &= _by_member(torch.isfinite(parameter.detach())).all(1).cpu()
         return finite
 
     def copy(self, source: State, target: State, chosen: Tensor) -> None:
         """Copy the rows of the chosen members."""
-        for prefix, _, members in self._stacks:
+        for prefix, _, members in self._all:
             rows = chosen[members]
             for name, value in target.items() if rows.any() else ():
                 if _in(name, prefix):
@@ -115,9 +121,14 @@ class StackedMembers:
                     value[mine] = source[name][mine]
 
 
-def rows_of(module: nn.Module) -> Rows:
-    """The networks of a module: members of an `Ensemble`, or itself."""
-    return StackedMembers(module) if isinstance(module, Ensemble) else OneNetwork(module)
+def rows_of(module: nn.Module, beside: nn.Module | None = None) -> Rows:
+    """The networks of a module: members of an `Ensemble`, or itself.
+
+    ``beside`` holds what is learnt beside the module; of members, parameters ``[M, ...]``.
+    """
+    if isinstance(module, Ensemble):
+        return StackedMembers(module, beside)
+    return OneNetwork(module, beside)
 
 
 def _in(name: str, prefix: str) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble, Stack
+from metalearn.trainers.members.trained import trained_parameters
 
 __all__ = ["MemberUpdate", "check_elementwise"]
 
@@ -35,6 +36,7 @@ class MemberUpdate:
         optimizer: of torch, elementwise.
         rates: η_m; None is the optimiser's own.
         decays: λ_m; None is the optimiser's own.
+        beside: what is learnt beside the ensemble, parameters ``[M, ...]``, stepped as its rows.
 
     Raises:
         SettingError: an optimiser that would mix members; weight decay given twice; η_m or λ_m for
@@ -47,9 +49,10 @@ class MemberUpdate:
         optimizer: torch.optim.Optimizer,
         rates: Sequence[float] | None = None,
         decays: Sequence[float] | None = None,
+        beside: nn.Module | None = None,
     ) -> None:
         check_elementwise(optimizer)
-        self.ensemble, self.optimizer = ensemble, optimizer
+        self.ensemble, self.optimizer, self.beside = ensemble, optimizer, beside
         group, groups = optimizer.param_groups[0], len(optimizer.param_groups)
         if groups > 1 and (rates is not None or decays is not None):
             setting = "lr" if rates is not None else "weight_decay"
@@ -77,7 +80,8 @@ class MemberUpdate:
         with torch.no_grad():
             if self.decays is not None:
                 self._decay(active, factor)
-            before = {} if whole else {p: p.detach().clone() for p in self.ensemble.parameters()}
+            every = {} if whole else trained_parameters(self.ensemble, self.beside)
+            before = {p: p.detach().clone() for p in every.values()}
             self.optimizer.step()
             for rows, parameter in self._stacked() if before else []:
                 old = before[parameter]
@@ -96,11 +100,15 @@ class MemberUpdate:
 
     def _stacked(self) -> list[tuple[Tensor, torch.nn.Parameter]]:
         """Parameters with a gradient, and which members their rows are."""
+        rows: list[tuple[Sequence[int], nn.Module]] = [
+            (stack.indices, stack) for stack in self.ensemble.stacks if isinstance(stack, Stack)
+        ]
+        if self.beside is not None:
+            rows.append((range(len(self.ensemble)), self.beside))
         return [
-            (torch.tensor(stack.indices), parameter)
-            for stack in self.ensemble.stacks
-            if isinstance(stack, Stack)
-            for parameter in stack.parameters()
+            (torch.tensor(indices), parameter)
+            for indices, module in rows
+            for parameter in module.parameters()
             if parameter.grad is not None
         ]
 
