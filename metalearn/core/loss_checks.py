@@ -118,7 +118,7 @@ def unused_parameters(loss_fn: Callable[..., Tensor], params: Any, *args: Any) -
     values, spec = flatten(params)
     with torch.enable_grad():
         inside = [value.detach().requires_grad_() for value in values]
-        loss = check_reached(check_scalar(loss_fn(unflatten(inside, spec), *args), "loss_fn"))
+        loss = check_reached(scalar_loss(loss_fn)(unflatten(inside, spec), *args))
         grads = torch.autograd.grad(loss, inside, allow_unused=True)
     return [name for name, grad in zip(leaf_names(params), grads) if grad is None]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from metalearn.trainers import LEARNERS
 from metalearn.trainers.diagnostics import DIAGNOSTICS
 from tests.docs.pages import PAGES, blocks, name
 
@@ -20,15 +22,17 @@ SHOWN = list(
 
 
 @pytest.fixture
-def _diagnostics() -> Iterator[None]:
+def _tables() -> Iterator[None]:
     """What a page registers is not there for other tests."""
-    before = dict(DIAGNOSTICS)
+    tables: list[dict[str, Any]] = [DIAGNOSTICS, LEARNERS]
+    before = [dict(table) for table in tables]
     yield
-    DIAGNOSTICS.clear()
-    DIAGNOSTICS.update(before)
+    for table, held in zip(tables, before):
+        table.clear()
+        table.update(held)
 
 
-@pytest.mark.usefixtures("_diagnostics")
+@pytest.mark.usefixtures("_tables")
 @pytest.mark.parametrize(("page", "block"), SHOWN)
 def test_python_runs(
     page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -39,4 +43,11 @@ def test_python_runs(
 
 def test_python_is_shown() -> None:
     shown = {page.name for page in PAGES if blocks(page, "python")}
-    assert {"README.md", "few-shot.md", "ensembles.md", "per-sample.md", "diagnostics.md"} <= shown
+    assert {
+        "README.md",
+        "few-shot.md",
+        "ensembles.md",
+        "per-sample.md",
+        "diagnostics.md",
+        "your-own.md",
+    } <= shown

@@ -30,9 +30,10 @@ def attributes(module: nn.Module) -> Attributes:
     every attribute, private ones too. The weight that torch's old ``weight_norm`` and
     ``spectral_norm`` compute anew in each pass is left out.
     """
-    known: dict[int, int] = {}
+    known = _Numbers()
     for value in (*module.modules(), *module.parameters(), *module.buffers()):
-        known.setdefault(id(value), len(known))
+        if id(value) not in known:
+            known.give(value)
     found: Attributes = {}
     for name, layer in module.named_modules():
         found[name, "class"] = _kind(layer)
@@ -49,13 +50,33 @@ def attributes(module: nn.Module) -> Attributes:
                 numbers = getattr(layer, attribute.partition("_hooks_")[0] + "_hooks", {})
                 found[name, attribute] = tuple(bool(value.get(number)) for number in numbers)
             elif attribute.startswith("_") and attribute.endswith("_hooks"):
-                found[name, attribute] = comparable(tuple(value.values()), dict(known))
+                found[name, attribute] = comparable(tuple(value.values()), known.copy())
             else:
-                found[name, attribute] = comparable(value, dict(known))
+                found[name, attribute] = comparable(value, known.copy())
     return found
 
 
-def comparable(value: Any, known: dict[int, int] | None = None) -> Any:
+class _Numbers(dict[int, int]):
+    """Objects by identity, numbered and kept alive: a passing one lends its identity to none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[Any] = []
+
+    def give(self, value: Any) -> None:
+        """Number the next object."""
+        self[id(value)] = len(self)
+        self._kept.append(value)
+
+    def copy(self) -> _Numbers:
+        """The same numbers, which go on apart."""
+        found = _Numbers()
+        found.update(self)
+        found._kept = [self._kept]
+        return found
+
+
+def comparable(value: Any, known: _Numbers | None = None) -> Any:
     """Something comparable: equal for attributes with which networks compute the same.
 
     Objects are compared by what they hold, functions by their code and what they enclose (a lambda
@@ -69,16 +90,16 @@ def comparable(value: Any, known: dict[int, int] | None = None) -> Any:
     """
     if value is None or isinstance(value, int | float | complex | str | bytes | type):
         return type(value), repr(value) if isinstance(value, float | complex) else value
-    known = {} if known is None else known
+    known = _Numbers() if known is None else known
     if id(value) in known:
         return "met before", known[id(value)]
     if isinstance(value, tuple):
         return type(value), tuple(comparable(v, known) for v in value)
-    known[id(value)] = len(known)
+    known.give(value)
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, Set):
-        return type(value), frozenset(comparable(v, dict(known)) for v in value)
+        return type(value), frozenset(comparable(v, known.copy()) for v in value)
     if isinstance(value, Mapping):
         return type(value), tuple(
             (comparable(k, known), comparable(v, known)) for k, v in value.items()
@@ -96,7 +117,7 @@ def _tensor(value: Tensor) -> Any:
     return (*shape, kept.flatten().view(torch.uint8).numpy().tobytes())
 
 
-def _parts(value: Any, known: dict[int, int]) -> Any:
+def _parts(value: Any, known: _Numbers) -> Any:
     """What an object, function or method is made of."""
     if isinstance(value, FunctionType):
         cells = tuple(_content(cell) for cell in value.__closure__ or ())
@@ -124,7 +145,7 @@ def _parts(value: Any, known: dict[int, int]) -> Any:
     return value
 
 
-def _slots(value: Any, known: dict[int, int]) -> Any:
+def _slots(value: Any, known: _Numbers) -> Any:
     names = [n for base in type(value).__mro__ for n in _names(vars(base).get("__slots__", ()))]
     return tuple((n, comparable(getattr(value, n), known)) for n in names if hasattr(value, n))
 

@@ -6,8 +6,6 @@ Axes: N support samples.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import nn
@@ -16,16 +14,14 @@ from metalearn.core.checks import check_pair, check_samples
 from metalearn.core.chunking import sample_count
 from metalearn.core.tree import check_tensors, tree_map
 from metalearn.trainers.meta.inductive import beside_support
-from metalearn.trainers.meta.network import LearnerNetwork
-from metalearn.types import Batch, Params, TaskBatch
+from metalearn.trainers.meta.method_checks import CheckedLearner, check_module, states_of
+from metalearn.types import Batch, TaskBatch
 
 __all__ = ["AdaptedLearner", "adapted"]
 
 
-class AdaptedLearner(Protocol):
+class AdaptedLearner(CheckedLearner, Protocol):
     """What adaptation asks of a learner."""
-
-    network: LearnerNetwork
 
     @property
     def vectorized(self) -> bool:
@@ -34,11 +30,8 @@ class AdaptedLearner(Protocol):
     def check(self, tasks: TaskBatch) -> None:
         """Refuse targets that do not fit."""
 
-    def refusing_inputs(self, tasks: TaskBatch) -> AbstractContextManager[None]:
-        """A block in which inputs that do not fit are refused."""
-
-    def fit(self, params: Params, support: Batch, *, steps: int | None = None) -> Iterator[Any]:
-        """States after each inner step."""
+    def count_steps(self, steps: int | None) -> int:
+        """K, refused where it is no number of steps."""
 
     def as_module(self, module: nn.Module, state: Any) -> nn.Module:
         """A module that predicts as a state does."""
@@ -55,11 +48,11 @@ def adapted(
     alone = tree_map(lambda x: x[None], support)
     tasks = TaskBatch(alone, alone)
     learner.check(tasks)
-    modules = []
+    count, modules = learner.count_steps(steps), []
     for copy, row in zip(learner.network.copies(), learner.network.rows()):
         with learner.refusing_inputs(tasks):
-            state = deque(learner.fit(row, support, steps=steps), maxlen=1).pop()
-        module = learner.as_module(copy, state).eval()
+            state = deque(states_of(learner, row, support, count), maxlen=1).pop()
+        module = check_module(learner, learner.as_module(copy, state)).eval()
         if not transductive:
             module = beside_support(module, support[0], vectorize=learner.vectorized)
         modules.append(module)

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.core.checks import check_pair, module_takes
 from metalearn.core.targets import IGNORED, check_form, check_values, is_label
 from metalearn.core.tree import check_tensors, tree_map
 from metalearn.errors import SettingError
 from metalearn.types import TaskBatch
 
-__all__ = ["Criterion", "Kind"]
+__all__ = ["Criterion", "Kind", "way_of"]
 
 Kind = Literal["classification", "regression"]
 
@@ -28,13 +29,14 @@ class Criterion:
 
     Args:
         kind: ``"classification"`` or ``"regression"``.
-        classes: from a batch of inputs to C.
+        logits: from a batch of inputs to C, which is the same for all tasks; None where each batch
+            of tasks has its own.
     """
 
-    def __init__(self, kind: Kind, classes: Callable[[TaskBatch, Any], int]) -> None:
+    def __init__(self, kind: Kind, logits: Callable[[Any], int] | None) -> None:
         if kind not in ("classification", "regression"):
             raise SettingError("kind", kind, "classification or regression is needed")
-        self.kind, self._count = kind, classes
+        self.kind, self._logits = kind, logits
         self._classes: int | None = None
         self._read: set[str] = set()
 
@@ -49,6 +51,26 @@ class Criterion:
             return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
         return F.mse_loss(outputs, targets)
 
+    @property
+    def classes(self) -> int | None:
+        """C of the tasks that were checked last; None before, and of regression."""
+        return self._classes
+
+    def classes_of(self, targets: Tensor) -> int:
+        """C of one task's targets; inside transforms, that of the tasks that were checked last.
+
+        Raises:
+            SettingError: labels that cannot be read, before any tasks were checked.
+        """
+        if not is_label(targets):
+            return targets.shape[-1]
+        readable = targets.device.type == "cpu" and not is_functorch_wrapped_tensor(targets)
+        if self._logits is None and readable:
+            return int(targets.max()) + 1
+        if self._classes is None:
+            raise SettingError("tasks", "unknown", "check(tasks) is needed before a transform")
+        return self._classes
+
     def of_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of a batch of one sample; 0 for padding, of which there is no mean."""
         if self.kind == "regression" or not is_label(targets):
@@ -56,7 +78,7 @@ class Criterion:
         check_form(True, outputs.shape, targets)
         return F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="sum")
 
-    def check(self, tasks: TaskBatch, *, fixed: bool) -> None:
+    def check(self, tasks: TaskBatch) -> None:
         """Refuse class targets that are out of range, and sets of padding alone.
 
         Labels on another device than the CPU are read once, at the first call: the device is not
@@ -64,7 +86,6 @@ class Criterion:
 
         Args:
             tasks: T.
-            fixed: whether C is that of the first tasks for all.
 
         Raises:
             SettingError: names the support or query set.
@@ -74,10 +95,33 @@ class Criterion:
             check_tensors(targets, f"{name} targets")
             if self.kind == "regression" or not targets.numel():
                 continue
-            if self._classes is None or not fixed:
+            if self._logits is None:
+                self._classes = way_of(tasks)
+            elif self._classes is None:
                 with torch.no_grad(), module_takes(f"{name} inputs", inputs):
-                    self._classes = self._count(tasks, tree_map(lambda x: x[0], inputs))
+                    self._classes = self._logits(tree_map(lambda x: x[0], inputs))
             check_form(True, (len(targets[0]), self._classes), targets[0])
             if targets.device.type == "cpu" or name not in self._read:
                 check_values(targets, self._classes, f"targets of the {name} set")
                 self._read.add(name)
+
+
+def way_of(tasks: TaskBatch) -> int:
+    """C of tasks: by their class ids, where these are known, else by their labels.
+
+    Raises:
+        SettingError: a class without a support sample.
+    """
+    targets = tasks.support[1]
+    if not is_label(targets):
+        return int(targets.shape[-1])
+    ids = getattr(tasks, "class_ids", None)
+    way = int(ids.shape[-1]) if ids is not None else int(targets.max()) + 1
+    if targets.device.type == "cpu":
+        every = torch.arange(way)
+        found = (targets[..., None] == every).any(-2)
+        if not bool(found.all()):
+            missing = int((~found).nonzero()[0, -1])
+            accepted = "every class of a task needs a support sample"
+            raise SettingError("targets of the support set", f"none of class {missing}", accepted)
+    return way

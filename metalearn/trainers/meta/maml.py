@@ -32,6 +32,7 @@ from metalearn.signatures import checked
 from metalearn.trainers.meta.planning import planned, settle, what_fits
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.settings import MAML
+from metalearn.trainers.meta.task_losses import plan_of_one
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
 __all__ = ["MetaLearner"]
@@ -217,7 +218,7 @@ class MetaLearner(Learner):
             settings=self.gradient_settings(),
             deterministic=deterministic,
         )
-        self.plan = self.for_members(plan)
+        self.plan = plan_of_one(plan, self.network)
         return self.plan
 
     settle = prepare

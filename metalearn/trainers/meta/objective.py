@@ -16,6 +16,7 @@ from torch import Tensor
 from metalearn.core.tree import tree_map
 from metalearn.schema import Kind
 from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.meta.method_checks import check_gradient, check_methods
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import score_numbers
 from metalearn.types import Params, TaskBatch, TaskDistribution
@@ -76,6 +77,7 @@ class MetaObjective:
         """Decide once how gradients are taken, and say so; a plan that there is goes unsaid."""
         if self.learner.plan is None:
             few = self.tasks.sample("train", range(min(2, self.meta_batch)), device=self.device)
+            check_methods(self.learner, few)
             self.learner.prepare(
                 few, self.meta_batch, deterministic=self._deterministic, check=self._check
             )
@@ -89,7 +91,8 @@ class MetaObjective:
     def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
         """The meta-gradient, a mean over the tasks."""
         count, names = len(batch.indices), self.learner.names
-        result = self.learner.gradient({n: params[names[n]] for n in names}, batch.tasks, step=step)
+        own = {n: params[names[n]] for n in names}
+        result = check_gradient(self.learner, self.learner.gradient(own, batch.tasks, step=step))
         return StepGradient(
             {names[name]: grad for name, grad in result.grads.items()},
             result.loss.reshape(-1),

@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from metalearn.core import Engine, Method, Plan
+from metalearn.core.tree import leaves
 from metalearn.schema import Kind, choice, maybe, text, together, whole
 from metalearn.trainers.loop.plans import keeps
+from metalearn.types import Params
 
 __all__ = ["kept_plan", "plan_kind", "plan_state"]
 
 _PARTS = ("engine", "method", "chunk_size")
 
 
-def plan_state(plan: Plan | None, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
+def plan_state(plan: Plan | None, asked: Mapping[str, Any], params: Params) -> dict[str, Any]:
     """A plan in plain values, with what memory it was given; nothing of none."""
     if plan is None:
         return {}
     memory = {"memory": asked["memory"]} if "memory" in asked else {}
-    return {**{name: getattr(plan, name) for name in _PARTS}, **memory, "device": device}
+    return {**{name: getattr(plan, name) for name in _PARTS}, **memory, "device": _device(params)}
 
 
 def plan_kind() -> Kind:
@@ -33,10 +35,14 @@ def plan_kind() -> Kind:
     return together(plan)
 
 
-def kept_plan(state: Mapping[str, Any], asked: Mapping[str, Any], device: str) -> Plan | None:
+def kept_plan(state: Mapping[str, Any], asked: Mapping[str, Any], params: Params) -> Plan | None:
     """The plan of a checkpoint; None where it was for another kind of device or other settings."""
     plan: dict[str, Any] = {name: state.get(name) for name in _PARTS}
     given = {**plan, "memory": state.get("memory", asked.get("memory"))}
-    if state.get("device") != device or not keeps(given, **asked):
+    if state.get("device") != _device(params) or not keeps(given, **asked):
         return None
     return Plan(**plan, notes=("as before the interruption",))
+
+
+def _device(params: Params) -> str:
+    return str(leaves(params)[0].device.type)

@@ -11,29 +11,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from metalearn.core import Engine, MetaGradient, Plan, convert_norm
 from metalearn.core.checks import module_takes
-from metalearn.core.loss_checks import outside_inference_mode
-from metalearn.core.memory import is_out_of_memory
+from metalearn.core.loss_checks import outside_inference_mode, unused_parameters
 from metalearn.core.module.functionalize import Norm
-from metalearn.core.tree import leaves, tree_map
-from metalearn.errors import SettingError, check_whole
+from metalearn.core.tree import tree_map
+from metalearn.errors import check_whole
 from metalearn.schema import Kind as StateKind
 from metalearn.signatures import checked
 from metalearn.trainers.meta.adapting import adapted
 from metalearn.trainers.meta.criterion import Criterion, Kind
+from metalearn.trainers.meta.method_checks import named_by_class, refused_inputs, states_of
 from metalearn.trainers.meta.network import network_of
 from metalearn.trainers.meta.plan_state import kept_plan, plan_kind, plan_state
 from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.scoring import along_states, score_tasks
+from metalearn.trainers.meta.state_module import StateModule
+from metalearn.trainers.meta.task_losses import each_task_gradient, plan_of_loss, query_loss
 from metalearn.types import Batch, Params, TaskBatch
 
 __all__ = ["Learner"]
@@ -42,17 +42,19 @@ __all__ = ["Learner"]
 class Learner(ABC):
     """A module, or an `Ensemble`, that learns to adapt to tasks.
 
-    It shares the module's parameters: an optimiser that steps ``learner.module`` steps the learner.
+    A method gives `fit` and `predict`; `task_loss` where it descends something else than the loss
+    of queries; and what takes the gradient where that is not the loss of a task. It shares the
+    module's parameters: an optimiser that steps ``learner.module`` steps the learner.
 
     Args:
         module: one network, or an `Ensemble` whose members learn each by itself.
         kind: ``"classification"`` or ``"regression"``.
         norm: what to make of batch and instance norms; see `metalearn.trainers.MAML`.
         engine: how tasks are batched.
+        chunk_size: tasks at a time; None takes a whole meta-batch.
 
     Attributes:
-        module: whose parameters are learnt.
-        params: they, by name; of members, leaves ``[M, ...]``.
+        module, params: whose parameters are learnt; they, by name, of members ``[M, ...]``.
         plan: how gradients are taken, once that is decided.
 
     Raises:
@@ -70,48 +72,68 @@ class Learner(ABC):
     eval_steps: int = 0
     """K in validation and test."""
 
+    @checked
     def __init__(
-        self, module: nn.Module, *, kind: Kind, norm: Norm | None = None, engine: Engine = "auto"
+        self,
+        module: nn.Module,
+        *,
+        kind: Kind = "classification",
+        norm: Norm | None = None,
+        engine: Engine = "auto",
+        chunk_size: int | None = None,
     ) -> None:
-        self.criterion = Criterion(kind, self._count_classes)
-        self.kind, self._engine = kind, engine
-        self.network = network_of(convert_norm(module, norm) if norm else module, engine)
+        if chunk_size is not None:
+            check_whole("chunk_size", chunk_size, 1)
+        logits = lambda inputs: int(self._as_it_is(inputs).shape[-1])  # noqa: E731
+        self.criterion = Criterion(kind, None if self.needs == "features" else logits)
+        self.kind, self._engine, self.chunk_size = kind, engine, chunk_size
+        self.network = network_of(
+            convert_norm(module, norm) if norm is not None else module, engine
+        )
         self.module, self.params = self.network.module, self.network.params
         self.buffers, self.apply = self.network.buffers, self.network.apply
         self.plan: Plan | None = None
-
-    @abstractmethod
-    def gradient(self, params: Params, tasks: TaskBatch, *, step: int) -> MetaGradient:
-        """The mean over T tasks of the gradient of a task's loss, of every network.
-
-        ``params`` are those of all networks; ``step`` is for what changes over a training.
-        """
-
-    @abstractmethod
-    def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
-        """The gradient of each task's loss, of one network; leaves ``[T, ...]``."""
 
     @abstractmethod
     def fit(self, params: Params, support: Batch, *, steps: int | None = None) -> Iterator[Any]:
         """States of one network after 0, 1, … K inner steps on one task's support set.
 
         A state is a tree of tensors that holds the parameters too. K = 0 without an inner loop.
-
-        Args:
-            params: of one network.
-            support: of one task.
-            steps: K; None takes ``eval_steps``.
+        ``steps`` is K; None takes ``eval_steps``.
         """
 
     @abstractmethod
     def predict(self, state: Any, inputs: Tensor) -> Tensor:
         """Outputs ``[N, ...]`` for inputs of one task, in a state that `fit` gave."""
 
-    @abstractmethod
-    def as_module(self, module: nn.Module, state: Any) -> nn.Module:
-        """An ordinary module that predicts as a state does, made of a copy of the network."""
+    def task_loss(self, params: Params, support: Batch, query: Batch) -> Tensor:
+        """Mean loss of one task's queries after ``inner_steps`` steps, a scalar."""
+        return query_loss(self, params, support, query)
 
-    @abstractmethod
+    def gradient(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> MetaGradient:
+        """The mean over T tasks of the gradient of a task's loss, of every network.
+
+        ``params`` are those of all networks; ``step`` is for what changes over a training. The loss
+        is `task_loss`, unless a method takes gradients of its own.
+        """
+        self.check(tasks)
+        engine, chunk = self.batching
+        with self.refusing_inputs(tasks), named_by_class(self):
+            return self.network.task_gradient(
+                self.task_loss, params, tasks, engine=engine, chunk_size=chunk
+            )
+
+    def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
+        """The gradient of each task's loss, of one network; leaves ``[T, ...]``."""
+        self.check(tasks)
+        with named_by_class(self):
+            return each_task_gradient(self.task_loss, params, tasks, self.batching[0])
+
+    def as_module(self, module: nn.Module, state: Any) -> nn.Module:
+        """An ordinary module that predicts as a state does, of a copy of the network or without."""
+        return StateModule(self.predict, state)
+
+    @checked
     def prepare(
         self,
         tasks: TaskBatch,
@@ -120,33 +142,28 @@ class Learner(ABC):
         deterministic: bool = False,
         check: Callable[[], None] = lambda: None,
     ) -> Plan:
-        """Decide once how gradients are taken, by trials on few tasks; kept in ``plan``.
+        """Decide once how gradients of ``task_count`` tasks are taken, by trials; kept in ``plan``.
 
         Args:
-            tasks: two are enough.
+            tasks: for the trials; two are enough.
             task_count: T of the gradients to come.
             deterministic: leave out of it what memory is free.
             check: called in every trial; what it raises ends them.
         """
-
-    def for_members(self, plan: Plan) -> Plan:
-        """A plan for one network's share of all pairs of member and task, as one for tasks.
-
-        What only the loop can take is said.
-        """
-        if self.network.only_loop:
-            plan = replace(plan, notes=(self.network.only_loop, *plan.notes))
-        count = self.network.count
-        if count is None:
-            return plan
-        if plan.chunk_size is not None:
-            plan = replace(plan, chunk_size=max(1, plan.chunk_size // count))
-        return replace(plan, notes=(f"each of {count} members", *plan.notes))
+        self.check(tasks)
+        engine, _ = self.batching
+        how: Any = {"engine": engine, "chunk_size": self.chunk_size, "deterministic": deterministic}
+        with named_by_class(self):
+            self.plan = plan_of_loss(
+                self.task_loss, self.network, tasks, task_count=task_count, check=check, **how
+            )
+        return self.plan
 
     @property
     def asked(self) -> Mapping[str, Any]:
-        """What the settings of now ask of a plan of an earlier run, by its parts."""
-        return {"engine": self._engine}
+        """What the settings of now ask of a plan of an earlier run; members share chunks."""
+        asked: dict[str, Any] = {"engine": self._engine}
+        return asked if self.network.count else {**asked, "chunk_size": self.chunk_size}
 
     def along(
         self,
@@ -159,16 +176,12 @@ class Learner(ABC):
     ) -> Any:
         """``visit(state, support, query)`` of every task in every state; leaves ``[T, K+1, ...]``.
 
-        Args:
-            visit: written for one task.
-            params: of one network.
-            tasks: T.
-            steps: K; None takes ``eval_steps``.
-            alone: whether ``visit`` has a vmap of its own.
+        ``visit`` is written for one task, ``params`` are of one network, ``steps`` is as of `fit`;
+        ``alone`` says that ``visit`` has a vmap of its own.
         """
         engine, chunk = self.batching
         engine = "vmap" if alone and engine != "loop" else engine
-        fit = partial(self.fit, steps=steps)
+        fit = partial(states_of, self, steps=self.count_steps(steps))
         return along_states(visit, fit, params, tasks, engine=engine, chunk_size=chunk)
 
     @property
@@ -176,7 +189,7 @@ class Learner(ABC):
         """The engine, and how many tasks at a time."""
         if self.plan is not None:
             return self.plan.engine, self.plan.chunk_size
-        return ("loop" if self.network.only_loop else self._engine), None
+        return ("loop" if self.network.only_loop else self._engine), self.chunk_size
 
     @property
     def vectorized(self) -> bool:
@@ -195,11 +208,13 @@ class Learner(ABC):
 
     def check(self, tasks: TaskBatch) -> None:
         """Refuse targets that do not fit, by their set; see `Criterion.check`."""
-        self.criterion.check(tasks, fixed=self.needs == "logits")
+        self.criterion.check(tasks)
 
-    @abstractmethod
     def unused_in(self, task: TaskBatch) -> list[str]:
         """Names of parameters without a part in the loss of one task (of the first member)."""
+        self.check(tree_map(lambda value: value[None], task))
+        with named_by_class(self):
+            return unused_parameters(self.task_loss, self.network.rows()[0], *task)
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Outputs ``[N, ...]`` of the module before any adaptation."""
@@ -213,16 +228,14 @@ class Learner(ABC):
     ) -> nn.Module:
         """A copy of the module, adapted to one support set ``(inputs [N, ...], targets [N])``.
 
-        The copy is an ordinary module in evaluation mode with nothing of the learner in it, which
-        answers each query as `score` with ``inductive=True`` does: where the module normalises
-        with the statistics of the batch at hand, it is an `InductiveModule`, which carries the
-        support inputs and predicts each query beside them. Members are adapted each by itself.
+        The copy is an ordinary module in evaluation mode, which answers each query as `score` with
+        ``inductive=True`` does: where the module normalises with the batch at hand, it is an
+        `InductiveModule`, which predicts each query beside the support inputs.
 
         Args:
             support: the labelled examples.
             steps: inner steps; None takes those of validation.
-            transductive: the bare network in any case: queries that are asked together share their
-                statistics, as in `score` without ``inductive``.
+            transductive: the bare network in any case: queries asked together share statistics.
 
         Raises:
             SettingError: steps below 0, a loss that the module's parameters have no part in.
@@ -248,9 +261,9 @@ class Learner(ABC):
             tasks: ``TaskBatch``, every leaf ``[T, N, ...]``.
             steps: K; None takes those of validation.
             inductive: False shares normalisation statistics over a task's query set
-                (transductive, what the MAML papers report); True predicts each query alone, in a
-                batch with the support set and no other query (Nichol, Achiam and Schulman, "On
-                First-Order Meta-Learning Algorithms", 2018, section 6.1).
+                (transductive, what the MAML papers report); True predicts each query alone, beside
+                the support set (Nichol, Achiam and Schulman, "On First-Order Meta-Learning
+                Algorithms", 2018, section 6.1).
             check: called before every prediction; what it raises ends the scoring.
         """
         return score_tasks(self, tasks, steps=steps, inductive=inductive, check=check)
@@ -263,7 +276,7 @@ class Learner(ABC):
 
     def state(self) -> dict[str, Any]:
         """How gradients are taken: what a resumed training needs of it, plain."""
-        return plan_state(self.plan, self.asked, self._device)
+        return plan_state(self.plan, self.asked, self.params)
 
     def state_kinds(self) -> list[StateKind]:
         """What `state` has to be in a checkpoint."""
@@ -271,30 +284,13 @@ class Learner(ABC):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave, unless it was for another kind of device or other settings."""
-        self.plan = kept_plan(state, self.asked, self._device) or self.plan
+        self.plan = kept_plan(state, self.asked, self.params) or self.plan
 
-    @contextmanager
-    def refusing_inputs(self, tasks: TaskBatch) -> Iterator[None]:
+    def refusing_inputs(self, tasks: TaskBatch) -> AbstractContextManager[None]:
         """A block in which inputs that the module cannot take are refused by their set."""
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, SettingError) or is_out_of_memory(error):
-                raise
-            for name, (inputs, _) in zip(("support", "query"), tasks):
-                with torch.no_grad(), module_takes(f"{name} inputs", inputs):
-                    self._as_it_is(tree_map(lambda x: x[0], inputs))
-            raise
-
-    @property
-    def _device(self) -> str:
-        return str(leaves(self.params)[0].device.type)
+        return refused_inputs(self._as_it_is, tasks)
 
     def _as_it_is(self, inputs: Any) -> Tensor:
         """Outputs of the module before any adaptation; of the first member."""
         found: Tensor = self.apply(self.network.rows()[0], self.buffers, inputs)
         return found
-
-    def _count_classes(self, tasks: TaskBatch, inputs: Any) -> int:
-        """C: how many logits the network gives."""
-        return int(self._as_it_is(inputs).shape[-1])

@@ -6,7 +6,6 @@ Axes: M members, T tasks, K inner steps, N query samples, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -22,22 +21,17 @@ from metalearn.core.bayes.predictive_regression import regression_uncertainty
 from metalearn.core.targets import is_label, labels_of, mean_without_padding, not_padding
 from metalearn.core.tree import leaves, tree_map
 from metalearn.evaluation import expected_calibration_error
-from metalearn.trainers.meta.criterion import Criterion, Kind
 from metalearn.trainers.meta.inductive import each_beside
+from metalearn.trainers.meta.method_checks import CheckedLearner, check_outputs, predicted
 from metalearn.trainers.meta.nan_scores import hits
-from metalearn.trainers.meta.network import LearnerNetwork
 from metalearn.trainers.meta.scores import MemberScores, TaskScores
 from metalearn.types import Batch, Params, TaskBatch
 
 __all__ = ["ScoredLearner", "along_states", "score_tasks"]
 
 
-class ScoredLearner(Protocol):
+class ScoredLearner(CheckedLearner, Protocol):
     """What scoring asks of a learner."""
-
-    kind: Kind
-    network: LearnerNetwork
-    criterion: Criterion
 
     @property
     def batching(self) -> tuple[Engine, int | None]:
@@ -45,12 +39,6 @@ class ScoredLearner(Protocol):
 
     def check(self, tasks: TaskBatch) -> None:
         """Refuse targets that do not fit."""
-
-    def refusing_inputs(self, tasks: TaskBatch) -> AbstractContextManager[None]:
-        """A block in which inputs that do not fit are refused."""
-
-    def predict(self, state: Any, inputs: Tensor) -> Tensor:
-        """Outputs in a state."""
 
     def along(
         self,
@@ -135,12 +123,14 @@ def _outputs_along(
     def visit(state: Any, support: Batch, query: Batch) -> tuple[Tensor, Tensor]:
         def together(inputs: Tensor) -> Tensor:
             check()
-            return learner.predict(state, inputs)
+            outputs: Tensor = predicted(learner, state, inputs)
+            return outputs
 
         if inductive:
             output = each_beside(together, support[0], query[0], vectorize=vectorize)
         else:
             output = together(query[0])
+        check_outputs(learner, output, query[1])
         return learner.criterion(output, query[1]), output
 
     found: tuple[Tensor, Tensor] = learner.along(visit, params, tasks, steps=steps, alone=inductive)

@@ -298,3 +298,36 @@ def test_a_copy_after_transforms_can_be_copied_again() -> None:
     loss, params = loss_of(net)
     meta_gradient(loss, params, tasks(), optimizer=sgd(0.1), steps=1, engine="batched")
     copy.deepcopy(net)(drawn(4, 3))
+
+
+class _Fresh:
+    """What holds a list, of which it shows another each time, as objects with caches do."""
+
+    def __init__(self) -> None:
+        self.cache = [torch.ones(2)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "cache": []}
+
+
+class _Holding(nn.Module):
+    """Holds several of them, and makes one in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.held = nn.Linear(2, 2), [_Fresh() for _ in range(20)]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.held[3].cache = [torch.ones(3)] * 5
+        outputs: Tensor = self.layer(inputs)
+        return outputs
+
+
+def test_what_objects_show_anew_each_time_has_no_identity() -> None:
+    _, *others = attributes(_Holding())["", "held"][1]
+    assert all(kind is _Fresh and "met before" not in str(parts) for kind, parts in others)
+    apply, params, buffers = functionalize(module := _Holding())
+    for _ in range(3):
+        torch.testing.assert_close(
+            apply(params, buffers, torch.ones(1, 2)), module(torch.ones(1, 2))
+        )

@@ -138,7 +138,7 @@ def test_diagnostics_see_tasks() -> None:
         ({"learner": torch.nn.Linear}, "^learner='Linear': what makes a Learner of"),
         (
             {"learner": type("Fits", (Learner,), {})},
-            "^learner='Fits': its class needs as_mod",
+            "^learner='Fits': its class needs fit, predict",
         ),
         ({"learner": type("Odd", (ProtoNet,), {"needs": "x"})}, r"^Odd\.needs='x': logits or feat"),
         ({"learner": network()}, "^learner='MLP': what makes a Learner of"),
@@ -170,7 +170,7 @@ def test_what_is_registered_is_a_learner_under_a_name_of_its_own(
         register_learner("", "")
     with pytest.raises(SettingError, match="^learner=3: a subclass of Learner is needed"):
         register_learner("three", "")(3)  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="^learner='Half': its class needs as_module, fit"):
+    with pytest.raises(SettingError, match="^learner='Half': its class needs fit, predict"):
         register_learner("half", "")(type("Half", (Learner,), {}))
     monkeypatch.setitem(LEARNERS, "nearest", LEARNERS["protonet"])  # taken out again afterwards
     del LEARNERS["nearest"]
