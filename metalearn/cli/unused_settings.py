@@ -75,6 +75,7 @@ def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
         if maml.get("method") != "implicit":
             for name in ("regularization", "cg_iterations"):
                 yield f"maml.{name}", "maml.method=implicit is needed for it"
+        yield from _unused_inner(maml)
         if maml.get("method") == "first_order" and not maml.get("first_order"):
             yield "maml.first_order", "true is needed beside maml.method=first_order"
     if not meta and config.test_tasks:
@@ -98,3 +99,16 @@ def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
             )
     if trainer.get("chunk_size") is not None and "trainer.chunk_size" in given:
         yield "trainer.memory", "trainer.chunk_size is given, and decides; one of both is needed"
+
+
+def _unused_inner(maml: DictConfig) -> Iterator[tuple[str, str]]:
+    """Settings of inner optimisers that the one at hand does not take."""
+    name = maml.get("inner_optimizer")
+    if name == "sgd":
+        yield "maml.inner_betas", "maml.inner_optimizer=adam or adamw is needed for them"
+    else:
+        for setting in ("inner_momentum", "inner_nesterov"):
+            yield f"maml.{setting}", "maml.inner_optimizer=sgd is needed for it"
+    learnt = plain_value(maml.get("learn")) or ()
+    if "lr" not in ([learnt] if isinstance(learnt, str) else learnt):
+        yield "maml.lr_per", "maml.learn=[lr] is needed for it"

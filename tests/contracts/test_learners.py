@@ -17,8 +17,10 @@ from metalearn.types import TaskBatch
 from tests.support.builders import assert_same, patterns
 
 TASKS = FewShotTasks(patterns(), way=3, shot=2, query=2)
-every_learner = pytest.mark.parametrize("name", LEARNERS)
-APPROXIMATE = {"fomaml"}
+LEARNT = "_learns_rates"
+WITH_RATES = [f"{name}{LEARNT}" for name in LEARNERS if takes_maml(LEARNERS[name].make)]
+every_learner = pytest.mark.parametrize("name", [*LEARNERS, *WITH_RATES])
+APPROXIMATE = {"fomaml", "fomaml_learns_rates"}
 every_engine = pytest.mark.parametrize("engine", ["loop", "vmap", "batched"])
 
 
@@ -38,9 +40,13 @@ def network_of(members: int) -> Any:
 
 
 def learner(name: str, module: Any, engine: Any) -> Learner:
-    make = LEARNERS[name].make
+    make = LEARNERS[name.removesuffix(LEARNT)].make
     if takes_maml(make):
-        return make(module, maml=MAML(inner_lr=0.2, inner_steps=2, eval_steps=2, engine=engine))
+        learnt: Any = {}
+        if name.endswith(LEARNT):
+            learnt = {"learn": ["lr", "momentum"], "lr_per": "parameter_and_step"}
+        maml = MAML(inner_lr=0.2, inner_steps=2, eval_steps=2, engine=engine, **learnt)
+        return make(module, maml=maml)
     return make(module, engine=engine)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from metalearn.models import MLP, Ensemble
-from metalearn.tasks import FewShotTasks
+from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import MAML, MetaTrainer, Trainer
 from metalearn.trainers.meta.making import takes_maml
 from metalearn.trainers.meta.registry import LEARNERS
@@ -36,6 +36,24 @@ def _adam_inside(**settings: Any) -> Trainer:
     maml = MAML(inner_lr=0.01, inner_optimizer="adam", first_order=True, chunk_size=3)
     momentum: Any = lambda ps: torch.optim.SGD(ps, lr=0.01, momentum=0.9)  # noqa: E731
     return sinusoid_trainer(**{"maml": maml, "optimizer": momentum, **settings})
+
+
+def _learnt(members: int, **settings: Any) -> Trainer:
+    """Hyperparameters of the inner loop, learnt beside the weights."""
+    inner: Any = {
+        "learn": ["lr", "momentum"],
+        "lr_per": "parameter_and_step",
+        "inner_momentum": 0.5,
+    }
+    maml = MAML(inner_lr=0.02, inner_steps=2, eval_steps=3, **inner)
+    seeds, tasks = range(members), SinusoidTasks(shot=4, query=4)
+    made: Any = Ensemble.from_factory(_waves, seeds) if members else _waves()
+    settings = {"steps": 6, "meta_batch": 4, "validation_tasks": 5, "progress": False} | settings
+    return MetaTrainer(made, tasks, **{"maml": maml, "clip": 1.0, **settings})
+
+
+def _waves(seed: int = 0) -> MLP:
+    return MLP((1,), 1, hidden=(6,), seed=seed)
 
 
 def _sweep(**settings: Any) -> Trainer:
@@ -67,6 +85,8 @@ TRAINERS: dict[str, Make] = {
     "scripted": _scripted,
     "waves": sinusoid_trainer,
     "waves_first_order": _adam_inside,
+    "waves_learnt": partial(_learnt, 0),
+    "waves_learnt_members": partial(_learnt, 2),
     "episodes": episode_trainer,
     "ensemble": ensemble_trainer,
     "sweep": _sweep,

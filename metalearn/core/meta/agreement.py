@@ -19,7 +19,7 @@ from metalearn.core.tree import leaf_names, leaves, tree_map
 from metalearn.errors import SettingError
 from metalearn.types import Params, TaskBatch
 
-__all__ = ["Trials", "distances"]
+__all__ = ["Trials", "distances", "doubled"]
 
 _TOLERANCE = 0.05  # relative: a ReLU within rounding of zero can move one task by 1e-3
 _TOLERANCE_DOUBLE = 1e-6
@@ -43,7 +43,7 @@ class Trials:
 
     def __init__(self, attempt: Attempt, params: Params, tasks: TaskBatch) -> None:
         self._attempt, self._given = attempt, (params, tasks)
-        self._doubled = (_doubled(params), _doubled(tasks))
+        self._doubled = (doubled(params), doubled(tasks))
         self._plain: dict[bool, MetaGradient] = {}
         self._is_double = True
 
@@ -120,6 +120,11 @@ def distances(actual: Any, expected: Any, *, floor: float) -> dict[str, float]:
     return found
 
 
+def doubled(values: Any) -> Any:
+    """A copy with floating leaves in float64."""
+    return tree_map(lambda x: x.detach().double() if x.is_floating_point() else x, values)
+
+
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether something in float64 is made less precise."""
 
@@ -135,11 +140,6 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if made - {torch.float64}:  # a mask that is made float32 loses nothing
             self.lower |= torch.float64 in given
         return result
-
-
-def _doubled(values: Any) -> Any:
-    """A copy with floating leaves in float64."""
-    return tree_map(lambda x: x.detach().double() if x.is_floating_point() else x, values)
 
 
 def _floating(values: Any) -> set[torch.dtype]:

@@ -13,7 +13,7 @@ from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.memory import describe_bytes
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.adapted_task import Implicit
-from metalearn.core.meta.agreement import Trials
+from metalearn.core.meta.agreement import Trials, doubled
 from metalearn.core.meta.engine_trials import engine_by_trial
 from metalearn.core.meta.engines import Engine
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
@@ -158,6 +158,8 @@ class _Trial(NamedTuple):
     ) -> MetaGradient:
         chosen = choose_engine(engine, self.elementwise)
         program = self.program(method, steps)
+        if params is not self.params and leaves(program.learnt):  # on copies, in float64
+            program = program.with_learnt(doubled(program.learnt))
         return mean_gradient(program, params, tasks, engine=chosen, chunk_size=None)
 
 

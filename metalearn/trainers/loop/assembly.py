@@ -36,8 +36,10 @@ class NothingToSee:
         return {}
 
 
-def place(module: nn.Module, device: torch.device | str) -> torch.device:
-    """Move a module that is to be trained to a device, which is returned.
+def place(
+    module: nn.Module, device: torch.device | str, beside: nn.Module | None = None
+) -> torch.device:
+    """Move what is to be trained to a device, which is returned.
 
     Raises:
         SettingError: a module without parameters to train, or no such device.
@@ -46,7 +48,9 @@ def place(module: nn.Module, device: torch.device | str) -> torch.device:
         accepted = "a parameter to train is needed (requires_grad=True)"
         raise SettingError("model", type(module).__name__, accepted)
     found = as_device(device)
-    module.to(found)
+    for part in (module, beside):
+        if part is not None:
+            part.to(found)
     return found
 
 

@@ -191,14 +191,10 @@ def _joined(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _check_learnt(path: Path, state: Mapping[str, Any], beside: nn.Module | None) -> None:
     """Refuse a checkpoint with values beside the module where the run has none, or without."""
-    if _LEARNT in state and beside is None:
-        raise DataError(
-            f"{path}: this checkpoint has values learnt beside the weights; the run learns none"
-        )
-    if _LEARNT not in state and beside is not None:
-        raise DataError(
-            f"{path}: this checkpoint has no values learnt beside the weights; the run learns some"
-        )
+    if (_LEARNT in state) != (beside is not None):
+        own, run = ("none", "some") if beside is not None else ("some", "none")
+        reason = f"it has {own} of what is learnt beside the weights, and the run has {run}"
+        raise DataError(f"{path}: this checkpoint does not fit the run ({reason})")
 
 
 def parts_of(state: Mapping[str, Any]) -> dict[str, Any]:

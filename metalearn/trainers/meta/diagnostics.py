@@ -167,7 +167,8 @@ def adapted_models(
     for row in learner.network.rows():
 
         def adapted(support: Any, row: Params = row) -> Params:
-            return last_of(learner.adaptation(row, count).trajectory(row, support)).params
+            own = learner.network.own(row)
+            return last_of(learner.adaptation(row, count).trajectory(own, support)).params
 
         params = torch.vmap(adapted)(tasks.support)
         models = len(tasks.query[1])

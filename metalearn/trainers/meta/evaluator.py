@@ -17,6 +17,7 @@ from metalearn.tasks import outputs_by_split
 from metalearn.tracking import Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.loop.protocols import Evaluation, Stateless
+from metalearn.trainers.meta.learnt import learnt_bands
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import by_step, score_numbers
 from metalearn.trainers.meta.scores import TaskScores, joined_scores, mean_interval
@@ -84,7 +85,7 @@ class MetaEvaluator(Stateless):
         if self._several:
             members = [f"{s}/member_{n}" for s in splits for n in scores]
             found["members: median and extremes"] = members
-        return found
+        return {**found, **learnt_bands(self.learner.network)}
 
     def _draw(self, scores: TaskScores, tracker: Tracker, step: int) -> None:
         """Figures of a validation: one task, and the adaptation curve."""

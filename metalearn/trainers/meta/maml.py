@@ -16,6 +16,7 @@ from metalearn.core import (
     Adaptation,
     Eager,
     Engine,
+    InnerOptimizer,
     MetaGradient,
     Plan,
     along_adaptation,
@@ -29,6 +30,7 @@ from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import check_floating, match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
+from metalearn.trainers.meta.learnt import learnt_values
 from metalearn.trainers.meta.planning import planned, settle, what_fits
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.settings import MAML
@@ -40,9 +42,6 @@ __all__ = ["MetaLearner"]
 
 class MetaLearner(Learner):
     """A module whose parameters are the starting point of adaptation.
-
-    The learner shares the module's parameters: an optimiser that steps ``learner.module`` steps
-    the learner.
 
     Args:
         module: maps inputs ``[N, ...]`` to logits ``[N, C]`` or values ``[N, outputs]``; or an
@@ -75,6 +74,8 @@ class MetaLearner(Learner):
             accepted = "a pattern that leaves a parameter to adapt is needed"
             raise SettingError("maml.frozen", self.maml.frozen, accepted)
         self.optimizer = self.maml.optimizer()
+        if self.maml.learnt_names:
+            self._learn()
         self.inner_steps, self.eval_steps = self.maml.inner_steps, self.maml.eval_steps
 
     @checked
@@ -94,7 +95,7 @@ class MetaLearner(Learner):
     @checked
     def unused_parameters(self, batch: Batch) -> list[str]:
         """Names of parameters that have no part in the loss of a batch (of the first member)."""
-        return unused_parameters(self.loss, self.network.rows()[0], batch)
+        return unused_parameters(self.loss, self.network.own(self.network.rows()[0]), batch)
 
     def unused_in(self, task: TaskBatch) -> list[str]:
         """Those of the loss of the query set."""
@@ -125,23 +126,26 @@ class MetaLearner(Learner):
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        row = self.network.rows()[0]
+        row = self.network.own(self.network.rows()[0])
         raise MemoryError(
             what_fits(self.maml, self.loss, row, tasks, plan=self.plan, settings=settings)
         )
 
     def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
-        """The meta-gradient of each task at one network's parameters, leaves ``[T, ...]``."""
-        settings = self.gradient_settings(step)
+        """The meta-gradient of each task at one network's parameters, leaves ``[T, ...]``.
+
+        Of what is learnt beside the weights there is none.
+        """
+        settings = {**self.gradient_settings(step), "optimizer": self.optimizer_at(params)}
         del settings["chunk_size"]
-        return task_meta_gradients(self.loss, params, tasks, **settings)
+        return task_meta_gradients(self.loss, self.network.own(params), tasks, **settings)
 
     def fit(self, params: Params, support: Batch, *, steps: int | None = None) -> Iterator[Params]:
         """θ_0 … θ_K of one network on one task's support set."""
         adaptation = self.adaptation(params, steps)
         check_floating(params, "params")
         backend = Functional() if transforms_active() else Eager()
-        for point in adaptation.trajectory(params, support, backend=backend):
+        for point in adaptation.trajectory(self.network.own(params), support, backend=backend):
             yield point.params
 
     def predict(self, state: Params, inputs: Tensor) -> Tensor:
@@ -172,9 +176,9 @@ class MetaLearner(Learner):
         return along_adaptation(
             visit,
             self.inner_loss(params),
-            params,
+            self.network.own(params),
             tasks,
-            optimizer=self.optimizer,
+            optimizer=self.optimizer_at(params),
             steps=self.count_steps(steps),
             engine="vmap" if engine != "loop" and alone else engine,
             chunk_size=chunk,
@@ -212,7 +216,7 @@ class MetaLearner(Learner):
         plan = settle(
             self.maml,
             loss,
-            self.network.rows()[0],
+            self.network.own(self.network.rows()[0]),
             tasks,
             task_count=task_count * count,
             settings=self.gradient_settings(),
@@ -243,12 +247,18 @@ class MetaLearner(Learner):
     def adaptation(self, start: Params, steps: int | None = None) -> Adaptation:
         """K inner steps from a starting point; None takes ``maml.eval_steps``."""
         count, frozen = self.count_steps(steps), self.maml.frozen
-        return Adaptation(self.inner_loss(start), self.optimizer, count, frozen)
+        return Adaptation(self.inner_loss(start), self.optimizer_at(start), count, frozen)
+
+    def optimizer_at(self, params: Params) -> InnerOptimizer:
+        """The inner optimiser of one network with what is learnt among its parameters."""
+        learnt = self.network.learnt
+        return self.optimizer if learnt is None else self.optimizer.with_learnt(learnt.tree(params))
 
     def adapting(self) -> list[str]:
         """Names of the parameters that the inner loop changes."""
-        fixed = match_names(self.params, self.maml.frozen, "maml.frozen")
-        return [name for name, still in zip(self.params, fixed) if not still]
+        own = self.network.own(self.params)
+        fixed = match_names(own, self.maml.frozen, "maml.frozen")
+        return [name for name, still in zip(own, fixed) if not still]
 
     def inner_loss(self, start: Params) -> LossFn:
         """What adaptation descends: the loss, and the implicit method's pull towards the start."""
@@ -268,6 +278,16 @@ class MetaLearner(Learner):
         maml = self.maml
         asked = {"engine": maml.engine, "method": maml.wanted_method, "memory": maml.memory}
         return asked if self.network.count else {**asked, "chunk_size": maml.chunk_size}
+
+    def _learn(self) -> None:
+        """Have hyperparameters of the inner optimiser among the parameters."""
+        network = self.network
+        row = network.rows()[0]
+        adapting = {name: row[name] for name in self.adapting()}
+        values = learnt_values(self.maml, adapting, network.count)
+        network.learn(values)
+        self.params, self.apply = network.params, network.apply
+        self.optimizer = self.maml.optimizer(values.by_hyperparameter(network.rows()[0]))
 
     @property
     def batching(self) -> tuple[Engine, int | None]:

@@ -26,6 +26,8 @@ from metalearn.core.ensemble.stacking import unstack
 from metalearn.core.module.copying import copy_module
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble, Stack
+from metalearn.trainers.members.trained import LEARNT
+from metalearn.trainers.meta.learnt import LearntValues
 from metalearn.types import LossFn, Params, TaskBatch, TaskLoss
 
 __all__ = ["LearnerNetwork", "OneNetwork", "StackedNetworks", "network_of"]
@@ -43,7 +45,7 @@ class LearnerNetwork(Protocol):
         """M; None for a single network."""
 
     params: dict[str, Tensor]
-    """Those that are trained, by name; of members, leaves ``[M, ...]``."""
+    """Those that are trained, by name, what is learnt beside them too; of members, ``[M, ...]``."""
     buffers: dict[str, Tensor]
     apply: Callable[..., Any]
     """``apply(params, buffers, inputs)`` of one network."""
@@ -51,6 +53,14 @@ class LearnerNetwork(Protocol):
     """Why vmap cannot take the network; empty where it can."""
     names: dict[str, str]
     """By the name of a parameter, what it is called in the module."""
+    learnt: LearntValues | None
+    """What is learnt beside the module; None where nothing is."""
+
+    def learn(self, values: LearntValues) -> None:
+        """Have values learnt beside the module."""
+
+    def own(self, params: Params) -> Params:
+        """The parameters without what is learnt beside them."""
 
     def rows(self) -> list[dict[str, Tensor]]:
         """The parameters of each network."""
@@ -92,6 +102,15 @@ class OneNetwork:
         vectorize = engine != "loop" and not self.only_loop
         self.apply, self.params, self.buffers = functionalize(module, vectorize=vectorize)
         self.names = {name: name for name in self.params}
+        self.learnt: LearntValues | None = None
+
+    def learn(self, values: LearntValues) -> None:
+        """Have values learnt beside the module."""
+        _learn(self, values)
+
+    def own(self, params: Params) -> Params:
+        """The parameters without what is learnt beside them."""
+        return params if self.learnt is None else self.learnt.without(params)
 
     def rows(self) -> list[dict[str, Tensor]]:
         """The parameters."""
@@ -110,7 +129,11 @@ class OneNetwork:
         self, loss: LossFn, params: Params, tasks: TaskBatch, **how: Any
     ) -> MetaGradient:
         """`metalearn.core.meta_gradient`."""
-        return meta_gradient(loss, params, tasks, **how)
+        if self.learnt is None:
+            return meta_gradient(loss, params, tasks, **how)
+        optimizer = how.pop("optimizer").with_learnt(self.learnt.tree(params))
+        found = meta_gradient(loss, self.own(params), tasks, optimizer=optimizer, **how)
+        return _with_learnt(found, self.learnt)
 
     def task_gradient(
         self, loss: TaskLoss, params: Params, tasks: TaskBatch, **how: Any
@@ -143,6 +166,15 @@ class StackedNetworks:
         self.apply = stack.call
         self.params = {name: p.detach() for name, p in params.items()}
         self.names = {name: f"stacks.0.network.{name}" for name in params}
+        self.learnt: LearntValues | None = None
+
+    def learn(self, values: LearntValues) -> None:
+        """Have values learnt beside the module."""
+        _learn(self, values)
+
+    def own(self, params: Params) -> Params:
+        """The parameters without what is learnt beside them."""
+        return params if self.learnt is None else self.learnt.without(params)
 
     def rows(self) -> list[dict[str, Tensor]]:
         """The parameters of each member."""
@@ -161,7 +193,11 @@ class StackedNetworks:
         self, loss: LossFn, params: Params, tasks: TaskBatch, **how: Any
     ) -> MetaGradient:
         """`metalearn.core.member_meta_gradient`."""
-        return member_meta_gradient(loss, params, tasks, **how)
+        if self.learnt is None:
+            return member_meta_gradient(loss, params, tasks, **how)
+        values = self.learnt.tree(params)
+        found = member_meta_gradient(loss, self.own(params), tasks, learnt=values, **how)
+        return _with_learnt(found, self.learnt)
 
     def task_gradient(
         self, loss: TaskLoss, params: Params, tasks: TaskBatch, **how: Any
@@ -186,3 +222,21 @@ def network_of(module: nn.Module, engine: Engine) -> LearnerNetwork:
         raise SettingError("module", type(module).__name__, accepted)
     network: LearnerNetwork = found
     return network
+
+
+def _learn(network: OneNetwork | StackedNetworks, values: LearntValues) -> None:
+    """Put values among a network's parameters; calls of the network pass over them."""
+    taken = [name for name in network.module.state_dict() if name.startswith(LEARNT)]
+    if taken:
+        accepted = f"names that do not begin with {LEARNT} are needed where it learns step sizes"
+        raise SettingError("module", taken[0], accepted)
+    call, own = network.apply, values.entries()
+    network.learnt = values
+    network.apply = lambda params, *rest: call(values.without(params), *rest)
+    network.params = {**network.params, **own}
+    network.names = {**network.names, **{name: name for name in own}}
+
+
+def _with_learnt(found: MetaGradient, learnt: LearntValues) -> MetaGradient:
+    """With the gradients of what is learnt among those of the parameters."""
+    return found._replace(grads={**found.grads, **learnt.gradients(found.optimizer_grads)})

@@ -16,6 +16,7 @@ from torch import Tensor
 from metalearn.core.tree import tree_map
 from metalearn.schema import Kind
 from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.meta.learnt import learnt_numbers
 from metalearn.trainers.meta.method_checks import check_gradient, check_methods
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import score_numbers
@@ -110,9 +111,10 @@ class MetaObjective:
     def records(
         self, batch: MetaBatch, gradient: StepGradient, *, step: int
     ) -> Mapping[str, float]:
-        """Scores of the meta-batch at hand, before and after its inner steps."""
+        """Scores of the meta-batch at hand before and after its inner steps, and what is learnt."""
         scores = self.learner.score(batch.tasks, steps=self.learner.inner_steps)
-        return score_numbers("train", scores)
+        learnt = learnt_numbers(self.learner.network)
+        return {**score_numbers("train", scores), **learnt}
 
     def state(self) -> dict[str, Any]:
         """How gradients are taken, so that a resumed run goes on in the same way."""

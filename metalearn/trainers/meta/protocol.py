@@ -54,7 +54,7 @@ class Learner(ABC):
         chunk_size: tasks at a time; None takes a whole meta-batch.
 
     Attributes:
-        module, params: whose parameters are learnt; they, by name, of members ``[M, ...]``.
+        module, params: what is trained; by name, with what is learnt beside; of M, ``[M, ...]``.
         plan: how gradients are taken, once that is decided.
 
     Raises:

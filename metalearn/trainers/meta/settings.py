@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from metalearn.core import Engine, Implicit, InnerOptimizer, Method, adam, sgd
+from metalearn.core import Engine, Implicit, InnerOptimizer, Method, adam, adamw, sgd
 from metalearn.core.checks import check_number
 from metalearn.core.memory import parse_bytes
 from metalearn.core.module.functionalize import Norm
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import check_fields
 
-__all__ = ["MAML"]
+__all__ = ["MAML", "InnerName", "RateAxis"]
 
-InnerName = Literal["sgd", "adam"]
-_OPTIMIZERS: dict[str, Callable[[float], InnerOptimizer]] = {"sgd": sgd, "adam": adam}
+InnerName = Literal["sgd", "adam", "adamw"]
+RateAxis = Literal["all", "parameter", "step", "parameter_and_step"]
+_SETTINGS = {"beta1": "betas", "beta2": "betas"}
+"""By hyperparameter, what ``learn`` calls it, where that is another name."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,24 @@ class MAML:
     """How a learner adapts, and how the gradient through adaptation is taken.
 
     Attributes:
-        inner_lr: step size of the inner loop, a number above 0; a learner does not learn it.
+        inner_lr: step size of the inner loop, a number above 0; where it is learnt, the first.
         inner_steps: inner steps in training, at least 0.
         eval_steps: inner steps in validation and test, at least 0.
         first_order: ignore second derivatives (FOMAML); the same as ``method="first_order"``.
         method: ``"reverse"``, ``"mixed"`` (both exact), ``"first_order"``, ``"implicit"``; see
             `metalearn.core.meta_gradient`. ``"auto"`` is exact.
         engine: ``"batched"``, ``"vmap"``, ``"loop"``, or ``"auto"``; all give the same gradient.
-        inner_optimizer: ``"sgd"`` or ``"adam"``.
+        inner_optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
+        inner_momentum: of sgd, in [0, 1).
+        inner_nesterov: of sgd with momentum.
+        inner_weight_decay: at least 0; an L2 term of sgd and adam, decoupled in adamw.
+        inner_betas: of adam and adamw, two in [0, 1).
+        learn: names of what the outer optimiser trains beside the weights: ``"lr"``,
+            ``"momentum"``, ``"weight_decay"``, ``"betas"``; they start where the settings say.
+            Nothing holds them to their range: a step size may become negative, as in Meta-SGD.
+        lr_per: what has a step size of its own, where they are learnt: ``"all"`` share one, or
+            each ``"parameter"`` that adapts, each inner ``"step"`` (which learns a schedule), or
+            each ``"parameter_and_step"``. Steps beyond ``inner_steps`` take the last.
         frozen: shell-style pattern, or several, over names of parameters that the inner loop
             leaves alone (``"blocks.*"`` adapts the head alone).
         norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
@@ -53,6 +65,12 @@ class MAML:
     method: Method = "auto"
     engine: Engine = "auto"
     inner_optimizer: InnerName = "sgd"
+    inner_momentum: float = 0.0
+    inner_nesterov: bool = False
+    inner_weight_decay: float = 0.0
+    inner_betas: Sequence[float] = (0.9, 0.999)
+    learn: str | Sequence[str] = ()
+    lr_per: RateAxis = "all"
     frozen: str | Sequence[str] | None = None
     norm: Norm | None = None
     chunk_size: int | None = None
@@ -67,12 +85,8 @@ class MAML:
         if self.chunk_size is not None:
             check_whole("chunk_size", self.chunk_size, 1)
         if not isinstance(self.inner_lr, int | float):
-            raise SettingError(
-                "inner_lr",
-                type(self.inner_lr).__name__,
-                "a finite number above 0 is needed: a learner does not learn step sizes; "
-                "metalearn.core.meta_gradient gives the gradients of those of sgd(lr=tensor)",
-            )
+            accepted = "a finite number above 0 is needed; learn=[lr] learns it from there"
+            raise SettingError("inner_lr", type(self.inner_lr).__name__, accepted)
         check_number("inner_lr", self.inner_lr, above=0)
         check_whole("cg_iterations", self.cg_iterations, 1)
         check_number("regularization", self.regularization, above=0)
@@ -80,6 +94,7 @@ class MAML:
             parse_bytes(self.memory)
         choices = (
             ("inner_optimizer", InnerName),
+            ("lr_per", RateAxis),
             ("norm", Norm),
             ("method", Method),
             ("engine", Engine),
@@ -91,6 +106,8 @@ class MAML:
                 raise SettingError(name, value, f"one of {accepted} is needed")
         if self.first_order and self.method not in ("auto", "first_order"):
             raise SettingError("method", self.method, "auto is needed with first_order=true")
+        self._check_inner()
+        self._check_learnt()
 
     @property
     def wanted_method(self) -> Method:
@@ -102,6 +119,72 @@ class MAML:
         """Settings of the implicit method."""
         return Implicit(self.regularization, self.cg_iterations)
 
-    def optimizer(self) -> InnerOptimizer:
-        """The inner optimiser."""
-        return _OPTIMIZERS[self.inner_optimizer](self.inner_lr)
+    @property
+    def hyperparameters(self) -> dict[str, float]:
+        """Those of the inner optimiser, by name."""
+        found: dict[str, float] = {"lr": self.inner_lr, "momentum": self.inner_momentum}
+        if self.inner_optimizer != "sgd":
+            beta1, beta2 = self.inner_betas
+            found = {"lr": self.inner_lr, "beta1": beta1, "beta2": beta2}
+        return {**found, "weight_decay": self.inner_weight_decay}
+
+    @property
+    def learnt_names(self) -> list[str]:
+        """Names of the hyperparameters that are learnt."""
+        learnt = self._given_names
+        return [name for name in self.hyperparameters if _SETTINGS.get(name, name) in learnt]
+
+    def optimizer(self, learnt: Mapping[str, Any] | None = None) -> InnerOptimizer:
+        """The inner optimiser, with ``learnt`` values, tensors or trees of them, by name."""
+        given: dict[str, Any] = {**self.hyperparameters, **(learnt or {})}
+        rate, decay = given["lr"], given["weight_decay"]
+        if self.inner_optimizer == "sgd":
+            momentum, nesterov = given["momentum"], self.inner_nesterov
+            return sgd(rate, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+        make = adam if self.inner_optimizer == "adam" else adamw
+        return make(rate, betas=(given["beta1"], given["beta2"]), weight_decay=decay)
+
+    @property
+    def _given_names(self) -> list[str]:
+        return [self.learn] if isinstance(self.learn, str) else list(self.learn)
+
+    def _check_inner(self) -> None:
+        """Refuse hyperparameters out of range, and those that the inner optimiser does not take."""
+        check_number("inner_momentum", self.inner_momentum, least=0, below=1)
+        check_number("inner_weight_decay", self.inner_weight_decay, least=0)
+        if len(self.inner_betas) != 2:
+            accepted = "two numbers in [0, 1) are needed"
+            raise SettingError("inner_betas", list(self.inner_betas), accepted)
+        for index, beta in enumerate(self.inner_betas):
+            check_number(f"inner_betas[{index}]", beta, least=0, below=1)
+        name = self.inner_optimizer
+        if name == "sgd" and tuple(self.inner_betas) != MAML.inner_betas:
+            accepted = "inner_optimizer=adam or adamw is needed for them; sgd has none"
+            raise SettingError("inner_betas", list(self.inner_betas), accepted)
+        for setting in ("inner_momentum", "inner_nesterov") if name != "sgd" else ():
+            if getattr(self, setting):
+                accepted = f"inner_optimizer=sgd is needed for it; {name} has none"
+                raise SettingError(setting, getattr(self, setting), accepted)
+        if self.inner_nesterov and not self.inner_momentum and "momentum" not in self._given_names:
+            accepted = "an inner_momentum above 0 is needed with it"
+            raise SettingError("inner_nesterov", True, accepted)
+        if self.method == "implicit" and self.inner_weight_decay:
+            accepted = "0 is needed with method=implicit, which has a pull of its own"
+            raise SettingError("inner_weight_decay", self.inner_weight_decay, accepted)
+
+    def _check_learnt(self) -> None:
+        """Refuse what cannot be learnt."""
+        given = self._given_names
+        known = list(dict.fromkeys(_SETTINGS.get(name, name) for name in self.hyperparameters))
+        if set(given) - set(known) or len(set(given)) < len(given):
+            accepted = f"names among {', '.join(known)} are needed, each once"
+            raise SettingError("learn", self.learn, f"{accepted}, with {self.inner_optimizer}")
+        if self.lr_per != "all" and "lr" not in given:
+            raise SettingError("lr_per", self.lr_per, "learn=[lr] is needed for it")
+        if not given:
+            return
+        if self.method == "implicit":
+            accepted = "[] is needed with method=implicit, whose minimum does not depend on them"
+            raise SettingError("learn", self.learn, accepted)
+        if not self.inner_steps:
+            raise SettingError("learn", self.learn, "[] is needed with inner_steps=0: none adapts")

@@ -96,10 +96,9 @@ class MetaTrainer(Trainer):
             learner, model.to(as_device(device)), maml, tasks.kind
         )
         limits = LoopSettings(steps=steps, **settings)
-        found = place(learner.module, device)
+        found = place(learner.module, device, learner.network.learnt)
         check_fit(learner, tasks, meta_batch, found)
-        self.tasks = tasks
-        self.meta_batch, self.validation_tasks = meta_batch, validation_tasks
+        self.tasks, self.meta_batch, self.validation_tasks = tasks, meta_batch, validation_tasks
         stop = StopSignal()
         shared: Any = {"device": found, "check": stop.check}
         objective = MetaObjective(
@@ -130,6 +129,7 @@ class MetaTrainer(Trainer):
                 tracker=tracker,
                 folder=folder,
                 device=found,
+                beside=learner.network.learnt,
             )
         )
 

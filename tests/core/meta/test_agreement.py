@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalearn.core import Plan, functionalize, sgd
+from metalearn.core import Plan, adamw, functionalize, sgd
 from metalearn.core import plan_meta_gradient as plan
 from metalearn.core.meta.agreement import distances
 from metalearn.core.ops import layers
@@ -91,6 +91,27 @@ def test_buffers_in_float32_are_no_hindrance() -> None:
 
     case = single(oracles.classification(oracles.draw(Masked()), (2,)))
     assert planned(case).engine == "batched"
+
+
+LEARNT: dict[str, Callable[[], Any]] = {
+    "rate": lambda: sgd(torch.tensor(0.3)),
+    "schedule": lambda: sgd(torch.tensor([0.3, 0.1]), momentum=torch.tensor(0.5)),
+    "adamw": lambda: adamw(
+        torch.tensor(0.1), betas=(torch.tensor(0.8), 0.9), weight_decay=torch.tensor(0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", LEARNT.values(), ids=LEARNT)
+def test_what_is_learnt_in_float32_is_no_hindrance(
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = planned(conv(), optimizer=make())
+    assert found.engine == "batched" and not found.notes
+    wrong_by(1.001, monkeypatch)
+    found = planned(conv(), optimizer=make())
+    assert found.engine == "vmap"
+    assert found.notes[0].startswith("batched differs from a plain loop by 0.0")
 
 
 def test_a_small_parameter_counts_as_much_as_a_large_one() -> None:

@@ -130,8 +130,8 @@ def test_the_best_of_both_is_restored(tmp_path: Path, resumed: bool) -> None:
 @pytest.mark.parametrize(
     ("saved", "run", "message"),
     [
-        (Values(), None, "has values learnt beside the weights; the run learns none$"),
-        (None, Values(), "has no values learnt beside the weights; the run learns some$"),
+        (Values(), None, "it has some of what is learnt beside the weights, and the run has none"),
+        (None, Values(), "it has none of what is learnt beside the weights, and the run has some"),
         (Values(), Values(2), r"does not fit the run \(learnt"),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_a_run_that_learns_otherwise_is_refused(
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (None, "has no values learnt beside the weights; the run learns some$"),
+        (None, "it has none of what is learnt beside the weights, and the run has some"),
         (3, r"does not fit the run \(learnt"),
         ({}, r"does not fit the run \(learnt"),
         ({"rate": torch.zeros(2), "inside.weights": torch.zeros(4)}, r"fit the run \(learnt"),

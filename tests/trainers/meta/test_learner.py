@@ -267,8 +267,11 @@ def test_a_single_query_of_a_single_position_can_be_scored_alone() -> None:
         ({"inner_steps": True}, "^inner_steps=True: a whole number of at least 0 is needed"),
         ({"eval_steps": 2.0}, r"^eval_steps=2\.0: a whole number of at least 0 is needed"),
         ({"chunk_size": 0}, "^chunk_size=0: a whole number of at least 1 is needed"),
-        ({"inner_optimizer": "rprop"}, "^inner_optimizer='rprop': one of sgd, adam is needed"),
-        ({"inner_optimizer": None}, "^inner_optimizer=None: one of sgd, adam is needed"),
+        (
+            {"inner_optimizer": "rprop"},
+            "^inner_optimizer='rprop': one of sgd, adam, adamw is needed",
+        ),
+        ({"inner_optimizer": None}, "^inner_optimizer=None: one of sgd, adam, adamw is needed"),
         ({"norm": "layer"}, "^norm='layer': one of batch_stats, group is needed"),
     ],
 )
