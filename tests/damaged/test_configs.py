@@ -20,7 +20,7 @@ from tests.support.damage import CONFIGS
 
 
 def damaged(name: str, folder: Path) -> Path:
-    copy_of(RUNS / "meta_sinusoid-interrupted", folder)
+    copy_of(RUNS["meta_sinusoid"], folder)
     path = folder / "config.yaml"
     content = CONFIGS[name](path.read_text())
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -57,7 +57,7 @@ def test_every_command_says_so(name: str, tmp_path: Path, run: Callable[..., Out
 
 
 def test_a_configuration_that_is_a_folder(tmp_path: Path, run: Callable[..., Outcome]) -> None:
-    folder = copy_of(RUNS / "meta_sinusoid-interrupted", tmp_path / "run")
+    folder = copy_of(RUNS["meta_sinusoid"], tmp_path / "run")
     (folder / "config.yaml").unlink()
     (folder / "config.yaml").mkdir()
     for script, setting in (("train", "resume"), ("evaluate", "run"), ("diagnose", "run")):
@@ -75,7 +75,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def test_an_earlier_configuration_means_what_it_meant(tmp_path: Path) -> None:
-    folder = copy_of(RUNS / "ensemble-interrupted", tmp_path / "run")
+    folder = copy_of(RUNS["ensemble"], tmp_path / "run")
     text = (folder / "config.yaml").read_text()
     assert "version" not in text and "deterministic" not in text
     found = config_of(folder)
@@ -85,7 +85,7 @@ def test_an_earlier_configuration_means_what_it_meant(tmp_path: Path) -> None:
 
 
 def test_a_run_writes_its_version(tmp_path: Path, run: Callable[..., Outcome]) -> None:
-    folder = copy_of(RUNS / "meta_sinusoid-interrupted", tmp_path / "run")
+    folder = copy_of(RUNS["meta_sinusoid"], tmp_path / "run")
     assert run("train", f"resume={folder}").code == 0
     raw = OmegaConf.load(folder / "config.yaml")
     assert raw.version == CONFIG_VERSION and raw.deterministic is False
@@ -93,7 +93,7 @@ def test_a_run_writes_its_version(tmp_path: Path, run: Callable[..., Outcome]) -
 
 
 def test_a_later_version_is_refused_and_says_why(tmp_path: Path) -> None:
-    folder = copy_of(RUNS / "meta_sinusoid-interrupted", tmp_path / "run")
+    folder = copy_of(RUNS["meta_sinusoid"], tmp_path / "run")
     path = folder / "config.yaml"
     path.write_text(path.read_text() + f"version: {CONFIG_VERSION + 1}\n")
     message = (
