@@ -19,7 +19,7 @@ from metalearn.types import Split
 
 __all__ = ["AddressedStream", "Purpose", "check_seed", "check_split"]
 
-Purpose = Literal["division", "order", "bootstrap", "augmentation", "noise"]
+Purpose = Literal["division", "order", "bootstrap", "augmentation", "noise", "samples"]
 """What random numbers beside those of tasks are for."""
 
 _SPLIT_NUMBER = {name: number for number, name in enumerate(get_args(Split))}

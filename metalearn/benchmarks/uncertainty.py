@@ -260,7 +260,9 @@ def _run(
     seconds = time.perf_counter() - started
     trainer.load_best()
     kept = sum(value.numel() for value in trainer.predictive().parameters())
-    return _scores(trainer.test(), seconds), kept
+    test = trainer.test()
+    assert isinstance(test, EnsembleTest)
+    return _scores(test, seconds), kept
 
 
 def _scores(test: EnsembleTest, seconds: float) -> UncertaintyScores:

@@ -14,7 +14,7 @@ from metalearn.errors import DataError
 
 __all__ = ["TARGETS", "check_targets"]
 
-_DATA = (
+_PICTURES = (
     "metalearn.data.digits_data",
     "metalearn.data.folder_data",
     "metalearn.data.glyphs_data",
@@ -29,8 +29,8 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.tasks.glyph_tasks",
         "metalearn.tasks.omniglot_tasks",
     ),
-    "data": _DATA,
-    "ood": _DATA,
+    "data": (*_PICTURES, "metalearn.data.waves_data"),
+    "ood": _PICTURES,
     "model": ("metalearn.models.Conv4", "metalearn.models.MLP"),
     "learner": (
         "metalearn.trainers.MetaLearner",

@@ -15,17 +15,19 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from metalearn.cli.devices import device_of
 from metalearn.cli.given_settings import plain_value
 from metalearn.core.memory import check_memory
-from metalearn.data import ClassificationData, resized
+from metalearn.data import ClassificationData, RegressionData, resized
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import accepted_settings, check_settings
 from metalearn.trainers import MAML, Learner, Trainer
 from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.supervised.losses import chosen_loss
 from metalearn.types import TaskDistribution
 
-__all__ = ["GROUPS", "build", "check_settings_of", "device_of", "groups_of", "target_of"]
+__all__ = ["GROUPS", "build", "check_settings_of", "groups_of", "target_of"]
 
 GROUPS = ("task", "data", "ood", "learner", "maml", "model", "optimizer", "trainer")
 
@@ -41,11 +43,11 @@ _SUPPLIED = {
     "learner": {"module", "maml", "kind"},
     "optimizer": {"params"},
     "task": {"data"},
-    "trainer": {*_SOURCES.values(), *_HANDED},
+    "trainer": {*_SOURCES.values(), *_HANDED, "metrics"},
 }
-"""Arguments that are made from other groups, and are no settings."""
+"""Arguments that are made from other groups, or are functions: no settings."""
 _CLASSES: dict[str, tuple[type, ...]] = {
-    "data": (ClassificationData,),
+    "data": (ClassificationData, RegressionData),
     "ood": (ClassificationData,),
     "learner": (Learner,),
     "maml": (MAML,),
@@ -80,7 +82,7 @@ def check_settings_of(config: DictConfig) -> None:
     device_of(config.device)
     for name in ("seed", "test_tasks"):
         check_whole(name, plain_value(config[name]), 0, _LARGEST)
-    deterministic = _deterministic(config)
+    deterministic = config.get("deterministic", False)  # runs of before have no such setting
     if not isinstance(deterministic, bool):
         raise SettingError("deterministic", plain_value(deterministic), "true or false is needed")
     accepted = _accepted(_group(config, "trainer"), "trainer")
@@ -109,11 +111,10 @@ def build(config: DictConfig, *, folder: Path | None) -> Trainer:
     device = device_of(config.device)
     groups = groups_of(config)
     optimizer = _make(config.optimizer, "optimizer")
-    objects = {_SOURCES[g]: _make(config[g], g) for g in groups if g in _SOURCES}
+    objects = {_SOURCES[g]: _make(config[g], g) for g in groups if g in _SOURCES and g != "ood"}
     source = objects.get("tasks") or objects["data"]
-    if "ood" in objects:
-        channels, *size = source.input_shape
-        objects["ood"] = resized(objects["ood"], image_size=size[0], channels=channels)
+    if "ood" in groups:
+        objects["ood"] = _second_data(config.ood, source)
     if "seeds" in _accepted(config.trainer, "trainer"):
         objects["seeds"] = _network_seeds(config)
     trainer: Trainer = _make(
@@ -123,7 +124,7 @@ def build(config: DictConfig, *, folder: Path | None) -> Trainer:
         optimizer=optimizer,
         folder=folder,
         device=device,
-        deterministic=_deterministic(config),
+        deterministic=config.get("deterministic", False),
         **objects,
     )
     return trainer
@@ -146,13 +147,28 @@ def _check_learner(config: DictConfig) -> None:
             raise _placed(error, "learner") from error
 
 
-def _deterministic(config: DictConfig) -> Any:
-    return config.get("deterministic", False)  # runs of before have no such setting
+def _second_data(node: DictConfig, first: Any) -> ClassificationData:
+    """Data that ought to be found uncertain, resized to the first."""
+    if first.kind != "classification":
+        accepted = "null is needed: uncertainties of classes alone are compared with a second set"
+        raise SettingError("ood", node["_target_"], accepted)
+    channels, *size = first.input_shape
+    return resized(_make(node, "ood"), image_size=size[0], channels=channels)
+
+
+def _outputs(config: DictConfig, source: Any) -> int:
+    """How many outputs of a sample the network needs."""
+    if "loss" in _accepted(config.trainer, "trainer"):
+        try:
+            return chosen_loss(plain_value(config.trainer.get("loss")), source).widths[0]
+        except SettingError as error:
+            raise _placed(error, "trainer") from error
+    return int((config.get("learner") or {}).get("features") or source.outputs)
 
 
 def _model(config: DictConfig, source: Any) -> nn.Module:
     """The network, or as many of them as the trainer trains, each with a seed of its own."""
-    outputs = (config.get("learner") or {}).get("features") or source.outputs
+    outputs = _outputs(config, source)
     shape = {"input_shape": list(source.input_shape), "outputs": outputs}
     members = config.trainer.get("members")
     if members is None:
@@ -279,18 +295,3 @@ def _placed(error: SettingError, group: str) -> SettingError:
         return error
     chosen = _GROUP_OF.get(error.setting) if group == "trainer" else None
     return SettingError(chosen or f"{group}.{error.setting}", error.value, error.accepted)
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` is an accelerator, where there is one."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if accelerator is None else accelerator
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise SettingError(
-            "device", name, "auto, cpu or a device that torch finds here is needed"
-        ) from error
-    return device

@@ -1,4 +1,4 @@
-"""Labelled data sets: one array interface for few-shot tasks, one for classification."""
+"""Labelled data sets: one array interface for few-shot tasks, two for supervised learning."""
 
 from metalearn.data.augmentation import Augmentation, augment
 from metalearn.data.batches import MemberBatches
@@ -14,8 +14,10 @@ from metalearn.data.glyphs import load_glyphs
 from metalearn.data.images import LabelledImages
 from metalearn.data.omniglot import load_omniglot
 from metalearn.data.omniglot_layout import OmniglotSplit
+from metalearn.data.regression import RegressionData
 from metalearn.data.resizing import resized
 from metalearn.data.torchvision_sets import torchvision_data
+from metalearn.data.waves import waves_data
 
 __all__ = [
     "Augmentation",
@@ -23,6 +25,7 @@ __all__ = [
     "LabelledImages",
     "MemberBatches",
     "OmniglotSplit",
+    "RegressionData",
     "augment",
     "digits_data",
     "folder_data",
@@ -33,4 +36,5 @@ __all__ = [
     "omniglot_data",
     "resized",
     "torchvision_data",
+    "waves_data",
 ]

@@ -10,6 +10,11 @@ from metalearn.evaluation.calibration import (
     reliability_bins,
 )
 from metalearn.evaluation.out_of_distribution import OODScores, ood_scores, uncertainty_scores
+from metalearn.evaluation.regression import (
+    RegressionReport,
+    RegressionScores,
+    RegressionStatistics,
+)
 from metalearn.evaluation.statistics import EnsembleReport, EnsembleStatistics, Scores
 from metalearn.evaluation.temperature import (
     Temperature,
@@ -21,6 +26,9 @@ __all__ = [
     "EnsembleReport",
     "EnsembleStatistics",
     "OODScores",
+    "RegressionReport",
+    "RegressionScores",
+    "RegressionStatistics",
     "ReliabilityBins",
     "Scores",
     "Temperature",

@@ -47,6 +47,7 @@ CHOICES = [
     "trainer=ensemble data=glyphs",
     "trainer=ensemble data=folder data.root=nowhere",
     "trainer=ensemble data=digits",
+    "trainer=ensemble data=waves",
 ]
 
 

@@ -26,7 +26,7 @@ GIVEN_BY_THE_PROGRAM = {
     "task": {"data"},
     "trainer": {
         "model", "tasks", "data", "ood", "learner", "maml", "optimizer", "tracker", "folder",
-        "device", "deterministic",
+        "device", "deterministic", "metrics",
     },
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from metalearn import core, data, evaluation, models, tasks, trainers
 from metalearn.core import functionalize
 from metalearn.types import TaskBatch
 from tests.support.builders import labelled
-from tests.support.small_data import blobs
+from tests.support.small_data import blobs, regressors, waves
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 
@@ -28,6 +28,7 @@ FILES = {"load_folder", "load_omniglot", "folder_data", "omniglot_data", "torchv
 FILES |= {"folder_tasks", "omniglot_tasks", "load_glyphs", "glyphs_data", "glyph_tasks"}
 """Read pictures from a disk: their campaigns are in tests/data."""
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
+RESULTS |= {"RegressionReport", "RegressionScores", "RegressionTest"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 """What the library gives, never what it is given."""
 
@@ -308,6 +309,7 @@ def _evaluation() -> dict[str, Callable[[], Call]]:
     }
     return calls | {
         "EnsembleStatistics": _of(evaluation, "EnsembleStatistics", members=3, classes=4),
+        "RegressionStatistics": _of(evaluation, "RegressionStatistics", members=3, targets=2),
         "fit_temperature": _of(
             evaluation, "fit_temperature", logits=logits, targets=targets, pooling="pool_then_scale"
         ),
@@ -373,6 +375,14 @@ def _data() -> dict[str, Callable[[], Call]]:
             class_names=("a", "b", "c"),
             splits=splits,
         ),
+        "RegressionData": _of(
+            data,
+            "RegressionData",
+            inputs=draw(12, 2).float(),
+            targets=draw(12, 2, seed=1),
+            splits=splits,
+        ),
+        "waves_data": _of(data, "waves_data", samples=20, targets=2),
         "LabelledImages": lambda: (
             data.LabelledImages,
             {
@@ -468,6 +478,16 @@ def _trainers() -> dict[str, Callable[[], Call]]:
         "PerSampleTrainer": lambda: (
             trainers.PerSampleTrainer,
             {"model": models.MLP((2,), 3, hidden=(4,)), "data": blobs(), "batch_size": 8, **few},
+        ),
+        "EnsembleTrainer of real targets": lambda: (
+            trainers.EnsembleTrainer,
+            {
+                "model": regressors(2),
+                "data": waves(),
+                "loss": "gaussian_nll",
+                "batch_size": 8,
+                **few,
+            },
         ),
         "InductiveModule": lambda: (
             trainers.InductiveModule,

@@ -19,7 +19,7 @@ from metalearn.core import functionalize
 from metalearn.tracking import NullTracker, RunTracker
 from tests.contracts.calls import CALLS, Call, draw, network, ones, problem
 from tests.support.builders import labelled
-from tests.support.small_data import blobs
+from tests.support.small_data import blobs, waves
 
 MLP = models.MLP
 QUIET: dict[str, Any] = {"steps": 2, "progress": False}
@@ -181,6 +181,7 @@ METHODS: dict[str, Callable[[], Call]] = {
     ),
     "ClassificationData.part": _method(blobs, "part", split=lambda: "train", device=lambda: "cpu"),
     "ClassificationData.size": _method(blobs, "size", split=lambda: "train"),
+    "RegressionData.take": _method(waves, "take", indices=lambda: torch.arange(3)),
     "MemberBatches.indices": _method(
         lambda: data.MemberBatches(10, batch_size=4, seeds=[0, 1]), "indices", step=lambda: 3
     ),
@@ -199,6 +200,12 @@ METHODS: dict[str, Callable[[], Call]] = {
     ),
     "EnsembleStatistics.update": _method(
         statistics, "update", logits=lambda: draw(2, 4, 3), targets=lambda: torch.arange(4) % 3
+    ),
+    "RegressionStatistics.update": _method(
+        lambda: evaluation.RegressionStatistics(2, 3),
+        "update",
+        outputs=lambda: draw(2, 4, 6),
+        targets=lambda: draw(4, 3, seed=1),
     ),
     "MetaLearner.adapt of classes": _method(
         classifier, "adapt", support=_support, steps=lambda: 1, transductive=lambda: False

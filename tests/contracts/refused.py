@@ -403,6 +403,19 @@ MODELS: list[Row] = [
 
 DATA: list[Row] = [
     ("data.ClassificationData", {"inputs": None}, "inputs=None: a Tensor is needed"),
+    ("data.RegressionData", {"targets": torch.ones(12)}, r"targets='torch.float32 \[12\]': floats"),
+    ("data.RegressionData", {"targets": torch.ones(12, 0)}, "targets=.*: at least one for each"),
+    ("data.RegressionData", {"targets": Changed(torch.log)}, "targets='[0-9]+ samples': finite"),
+    ("data.RegressionData", {"targets": Changed(Tensor.long)}, "targets='torch.int64 .*': floats"),
+    ("data.RegressionData", {"splits": {}}, r"splits=\[\]: train, validation and test"),
+    ("RegressionData.take", {"indices": torch.tensor([96])}, "indices=96: indices in 0..95"),
+    ("data.waves_data", {"samples": 2}, "samples=2: a whole number of at least 3"),
+    ("data.waves_data", {"noise": 0.0}, "noise=0.0: a finite number above 0"),
+    (
+        "data.waves_data",
+        {"samples": 3, "test_fraction": 0.7},
+        "samples=3: 3 are for validation and",
+    ),
     ("data.ClassificationData", {"targets": [0, 1]}, r"targets=\[0, 1\]: a Tensor is needed"),
     (
         "data.ClassificationData",
@@ -475,6 +488,14 @@ EVALUATION: list[Row] = [
     ("evaluation.uncertainty_scores", {"of": "all"}, "of='all': one of"),
     ("evaluation.EnsembleStatistics", {"members": 10**9}, "members=1000000000: .*at most"),
     ("EnsembleStatistics.update", {"logits": torch.ones(3, 4, 3)}, "shape of logits"),
+    ("evaluation.RegressionStatistics", {"targets": 0}, "targets=0: a whole number of at least 1"),
+    (
+        "RegressionStatistics.update",
+        {"outputs": torch.ones(2, 4, 5)},
+        "width of outputs=5: 3 means",
+    ),
+    ("RegressionStatistics.update", {"outputs": torch.ones(4, 6)}, "shape of outputs"),
+    ("RegressionStatistics.update", {"targets": torch.ones(4)}, "shape of targets"),
     ("EnsembleStatistics.update", {"targets": torch.ones(4)}, "dtype of targets"),
     ("trainers.mean_interval", {"values": torch.ones(0, 2)}, r"values=\[0, 2\]: at least one task"),
 ]
@@ -534,7 +555,22 @@ TRAINERS: list[Row] = [
     ("trainers.MetaTrainer", {"model": None}, "model=None: a Module is needed"),
     ("trainers.MetaTrainer", {"model": made(frozen_network)}, "a parameter to learn is needed"),
     ("trainers.EnsembleTrainer", {"model": made(lambda: nn.Linear(2, 3))}, "model=.*: an Ensemble"),
-    ("trainers.EnsembleTrainer", {"data": None}, "data=None: a ClassificationData is needed"),
+    ("trainers.EnsembleTrainer", {"data": None}, "data=None: a ClassificationData or a "),
+    ("trainers.EnsembleTrainer", {"loss": "mse"}, "loss='mse': cross_entropy or a function is"),
+    ("trainers.EnsembleTrainer", {"loss": "nll"}, "loss='nll': cross_entropy, gaussian_nll, mse,"),
+    (
+        "trainers.EnsembleTrainer",
+        {"loss": lambda f, y: f},
+        r"shape of loss=\[4, 3\]: losses \[4\],",
+    ),
+    ("trainers.EnsembleTrainer", {"loss": lambda f, y: y}, "type of loss=torch.int64: a floating"),
+    ("trainers.EnsembleTrainer", {"metrics": [len]}, "metrics=.*: a mapping or null is needed"),
+    ("trainers.EnsembleTrainer", {"metrics": {"nll": len}}, "metrics='nll': another name is"),
+    (
+        "trainers.EnsembleTrainer",
+        {"metrics": {"a": 1}},
+        "metrics\\['a'\\]=1: a function of outputs",
+    ),
     ("trainers.EnsembleTrainer", {"members": 3}, "members=3: the model has 2 members"),
     ("trainers.EnsembleTrainer", {"batch_size": 0}, "batch_size=0: a whole number of at least 1"),
     ("trainers.EnsembleTrainer", {"seeds": [1]}, "seeds"),

@@ -12,6 +12,7 @@ import torch
 from metalearn.core.tree import tree_map
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.meta.objective import MetaBatch
+from metalearn.trainers.supervised.batches import have_member_axis
 from metalearn.types import TaskBatch
 from tests.contracts.trainers import TRAINERS, Make
 from tests.support.builders import Recorder, assert_same
@@ -45,7 +46,7 @@ def halves(batch: Any) -> list[Any]:
             for p in parts
         ]
     x, y = batch
-    if y.dim() == 2:
+    if have_member_axis(y):
         return [(x[:, :1], y[:, :1]), (x[:, 1:], y[:, 1:])]
     return [(x[:1], y[:1]), (x[1:], y[1:])]
 

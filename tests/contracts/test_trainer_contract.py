@@ -39,7 +39,12 @@ from tests.support.builders import (
 )
 
 trainers = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
-MEMBERS = {"ensemble", "sweep", *(name for name in TRAINERS if name.endswith("_members"))}
+MEMBERS = {
+    "ensemble",
+    "sweep",
+    "regression",
+    *(name for name in TRAINERS if name.endswith("_members")),
+}
 
 no_figures = pytest.mark.usefixtures("no_figures")
 

@@ -10,7 +10,7 @@ import torch
 
 from metalearn.models import MLP, Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
-from metalearn.trainers import MAML, MetaTrainer, Trainer
+from metalearn.trainers import MAML, EnsembleTrainer, MetaTrainer, PerSampleTrainer, Trainer
 from metalearn.trainers.meta.making import takes_maml
 from metalearn.trainers.meta.registry import LEARNERS
 from tests.support.builders import (
@@ -21,6 +21,7 @@ from tests.support.builders import (
     sinusoid_trainer,
 )
 from tests.support.diagnostic_cases import per_sample
+from tests.support.small_data import waves
 
 __all__ = ["TRAINERS", "Make", "network"]
 
@@ -72,6 +73,20 @@ def _per_sample(**settings: Any) -> Trainer:
     return per_sample(**{"diagnostics": ["gradient_norms", "noise_scale"], **settings})
 
 
+def _regression(**settings: Any) -> Trainer:
+    """Members on real targets, by means and log-variances."""
+    settings = {"steps": 6, "batch_size": 8, "progress": False, "engine": "batched"} | settings
+    model = Ensemble.from_factory(lambda seed: MLP((2,), 4, hidden=(8,), seed=seed), range(3))
+    return EnsembleTrainer(model, waves(), **settings)
+
+
+def _regression_per_sample(**settings: Any) -> Trainer:
+    quiet = {"steps": 6, "batch_size": 8, "progress": False, "diagnostics": ()}
+    return PerSampleTrainer(
+        MLP((2,), 2, hidden=(8,)), waves(), **{"loss": "mse"} | quiet | settings
+    )
+
+
 def _learner(name: str, members: int, **settings: Any) -> Trainer:
     tasks = FewShotTasks(patterns(), way=3, shot=2, query=2)
     model: Any = Ensemble.from_factory(network, range(members)) if members else network()
@@ -91,6 +106,8 @@ TRAINERS: dict[str, Make] = {
     "ensemble": ensemble_trainer,
     "sweep": _sweep,
     "per_sample": _per_sample,
+    "regression": _regression,
+    "regression_per_sample": _regression_per_sample,
     **{name: partial(_learner, name, 0) for name in LEARNERS if name != "maml"},
     **{f"{name}_members": partial(_learner, name, 2) for name in LEARNERS},
 }

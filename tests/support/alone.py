@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn import Ensemble
-from metalearn.data import Augmentation, ClassificationData, MemberBatches, augment
+from metalearn.data import Augmentation, MemberBatches, augment
+from metalearn.data.regression import SupervisedData
 from metalearn.models import Dropout
 from metalearn.trainers import EnsembleTrainer
 from tests.support.oracles import draw
@@ -48,9 +49,10 @@ def networks(make: Callable[..., nn.Module], seeds: Iterable[int], **settings: A
 
 
 def train_alone(
-    network: nn.Module, data: ClassificationData, seed: int, optimizer: Optimizer, *,
+    network: nn.Module, data: SupervisedData, seed: int, optimizer: Optimizer, *,
     steps: int, batch_size: int = 8, schedule: str = "constant", clip: float | None = None,
     label_smoothing: float = 0.0, bootstrap: bool = False, augmentation: Augmentation | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """Train the network in place, as anyone would write it."""
     order = MemberBatches(
@@ -65,7 +67,10 @@ def train_alone(
                 layer.draw.fill_(step)
         x, y = data.take(order.indices(step))
         x = augment(x, augmentation or Augmentation(), seeds=[seed], step=step)
-        loss = F.cross_entropy(network(x), y, label_smoothing=label_smoothing)
+        if criterion is None:
+            loss = F.cross_entropy(network(x), y, label_smoothing=label_smoothing)
+        else:
+            loss = criterion(network(x), y)
         stepper.zero_grad()
         loss.backward()
         if clip is not None:

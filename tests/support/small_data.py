@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metalearn.data import ClassificationData
+from metalearn.data import ClassificationData, RegressionData
 from metalearn.models import MLP, Ensemble
 from metalearn.trainers import (
     BatchEnsembleTrainer,
@@ -34,6 +34,26 @@ def blobs(seed: int = 0, shift: float = 0.0) -> ClassificationData:
 
 def network(seed: int = 0) -> nn.Module:
     return MLP((2,), 3, hidden=(8,), dropout=0.2, seed=seed)
+
+
+def waves(targets: int = 2, seed: int = 0) -> RegressionData:
+    """Targets of two inputs, 96 samples: sines of different phases, with some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(96, 2, generator=generator)
+    phases = torch.arange(targets) / targets
+    noise = 0.1 * torch.randn(96, targets, generator=generator)
+    splits = {"train": range(48), "validation": range(48, 72), "test": range(72, 96)}
+    indices: Any = {name: torch.tensor(list(rows)) for name, rows in splits.items()}
+    return RegressionData(inputs, torch.sin(inputs.sum(1, keepdim=True) + phases) + noise, indices)
+
+
+def regressor(seed: int = 0, outputs: int = 4) -> nn.Module:
+    """For `waves`: means and log-variances of two targets."""
+    return MLP((2,), outputs, hidden=(8,), dropout=0.2, seed=seed)
+
+
+def regressors(members: int, outputs: int = 4) -> Ensemble:
+    return Ensemble.from_factory(lambda seed: regressor(seed, outputs), range(members))
 
 
 def _sgd(parameters: Any) -> torch.optim.Optimizer:

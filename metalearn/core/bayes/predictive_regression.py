@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn.core.bayes.predictive import Uncertainty
 from metalearn.errors import SettingError
 
-__all__ = ["gaussian_mixture_nll", "regression_uncertainty"]
+__all__ = ["gaussian_log_densities", "gaussian_mixture_nll", "regression_uncertainty"]
 
 
 def regression_uncertainty(means: Tensor, variances: Tensor | None = None) -> Uncertainty:
@@ -53,12 +53,21 @@ def gaussian_mixture_nll(means: Tensor, variances: Tensor, targets: Tensor) -> T
     Raises:
         SettingError: no member, or shapes that differ.
     """
+    log_p = gaussian_log_densities(means, variances, targets)
+    return math.log(means.shape[0]) - log_p.logsumexp(0)
+
+
+def gaussian_log_densities(means: Tensor, variances: Tensor, targets: Tensor) -> Tensor:
+    """``log Π_d N(y_d; μ_md, σ²_md)`` of each member and sample, ``[M, ...]``, in nats.
+
+    Arguments and errors as of `gaussian_mixture_nll`.
+    """
     _check_regression(means, variances)
     if targets.shape != means.shape[1:]:
         accepted = f"{list(means.shape[1:])} is needed, as the means have it after the member axis"
         raise SettingError("shape of targets", list(targets.shape), accepted)
     surprise = (targets - means).square() / variances + variances.log() + math.log(2 * math.pi)
-    return math.log(means.shape[0]) - (-0.5 * surprise.sum(-1)).logsumexp(0)
+    return -0.5 * surprise.sum(-1)
 
 
 def _check_regression(means: Tensor, variances: Tensor | None) -> None:

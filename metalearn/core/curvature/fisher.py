@@ -13,6 +13,8 @@ Likelihoods and their normalisers: ``"categorical"`` has −log p = cross-entrop
 is the GGN of ``cross_entropy`` with mean reduction. ``"gaussian"`` has −log p = ‖f − y‖²/(2σ²),
 σ² = ``variance``: σ² = 1 gives the GGN of mean ½‖f − y‖² (sum over outputs), σ² = ½ that of mean
 ‖f − y‖², and σ² = C/2 that of ``mse_loss`` with mean reduction over samples and outputs.
+``"heteroscedastic_gaussian"`` has that of `metalearn.core.curvature.gaussian.gaussian_nll`: outputs
+are means and log-variances, and the exact Fisher is the mean over y of the squared score, no GGN.
 
 ``outputs_fn(params, inputs)`` gives ``[N, C]``; every sample is seen as a batch of one, so that
 nothing can mix samples. A batch is ``(inputs, targets)``; targets may be None unless the kind is

@@ -252,7 +252,9 @@ def check_fisher_targets(
     """
     if likelihood.kind != "empirical":
         return
-    wanted = shape[:1] if likelihood.name == "categorical" else shape
+    wanted: tuple[int, ...] = (shape[0], likelihood.targets(shape[1]))
+    if likelihood.name == "categorical":
+        wanted = shape[:1]
     if not isinstance(targets, Tensor) or tuple(targets.shape) != wanted:
         got = tuple(targets.shape) if isinstance(targets, Tensor) else targets
         raise SettingError("targets", got, f"the shape {wanted} is needed for this likelihood")

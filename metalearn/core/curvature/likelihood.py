@@ -18,6 +18,11 @@ import torch
 from torch import Tensor
 
 from metalearn.core.checks import check_number
+from metalearn.core.curvature.gaussian import (
+    means_and_log_variances,
+    output_factor,
+    output_score,
+)
 from metalearn.core.random_tensors import normal, uniform
 from metalearn.core.targets import IGNORED
 from metalearn.errors import SettingError, check_whole
@@ -30,7 +35,7 @@ class _NotGiven(int):
 
 
 NOT_GIVEN = _NotGiven(1)
-LikelihoodName = Literal["categorical", "gaussian"]
+LikelihoodName = Literal["categorical", "gaussian", "heteroscedastic_gaussian"]
 FisherKind = Literal["exact", "monte_carlo", "empirical"]
 
 
@@ -45,6 +50,8 @@ class Likelihood:
         name: ``"categorical"``: logits f, targets y are class indices, −log p(y | f) =
             cross-entropy; a target of −100 is padding, whose gradient is zero. ``"gaussian"``:
             means f, targets ``[C]``, −log p(y | f) = ‖f − y‖² / (2·variance) + constant.
+            ``"heteroscedastic_gaussian"``: f are means and log-variances, targets ``[C/2]``; see
+            `metalearn.core.curvature.gaussian`.
         kind: ``"exact"``, ``"monte_carlo"`` or ``"empirical"``, as `metalearn.core.fisher_diagonal`
             explains.
         samples: D, Monte Carlo draws for each input.
@@ -101,6 +108,10 @@ class Likelihood:
         """R for C = ``outputs``."""
         return {"exact": outputs, "monte_carlo": self.samples, "empirical": 1}[self.kind]
 
+    def targets(self, outputs: int) -> int:
+        """Numbers in a target of C = ``outputs``, where it is one of numbers."""
+        return outputs // 2 if self.name == "heteroscedastic_gaussian" else outputs
+
     def noise(self, count: int, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
         """What the draws of targets are made of, ``[N, D]`` or ``[N, D, C]``; D = 0 without draws.
 
@@ -118,7 +129,7 @@ class Likelihood:
             raise SettingError("generator", None, "kind='monte_carlo' needs a torch.Generator")
         if self.name == "categorical":
             return uniform((count, self.samples), outputs, generator)
-        return normal((count, self.samples, outputs.shape[-1]), outputs, generator)
+        return normal((count, self.samples, self.targets(outputs.shape[-1])), outputs, generator)
 
     def factor(self, outputs: Tensor, target: Tensor, noise: Tensor) -> Tensor:
         """Sᵀ of one sample, ``[R, C]``.
@@ -127,6 +138,8 @@ class Likelihood:
         (categorical), 1/variance on the diagonal (gaussian). Monte Carlo: the mean over D draws
         from p(y | f). Empirical: the target at hand, which the others do not look at.
         """
+        if self.name == "heteroscedastic_gaussian":
+            return self._factor_with_variances(outputs, target, noise)
         if self.name == "gaussian":
             if self.kind == "exact":
                 eye = torch.eye(outputs.shape[0], dtype=outputs.dtype, device=outputs.device)
@@ -151,10 +164,23 @@ class Likelihood:
         if self.kind == "exact" and self.name == "categorical":
             p = outputs.softmax(-1)
             return p * (tangent - (p * tangent).sum())
-        if self.kind == "exact":
+        if self.kind == "exact" and self.name == "gaussian":
             return tangent / self.variance
+        if self.kind == "exact":
+            return output_factor(outputs).square() * tangent
         factor = self.factor(outputs, target, noise)
         return factor.mT @ (factor @ tangent)
+
+    def _factor_with_variances(self, outputs: Tensor, target: Tensor, noise: Tensor) -> Tensor:
+        """Sᵀ ``[R, C]`` where half of the outputs are log-variances."""
+        if self.kind == "exact":
+            return output_factor(outputs).diag()
+        if self.kind == "empirical":
+            return output_score(outputs, target)[None]
+        means, logs = means_and_log_variances(outputs)
+        drawn = means + (0.5 * logs).exp() * noise
+        rows = [output_score(outputs, one) for one in drawn]
+        return torch.stack(rows) / math.sqrt(self.samples)
 
 
 AnyLikelihood: TypeAlias = LikelihoodName | Likelihood

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.core import ggn_operator, hessian_operator
+from metalearn.core.curvature.gaussian import gaussian_nll
 from metalearn.core.tree import tree_map
 from metalearn.trainers.diagnostics.protocol import PredictiveModels
 from metalearn.types import Batch, LossFn, Params
@@ -61,7 +62,9 @@ CURVATURES: dict[str, Callable[..., Any]] = {"hessian": hessian_of, "ggn": ggn_o
 
 
 def _criterion(models: PredictiveModels) -> Callable[[Tensor, Tensor], Tensor]:
-    """Mean −log p: cross-entropy, or the mean of squared errors over 2σ²."""
+    """Mean −log p: cross-entropy, of normal distributions, or mean squared errors over 2σ²."""
     if models.likelihood == "categorical":
         return F.cross_entropy
+    if models.likelihood == "heteroscedastic_gaussian":
+        return gaussian_nll
     return lambda f, y: (f - y).square().flatten(1).sum(1).mean() / (2 * models.variance)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from metalearn.data import ClassificationData
+from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble
 from metalearn.signatures import checked
@@ -27,7 +27,7 @@ class EnsembleTrainer(Trainer):
 
     Args:
         model: the members, outputs ``[B, C]`` each; trained in place.
-        data: labelled samples in three splits.
+        data: samples in three splits, with classes or real targets.
         members: M, checked against the model; None takes the model's.
         seeds: of each member's data order, augmentation and dropout; None is 0..M−1.
         steps: in all.
@@ -38,8 +38,15 @@ class EnsembleTrainer(Trainer):
         max_shift, flip, rotate: augmentation of pictures; see `metalearn.data.Augmentation`.
         lr: learning rate of each member; None is the optimiser's.
         weight_decay: of each member; None is the optimiser's.
-        label_smoothing: of each member, in [0, 1).
+        label_smoothing: of each member, in [0, 1); cross-entropy alone has it.
         dropout: rate of each member's `Dropout` layers, in [0, 1); None leaves them.
+        loss: what is descended: ``"cross_entropy"`` of classes; of `RegressionData`
+            ``"gaussian_nll"``, outputs ``[B, 2·D]`` are means and logarithms s of variances
+            e^s + 10⁻⁶, or ``"mse"``, outputs ``[B, D]`` are means, scored with variances of 1; or a
+            function from outputs and targets to losses ``[B]``, or to their mean, by which the
+            best is chosen too where ``monitor`` is the loss. None is the first that fits the data.
+        metrics: further numbers of the validation and test splits by name, functions from outputs
+            ``[M, N, C]`` and targets to a number.
         monitor: what decides which state of a member is best, on the validation split.
         engine: ``"batched"``, ``"loop"``, or ``"auto"``: batched, unless the loop is measured to
             be clearly faster (see `plan_members`); decided once.
@@ -65,7 +72,7 @@ class EnsembleTrainer(Trainer):
     def __init__(
         self,
         model: Ensemble,
-        data: ClassificationData,
+        data: SupervisedData,
         *,
         members: int | None = None,
         **settings: Annotated[Any, EnsembleTraining],

@@ -23,7 +23,7 @@ from metalearn.trainers.supervised.ensemble_figures import draw_validation
 from metalearn.trainers.supervised.model_evaluation import Monitor
 from metalearn.trainers.supervised.predictions import MemberLogits, report_of
 
-__all__ = ["EnsembleEvaluator", "Validation"]
+__all__ = ["EnsembleEvaluator", "Validation", "draw_member_curves", "spread"]
 
 
 def _as_they_stand(ensemble: Ensemble) -> Predictor:
@@ -88,9 +88,7 @@ class EnsembleEvaluator:
         members = {"loss": report.members.nll, "accuracy": report.members.accuracy}
         numbers = {f"validation/{name}": value for name, value in report.ensemble().items()}
         for name, values in members.items():
-            numbers[f"validation/member_{name}"] = float(values.median())
-            numbers[f"validation/member_{name}_low"] = float(values.min())
-            numbers[f"validation/member_{name}_high"] = float(values.max())
+            numbers |= spread(f"validation/member_{name}", values)
         scores = members["accuracy" if self.larger_is_better else "loss"]
         if self.validation.together:
             scores = scores.mean(0, keepdim=True)
@@ -122,10 +120,24 @@ class EnsembleEvaluator:
     ) -> None:
         """Leave curves and figures, and remember the validation for the next ones."""
         if self.member_curves:
-            for name, values in members.items():
-                rows = {f"member_{i:02d}": float(v) for i, v in enumerate(values)}
-                tracker.curves(step, f"validation_{name}_by_member", rows)
+            draw_member_curves(tracker, step, members)
         self._history["step"].append([float(step)])
         for name, values in members.items():
             self._history[name].append(values.tolist())
         draw_validation(tracker, step, report, self._history)
+
+
+def spread(name: str, values: Tensor) -> dict[str, float]:
+    """Median and extremes of the values of M members, as ``<name>``, ``_low`` and ``_high``."""
+    return {
+        name: float(values.median()),
+        f"{name}_low": float(values.min()),
+        f"{name}_high": float(values.max()),
+    }
+
+
+def draw_member_curves(tracker: Tracker, step: int, scores: Mapping[str, Tensor]) -> None:
+    """One curve for each member of each score ``[M]``."""
+    for name, values in scores.items():
+        rows = {f"member_{i:02d}": float(v) for i, v in enumerate(values)}
+        tracker.curves(step, f"validation_{name}_by_member", rows)

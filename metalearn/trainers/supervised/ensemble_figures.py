@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from metalearn.evaluation import EnsembleReport, OODScores
+from metalearn.evaluation import EnsembleReport, OODScores, RegressionReport
 from metalearn.tracking import (
     Tracker,
     ensemble_size_figure,
@@ -58,11 +58,19 @@ def draw_uncertainty(
 
 
 def draw_sweeps(
-    tracker: Tracker, step: int, settings: Mapping[str, Sequence[float]], report: EnsembleReport
+    tracker: Tracker,
+    step: int,
+    settings: Mapping[str, Sequence[float]],
+    report: EnsembleReport | RegressionReport,
 ) -> None:
-    """Test accuracy and NLL of the members against each setting that differs between them."""
+    """Test scores of the members against each setting that differs between them.
+
+    These are NLL, and accuracy of classes or RMSE of real targets.
+    """
+    classes = isinstance(report, EnsembleReport)
+    first = ("accuracy", True) if classes else ("rmse", False)
     for setting, values in settings.items():
-        for name, larger in (("accuracy", True), ("nll", False)):
+        for name, larger in (first, ("nll", False)):
             figure = sweep_figure(
                 values,
                 getattr(report.members, name).tolist(),

@@ -17,6 +17,7 @@ from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
 from metalearn.trainers.members.settings import MemberPlan
 from metalearn.trainers.supervised.ensemble_training import EnsembleTraining
+from metalearn.trainers.supervised.regression_evaluation import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.types import Split
 
@@ -41,18 +42,18 @@ class EnsembleMethods(Protocol):
 
 
 def predict(self: EnsembleMethods, inputs: Tensor) -> Tensor:
-    """Logits of every member, ``[M, B, C]``, in evaluation mode."""
+    """Outputs of every member, ``[M, B, C]``, in evaluation mode."""
     return self.training.predict(self.predictive(), inputs)
 
 
-def score(self: EnsembleMethods, *, split: Split = "test") -> EnsembleTest:
-    """Scores on a split as the members stand, temperature, out-of-distribution tests."""
+def score(self: EnsembleMethods, *, split: Split = "test") -> EnsembleTest | RegressionTest:
+    """Scores on a split as the members stand; of classes temperature, out-of-distribution tests."""
     return self.training.test(self.predictive(), split, self.step, self.tracker)
 
 
 def reports(
     self: Any, split: Split = "test", *, tasks: int = 600, inductive: bool = True
-) -> dict[str, EnsembleTest]:
+) -> dict[str, EnsembleTest | RegressionTest]:
     """See `Trainer.reports`: one `test`, under the name of the split."""
     return {split: score(self, split=split)}
 

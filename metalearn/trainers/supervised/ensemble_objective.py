@@ -19,7 +19,11 @@ from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.members.population import Population
 from metalearn.trainers.members.settings import set_dropout
-from metalearn.trainers.supervised.batches import LabelledBatch, TrainingBatches
+from metalearn.trainers.supervised.batches import (
+    LabelledBatch,
+    TrainingBatches,
+    have_member_axis,
+)
 from metalearn.trainers.supervised.member_gradients import (
     Criterion,
     smoothed_cross_entropy,
@@ -80,7 +84,7 @@ class EnsembleObjective:
         self.planner.say()
 
     def batch(self, step: int) -> LabelledBatch:
-        """Inputs ``[B, ...]`` and targets ``[B]``, or with M in front where members differ."""
+        """See `LabelledBatch`."""
         return self.batches(step)
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
@@ -89,7 +93,7 @@ class EnsembleObjective:
         assert plan is not None
         active = self.population.active
         losses, grads = self._gradients(batch, active, plan.engine, plan.chunk_size)
-        count = batch[1].shape[-1]
+        count = batch[1].shape[1 if have_member_axis(batch[1]) else 0]
         processed = int(active.sum()) * count
         return StepGradient(
             grads, losses, count, count, processed=processed, suspects=lambda: "their batches"

@@ -25,8 +25,9 @@ from metalearn.trainers.diagnostics import (
     sample_blocks,
 )
 from metalearn.trainers.members.gradient_units import member_units
-from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.batches import LabelledBatch, have_member_axis
 from metalearn.trainers.supervised.ensemble_objective import EnsembleObjective
+from metalearn.trainers.supervised.losses import CROSS_ENTROPY, SupervisedLoss
 from metalearn.trainers.supervised.member_gradients import member_loss
 from metalearn.types import LossFn
 
@@ -38,15 +39,16 @@ class EnsembleSource:
 
     Args:
         objective: whose members and losses they are of.
+        loss: of which likelihood the members' losses are.
     """
 
-    def __init__(self, objective: EnsembleObjective) -> None:
-        self._objective, self._ensemble = objective, objective.ensemble
+    def __init__(self, objective: EnsembleObjective, loss: SupervisedLoss = CROSS_ENTROPY) -> None:
+        self._objective, self._ensemble, self._loss = objective, objective.ensemble, loss
 
     def diagnostic_kinds(self) -> Mapping[str, str]:
         """What there is, as members are in training."""
         self._ensemble.train()
-        return member_kinds(self._ensemble)
+        return member_kinds(self._ensemble, self._loss)
 
     def gradient_units(
         self, kind: str, batch: LabelledBatch, grads: Mapping[str, Tensor]
@@ -60,10 +62,11 @@ class EnsembleSource:
 
     def predictive_models(self, batch: LabelledBatch) -> Iterator[PredictiveModels]:
         """Each active member on its batch."""
-        return member_models(self._ensemble, batch, self._objective.population.active)
+        active = self._objective.population.active
+        return member_models(self._ensemble, batch, active, self._loss)
 
 
-def member_kinds(ensemble: Ensemble) -> dict[str, str]:
+def member_kinds(ensemble: Ensemble, loss: SupervisedLoss) -> dict[str, str]:
     """What there is, and why not: see `DiagnosticSource.diagnostic_kinds`."""
     several = len(ensemble.stacks) > 1
     apart = "members of one architecture are needed" if several else ""
@@ -73,21 +76,27 @@ def member_kinds(ensemble: Ensemble) -> dict[str, str]:
     return {
         "sample": alone,
         "member": apart,
-        "predictive": alone or joined,
-        "loss": apart or joined,
+        "predictive": alone or joined or loss.no_likelihood,
+        "loss": apart or joined or loss.no_likelihood,
     }
 
 
-def member_source(ensemble: Ensemble, batch: LabelledBatch, data: DiagnosisData) -> ModelSource:
+def member_source(
+    ensemble: Ensemble,
+    batch: LabelledBatch,
+    data: DiagnosisData,
+    loss: SupervisedLoss = CROSS_ENTROPY,
+) -> ModelSource:
     """All members of a finished run, in the mode in which the ensemble is.
 
     Raises:
-        SettingError: members that are not models of their own.
+        SettingError: members that are not models of their own, or whose loss has no likelihood.
     """
-    reason = member_kinds(ensemble)["loss"]
+    reason = member_kinds(ensemble, loss)["loss"]
     if reason:
         raise SettingError("run", data.run, reason)
-    (models,) = member_models(ensemble, batch, torch.ones(len(ensemble), dtype=torch.bool))
+    every = torch.ones(len(ensemble), dtype=torch.bool)
+    (models,) = member_models(ensemble, batch, every, loss)
     return ModelSource(models, ensemble, data.models_at_once)
 
 
@@ -114,14 +123,15 @@ def member_samples(
 
 
 def member_models(
-    ensemble: Ensemble, batch: LabelledBatch, active: Tensor
+    ensemble: Ensemble, batch: LabelledBatch, active: Tensor, loss: SupervisedLoss
 ) -> Iterator[PredictiveModels]:
     """The active members, each on its batch."""
     stack, params, buffers, _, shown = _shown(ensemble, batch, active)
     outputs_of: Callable[[Any], OutputsFn] = lambda buffers: (  # noqa: E731
         lambda params, inputs: stack.call(params, buffers, inputs)
     )
-    yield PredictiveModels(outputs_of, params, buffers, shown, "categorical")
+    assert loss.likelihood is not None
+    yield PredictiveModels(outputs_of, params, buffers, shown, loss.likelihood, loss.variance)
 
 
 def _shown(
@@ -133,7 +143,7 @@ def _shown(
     rows = active.nonzero().flatten().to(batch[1].device)  # one stack: in the order of members
     params, buffers = tree_map(lambda v: v.detach()[rows], stack.state())
     x, y = batch
-    if y.dim() == 1:
+    if not have_member_axis(y):
         x, y = x.expand(len(rows), *x.shape), y.expand(len(rows), *y.shape)
     else:
         x, y = x[rows], y[rows]

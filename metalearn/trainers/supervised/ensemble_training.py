@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from metalearn.core.memory import parse_bytes
 from metalearn.data import Augmentation, ClassificationData, MemberBatches
-from metalearn.errors import SettingError, check_whole
+from metalearn.data.regression import SupervisedData
+from metalearn.errors import SettingError
 from metalearn.evaluation import OODScores, ood_scores, uncertainty_scores
 from metalearn.models import Ensemble, Predictor
 from metalearn.random_streams import check_split
@@ -26,28 +26,39 @@ from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
-from metalearn.trainers.loop.protocols import Callback
+from metalearn.trainers.loop.protocols import Callback, Evaluator
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.members.population import Population
-from metalearn.trainers.members.settings import PerMember, member_values
+from metalearn.trainers.members.settings import PerMember
 from metalearn.trainers.supervised.batches import TrainingBatches
 from metalearn.trainers.supervised.ensemble_evaluation import EnsembleEvaluator, Validation
 from metalearn.trainers.supervised.ensemble_figures import draw_sweeps, draw_uncertainty
 from metalearn.trainers.supervised.ensemble_objective import EnsembleObjective
+from metalearn.trainers.supervised.ensemble_settings import (
+    Shuffle,
+    check_beside_loss,
+    check_choices,
+    check_monitor,
+    checked_seeds,
+    made_planner,
+    own_settings,
+)
 from metalearn.trainers.supervised.ensemble_source import EnsembleSource, member_source
-from metalearn.trainers.supervised.member_planner import MemberPlanner, PlannedEngine
+from metalearn.trainers.supervised.losses import LossSetting, chosen_loss
+from metalearn.trainers.supervised.member_planner import PlannedEngine
+from metalearn.trainers.supervised.metrics import Metrics, check_metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import Monitor
 from metalearn.trainers.supervised.predictions import MemberLogits, logits_of
+from metalearn.trainers.supervised.regression_evaluation import (
+    RegressionEvaluator,
+    RegressionTest,
+)
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.supervised.scoring import check_outputs, score_split
 from metalearn.types import Split
 
 __all__ = ["EnsembleTraining"]
-
-_LARGEST_RATE = 1e36  # a step of ten times that is still a number of float32
-
-Shuffle = Literal["member", "shared"]
 
 
 class EnsembleTraining:
@@ -68,7 +79,7 @@ class EnsembleTraining:
     def __init__(
         self,
         model: Ensemble,
-        data: ClassificationData,
+        data: SupervisedData,
         validation: Validation | None = None,
         /,
         *,
@@ -84,6 +95,8 @@ class EnsembleTraining:
         weight_decay: PerMember = None,
         label_smoothing: PerMember = 0.0,
         dropout: PerMember = None,
+        loss: LossSetting = None,
+        metrics: Metrics | None = None,
         monitor: Monitor = "loss",
         engine: PlannedEngine = "auto",
         chunk_size: int | None = None,
@@ -96,15 +109,16 @@ class EnsembleTraining:
         device: torch.device | str = "cpu",
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
-        _check_choices(monitor=monitor, engine=engine, shuffle=shuffle)
-        if bootstrap and shuffle == "shared":
-            raise SettingError("shuffle", shuffle, "member is needed beside bootstrap")
+        check_choices(engine, shuffle, bootstrap=bootstrap)
+        check_monitor(monitor, data)
+        self.loss, self.metrics = chosen_loss(loss, data), check_metrics(metrics)
         self.settings = LoopSettings(steps=steps, **settings)
         self.device = place(model, device)
         self.ensemble, self.data, self.ood = model, data, ood
-        self.seeds = _checked_seeds(seeds, len(model))
+        self.seeds = checked_seeds(seeds, len(model))
         self.stop = StopSignal()
-        self.own = _own_settings(len(model), lr, weight_decay, label_smoothing, dropout)
+        self.own = own_settings(len(model), lr, weight_decay, label_smoothing, dropout)
+        check_beside_loss(self.loss, data, self.own["label_smoothing"], ood)
         self.batches = TrainingBatches(
             data,
             MemberBatches(
@@ -117,7 +131,7 @@ class EnsembleTraining:
             self.seeds,
             self.device,
         )
-        self.planner = _planner(engine, chunk_size, memory, self.settings, self.device)
+        self.planner = made_planner(engine, chunk_size, memory, self.settings, self.device)
         self.logits = MemberLogits(self.planner, self.stop)
         self._assemble_parts(validation or Validation(), monitor, member_curves)
         self._rest: dict[str, Any] = {"optimizer": optimizer, "tracker": tracker, "folder": folder}
@@ -126,15 +140,7 @@ class EnsembleTraining:
         self, validation: Validation, monitor: Monitor, member_curves: bool
     ) -> None:
         """Evaluator, population, objective and what diagnostics look at."""
-        self.evaluator = EnsembleEvaluator(
-            self.ensemble,
-            self.logits,
-            self.data,
-            monitor,
-            validation,
-            member_curves=member_curves,
-            device=self.device,
-        )
+        self.evaluator = self._evaluator(validation, monitor, member_curves)
         self.population = Population(
             self.ensemble,
             clip=self.settings.clip,
@@ -152,9 +158,43 @@ class EnsembleTraining:
             seeds=self.seeds,
             dropout=self.own["dropout"],
             stop=self.stop,
+            criterion=self.loss.criterion,
         )
-        self.source = EnsembleSource(self.objective)
+        self.source = EnsembleSource(self.objective, self.loss)
         self._check_outputs(validation.scored(self.ensemble))
+
+    def _evaluator(
+        self, validation: Validation, monitor: Monitor, member_curves: bool
+    ) -> Evaluator:
+        """What scores the validation split, and what is measured there beside the scores."""
+        data, device, together = self.data, self.device, validation.together
+        members = len(validation.scored(self.ensemble))
+
+        def predict(inputs: Tensor) -> Tensor:
+            return self.logits(validation.scored(self.ensemble), inputs)
+
+        found: Evaluator
+        if isinstance(data, ClassificationData):
+            found = EnsembleEvaluator(
+                self.ensemble,
+                self.logits,
+                data,
+                monitor,
+                validation,
+                member_curves=member_curves,
+                device=device,
+            )
+        else:
+            found = RegressionEvaluator(
+                predict,
+                data,
+                members=members,
+                device=device,
+                together=together,
+                member_curves=member_curves,
+            )
+        asked: Any = {"metrics": self.metrics, "loss": self.loss, "monitor": monitor}
+        return with_measures(found, predict, data, **asked, device=device, together=together)
 
     def loop(
         self,
@@ -186,17 +226,21 @@ class EnsembleTraining:
 
     @checked
     def predict(self, model: Predictor, inputs: Tensor) -> Tensor:
-        """Logits of every member of a model, ``[M, N, C]``, in evaluation mode."""
+        """Outputs of every member of a model, ``[M, N, C]``, in evaluation mode."""
         return self.logits(model, inputs)
 
-    def test(self, model: Predictor, split: Split, step: int, tracker: Tracker) -> EnsembleTest:
-        """Scores of a model on a split, temperature, out-of-distribution tests; figures of them."""
+    def test(
+        self, model: Predictor, split: Split, step: int, tracker: Tracker
+    ) -> EnsembleTest | RegressionTest:
+        """Scores of a model on a split; of classes also temperature, out-of-distribution tests."""
         check_split(split)
         drawing = not isinstance(tracker, NullTracker)
         predict, device = partial(self.logits, model), self.device
-        found = score_split(predict, self.data, split, members=len(model), device=device)
+        found = score_split(
+            predict, self.data, split, members=len(model), device=device, metrics=self.metrics
+        )
         scores: dict[str, OODScores] = {}
-        if self.ood is not None:
+        if self.ood is not None and isinstance(found, EnsembleTest):
             inside = found.report.uncertainty
             outside = uncertainty_scores(logits_of(predict, self.ood, "test", device=device)[0])
             draws = torch.Generator().manual_seed(0)
@@ -209,7 +253,7 @@ class EnsembleTraining:
         if drawing:
             swept = {n: v for n, v in self.own.items() if v and len(set(v)) > 1}
             draw_sweeps(tracker, step, swept, found.report)
-        return replace(found, ood=scores)
+        return replace(found, ood=scores) if isinstance(found, EnsembleTest) else found
 
     def member_settings(self) -> list[dict[str, float]]:
         """What was set for each member: its seed, and what was given as a list."""
@@ -224,66 +268,12 @@ class EnsembleTraining:
         indices = self.data.splits[data.split][: data.samples]
         batch = self.data.take(indices, device=self.device)
         self.ensemble.eval()
-        yield "members", member_source(self.ensemble, batch, data)
+        yield "members", member_source(self.ensemble, batch, data, self.loss)
 
     def _check_outputs(self, model: Predictor) -> None:
         """Run a few samples through the members before any training."""
         name, shape = type(self.ensemble.member(0)).__name__, list(self.data.input_shape)
-        wanted = [len(model), 2, self.data.outputs]
         predict = partial(self.logits, model)
-        check_outputs(name, predict, self.data, wanted, device=self.device)
+        check_outputs(name, predict, self.data, self.loss, members=len(model), device=self.device)
         if self.ood is not None and self.ood.input_shape != self.data.input_shape:
             raise SettingError("ood", list(self.ood.input_shape), f"inputs {shape} are needed")
-
-
-def _own_settings(
-    count: int,
-    lr: PerMember,
-    weight_decay: PerMember,
-    label_smoothing: PerMember,
-    dropout: PerMember,
-) -> dict[str, list[float] | None]:
-    """Settings with a value for each member."""
-    return {
-        "lr": member_values("lr", lr, count, below=_LARGEST_RATE),
-        "weight_decay": member_values("weight_decay", weight_decay, count),
-        "label_smoothing": member_values("label_smoothing", label_smoothing, count, below=1),
-        "dropout": member_values("dropout", dropout, count, below=1),
-    }
-
-
-def _planner(
-    engine: PlannedEngine,
-    chunk_size: int | None,
-    memory: str | int | None,
-    settings: LoopSettings,
-    device: torch.device,
-) -> MemberPlanner:
-    if chunk_size is not None:
-        check_whole("chunk_size", chunk_size, 1)
-    if memory is not None:
-        parse_bytes(memory)
-    return MemberPlanner(
-        engine=engine,
-        chunk_size=chunk_size,
-        memory=memory,
-        deterministic=settings.deterministic,
-        device=device,
-    )
-
-
-def _checked_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
-    found = list(range(count)) if seeds is None else list(seeds)
-    if len(found) != count:
-        raise SettingError("seeds", found, f"{count} are needed, one for each member")
-    for seed in found:
-        check_whole("seeds", seed, 0, 2**63 - 1)
-    return found
-
-
-def _check_choices(**given: str) -> None:
-    known = {"monitor": Monitor, "engine": PlannedEngine, "shuffle": Shuffle}
-    for name, value in given.items():
-        kinds = get_args(known[name])
-        if value not in kinds:
-            raise SettingError(name, value, f"one of {', '.join(kinds)} is needed")

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 
 from metalearn.core.bayes.swag import SWAGMoments, swag_sample
 from metalearn.core.checks import check_number
-from metalearn.data import ClassificationData
+from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import checked
@@ -57,7 +57,7 @@ class SnapshotTrainer(Trainer):
     def __init__(
         self,
         model: Ensemble,
-        data: ClassificationData,
+        data: SupervisedData,
         *,
         members: int = 10,
         **settings: Annotated[Any, EnsembleTraining],
@@ -134,7 +134,7 @@ class SWAGTrainer(Trainer):
     def __init__(
         self,
         model: Ensemble,
-        data: ClassificationData,
+        data: SupervisedData,
         *,
         members: int = 10,
         start: float = 0.75,

@@ -16,6 +16,7 @@ from metalearn.core.ensemble.stacking import MemberEngine, member_gradients
 from metalearn.core.loss_checks import unused_parameters
 from metalearn.core.tree import tree_map
 from metalearn.models import Ensemble, Stack
+from metalearn.trainers.supervised.batches import have_member_axis
 
 __all__ = [
     "Criterion",
@@ -26,7 +27,8 @@ __all__ = [
 ]
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From one member's outputs ``[..., B, C]``, targets ``[B]`` and label smoothing to a mean loss."""
+"""From one member's outputs ``[..., B, C]``, targets ``[B]`` or ``[B, D]`` and label smoothing to a
+mean loss."""
 
 
 def smoothed_cross_entropy(outputs: Tensor, targets: Tensor, smoothing: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ def supervised_gradients(
 
     Args:
         ensemble: in training mode.
-        batch: inputs ``[B, ...]`` and targets ``[B]``, or with M in front of both.
+        batch: inputs ``[B, ...]`` and targets ``[B]`` or ``[B, D]``, or with M in front of both.
         chosen: ``[M]``, on the CPU.
         smoothing: ``[M]``, in [0, 1).
         engine: see `MemberEngine`.
@@ -107,7 +109,7 @@ def unused_by_stacks(
     found = []
     for number, stack in enumerate(ensemble.stacks):
         assert isinstance(stack, Stack)
-        first, own = stack.indices[0], batch[1].dim() == 2
+        first, own = stack.indices[0], have_member_axis(batch[1])
         params, buffers = tree_map(lambda value: value.detach()[0].clone(), stack.state())
         x, y = (part[first] for part in batch) if own else batch
         loss = member_loss(stack, criterion)
@@ -128,7 +130,7 @@ def _of_stack(
     loss: Callable[..., Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The same for some rows of a stack, which are these members."""
-    every, own = len(rows) == stack.size, batch[1].dim() == 2
+    every, own = len(rows) == stack.size, have_member_axis(batch[1])
     params, buffers = stack.state()
     if not every:
         params, buffers = tree_map(lambda v: v.detach()[rows], (params, buffers))

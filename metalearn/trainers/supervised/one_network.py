@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from metalearn.data import ClassificationData
+from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import BatchEnsemble, Ensemble, MCDropout
 from metalearn.models.batch_ensemble import Factors
@@ -41,7 +41,7 @@ class MCDropoutTrainer(Trainer):
     def __init__(
         self,
         model: Ensemble,
-        data: ClassificationData,
+        data: SupervisedData,
         *,
         members: int = 10,
         **settings: Annotated[Any, EnsembleTraining],
@@ -88,7 +88,7 @@ class BatchEnsembleTrainer(Trainer):
     def __init__(
         self,
         model: Ensemble,
-        data: ClassificationData,
+        data: SupervisedData,
         *,
         members: int = 10,
         factors: Factors = "signs",

@@ -20,6 +20,7 @@ from metalearn.core.chunking import ChunkSize
 from metalearn.core.samples.checks import BatchNormPolicy
 from metalearn.core.samples.gradients import SampleMethod
 from metalearn.data import Augmentation, ClassificationData, MemberBatches
+from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Dropout
 from metalearn.random_streams import check_split
@@ -33,14 +34,22 @@ from metalearn.trainers.diagnostics import (
 )
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
+from metalearn.trainers.loop.protocols import Evaluator
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.batches import LabelledBatch, TrainingBatches
+from metalearn.trainers.supervised.ensemble_settings import check_monitor
+from metalearn.trainers.supervised.losses import LossSetting, SupervisedLoss, chosen_loss
+from metalearn.trainers.supervised.metrics import Metrics, check_metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import ModelEvaluator, Monitor
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 from metalearn.trainers.supervised.per_sample_source import PerSampleSource
 from metalearn.trainers.supervised.plans import SamplePlan
 from metalearn.trainers.supervised.pure_model import PureModel
+from metalearn.trainers.supervised.regression_evaluation import (
+    RegressionEvaluator,
+    RegressionTest,
+)
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.supervised.scoring import check_outputs, score_split
 from metalearn.trainers.trainer import Trainer
@@ -61,7 +70,7 @@ class PerSampleTrainer(Trainer):
     Args:
         model: outputs ``[N, C]``; trained in place, or a copy of it where ``batch_norm`` is set
             (see ``trainer.module``).
-        data: labelled samples in three splits.
+        data: samples in three splits, with classes or real targets.
         seed: of the order of samples, augmentation, dropout masks and noise.
         steps: in all.
         batch_size: N.
@@ -74,6 +83,13 @@ class PerSampleTrainer(Trainer):
         method: of per-sample gradients, see `metalearn.core.per_sample_gradients`; ``"loop"`` takes
             modules that vmap cannot take.
         max_shift, flip, rotate: augmentation of pictures; see `metalearn.data.Augmentation`.
+        loss: what is descended: ``"cross_entropy"`` of classes; of `RegressionData`
+            ``"gaussian_nll"``, outputs ``[B, 2·D]`` are means and logarithms s of variances
+            e^s + 10⁻⁶, or ``"mse"``, outputs ``[B, D]`` are means, scored with variances of 1; or a
+            function from outputs and targets to losses ``[B]``, or to their mean, by which the
+            best is chosen too where ``monitor`` is the loss. None is the first that fits the data.
+        metrics: further numbers of the validation and test splits by name, functions from outputs
+            ``[1, N, C]`` and targets to a number.
         monitor: what decides which state is best, on the validation split.
         diagnostics: what to show of the gradients; see `metalearn.trainers.diagnostics`.
         optimizer: makes the optimiser from the parameters; Adam with rate 1e-3 by default.
@@ -91,7 +107,7 @@ class PerSampleTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        data: ClassificationData,
+        data: SupervisedData,
         *,
         seed: int = 0,
         steps: int = 1000,
@@ -104,6 +120,8 @@ class PerSampleTrainer(Trainer):
         max_shift: int = 0,
         flip: bool = False,
         rotate: float = 0.0,
+        loss: LossSetting = None,
+        metrics: Metrics | None = None,
         monitor: Monitor = "loss",
         diagnostics: Sequence[str] = ("gradient_norms", "gradient_variance", "noise_scale"),
         optimizer: OptimizerFactory | None = None,
@@ -112,7 +130,9 @@ class PerSampleTrainer(Trainer):
         device: torch.device | str = "cpu",
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
-        _check(max_norm, noise_multiplier, monitor, chunk_size)
+        _check(max_norm, noise_multiplier, chunk_size)
+        check_monitor(monitor, data)
+        chosen, self.metrics = chosen_loss(loss, data), check_metrics(metrics)
         check_mode("method", method, get_args(SampleMethod))
         model = _without_mixing(model, batch_norm)
         limits = LoopSettings(steps=steps, diagnostics=diagnostics, **settings)
@@ -132,40 +152,51 @@ class PerSampleTrainer(Trainer):
             chunk_size=chunk_size,
             method=method,
             deterministic=limits.deterministic,
+            criterion=chosen.mean,
         )
-        self.source = PerSampleSource(self.objective)
-        _check_outputs(pure, data)
+        self.source = PerSampleSource(self.objective, chosen)
+        _check_outputs(pure, data, chosen)
         _seed_dropout(model, seed)
         rest: Any = {"tracker": tracker, "folder": folder, "device": where, "stop": stop}
-        evaluator = ModelEvaluator(pure.predict, data, monitor, where)
+        evaluator = _evaluator(pure, data, monitor, chosen, self.metrics)
         parts = (model, self.objective, evaluator)
         super().__init__(
             assemble(*parts, settings=limits, optimizer=optimizer, source=self.source, **rest)
         )
 
     def loss(self, params: Params, batch: LabelledBatch) -> Tensor:
-        """Mean cross-entropy of a batch ``(inputs, targets)`` at given parameters, a scalar."""
+        """Mean loss of a batch ``(inputs, targets)`` at given parameters, a scalar."""
         return self.objective.loss(params, batch)
 
     @checked
     def predict(self, inputs: Tensor) -> Tensor:
-        """Logits ``[1, N, C]`` in evaluation mode."""
+        """Outputs ``[1, N, C]`` in evaluation mode."""
         return self.objective.model.predict(inputs)
 
     @checked
-    def test(self, *, split: Split = "test") -> EnsembleTest:
-        """Scores on a split as the module stands (of one member), and temperature."""
+    def test(self, *, split: Split = "test") -> EnsembleTest | RegressionTest:
+        """Scores on a split as the module stands (of one member), and of classes temperature."""
         check_split(split)
-        return score_split(self.predict, self.data, split, members=1, device=self.device)
+        data, device = self.data, self.device
+        return score_split(
+            self.predict, data, split, members=1, device=device, metrics=self.metrics
+        )
 
     def reports(
         self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
-    ) -> dict[str, EnsembleTest]:
+    ) -> dict[str, EnsembleTest | RegressionTest]:
         """See `Trainer.reports`: one `test`, under the name of the split."""
         return {split: self.test(split=split)}
 
     def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
-        """The module on samples of a split, in evaluation mode."""
+        """The module on samples of a split, in evaluation mode.
+
+        Raises:
+            SettingError: a loss of one's own, of which no likelihood is known.
+        """
+        reason = self.source.diagnostic_kinds()["loss"]
+        if reason:
+            raise SettingError("run", data.run, reason)
         indices = self.data.splits[data.split][: data.samples]
         batch = self.data.take(indices, device=self.device)
         self.module.eval()
@@ -199,11 +230,10 @@ def _without_mixing(model: nn.Module, policy: BatchNormPolicy | None) -> nn.Modu
     return model
 
 
-def _check_outputs(model: PureModel, data: ClassificationData) -> None:
+def _check_outputs(model: PureModel, data: SupervisedData, loss: SupervisedLoss) -> None:
     """Run two samples through the module before any training, and one alone."""
     name = type(model.module).__name__
-    wanted = [2, data.outputs]
-    check_outputs(name, lambda x: model.predict(x)[0], data, wanted, device=model.device)
+    check_outputs(name, model.predict, data, loss, members=None, device=model.device)
     x, _ = data.take(data.splits["train"][:1], device=model.device)
     try:
         with torch.no_grad():
@@ -214,6 +244,24 @@ def _check_outputs(model: PureModel, data: ClassificationData) -> None:
         raise SettingError("model", name, accepted) from error
 
 
+def _evaluator(
+    model: PureModel,
+    data: SupervisedData,
+    monitor: Monitor,
+    loss: SupervisedLoss,
+    metrics: Metrics,
+) -> Evaluator:
+    """What scores the validation split, and what is measured there beside the scores."""
+    found: Evaluator
+    predict, device = model.predict, model.device
+    if isinstance(data, ClassificationData):
+        found = ModelEvaluator(predict, data, monitor, device)
+    else:
+        found = RegressionEvaluator(predict, data, members=1, device=device, alone=True)
+    asked: Any = {"metrics": metrics, "loss": loss, "monitor": monitor}
+    return with_measures(found, predict, data, **asked, device=device, alone=True)
+
+
 def _seed_dropout(module: nn.Module, seed: int) -> None:
     """Give every `Dropout` layer a stream of masks of its own."""
     dropouts = [layer for layer in module.modules() if isinstance(layer, Dropout)]
@@ -221,13 +269,11 @@ def _seed_dropout(module: nn.Module, seed: int) -> None:
         layer.key.copy_(torch.tensor(seed) * 65537 + number)
 
 
-def _check(max_norm: float, noise: float, monitor: str, chunk_size: ChunkSize) -> None:
+def _check(max_norm: float, noise: float, chunk_size: ChunkSize) -> None:
     accepted = "a number above 0 is needed, or infinity"
     check_number("max_norm", max_norm, above=0, infinite=True, accepted=accepted)
     check_number("noise_multiplier", noise, least=0)
     if noise and math.isinf(max_norm):
         raise SettingError("noise_multiplier", noise, "noise needs a finite max_norm")
-    if monitor not in get_args(Monitor):
-        raise SettingError("monitor", monitor, f"one of {', '.join(get_args(Monitor))} is needed")
     if chunk_size is not None and chunk_size != "auto":
         check_whole("chunk_size", chunk_size, 1)

@@ -49,7 +49,7 @@ class PerSampleObjective:
         chunk_size: samples at a time; ``"auto"`` is decided once.
         method: of per-sample gradients.
         deterministic: measure nothing for the decision.
-        criterion: mean loss of outputs ``[N, C]`` and targets ``[N]``; cross-entropy by default.
+        criterion: mean loss of outputs ``[N, C]`` and targets, cross-entropy by default.
     """
 
     unit = "samples"

@@ -13,6 +13,7 @@ from torch import Tensor
 from metalearn.core.tree import tree_map
 from metalearn.trainers.diagnostics import GradientUnits, PredictiveModels, sample_blocks
 from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.losses import CROSS_ENTROPY, SupervisedLoss
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 
 __all__ = ["PerSampleSource"]
@@ -23,14 +24,16 @@ class PerSampleSource:
 
     Args:
         objective: whose model and loss they are of.
+        loss: of which likelihood the loss is.
     """
 
-    def __init__(self, objective: PerSampleObjective) -> None:
-        self._objective, self._model = objective, objective.model
+    def __init__(self, objective: PerSampleObjective, loss: SupervisedLoss = CROSS_ENTROPY) -> None:
+        self._objective, self._model, self._loss = objective, objective.model, loss
 
     def diagnostic_kinds(self) -> Mapping[str, str]:
         """Samples, and what the module predicts."""
-        return {"sample": "", "predictive": "", "loss": ""}
+        reason = self._loss.no_likelihood
+        return {"sample": "", "predictive": reason, "loss": reason}
 
     def gradient_units(
         self, kind: str, batch: LabelledBatch, grads: Mapping[str, Tensor]
@@ -48,7 +51,10 @@ class PerSampleSource:
     def predictive_models(self, batch: LabelledBatch) -> Iterator[PredictiveModels]:
         """The module on a batch, as one model."""
         shown = tree_map(lambda x: x[None], batch)
-        yield PredictiveModels(self._outputs, self._model.alone(), {}, shown, "categorical")
+        likelihood, variance = self._loss.likelihood, self._loss.variance
+        assert likelihood is not None
+        params = self._model.alone()
+        yield PredictiveModels(self._outputs, params, {}, shown, likelihood, variance)
 
     def _outputs(self, extra: Any) -> Any:
         return self._model.outputs

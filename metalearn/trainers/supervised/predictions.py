@@ -14,14 +14,20 @@ from torch import Tensor
 from metalearn.core.checks import module_takes
 from metalearn.core.tree import check_tensors
 from metalearn.core.vectorization import vmapped_or_looped
-from metalearn.data import ClassificationData
-from metalearn.evaluation import EnsembleReport, EnsembleStatistics
+from metalearn.data import ClassificationData, RegressionData
+from metalearn.data.regression import SupervisedData
+from metalearn.evaluation import (
+    EnsembleReport,
+    EnsembleStatistics,
+    RegressionReport,
+    RegressionStatistics,
+)
 from metalearn.models import Predictor
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.member_planner import MemberPlanner
 from metalearn.types import Split
 
-__all__ = ["MemberLogits", "Predict", "logits_of", "report_of"]
+__all__ = ["MemberLogits", "Predict", "logits_of", "regression_report_of", "report_of"]
 
 Predict = Callable[[Tensor], Tensor]
 """From inputs ``[N, ...]`` to logits ``[M, N, C]``."""
@@ -39,16 +45,26 @@ def report_of(
     return statistics.compute()
 
 
+def regression_report_of(
+    predict: Predict, data: RegressionData, split: Split, *, members: int, device: torch.device
+) -> RegressionReport:
+    """Scores of M members and of the mixture of what they predict."""
+    statistics = RegressionStatistics(members, data.outputs)
+    for outputs, targets in _predicted(predict, data, split, device):
+        statistics.update(outputs, targets)
+    return statistics.compute()
+
+
 def logits_of(
-    predict: Predict, data: ClassificationData, split: Split, *, device: torch.device
+    predict: Predict, data: SupervisedData, split: Split, *, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``[M, N, C]`` and targets ``[N]`` of a split."""
+    """Outputs ``[M, N, C]`` and targets ``[N]`` or ``[N, D]`` of a split."""
     parts = list(_predicted(predict, data, split, device))
     return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts])
 
 
 def _predicted(
-    predict: Predict, data: ClassificationData, split: Split, device: torch.device
+    predict: Predict, data: SupervisedData, split: Split, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
         x, y = data.take(indices, device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from metalearn.evaluation import EnsembleReport, OODScores, Temperature
@@ -24,12 +24,14 @@ class EnsembleTest:
     """Of the ensemble's mean prediction, fitted on the validation split."""
     ood: Mapping[str, OODScores]
     """Of each uncertainty of the whole ensemble, against the second data set; may be empty."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What was measured beside the scores, by name."""
 
     def as_json(self) -> dict[str, Any]:
         """Scores of members, of the ensemble, by its size; temperature; out of distribution."""
         found, heat = self.report, self.temperature
         count = len(found.members.accuracy)
-        return {
+        numbers: dict[str, Any] = {
             "samples": found.samples,
             "ensemble": found.ensemble(),
             "members": [found.member(index) for index in range(count)],
@@ -49,12 +51,14 @@ class EnsembleTest:
                 for name, scores in self.ood.items()
             },
         }
+        return numbers | ({"metrics": dict(self.metrics)} if self.metrics else {})
 
     def headline(self) -> dict[str, float]:
         """Scores of the ensemble, and how well it knows the second data set from the first."""
         numbers = self.report.ensemble()
         aurocs = {f"test/auroc_{name}": float(scores.auroc) for name, scores in self.ood.items()}
-        return {f"test/{name}": numbers[name] for name in _SCORES} | aurocs
+        further = {f"test/{name}": value for name, value in self.metrics.items()}
+        return {f"test/{name}": numbers[name] for name in _SCORES} | aurocs | further
 
     def member_headlines(self) -> list[dict[str, float]]:
         """Scores of each member."""
@@ -82,7 +86,8 @@ class EnsembleTest:
             f"  temperature {float(heat.temperature):.3g} takes the validation NLL from "
             f"{float(heat.nll_before):.4f} to {float(heat.nll_after):.4f}"
         )
-        return lines + self._lines_of_ood()
+        further = [f"  {n.replace('_', ' ')}: {v:.4g}" for n, v in self.metrics.items()]
+        return lines + self._lines_of_ood() + further
 
     def _lines_of_ood(self) -> list[str]:
         lines = []

@@ -5,17 +5,26 @@ Axes: M members, N samples of a split, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from metalearn.core.vectorization import VectorizationError
 from metalearn.data import ClassificationData
+from metalearn.data.regression import SupervisedData
 from metalearn.errors import NonFiniteError, SettingError
 from metalearn.evaluation import fit_temperature
 from metalearn.trainers.members.not_finite import named
-from metalearn.trainers.supervised.predictions import Predict, logits_of, report_of
+from metalearn.trainers.supervised.losses import SupervisedLoss
+from metalearn.trainers.supervised.metrics import Metrics, measured
+from metalearn.trainers.supervised.predictions import (
+    Predict,
+    logits_of,
+    regression_report_of,
+    report_of,
+)
+from metalearn.trainers.supervised.regression_evaluation import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.types import Split
 
@@ -23,53 +32,72 @@ __all__ = ["check_members", "check_outputs", "score_split"]
 
 
 def score_split(
-    predict: Predict, data: ClassificationData, split: Split, *, members: int, device: torch.device
-) -> EnsembleTest:
-    """Scores of M members on a split, and the temperature of their mean on the validation split.
+    predict: Predict,
+    data: SupervisedData,
+    split: Split,
+    *,
+    members: int,
+    device: torch.device,
+    metrics: Metrics | None = None,
+) -> EnsembleTest | RegressionTest:
+    """Scores of M members on a split, further metrics, and of classes the temperature.
 
     Raises:
         NonFiniteError: predictions are NaN.
     """
-    logits, targets = logits_of(predict, data, "validation", device=device)
-    check_members(logits, "validation")
-    temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
-    report = report_of(predict, data, split, members=members, device=device)
-    check_members(report.members.accuracy, split)
-    return EnsembleTest(split, report, temperature, {})
+    further: dict[str, float] = {}
+    if metrics:
+        outputs, targets = logits_of(predict, data, split, device=device)
+        check_members(outputs, split)
+        further = measured(metrics, outputs, targets)
+    if isinstance(data, ClassificationData):
+        found = _of_classes(predict, data, split, members=members, device=device)
+        return replace(found, metrics=further)
+    scores = regression_report_of(predict, data, split, members=members, device=device)
+    check_members(scores.members.nll, split)
+    return RegressionTest(split, scores, further)
 
 
 def check_outputs(
     name: str,
     predict: Predict,
-    data: ClassificationData,
-    wanted: Sequence[int],
+    data: SupervisedData,
+    loss: SupervisedLoss,
     *,
+    members: int | None,
     device: torch.device,
 ) -> None:
-    """Run two samples through a model before any training.
+    """Run two samples through a model and its loss before any training.
 
     Args:
         name: of the model, for messages.
-        predict: what gives its outputs.
+        predict: what gives its outputs, ``[M, N, C]``.
         data: what it is to be trained on.
-        wanted: shape of the outputs.
+        loss: says how many outputs it takes; one of the user's is tried.
+        members: M; None of a single module, whose outputs are called ``[N, C]``.
         device: where it is.
 
     Raises:
-        SettingError: a model that cannot take the data, or has outputs of another shape.
+        SettingError: a model that cannot take the data, or has outputs of another shape; a loss
+            that is no number for each sample.
     """
-    x, _ = data.take(data.splits["train"][:2], device=device)
+    x, y = data.take(data.splits["train"][:2], device=device)
     try:
-        got = list(predict(x).shape)
+        outputs = predict(x)
     except VectorizationError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         accepted = f"inputs {list(data.input_shape)} are what it gets ({reason})"
         raise SettingError("model", name, accepted) from error
-    if got != list(wanted):
-        accepted = f"outputs {list(wanted)} are needed, not {got}"
+    ahead, got = [members] if members is not None else [], list(outputs.shape)
+    got = got if members is not None else got[1:]
+    wanted = [[*ahead, len(x), width] for width in loss.widths]
+    if got not in wanted:
+        accepted = f"outputs {' or '.join(map(str, wanted))} are needed, not {got}"
         raise SettingError("model", name, accepted)
+    if loss.own:
+        loss.mean(outputs, y)
 
 
 def check_members(logits: Tensor, split: str) -> None:
@@ -86,3 +114,19 @@ def check_members(logits: Tensor, split: str) -> None:
     if lost:
         who = f" of {named(lost)}" if len(logits) > 1 else ""
         raise NonFiniteError(f"{split}: the predictions{who} are NaN, so there is nothing to score")
+
+
+def _of_classes(
+    predict: Predict, data: ClassificationData, split: Split, *, members: int, device: torch.device
+) -> EnsembleTest:
+    """Scores of M members on a split, and the temperature of their mean on the validation split.
+
+    Raises:
+        NonFiniteError: predictions are NaN.
+    """
+    logits, targets = logits_of(predict, data, "validation", device=device)
+    check_members(logits, "validation")
+    temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
+    report = report_of(predict, data, split, members=members, device=device)
+    check_members(report.members.accuracy, split)
+    return EnsembleTest(split, report, temperature, {})

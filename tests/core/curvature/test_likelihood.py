@@ -92,6 +92,8 @@ def test_a_posterior_is_of_the_exact_kind() -> None:
 @pytest.mark.parametrize("name", TAKING)
 def test_no_likelihood(name: str, bad: Any) -> None:
     kind = {} if name == "laplace_posterior" else {"kind": "exact"}
-    message = r"^likelihood=.*: one of categorical, gaussian is needed, or a Likelihood"
+    message = (
+        r"^likelihood=.*: one of categorical, gaussian, heteroscedastic_gaussian is needed, or"
+    )
     with pytest.raises(SettingError, match=message):
         taken(name, likelihood=bad, **kind)

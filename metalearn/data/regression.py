@@ -1,0 +1,115 @@
+"""Supervised regression: samples with real targets, divided into training, validation and test.
+
+Axes: N samples, B samples of a batch, M members, D targets of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from metalearn.core.tree import check_tensors
+from metalearn.data.classification import ClassificationData
+from metalearn.data.samples import check_inputs, check_splits, take_samples
+from metalearn.errors import SettingError
+from metalearn.random_streams import check_split
+from metalearn.signatures import check_fields, checked
+from metalearn.types import Split
+
+__all__ = ["RegressionData", "SupervisedData"]
+
+
+@dataclass(frozen=True, eq=False)
+class RegressionData:
+    """Samples with real targets in memory, each in at most one split.
+
+    Nothing is standardised: inputs and targets are best brought to about unit size beforehand.
+
+    Attributes:
+        inputs: uint8 pictures ``[N, channels, height, width]``, or floats ``[N, ...]``.
+        targets: finite floats ``[N, D]``, D at least 1.
+        splits: ``"train"``, ``"validation"`` and ``"test"``, each to its sample indices, int64
+            ``[n]``; none is empty and no sample stands twice.
+
+    Raises:
+        SettingError: shapes, types or splits that contradict one another.
+    """
+
+    kind: ClassVar[Literal["regression"]] = "regression"
+
+    inputs: Tensor
+    targets: Tensor
+    splits: Mapping[Split, Tensor]
+    _on_device: dict[str, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("inputs", "targets", "splits"):
+            check_tensors(getattr(self, name), name)
+        check_inputs(self.inputs)
+        _check_targets(self.targets, len(self.inputs))
+        check_splits(self.splits, len(self.inputs))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, ``(channels, height, width)`` of a picture."""
+        return tuple(self.inputs.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Number of targets of a sample, D."""
+        return self.targets.shape[1]
+
+    @checked
+    def size(self, split: Split) -> int:
+        """Number of samples of a split."""
+        check_split(split)
+        return len(self.splits[split])
+
+    @checked
+    def take(self, indices: Tensor, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Samples by their index, of any split: ``(x, y)`` on ``device``.
+
+        The data are moved to a device once and stay there.
+
+        Args:
+            indices: int64 ``[B]`` or ``[M, B]``, in 0..N-1.
+            device: where the samples are wanted.
+
+        Returns:
+            ``(x, y)``, both float32: x ``[B, ...]`` or ``[M, B, ...]``, y ``[B, D]`` or
+            ``[M, B, D]``. uint8 pictures are divided by 255.
+        """
+        x, y = take_samples(self.inputs, self.targets, indices, device, self._on_device)
+        return x, y.float()
+
+    @checked
+    def part(self, split: Split, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """All samples of a split, in the order of ``splits[split]``; see `take`."""
+        check_split(split)
+        return self.take(self.splits[split], device=device)
+
+
+SupervisedData: TypeAlias = ClassificationData | RegressionData
+"""What a network is trained on sample by sample."""
+
+
+def _check_targets(targets: Tensor, count: int) -> None:
+    if not targets.is_floating_point() or targets.ndim != 2 or len(targets) != count:
+        raise SettingError(
+            "targets",
+            f"{targets.dtype} {list(targets.shape)}",
+            f"floats [{count}, D] are needed, D numbers for each sample",
+        )
+    if not targets.shape[1]:
+        raise SettingError("targets", list(targets.shape), "at least one for each sample is needed")
+    lost = (~targets.float().isfinite()).any(1).nonzero().flatten().tolist()
+    if lost:
+        accepted = f"finite numbers are needed; sample {lost[0]} has others"
+        raise SettingError("targets", f"{len(lost)} samples", accepted)

@@ -1,0 +1,143 @@
+"""What networks are trained to predict, and how wrong they are: the losses by name, or one's own.
+
+Axes: B samples of a batch, C outputs, D targets of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalearn.core.curvature.gaussian import gaussian_nll
+from metalearn.core.curvature.likelihood import LikelihoodName
+from metalearn.data.regression import SupervisedData
+from metalearn.errors import SettingError
+from metalearn.trainers.supervised.member_gradients import Criterion, smoothed_cross_entropy
+
+__all__ = [
+    "CROSS_ENTROPY",
+    "LossName",
+    "LossSetting",
+    "SupervisedLoss",
+    "chosen_loss",
+    "squared_error",
+]
+
+LossName = Literal["cross_entropy", "gaussian_nll", "mse"]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""From outputs ``[B, C]`` and targets ``[B]`` or ``[B, D]`` to losses ``[B]``, or to their mean."""
+
+LossSetting = LossName | LossFunction | None
+
+
+@dataclass(frozen=True)
+class SupervisedLoss:
+    """A mean loss, and what it says about the outputs."""
+
+    name: str
+    mean: LossFunction
+    """From outputs ``[..., B, C]`` and targets to a scalar, the mean also over further axes."""
+    criterion: Criterion
+    """The same with smoothing of labels, which only cross-entropy knows."""
+    widths: tuple[int, ...]
+    """How many outputs of a sample it takes, any of these."""
+    likelihood: LikelihoodName | None = None
+    """Of which it is −log p up to constants; None of a function of one's own."""
+    variance: float = 1.0
+    """σ² of a gaussian likelihood."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a function of the user's."""
+        return self.likelihood is None
+
+    @property
+    def no_likelihood(self) -> str:
+        """Why diagnostics know no likelihood; empty where they do."""
+        if not self.own:
+            return ""
+        known = ", ".join(get_args(LossName))
+        return f"of the loss {self.name} no likelihood is known, as of {known}"
+
+
+CROSS_ENTROPY = SupervisedLoss(
+    "cross_entropy", F.cross_entropy, smoothed_cross_entropy, (), "categorical"
+)
+"""That of any number of classes."""
+
+
+def chosen_loss(loss: LossSetting, data: SupervisedData) -> SupervisedLoss:
+    """The loss of a setting, for data that it fits; None is cross_entropy or gaussian_nll.
+
+    Raises:
+        SettingError: an unknown name, or a loss of another kind of targets than the data have.
+    """
+    regression = data.kind == "regression"
+    if isinstance(loss, type):
+        raise SettingError("loss", loss, f"a function is needed, as {loss.__name__}() may be one")
+    if callable(loss):
+        return _of_function(loss, data)
+    if loss is None:
+        loss = "gaussian_nll" if regression else "cross_entropy"
+    known = get_args(LossName)
+    if not isinstance(loss, str) or loss not in known:
+        raise SettingError("loss", loss, f"{', '.join(known)}, null or a function is needed")
+    if regression and loss == "cross_entropy":
+        accepted = "gaussian_nll, mse or a function is needed for real targets"
+        raise SettingError("loss", loss, accepted)
+    if not regression and loss != "cross_entropy":
+        raise SettingError("loss", loss, "cross_entropy or a function is needed for classes")
+    return _named(loss, data.outputs)
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean of (y − f)² over samples and targets, a scalar; ``[..., B, D]`` and ``[B, D]``."""
+    return (outputs - targets).square().mean()
+
+
+def _named(name: LossName, outputs: int) -> SupervisedLoss:
+    """A loss of data with so many classes, or targets of a sample."""
+    if name == "cross_entropy":
+        return replace(CROSS_ENTROPY, widths=(outputs,))
+    if name == "gaussian_nll":
+        criterion, width = _without_smoothing(gaussian_nll), 2 * outputs
+        return SupervisedLoss(name, gaussian_nll, criterion, (width,), "heteroscedastic_gaussian")
+    criterion = _without_smoothing(squared_error)
+    return SupervisedLoss(name, squared_error, criterion, (outputs,), "gaussian", outputs / 2)
+
+
+def _of_function(loss: LossFunction, data: SupervisedData) -> SupervisedLoss:
+    """A loss of one's own; of real targets its outputs are means, or means and log-variances."""
+    mean, outputs = _mean_of(loss), data.outputs
+    widths = (outputs, 2 * outputs) if data.kind == "regression" else (outputs,)
+    name = getattr(loss, "__name__", type(loss).__name__)
+    return SupervisedLoss(name, mean, _without_smoothing(mean), widths)
+
+
+def _without_smoothing(mean: LossFunction) -> Criterion:
+    return lambda outputs, targets, smoothing: mean(outputs, targets)
+
+
+def _mean_of(loss: LossFunction) -> LossFunction:
+    """The mean of a function of the user's, over further axes of the outputs too.
+
+    Shapes and types alone are looked at, so that it holds inside every transform.
+    """
+
+    def mean(outputs: Tensor, targets: Tensor) -> Tensor:
+        ahead = outputs.shape[:-2]
+        rows = outputs.flatten(0, -2)
+        found = loss(rows, targets.expand(*ahead, *targets.shape).flatten(0, len(ahead)))
+        if not isinstance(found, Tensor) or found.shape not in ((), rows.shape[:1]):
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            accepted = f"losses [{len(rows)}], one for each sample, or their mean [] are needed"
+            raise SettingError("shape of loss", shape, accepted)
+        if not found.is_floating_point():
+            raise SettingError("type of loss", found.dtype, "a floating-point type is needed")
+        return found.mean() if found.dim() else found
+
+    return mean
