@@ -76,7 +76,9 @@ def test_members_are_learners_alone_in_every_engine(name: str, engine: str) -> N
 def test_gradients_of_tasks_have_the_mean(name: str, engine: str) -> None:
     tasks, alone = doubled("train"), learner(name, network(0), engine)
     wanted = alone.meta_gradient(tasks).grads
-    for leaf, grads in alone.task_gradients(alone.params, tasks).items():
+    found = alone.task_gradients(alone.params, tasks)
+    assert found.keys() == wanted.keys()
+    for leaf, grads in found.items():
         same(grads.mean(0), wanted[leaf])
 
 

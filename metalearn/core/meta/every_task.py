@@ -6,6 +6,7 @@ Axes: T tasks, K inner steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from metalearn.core.meta.engines import Engine, gradient_of_tasks, structural_en
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.meta_gradient import GradientThroughAdaptation, Method
 from metalearn.core.meta.step_weights import StepWeights
-from metalearn.core.meta.task_axis import one_by_one
+from metalearn.core.meta.task_axis import one_by_one, stacked_over_tasks
 from metalearn.core.meta.task_checks import check_engine, check_sets
 from metalearn.core.meta.task_mean import mean_gradient
-from metalearn.core.tree import tree_map, unflatten
+from metalearn.core.tree import leaves, tree_map, unflatten
 from metalearn.core.vectorization import vectorizing
 from metalearn.signatures import checked
 from metalearn.types import LossFn, Params, TaskBatch
@@ -42,10 +43,15 @@ def task_meta_gradients(
     frozen: str | Sequence[str] | None = None,
     implicit: Implicit | None = None,
     step_weights: StepWeights = None,
-) -> Params:
+    with_learnt: bool = False,
+) -> Any:
     """D L(θ_K(θ), query_t) / dθ of every task t, leaves ``[T, ...]``; arguments as `meta_gradient`.
 
     All T are held at once: hand over a few tasks at a time.
+
+    Returns:
+        A tree like ``params``; ``with_learnt``, a pair of it and of a tree like
+        ``optimizer.learnt``.
 
     Raises:
         SettingError: as `meta_gradient`.
@@ -59,18 +65,25 @@ def task_meta_gradients(
     found, _ = structural_engine(optimizer.elementwise)
     chosen = found if engine == "auto" else engine
 
-    def one(task: TaskBatch, engine: Engine) -> Params:
+    def one(task: TaskBatch, engine: Engine) -> Any:
         alone = tree_map(lambda x: x[None], task)
-        return mean_gradient(program, params, alone, engine=engine, chunk_size=None).grads
+        found = mean_gradient(program, params, alone, engine=engine, chunk_size=None)
+        return (found.grads, found.optimizer_grads) if with_learnt else found.grads
 
-    def loop() -> Params:
+    def loop() -> Any:
         rows = [one(task, "loop") for task in one_by_one(tasks)]
         return tree_map(lambda *values: torch.stack(values), *rows)
 
     if chosen == "loop":
         return loop()
+    learns = with_learnt and bool(leaves(program.learnt))
     with vectorizing("engine", chosen, loop):
-        if chosen != "batched" or found != "batched":
+        if chosen != "batched" or found != "batched" or (learns and not program.stackable):
             return torch.vmap(lambda task: one(task, "vmap"))(tasks)
-        result, spec = gradient_of_tasks(program, params, tasks)
-        return unflatten([g.detach() for g in result.grads], spec)
+        rows = stacked_over_tasks(program.learnt, tasks) if learns else ()
+        apart = program.with_learnt(rows, stacked=True) if learns else program
+        result, spec = gradient_of_tasks(apart, params, tasks)
+        grads = unflatten([g.detach() for g in result.grads], spec)
+        if not with_learnt:
+            return grads
+        return grads, tree_map(Tensor.detach, result.optimizer_grads)

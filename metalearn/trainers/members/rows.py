@@ -78,14 +78,16 @@ class StackedMembers:
             for number, stack in enumerate(ensemble.stacks)
             if isinstance(stack, Stack)
         ]
-        self._all = list(self._stacks)
+        self._all, self._beside = list(self._stacks), beside
         if beside is not None:
             self._all.append((LEARNT, beside, torch.arange(self.count)))
 
     def norms(self, grads: State) -> Tensor:
         """``[M]``: norm of each member's gradients, on the CPU, in float64."""
         norms = torch.zeros(self.count, dtype=torch.float64)
-        beside = [_by_member(g) for n, g in grads.items() if _in(n, LEARNT)]
+        beside = []
+        if self._beside is not None:
+            beside = [_by_member(g) for n, g in grads.items() if _in(n, LEARNT)]
         for prefix, _, members in self._stacks:
             squares = [_by_member(g).square().sum(1) for n, g in grads.items() if _in(n, prefix)]
             squares += [rows[members.to(rows.device)].square().sum(1) for rows in beside]

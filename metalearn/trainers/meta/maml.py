@@ -132,13 +132,12 @@ class MetaLearner(Learner):
         )
 
     def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
-        """The meta-gradient of each task at one network's parameters, leaves ``[T, ...]``.
-
-        Of what is learnt beside the weights there is none.
-        """
+        """The meta-gradient of each task at one network's parameters, leaves ``[T, ...]``."""
         settings = {**self.gradient_settings(step), "optimizer": self.optimizer_at(params)}
         del settings["chunk_size"]
-        return task_meta_gradients(self.loss, self.network.own(params), tasks, **settings)
+        own, learnt = self.network.own(params), self.network.learnt
+        grads, rates = task_meta_gradients(self.loss, own, tasks, with_learnt=True, **settings)
+        return grads if learnt is None else {**grads, **learnt.gradients(rates)}
 
     def fit(self, params: Params, support: Batch, *, steps: int | None = None) -> Iterator[Params]:
         """θ_0 … θ_K of one network on one task's support set."""

@@ -124,8 +124,8 @@ def test_entries_stand_beside_those_of_the_network(members: int) -> None:
     assert one.module.state_dict().keys() == bare.module.state_dict().keys()
     tasks = WAVES.sample("train", range(2))
     assert one.meta_gradient(tasks).grads.keys() == one.params.keys()
-    for row in one.network.rows():  # of the weights alone
-        assert one.task_gradients(row, tasks).keys() == own.keys()
+    for row in one.network.rows():
+        assert one.task_gradients(row, tasks).keys() == one.params.keys()
         states = list(one.fit(row, tuple(v[0] for v in tasks.support)))  # type: ignore[arg-type]
         assert all(state.keys() == own.keys() for state in states)
         batch = tuple(v[0] for v in tasks.query)
@@ -145,7 +145,7 @@ def test_nothing_learnt_is_as_before(members: int) -> None:
 
 @pytest.mark.parametrize("diagnostics", [("gradient_norms", "noise_scale", "gradient_cosines")])
 @pytest.mark.parametrize("members", [0, 2])
-def test_diagnostics_see_the_weights(members: int, diagnostics: Any) -> None:
+def test_diagnostics_see_what_is_learnt(members: int, diagnostics: Any) -> None:
     module: Any = Ensemble.from_factory(network, range(members)) if members else network()
     maml = MAML(inner_lr=0.02, learn="lr", lr_per="parameter")
     tracker = Recorder()
