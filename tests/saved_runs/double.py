@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.run_config import saved_config
 from metalearn.core.tree import tree_map
-from metalearn.data import ClassificationData
+from metalearn.data import ClassificationData, RegressionData
 from metalearn.tasks import FewShotTasks, SinusoidTasks
 
 PICTURES = "PICTURES"  # stands in a saved config.yaml for the folder of `draw_pictures`
@@ -51,7 +51,7 @@ def copy_of(saved: Path, folder: Path) -> Path:
 def float64() -> Iterator[None]:
     """New modules, labelled data and tasks are float64."""
     sample = {kind: kind.sample for kind in (SinusoidTasks, FewShotTasks)}
-    take = ClassificationData.take
+    take = {kind: kind.take for kind in (ClassificationData, RegressionData)}
 
     def doubled(values: Any) -> Any:
         return tree_map(lambda x: x.double() if x.is_floating_point() else x, values)
@@ -59,7 +59,8 @@ def float64() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for kind, method in sample.items():
             patch.setattr(kind, "sample", lambda *a, method=method, **k: doubled(method(*a, **k)))
-        patch.setattr(ClassificationData, "take", lambda *a, **k: doubled(take(*a, **k)))
+        for data, method in take.items():
+            patch.setattr(data, "take", lambda *a, method=method, **k: doubled(method(*a, **k)))
         torch.set_default_dtype(torch.float64)
         try:
             yield

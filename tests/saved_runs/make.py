@@ -1,11 +1,11 @@
 """How the saved runs were made: ``python -m tests.saved_runs.make v2``.
 
 Written for the commits whose runs they are (v1: the last one before runs had versions; v2: one of
-the first with learners as a group of settings) and kept as the record of what stands in them. A
-version has the runs alone that it added. Each run is trained for 40 steps; ``interrupted`` is the
-same run told to stop by SIGTERM at step 20. ``expected.pt`` has, in float64, what the state that is
-on disk scores, and for an interrupted run the state and the scores after the 20 steps that were
-left.
+the first with learners as a group of settings; v3: the first with real targets) and kept as the
+record of what stands in them. A version has the runs alone that it added. Each run is trained for
+40 steps; ``interrupted`` is the same run told to stop by SIGTERM at step 20. ``expected.pt`` has,
+in float64, what the state that is on disk scores, and for an interrupted run the state
+and the scores after the 20 steps that were left.
 """
 
 from __future__ import annotations
@@ -96,9 +96,22 @@ _V2 = {
         "learner.anneal=30",
     ],
 }
-ADDED = {"v1": _V1, "v2": _V2}
+_WAVES = ["data=waves", "data.samples=200", "model.hidden=[8]", "trainer.batch_size=32", *_LOOP]
+_V3 = {
+    "regression": ["trainer=ensemble", *_WAVES, "trainer.members=3", "data.targets=2"],
+    "regression_swag": [
+        "trainer=swag",
+        *_WAVES,
+        "trainer.members=3",
+        "trainer.start=0",
+        "trainer.every=5",
+        "optimizer.lr=0.01",
+    ],
+    "per_sample_regression": ["trainer=per_sample", *_WAVES, "trainer.loss=mse"],
+}
+ADDED = {"v1": _V1, "v2": _V2, "v3": _V3}
 """By version, the runs that it added."""
-RUNS = _V1 | _V2
+RUNS = _V1 | _V2 | _V3
 
 
 def with_pictures(settings: list[str], pictures: Path) -> list[str]:

@@ -61,6 +61,7 @@ def test_every_trainer_and_learner_is_among_them() -> None:
     kinds = {"v1": ["meta_sinusoid", "meta_mixed_adamw", "meta_members", "meta_pictures"]}
     kinds["v1"] += ["ensemble", "per_sample", "mc_dropout", "batch_ensemble", "snapshot", "swag"]
     kinds["v2"] = ["meta_protonet", "meta_protonet_members", "meta_fomaml", "meta_multi_step"]
+    kinds["v3"] = ["regression", "regression_swag", "per_sample_regression"]
     assert {version: list(runs) for version, runs in ADDED.items()} == kinds
     ends = ("finished", "interrupted")
     wanted = {f"{v}/{kind}-{end}" for v in kinds for kind in kinds[v] for end in ends}
@@ -132,9 +133,11 @@ def test_loaders_give_something_to_call(folder: Path, saved: Path) -> None:
         assert isinstance(adapted, nn.Module)
         assert torch.isfinite(adapted(x)).all()
         return
-    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    waves = "regression" in saved.name
+    x = torch.rand((5, 1) if waves else (5, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     if saved.name.startswith("per_sample"):
-        assert load_module(folder)(x).shape == (5, 10)
+        assert load_module(folder)(x).shape == (5, 1 if waves else 10)
     else:
         model = load_ensemble(folder)
-        assert model(x).shape == (len(model), 5, 10)
+        outputs = {"regression": 4, "regression_swag": 2}.get(saved.name.rpartition("-")[0], 10)
+        assert model(x).shape == (len(model), 5, outputs)
