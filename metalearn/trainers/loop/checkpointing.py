@@ -179,7 +179,11 @@ class Checkpoints:
             check_module(self.loop.module, state, self.loop.beside)
         except Misfit as error:
             raise DataError(f"{_unfit(path, error)}; {_IN_ITS_PLACE}") from error
-        return _joined(state)
+        best, own = _joined(state), trained_state(self.loop.module, self.loop.beside)
+        for name, value in best.items():
+            if isinstance(value, Tensor):  # in the type that members are copied into it from
+                best[name] = value.to(own[name].dtype)
+        return best
 
 
 def _joined(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -152,6 +152,29 @@ def test_a_learning_rate_that_is_far_too_large_ends_its_member_alone() -> None:
             torch.testing.assert_close(value, rows_of(sound, other)[name], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("better", [[0], [1, 2], [0, 1, 2], []])
+def test_best_members_of_another_precision_are_gone_on_from(
+    tmp_path: Path, better: list[int]
+) -> None:
+    """A run in float32 whose module is float64 now keeps what is better in float64."""
+    first = ensemble_trainer(folder=tmp_path, **{**STEADY, "steps": 2})
+    scripted(first, [[5.0] * 3])
+    first.fit()
+    first.load_best()
+    with float64():
+        trainer = ensemble_trainer(**{**STEADY, "steps": 4})
+        trainer.resume(tmp_path / "checkpoints" / "last.pt")
+        scripted(trainer, [[1.0 if index in better else 9.0 for index in range(3)]])
+        trainer.fit()
+        last = [rows_of(trainer, index) for index in range(3)]
+        trainer.load_best()
+        for index in range(3):
+            wanted = last[index] if index in better else rows_of(first, index)
+            for name, value in rows_of(trainer, index).items():
+                assert value.dtype == torch.float64
+                assert torch.equal(value, wanted[name].double())
+
+
 @pytest.mark.parametrize("eval_every", [1, 3])
 def test_all_members_diverged_is_an_error(eval_every: int, tmp_path: Path) -> None:
     settings = {**STEADY, "eval_every": eval_every}
