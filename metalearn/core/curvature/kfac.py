@@ -1,23 +1,26 @@
 """Kronecker-factored Fisher matrices of modules made of linear and convolution layers.
 
-A layer with weight W ``[O, I]`` (a convolution's kernel flattened to I = channels·height·width) and
-bias b sees inputs a ``[S, I]`` of one sample, S shared positions (1 for a plain linear layer), and
-sends back g_r ``[S, O]`` for column r of the output factor of `curvature.likelihood`. With a 1
-appended to a where there is a bias, the sample's gradients of (W, b) are G_r = Σ_s g_rs·a_sᵀ, and
-its Fisher block 1/N Σ_n Σ_r vec(G)·vec(G)ᵀ is approximated by the Kronecker product B ⊗ A:
+A layer with weight W ``[O, I]`` (a convolution's kernel flattened to I = channels·size; the
+transpose of what ``x @ W`` takes) and bias b sees inputs a ``[S, I]`` of one sample, S shared
+positions (1 for a plain linear layer), and sends back g_r ``[S, O]`` for column r of the output
+factor of `curvature.likelihood`. With a 1 appended to a where there is a bias, the sample's
+gradients of (W, b) are G_r = Σ_s g_rs·a_sᵀ, and its Fisher block 1/N Σ_n Σ_r vec(G)·vec(G)ᵀ is
+approximated by the Kronecker product B ⊗ A:
 
 - expand: A = 1/(N·S) Σ_n Σ_s a·aᵀ, B = 1/N Σ_n Σ_r Σ_s g·gᵀ;
 - reduce: A = 1/N Σ_n ā·āᵀ with ā the mean over s, B = 1/N Σ_n Σ_r ĝ·ĝᵀ with ĝ the sum over s.
 
 Without sharing (S = 1) they are the same. With ``corrected=True`` (EKFAC) the eigenvalues in the
 basis of B ⊗ A are those that fit best, E = 1/N Σ_n Σ_r (Q_Bᵀ·G_r·Q_A)² element by element; then the
-trace is that of the exact block. Blocks between layers are zero.
+trace is that of the exact block. Blocks between layers are zero; each group of a convolution with
+groups is as a layer of its own.
 
 Every axis of a layer's input but its last is one of positions, as a single sample has them; where
 the module keeps its samples (first, second, folded into others) does not matter. Factors of
 parameters with fewer than 32 bits are float32.
 
-Axes: N samples, R columns, S positions, O outputs and I inputs of a layer, P parameters.
+Axes: N samples, R columns, S positions, O outputs and I inputs of a layer (with groups: of one of
+G, whose axis stands in front of the factors'), P parameters.
 Sources: Martens and Grosse, ICML 2015; Grosse and Martens, ICML 2016 (convolutions); George et al.,
 "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", NeurIPS 2018;
 Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern Neural Network
@@ -26,7 +29,9 @@ Architectures", NeurIPS 2023 (expand, reduce).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -36,13 +41,13 @@ from metalearn.core.checks import check_number, check_pair
 from metalearn.core.chunking import chunks, sample_count
 from metalearn.core.curvature.fisher_problem import check_fisher_targets, check_outputs
 from metalearn.core.curvature.likelihood import NOT_GIVEN, AnyLikelihood, FisherKind, Likelihood
-from metalearn.core.curvature.probes import Layers, ProbedModule
+from metalearn.core.curvature.probes import Layers, ProbedModule, layer_parameters
 from metalearn.core.tree import check_floating, ravel, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.types import Batch
 
-__all__ = ["KroneckerBlock", "KroneckerFisher", "Sharing", "fisher_kfac"]
+__all__ = ["KroneckerBlock", "KroneckerFisher", "Sharing", "TransposedBlock", "fisher_kfac"]
 
 Sharing = Literal["expand", "reduce"]
 
@@ -51,7 +56,7 @@ class KroneckerBlock(NamedTuple):
     """One layer: (Q_B ⊗ Q_A)·diag(E)·(Q_B ⊗ Q_A)ᵀ over its weight with the bias as last column."""
 
     input_basis: Tensor
-    """Q_A ``[I (+1), I (+1)]``, orthonormal columns."""
+    """Q_A ``[I (+1), I (+1)]``, orthonormal columns; with groups ``[G, …]``, as the others."""
     gradient_basis: Tensor
     """Q_B ``[O, O]``."""
     eigenvalues: Tensor
@@ -64,6 +69,34 @@ class KroneckerBlock(NamedTuple):
         product = self.gradient_basis @ (factors * rotated) @ self.input_basis.mT
         return product.to(matrix.dtype)
 
+    def matrix_of(self, weight: Tensor) -> Tensor:
+        """A weight as the matrix ``[O, I]``, of G groups ``[G, O, I]``."""
+        return _grouped(weight, self.eigenvalues)
+
+    def weight_of(self, matrix: Tensor) -> Tensor:
+        """The inverse of `matrix_of`, but for the weight's shape."""
+        return matrix
+
+
+class TransposedBlock(NamedTuple):
+    """The same of a weight whose rows belong to inputs, as those of ``x @ W``."""
+
+    input_basis: Tensor
+    gradient_basis: Tensor
+    eigenvalues: Tensor
+
+    def times(self, matrix: Tensor, factors: Tensor) -> Tensor:
+        """See `KroneckerBlock`."""
+        return KroneckerBlock(*self).times(matrix, factors)
+
+    def matrix_of(self, weight: Tensor) -> Tensor:
+        """See `KroneckerBlock`."""
+        return _grouped(weight, self.eigenvalues).mT
+
+    def weight_of(self, matrix: Tensor) -> Tensor:
+        """See `KroneckerBlock`."""
+        return matrix.mT
+
 
 class KroneckerFisher(NamedTuple):
     """A block for each layer; trees are dicts of parameters by name, as `functionalize` gives.
@@ -71,7 +104,7 @@ class KroneckerFisher(NamedTuple):
     A pytree of tensors: it goes into and comes out of vmap.
     """
 
-    blocks: dict[str, KroneckerBlock]
+    blocks: dict[str, KroneckerBlock | TransposedBlock]
 
     @checked
     def product(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,22 +135,23 @@ class KroneckerFisher(NamedTuple):
         check_floating(dict(vector), "vector")
         parts: dict[str, Tensor] = {}
         for name, block in self.blocks.items():
-            prefix = f"{name}." if name else ""
-            weight, bias = vector.get(prefix + "weight"), vector.get(prefix + "bias")
-            if weight is None or weight.dim() < 2:
-                raise SettingError("vector", list(vector), f"{prefix}weight is needed, a matrix")
-            matrix = weight.flatten(1)
-            if bias is not None and bias.shape == weight.shape[:1]:
-                matrix = torch.cat([matrix, bias[:, None]], dim=1)
-            sizes = (len(block.gradient_basis), len(block.input_basis))
+            names = layer_parameters(name, vector)
+            if names is None or vector[names.weight].dim() < 2:
+                needed = f"{name}.weight".lstrip(".")
+                raise SettingError("vector", list(vector), f"{needed} is needed, a matrix")
+            weight, bias = vector[names.weight], vector.get(names.bias or "")
+            matrix = block.matrix_of(weight)
+            if bias is not None and bias.numel() == math.prod(matrix.shape[:-1]):
+                matrix = torch.cat([matrix, bias.reshape(*matrix.shape[:-1], 1)], dim=-1)
+            sizes = tuple(block.eigenvalues.shape)
             if matrix.shape != sizes:
                 accepted = f"weight and bias of layer {name!r} are needed, {sizes} together"
                 raise SettingError("vector", list(vector), accepted)
             result = block.times(matrix, factors(block.eigenvalues))
-            if bias is not None:
-                parts[prefix + "bias"] = result[:, -1]
-                result = result[:, :-1]
-            parts[prefix + "weight"] = result.reshape(weight.shape)
+            if names.bias is not None:
+                parts[names.bias] = result[..., -1].flatten()
+                result = result[..., :-1]
+            parts[names.weight] = block.weight_of(result).reshape(weight.shape)
         for name in vector:
             if name not in parts:
                 raise SettingError("vector", name, f"parameters of {list(self.blocks)} are needed")
@@ -143,14 +177,15 @@ def fisher_kfac(
     """The Kronecker-factored Fisher matrix of a module with outputs ``[N, C]``.
 
     Args:
-        module: its parameters are those of ``nn.Linear`` and ``nn.Conv2d`` layers; others have to
-            be frozen (``requires_grad=False``) to be left out. Samples must not mix.
+        module: of products with a matrix (``nn.Linear``, Conv1D of transformers, attention) and of
+            convolutions (with groups; transposed ones without a bias), each used once; other
+            parameters have to be frozen to be left out. Samples must not mix.
         params: as `metalearn.core.functionalize` gives, of this module.
         batch: ``(inputs, targets)``; targets may be None unless the kind is empirical.
         likelihood: as for `metalearn.core.fisher_diagonal`, with the same normalisers.
         kind: the same.
         sharing: how positions that share weights are treated; see the module.
-        corrected: whether eigenvalues are corrected (EKFAC); a second pass over the batch.
+        corrected: whether eigenvalues are corrected (EKFAC), in a second pass.
         buffers: by default those of the module.
         generator: of Monte Carlo draws.
         samples: Monte Carlo draws for each input, by default 1.
@@ -175,12 +210,11 @@ def fisher_kfac(
     data = (inputs, targets if rule.kind == "empirical" else noise, noise)
 
     def passes() -> Iterator[Layers]:
-        for some_inputs, some_targets, some_noise in chunks(data, chunk_size):
-            yield probed.run(some_inputs, some_targets, some_noise, rule)
+        return (probed.run(x, y, z, rule) for x, y, z in chunks(data, chunk_size))
 
     factors = _sum({n: _factors(*layer, sharing) for n, layer in p.items()} for p in passes())
     factors = tree_map(lambda x: x / count, factors)
-    blocks = {name: _eigen(*pair) for name, pair in factors.items()}
+    blocks = {n: _eigen(a, b, probed.inputs_first[n]) for n, (a, b) in factors.items()}
     if corrected:
         sums = _sum({n: _squares(*layer, blocks[n]) for n, layer in p.items()} for p in passes())
         blocks = {n: b._replace(eigenvalues=sums[n] / count) for n, b in blocks.items()}
@@ -189,24 +223,37 @@ def fisher_kfac(
 
 def _factors(a: Tensor, g: Tensor, sharing: Sharing) -> tuple[Tensor, Tensor]:
     """N·A and N·B of a layer from its inputs ``[N, S, I]`` and gradients ``[R, N, S, O]``."""
+    if a.dim() == 4:  # a group for each entry of the second axis
+        return torch.vmap(partial(_factors, sharing=sharing), in_dims=(1, 2))(a, g)
     if sharing == "reduce":
         a, g = a.mean(1, keepdim=True), g.sum(2, keepdim=True)
     rows, back = a.flatten(0, 1), g.flatten(0, 2)
     return rows.mT @ rows / a.shape[1], back.mT @ back
 
 
-def _eigen(a: Tensor, b: Tensor) -> KroneckerBlock:
+def _eigen(a: Tensor, b: Tensor, inputs_first: bool) -> KroneckerBlock | TransposedBlock:
     inputs, gradients = torch.linalg.eigh(a), torch.linalg.eigh(b)
-    outer = gradients.eigenvalues[:, None] * inputs.eigenvalues
-    return KroneckerBlock(inputs.eigenvectors, gradients.eigenvectors, outer)
+    outer = gradients.eigenvalues[..., None] * inputs.eigenvalues[..., None, :]
+    kind: Any = TransposedBlock if inputs_first else KroneckerBlock
+    block: KroneckerBlock | TransposedBlock = kind(
+        inputs.eigenvectors, gradients.eigenvectors, outer
+    )
+    return block
 
 
-def _squares(a: Tensor, g: Tensor, block: KroneckerBlock) -> Tensor:
+def _squares(a: Tensor, g: Tensor, block: KroneckerBlock | TransposedBlock) -> Tensor:
     """Σ_n Σ_r (Q_Bᵀ·G_r·Q_A)² of a layer, ``[O, I]``."""
+    if a.dim() == 4:
+        return torch.vmap(_squares, in_dims=(1, 2, 0))(a, g, block)
     a, g = a @ block.input_basis, g @ block.gradient_basis
     if a.shape[1] == 1:  # the square of a product of two numbers: no gradient of a sample is held
         return g.square().sum(0)[:, 0].mT @ a.square()[:, 0]
     return (g.mT @ a).square().sum((0, 1))
+
+
+def _grouped(weight: Tensor, eigenvalues: Tensor) -> Tensor:
+    """A weight as one matrix, or as one for each group that the eigenvalues have."""
+    return weight.flatten(1).reshape(*eigenvalues.shape[:-2], -1, weight[0].numel())
 
 
 def _sum(parts: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Axes: N samples, n pictures of a sample, C channels, O outputs, G groups, S posi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -63,15 +64,25 @@ class ConvolutionGradients(SampleGradients):
         dz: ``[N, n, O, ...]``.
         geometry: of the kernel.
         groups: G.
+        inputs_first: whether ``dz`` are inputs and ``x`` gradients, as of a transposed convolution.
     """
 
-    def __init__(self, x: Tensor, dz: Tensor, geometry: Geometry, groups: int = 1) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        dz: Tensor,
+        geometry: Geometry,
+        groups: int = 1,
+        *,
+        inputs_first: bool = False,
+    ) -> None:
         self._shape = (dz.shape[2], x.shape[2] // groups, *geometry.size)
         if len(geometry.size) == 1:  # a row is a picture of one line
             x, dz = x.unsqueeze(-2), dz.unsqueeze(-2)
             before = Geometry((1,), (1,), (0,), (1,))
             geometry = Geometry(*(a + b for a, b in zip(before, geometry)))
         self.x, self.dz, self.geometry, self.groups = x, dz, geometry, groups
+        self.inputs_first = inputs_first
 
     @property
     def shape(self) -> tuple[int, ...]:  # noqa: D102
@@ -89,7 +100,7 @@ class ConvolutionGradients(SampleGradients):
         elif special or (self._is_large and not _is_wrapped(dz)):
             grads = self._by_groups()
         else:
-            grads = products(self._outputs(), self._columns())
+            grads = products(self._rows(), self._columns())
             if self._channels_last:
                 grads = grads.view(len(x), dz.shape[2], *self.geometry.size, x.shape[2])
                 grads = grads.permute(0, 1, 4, 2, 3)
@@ -106,15 +117,28 @@ class ConvolutionGradients(SampleGradients):
             return self._by_group(x, dz).squared_norms().view(len(x), -1).sum(1)
         held = math.prod(self.geometry.size) * x.shape[2] * dz[0, :, 0].numel()
         parts = [self._of(a, b, 1) for a, b in split_together(held, x, dz)]
-        return torch.cat([norms_of_products(p._outputs(), p._columns()) for p in parts])
+        return torch.cat([norms_of_products(p._rows(), p._columns()) for p in parts])
 
     def weighted_sum(self, weights: Tensor) -> Tensor:  # noqa: D102
         x, dz = widened(self.x), widened(self.dz)
         shares = weights.to(dz.dtype).view(-1, *(1,) * (dz.dim() - 1))
         return self._of_pictures(x.flatten(0, 1), (dz * shares).flatten(0, 1)).view(self.shape)
 
-    def input_rows(self) -> Tensor:
-        """``[N, S, I]``: windows, in the order of the kernel; without groups."""
+    def input_rows(self) -> Tensor:  # noqa: D102
+        return self._by_parts(type(self)._rows if self.inputs_first else type(self)._windows)
+
+    def output_rows(self) -> Tensor:  # noqa: D102
+        return self._by_parts(type(self)._windows if self.inputs_first else type(self)._rows)
+
+    def _by_parts(self, rows: Callable[[ConvolutionGradients], Tensor]) -> Tensor:
+        """Of each group, ``[N, G, S, ...]``; without groups, ``[N, S, ...]``."""
+        if self.groups == 1:
+            return rows(self)
+        every = rows(self._by_group(self.x, self.dz))
+        return every.view(self.count, self.groups, *every.shape[1:])
+
+    def _windows(self) -> Tensor:
+        """``[N, S, I]``, in the order of the kernel; without groups."""
         columns = _windows(self.x.flatten(0, 1), self.geometry, tuple(self.dz.shape[3:]))
         places = math.prod(self.dz.shape[3:])
         columns = columns.reshape(*self.x.shape[:2], -1, places)
@@ -122,15 +146,15 @@ class ConvolutionGradients(SampleGradients):
             return columns[:, 0].mT
         return columns.transpose(1, 2).flatten(2, 3).mT
 
-    def _outputs(self) -> Tensor:
-        """``[N, S, O]``."""
+    def _rows(self) -> Tensor:
+        """``[N, S, O]``; without groups."""
         flat = self.dz.flatten(3)
         return flat[:, 0].mT if flat.shape[1] == 1 else flat.transpose(2, 3).flatten(1, 2)
 
     def _columns(self) -> Tensor:
         """The same, in the order (kh, kw, C) where there are many channels, which is quicker."""
         if not self._channels_last:
-            return self.input_rows()
+            return self._windows()
         pictures = self.x.flatten(0, 1).permute(0, 2, 3, 1)
         columns = to_columns(pictures, self.geometry.window)
         return columns.reshape(len(self.x), -1, columns.shape[-1])
@@ -149,6 +173,7 @@ class ConvolutionGradients(SampleGradients):
         """The same kernel's of other samples or groups."""
         found = ConvolutionGradients.__new__(ConvolutionGradients)
         found.x, found.dz, found.geometry, found.groups = x, dz, self.geometry, groups
+        found.inputs_first = self.inputs_first
         found._shape = (dz.shape[2], x.shape[2] // groups, *self._shape[2:])
         return found
 

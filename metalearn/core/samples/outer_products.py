@@ -34,10 +34,14 @@ _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 class OuterProducts(SampleGradients):
     """g = Σ_s l_s·r_sᵀ, a matrix ``[O, I]``, from ``left [N, ..., O]`` and ``right [N, ..., I]``.
 
-    For ``F.linear`` l is the gradient of the output and r the input.
+    For ``F.linear`` l is the gradient of the output and r the input; with ``inputs_first``, as for
+    ``x @ W``, it is the other way round, which matters to Kronecker factors alone.
     """
 
-    def __init__(self, left: Tensor, right: Tensor) -> None:
+    groups = 1
+
+    def __init__(self, left: Tensor, right: Tensor, *, inputs_first: bool = False) -> None:
+        self.inputs_first = inputs_first
         self.left = positions(check_rows("left", left, 2))
         self.right = positions(check_rows("right", right, 2))
         if self.left.shape[:2] != self.right.shape[:2]:
@@ -56,7 +60,7 @@ class OuterProducts(SampleGradients):
         return products(self.left, self.right)
 
     def samples(self, first: int, stop: int) -> SampleGradients:  # noqa: D102
-        return OuterProducts(self.left[first:stop], self.right[first:stop])
+        return self._of(self.left[first:stop], self.right[first:stop])
 
     def squared_norms(self) -> Tensor:  # noqa: D102
         return norms_of_products(widened(self.left), widened(self.right))
@@ -82,13 +86,19 @@ class OuterProducts(SampleGradients):
     def joined(self, others: Sequence[Any]) -> SampleGradients:  # noqa: D102
         every = (self, *others)
         left, right = [g.left for g in every], [g.right for g in every]
-        return OuterProducts(torch.cat(left, 1), torch.cat(right, 1))
+        return self._of(torch.cat(left, 1), torch.cat(right, 1))
 
     def transposed(self) -> SampleGradients:  # noqa: D102
-        return OuterProducts(self.right, self.left)
+        return OuterProducts(self.right, self.left, inputs_first=not self.inputs_first)
 
     def input_rows(self) -> Tensor:  # noqa: D102
-        return self.right
+        return self.left if self.inputs_first else self.right
+
+    def output_rows(self) -> Tensor:  # noqa: D102
+        return self.right if self.inputs_first else self.left
+
+    def _of(self, left: Tensor, right: Tensor) -> OuterProducts:
+        return OuterProducts(left, right, inputs_first=self.inputs_first)
 
 
 class IndexedRows(SampleGradients):

@@ -38,6 +38,11 @@ class SampleGradients(ABC):
     few gradients, or none, are held at once.
     """
 
+    groups: int = 0
+    """Of how many products of a matrix with inputs they are the gradients; 0 of none."""
+    inputs_first: bool = False
+    """Whether the rows of the matrix belong to inputs, and its columns to outputs."""
+
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
@@ -93,8 +98,12 @@ class SampleGradients(ABC):
         return FormedGradients(self.formed().mT)
 
     def input_rows(self) -> Tensor:
-        """``[N, S, I]``: what a layer's matrix is multiplied by at S positions, if it is one."""
-        raise NotImplementedError(f"{type(self).__name__} are not those of one matrix product")
+        """``[N, S, I]``, of G > 1 groups ``[N, G, S, I]``: inputs of the products."""
+        raise NotImplementedError(f"{type(self).__name__} are not those of matrix products")
+
+    def output_rows(self) -> Tensor:
+        """``[N, S, O]``, of G > 1 groups ``[N, G, S, O/G]``: gradients of what they gave."""
+        raise NotImplementedError(f"{type(self).__name__} are not those of matrix products")
 
     def slices(self) -> Iterator[SampleGradients]:
         """As many samples at a time as memory should hold gradients of."""

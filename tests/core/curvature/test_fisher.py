@@ -250,7 +250,7 @@ def test_effective_rank() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"likelihood": "poisson"}, "likelihood='poisson': one of categorical, gaussian is needed"),
+        ({"likelihood": "poisson"}, "likelihood='poisson': one of categorical, gaussian"),
         ({"kind": "true"}, "kind='true': one of exact, monte_carlo, empirical is needed"),
         ({"kind": "monte_carlo"}, "generator=None: kind='monte_carlo' needs a torch.Generator"),
         ({"samples": 2}, "samples=2: only kind='monte_carlo' draws targets"),

@@ -81,7 +81,7 @@ def _transposed(function: Callable[..., Tensor], axes: int) -> LayerRule:
         def of_weight(dz: Tensor, x: Tensor) -> SampleGradients:
             for axis, length in enumerate(geometry.read(tuple(x.shape[3:])), start=3):
                 dz = dz.narrow(axis, 0, min(dz.shape[axis], length))
-            return ConvolutionGradients(dz, x, geometry, groups)
+            return ConvolutionGradients(dz, x, geometry, groups, inputs_first=True)
 
         return LayerCall(
             run=lambda weight, bias: function(

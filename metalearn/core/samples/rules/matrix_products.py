@@ -43,7 +43,7 @@ def _addmm(
         run=lambda bias, weight: torch.addmm(bias, mat1, weight),
         inputs=(mat1,),
         parameters=(input, mat2),
-        gradients=(_summed, lambda dz, x: OuterProducts(x, dz)),
+        gradients=(_summed, lambda dz, x: OuterProducts(x, dz, inputs_first=True)),
         quick=True,
     )
 
@@ -57,7 +57,7 @@ def _matmul(input: Tensor, other: Tensor) -> LayerCall | None:
             run=lambda weight: torch.matmul(input, weight),
             inputs=(input,),
             parameters=(other,),
-            gradients=(lambda dz, x: OuterProducts(x, dz),),
+            gradients=(lambda dz, x: OuterProducts(x, dz, inputs_first=True),),
             quick=True,
         )
     if input.dim() == 2 and other.dim() in (1, 2) and differs_by_sample(other):
