@@ -20,6 +20,7 @@ from metalearn.cli import load_ensemble, load_learner, load_module
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.run_config import saved_config
 from metalearn.errors import DataError, NonFiniteError
+from metalearn.trainers.members.trained import trained_state
 from tests.saved_runs.double import copy_of
 from tests.support.builders import assert_same, extra_state
 from tests.support.commands import Outcome
@@ -53,10 +54,14 @@ def trainer_at(kind: str, folder: Path) -> Any:
     return TRAINERS[kind]
 
 
+def trained(trainer: Any) -> Any:
+    return trained_state(trainer.module, trainer.loop.beside)
+
+
 def snapshot(trainer: Any) -> Any:
     return copy.deepcopy(
         (
-            dict(trainer.module.state_dict()), trainer.optimizer.state_dict(), trainer.step,
+            dict(trained(trainer)), trainer.optimizer.state_dict(), trainer.step,
             trainer.loop.population.summary(), extra_state(trainer),
         )
     )  # fmt: skip
@@ -65,7 +70,7 @@ def snapshot(trainer: Any) -> Any:
 def take_note(trainer: Any) -> None:
     """Validate once more, from a best state that is known."""
     population = trainer.loop.population
-    population.best = population.best or copy.deepcopy(trainer.module.state_dict())
+    population.best = population.best or copy.deepcopy(trained(trainer))
     population.record_validation(trainer.loop.evaluator(trainer.step).scores, trainer.step)
 
 

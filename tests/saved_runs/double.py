@@ -77,3 +77,13 @@ def scores(trainer: Any) -> dict[str, Any]:
     """What the test split gives."""
     reports = trainer.reports(tasks=12)
     return {name: report.as_json() for name, report in reports.items()}
+
+
+def states(trainer: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """A copy of the module's state, and of what is learnt beside it where something is."""
+    found = {"state": trainer.module, "learnt": trainer.loop.beside}
+    return {
+        name: {k: v.clone() for k, v in module.state_dict().items()}
+        for name, module in found.items()
+        if module is not None
+    }

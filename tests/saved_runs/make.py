@@ -1,11 +1,12 @@
 """How the saved runs were made: ``python -m tests.saved_runs.make v2``.
 
 Written for the commits whose runs they are (v1: the last one before runs had versions; v2: one of
-the first with learners as a group of settings; v3: the first with real targets) and kept as the
-record of what stands in them. A version has the runs alone that it added. Each run is trained for
-40 steps; ``interrupted`` is the same run told to stop by SIGTERM at step 20. ``expected.pt`` has,
-in float64, what the state that is on disk scores, and for an interrupted run the state
-and the scores after the 20 steps that were left.
+the first with learners as a group of settings; v3: the first with real targets; v4: one of the
+first that train step sizes beside the weights) and kept as the record of what stands in them. A
+version has the runs alone that it added. Each run is trained for 40 steps; ``interrupted`` is the
+same run told to stop by SIGTERM at step 20. ``expected.pt`` has, in float64, what the state that is
+on disk scores, and for an interrupted run the state and the scores after the 20 steps that were
+left.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from metalearn.trainers.loop.loop import Loop
-from tests.saved_runs.double import PICTURES, copy_of, draw_pictures, float64, scores, trainer_at
+from tests.saved_runs.double import (
+    PICTURES,
+    copy_of,
+    draw_pictures,
+    float64,
+    scores,
+    states,
+    trainer_at,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -109,9 +118,29 @@ _V3 = {
     ],
     "per_sample_regression": ["trainer=per_sample", *_WAVES, "trainer.loss=mse"],
 }
-ADDED = {"v1": _V1, "v2": _V2, "v3": _V3}
+_V4 = {
+    "meta_learnt_rates": [
+        *_SINE,
+        "maml.inner_steps=2",
+        "maml.inner_momentum=0.5",
+        "maml.learn=[lr,momentum]",
+        "maml.lr_per=parameter_and_step",
+    ],
+    "meta_learnt_members": [
+        *_SINE,
+        "maml.inner_steps=2",
+        "maml.inner_optimizer=adamw",
+        "maml.inner_betas=[0.8,0.9]",
+        "maml.inner_weight_decay=0.01",
+        "maml.learn=[lr,betas,weight_decay]",
+        "maml.lr_per=step",
+        "trainer.members=2",
+        "trainer.clip=1.0",
+    ],
+}
+ADDED = {"v1": _V1, "v2": _V2, "v3": _V3, "v4": _V4}
 """By version, the runs that it added."""
-RUNS = _V1 | _V2 | _V3
+RUNS = _V1 | _V2 | _V3 | _V4
 
 
 def with_pictures(settings: list[str], pictures: Path) -> list[str]:
@@ -160,8 +189,7 @@ def expected(folder: Path, *, interrupted: bool) -> dict[str, Any]:
             found[checkpoint] = {"step": trainer.step, "scores": scores(trainer)}
         if interrupted:
             trainer.fit()
-            state = {k: v.clone() for k, v in trainer.module.state_dict().items()}
-            found["after"] = {"step": trainer.step, "state": state, "scores": scores(trainer)}
+            found["after"] = {"step": trainer.step, **states(trainer), "scores": scores(trainer)}
             trainer.load_best()
             found["after_best"] = {"step": trainer.best_step, "value": trainer.best_value}
     return found

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metalearn.cli import load_ensemble, load_learner, load_module
-from tests.saved_runs.double import copy_of, float64, scores, trainer_at
+from tests.saved_runs.double import copy_of, float64, scores, states, trainer_at
 from tests.saved_runs.make import ADDED
 from tests.support.commands import Outcome
 
@@ -62,6 +62,7 @@ def test_every_trainer_and_learner_is_among_them() -> None:
     kinds["v1"] += ["ensemble", "per_sample", "mc_dropout", "batch_ensemble", "snapshot", "swag"]
     kinds["v2"] = ["meta_protonet", "meta_protonet_members", "meta_fomaml", "meta_multi_step"]
     kinds["v3"] = ["regression", "regression_swag", "per_sample_regression"]
+    kinds["v4"] = ["meta_learnt_rates", "meta_learnt_members"]
     assert {version: list(runs) for version, runs in ADDED.items()} == kinds
     ends = ("finished", "interrupted")
     wanted = {f"{v}/{kind}-{end}" for v in kinds for kind in kinds[v] for end in ends}
@@ -73,10 +74,13 @@ def test_the_state_is_loaded_as_it_was_saved(folder: Path) -> None:
     for checkpoint in ("best", "last"):
         saved = torch.load(folder / "checkpoints" / f"{checkpoint}.pt", weights_only=True)
         trainer = trainer_at(folder, checkpoint)
-        state = trainer.module.state_dict()
-        assert state.keys() == saved["module"].keys()
-        for name, value in saved["module"].items():
-            assert torch.equal(state[name], value), name
+        found = states(trainer)
+        wanted = {"state": saved["module"]} | {n: saved[n] for n in saved if n == "learnt"}
+        assert found.keys() == wanted.keys()
+        for part, state in found.items():
+            assert state.keys() == wanted[part].keys()
+            for name, value in wanted[part].items():
+                assert torch.equal(state[name], value), name
         assert trainer.step == saved["step"]
 
 
@@ -96,7 +100,8 @@ def test_twenty_more_steps_lead_where_they_led(folder: Path, expected: dict[str,
         assert trainer.step == 20
         trainer.fit()
         assert trainer.step == expected["after"]["step"] == 40
-        assert_close(dict(trainer.module.state_dict()), expected["after"]["state"], 1e-10)
+        wanted = {n: v for n, v in expected["after"].items() if n in ("state", "learnt")}
+        assert_close(states(trainer), wanted, 1e-10)
         assert_close(scores(trainer), expected["after"]["scores"], 1e-6)
         trainer.load_best()
         assert trainer.best_step == expected["after_best"]["step"]
