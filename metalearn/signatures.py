@@ -33,7 +33,7 @@ from torch import Tensor
 
 from metalearn.errors import SettingError
 
-__all__ = ["accepted_settings", "check_fields", "check_settings", "checked"]
+__all__ = ["accepted_settings", "check_fields", "check_settings", "checked", "takes_arguments"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -189,7 +189,8 @@ def _test(hint: Any) -> Test | None:
     if hint in _PLAIN:
         return _PLAIN[hint]
     if origin is collections.abc.Callable:
-        return lambda v: callable(v) and _takes(v, arguments)
+        count = len(arguments[0]) if isinstance(arguments[0], list) else None
+        return lambda v: callable(v) and (count is None or takes_arguments(v, count))
     if origin in (dict, collections.abc.Mapping):
         return lambda v: isinstance(v, dict | collections.abc.Mapping)
     if origin in _LISTS:
@@ -243,11 +244,11 @@ def _is_iterable(value: Any) -> bool:
     )
 
 
-def _takes(function: Any, arguments: tuple[Any, ...]) -> bool:
-    """Whether a plain function takes as many arguments as its hint says; others are not asked."""
-    if not isinstance(function, types.FunctionType) or not isinstance(arguments[0], list):
+def takes_arguments(function: Callable[..., Any], count: int) -> bool:
+    """Whether a plain function takes so many arguments by place; others are not asked."""
+    if not isinstance(function, types.FunctionType):
         return True
-    code, count = function.__code__, len(arguments[0])
+    code = function.__code__
     most = code.co_argcount
     least = most - len(function.__defaults__ or ())
     named = set(code.co_varnames[most : most + code.co_kwonlyargcount])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.core import effective_rank, fisher_diagonal
 from metalearn.core.curvature.fisher_problem import FisherProblem
-from metalearn.core.curvature.likelihood import FisherKind, Likelihood
+from metalearn.core.curvature.likelihood import FisherKind
 from metalearn.core.tree import leaves, tree_map
 from metalearn.trainers.diagnostics.fisher_trace import FISHER_KINDS, fisher_traces
 from metalearn.trainers.diagnostics.models import map_models
@@ -63,9 +63,7 @@ def _diagonal_sums(kind: FisherKind) -> Any:
             models.outputs_fn(extra),
             params,
             batch,
-            likelihood=models.likelihood,
-            kind=kind,
-            variance=models.variance,
+            likelihood=models.fisher_rule(kind),
             chunk_size=8,
         )
         return tree_map(Tensor.sum, diagonal)
@@ -77,7 +75,7 @@ def _rank(kind: FisherKind) -> Any:
     """Effective rank of F over a part of the batch."""
 
     def of(models: PredictiveModels, params: Params, extra: Any, batch: Batch) -> Tensor:
-        rule = Likelihood(models.likelihood, kind, variance=models.variance)
+        rule = models.fisher_rule(kind)
         outputs = models.outputs_fn(extra)
         count = outputs(params, tree_map(lambda x: x[:1], batch[0])).shape[-1]
         size = max(1, _RANK_ROWS // rule.columns(count))

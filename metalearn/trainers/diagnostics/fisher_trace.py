@@ -57,9 +57,7 @@ def fisher_traces(model: PredictiveModels, kind: FisherKind) -> Tensor:
             model.outputs_fn(extra),
             params,
             batch,
-            likelihood=model.likelihood,
-            kind=kind,
-            variance=model.variance,
+            likelihood=model.fisher_rule(kind),
             chunk_size=size,
         )
 

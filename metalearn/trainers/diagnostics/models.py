@@ -43,7 +43,7 @@ def map_models(
 
 
 def mean_loss(models: PredictiveModels, extra: Any) -> LossFn:
-    """Mean −log p of a batch under one model, which has ``extra`` beside its parameters."""
+    """Mean loss of a batch under one model, which has ``extra`` beside its parameters."""
     outputs, measure = models.outputs_fn(extra), _criterion(models)
     return lambda params, batch: measure(outputs(params, batch[0]), batch[1])
 
@@ -62,7 +62,12 @@ CURVATURES: dict[str, Callable[..., Any]] = {"hessian": hessian_of, "ggn": ggn_o
 
 
 def _criterion(models: PredictiveModels) -> Callable[[Tensor, Tensor], Tensor]:
-    """Mean −log p: cross-entropy, of normal distributions, or mean squared errors over 2σ²."""
+    """Mean −log p: cross-entropy, of normal distributions, or mean squared errors over 2σ².
+
+    Without a likelihood it is the mean loss that the models come with.
+    """
+    if models.criterion is not None:
+        return models.criterion
     if models.likelihood == "categorical":
         return F.cross_entropy
     if models.likelihood == "heteroscedastic_gaussian":

@@ -88,14 +88,18 @@ class ModelSource:
     models_at_once: int | None = None
 
     def diagnostic_kinds(self) -> Mapping[str, str]:
-        """Samples, models (as members) where there are several, predictions, mean losses."""
+        """Samples, models (as members) where there are several, predictions, mean losses.
+
+        Fisher matrices are of predictions, and need a likelihood.
+        """
         several = len(leaves(self.models.batch)[0]) > 1
         alone = "" if several else "a single model has no others to be compared with"
         mixed = batch_dependence(self.module)
-        return {"sample": mixed, "member": alone, "predictive": mixed, "loss": ""}
+        own = "" if self.models.likelihood else "no likelihood is known of a loss of one's own"
+        return {"sample": mixed, "member": alone, "predictive": mixed or own, "loss": ""}
 
     def gradient_units(self, kind: str, batch: Any, grads: Mapping[str, Tensor]) -> GradientUnits:
-        """Gradients of −log p: of each sample of each model, or their means of each model."""
+        """Gradients of the loss: of each sample of each model, or their means of each model."""
         models = self.models
         params, extra, data = models.params, models.extra, models.batch
         if kind == "sample":

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metalearn.core import Reduction
 from metalearn.core.curvature.fisher_problem import OutputsFn
-from metalearn.core.curvature.likelihood import LikelihoodName
+from metalearn.core.curvature.likelihood import FisherKind, Likelihood, LikelihoodName
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics.result import DiagnosticResult, layer_figures
@@ -71,9 +71,20 @@ class PredictiveModels:
     """Leaves ``[G, ...]``: buffers; may be empty."""
     batch: Batch
     """``(inputs, targets)``, leaves ``[G, N, ...]``."""
-    likelihood: LikelihoodName
+    likelihood: LikelihoodName | None
+    """Whose −log p is the training loss up to constants; None of a loss that is no such thing."""
     variance: float = 1.0
-    """σ² of a gaussian likelihood whose −log p is the training loss up to constants."""
+    """σ² of a gaussian likelihood."""
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Mean loss of outputs and targets, where there is no likelihood."""
+
+    def fisher_rule(self, kind: FisherKind) -> Likelihood:
+        """What a Fisher matrix of these models is taken of.
+
+        Raises:
+            SettingError: there is no likelihood.
+        """
+        return Likelihood(self.likelihood, kind, variance=self.variance)  # type: ignore[arg-type]
 
 
 class DiagnosticSource(Protocol):

@@ -77,7 +77,7 @@ def member_kinds(ensemble: Ensemble, loss: SupervisedLoss) -> dict[str, str]:
         "sample": alone,
         "member": apart,
         "predictive": alone or joined or loss.no_likelihood,
-        "loss": apart or joined or loss.no_likelihood,
+        "loss": apart or joined,
     }
 
 
@@ -90,7 +90,7 @@ def member_source(
     """All members of a finished run, in the mode in which the ensemble is.
 
     Raises:
-        SettingError: members that are not models of their own, or whose loss has no likelihood.
+        SettingError: members that are not models of their own.
     """
     reason = member_kinds(ensemble, loss)["loss"]
     if reason:
@@ -130,8 +130,7 @@ def member_models(
     outputs_of: Callable[[Any], OutputsFn] = lambda buffers: (  # noqa: E731
         lambda params, inputs: stack.call(params, buffers, inputs)
     )
-    assert loss.likelihood is not None
-    yield PredictiveModels(outputs_of, params, buffers, shown, loss.likelihood, loss.variance)
+    yield PredictiveModels(outputs_of, params, buffers, shown, **loss.of_models())
 
 
 def _shown(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +16,7 @@ from metalearn.core.curvature.gaussian import gaussian_nll
 from metalearn.core.curvature.likelihood import LikelihoodName
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
+from metalearn.signatures import takes_arguments
 from metalearn.trainers.supervised.member_gradients import Criterion, smoothed_cross_entropy
 
 __all__ = [
@@ -57,11 +58,13 @@ class SupervisedLoss:
 
     @property
     def no_likelihood(self) -> str:
-        """Why diagnostics know no likelihood; empty where they do."""
-        if not self.own:
-            return ""
-        known = ", ".join(get_args(LossName))
-        return f"of the loss {self.name} no likelihood is known, as of {known}"
+        """Why there are no Fisher matrices; empty where there are."""
+        return f"no likelihood is known of the loss {self.name}" if self.own else ""
+
+    def of_models(self) -> dict[str, Any]:
+        """What `PredictiveModels` are to know of it."""
+        criterion = self.mean if self.own else None
+        return {"likelihood": self.likelihood, "variance": self.variance, "criterion": criterion}
 
 
 CROSS_ENTROPY = SupervisedLoss(
@@ -111,7 +114,13 @@ def _named(name: LossName, outputs: int) -> SupervisedLoss:
 
 
 def _of_function(loss: LossFunction, data: SupervisedData) -> SupervisedLoss:
-    """A loss of one's own; of real targets its outputs are means, or means and log-variances."""
+    """A loss of one's own; of real targets its outputs are means, or means and log-variances.
+
+    Raises:
+        SettingError: it takes more or fewer than two arguments.
+    """
+    if not takes_arguments(loss, 2):
+        raise SettingError("loss", loss, "a function of two, outputs and targets, is needed")
     mean, outputs = _mean_of(loss), data.outputs
     widths = (outputs, 2 * outputs) if data.kind == "regression" else (outputs,)
     name = getattr(loss, "__name__", type(loss).__name__)

@@ -18,6 +18,7 @@ from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
 from metalearn.evaluation import EnsembleReport, RegressionReport, RegressionScores, Scores
 from metalearn.schema import Kind
+from metalearn.signatures import takes_arguments
 from metalearn.trainers.loop.protocols import Evaluation, Evaluator
 from metalearn.trainers.supervised.ensemble_evaluation import spread
 from metalearn.trainers.supervised.losses import SupervisedLoss
@@ -48,7 +49,7 @@ def check_metrics(metrics: Metrics | None) -> Metrics:
             raise SettingError("metrics", name, "a name of letters, digits and _ is needed")
         if name in _TAKEN or name.startswith(("member_", "auroc_")):
             raise SettingError("metrics", name, "another name is needed: scores are called so")
-        if not callable(function):
+        if not callable(function) or not takes_arguments(function, 2):
             accepted = "a function of outputs [M, N, C] and targets is needed"
             raise SettingError(f"metrics[{name!r}]", function, accepted)
     return dict(metrics)
@@ -56,7 +57,7 @@ def check_metrics(metrics: Metrics | None) -> Metrics:
 
 @torch.no_grad()
 def measured(metrics: Metrics, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """The number of each metric.
+    """The number of each metric; each gets copies, which it may write into.
 
     Args:
         metrics: see `Metrics`.
@@ -68,7 +69,7 @@ def measured(metrics: Metrics, outputs: Tensor, targets: Tensor) -> dict[str, fl
     """
     found = {}
     for name, function in metrics.items():
-        value = function(outputs, targets)
+        value = function(outputs.clone(), targets.clone())
         if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
             value = value.item()
         if not isinstance(value, kinds.Real):

@@ -189,14 +189,7 @@ class PerSampleTrainer(Trainer):
         return {split: self.test(split=split)}
 
     def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
-        """The module on samples of a split, in evaluation mode.
-
-        Raises:
-            SettingError: a loss of one's own, of which no likelihood is known.
-        """
-        reason = self.source.diagnostic_kinds()["loss"]
-        if reason:
-            raise SettingError("run", data.run, reason)
+        """The module on samples of a split, in evaluation mode."""
         indices = self.data.splits[data.split][: data.samples]
         batch = self.data.take(indices, device=self.device)
         self.module.eval()

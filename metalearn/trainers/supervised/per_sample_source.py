@@ -32,8 +32,7 @@ class PerSampleSource:
 
     def diagnostic_kinds(self) -> Mapping[str, str]:
         """Samples, and what the module predicts."""
-        reason = self._loss.no_likelihood
-        return {"sample": "", "predictive": reason, "loss": reason}
+        return {"sample": "", "predictive": self._loss.no_likelihood, "loss": ""}
 
     def gradient_units(
         self, kind: str, batch: LabelledBatch, grads: Mapping[str, Tensor]
@@ -51,10 +50,8 @@ class PerSampleSource:
     def predictive_models(self, batch: LabelledBatch) -> Iterator[PredictiveModels]:
         """The module on a batch, as one model."""
         shown = tree_map(lambda x: x[None], batch)
-        likelihood, variance = self._loss.likelihood, self._loss.variance
-        assert likelihood is not None
         params = self._model.alone()
-        yield PredictiveModels(self._outputs, params, {}, shown, likelihood, variance)
+        yield PredictiveModels(self._outputs, params, {}, shown, **self._loss.of_models())
 
     def _outputs(self, extra: Any) -> Any:
         return self._model.outputs

@@ -279,6 +279,12 @@ def test_metrics_are_measured_at_validation_and_test() -> None:
     assert test.metrics["worst"] == pytest.approx(float(worst(made.predict(x), y)))
     assert test.headline()["test/worst"] == test.as_json()["metrics"]["worst"]
     assert any(line.startswith("  median output: ") for line in test.lines("test"))
+    spoiling: Any = {"spoilt": lambda f, y: f.mul_(0).sum(), "worst": worst}
+    made = deep(data, 4, 3, metrics=spoiling, loss=lambda f, y: (f[:, :2] - y).square().sum(1))
+    x, y = data.part("validation")
+    found, outputs = made.validate(), made.predict(x)
+    assert found["validation/worst"] == pytest.approx(float(worst(outputs, y)))
+    assert found["validation/member_objective_low"] > 0
     classes = trainer(EnsembleTrainer, metrics={"size": lambda f, y: f.shape[1]})
     assert classes.test().headline()["test/size"] == 24.0
     assert classes.monitor == "validation/member_loss"
@@ -332,14 +338,33 @@ def test_curvature_is_that_of_the_loss(loss: str) -> None:
         assert float(trace) == pytest.approx(sum(norms) / len(norms), rel=1e-6)
 
 
-def test_a_loss_without_likelihood_says_so() -> None:
-    made = deep(waves(1), 1, 2, loss=absolute)
-    reasons = source_of(made).diagnostic_kinds()
-    assert reasons["sample"] == "" and "no likelihood is known" in reasons["predictive"]
-    alone = PerSampleTrainer(precise(0, 1), waves(1), loss=absolute, batch_size=8, progress=False)
+def test_a_loss_of_ones_own_has_curvature_and_no_fisher_matrix() -> None:
+    """Its largest eigenvalue is that of torch's own Hessian of the mean loss."""
+    data = waves(1)
+    made = deep(data, 1, 2, loss=absolute)
+    alone = PerSampleTrainer(precise(0, 1), data, loss=absolute, batch_size=8, progress=False)
+    x, y = data.take(data.splits["validation"][:10])
+    net = precise(0, 1)
+    names, values = zip(*net.named_parameters())
+
+    def loss(*parameters: Tensor) -> Tensor:
+        given = dict(zip(names, parameters))
+        return absolute(torch.func.functional_call(net, given, (x,)), y).mean()
+
+    blocks = torch.autograd.functional.hessian(loss, values)
+    sizes = [value.numel() for value in values]
+    rows = [torch.cat([b.reshape(n, -1) for b in row], 1) for n, row in zip(sizes, blocks)]
+    largest = torch.linalg.eigvalsh(torch.cat(rows)).max()
     for one in (made, alone):
-        with pytest.raises(SettingError, match=r"^run='run': of the loss absolute no likelihood"):
-            list(one.diagnosis_sources(DiagnosisData("run")))
+        reasons = source_of(one).diagnostic_kinds()
+        assert reasons["sample"] == reasons["loss"] == ""
+        assert reasons["predictive"] == "no likelihood is known of the loss absolute"
+        sources = one.diagnosis_sources(DiagnosisData("run", samples=10))
+        found = diagnose(sources, ["fisher", "eigenvalues", "gradient_norms"])
+        assert [reason.startswith("no likelihood") for reason in found.left_out.values()] == [True]
+        (results,) = found.findings.values()
+        top = results["eigenvalues"].values["hessian_1"][0]
+        assert float(top) == pytest.approx(float(largest), rel=1e-6)
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -357,6 +382,12 @@ def test_a_loss_without_likelihood_says_so() -> None:
             r"shape of loss=\[4, 1\]: losses \[4\], one for each sample, or their mean \[\]",
         ),
         ({"loss": lambda f, y: 1.0}, "shape of loss='float': losses"),
+        (
+            {"loss": lambda f: f.mean()},
+            "loss=<function .*: a function of two, outputs and targets,",
+        ),
+        ({"loss": lambda f, y, z: f.mean()}, "loss=<function .*: a function of two"),
+        ({"metrics": {"a": lambda f: 1.0}}, r"metrics\['a'\]=<function .*: a function of outputs"),
         ({"loss": nn.MSELoss}, r"loss=<class.*: a function is needed, as MSELoss\(\) may be one"),
         ({"loss": lambda f, y: f.argmax()}, "type of loss=torch.int64: a floating-point type"),
         ({"label_smoothing": 0.1}, "label_smoothing=.*: 0 is needed beside loss=gaussian_nll"),
