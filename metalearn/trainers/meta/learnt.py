@@ -8,7 +8,7 @@ Axes: M members, K inner steps of training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +49,11 @@ class LearntValues(nn.Module):
     def without(self, params: Params) -> dict[str, Tensor]:
         """The others of a learner's parameters: those of its network."""
         return {name: value for name, value in params.items() if not name.startswith(LEARNT)}
+
+    def rates_of(self, names: Iterable[str]) -> list[str]:
+        """The entries that are step sizes of these parameters of the network alone."""
+        own = self._parameters_of.get("lr", [])
+        return [f"{LEARNT}lr.{name}" for name in names if name in own]
 
     def tree(self, params: Params) -> Any:
         """Entries of a learner's parameters, of one network or of M, for an inner optimiser.

@@ -98,8 +98,9 @@ class MetaLearner(Learner):
         return unused_parameters(self.loss, self.network.own(self.network.rows()[0]), batch)
 
     def unused_in(self, task: TaskBatch) -> list[str]:
-        """Those of the loss of the query set."""
-        return self.unused_parameters(task.query)
+        """Those of the loss of the query set, and step sizes of such parameters alone."""
+        unused, learnt = self.unused_parameters(task.query), self.network.learnt
+        return unused if learnt is None else [*unused, *learnt.rates_of(unused)]
 
     def sample_loss(self, params: Params, batch: Batch) -> Tensor:
         """Loss of a batch of one sample; 0 for padding, of which `loss` has no mean."""

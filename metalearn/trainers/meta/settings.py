@@ -13,7 +13,7 @@ from metalearn.core.module.functionalize import Norm
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import check_fields
 
-__all__ = ["MAML", "InnerName", "RateAxis"]
+__all__ = ["MAML"]
 
 InnerName = Literal["sgd", "adam", "adamw"]
 RateAxis = Literal["all", "parameter", "step", "parameter_and_step"]

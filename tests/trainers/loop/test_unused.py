@@ -26,6 +26,7 @@ from metalearn.trainers import (
     SWAGTrainer,
     Trainer,
 )
+from metalearn.trainers.members.trained import trained_parameters
 from tests.support.small_data import blobs
 
 
@@ -71,9 +72,12 @@ def per_sample(make: Callable[..., nn.Module], **settings: Any) -> Trainer:
     return PerSampleTrainer(make(2, 3), blobs(), batch_size=16, **settings)
 
 
+RATES: Any = {"maml": MAML(inner_lr=0.01, learn=["lr"], lr_per="parameter")}
 TRAINERS: dict[str, Callable[..., Trainer]] = {
     "meta": meta,
     "meta_members": meta_members,
+    "meta_rates": lambda make, **kw: meta(make, **RATES, **kw),
+    "meta_members_rates": lambda make, **kw: meta_members(make, **RATES, **kw),
     "ensemble": _stack(EnsembleTrainer),
     "ensemble_rates": _stack(EnsembleTrainer, lr=[0.01, 0.02]),
     "ensemble_decays": _stack(EnsembleTrainer, weight_decay=[0.1, 0.2]),
@@ -93,7 +97,8 @@ LENGTH: dict[str, Any] = {"steps": 4, "eval_every": 4, "schedule": "constant", "
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in trainer.module.named_parameters()}
+    every = trained_parameters(trainer.module, trainer.loop.beside)
+    return {name: value.detach().clone() for name, value in every.items()}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -119,7 +124,7 @@ def test_a_parameter_without_a_part_stays(kind: str, optimizer: str) -> None:
                 torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["meta", "ensemble", "per_sample"])
+@pytest.mark.parametrize("kind", ["meta", "meta_rates", "ensemble", "per_sample"])
 def test_a_resumed_run_skips_it_too(kind: str, tmp_path: Path) -> None:
     whole = TRAINERS[kind](Net, optimizer=OPTIMIZERS["adamw"], **LENGTH)
     whole.fit()

@@ -16,7 +16,7 @@ from metalearn.errors import DataError, SettingError
 from metalearn.models import MLP, Ensemble
 from metalearn.tasks import SinusoidTasks
 from metalearn.trainers import MAML, MetaLearner, MetaTrainer
-from tests.support.builders import Recorder, assert_same, last, sinusoid_trainer
+from tests.support.builders import Recorder, assert_same, before_gradient, last, sinusoid_trainer
 
 WAVES = SinusoidTasks(shot=4, query=4)
 SGD, ADAM = {"inner_optimizer": "sgd"}, {"inner_optimizer": "adam"}
@@ -154,6 +154,33 @@ def test_diagnostics_see_what_is_learnt(members: int, diagnostics: Any) -> None:
         diagnostics=diagnostics, diagnostics_every=1, tracker=tracker,
     ).fit()  # fmt: skip
     assert any(name.startswith("noise_scale") for _, row in tracker.numbers for name in row)
+
+
+@pytest.mark.parametrize("what", [torch.nan, torch.inf])
+def test_a_member_whose_step_size_is_not_finite_is_put_back_alone(what: float) -> None:
+    def run(broken: bool) -> MetaTrainer:
+        model = Ensemble.from_factory(network, range(3))
+        given: dict[str, Any] = {"steps": 5, "eval_every": 2, "meta_batch": 3, "progress": False}
+        maml = MAML(inner_lr=0.02, learn="lr", lr_per="parameter", engine="batched")
+        trainer = MetaTrainer(model, WAVES, maml=maml, validation_tasks=2, **given)
+
+        def spoil(step: int) -> None:
+            if broken and step == 3:
+                with torch.no_grad():
+                    trainer.learner.params["learnt.lr.1.weight"][1] = what
+
+        before_gradient(trainer, spoil)
+        trainer.fit()
+        return trainer
+
+    trainer, sound = run(True), run(False)
+    assert trainer.active.tolist() == [True, False, True]
+    assert trainer.endings[1].startswith("diverged at step 3")
+    assert trainer.learner.params.keys() == sound.learner.params.keys()
+    for name, value in trainer.learner.params.items():
+        assert torch.isfinite(value).all(), name
+        for index in (0, 2):
+            torch.testing.assert_close(value[index], sound.learner.params[name][index])
 
 
 @pytest.mark.parametrize("axis", ["all", "parameter", "step"])
