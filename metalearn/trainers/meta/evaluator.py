@@ -17,7 +17,7 @@ from metalearn.tasks import outputs_by_split
 from metalearn.tracking import Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.trainers.loop.protocols import Evaluation, Stateless
-from metalearn.trainers.meta.learnt import learnt_bands
+from metalearn.trainers.meta.learnt_records import learnt_bands, learnt_curves
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import by_step, score_numbers
 from metalearn.trainers.meta.scores import TaskScores, joined_scores, mean_interval
@@ -103,6 +103,8 @@ class MetaEvaluator(Stateless):
         )
         tracker.figure(step, "validation/adaptation", curve)
         tracker.curves(step, "validation_by_step", by_step(scores))
+        for name, rates in learnt_curves(self.learner.network).items():
+            tracker.curves(step, name, rates)
 
     def _draw_task(self, scores: TaskScores, tracker: Tracker, step: int) -> None:
         """The first validation task; tasks of shapes without a picture are left out."""

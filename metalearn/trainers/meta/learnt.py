@@ -9,7 +9,7 @@ Axes: M members, K inner steps of training.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from metalearn.trainers.members.trained import LEARNT
 from metalearn.trainers.meta.settings import MAML
 from metalearn.types import Params
 
-__all__ = ["LearntValues", "learnt_bands", "learnt_numbers", "learnt_values"]
+__all__ = ["LearntValues", "learnt_values"]
 
 
 class LearntValues(nn.Module):
@@ -112,47 +112,6 @@ def learnt_values(maml: MAML, adapting: Mapping[str, Tensor], count: int | None)
             values["lr"] = {name: start("lr", p, steps) for name, p in adapting.items()}
             vectors = frozenset(n for n, p in adapting.items() if steps and p.dim() == 1)
     return LearntValues(values, vectors)
-
-
-class LearnsBeside(Protocol):
-    """What records ask of a learner's network."""
-
-    learnt: LearntValues | None
-
-    @property
-    def count(self) -> int | None:
-        """M; None for a single network."""
-
-
-def learnt_numbers(network: LearnsBeside) -> dict[str, float]:
-    """For the record: ``learnt/<hyperparameter>``, with the extremes where it has several values.
-
-    Of one network they are the mean and the extremes over parameters and inner steps; of members
-    the median and the extremes of the members' means.
-    """
-    if network.learnt is None:
-        return {}
-    count = network.count
-    parts: dict[str, list[Tensor]] = {}
-    for name, value in network.learnt.named_parameters():
-        rows = value.detach().double().cpu().reshape(count or 1, -1)
-        parts.setdefault(name.partition(".")[0], []).append(rows)
-    found = {}
-    for name, several in parts.items():
-        values = torch.cat(several, 1)
-        spread = values[0] if count is None else values.mean(1)
-        found[f"learnt/{name}"] = float(spread.mean() if count is None else spread.median())
-        if count is not None or len(spread) > 1:
-            found[f"learnt/{name}_low"] = float(spread.min())
-            found[f"learnt/{name}_high"] = float(spread.max())
-    return found
-
-
-def learnt_bands(network: LearnsBeside) -> dict[str, list[str]]:
-    """Which of the `learnt_numbers` have extremes, under a title."""
-    numbers = learnt_numbers(network)
-    names = [name for name in numbers if f"{name}_low" in numbers]
-    return {"learnt beside the weights: middle and extremes": names} if names else {}
 
 
 def _register(module: nn.Module, dotted: str, value: Tensor) -> None:

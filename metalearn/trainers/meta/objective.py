@@ -16,7 +16,7 @@ from torch import Tensor
 from metalearn.core.tree import tree_map
 from metalearn.schema import Kind
 from metalearn.trainers.loop.step import StepGradient
-from metalearn.trainers.meta.learnt import learnt_numbers
+from metalearn.trainers.meta.learnt_records import learnt_numbers
 from metalearn.trainers.meta.method_checks import check_gradient, check_methods
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import score_numbers

@@ -213,6 +213,31 @@ def test_records_have_the_middle_and_the_extremes(members: int, axis: Any) -> No
         assert found["learnt/lr_high"] == pytest.approx(float(spread.max()))
 
 
+@pytest.mark.parametrize("axis", ["all", "parameter", "step", "parameter_and_step"])
+@pytest.mark.parametrize("members", [0, 3])
+def test_charts_have_the_step_sizes_that_are_several(members: int, axis: Any) -> None:
+    tracker = Recorder()
+    module: Any = Ensemble.from_factory(network, range(members)) if members else network()
+    maml = MAML(inner_lr=0.02, inner_steps=2, learn=["lr", "momentum"], lr_per=axis)
+    given: dict[str, Any] = {"steps": 2, "meta_batch": 3, "validation_tasks": 2}
+    trainer = MetaTrainer(module, WAVES, maml=maml, tracker=tracker, progress=False, **given)
+    trainer.fit()
+    own = [f"learnt_lr_by_parameter/{n}" for n in ("1.weight", "1.bias", "3.weight", "3.bias")]
+    steps = ["learnt_lr_by_step/step_0", "learnt_lr_by_step/step_1"]
+    names = (own if "parameter" in axis else []) + (steps if "step" in axis else [])
+    assert {n for _, row in tracker.numbers for n in row if n.startswith("learnt_")} == set(names)
+    rates = {n: v for n, v in trainer.learner.params.items() if n.startswith("learnt.lr")}
+    for name in names:
+        assert tracker.steps(name) == [0, 2]
+        assert tracker.series(name)[0] == pytest.approx(0.02)
+        key = name.partition("/")[2]
+        if name in own:
+            wanted = rates[f"learnt.lr.{key}"].mean()
+        else:
+            wanted = torch.stack([v[..., int(key[-1])].mean() for v in rates.values()]).mean()
+        assert tracker.series(name)[1] == pytest.approx(float(wanted), rel=1e-6)
+
+
 def test_another_axis_than_the_checkpoint_has_is_refused(tmp_path: Path) -> None:
     """And so is another number of inner steps, of a value for each."""
     maml = MAML(inner_lr=0.02, learn="lr", lr_per="step", inner_steps=2)
