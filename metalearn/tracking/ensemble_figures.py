@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from metalearn.evaluation import EnsembleReport, ReliabilityBins
+from metalearn.evaluation import EnsembleReport, RegressionReport, ReliabilityBins
 from metalearn.tracking.style import (
     BLUE,
     GREEN,
@@ -81,17 +81,18 @@ def reliability_figure(bins: ReliabilityBins, *, title: str) -> Figure:
     return figure
 
 
-def ensemble_size_figure(report: EnsembleReport, *, title: str) -> Figure:
-    """Accuracy and NLL against the number of members.
+def ensemble_size_figure(report: EnsembleReport | RegressionReport, *, title: str) -> Figure:
+    """Accuracy, or RMSE, and NLL against the number of members.
 
-    The dot at m is the m-th member alone, the line at m the mean prediction of the first m.
+    The dot at m is the m-th member alone, the line at m the ensemble of the first m.
 
     Args:
-        report: of `metalearn.evaluation.EnsembleStatistics`.
+        report: of `metalearn.evaluation.EnsembleStatistics`, or of `RegressionStatistics` there.
         title: stands above both panels.
     """
     figure, row = panels(title, 2)
-    for axes, name, label in zip(row, ("accuracy", "nll"), ("accuracy", "NLL (nats)")):
+    first = ("accuracy", "accuracy") if isinstance(report, EnsembleReport) else ("rmse", "RMSE")
+    for axes, (name, label) in zip(row, (first, ("nll", "NLL (nats)"))):
         alone = numpy_of(getattr(report.members, name))
         together = numpy_of(getattr(report.by_size, name))
         sizes = np.arange(1, len(alone) + 1)

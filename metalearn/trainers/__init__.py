@@ -17,7 +17,7 @@ from metalearn.trainers.supervised.ensemble import EnsembleTrainer
 from metalearn.trainers.supervised.iterates import SnapshotTrainer, SWAGTrainer
 from metalearn.trainers.supervised.one_network import BatchEnsembleTrainer, MCDropoutTrainer
 from metalearn.trainers.supervised.per_sample import PerSampleTrainer
-from metalearn.trainers.supervised.regression_evaluation import RegressionTest
+from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.trainer import Trainer
 

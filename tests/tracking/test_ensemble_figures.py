@@ -12,7 +12,12 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from torch import Tensor
 
-from metalearn.evaluation import EnsembleReport, EnsembleStatistics, reliability_bins
+from metalearn.evaluation import (
+    EnsembleReport,
+    EnsembleStatistics,
+    RegressionStatistics,
+    reliability_bins,
+)
 from metalearn.tracking import (
     ensemble_size_figure,
     reliability_figure,
@@ -85,6 +90,20 @@ def test_size_figure_has_members_as_dots_and_the_ensemble_as_a_line(members: int
     _draw(figure)
     ticks = figure.axes[0].get_xticks()
     assert all(tick == round(tick) for tick in ticks)
+
+
+def test_size_figure_of_real_targets() -> None:
+    found = RegressionStatistics(3, 1)
+    found.update(
+        torch.rand(3, 20, 2, generator=torch.Generator().manual_seed(0)), torch.ones(20, 1)
+    )
+    report = found.compute()
+    figure = ensemble_size_figure(report, title="waves")
+    for axes, name, label in zip(figure.axes, ("rmse", "nll"), ("RMSE", "NLL (nats)")):
+        assert list(axes.lines[0].get_ydata()) == getattr(report.members, name).tolist()
+        assert list(axes.lines[-1].get_ydata()) == getattr(report.by_size, name).tolist()
+        assert axes.get_ylabel() == label
+    _draw(figure)
 
 
 def test_size_figure_marks_members_that_are_not_finite() -> None:

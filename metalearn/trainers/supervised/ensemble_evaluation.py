@@ -1,4 +1,4 @@
-"""How members and their mean prediction do on a split: the validations of their training.
+"""How members and the ensemble of them do on a split: the validations of their training.
 
 Axes: M members, V validations.
 """
@@ -7,23 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from metalearn.data import ClassificationData
-from metalearn.evaluation import EnsembleReport
 from metalearn.models import Ensemble, Predictor
 from metalearn.schema import Kind, list_of, mapping, number
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.protocols import Evaluation
 from metalearn.trainers.supervised.ensemble_figures import draw_validation
 from metalearn.trainers.supervised.model_evaluation import Monitor
-from metalearn.trainers.supervised.predictions import MemberLogits, report_of
+from metalearn.trainers.supervised.predictions import SplitReport
 
-__all__ = ["EnsembleEvaluator", "Validation", "draw_member_curves", "spread"]
+__all__ = ["EnsembleEvaluator", "Validation", "spread"]
 
 
 def _as_they_stand(ensemble: Ensemble) -> Predictor:
@@ -46,51 +42,44 @@ class EnsembleEvaluator:
     """Scores members and ensemble on the validation split.
 
     Args:
-        ensemble: that is trained.
-        logits: how members predict.
-        data: labelled samples in three splits.
-        monitor: what decides which state of a member is best.
-        validation: what is scored.
+        report: of the validation split, as the members stand.
+        scores: what is shown of each member: a name, and what the report calls it.
+        monitor: which of these decides which state of a member is best.
+        together: see `Validation`.
         member_curves: record every member's curve as well.
-        device: where they predict.
     """
 
     def __init__(
         self,
-        ensemble: Ensemble,
-        logits: MemberLogits,
-        data: ClassificationData,
+        report: Callable[[], SplitReport],
+        scores: Mapping[str, str],
         monitor: Monitor,
-        validation: Validation,
         *,
+        together: bool,
         member_curves: bool,
-        device: torch.device,
     ) -> None:
-        self.ensemble, self.logits, self.data, self.device = ensemble, logits, data, device
-        self.validation, self.member_curves = validation, member_curves
+        self.report, self.scores, self.together = report, scores, together
+        self.member_curves = member_curves
         self.monitor = f"validation/member_{monitor}"
         self.larger_is_better = monitor == "accuracy"
-        self._history: dict[str, list[list[float]]] = {"step": [], "loss": [], "accuracy": []}
+        self._history: dict[str, list[list[float]]] = {name: [] for name in ("step", *scores)}
 
     @property
     def bands(self) -> Mapping[str, Sequence[str]]:
         """Of members: median and extremes."""
-        names = ["validation/member_accuracy", "validation/member_loss"]
+        names = [f"validation/member_{name}" for name in sorted(self.scores)]
         names += ["train/member_loss", "train/member_gradient_norm"]
         return {"members: median and extremes": names}
 
     def __call__(self, step: int) -> Evaluation:
-        """Scores of each member and of their mean; figures of both."""
-        model = self.validation.scored(self.ensemble)
-        predict = partial(self.logits, model)
-        count = len(model)
-        report = report_of(predict, self.data, "validation", members=count, device=self.device)
-        members = {"loss": report.members.nll, "accuracy": report.members.accuracy}
+        """Scores of each member and of the ensemble; figures of both."""
+        report = self.report()
+        members = {name: getattr(report.members, score) for name, score in self.scores.items()}
         numbers = {f"validation/{name}": value for name, value in report.ensemble().items()}
         for name, values in members.items():
             numbers |= spread(f"validation/member_{name}", values)
         scores = members["accuracy" if self.larger_is_better else "loss"]
-        if self.validation.together:
+        if self.together:
             scores = scores.mean(0, keepdim=True)
 
         def draw(tracker: Tracker, step: int) -> None:
@@ -113,14 +102,16 @@ class EnsembleEvaluator:
 
     def _draw(
         self,
-        report: EnsembleReport,
+        report: SplitReport,
         members: Mapping[str, Tensor],
         tracker: Tracker,
         step: int,
     ) -> None:
         """Leave curves and figures, and remember the validation for the next ones."""
         if self.member_curves:
-            draw_member_curves(tracker, step, members)
+            for name, values in members.items():
+                rows = {f"member_{i:02d}": float(v) for i, v in enumerate(values)}
+                tracker.curves(step, f"validation_{name}_by_member", rows)
         self._history["step"].append([float(step)])
         for name, values in members.items():
             self._history[name].append(values.tolist())
@@ -134,10 +125,3 @@ def spread(name: str, values: Tensor) -> dict[str, float]:
         f"{name}_low": float(values.min()),
         f"{name}_high": float(values.max()),
     }
-
-
-def draw_member_curves(tracker: Tracker, step: int, scores: Mapping[str, Tensor]) -> None:
-    """One curve for each member of each score ``[M]``."""
-    for name, values in scores.items():
-        rows = {f"member_{i:02d}": float(v) for i, v in enumerate(values)}
-        tracker.curves(step, f"validation_{name}_by_member", rows)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from metalearn.evaluation import EnsembleReport, OODScores, RegressionReport
+from metalearn.evaluation import EnsembleReport, OODScores
 from metalearn.tracking import (
     Tracker,
     ensemble_size_figure,
@@ -19,6 +19,7 @@ from metalearn.tracking import (
     sweep_figure,
     uncertainty_figure,
 )
+from metalearn.trainers.supervised.predictions import SplitReport
 
 __all__ = ["History", "draw_sweeps", "draw_uncertainty", "draw_validation"]
 
@@ -26,15 +27,15 @@ History = Mapping[str, Sequence[Sequence[float]]]
 """``step`` ``[V, 1]``, and for each score ``[V, M]``."""
 
 
-def draw_validation(tracker: Tracker, step: int, report: EnsembleReport, history: History) -> None:
-    """Reliability, scores by ensemble size, and the members' course so far."""
+def draw_validation(tracker: Tracker, step: int, report: SplitReport, history: History) -> None:
+    """Reliability of classes, scores by ensemble size, and the members' course so far."""
     title = f"validation, step {step}"
-    tracker.figure(
-        step, "validation/reliability", reliability_figure(report.reliability, title=title)
-    )
+    if isinstance(report, EnsembleReport):
+        reliability = reliability_figure(report.reliability, title=title)
+        tracker.figure(step, "validation/reliability", reliability)
     tracker.figure(step, "validation/by_size", ensemble_size_figure(report, title=title))
     steps = torch.tensor(history["step"]).flatten()
-    for name in ("loss", "accuracy"):
+    for name in (name for name in history if name != "step"):
         values = torch.tensor(history[name]).T
         figure = quantile_bands_figure(
             steps, values, ylabel=f"validation {name}", title=f"members over training: {name}"
@@ -61,7 +62,7 @@ def draw_sweeps(
     tracker: Tracker,
     step: int,
     settings: Mapping[str, Sequence[float]],
-    report: EnsembleReport | RegressionReport,
+    report: SplitReport,
 ) -> None:
     """Test scores of the members against each setting that differs between them.
 

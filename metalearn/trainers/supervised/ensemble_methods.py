@@ -17,7 +17,7 @@ from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
 from metalearn.trainers.members.settings import MemberPlan
 from metalearn.trainers.supervised.ensemble_training import EnsembleTraining
-from metalearn.trainers.supervised.regression_evaluation import RegressionTest
+from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.types import Split
 

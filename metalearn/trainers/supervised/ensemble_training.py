@@ -49,11 +49,8 @@ from metalearn.trainers.supervised.losses import LossSetting, chosen_loss
 from metalearn.trainers.supervised.member_planner import PlannedEngine
 from metalearn.trainers.supervised.metrics import Metrics, check_metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import Monitor
-from metalearn.trainers.supervised.predictions import MemberLogits, logits_of
-from metalearn.trainers.supervised.regression_evaluation import (
-    RegressionEvaluator,
-    RegressionTest,
-)
+from metalearn.trainers.supervised.predictions import MemberLogits, logits_of, report_of
+from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.supervised.scoring import check_outputs, score_split
 from metalearn.types import Split
@@ -173,26 +170,14 @@ class EnsembleTraining:
         def predict(inputs: Tensor) -> Tensor:
             return self.logits(validation.scored(self.ensemble), inputs)
 
-        found: Evaluator
-        if isinstance(data, ClassificationData):
-            found = EnsembleEvaluator(
-                self.ensemble,
-                self.logits,
-                data,
-                monitor,
-                validation,
-                member_curves=member_curves,
-                device=device,
-            )
-        else:
-            found = RegressionEvaluator(
-                predict,
-                data,
-                members=members,
-                device=device,
-                together=together,
-                member_curves=member_curves,
-            )
+        second = "accuracy" if data.kind == "classification" else "rmse"
+        found = EnsembleEvaluator(
+            partial(report_of, predict, data, "validation", members=members, device=device),
+            {"loss": "nll", second: second},
+            monitor,
+            together=together,
+            member_curves=member_curves,
+        )
         asked: Any = {"metrics": self.metrics, "loss": self.loss, "monitor": monitor}
         return with_measures(found, predict, data, **asked, device=device, together=together)
 

@@ -5,16 +5,15 @@ Axes: N samples of a split, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 
-from metalearn.data import ClassificationData
 from metalearn.evaluation import EnsembleReport
 from metalearn.tracking import Tracker, reliability_figure
 from metalearn.trainers.loop.protocols import Evaluation, Stateless
-from metalearn.trainers.supervised.predictions import Predict, report_of
+from metalearn.trainers.supervised.predictions import SplitReport
 
 __all__ = ["ModelEvaluator", "Monitor"]
 
@@ -25,29 +24,26 @@ class ModelEvaluator(Stateless):
     """Scores one module on the validation split.
 
     Args:
-        predict: its logits, ``[1, N, C]``.
-        data: labelled samples in three splits.
+        report: of the validation split, as the module stands.
         monitor: what decides which state is best.
-        device: where it predicts.
     """
 
     bands: Mapping[str, Sequence[str]] = {}
 
-    def __init__(
-        self, predict: Predict, data: ClassificationData, monitor: Monitor, device: torch.device
-    ) -> None:
-        self.predict, self.data, self.device = predict, data, device
+    def __init__(self, report: Callable[[], SplitReport], monitor: Monitor) -> None:
+        self.report = report
         self.monitor = "validation/accuracy" if monitor == "accuracy" else "validation/nll"
         self.larger_is_better = monitor == "accuracy"
 
     def __call__(self, step: int) -> Evaluation:
-        """Scores, and a figure of their reliability."""
-        report = report_of(self.predict, self.data, "validation", members=1, device=self.device)
+        """Scores, and of classes a figure of their reliability."""
+        report = self.report()
         numbers = {f"validation/{name}": value for name, value in report.member(0).items()}
         scores = torch.tensor([numbers[self.monitor]], dtype=torch.float64)
 
         def draw(tracker: Tracker, step: int) -> None:
-            _draw(report, tracker, step)
+            if isinstance(report, EnsembleReport):
+                _draw(report, tracker, step)
 
         return Evaluation(numbers, scores, draw)
 

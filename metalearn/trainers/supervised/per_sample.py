@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -19,7 +20,7 @@ from metalearn.core.checks import check_number
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.samples.checks import BatchNormPolicy
 from metalearn.core.samples.gradients import SampleMethod
-from metalearn.data import Augmentation, ClassificationData, MemberBatches
+from metalearn.data import Augmentation, MemberBatches
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Dropout
@@ -45,11 +46,9 @@ from metalearn.trainers.supervised.model_evaluation import ModelEvaluator, Monit
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 from metalearn.trainers.supervised.per_sample_source import PerSampleSource
 from metalearn.trainers.supervised.plans import SamplePlan
+from metalearn.trainers.supervised.predictions import report_of
 from metalearn.trainers.supervised.pure_model import PureModel
-from metalearn.trainers.supervised.regression_evaluation import (
-    RegressionEvaluator,
-    RegressionTest,
-)
+from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.supervised.scoring import check_outputs, score_split
 from metalearn.trainers.trainer import Trainer
@@ -245,12 +244,9 @@ def _evaluator(
     metrics: Metrics,
 ) -> Evaluator:
     """What scores the validation split, and what is measured there beside the scores."""
-    found: Evaluator
     predict, device = model.predict, model.device
-    if isinstance(data, ClassificationData):
-        found = ModelEvaluator(predict, data, monitor, device)
-    else:
-        found = RegressionEvaluator(predict, data, members=1, device=device, alone=True)
+    report = partial(report_of, predict, data, "validation", members=1, device=device)
+    found = ModelEvaluator(report, monitor)
     asked: Any = {"metrics": metrics, "loss": loss, "monitor": monitor}
     return with_measures(found, predict, data, **asked, device=device, alone=True)
 

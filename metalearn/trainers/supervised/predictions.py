@@ -14,7 +14,6 @@ from torch import Tensor
 from metalearn.core.checks import module_takes
 from metalearn.core.tree import check_tensors
 from metalearn.core.vectorization import vmapped_or_looped
-from metalearn.data import ClassificationData, RegressionData
 from metalearn.data.regression import SupervisedData
 from metalearn.evaluation import (
     EnsembleReport,
@@ -27,29 +26,25 @@ from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.member_planner import MemberPlanner
 from metalearn.types import Split
 
-__all__ = ["MemberLogits", "Predict", "logits_of", "regression_report_of", "report_of"]
+__all__ = ["MemberLogits", "Predict", "SplitReport", "logits_of", "report_of"]
 
 Predict = Callable[[Tensor], Tensor]
-"""From inputs ``[N, ...]`` to logits ``[M, N, C]``."""
+"""From inputs ``[N, ...]`` to outputs ``[M, N, C]``."""
+
+SplitReport = EnsembleReport | RegressionReport
 
 _SAMPLES_AT_A_TIME = 1024
 
 
 def report_of(
-    predict: Predict, data: ClassificationData, split: Split, *, members: int, device: torch.device
-) -> EnsembleReport:
-    """Scores of M members and of their mean prediction."""
-    statistics = EnsembleStatistics(members, data.outputs)
-    for logits, targets in _predicted(predict, data, split, device):
-        statistics.update(logits, targets)
-    return statistics.compute()
-
-
-def regression_report_of(
-    predict: Predict, data: RegressionData, split: Split, *, members: int, device: torch.device
-) -> RegressionReport:
-    """Scores of M members and of the mixture of what they predict."""
-    statistics = RegressionStatistics(members, data.outputs)
+    predict: Predict, data: SupervisedData, split: Split, *, members: int, device: torch.device
+) -> SplitReport:
+    """Scores of M members, and of their mean prediction or mixture."""
+    statistics: EnsembleStatistics | RegressionStatistics
+    if data.kind == "classification":
+        statistics = EnsembleStatistics(members, data.outputs)
+    else:
+        statistics = RegressionStatistics(members, data.outputs)
     for outputs, targets in _predicted(predict, data, split, device):
         statistics.update(outputs, targets)
     return statistics.compute()

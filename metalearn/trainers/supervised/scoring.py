@@ -5,26 +5,18 @@ Axes: M members, N samples of a split, C classes.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from metalearn.core.vectorization import VectorizationError
-from metalearn.data import ClassificationData
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import NonFiniteError, SettingError
-from metalearn.evaluation import fit_temperature
+from metalearn.evaluation import RegressionReport, fit_temperature
 from metalearn.trainers.members.not_finite import named
 from metalearn.trainers.supervised.losses import SupervisedLoss
 from metalearn.trainers.supervised.metrics import Metrics, measured
-from metalearn.trainers.supervised.predictions import (
-    Predict,
-    logits_of,
-    regression_report_of,
-    report_of,
-)
-from metalearn.trainers.supervised.regression_evaluation import RegressionTest
+from metalearn.trainers.supervised.predictions import Predict, logits_of, report_of
+from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.types import Split
 
@@ -42,6 +34,8 @@ def score_split(
 ) -> EnsembleTest | RegressionTest:
     """Scores of M members on a split, further metrics, and of classes the temperature.
 
+    The temperature is that of the mean prediction on the validation split.
+
     Raises:
         NonFiniteError: predictions are NaN.
     """
@@ -50,12 +44,15 @@ def score_split(
         outputs, targets = logits_of(predict, data, split, device=device)
         check_members(outputs, split)
         further = measured(metrics, outputs, targets)
-    if isinstance(data, ClassificationData):
-        found = _of_classes(predict, data, split, members=members, device=device)
-        return replace(found, metrics=further)
-    scores = regression_report_of(predict, data, split, members=members, device=device)
-    check_members(scores.members.nll, split)
-    return RegressionTest(split, scores, further)
+    if data.kind == "classification":
+        logits, labels = logits_of(predict, data, "validation", device=device)
+        check_members(logits, "validation")
+        temperature = fit_temperature(logits, labels, pooling="pool_then_scale")
+    found = report_of(predict, data, split, members=members, device=device)
+    check_members(found.members.nll, split)
+    if isinstance(found, RegressionReport):
+        return RegressionTest(split, found, further)
+    return EnsembleTest(split, found, temperature, {}, further)
 
 
 def check_outputs(
@@ -114,19 +111,3 @@ def check_members(logits: Tensor, split: str) -> None:
     if lost:
         who = f" of {named(lost)}" if len(logits) > 1 else ""
         raise NonFiniteError(f"{split}: the predictions{who} are NaN, so there is nothing to score")
-
-
-def _of_classes(
-    predict: Predict, data: ClassificationData, split: Split, *, members: int, device: torch.device
-) -> EnsembleTest:
-    """Scores of M members on a split, and the temperature of their mean on the validation split.
-
-    Raises:
-        NonFiniteError: predictions are NaN.
-    """
-    logits, targets = logits_of(predict, data, "validation", device=device)
-    check_members(logits, "validation")
-    temperature = fit_temperature(logits, targets, pooling="pool_then_scale")
-    report = report_of(predict, data, split, members=members, device=device)
-    check_members(report.members.accuracy, split)
-    return EnsembleTest(split, report, temperature, {})

@@ -261,6 +261,29 @@ def test_curves_of_members() -> None:
         assert [min(pair) for pair in zip(*rows)] == low and len(low) == 2
 
 
+def test_figures_are_those_of_real_targets() -> None:
+    tracker = Recorder()
+    made = deep(waves(1), 2, 2, tracker=tracker, steps=1, eval_every=1, lr=[1e-3, 1e-2])
+    made.fit()
+    made.test()
+    drawn = {name for _, name, _ in tracker.drawn}
+    assert drawn == {
+        "validation/by_size", "validation/members_loss", "validation/members_rmse",
+        "test/rmse_by_lr", "test/nll_by_lr",
+    }  # fmt: skip
+    alone = Recorder()
+    PerSampleTrainer(
+        precise(0, 2),
+        waves(1),
+        tracker=alone,
+        steps=1,
+        batch_size=8,
+        progress=False,
+        diagnostics=(),
+    ).fit()
+    assert not alone.drawn and alone.series("validation/coverage")
+
+
 def test_metrics_are_measured_at_validation_and_test() -> None:
     def worst(outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs[..., :2] - targets).abs().max()
