@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.checks import check_number
 from metalearn.core.loss_checks import outside_inference_mode
 from metalearn.core.meta.hyperparameters import (
     Hyperparameters,
     LearningRate,
     check_learning_rate,
     check_not_negative,
+    check_positive,
     check_unit_interval,
 )
 from metalearn.core.meta.inner_optimizers import InnerOptimizer, optimizer_of
@@ -127,7 +127,7 @@ def _adam_values(
     check_unit_interval("betas[0]", beta1)
     check_unit_interval("betas[1]", beta2)
     check_not_negative("eps", eps)
-    check_number("eps_root", eps_root, above=0, infinite=True)
+    check_positive("eps_root", eps_root)
     check_not_negative("weight_decay", weight_decay)
     return {
         "lr": lr,

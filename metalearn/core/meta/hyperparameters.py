@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from metalearn.core.checks import check_number
-from metalearn.core.tree import leaf_names, leaves
+from metalearn.core.tree import check_floating, leaf_names, leaves
 from metalearn.errors import SettingError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "LearningRate",
     "check_learning_rate",
     "check_not_negative",
+    "check_positive",
     "check_unit_interval",
 ]
 
@@ -70,6 +71,7 @@ class Hyperparameters:
         new = {"lr": learnt} if names == ["lr"] else learnt
         if not isinstance(new, dict) or set(new) != set(names):
             raise SettingError("learnt", learnt, f"a dict of {', '.join(names)} is needed")
+        check_floating(learnt, "learnt")
         count = len(leaves(new["lr"])) if "lr" in new else 0
         kinds = self.kinds if self.kinds is not None and len(self.kinds) == count else None
         return replace(self, values={**self.values, **new}, kinds=kinds, stacked=stacked)
@@ -152,27 +154,39 @@ def check_learning_rate(lr: LearningRate) -> None:
             accepted = "a number, a scalar tensor or one with a value for each inner step is needed"
             raise SettingError("lr", list(lr.shape), accepted)
         if lr.dim():
-            check_number("lr", lr, least=0, shape=None)
+            _check("lr", lr, least=0, shape=None)
         else:
-            check_number("lr", lr, above=0)
+            _check("lr", lr, above=0)
     elif isinstance(lr, int | float):
         check_number("lr", lr, above=0)
     elif not leaves(lr) or not all(isinstance(rate, Tensor) for rate in leaves(lr)):
         raise SettingError("lr", lr, "a number, a scalar tensor or a tree of tensors is needed")
     else:
         for name, rate in zip(leaf_names(lr), leaves(lr)):
-            check_number(f"lr[{name}]", rate, shape=None)
+            _check(f"lr[{name}]", rate, shape=None)
 
 
 def check_unit_interval(setting: str, value: Any) -> None:
     """Refuse what is no number in [0, 1)."""
-    check_number(setting, value, least=0, below=1)
+    _check(setting, value, least=0, below=1)
 
 
 def check_not_negative(setting: str, value: Any) -> None:
     """Refuse what is no number of at least 0."""
     accepted = "a number of at least 0 is needed"
-    check_number(setting, value, least=0, infinite=True, accepted=accepted)
+    _check(setting, value, least=0, infinite=True, accepted=accepted)
+
+
+def check_positive(setting: str, value: Any) -> None:
+    """Refuse what is no number above 0."""
+    _check(setting, value, above=0, infinite=True)
+
+
+def _check(setting: str, value: Any, **limits: Any) -> None:
+    """`check_number`, of tensors that can be learnt: of floating-point numbers."""
+    if isinstance(value, Tensor):
+        check_floating(value, setting)
+    check_number(setting, value, **limits)
 
 
 def _is_learnt(value: Any) -> bool:

@@ -83,6 +83,7 @@ def member_meta_gradient(
     rows = tree_map(lambda v: v.expand(count, *v.shape), program.learnt)
     if learnt is not None:
         check_like(learnt, rows, "learnt")
+        check_floating(learnt, "learnt")
         rows = tree_map(Tensor.detach, learnt)
     return _of_members(program, params, tasks, engine=chosen, chunk_size=chunk_size, learnt=rows)
 

@@ -486,6 +486,55 @@ def test_values_out_of_range_are_refused(make: Any, settings: Any, message: str)
         make(0.1, **settings)
 
 
+HYPERPARAMETERS: list[tuple[Any, str, Callable[[Any], dict[str, Any]]]] = [
+    *[(make, "lr", lambda v: {"lr": v}) for make in (sgd, adam, adamw)],
+    *[(make, "weight_decay", lambda v: {"weight_decay": v}) for make in (sgd, adam, adamw)],
+    (sgd, "momentum", lambda v: {"momentum": v}),
+    *[
+        (make, name, change)
+        for make in (adam, adamw)
+        for name, change in {
+            "betas[0]": lambda v: {"betas": (v, 0.9)},
+            "betas[1]": lambda v: {"betas": (0.9, v)},
+            "eps": lambda v: {"eps": v},
+            "eps_root": lambda v: {"eps_root": v},
+        }.items()
+    ],
+]
+
+
+@pytest.mark.parametrize(("make", "name", "settings"), HYPERPARAMETERS)
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_tensors_that_cannot_be_learnt_are_refused(
+    make: Any, name: str, settings: Any, kind: torch.dtype
+) -> None:
+    given = {"lr": 0.1, **settings(torch.tensor(0 if "bet" in name else 1, dtype=kind))}
+    with pytest.raises(SettingError, match="^" + re.escape(f"{name}={kind}: a floating-point")):
+        make(**given)
+
+
+@pytest.mark.parametrize("make", [sgd, adam, adamw])
+def test_rates_that_cannot_be_learnt_are_refused(make: Any) -> None:
+    with pytest.raises(SettingError, match=r"^lr=torch\.int64: a floating-point tensor is needed"):
+        make(torch.tensor([1, 2]))
+    rates = {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int32)}
+    with pytest.raises(SettingError, match=r"^lr\[b\]=torch\.int32: a floating-point tensor is"):
+        make(rates)
+    case = problem()
+    members, whole = stack([case.params] * 2), torch.tensor([1, 1])
+    for call in (
+        lambda: make(number(0.1)).with_learnt(torch.tensor(1)),
+        lambda: make(number(0.1), weight_decay=number(0.1)).with_learnt(
+            {"lr": number(0.1), "weight_decay": torch.tensor(1)}
+        ),
+        lambda: member_meta_gradient(
+            case.loss_fn, members, case.tasks, optimizer=make(number(0.1)), steps=1, learnt=whole
+        ),
+    ):
+        with pytest.raises(SettingError, match=r"^learnt.*=torch\.int64: a floating-point tensor"):
+            call()
+
+
 @pytest.mark.parametrize("call", [meta_gradient, task_meta_gradients, plan_meta_gradient])
 @pytest.mark.parametrize("shape", [r for r in RATES if "steps" in r])
 def test_a_schedule_for_another_number_of_steps_is_refused(shape: str, call: Any) -> None:
