@@ -8,7 +8,6 @@ another kind than its hints say in one sentence, before anything is computed.
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import functools
 import inspect
 import math
@@ -32,6 +31,7 @@ from typing import (
 from torch import Tensor
 
 from metalearn.errors import SettingError
+from metalearn.near_names import nearest
 
 __all__ = ["accepted_settings", "check_fields", "check_settings", "checked", "takes_arguments"]
 
@@ -93,8 +93,8 @@ def check_settings(
     accepted = {k: v for k, v in accepted_settings(function).items() if k not in without}
     for name, value in values.items():
         if name not in accepted:
-            near = difflib.get_close_matches(name, accepted, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(accepted)}"
+            near = nearest(name, accepted)
+            hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(accepted)}"
             raise SettingError(prefix + name, value, f"there is no such setting; {hint}")
         if not _fits(value, accepted[name]):
             raise SettingError(prefix + name, value, f"{_describe(accepted[name])} is needed")

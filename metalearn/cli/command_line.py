@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from metalearn.cli.command_table import COMMANDS
+from metalearn.cli.usage import typed
+from metalearn.near_names import check_known
 
 __all__ = ["main"]
 
@@ -45,18 +46,12 @@ def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     head = "Meta-learning, ensembles and per-sample gradients on torch.func.\n\nCommands:\n"
-    tail = "\n\nmetalearn <command> --help shows the settings of one."
+    tail = f"\n\n{typed()} <command> --help shows the settings of one."
     return f"{head}\n" + "\n".join(lines) + tail
 
 
 def _check_name(name: str) -> None:
-    if name in COMMANDS:
-        return
-    from metalearn.errors import SettingError
-
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise SettingError("command", name, f"one of {', '.join(COMMANDS)} is needed{hint}")
+    check_known("command", name, COMMANDS, "one of {} is needed")
 
 
 @contextmanager

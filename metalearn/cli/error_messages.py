@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 import signal
@@ -31,6 +30,7 @@ from metalearn.errors import (
     SettingError,
     StorageError,
 )
+from metalearn.near_names import nearest, with_nearest
 
 __all__ = ["KEPT_ON_RESUMING", "KNOWN_ERRORS", "check_options", "one_sentence_errors"]
 
@@ -114,7 +114,10 @@ def _one_sentence(error: BaseException, config_name: str) -> str:
         return f"{error.override!s}: this cannot be read as setting=value"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}: there is no choice {choice!r}; known: {', '.join(error.options)}"
+        known = f"known: {', '.join(error.options)}"
+        return (
+            f"{group}: there is no choice {choice!r}; {with_nearest(known, choice, error.options)}"
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: this setting has to be given"
     place = re.search(r"full_key: (\S+)", str(error))
@@ -151,8 +154,8 @@ def _unknown(name: str, config_name: str) -> str:
         kept = "" if not resumed or key.startswith("trainer.") else f"; {KEPT_ON_RESUMING}"
         return f"{key}: there is no such setting here; it is one of {', '.join(choices[key])}{kept}"
     parts = [name for name in choices if name.startswith(f"{key}.")]
-    near = difflib.get_close_matches(key, sorted(choices), n=1)
-    hint = f"did you mean {near[0]}?" if near else "--help lists all"
+    near = nearest(key, sorted(choices))
+    hint = f"did you mean {near}?" if near else "--help lists all"
     if parts:
         hint = f"{', '.join(parts)} are there"
     return f"{key}: there is no such setting; {hint}"

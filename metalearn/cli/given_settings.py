@@ -6,7 +6,6 @@ question about the latter alone.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.errors import SettingError
+from metalearn.near_names import nearest
 
 __all__ = ["GivenSetting", "given_settings", "plain_value", "refuse_unknown", "sweep_jobs"]
 
@@ -119,8 +119,8 @@ def _refuse_unknown(node: DictConfig, key: str, known: Mapping[str, Any], prefix
     hidden = OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)
     value = None if hidden else node[key]
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+        near = nearest(key, known)
+        hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(known)}"
         raise SettingError(prefix + key, plain_value(value), f"there is no such setting; {hint}")
     if not isinstance(known[key], dict):
         return

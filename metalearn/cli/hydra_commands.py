@@ -16,6 +16,7 @@ from metalearn.cli.command_table import Command
 from metalearn.cli.config_files import config_folder
 from metalearn.cli.error_messages import check_options, one_sentence_errors
 from metalearn.cli.standard_streams import tolerant_streams
+from metalearn.cli.usage import typed
 
 __all__ = ["run", "run_command"]
 
@@ -43,7 +44,7 @@ def run(main: Callable[[], Any], config_name: str | None = None) -> None:
     if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:
         register = OmegaConf.register_resolver
     register("run_folder", _run_folder, use_cache=True, replace=True)
-    register("usage", _usage, replace=True)
+    register("usage", typed, replace=True)
     with tolerant_streams(), one_sentence_errors(config_name or Path(sys.argv[0]).stem):
         check_options(sys.argv[1:])
         main()
@@ -53,9 +54,3 @@ def _run_folder(*arguments: Any) -> str:
     from metalearn.cli.run_folders import run_folder  # with torch, which --help does without
 
     return run_folder(*arguments)
-
-
-def _usage(command: str) -> str:
-    """What a person types before the settings, in the texts of ``--help``."""
-    by_script = Path(sys.argv[0]).stem == command
-    return f"python scripts/{command}.py" if by_script else f"metalearn {command}"

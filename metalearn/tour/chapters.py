@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from metalearn.errors import SettingError
+from metalearn.near_names import check_known
 from metalearn.tour import axes, engine, gradients, hessians, jacobians, losses, samples
 from metalearn.tour.stops import Chapter, ScalarEngine, Stop, check
 
@@ -32,8 +32,7 @@ def choose(tour: Sequence[Chapter], names: Sequence[str]) -> list[tuple[int, Cha
     """
     known = [chapter.name for chapter in tour]
     for name in names:
-        if name not in known:
-            raise SettingError("chapter", name, f"one of {', '.join(known)} is needed")
+        check_known("chapter", name, known, "one of {} is needed")
     numbered = enumerate(tour, start=1)
     return [(i, chapter) for i, chapter in numbered if not names or chapter.name in names]
 

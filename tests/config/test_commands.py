@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,38 @@ def test_help_shows_what_is_typed(typed: Run, run: Run, name: str) -> None:
     assert by_name.code == by_script.code == 0
     assert f"metalearn {name}" in by_name.out and "python scripts" not in by_name.out
     assert by_name.out == by_script.out.replace(f"python scripts/{name}.py", f"metalearn {name}")
+
+
+PROGRAMS = {
+    "/usr/bin/metalearn": "metalearn {}",
+    "/src/metalearn/__main__.py": "python -m metalearn {}",
+    "scripts/{}.py": "python scripts/{}.py",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_names_what_was_typed(
+    program: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every command, by its name, as a module and as a script."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", [program.format(name), name, "--help"])
+    GlobalHydra.instance().clear()
+    with suppress(SystemExit):
+        cli.main([name, "--help"] if "scripts" in program else None)
+    printed, wanted = capsys.readouterr().out, PROGRAMS[program].format(name)
+    assert wanted in printed
+    others = {text.format(name) for text in PROGRAMS.values()} - {wanted}
+    assert not any(other in printed.replace(wanted, "") for other in others)
+
+
+def test_help_of_all_names_the_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/src/metalearn/__main__.py", "--help"])
+    cli.main()
+    assert "python -m metalearn <command> --help" in capsys.readouterr().out
 
 
 def test_a_training_is_that_of_the_script(typed: Run, run: Run, tmp_path: Path) -> None:

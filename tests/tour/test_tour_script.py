@@ -69,7 +69,8 @@ def test_an_unknown_chapter_is_one_sentence(
     assert run(monkeypatch, "gradient") == 2
     printed = capsys.readouterr()
     names = ", ".join(chapter.name for chapter in TOUR)
-    assert printed.err == f"error: chapter='gradient': one of {names} is needed\n"
+    meant = f"one of {names} is needed; did you mean gradients?"
+    assert printed.err == f"error: chapter='gradient': {meant}\n"
     assert printed.out == ""
 
 

@@ -28,6 +28,7 @@ from metalearn.benchmarks import (
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.errors import SettingError, check_whole
+from metalearn.near_names import check_known
 from metalearn.tracking import provenance, write_json
 
 __all__ = ["benchmark", "check"]
@@ -147,8 +148,7 @@ def _known(setting: str, names: object, known: Mapping[str, object]) -> None:
     if not isinstance(names, Sequence) or isinstance(names, str):
         raise SettingError(setting, names, f"a list of {', '.join(known)} is needed")
     for name in names:
-        if not isinstance(name, str) or name not in known:
-            raise SettingError(setting, name, f"one of {', '.join(known)} is needed")
+        check_known(setting, name, known, "one of {} is needed")
 
 
 def _curve_table(measured: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:

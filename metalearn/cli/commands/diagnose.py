@@ -19,6 +19,7 @@ from metalearn.cli.loading import trainer_of
 from metalearn.cli.run_config import saved_config
 from metalearn.cli.run_folders import claimed, existing_run, writing_to
 from metalearn.errors import SettingError, check_whole
+from metalearn.near_names import check_known
 from metalearn.random_streams import check_split
 from metalearn.tracking import RunTracker, provenance, write_json
 from metalearn.trainers import Trainer
@@ -91,8 +92,7 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         if not isinstance(value, list) or not value:
             raise SettingError(setting, value, f"a list of {', '.join(known)} is needed")
         for name in value:
-            if name not in known:
-                raise SettingError(setting, name, f"known are {', '.join(known)}")
+            check_known(setting, name, known)
     CurvatureSettings(**{name: plain_value(config[name]) for name in _CURVATURE})
     unused = dict(_unused(config, meta="task" in saved, adapts="maml" in saved))
     for entry in given:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.cli.error_messages import one_sentence_errors
+from metalearn.cli.usage import typed
 from metalearn.core.tree import leaves, norm
 from metalearn.errors import SettingError
 from metalearn.tour import Chapter, ScalarEngine, Stop, Way, chapters, choose, scalar_engine, walk
@@ -89,7 +90,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(tour: Sequence[Chapter]) -> argparse.ArgumentParser:
     names = ", ".join(chapter.name for chapter in tour)
     parser = _Parser(
-        prog="tour.py",
+        prog=typed("tour"),
         description="A walk through the mathematics: everything computed twice, and timed.",
     )
     parser.add_argument("chapter", nargs="*", help=f"{names}; all of them by default")

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.checkpoint import load_checkpoint
-from metalearn.cli.building import build, check_settings_of
+from metalearn.cli.building import build, check_settings_of, groups_of
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
@@ -129,7 +129,16 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         choices = config.hydra.runtime.choices
         refuse_unused_groups(config, given, choices.get("trainer"))
         check_settings_of(config)
+        _check_features(config)
         refuse_unused_settings(config, given, choices.get("learner"))
+
+
+def _check_features(config: DictConfig) -> None:
+    """Refuse to leave open how many features the network has that is about to be made."""
+    learner = config.get("learner") if "learner" in groups_of(config) else None
+    if learner is not None and learner.get("features", 0) is None:
+        accepted = "a whole number of at least 1 is needed, to make the model with so many outputs"
+        raise SettingError("learner.features", None, accepted)
 
 
 def _composed_or_resumed(config: DictConfig, folder: Path) -> DictConfig:

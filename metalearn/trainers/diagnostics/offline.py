@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core.tree import leaf_names, leaves
-from metalearn.errors import SettingError
+from metalearn.near_names import check_known
 from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics.measuring import measure
 from metalearn.trainers.diagnostics.models import map_models, mean_loss
@@ -152,8 +152,7 @@ def diagnose(
     """
     known = offline_diagnostics()
     for name in names:
-        if name not in known:
-            raise SettingError("what", name, f"known are {', '.join(known)}")
+        check_known("what", name, known)
     diagnosis, nowhere = Diagnosis(), list(names)
     for place, source in sources:
         reasons = source.diagnostic_kinds()

@@ -5,12 +5,12 @@ A new one is a file like those imported here, and its class in the table. Axes: 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TypeVar
 
 from metalearn.core import Reduction
 from metalearn.errors import SettingError
+from metalearn.near_names import check_known
 from metalearn.trainers.diagnostics.curvature_traces import CurvatureTraces
 from metalearn.trainers.diagnostics.eigenvalues import Eigenvalues
 from metalearn.trainers.diagnostics.fisher import Fisher
@@ -116,14 +116,10 @@ def check_diagnostics(names: Sequence[str]) -> None:
     Raises:
         SettingError: names them, and those that are known.
     """
-    known = training_diagnostics()
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise SettingError("diagnostics", names, "a list of names is needed")
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingError("diagnostics", name, f"known are {', '.join(known)}{hint}")
+        check_known("diagnostics", name, training_diagnostics())
     if len(set(names)) < len(names):
         raise SettingError("diagnostics", list(names), "each name once is accepted")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from metalearn.errors import SettingError
+from metalearn.near_names import check_known
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
@@ -83,8 +83,5 @@ def learner_of(name: str) -> Callable[..., Any]:
     Raises:
         SettingError: an unknown name.
     """
-    if name not in LEARNERS:
-        near = difflib.get_close_matches(name, LEARNERS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise SettingError("learner", name, f"known are {', '.join(LEARNERS)}{hint}")
+    check_known("learner", name, LEARNERS)
     return LEARNERS[name].make

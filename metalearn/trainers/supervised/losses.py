@@ -16,6 +16,7 @@ from metalearn.core.curvature.gaussian import gaussian_nll
 from metalearn.core.curvature.likelihood import LikelihoodName
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
+from metalearn.near_names import with_nearest
 from metalearn.signatures import takes_arguments
 from metalearn.trainers.supervised.member_gradients import Criterion, smoothed_cross_entropy
 
@@ -88,7 +89,8 @@ def chosen_loss(loss: LossSetting, data: SupervisedData) -> SupervisedLoss:
         loss = "gaussian_nll" if regression else "cross_entropy"
     known = get_args(LossName)
     if not isinstance(loss, str) or loss not in known:
-        raise SettingError("loss", loss, f"{', '.join(known)}, null or a function is needed")
+        accepted = f"{', '.join(known)}, null or a function is needed"
+        raise SettingError("loss", loss, with_nearest(accepted, loss, known))
     if regression and loss == "cross_entropy":
         accepted = "gaussian_nll, mse or a function is needed for real targets"
         raise SettingError("loss", loss, accepted)
