@@ -7,8 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
+from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble
 from metalearn.signatures import accepted_settings
@@ -27,21 +29,23 @@ def made_learner(
     model: nn.Module,
     maml: MAML | None,
     kind: Kind,
+    device: torch.device,
 ) -> Learner:
-    """The learner that is to be trained.
+    """The learner that is to be trained, its model moved to a device.
 
     Args:
         learner: a name, what makes a learner, a learner of ``model``, or None for MAML.
         model: one network, or an `Ensemble`.
         maml: of learners with an inner loop; None leaves it to them.
         kind: of the tasks.
+        device: where to train; a learner that was made before has to be there already.
 
     Raises:
-        SettingError: no learner, one of another model or kind, ``maml`` beside one that has no use
-            for it.
+        SettingError: no learner, one of another model, kind or device, ``maml`` beside one that
+            has no use for it.
     """
     if isinstance(learner, Learner):
-        return _checked(learner, model, maml, kind)
+        return _checked(learner, model, maml, kind, device)
     make: Callable[..., Any] = MetaLearner
     if learner is not None:
         make = learner_of(learner) if isinstance(learner, str) else learner
@@ -54,7 +58,7 @@ def made_learner(
         raise SettingError(
             "maml", "settings of an inner loop", f"{name} has none, so None is needed"
         )
-    made = make(model, kind=kind, **({"maml": maml} if inner else {}))
+    made = make(model.to(device), kind=kind, **({"maml": maml} if inner else {}))
     if not isinstance(made, Learner):
         raise SettingError("learner", type(made).__name__, "what makes a Learner is needed")
     if made.needs not in ("logits", "features"):
@@ -95,8 +99,10 @@ def _check_maker(make: Callable[..., Any]) -> None:
         raise SettingError("learner", _name(make), f"{accepted} ({reason})") from error
 
 
-def _checked(learner: Learner, model: nn.Module, maml: MAML | None, kind: Kind) -> Learner:
-    """A learner that was made before."""
+def _checked(
+    learner: Learner, model: nn.Module, maml: MAML | None, kind: Kind, device: torch.device
+) -> Learner:
+    """A learner that was made before, of parameters that stay where they are."""
     if maml is not None:
         accepted = "None is needed beside a learner, which has settings of its own"
         raise SettingError("maml", "given", accepted)
@@ -107,6 +113,10 @@ def _checked(learner: Learner, model: nn.Module, maml: MAML | None, kind: Kind) 
         raise SettingError(
             "model", type(model).__name__, "learner.module is needed beside a learner"
         )
+    own = leaves(learner.params)[0].device
+    if own.type != device.type or device.index not in (None, own.index):
+        accepted = f"{own} is needed, where the learner was made"
+        raise SettingError("device", str(device), accepted)
     return learner
 
 

@@ -92,9 +92,7 @@ class MetaTrainer(Trainer):
         for name, value in (("meta_batch", meta_batch), ("validation_tasks", validation_tasks)):
             check_whole(name, value, 1)
         check_members_of(model, members)
-        self.learner = learner = made_learner(
-            learner, model.to(as_device(device)), maml, tasks.kind
-        )
+        self.learner = learner = made_learner(learner, model, maml, tasks.kind, as_device(device))
         limits = LoopSettings(steps=steps, **settings)
         found = place(learner.module, device, learner.network.learnt)
         check_fit(learner, tasks, meta_batch, found)

@@ -152,6 +152,13 @@ def test_bad_input(settings: dict[str, Any], message: str) -> None:
         MetaTrainer(network(), TASKS, **settings)
 
 
+def test_a_learner_that_was_made_elsewhere_than_it_is_to_be_trained_is_refused() -> None:
+    learner = ProtoNet(network())
+    with pytest.raises(SettingError, match="^device='meta': cpu is needed, where the learner was"):
+        MetaTrainer(learner.module, TASKS, learner=learner, device="meta", **SETTINGS)
+    assert all(parameter.device.type == "cpu" for parameter in learner.module.parameters())
+
+
 def test_a_maker_may_have_hints_for_type_checkers_alone() -> None:
     def make(model: Unknown, *, kind: Any) -> Unknown:  # type: ignore[name-defined]  # noqa: F821
         return ProtoNet(model, kind=kind)
