@@ -99,7 +99,7 @@ def laplace_posterior(
         outputs_fn: outputs ``[N, C]`` of the last layer's parameters and inputs (`last_layer`).
         params: θ*, of the last layer; P is squared in memory and cubed in time.
         batch: ``(inputs, targets)``, all of the training data; targets are not used.
-        likelihood: ``"categorical"`` or ``"gaussian"``, or a `Likelihood` of kind ``"exact"``.
+        likelihood: by name, see `Likelihood`, or a `Likelihood` of kind ``"exact"``.
         prior_precision: above 0.
         variance: σ² of a gaussian likelihood, by default 1.
         chunk_size: as in `metalearn.core.fisher_diagonal`.

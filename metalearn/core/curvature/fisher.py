@@ -72,9 +72,9 @@ def fisher_diagonal(
         outputs_fn: outputs ``[N, C]`` of parameters and inputs ``[N, ...]``.
         params: any tree.
         batch: ``(inputs, targets)``; targets ``[N]`` (categorical: class indices,
-            or −100 for padding) or ``[N, C]`` (gaussian).
-        likelihood: ``"categorical"`` or ``"gaussian"``, see the module for normalisers; or a
-            `Likelihood`, which says kind, samples and variance too.
+            or −100 for padding), ``[N, C]`` (gaussian) or ``[N, C/2]`` (heteroscedastic).
+        likelihood: ``"categorical"``, ``"gaussian"`` or ``"heteroscedastic_gaussian"``, see the
+            module for normalisers; or a `Likelihood`, which says kind, samples and variance too.
         kind: ``"exact"``, ``"monte_carlo"`` or ``"empirical"``.
         generator: of Monte Carlo draws.
         samples: Monte Carlo draws for each input, by default 1.

@@ -63,7 +63,7 @@ class EnsembleTraining:
 
     Args:
         model: the members; trained in place.
-        data: labelled samples in three splits.
+        data: samples in three splits, with classes or real targets.
         validation: what is scored, and which state is kept for it.
         settings: see `EnsembleTrainer`, where each is described.
 

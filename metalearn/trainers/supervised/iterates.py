@@ -40,7 +40,7 @@ class SnapshotTrainer(Trainer):
 
     Args:
         model: an ensemble of one network.
-        data: labelled samples in three splits.
+        data: samples in three splits, with classes or real targets.
         members: M, which divides ``steps``.
         settings: the rest of `EnsembleTrainer`.
 
@@ -112,7 +112,7 @@ class SWAGTrainer(Trainer):
 
     Args:
         model: an ensemble of one network.
-        data: labelled samples in three splits.
+        data: samples in three splits, with classes or real targets.
         members: M, draws.
         start: share of the steps before the first iterate is collected, in [0, 1).
         every: steps between two iterates; None is an epoch.

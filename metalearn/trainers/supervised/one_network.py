@@ -27,7 +27,7 @@ class MCDropoutTrainer(Trainer):
 
     Args:
         model: an ensemble of one network with `metalearn.models.Dropout` layers.
-        data: labelled samples in three splits.
+        data: samples in three splits, with classes or real targets.
         members: M, draws of masks.
         settings: the rest of `EnsembleTrainer`; ``dropout`` is the rate.
 
@@ -73,7 +73,7 @@ class BatchEnsembleTrainer(Trainer):
 
     Args:
         model: an ensemble of one network, which is copied.
-        data: labelled samples in three splits.
+        data: samples in three splits, with classes or real targets.
         members: M.
         factors: how factors begin, see `metalearn.models.batch_ensemble.Factors`.
         settings: the rest of `EnsembleTrainer`.

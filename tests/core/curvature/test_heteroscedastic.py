@@ -152,6 +152,18 @@ def test_the_empirical_matrix_is_that_of_the_targets() -> None:
     close(fisher_matrix(outputs_fn, params, batch, likelihood=NAME, kind="empirical"), wanted)
 
 
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_members_in_a_vmap_are_members_alone(kind: Any) -> None:
+    outputs_fn, first, batch = problem()
+    other = {name: value * 0.7 - 0.1 for name, value in first.items()}
+    rule: Any = {"likelihood": NAME, "kind": kind}
+    stacked = {name: torch.stack([first[name], other[name]]) for name in first}
+    found = torch.vmap(lambda p: fisher_diagonal(outputs_fn, p, batch, **rule))(stacked)
+    for row, params in enumerate((first, other)):
+        wanted = fisher_diagonal(outputs_fn, params, batch, **rule)
+        close(flat({name: value[row] for name, value in found.items()}), flat(wanted))
+
+
 @pytest.mark.parametrize("targets", [1, 3])
 def test_draws_come_near_the_mean(targets: int) -> None:
     outputs_fn, params, batch = problem(targets)

@@ -26,6 +26,8 @@ KINDS = [
     {"name": "categorical", "kind": "monte_carlo", "samples": 3},
     {"name": "gaussian", "kind": "exact", "variance": 0.4},
     {"name": "gaussian", "kind": "monte_carlo", "samples": 2, "variance": 2.0},
+    {"name": "heteroscedastic_gaussian", "kind": "exact"},
+    {"name": "heteroscedastic_gaussian", "kind": "monte_carlo", "samples": 2},
 ]
 
 
