@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.cli.allowed_targets import check_targets
-from metalearn.cli.building import groups_of
+from metalearn.cli.building import groups_of, target_of
 from metalearn.cli.config_version import CONFIG_VERSION, upgraded
 from metalearn.cli.error_messages import KEPT_ON_RESUMING
 from metalearn.cli.given_settings import GivenSetting, plain_value
@@ -105,5 +105,15 @@ def resumed_config(config: DictConfig, given: Sequence[GivenSetting]) -> DictCon
         free = name in ("device", "test_tasks") or name.startswith("trainer.")
         if setting.removed or not free:
             raise setting.refusal(f"{KEPT_ON_RESUMING} beside resume={config.resume}")
+        _check_module(saved, setting, config.resume)
         OmegaConf.update(saved, name, OmegaConf.select(config, name), merge=False)
     return saved
+
+
+def _check_module(saved: DictConfig, given: GivenSetting, run: str) -> None:
+    """Refuse another value of a setting by which the run's module was made."""
+    made_by = getattr(target_of(saved.trainer, "trainer"), "makes_module", ())
+    had = plain_value(OmegaConf.select(saved, given.name))
+    if given.name in {f"trainer.{name}" for name in made_by} and plain_value(given.value) != had:
+        shown = "null" if had is None else had
+        raise given.refusal(f"{shown} is needed, as resume={run} has it: its module was made so")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ class Trainer:
     Args:
         loop: see `metalearn.trainers.loop.loop.Loop`.
     """
+
+    makes_module: ClassVar[tuple[str, ...]] = ()
+    """Settings by which the module is made, so that a run that is resumed keeps them."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop

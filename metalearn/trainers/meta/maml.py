@@ -31,7 +31,7 @@ from metalearn.core.tree import check_floating, match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.trainers.meta.learnt import learnt_values
-from metalearn.trainers.meta.planning import planned, settle, what_fits
+from metalearn.trainers.meta.planning import plan_of_adaptation, planned, what_fits
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.meta.task_losses import plan_of_one
@@ -213,7 +213,7 @@ class MetaLearner(Learner):
             return self.loss(params, batch)
 
         count = self.network.count or 1
-        plan = settle(
+        plan = plan_of_adaptation(
             self.maml,
             loss,
             self.network.own(self.network.rows()[0]),
@@ -226,7 +226,7 @@ class MetaLearner(Learner):
         return self.plan
 
     settle = prepare
-    """What it was called before."""
+    """The name of `prepare` in earlier versions, which goes on working."""
 
     def gradient_settings(self, step: int = 0) -> dict[str, Any]:
         """Keyword arguments of `metalearn.core.meta_gradient` for a training step.

@@ -18,7 +18,7 @@ from metalearn.trainers.loop.plans import memory_budget
 from metalearn.trainers.meta.settings import MAML
 from metalearn.types import LossFn, Params, TaskBatch
 
-__all__ = ["planned", "settle", "what_fits"]
+__all__ = ["plan_of_adaptation", "planned", "what_fits"]
 
 _PLANNED = ("engine", "method", "chunk_size")
 
@@ -28,7 +28,7 @@ def planned(plan: Plan | None) -> dict[str, Any]:
     return {name: getattr(plan, name) for name in _PLANNED} if plan else {}
 
 
-def settle(
+def plan_of_adaptation(
     maml: MAML,
     loss: LossFn,
     params: Params,

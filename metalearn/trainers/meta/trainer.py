@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import nn
@@ -70,6 +70,8 @@ class MetaTrainer(Trainer):
         SettingError: a setting out of range, a module that cannot work, a model whose output does
             not fit the tasks.
     """
+
+    makes_module: ClassVar[tuple[str, ...]] = ("members",)
 
     @checked
     def __init__(

@@ -83,6 +83,7 @@ class BatchEnsembleTrainer(Trainer):
     """
 
     networks: ClassVar[int | None] = 1
+    makes_module: ClassVar[tuple[str, ...]] = ("members",)
 
     @checked
     def __init__(

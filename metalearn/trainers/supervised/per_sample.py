@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,8 @@ class PerSampleTrainer(Trainer):
         SettingError: a setting out of range, a model whose samples depend on each other or that
             does not fit the data.
     """
+
+    makes_module: ClassVar[tuple[str, ...]] = ("batch_norm",)
 
     @checked
     def __init__(
