@@ -54,6 +54,7 @@ def test_a_run_explains_itself(run: Run, tmp_path: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     assert results["reason"] == "finished"
     assert results["steps"] == 4
+    assert results["checkpoint"] == "best", "which weights are tested"
     assert len(results["test"]["transductive"]["loss"]) == 4
     assert "torch" in json.loads((folder / "provenance.json").read_text())["versions"]
     steps = [json.loads(s)["step"] for s in (folder / "metrics.jsonl").read_text().splitlines()]

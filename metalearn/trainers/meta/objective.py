@@ -137,4 +137,16 @@ def _suspects(losses: Tensor, indices: Sequence[int]) -> str:
     """The tasks whose loss ``[M, T]`` is not finite, of any member; all where each is finite."""
     finite = torch.isfinite(losses).all(0).tolist()
     bad = [i for i, good in zip(indices, finite) if not good] or list(indices)
-    return f"training tasks {', '.join(map(str, bad))}"
+    return f"training tasks {', '.join(_ranges(bad))}"
+
+
+def _ranges(numbers: Sequence[int]) -> list[str]:
+    """``["9", "11", "16 to 40"]``: three or more in a row are said by their ends."""
+    rows: list[list[int]] = []
+    for number in numbers:
+        if rows and number == rows[-1][-1] + 1:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    short = [row if len(row) < 3 else [f"{row[0]} to {row[-1]}"] for row in rows]
+    return [str(part) for row in short for part in row]

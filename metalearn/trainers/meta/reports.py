@@ -52,14 +52,18 @@ class TestReport:
         return [{f"test/{name}": float(row[0, -1])} for row in values]
 
     def lines(self, name: str) -> list[str]:
-        """Mean ± 95 % interval over tasks at each inner step."""
+        """Mean ± 95 % interval over tasks at each inner step; one line where there are none."""
         score, values = self._score
-        lines = [f"{name}: {score} on {self.tasks} tasks, mean ± 95 % interval"]
-        for k, (mean, half) in enumerate(values.T.tolist()):
-            shown = f"{mean:.4f} ± {half:.4f}"
-            if score == "accuracy":
-                shown = f"{mean:7.2%} ± {half:.2%}"
-            lines.append(f"  after {k} inner steps  {shown}")
+        title = f"{name}: {score} on {self.tasks} tasks, mean ± 95 % interval"
+        shown = [f"{mean:.4f} ± {half:.4f}" for mean, half in values.T.tolist()]
+        if score == "accuracy":
+            shown = [f"{mean:7.2%} ± {half:.2%}" for mean, half in values.T.tolist()]
+        if len(shown) == 1:
+            lines = [title, f"  {shown[0].strip()}"]
+        else:
+            ends = [" " if k == 1 else "s" for k in range(len(shown))]
+            steps = [f"  after {k} inner step{end}" for k, end in enumerate(ends)]
+            lines = [title, *(f"{step}  {row}" for step, row in zip(steps, shown))]
         return lines if self.members is None else lines + self.members.lines()
 
     @property

@@ -246,11 +246,21 @@ def test_the_tasks_behind_a_loss_that_is_not_finite_are_named(
     assert again.fit().step == 6
 
 
+@pytest.mark.parametrize(
+    ("poisoned", "named"),
+    [([8], "8"), ([8, 9], "8, 9"), ([8, 9, 10], "8 to 10"), ([8, 10, 11], "8, 10, 11")],
+)
+def test_tasks_in_a_row_are_named_by_their_ends(poisoned: list[int], named: str) -> None:
+    trainer = sinusoid_trainer(tasks=Poisoned(WAVES, poisoned), maml=MAML(inner_lr=0.02))
+    with pytest.raises(NonFiniteError, match=rf"from training tasks {named}(;|$)"):
+        trainer.fit()
+
+
 def test_an_inner_rate_far_too_large_is_refused_with_advice() -> None:
     trainer = sinusoid_trainer(maml=MAML(inner_lr=1e30, inner_steps=3))
     with pytest.raises(NonFiniteError, match="lower inner or outer learning rate") as caught:
         trainer.fit()
-    assert re.search(r"^step 0: loss (nan|inf) .* training tasks 0, 1, 2, 3;", str(caught.value))
+    assert re.search(r"^step 0: loss (nan|inf) .* training tasks 0 to 3;", str(caught.value))
 
 
 # --- it learns ----------------------------------------------------------------------------------

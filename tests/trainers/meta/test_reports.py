@@ -1,0 +1,39 @@
+"""Reports of tests, as lines that a person reads.
+
+Axes: K inner steps.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metalearn.trainers.meta.reports import TestReport as Report
+
+LOSSES = torch.tensor([[2.0, 1.5, 12.0], [0.25, 0.5, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "rows"),
+    [
+        (None, ["2.0000 ± 0.2500", "1.5000 ± 0.5000", "12.0000 ± 0.0000"]),
+        (LOSSES / 16, [" 12.50% ± 1.56%", "  9.38% ± 3.12%", " 75.00% ± 0.00%"]),
+    ],
+)
+def test_each_inner_step_has_a_line(accuracies: torch.Tensor | None, rows: list[str]) -> None:
+    name = "loss" if accuracies is None else "accuracy"
+    assert Report(7, LOSSES, accuracies).lines("inductive") == [
+        f"inductive: {name} on 7 tasks, mean ± 95 % interval",
+        f"  after 0 inner steps  {rows[0]}",
+        f"  after 1 inner step   {rows[1]}",
+        f"  after 2 inner steps  {rows[2]}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accurate", "row"), [(False, "2.0000 ± 0.2500"), (True, "12.50% ± 1.56%")]
+)
+def test_without_inner_steps_there_is_one_line(accurate: bool, row: str) -> None:
+    first = LOSSES[:, :1]
+    report = Report(7, first, first / 16 if accurate else None)
+    assert report.lines("test")[1:] == [f"  {row}"]
