@@ -6,7 +6,9 @@ Axes: M members, B samples of a batch, D targets of a sample.
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,15 @@ from metalearn.models import MLP, Dropout
 from metalearn.trainers import EnsembleTrainer, PerSampleTrainer, RegressionTest
 from metalearn.trainers.diagnostics import DiagnosisData, diagnose
 from tests.support.alone import Precise, assert_member, train_alone
-from tests.support.builders import Recorder, after_gradient, assert_same, source_of
+from tests.support.builders import (
+    Recorder,
+    after_gradient,
+    assert_same,
+    last,
+    signal_in_step,
+    source_of,
+    state_of,
+)
 from tests.support.small_data import KINDS, MEMBERS, blobs, network, regressor, trainer, waves
 
 SGD: Any = lambda ps: torch.optim.SGD(ps, lr=0.02, momentum=0.9)  # noqa: E731
@@ -61,6 +71,10 @@ losses = pytest.mark.parametrize("name", LOSSES)
 def precise(seed: int, outputs: int, *, dropout: float = 0.0) -> nn.Module:
     drop = [Dropout(dropout)] if dropout else []
     return Precise(nn.Sequential(nn.Linear(2, 5), nn.Tanh(), *drop, nn.Linear(5, outputs)), seed)
+
+
+def wide(seed: int) -> nn.Module:
+    return Precise(nn.Sequential(nn.Linear(2, 7), nn.Softplus(), nn.Linear(7, 4)), seed)
 
 
 def deep(data: RegressionData, outputs: int, members: int, **settings: Any) -> EnsembleTrainer:
@@ -239,6 +253,41 @@ def test_the_best_is_chosen_by_a_loss_of_ones_own() -> None:
     )
     found = alone.validate()["validation/objective"]
     assert found == pytest.approx(float(absolute(alone.predict(x)[0], y).mean()), rel=1e-6)
+
+
+@kinds
+def test_an_interrupted_run_goes_on_by_its_own_loss(kind: Any, tmp_path: Path) -> None:
+    nets, metrics = kind.networks or MEMBERS, {"size": lambda f, y: len(y)}
+
+    def made(folder: str) -> Any:
+        model = Ensemble.from_factory(lambda seed: regressor(seed, 2), range(nets))
+        given: Any = {"loss": absolute, "metrics": metrics, "folder": tmp_path / folder}
+        return trainer(kind, model=model, data=waves(2), **given)
+
+    whole, stopped, resumed = made("whole"), made("parts"), made("parts")
+    whole.fit()
+    signal_in_step(stopped, 7, signal.SIGTERM)
+    assert stopped.fit().reason == "interrupted"
+    resumed.resume(last(tmp_path / "parts"))
+    resumed.fit()
+    assert_same(state_of(resumed), state_of(whole))
+    assert resumed.test().metrics == {"size": 24.0}
+
+
+def test_networks_of_different_architectures() -> None:
+    """In stacks of their own, each as if alone."""
+    data = waves(2)
+    makes = [lambda: precise(0, 4), lambda: precise(1, 4), lambda: wide(2)]
+    model = Ensemble.from_modules([make() for make in makes])
+    settings: Any = {"steps": 4, "batch_size": 8, "clip": None, "schedule": "constant"}
+    made = EnsembleTrainer(model, data, optimizer=SGD, progress=False, **settings)
+    made.fit()
+    assert len(made.ensemble.stacks) == 2
+    for index, make in enumerate(makes):
+        alone = make()
+        train_alone(alone, data, index, SGD, steps=4, criterion=nll)
+        assert_member(made, index, alone)
+    assert made.test().report.members.nll.shape == (3,)
 
 
 def test_members_that_share_weights_are_judged_by_their_mean() -> None:
