@@ -13,13 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 from metalearn.cli.allowed_targets import check_targets
 from metalearn.cli.building import groups_of, target_of
 from metalearn.cli.config_version import CONFIG_VERSION, upgraded
+from metalearn.cli.devices import device_of
 from metalearn.cli.error_messages import KEPT_ON_RESUMING
 from metalearn.cli.given_settings import GivenSetting, plain_value
 from metalearn.cli.run_folders import existing_run
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular, replace_file
+from metalearn.random_streams import check_split
 
-__all__ = ["resumed_config", "saved_config", "used_part", "write_config"]
+__all__ = ["config_to_read", "resumed_config", "saved_config", "used_part", "write_config"]
 
 _LARGEST = 2**18  # bytes of a configuration: a hundred times what they have
 _DEEPEST = 32  # levels of a configuration
@@ -54,6 +56,20 @@ def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = 
     if not isinstance(config, DictConfig) or "trainer" not in config:
         raise DataError(f"{path}: a run's configuration has a trainer")
     return upgraded(config, path)
+
+
+def config_to_read(config: DictConfig) -> DictConfig:
+    """The configuration of a run that a command reads, its checkpoint, split and device checked.
+
+    Raises:
+        SettingError, DataError: the first that cannot work, or a run that cannot be read.
+    """
+    saved = saved_config(existing_run(config.run, "run"), trust=plain_value(config.trust))
+    if config.checkpoint not in ("best", "last"):
+        raise SettingError("checkpoint", plain_value(config.checkpoint), "best or last is needed")
+    check_split(plain_value(config.split))
+    device_of(config.device)
+    return saved
 
 
 def _check_form(text: str) -> None:

@@ -12,15 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.cli.determinism import determinism
-from metalearn.cli.devices import device_of
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import trainer_of
-from metalearn.cli.run_config import saved_config
+from metalearn.cli.run_config import config_to_read, saved_config
 from metalearn.cli.run_folders import claimed, existing_run, writing_to
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
-from metalearn.random_streams import check_split
 from metalearn.tracking import RunTracker, provenance, write_json
 from metalearn.trainers import Trainer
 from metalearn.trainers.diagnostics import (
@@ -78,11 +76,7 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     Raises:
         SettingError, DataError: the first of them, or a run that cannot be read.
     """
-    saved = saved_config(existing_run(config.run, "run"), trust=plain_value(config.trust))
-    if config.checkpoint not in ("best", "last"):
-        raise SettingError("checkpoint", plain_value(config.checkpoint), "best or last is needed")
-    check_split(plain_value(config.split))
-    device_of(config.device)
+    saved = config_to_read(config)
     check_whole("samples", plain_value(config.samples), 1)
     check_whole("tasks", plain_value(config.tasks), 1)
     if config.inner_steps is not None:
