@@ -29,11 +29,11 @@ class Criterion:
 
     Args:
         kind: ``"classification"`` or ``"regression"``.
-        logits: from a batch of inputs to C, which is the same for all tasks; None where each batch
+        logits: from inputs to outputs ``[N, C]``, with one C for all tasks; None where each batch
             of tasks has its own.
     """
 
-    def __init__(self, kind: Kind, logits: Callable[[Any], int] | None) -> None:
+    def __init__(self, kind: Kind, logits: Callable[[Any], Tensor] | None) -> None:
         if kind not in ("classification", "regression"):
             raise SettingError("kind", kind, "classification or regression is needed")
         self.kind, self._logits = kind, logits
@@ -99,7 +99,8 @@ class Criterion:
                 self._classes = way_of(tasks)
             elif self._classes is None:
                 with torch.no_grad(), module_takes(f"{name} inputs", inputs):
-                    self._classes = self._logits(tree_map(lambda x: x[0], inputs))
+                    outputs = self._logits(tree_map(lambda x: x[0], inputs))
+                    self._classes = int(outputs.shape[-1])
             check_form(True, (len(targets[0]), self._classes), targets[0])
             if targets.device.type == "cpu" or name not in self._read:
                 check_values(targets, self._classes, f"targets of the {name} set")

@@ -52,6 +52,7 @@ class Learner(ABC):
         norm: what to make of batch and instance norms; see `metalearn.trainers.MAML`.
         engine: how tasks are batched.
         chunk_size: tasks at a time; None takes a whole meta-batch.
+        features: see the attribute.
 
     Attributes:
         module, params: what is trained; by name, with what is learnt beside; of M, ``[M, ...]``.
@@ -81,15 +82,17 @@ class Learner(ABC):
         norm: Norm | None = None,
         engine: Engine = "auto",
         chunk_size: int | None = None,
+        features: int | None = None,
     ) -> None:
         if chunk_size is not None:
             check_whole("chunk_size", chunk_size, 1)
-        logits = lambda inputs: int(self._as_it_is(inputs).shape[-1])  # noqa: E731
-        self.criterion = Criterion(kind, None if self.needs == "features" else logits)
+        if features is not None:
+            check_whole("features", features, 1)
+            self.features = features
+        self.criterion = Criterion(kind, None if self.needs == "features" else self._as_it_is)
         self.kind, self._engine, self.chunk_size = kind, engine, chunk_size
-        self.network = network_of(
-            convert_norm(module, norm) if norm is not None else module, engine
-        )
+        module = module if norm is None else convert_norm(module, norm)
+        self.network = network_of(module, engine)
         self.module, self.params = self.network.module, self.network.params
         self.buffers, self.apply = self.network.buffers, self.network.apply
         self.plan: Plan | None = None
@@ -238,7 +241,7 @@ class Learner(ABC):
             transductive: the bare network in any case: queries asked together share statistics.
 
         Raises:
-            SettingError: steps below 0, a loss that the module's parameters have no part in.
+            SettingError: steps below 0, a loss without the module's parameters.
         """
         return adapted(self, support, steps, transductive=transductive)
 

@@ -6,7 +6,7 @@ Axes: T tasks, N samples, C classes (way), D features.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from metalearn.core import Engine
 from metalearn.core.checks import check_pair
 from metalearn.core.module.functionalize import Norm
 from metalearn.core.targets import is_label
-from metalearn.errors import SettingError, check_whole
+from metalearn.errors import SettingError
 from metalearn.signatures import checked
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.types import Batch, Params
@@ -67,10 +67,8 @@ class ProtoNet(Learner):
     ) -> None:
         if kind == "regression":
             raise SettingError("kind", kind, "a prototypical network needs tasks of classification")
-        if features is not None:
-            check_whole("features", features, 1)
-        super().__init__(module, kind=kind, norm=norm, engine=engine, chunk_size=chunk_size)
-        self.features = features
+        how: Any = {"engine": engine, "norm": norm, "chunk_size": chunk_size, "features": features}
+        super().__init__(module, kind=kind, **how)
 
     def state_of(self, params: Params, support: Batch) -> Prototypes:
         """The mean features of the classes in one task's support set."""

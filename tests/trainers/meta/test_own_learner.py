@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,9 @@ def test_adapted_modules_predict_what_is_scored(make: type[Learner], members: in
         torch.testing.assert_close(scores.losses[t, -1], loss, rtol=1e-9, atol=0)
 
 
-def test_an_adapted_module_is_a_module_like_any() -> None:
-    tasks, learner = doubled("test", 1), Ridge(network().double())
+@pytest.mark.parametrize("make", [Ridge, Descent])
+def test_an_adapted_module_is_a_module_like_any(make: type[Learner]) -> None:
+    tasks, learner = doubled("test", 1), make(network().double())
     support, (queries, _) = tree_map(lambda v: v[0], tuple(tasks))
     adapted = learner.adapt(support)
     before = adapted(queries).detach()
@@ -326,6 +328,11 @@ def test_predictions_of_regression(outputs: Any) -> None:
 def test_settings_of_a_learner_of_ones_own() -> None:
     with pytest.raises(SettingError, match="^chunk_size=0: a whole number of at least 1"):
         Ridge(network(), chunk_size=0)
+    with pytest.raises(SettingError, match="^features=0: a whole number of at least 1"):
+        Ridge(network(), features=0)
+    with pytest.raises(SettingError, match=r"^model='MLP': outputs \[6, 7\] are needed"):
+        MetaTrainer(network(), TASKS, learner=partial(Ridge, features=7))
+    assert Ridge(network(), features=3).features == 3 and Ridge(network()).features is None
     with pytest.raises(SettingError, match="^norm='layer': one of batch_stats, group"):
         Ridge(network(), norm="layer")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="^maml=.*Ridge has none, so None is needed"):
