@@ -73,9 +73,8 @@ class MetaLearner(Learner):
         if not self.adapting():
             accepted = "a pattern that leaves a parameter to adapt is needed"
             raise SettingError("maml.frozen", self.maml.frozen, accepted)
-        self.optimizer = self.maml.optimizer()
-        if self.maml.learnt_names:
-            self._learn()
+        values = self._learn() if self.maml.learnt_names else None
+        self.optimizer = self.maml.optimizer(values)
         self.inner_steps, self.eval_steps = self.maml.inner_steps, self.maml.eval_steps
 
     @checked
@@ -279,15 +278,15 @@ class MetaLearner(Learner):
         asked = {"engine": maml.engine, "method": maml.wanted_method, "memory": maml.memory}
         return asked if self.network.count else {**asked, "chunk_size": maml.chunk_size}
 
-    def _learn(self) -> None:
-        """Have hyperparameters of the inner optimiser among the parameters."""
+    def _learn(self) -> Mapping[str, Any]:
+        """Have hyperparameters of the inner optimiser among the parameters; they are returned."""
         network = self.network
         row = network.rows()[0]
         adapting = {name: row[name] for name in self.adapting()}
         values = learnt_values(self.maml, adapting, network.count)
         network.learn(values)
         self.params, self.apply = network.params, network.apply
-        self.optimizer = self.maml.optimizer(values.by_hyperparameter(network.rows()[0]))
+        return values.by_hyperparameter(network.rows()[0])
 
     @property
     def batching(self) -> tuple[Engine, int | None]:

@@ -31,6 +31,7 @@ INNER: dict[str, dict[str, Any]] = {
     "nesterov": {
         "learn": ["momentum", "lr"], "inner_momentum": 0.6, "inner_nesterov": True,
     },
+    "nesterov from no momentum": {"learn": ["momentum", "lr"], "inner_nesterov": True},
     "adam": {
         "learn": ["lr", "betas", "weight_decay"], "inner_optimizer": "adam",
         "inner_betas": [0.8, 0.9],
