@@ -136,7 +136,7 @@ class KroneckerFisher(NamedTuple):
         parts: dict[str, Tensor] = {}
         for name, block in self.blocks.items():
             names = layer_parameters(name, vector)
-            if names is None or vector[names.weight].dim() < 2:
+            if names is None or vector[names.weight].dim() < 2 or not vector[names.weight].numel():
                 needed = f"{name}.weight".lstrip(".")
                 raise SettingError("vector", list(vector), f"{needed} is needed, a matrix")
             weight, bias = vector[names.weight], vector.get(names.bias or "")
