@@ -94,6 +94,12 @@ def check_options(arguments: Sequence[str]) -> None:
 
     def refuse(message: str) -> NoReturn:
         shown = " ".join(part for part in arguments if part.startswith("-"))
+        left = message.removeprefix("unrecognized arguments: ").split()
+        if left and left[0] in arguments and not left[0].startswith("-"):
+            accepted = (
+                f"{left[0]} is parted by it from the settings before; all in a row are needed"
+            )
+            raise SettingError("options", shown, accepted)
         raise SettingError("options", shown, f"{message}; --hydra-help lists them")
 
     parser = get_args_parser()

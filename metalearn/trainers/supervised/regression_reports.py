@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metalearn.evaluation import RegressionReport
+from metalearn.trainers.supervised.score_table import score_table
 from metalearn.types import Split
 
 __all__ = ["RegressionTest"]
@@ -52,17 +53,14 @@ class RegressionTest:
     def lines(self, name: str) -> list[str]:
         """Members' median and range beside the ensemble; where its variance comes from."""
         found, whole = self.report, self.report.ensemble()
-        lines = [f"{name}: {found.samples} samples, {len(found.members.nll)} members"]
-        lines.append(
-            f"  {'':10}{'ensemble':>10}{'members: median':>18}{'lowest':>10}{'highest':>10}"
-        )
-        for score in _SCORES:
-            values = getattr(found.members, score)
-            row = (whole[score], values.median(), values.min(), values.max())
-            shown = [f"{float(v):.2%}" if score == "coverage" else f"{float(v):.4f}" for v in row]
-            lines.append(f"  {score:10}{shown[0]:>10}{shown[1]:>18}{shown[2]:>10}{shown[3]:>10}")
-        lines.append(
-            f"  variance: {whole['aleatoric']:.4g} of the members' own (aleatoric), "
-            f"{whole['epistemic']:.4g} between them (epistemic)"
-        )
+        members = {score: getattr(found.members, score) for score in _SCORES}
+        title = f"{name}: {found.samples} samples"
+        lines = score_table(title, whole, members, percent=["coverage"])
+        if len(found.members.nll) == 1:
+            lines.append(f"  variance: {whole['aleatoric']:.4g} (aleatoric)")
+        else:
+            lines.append(
+                f"  variance: {whole['aleatoric']:.4g} of the members' own (aleatoric), "
+                f"{whole['epistemic']:.4g} between them (epistemic)"
+            )
         return lines + [f"  {n.replace('_', ' ')}: {v:.4g}" for n, v in self.metrics.items()]

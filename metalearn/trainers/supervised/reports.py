@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metalearn.evaluation import EnsembleReport, OODScores, Temperature
+from metalearn.trainers.supervised.score_table import score_table
 from metalearn.types import Split
 
 __all__ = ["EnsembleTest"]
@@ -71,16 +72,9 @@ class EnsembleTest:
     def lines(self, name: str) -> list[str]:
         """Members' median and range beside the ensemble."""
         found = self.report
-        count = len(found.members.accuracy)
-        lines = [f"{name}: {found.samples} samples, {count} members"]
-        lines.append(
-            f"  {'':10}{'ensemble':>10}{'members: median':>18}{'lowest':>10}{'highest':>10}"
-        )
-        for score in _SCORES:
-            values = getattr(found.members, score)
-            row = (found.ensemble()[score], values.median(), values.min(), values.max())
-            shown = [f"{float(v):.2%}" if score == "accuracy" else f"{float(v):.4f}" for v in row]
-            lines.append(f"  {score:10}{shown[0]:>10}{shown[1]:>18}{shown[2]:>10}{shown[3]:>10}")
+        members = {score: getattr(found.members, score) for score in _SCORES}
+        title = f"{name}: {found.samples} samples"
+        lines = score_table(title, found.ensemble(), members, percent=["accuracy"])
         heat = self.temperature
         lines.append(
             f"  temperature {float(heat.temperature):.3g} takes the validation NLL from "
