@@ -140,10 +140,10 @@ class KroneckerFisher(NamedTuple):
                 needed = f"{name}.weight".lstrip(".")
                 raise SettingError("vector", list(vector), f"{needed} is needed, a matrix")
             weight, bias = vector[names.weight], vector.get(names.bias or "")
-            matrix = block.matrix_of(weight)
+            sizes = tuple(block.eigenvalues.shape)
+            matrix = block.matrix_of(weight) if len(weight) % math.prod(sizes[:-2]) == 0 else weight
             if bias is not None and bias.numel() == math.prod(matrix.shape[:-1]):
                 matrix = torch.cat([matrix, bias.reshape(*matrix.shape[:-1], 1)], dim=-1)
-            sizes = tuple(block.eigenvalues.shape)
             if matrix.shape != sizes:
                 accepted = f"weight and bias of layer {name!r} are needed, {sizes} together"
                 raise SettingError("vector", list(vector), accepted)

@@ -397,6 +397,28 @@ def test_what_has_no_factors_is_refused_by_name(
         fisher_kfac(module, params, (x, None), **RULE)
 
 
+@pytest.mark.parametrize("name", ["linear", "Conv1D", "conv1d, groups", "conv3d, groups"])
+@pytest.mark.parametrize("change", ["longer", "shorter", "wider", "no bias", "no elements"])
+def test_a_vector_of_another_layer_is_refused(name: str, change: str) -> None:
+    module, x = problem(name)
+    _, params, _ = functionalize(module)
+    found = fisher_kfac(module, params, (x, None), **RULE)
+    vector, key = dict(params), next(n for n in params if n.endswith("weight"))
+    rows, columns = vector[key].shape[:2]
+    vector[key] = {
+        "longer": lambda: vector[key].new_ones(rows + 1, *vector[key].shape[1:]),
+        "shorter": lambda: vector[key][: rows - 1],
+        "wider": lambda: vector[key].new_ones(rows, columns + 1, *vector[key].shape[2:]),
+        "no bias": lambda: vector[key],
+        "no elements": lambda: vector[key][:0],
+    }[change]()
+    if change == "no bias":
+        del vector["layer.bias"]
+    for call in (found.product, lambda v: found.inverse_product(v, damping=0.1)):
+        with pytest.raises(SettingError, match="^vector="):
+            call(vector)
+
+
 def test_a_bias_that_is_frozen_is_a_constant() -> None:
     module, x = problem("linear")
     assert isinstance(module, Around) and isinstance(module.layer, nn.Linear)

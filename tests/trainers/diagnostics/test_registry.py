@@ -275,7 +275,8 @@ def test_a_quantity_that_a_run_has_nothing_for_is_told() -> None:
 
 
 def test_unknown_quantities_are_refused() -> None:
-    with pytest.raises(SettingError, match="^what='fish': known are gradient_norms, .*, traces$"):
+    meant = "^what='fish': known are gradient_norms, .*, traces; did you mean fisher.$"
+    with pytest.raises(SettingError, match=meant):
         diagnose([], ["fish"])
     with pytest.raises(SettingError, match="^diagnostics='eigenvalues': known are gradient_no.*"):
         LoopSettings(diagnostics=["eigenvalues"])  # of finished runs alone
