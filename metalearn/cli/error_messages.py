@@ -96,10 +96,8 @@ def check_options(arguments: Sequence[str]) -> None:
         shown = " ".join(part for part in arguments if part.startswith("-"))
         left = message.removeprefix("unrecognized arguments: ").split()
         if left and left[0] in arguments and not left[0].startswith("-"):
-            accepted = (
-                f"{left[0]} is parted by it from the settings before; all in a row are needed"
-            )
-            raise SettingError("options", shown, accepted)
+            apart = f"{left[0]} stands apart from those before"
+            raise SettingError("options", shown, f"settings in one row are needed, and {apart}")
         raise SettingError("options", shown, f"{message}; --hydra-help lists them")
 
     parser = get_args_parser()
