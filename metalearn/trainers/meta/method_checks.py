@@ -20,7 +20,7 @@ from metalearn.core.checks import call_given, module_takes
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.targets import is_label
 from metalearn.core.tree import leaves, tree_map
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.trainers.meta.criterion import Criterion, Kind
 from metalearn.trainers.meta.network import LearnerNetwork
 from metalearn.types import Batch, Params, TaskBatch
@@ -45,6 +45,7 @@ class CheckedLearner(Protocol):
     criterion: Criterion
     network: LearnerNetwork
     inner_steps: int
+    eval_steps: int
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -128,6 +129,8 @@ def check_outputs(learner: CheckedLearner, outputs: Any, targets: Any) -> None:
 
 def check_methods(learner: CheckedLearner, tasks: TaskBatch) -> None:
     """Fit and predict the first of T tasks, of the first network, for what can be refused of it."""
+    for setting in ("inner_steps", "eval_steps"):
+        check_whole(_name(learner, setting), getattr(learner, setting), 0)
     support, query = tree_map(lambda value: value[0], tasks)
     row = learner.network.rows()[0]
     with learner.refusing_inputs(tasks):

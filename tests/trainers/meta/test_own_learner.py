@@ -281,6 +281,15 @@ def test_methods_that_give_nonsense(
             kind(network()).score(TASKS.sample("test", [0, 1]))
 
 
+@pytest.mark.parametrize("name", ["inner_steps", "eval_steps"])
+@pytest.mark.parametrize("count", [-1, 1.5, "two", None, True])
+def test_numbers_of_steps_that_are_none(name: str, count: Any) -> None:
+    trainer = MetaTrainer(network(), TASKS, learner=replaced(Descent, **{name: count}), **SETTINGS)
+    message = rf"^Own\.{name}={count!r}: a whole number of at least 0 is needed"
+    with pytest.raises(SettingError, match=message):
+        trainer.fit()
+
+
 @pytest.mark.parametrize(("loss", "message"), LOSSES)
 @pytest.mark.parametrize("ask", ["train", "gradient", "tasks", "unused"])
 def test_losses_that_are_none(loss: Any, message: str, ask: str) -> None:
