@@ -1,7 +1,7 @@
-"""What a learner with an inner loop learns beside the weights: hyperparameters of its optimiser.
+"""What a learner learns beside the weights: hyperparameters of an inner optimiser, or other values.
 
-They are entries ``learnt.lr``, ``learnt.lr.<parameter>``, ``learnt.momentum``, … of the learner's
-parameters, beside those of the network; an entry of M members is ``[M, ...]``.
+They are entries ``learnt.lr``, ``learnt.lr.<parameter>``, ``learnt.momentum``, ``learnt.scale``, …
+of the learner's parameters, beside those of the network; an entry of M members is ``[M, ...]``.
 
 Axes: M members, K inner steps of training.
 """
@@ -9,20 +9,23 @@ Axes: M members, K inner steps of training.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from metalearn.core.checks import check_number
+from metalearn.core.tree import leaves
+from metalearn.errors import SettingError
 from metalearn.trainers.members.trained import LEARNT
 from metalearn.trainers.meta.settings import MAML
 from metalearn.types import Params
 
-__all__ = ["LearntValues", "learnt_values"]
+__all__ = ["LearntValues", "learn_beside", "learnt_values"]
 
 
 class LearntValues(nn.Module):
-    """Hyperparameters of an inner optimiser as parameters of a module, under dotted names.
+    """Hyperparameters of an inner optimiser, and others, as parameters of a module.
 
     Args:
         values: by hyperparameter, a tensor, or one for each parameter that adapts, by its name.
@@ -30,8 +33,11 @@ class LearntValues(nn.Module):
             those of their elements.
     """
 
-    def __init__(self, values: Mapping[str, Any], vectors: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, values: Mapping[str, Any] | None = None, vectors: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__()
+        values = values or {}
         self._vectors = vectors
         self._parameters_of = {n: list(v) for n, v in values.items() if isinstance(v, dict)}
         self._names = list(values)
@@ -41,6 +47,22 @@ class LearntValues(nn.Module):
                 continue
             for parameter, rate in value.items():
                 _register(self, f"{name}.{parameter}", rate)
+        self._others: list[str] = []
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Have a value that is no hyperparameter of the inner optimiser."""
+        _register(self, name, value)
+        self._others.append(name)
+
+    @property
+    def hyperparameters(self) -> list[str]:
+        """Names of those of the inner optimiser."""
+        return self._names
+
+    @property
+    def others(self) -> list[str]:
+        """The entries that are no hyperparameters of the inner optimiser."""
+        return [f"{LEARNT}{name}" for name in self._others]
 
     def entries(self) -> dict[str, Tensor]:
         """The values, without a graph, under the names that they have among the parameters."""
@@ -49,6 +71,12 @@ class LearntValues(nn.Module):
     def without(self, params: Params) -> dict[str, Tensor]:
         """The others of a learner's parameters: those of its network."""
         return {name: value for name, value in params.items() if not name.startswith(LEARNT)}
+
+    def adaptable(self, params: Params) -> dict[str, Tensor]:
+        """A learner's parameters without hyperparameters: the network's, and `others`."""
+        others = self.others
+        found = params.items()
+        return {n: value for n, value in found if not n.startswith(LEARNT) or n in others}
 
     def rates_of(self, names: Iterable[str]) -> list[str]:
         """The entries that are step sizes of these parameters of the network alone."""
@@ -87,6 +115,42 @@ class LearntValues(nn.Module):
             for p, rate in given[name].items():
                 found[f"{LEARNT}{name}.{p}"] = rate.squeeze(-1) if p in self._vectors else rate
         return found
+
+
+class HasNetwork(Protocol):
+    """What `learn_beside` asks of a learner."""
+
+    network: Any
+    params: dict[str, Tensor]
+    apply: Any
+
+
+def learn_beside(learner: HasNetwork, name: str, value: Tensor | float) -> None:
+    """Have a value learnt beside the network, an entry ``learnt.<name>`` of ``params``.
+
+    To be called where a learner is made. Each member of an `Ensemble` has its own, which starts as
+    the others do. The outer optimiser trains it as it trains the weights, and it is saved, clipped
+    and shown in TensorBoard with them; an inner loop does not change it.
+
+    Args:
+        learner: that reads ``params[f"learnt.{name}"]`` in what it does with one network.
+        name: an identifier.
+        value: where it starts, a number or a tensor of the shape that one network needs.
+
+    Raises:
+        SettingError: a name that is taken or no identifier, a value that is not finite.
+    """
+    network = learner.network
+    values = network.learnt or LearntValues()
+    if not (isinstance(name, str) and name.isidentifier()) or hasattr(values, name):
+        raise SettingError("name", name, "an identifier that is not taken is needed")
+    check_number("value", value, shape=None)
+    like = leaves(network.params)[0]
+    start = torch.as_tensor(value, dtype=like.dtype, device=like.device).detach()
+    lead = () if network.count is None else (network.count,)
+    values.add(name, start.expand((*lead, *start.shape)).clone())
+    network.learn(values)
+    learner.params, learner.apply = network.params, network.apply
 
 
 def learnt_values(maml: MAML, adapting: Mapping[str, Tensor], count: int | None) -> LearntValues:

@@ -5,7 +5,7 @@ Axes: T tasks, K inner steps, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -127,9 +127,8 @@ class MetaLearner(Learner):
             if not is_out_of_memory(error):
                 raise
         row = self.network.own(self.network.rows()[0])
-        raise MemoryError(
-            what_fits(self.maml, self.loss, row, tasks, plan=self.plan, settings=settings)
-        )
+        how: Any = {"plan": self.plan, "settings": settings}
+        raise MemoryError(what_fits(self.maml, self.loss, row, tasks, **how))
 
     def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
         """The meta-gradient of each task at one network's parameters, leaves ``[T, ...]``."""
@@ -181,7 +180,7 @@ class MetaLearner(Learner):
             steps=self.count_steps(steps),
             engine="vmap" if engine != "loop" and alone else engine,
             chunk_size=chunk,
-            frozen=self.maml.frozen,
+            frozen=self.frozen,
         )
 
     @checked
@@ -195,11 +194,7 @@ class MetaLearner(Learner):
     ) -> Plan:
         """Decide what ``maml`` leaves to ``"auto"``, by trials on ``tasks``; kept in ``plan``.
 
-        Args:
-            tasks: two are enough.
-            task_count: T of the meta-gradients to come.
-            deterministic: leave out of it what memory is free.
-            check: called in every trial; what it raises ends them.
+        Arguments are those of `Learner.prepare`.
 
         Raises:
             SettingError: nothing fits ``maml.memory``.
@@ -238,25 +233,35 @@ class MetaLearner(Learner):
             "method": self.maml.wanted_method,
             "engine": "loop" if self.network.only_loop else self.maml.engine,
             "chunk_size": self.maml.chunk_size,
-            "frozen": self.maml.frozen,
+            "frozen": self.frozen,
             "implicit": self.maml.implicit,
             **planned(self.plan),
         }
 
     def adaptation(self, start: Params, steps: int | None = None) -> Adaptation:
         """K inner steps from a starting point; None takes ``maml.eval_steps``."""
-        count, frozen = self.count_steps(steps), self.maml.frozen
-        return Adaptation(self.inner_loss(start), self.optimizer_at(start), count, frozen)
+        count, loss = self.count_steps(steps), self.inner_loss(start)
+        return Adaptation(loss, self.optimizer_at(start), count, self.frozen)
 
     def optimizer_at(self, params: Params) -> InnerOptimizer:
         """The inner optimiser of one network with what is learnt among its parameters."""
         learnt = self.network.learnt
-        return self.optimizer if learnt is None else self.optimizer.with_learnt(learnt.tree(params))
+        if learnt is None or not learnt.hyperparameters:
+            return self.optimizer
+        return self.optimizer.with_learnt(learnt.tree(params))
+
+    @property
+    def frozen(self) -> str | Sequence[str] | None:
+        """Patterns over names of parameters that the inner loop leaves alone."""
+        given, learnt = self.maml.frozen, self.network.learnt
+        if learnt is None or not learnt.others:
+            return given
+        return [*([given] if isinstance(given, str) else given or ()), *learnt.others]
 
     def adapting(self) -> list[str]:
         """Names of the parameters that the inner loop changes."""
         own = self.network.own(self.params)
-        fixed = match_names(own, self.maml.frozen, "maml.frozen")
+        fixed = match_names(own, self.frozen, "maml.frozen")
         return [name for name, still in zip(own, fixed) if not still]
 
     def inner_loss(self, start: Params) -> LossFn:

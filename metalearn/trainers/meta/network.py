@@ -57,10 +57,10 @@ class LearnerNetwork(Protocol):
     """What is learnt beside the module; None where nothing is."""
 
     def learn(self, values: LearntValues) -> None:
-        """Have values learnt beside the module."""
+        """Have values learnt beside the module, or further ones beside those that are."""
 
     def own(self, params: Params) -> Params:
-        """The parameters without what is learnt beside them."""
+        """The parameters without hyperparameters of an inner optimiser that are learnt."""
 
     def rows(self) -> list[dict[str, Tensor]]:
         """The parameters of each network."""
@@ -109,8 +109,8 @@ class OneNetwork:
         _learn(self, values)
 
     def own(self, params: Params) -> Params:
-        """The parameters without what is learnt beside them."""
-        return params if self.learnt is None else self.learnt.without(params)
+        """The parameters without hyperparameters of an inner optimiser that are learnt."""
+        return params if self.learnt is None else self.learnt.adaptable(params)
 
     def rows(self) -> list[dict[str, Tensor]]:
         """The parameters."""
@@ -129,7 +129,7 @@ class OneNetwork:
         self, loss: LossFn, params: Params, tasks: TaskBatch, **how: Any
     ) -> MetaGradient:
         """`metalearn.core.meta_gradient`."""
-        if self.learnt is None:
+        if self.learnt is None or not self.learnt.hyperparameters:
             return meta_gradient(loss, params, tasks, **how)
         optimizer = how.pop("optimizer").with_learnt(self.learnt.tree(params))
         found = meta_gradient(loss, self.own(params), tasks, optimizer=optimizer, **how)
@@ -173,8 +173,8 @@ class StackedNetworks:
         _learn(self, values)
 
     def own(self, params: Params) -> Params:
-        """The parameters without what is learnt beside them."""
-        return params if self.learnt is None else self.learnt.without(params)
+        """The parameters without hyperparameters of an inner optimiser that are learnt."""
+        return params if self.learnt is None else self.learnt.adaptable(params)
 
     def rows(self) -> list[dict[str, Tensor]]:
         """The parameters of each member."""
@@ -193,7 +193,7 @@ class StackedNetworks:
         self, loss: LossFn, params: Params, tasks: TaskBatch, **how: Any
     ) -> MetaGradient:
         """`metalearn.core.member_meta_gradient`."""
-        if self.learnt is None:
+        if self.learnt is None or not self.learnt.hyperparameters:
             return member_meta_gradient(loss, params, tasks, **how)
         values = self.learnt.tree(params)
         found = member_meta_gradient(loss, self.own(params), tasks, learnt=values, **how)
@@ -228,11 +228,12 @@ def _learn(network: OneNetwork | StackedNetworks, values: LearntValues) -> None:
     """Put values among a network's parameters; calls of the network pass over them."""
     taken = [name for name in network.module.state_dict() if name.startswith(LEARNT)]
     if taken:
-        accepted = f"names that do not begin with {LEARNT} are needed where it learns step sizes"
+        accepted = f"names that do not begin with {LEARNT} are needed where more is learnt"
         raise SettingError("module", taken[0], accepted)
-    call, own = network.apply, values.entries()
-    network.learnt = values
-    network.apply = lambda params, *rest: call(values.without(params), *rest)
+    if network.learnt is None:
+        call = network.apply
+        network.apply = lambda params, *rest: call(values.without(params), *rest)
+    network.learnt, own = values, values.entries()
     network.params = {**network.params, **own}
     network.names = {**network.names, **{name: name for name in own}}
 

@@ -27,6 +27,7 @@ from metalearn.schema import Kind as StateKind
 from metalearn.signatures import checked
 from metalearn.trainers.meta.adapting import adapted
 from metalearn.trainers.meta.criterion import Criterion, Kind
+from metalearn.trainers.meta.learnt import learn_beside
 from metalearn.trainers.meta.method_checks import named_by_class, refused_inputs, states_of
 from metalearn.trainers.meta.network import network_of
 from metalearn.trainers.meta.plan_state import kept_plan, plan_kind, plan_state
@@ -40,11 +41,11 @@ __all__ = ["Learner"]
 
 
 class Learner(ABC):
-    """A module, or an `Ensemble`, that learns to adapt to tasks.
+    """A module, or an `Ensemble`, that learns to adapt to tasks; it shares the module's parameters.
 
     A method gives `fit` and `predict`; `task_loss` where it descends something else than the loss
-    of queries; and what takes the gradient where that is not the loss of a task. It shares the
-    module's parameters: an optimiser that steps ``learner.module`` steps the learner.
+    of queries; what takes the gradient where that is not the loss of a task; and names by `learn`
+    what is learnt beside the module.
 
     Args:
         module: one network, or an `Ensemble` whose members learn each by itself.
@@ -97,6 +98,8 @@ class Learner(ABC):
         self.buffers, self.apply = self.network.buffers, self.network.apply
         self.plan: Plan | None = None
 
+    learn = learn_beside
+
     @abstractmethod
     def fit(self, params: Params, support: Batch, *, steps: int | None = None) -> Iterator[Any]:
         """States of one network after 0, 1, … K inner steps on one task's support set.
@@ -148,7 +151,7 @@ class Learner(ABC):
         """Decide once how gradients of ``task_count`` tasks are taken, by trials; kept in ``plan``.
 
         Args:
-            tasks: for the trials; two are enough.
+            tasks: for the trials, two.
             task_count: T of the gradients to come.
             deterministic: leave out of it what memory is free.
             check: called in every trial; what it raises ends them.
@@ -231,17 +234,13 @@ class Learner(ABC):
     ) -> nn.Module:
         """A copy of the module, adapted to one support set ``(inputs [N, ...], targets [N])``.
 
-        The copy is an ordinary module in evaluation mode, which answers each query as `score` with
-        ``inductive=True`` does: where the module normalises with the batch at hand, it is an
-        `InductiveModule`, which predicts each query beside the support inputs.
+        In evaluation mode; it answers each query as `score` with ``inductive=True`` does: one that
+        normalises with the batch at hand is an `InductiveModule`, beside the support inputs.
 
         Args:
             support: the labelled examples.
             steps: inner steps; None takes those of validation.
             transductive: the bare network in any case: queries asked together share statistics.
-
-        Raises:
-            SettingError: steps below 0, a loss without the module's parameters.
         """
         return adapted(self, support, steps, transductive=transductive)
 
