@@ -183,7 +183,7 @@ class ProbedModule:
         if name in seen:
             raise _misused(name, "called twice")
         if operation == "embedding":
-            raise _misused(name, "called as an embedding")
+            raise SettingError(f"module[{name}]", "called as an embedding", _ACCEPTED)
         if bias is not None and not any(others):
             raise _misused(name, "called without its bias")
         for key in others:
