@@ -55,7 +55,9 @@ CHOICES = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to call from, with runs of every trainer."""
     folder = tmp_path_factory.mktemp("campaign")
-    shutil.copytree(ROOT / "tests" / "saved_runs" / "v1", folder / "runs")
+    for version in ("v1", "v3"):
+        saved = ROOT / "tests" / "saved_runs" / version
+        shutil.copytree(saved, folder / "runs", dirs_exist_ok=True)
     return folder
 
 

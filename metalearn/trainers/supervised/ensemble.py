@@ -67,7 +67,7 @@ class EnsembleTrainer(Trainer):
 
     networks: ClassVar[int | None] = None
     """How many networks are trained; None: as many as members."""
-    makes_module: ClassVar[tuple[str, ...]] = ("members",)
+    makes_module: ClassVar[tuple[str, ...]] = ("members", "loss")
 
     @checked
     def __init__(

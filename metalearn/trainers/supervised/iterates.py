@@ -52,6 +52,7 @@ class SnapshotTrainer(Trainer):
     """
 
     networks: ClassVar[int | None] = 1
+    makes_module: ClassVar[tuple[str, ...]] = ("loss",)
 
     @checked
     def __init__(
@@ -129,6 +130,7 @@ class SWAGTrainer(Trainer):
     """
 
     networks: ClassVar[int | None] = 1
+    makes_module: ClassVar[tuple[str, ...]] = ("loss",)
 
     @checked
     def __init__(

@@ -36,6 +36,7 @@ class MCDropoutTrainer(Trainer):
     """
 
     networks: ClassVar[int | None] = 1
+    makes_module: ClassVar[tuple[str, ...]] = ("loss",)
 
     @checked
     def __init__(
@@ -83,7 +84,7 @@ class BatchEnsembleTrainer(Trainer):
     """
 
     networks: ClassVar[int | None] = 1
-    makes_module: ClassVar[tuple[str, ...]] = ("members",)
+    makes_module: ClassVar[tuple[str, ...]] = ("members", "loss")
 
     @checked
     def __init__(

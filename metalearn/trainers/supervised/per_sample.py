@@ -102,7 +102,7 @@ class PerSampleTrainer(Trainer):
             does not fit the data.
     """
 
-    makes_module: ClassVar[tuple[str, ...]] = ("batch_norm",)
+    makes_module: ClassVar[tuple[str, ...]] = ("batch_norm", "loss")
 
     @checked
     def __init__(
