@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,16 @@ def _hangups_are_heard() -> Iterator[None]:
     signal.signal(number, signal.SIG_DFL)
     yield
     signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(autouse=True)
+def _levels_of_logging_stay() -> Iterator[None]:
+    """What a command in this process asks to be logged is not asked of the next test."""
+    loggers = [logging.getLogger(name) for name in (None, "metalearn")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels):
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -231,6 +231,7 @@ def test_per_sample_chunks_are_decided_and_said_once(
     asked, free = [], whole(per_sample_trainer, monkeypatch)
     monkeypatch.setattr(chunking, "free_memory", lambda device: asked.append(device) or free)
     trainer = per_sample_trainer()
+    caplog.clear()  # of what measuring said
     with caplog.at_level(logging.INFO):
         trainer.fit()
     assert len(asked) == 1
