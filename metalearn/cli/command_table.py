@@ -55,6 +55,7 @@ COMMANDS = {
         _command("evaluate", "score a trained run", "evaluate", "evaluate"),
         _command("diagnose", "gradients and curvature of a trained run", "diagnose", "diagnose"),
         _command("benchmark", "measure speed and memory beside peers", "benchmark", "benchmark"),
+        _command("reproduce", "train and test rows of the ledger of reproductions", "reproduce"),
         _command("tour", "walk through the mathematics, each line computed twice", "take_tour"),
     )
 }

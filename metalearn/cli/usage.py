@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-__all__ = ["typed"]
+from metalearn.errors import SettingError
+
+__all__ = ["OptionParser", "typed"]
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Answers an unknown option with one sentence in place of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise SettingError("options", " ".join(sys.argv[1:]), f"{message}; --help lists them")
 
 
 def typed(command: str = "") -> str:

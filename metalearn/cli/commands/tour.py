@@ -9,15 +9,13 @@ import textwrap
 import time
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from metalearn.cli.error_messages import one_sentence_errors
-from metalearn.cli.usage import typed
+from metalearn.cli.usage import OptionParser, typed
 from metalearn.core.tree import leaves, norm
-from metalearn.errors import SettingError
 from metalearn.tour import Chapter, ScalarEngine, Stop, Way, chapters, choose, scalar_engine, walk
 
 __all__ = ["take_tour"]
@@ -80,16 +78,9 @@ def _print_tour(chosen: Sequence[tuple[int, Chapter]]) -> None:
     print(f"\n\n{count} stops, all of them equal where they must be, in {seconds:.1f} s.")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Answers an unknown option with one sentence in place of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingError("options", " ".join(sys.argv[1:]), f"{message}; --help lists them")
-
-
 def _parser(tour: Sequence[Chapter]) -> argparse.ArgumentParser:
     names = ", ".join(chapter.name for chapter in tour)
-    parser = _Parser(
+    parser = OptionParser(
         prog=typed("tour"),
         description="A walk through the mathematics: everything computed twice, and timed.",
     )

@@ -1,0 +1,181 @@
+"""What a row's run gave: few numbers, kept beside the project while the run itself is not.
+
+Axes: K inner steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from metalearn.errors import DataError
+from metalearn.ledger.rows import ROWS, TABLES, Protocol, Row
+from metalearn.schema import (
+    Kind,
+    Misfit,
+    choice,
+    list_of,
+    map_of,
+    mapping,
+    maybe,
+    nothing,
+    number,
+    text,
+    whole,
+)
+
+__all__ = ["Outcome", "Score", "outcome_of", "read_outcomes"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over test tasks, after the last inner step."""
+
+    mean: float
+    interval95: float
+    """Half the width of the 95 % interval over tasks."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One seed of a row."""
+
+    row: str
+    seed: int
+    scores: dict[Protocol, Score]
+    """In the measure of the row's table."""
+    tasks: int
+    """Of the test."""
+    steps: int
+    chosen_step: int
+    """Of the checkpoint that was tested, the best of validation."""
+    monitor: str
+    """The number of validation that chose it."""
+    seconds: float
+    """Of training and validation."""
+    revision: str
+    """Of the project."""
+    machine: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain, for a file."""
+        return asdict(self)
+
+
+def outcome_of(row: Row, seed: int, folder: Path) -> Outcome:
+    """What a finished and evaluated run of a row gave.
+
+    Args:
+        row: whose run it is.
+        seed: of the run.
+        folder: of the run, with ``results.json``, ``provenance.json`` and
+            ``evaluation-test.json``.
+
+    Raises:
+        DataError: a file that is missing or not what a run writes.
+    """
+    results = _read(folder / "results.json", _RESULTS)
+    tested = _read(folder / "evaluation-test.json", _EVALUATION)
+    made = _read(folder / "provenance.json", _PROVENANCE)
+    measure = TABLES[row.table].measure
+    scores: dict[Protocol, Score] = {
+        name: _score(found, measure) for name, found in tested["scores"].items()
+    }
+    (monitor,) = (name for name in results if name.startswith("validation/"))
+    threads = made["cpu"]["threads"]
+    return Outcome(
+        row.name,
+        seed,
+        scores,
+        next(iter(tested["scores"].values()))["tasks"],
+        results["steps"],
+        tested["step"],
+        monitor.removeprefix("validation/"),
+        results["seconds"],
+        (made["git"] or {}).get("revision", "unknown")[:7],
+        f"{made['cpu']['name']}, {threads} thread{'s' * (threads > 1)}",
+    )
+
+
+def read_outcomes(folder: Path) -> dict[str, list[Outcome]]:
+    """Of each row, the outcomes that a folder keeps, by seed.
+
+    Raises:
+        DataError: a file that is no outcome, or of a row that there is not.
+    """
+    found: dict[str, list[Outcome]] = {name: [] for name in ROWS}
+    for path in sorted(folder.glob("*.json")):
+        state = _read(path, _OUTCOME)
+        if state["row"] not in found:
+            raise DataError(f"{path}: there is no row {state['row']!r}")
+        scores = {name: Score(**score) for name, score in state["scores"].items()}
+        found[state["row"]].append(Outcome(**{**state, "scores": scores}))
+    for several in found.values():
+        several.sort(key=lambda outcome: outcome.seed)
+    return found
+
+
+def _score(found: Mapping[str, Any], measure: str) -> Score:
+    """After the last inner step, in the measure of a table."""
+    last = found["loss" if measure == "loss" else "accuracy"][-1]
+    mean, half = last["mean"], last["interval95"]
+    if measure == "loss":
+        return Score(mean, half)
+    return Score(100 * (1 - mean if measure == "error" else mean), 100 * half)
+
+
+def _read(path: Path, kind: Kind) -> dict[str, Any]:
+    """A JSON file that is what it has to be.
+
+    Raises:
+        DataError: names the file and what is wrong.
+    """
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        kind(state, "")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError, Misfit) as error:
+        raise DataError(f"{path}: {error}") from error
+    assert isinstance(state, dict)
+    return state
+
+
+_ALONG = list_of(mapping({"inner_step": whole(), "mean": number(), "interval95": number()}))
+_RESULTS = mapping({"steps": whole(), "seconds": number(0), "reason": text})
+_EVALUATION = mapping(
+    {
+        "step": whole(),
+        "scores": map_of(
+            choice("transductive", "inductive"),
+            mapping({"tasks": whole(1), "loss": _ALONG}, {"accuracy": maybe(_ALONG)}),
+        ),
+    }
+)
+_PROVENANCE = mapping(
+    {
+        "git": maybe(mapping({"revision": text})),
+        "cpu": mapping({"name": text, "threads": whole(1)}),
+    }
+)
+_OUTCOME = mapping(
+    {
+        "row": text,
+        "seed": whole(),
+        "scores": map_of(
+            choice("transductive", "inductive"),
+            mapping({"mean": number(), "interval95": number(0)}, others=nothing),
+        ),
+        "tasks": whole(1),
+        "steps": whole(),
+        "chosen_step": whole(),
+        "monitor": text,
+        "seconds": number(0),
+        "revision": text,
+        "machine": text,
+    },
+    others=nothing,
+)

@@ -1,0 +1,138 @@
+"""The page of the ledger: a function of the rows and of what their runs gave.
+
+Axes: S seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+
+from metalearn.ledger.outcomes import Outcome, Score
+from metalearn.ledger.rows import ROWS, TABLES, Protocol, Reported, Row, Table
+
+__all__ = ["ledger_page", "over_seeds", "verdict"]
+
+_POINTS = 1.0  # of accuracy or error; within it a result counts as reproduced
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5 %, 1 … 9 degrees
+_PROTOCOLS: tuple[Protocol, ...] = ("transductive", "inductive")
+_HEAD = """# Ledger of reproductions
+
+What published results of few-shot learning become in this project, on two CPU cores. Each row is
+one file in `conf/experiment`; the command in it trains that row, and
+
+```sh
+python scripts/reproduce.py            # all rows, cheapest first; goes on where it was stopped
+python scripts/reproduce.py --list     # what there is, and what has been run
+```
+
+trains, tests and writes this page from what `outputs/ledger` keeps of each run. The checkpoint
+that is tested is the best by the number of the validation tasks that the row names; no setting
+was chosen by a test. *Transductive*: the queries of a task share the statistics of normalisation;
+*inductive*: each is predicted alone, beside the support set. ± is half of the 95 % interval, over
+test tasks for one seed and over seeds for several. *Reproduced* is at most one point behind the
+paper, *ahead* is above it by more than the interval.
+"""
+
+
+def ledger_page(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+    """The page in Markdown, of the outcomes of each row, by seed."""
+    parts = [_HEAD]
+    for table in TABLES.values():
+        rows = [row for row in ROWS.values() if row.table == table.name]
+        lines = [_line(row, table, outcomes.get(row.name, ())) for row in rows]
+        unit = "" if table.measure == "loss" else ", %"
+        head = (
+            f"| method | paper{unit} | transductive | inductive | seeds | steps | minutes | "
+            "chosen by | verdict |"
+        )
+        parts.append(
+            "\n".join([f"## {table.title}\n", f"{_about(table)}\n", head, "| --- " * 9 + "|"])
+            + "\n"
+            + "\n".join(lines)
+            + "\n"
+        )
+    parts.append(_commands())
+    return "\n".join(parts)
+
+
+def over_seeds(outcomes: Sequence[Outcome], protocol: Protocol) -> Score | None:
+    """The score of one seed, or mean and interval over S seeds; None where there is none."""
+    scores = [o.scores[protocol] for o in outcomes if protocol in o.scores]
+    if len(scores) < 2:
+        return scores[0] if scores else None
+    means = [score.mean for score in scores]
+    degrees = len(means) - 1
+    factor = _STUDENT[degrees - 1] if degrees <= len(_STUDENT) else 1.96
+    return Score(fmean(means), factor * stdev(means) / math.sqrt(len(means)))
+
+
+def verdict(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:
+    """What becomes of a row's reported number."""
+    if not outcomes:
+        return f"not run here: {row.not_run}" if row.not_run else "not run yet"
+    if row.reported is None:
+        return "no published number"
+    found = over_seeds(outcomes, row.reported.protocol)
+    if found is None:
+        return f"no {row.reported.protocol} score"
+    ahead = found.mean - row.reported.value
+    if not table.larger_is_better:
+        ahead = -ahead
+    if ahead > found.interval95:
+        return "ahead"
+    if table.measure == "loss":
+        return "reproduced" if ahead >= -found.interval95 else f"behind by {-ahead:.2f}"
+    return "reproduced" if ahead >= -_POINTS else f"behind by {-ahead:.1f} points"
+
+
+def _line(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:
+    shown = [_shown(over_seeds(outcomes, protocol), table) for protocol in _PROTOCOLS]
+    last = outcomes[0] if outcomes else None
+    minutes = f"{fmean(o.seconds for o in outcomes) / 60:.0f}" if outcomes else f"≈ {row.minutes}"
+    return "| {} |".format(
+        " | ".join(
+            [
+                row.method,
+                _reported(row.reported),
+                *shown,
+                str(len(outcomes)) if outcomes else "",
+                f"{last.steps:,}" if last else "",
+                minutes,
+                f"`{last.monitor}`" if last else "",
+                verdict(row, table, outcomes),
+            ]
+        )
+    )
+
+
+def _shown(score: Score | None, table: Table) -> str:
+    if score is None:
+        return ""
+    digits = 3 if table.measure == "loss" else 1
+    return f"{score.mean:.{digits}f} ± {score.interval95:.{digits}f}"
+
+
+def _reported(reported: Reported | None) -> str:
+    if reported is None:
+        return "none"
+    alone = ", inductive" if reported.protocol == "inductive" else ""
+    return f"{reported.value:g} ({reported.source}{alone})"
+
+
+def _about(table: Table) -> str:
+    measure = {
+        "accuracy": "Accuracy in per cent",
+        "error": "Error in per cent",
+        "loss": "Loss",
+    }[table.measure]
+    return f"{table.about} {measure}, mean over test tasks."
+
+
+def _commands() -> str:
+    lines = [
+        f"| {TABLES[row.table].title} | {row.method} | `{row.command()}` |" for row in ROWS.values()
+    ]
+    head = ["## Commands\n", "| task | method | command |", "| --- | --- | --- |"]
+    return "\n".join([*head, *lines]) + "\n"

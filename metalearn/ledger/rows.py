@@ -1,0 +1,138 @@
+"""The rows of the ledger: what a paper reports, and the experiment that is held to it.
+
+A row is an entry of `ROWS` and a file ``conf/experiment/<name>.yaml``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from metalearn.errors import SettingError
+from metalearn.near_names import with_nearest
+
+__all__ = ["ROWS", "TABLES", "Protocol", "Reported", "Row", "Table", "chosen_rows"]
+
+Protocol = Literal["transductive", "inductive"]
+"""Whether a task's queries share statistics of normalisation, or each is predicted alone."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are compared with one another: one task, one measure."""
+
+    name: str
+    title: str
+    measure: Literal["accuracy", "error", "loss"]
+    """Of test tasks: accuracy and error in per cent, loss as it is."""
+    about: str
+    """What the task is, a sentence or two."""
+
+    @property
+    def larger_is_better(self) -> bool:
+        """Of the measure."""
+        return self.measure == "accuracy"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A number that a paper has for a row, in the measure of its table."""
+
+    value: float
+    source: str
+    protocol: Protocol = "transductive"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a task.
+
+    Attributes:
+        name: of the row and of ``conf/experiment/<name>.yaml``.
+        table: the name of its `Table`.
+        method: as papers call it.
+        minutes: about how long one seed trains on two cores; rows run in this order.
+        reported: what is to be reproduced; None where nothing was published.
+        seeds: that are run.
+        not_run: why the row is not run where the project is developed; empty where it is.
+    """
+
+    name: str
+    table: str
+    method: str
+    minutes: int
+    reported: Reported | None = None
+    seeds: tuple[int, ...] = (0,)
+    not_run: str = ""
+
+    def command(self, seed: int = 0) -> str:
+        """What a person types for one seed."""
+        return f"python scripts/train.py experiment={self.name}" + (f" seed={seed}" if seed else "")
+
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table(
+            "omniglot_5w1s",
+            "Omniglot, 5-way 1-shot",
+            "accuracy",
+            "1,100 training characters, their quarter turns as further classes, 100 characters for "
+            "validation, 423 for the test.",
+        ),
+        Table(
+            "sinusoid",
+            "Sine waves, 5 points, one gradient step",
+            "loss",
+            "Mean squared error of 10 queries a wave; amplitude, phase and range as in the MAML "
+            "paper.",
+        ),
+    )
+}
+"""All tables by name, in the order of the page."""
+
+_FINN = "Finn et al. 2017"
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("omniglot_maml", "omniglot_5w1s", "MAML", 30, Reported(98.7, _FINN)),
+        Row("omniglot_fomaml", "omniglot_5w1s", "first-order MAML", 30, Reported(98.3, _FINN)),
+        Row(
+            "omniglot_protonet",
+            "omniglot_5w1s",
+            "ProtoNet",
+            15,
+            Reported(98.8, "Snell et al. 2017"),
+        ),
+        Row("sinusoid", "sinusoid", "MAML", 2),
+    )
+}
+"""All rows by name, in the order of the page."""
+
+
+def chosen_rows(names: Sequence[str]) -> list[Row]:
+    """Rows by their names, names of tables or shell-style patterns, cheapest first.
+
+    Rows that are not run here are chosen by their own name alone; no names choose all others.
+
+    Raises:
+        SettingError: what names nothing.
+    """
+    found: dict[str, Row] = {}
+    for name in names or ["*"]:
+        several = {
+            row.name: row
+            for row in ROWS.values()
+            if not row.not_run and (row.table == name or fnmatch.fnmatchcase(row.name, name))
+        }
+        if name in ROWS:
+            several = {name: ROWS[name]}
+        if not several:
+            known = [*ROWS, *TABLES]
+            accepted = with_nearest("--list says which rows there are", name, known)
+            raise SettingError("row", name, accepted)
+        found |= several
+    return sorted(found.values(), key=lambda row: row.minutes)
