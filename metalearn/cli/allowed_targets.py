@@ -33,6 +33,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "ood": _PICTURES,
     "model": ("metalearn.models.Conv4", "metalearn.models.MLP"),
     "learner": (
+        "metalearn.trainers.MAMLPlusPlus",
         "metalearn.trainers.MetaLearner",
         "metalearn.trainers.MultiStepLearner",
         "metalearn.trainers.ProtoNet",

@@ -4,6 +4,7 @@ from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.meta.inductive import InductiveModule
 from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
 from metalearn.trainers.meta.members import MemberLearner
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
@@ -31,6 +32,7 @@ __all__ = [
     "InductiveModule",
     "Learner",
     "LoopSettings",
+    "MAMLPlusPlus",
     "MCDropoutTrainer",
     "MemberLearner",
     "MemberReport",

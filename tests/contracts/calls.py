@@ -457,6 +457,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
                 "kind": "regression",
             },
         ),
+        "MAMLPlusPlus": lambda: (
+            trainers.MAMLPlusPlus,
+            {"module": models.MLP((1,), 1), "kind": "regression", "multi_step_steps": 4},
+        ),
         "MultiStepLearner": lambda: (
             trainers.MultiStepLearner,
             {"module": models.MLP((1,), 1), "kind": "regression", "weights": [0.5, 0.5]},

@@ -8,12 +8,13 @@ Axes: M members, K inner steps of training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from metalearn.core import InnerOptimizer
 from metalearn.core.checks import check_number
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
@@ -21,7 +22,7 @@ from metalearn.trainers.members.trained import LEARNT
 from metalearn.trainers.meta.settings import MAML
 from metalearn.types import Params
 
-__all__ = ["LearntValues", "learn_beside", "learnt_values"]
+__all__ = ["LearntValues", "learn_beside", "learn_in_adaptation", "learnt_values"]
 
 
 class LearntValues(nn.Module):
@@ -151,6 +152,24 @@ def learn_beside(learner: HasNetwork, name: str, value: Tensor | float) -> None:
     values.add(name, start.expand((*lead, *start.shape)).clone())
     network.learn(values)
     learner.params, learner.apply = network.params, network.apply
+
+
+def learn_in_adaptation(learner: HasNetwork, maml: MAML, adapting: Sequence[str]) -> InnerOptimizer:
+    """The inner optimiser; what settings have learnt of it is put among a learner's parameters.
+
+    Args:
+        learner: whose inner loop it is.
+        maml: says what is learnt.
+        adapting: names of the parameters that the inner loop changes.
+    """
+    if not maml.learnt_names:
+        return maml.optimizer()
+    network = learner.network
+    row = network.rows()[0]
+    values = learnt_values(maml, {name: row[name] for name in adapting}, network.count)
+    network.learn(values)
+    learner.params, learner.apply = network.params, network.apply
+    return maml.optimizer(values.by_hyperparameter(network.rows()[0]))
 
 
 def learnt_values(maml: MAML, adapting: Mapping[str, Tensor], count: int | None) -> LearntValues:

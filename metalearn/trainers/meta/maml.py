@@ -30,7 +30,7 @@ from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import check_floating, match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
-from metalearn.trainers.meta.learnt import learnt_values
+from metalearn.trainers.meta.learnt import learn_in_adaptation
 from metalearn.trainers.meta.planning import plan_of_adaptation, planned, what_fits
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.settings import MAML
@@ -73,8 +73,7 @@ class MetaLearner(Learner):
         if not self.adapting():
             accepted = "a pattern that leaves a parameter to adapt is needed"
             raise SettingError("maml.frozen", self.maml.frozen, accepted)
-        values = self._learn() if self.maml.learnt_names else None
-        self.optimizer = self.maml.optimizer(values)
+        self.optimizer = learn_in_adaptation(self, self.maml, self.adapting())
         self.inner_steps, self.eval_steps = self.maml.inner_steps, self.maml.eval_steps
 
     @checked
@@ -213,7 +212,7 @@ class MetaLearner(Learner):
             self.network.own(self.network.rows()[0]),
             tasks,
             task_count=task_count * count,
-            settings=self.gradient_settings(),
+            settings=self.trial_settings(),
             deterministic=deterministic,
         )
         self.plan = plan_of_one(plan, self.network)
@@ -237,6 +236,10 @@ class MetaLearner(Learner):
             "implicit": self.maml.implicit,
             **planned(self.plan),
         }
+
+    def trial_settings(self) -> dict[str, Any]:
+        """Those of the training step that takes most, for plans; by default of the first."""
+        return self.gradient_settings()
 
     def adaptation(self, start: Params, steps: int | None = None) -> Adaptation:
         """K inner steps from a starting point; None takes ``maml.eval_steps``."""
@@ -282,16 +285,6 @@ class MetaLearner(Learner):
         maml = self.maml
         asked = {"engine": maml.engine, "method": maml.wanted_method, "memory": maml.memory}
         return asked if self.network.count else {**asked, "chunk_size": maml.chunk_size}
-
-    def _learn(self) -> Mapping[str, Any]:
-        """Have hyperparameters of the inner optimiser among the parameters; they are returned."""
-        network = self.network
-        row = network.rows()[0]
-        adapting = {name: row[name] for name in self.adapting()}
-        values = learnt_values(self.maml, adapting, network.count)
-        network.learn(values)
-        self.params, self.apply = network.params, network.apply
-        return values.by_hyperparameter(network.rows()[0])
 
     @property
     def batching(self) -> tuple[Engine, int | None]:

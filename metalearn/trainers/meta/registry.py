@@ -10,6 +10,7 @@ from typing import Any
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
 from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.protonet import ProtoNet
@@ -31,6 +32,9 @@ LEARNERS: dict[str, KnownLearner] = {
     "maml": KnownLearner(MetaLearner, "the initial parameters of an inner loop are learnt"),
     "fomaml": KnownLearner(
         partial(MetaLearner, first_order=True), "as maml, without second derivatives"
+    ),
+    "mamlpp": KnownLearner(
+        MAMLPlusPlus, "as maml, with annealed losses of all inner steps and learnt step sizes"
     ),
     "multi_step": KnownLearner(
         MultiStepLearner, "as maml, with the query loss after every inner step"

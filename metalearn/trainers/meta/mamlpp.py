@@ -1,0 +1,127 @@
+"""MAML++: what makes MAML stable, each part with a switch of its own.
+
+Axes: K inner steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import nn
+
+from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import checked
+from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.settings import MAML
+
+__all__ = ["MAMLPlusPlus", "annealed_weights"]
+
+_LEAST = 0.03
+"""What is left of a weight of 1/K when its annealing ends."""
+
+
+class MAMLPlusPlus(MetaLearner):
+    """MAML with a multi-step loss, annealed order of derivatives and learnt inner step sizes.
+
+    A training step descends Σ_k w_k · L(θ_k, query) with k = 1 … K and `annealed_weights`. Scores
+    are those of MAML. All that is switched off leaves MAML as it is.
+
+    Args:
+        module: as for `MetaLearner`.
+        maml: as for `MetaLearner`; K = ``inner_steps`` of at least 1, and no implicit method.
+        kind: as for `MetaLearner`.
+        multi_step_steps: training steps over which the weights go to the last query loss; None
+            descends that alone from the start.
+        first_order_steps: training steps at the beginning that leave out second derivatives.
+        learn_rates: each parameter has a step size of its own in each inner step, which starts at
+            ``maml.inner_lr`` and is learnt (``maml.learn=[lr]``,
+            ``maml.lr_per=parameter_and_step``); False leaves both to ``maml``.
+
+    Raises:
+        SettingError: as `MetaLearner`; a value out of range, settings of ``maml`` that contradict.
+
+    Source: Antoniou, Edwards and Storkey, "How to Train Your MAML", ICLR 2019. The paper has a step
+    size for each layer and inner step, where here weight and bias have each their own. Its cosine
+    annealing of the outer step size is ``trainer.schedule=cosine``.
+    """
+
+    @checked
+    def __init__(
+        self,
+        module: nn.Module,
+        maml: MAML | None = None,
+        *,
+        kind: Literal["classification", "regression"] = "classification",
+        multi_step_steps: int | None = 100,
+        first_order_steps: int = 0,
+        learn_rates: bool = True,
+    ) -> None:
+        if multi_step_steps is not None:
+            check_whole("multi_step_steps", multi_step_steps, 1)
+        check_whole("first_order_steps", first_order_steps, 0)
+        maml = maml or MAML()
+        _check_inner(maml, first_order_steps)
+        self.multi_step_steps, self.first_order_steps = multi_step_steps, first_order_steps
+        super().__init__(module, _with_learnt_rates(maml) if learn_rates else maml, kind=kind)
+
+    def gradient_settings(self, step: int = 0) -> dict[str, Any]:
+        """As of `MetaLearner`, with the weights and the order of a training step.
+
+        A plan is of the exact method; engine and chunks of it hold for first order too, which takes
+        less memory.
+        """
+        settings = {**super().gradient_settings(step), "step_weights": self.weights_at(step)}
+        if step < self.first_order_steps:
+            settings["method"] = "first_order"
+        return settings
+
+    def trial_settings(self) -> dict[str, Any]:
+        """Those of the first training step, but of the order of the later ones."""
+        planned = super().gradient_settings()
+        return {**planned, "step_weights": self.weights_at(0)}
+
+    def weights_at(self, step: int) -> list[float]:
+        """w_0 … w_K of a training step, counted from 0; w_0 is 0."""
+        if self.multi_step_steps is None or step >= self.multi_step_steps:
+            return [0.0] * self.inner_steps + [1.0]
+        return [0.0, *annealed_weights(step / self.multi_step_steps, self.inner_steps)]
+
+
+def annealed_weights(done: float, count: int) -> list[float]:
+    """w_1 … w_K at a share of the annealing that is done, in [0, 1); their sum is 1.
+
+    w_k = max(1 − done, 0.03) / K for k < K, and w_K has the rest: all are 1/K at the start. This is
+    the schedule of the paper's code, which takes its ``done`` = epoch / E at the start of each of E
+    epochs; here it moves with every training step. After the annealing the last loss counts alone,
+    in that code too.
+
+    Args:
+        done: of the annealing.
+        count: K.
+    """
+    each = max(1 - done, _LEAST) / count
+    return [each] * (count - 1) + [1 - (count - 1) * each]
+
+
+def _check_inner(maml: MAML, first_order_steps: int) -> None:
+    """Refuse settings of the inner loop that leave nothing to this method, or contradict it."""
+    if maml.wanted_method == "implicit":
+        accepted = "auto, reverse, mixed or first_order is needed with a multi-step loss"
+        raise SettingError("maml.method", "implicit", accepted)
+    if not maml.inner_steps:
+        accepted = "at least 1 is needed for losses after inner steps"
+        raise SettingError("maml.inner_steps", 0, accepted)
+    if first_order_steps and maml.wanted_method == "first_order":
+        accepted = "0 is needed with maml.first_order=true, which has no other order to go to"
+        raise SettingError("first_order_steps", first_order_steps, accepted)
+
+
+def _with_learnt_rates(maml: MAML) -> MAML:
+    """With a learnt step size for each parameter and inner step."""
+    given = [maml.learn] if isinstance(maml.learn, str) else list(maml.learn)
+    if "lr" in given and maml.lr_per != "parameter_and_step":
+        accepted = "parameter_and_step is needed; learner.learn_rates=false leaves it open"
+        raise SettingError("maml.lr_per", maml.lr_per, accepted)
+    names = given if "lr" in given else ["lr", *given]
+    return replace(maml, learn=names, lr_per="parameter_and_step")
