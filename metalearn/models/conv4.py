@@ -5,6 +5,7 @@ Axes: N pictures, [channels, height, width] of a picture, C classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -20,23 +21,27 @@ __all__ = ["Conv4"]
 
 Downsample = Literal["stride", "max_pool"]
 Pool = Literal["flatten", "mean"]
+_BLOCKS = 4
 
 
 class Conv4(nn.Sequential):
     """Four blocks of 3×3 convolution, batch normalisation, ReLU, then one linear layer.
 
-    Maps pictures ``[N, channels, height, width]`` to logits ``[N, outputs]``. Normalisation uses
+    Maps pictures ``[N, channels, height, width]`` to logits ``[N, outputs]``, or without the linear
+    layer to features ``[N, D]``, D that of the last block times positions. Normalisation uses
     the statistics of the batch at hand and keeps none. The weights are drawn from a generator of
     their own, seeded by ``seed`` (Glorot uniform, biases 0).
 
     Args:
         input_shape: ``(channels, height, width)``, height and width at least 16 for max-pooling.
-        outputs: C.
-        filters: channels of each block.
+        outputs: C; of no concern without ``head``.
+        filters: channels of each block, one number or four.
         downsample: ``"stride"`` halves height and width by a stride of 2 (MAML's Omniglot runs),
             ``"max_pool"`` by 2×2 max-pooling (its MiniImagenet runs).
+        halvings: how many blocks do so, the first 1 to 4; the others keep height and width.
         pool: what the linear layer sees: the mean over positions (``"mean"``, as in MAML's
             Omniglot runs) or all of them (``"flatten"``).
+        head: False leaves out the linear layer, for learners that need features.
         seed: of the weights.
 
     Raises:
@@ -51,9 +56,11 @@ class Conv4(nn.Sequential):
         input_shape: Sequence[int],
         outputs: int,
         *,
-        filters: int = 64,
+        filters: int | Sequence[int] = 64,
         downsample: Downsample = "stride",
+        halvings: int = _BLOCKS,
         pool: Pool = "mean",
+        head: bool = True,
         seed: int = 0,
     ) -> None:
         if len(input_shape) != 3:
@@ -71,33 +78,50 @@ class Conv4(nn.Sequential):
         for size in input_shape:
             check_whole("input_shape", size, 1)
         check_whole("outputs", outputs, 1)
-        check_whole("filters", filters, 1)
+        check_whole("halvings", halvings, 1, _BLOCKS)
+        widths = _widths(filters)
         check_seed(seed)
-        check_memory("filters", filters, 4 * 9 * filters * (input_shape[0] + 3 * filters))
         channels, height, width = input_shape
-        if downsample == "max_pool" and min(height, width) < 16:
+        pairs = itertools.pairwise([channels, *widths])
+        check_memory("filters", filters, 4 * 9 * sum(a * b for a, b in pairs))
+        if downsample == "max_pool" and min(height, width) < 2**halvings:
             raise SettingError(
                 "input_shape",
                 tuple(input_shape),
-                "four poolings need a height and width of at least 16; use downsample=stride",
+                f"{halvings} poolings need a height and width of at least {2**halvings}; "
+                "use downsample=stride",
             )
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation, overwritten below
             blocks = []
-            for _ in range(4):
-                blocks.append(_block(channels, filters, downsample))
+            for index, filters in enumerate(widths):
+                halving = downsample if index < halvings else None
+                blocks.append(_block(channels, filters, halving))
                 channels = filters
                 up = 1 if downsample == "stride" else 0  # a stride rounds up, a pooling down
-                height, width = (height + up) // 2, (width + up) // 2
-            head = nn.Linear(filters * (height * width if pool == "flatten" else 1), outputs)
+                if halving:
+                    height, width = (height + up) // 2, (width + up) // 2
+            features = channels * (height * width if pool == "flatten" else 1)
+            last = nn.Linear(features, outputs) if head else None
         gather = [nn.Flatten()] if pool == "flatten" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.gather = nn.Sequential(*gather)
-        self.head = head
+        if last is not None:
+            self.head = last
         _initialise(self, seed)
 
 
-def _block(channels: int, filters: int, downsample: Downsample) -> nn.Sequential:
+def _widths(filters: int | Sequence[int]) -> list[int]:
+    """Channels of the four blocks."""
+    widths = [filters] * _BLOCKS if isinstance(filters, int) else list(filters)
+    if len(widths) != _BLOCKS:
+        raise SettingError("filters", list(widths), f"one number or {_BLOCKS} are needed")
+    for width in widths:
+        check_whole("filters", width, 1)
+    return widths
+
+
+def _block(channels: int, filters: int, downsample: Downsample | None) -> nn.Sequential:
     stride = 2 if downsample == "stride" else 1
     layers: list[nn.Module] = [
         nn.Conv2d(channels, filters, kernel_size=3, stride=stride, padding=1),

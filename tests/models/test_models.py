@@ -75,6 +75,26 @@ def test_conv4_is_the_network_of_the_papers() -> None:
     assert dict(omniglot.named_buffers()) == {}
 
 
+@pytest.mark.parametrize("pool", ["mean", "flatten"])
+@pytest.mark.parametrize("downsample", ["stride", "max_pool"])
+@pytest.mark.parametrize("halvings", [1, 3, 4])
+def test_conv4_without_a_head_gives_features(halvings: int, downsample: Any, pool: Any) -> None:
+    settings: dict[str, Any] = {"downsample": downsample, "pool": pool, "halvings": halvings}
+    widths = [2, 3, 4, 6]
+    net = Conv4((1, 17, 20), 5, filters=widths, head=False, **settings)
+    side = [17, 20]
+    for _ in range(halvings):
+        side = [(s + (downsample == "stride")) // 2 for s in side]
+    features = 6 * (side[0] * side[1] if pool == "flatten" else 1)
+    x = torch.rand(3, 1, 17, 20, generator=torch.Generator().manual_seed(0))
+    assert net(x).shape == (3, features)
+    assert [layer.out_channels for layer in net.modules() if isinstance(layer, nn.Conv2d)] == widths
+    whole = Conv4((1, 17, 20), 5, filters=widths, **settings)
+    torch.testing.assert_close(whole(x), whole.head(whole.gather(whole.blocks(x))), rtol=0, atol=0)
+    whole.blocks.load_state_dict(net.blocks.state_dict())
+    torch.testing.assert_close(whole.gather(whole.blocks(x)), net(x), rtol=0, atol=0)
+
+
 def test_normalisation_is_that_of_the_batch_in_both_modes() -> None:
     net = Conv4((1, 28, 28), 5, filters=4)
     x = torch.randn(6, 1, 28, 28, generator=oracles.generator(0))
@@ -129,6 +149,16 @@ def test_second_order_equals_plain_maml(
         (lambda: Conv4((1, 28, 28), 5, downsample="max"), r"^downsample='max': one of stride, m"),
         (lambda: Conv4((1, 28, 28), 5, pool="max"), r"^pool='max': one of flatten, mean"),
         (lambda: Conv4((1, 28, 28), 5, filters=0), r"^filters=0: a whole number of at least 1"),
+        (lambda: Conv4((1, 28, 28), 5, filters=[4, 4, 0, 4]), r"^filters=0: a whole number of at"),
+        (lambda: Conv4((1, 28, 28), 5, filters=[4, 4]), r"^filters=\[4, 4\]: one number or 4 are"),
+        (
+            lambda: Conv4((1, 28, 28), 5, halvings=5),
+            r"^halvings=5: a whole number of at most 4",
+        ),
+        (
+            lambda: Conv4((1, 7, 9), 5, downsample="max_pool", halvings=3),
+            "^input_shape=.*3 pool.*8",
+        ),
         (lambda: Conv4((1, 15, 28), 5, downsample="max_pool"), r"^input_shape=\(1, 15, 28\): .*16"),
         (lambda: Conv4((0, 28, 28), 5), r"^input_shape=.*at least 1"),
         (lambda: Conv4((1, 0, 28), 5), r"^input_shape=.*at least 1"),
