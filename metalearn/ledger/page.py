@@ -23,16 +23,17 @@ What published results of few-shot learning become in this project, on two CPU c
 one file in `conf/experiment`; the command in it trains that row, and
 
 ```sh
-python scripts/reproduce.py            # all rows, cheapest first; goes on where it was stopped
-python scripts/reproduce.py --list     # what there is, and what has been run
+python scripts/reproduce.py          # all rows, cheapest first; goes on after a stop
+python scripts/reproduce.py --list   # what there is, and what has been run
 ```
 
-trains, tests and writes this page from what `outputs/ledger` keeps of each run. The checkpoint
-that is tested is the best by the number of the validation tasks that the row names; no setting
-was chosen by a test. *Transductive*: the queries of a task share the statistics of normalisation;
-*inductive*: each is predicted alone, beside the support set. ± is half of the 95 % interval, over
-test tasks for one seed and over seeds for several. *Reproduced* is at most one point behind the
-paper, *ahead* is above it by more than the interval.
+trains, tests and writes this page from what `outputs/ledger` keeps of each run. The state that is
+tested is the best on the validation tasks; no setting was chosen by a test. *Transductive*: the
+queries of a task share the statistics of normalisation; *inductive*: each is predicted alone,
+beside the support set. ± is half of the 95 % interval, over test tasks for one seed and over
+seeds for several. *Reproduced* is at most one point behind the paper, *ahead* is above it by more
+than the interval. Minutes are those of training and validation of a seed, other work on the
+machine included.
 """
 
 
@@ -41,17 +42,13 @@ def ledger_page(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     parts = [_HEAD]
     for table in TABLES.values():
         rows = [row for row in ROWS.values() if row.table == table.name]
-        lines = [_line(row, table, outcomes.get(row.name, ())) for row in rows]
         unit = "" if table.measure == "loss" else ", %"
-        head = (
-            f"| method | paper{unit} | transductive | inductive | seeds | steps | minutes | "
-            "chosen by | verdict |"
-        )
+        names = ["method", f"paper{unit}", *_PROTOCOLS, "seeds", "steps", "minutes", "verdict"]
+        head = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+        lines = [_line(row, table, outcomes.get(row.name, ())) for row in rows]
+        notes = _notes(rows, outcomes)
         parts.append(
-            "\n".join([f"## {table.title}\n", f"{_about(table)}\n", head, "| --- " * 9 + "|"])
-            + "\n"
-            + "\n".join(lines)
-            + "\n"
+            "\n".join([f"## {table.title}\n", _about(table), "", *head, *lines, "", notes])
         )
     parts.append(_commands())
     return "\n".join(parts)
@@ -100,7 +97,6 @@ def _line(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:
                 str(len(outcomes)) if outcomes else "",
                 f"{last.steps:,}" if last else "",
                 minutes,
-                f"`{last.monitor}`" if last else "",
                 verdict(row, table, outcomes),
             ]
         )
@@ -117,8 +113,23 @@ def _shown(score: Score | None, table: Table) -> str:
 def _reported(reported: Reported | None) -> str:
     if reported is None:
         return "none"
-    alone = ", inductive" if reported.protocol == "inductive" else ""
-    return f"{reported.value:g} ({reported.source}{alone})"
+    return f"{reported.value:g}" + (" (inductive)" if reported.protocol == "inductive" else "")
+
+
+def _notes(rows: Sequence[Row], outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+    """Where the papers' numbers come from, and what chose the states that were tested."""
+    sources: dict[str, list[str]] = {}
+    monitors: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reported is not None:
+            sources.setdefault(row.reported.source, []).append(row.method)
+        for monitor in {outcome.monitor for outcome in outcomes.get(row.name, ())}:
+            monitors.setdefault(f"`{monitor}`", []).append(row.method)
+    notes = []
+    for what, found in (("Papers", sources), ("State chosen by", monitors)):
+        several = [f"{name} ({', '.join(methods)})" for name, methods in found.items()]
+        notes += [f"{what}: {'; '.join(several)}."] if several else []
+    return " ".join(notes) + "\n" if notes else ""
 
 
 def _about(table: Table) -> str:
