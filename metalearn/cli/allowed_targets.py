@@ -34,6 +34,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "model": ("metalearn.models.Conv4", "metalearn.models.MLP"),
     "learner": (
         "metalearn.trainers.MAMLPlusPlus",
+        "metalearn.trainers.CAVIA",
         "metalearn.trainers.MetaLearner",
         "metalearn.trainers.MultiStepLearner",
         "metalearn.trainers.ProtoNet",

@@ -1,6 +1,7 @@
 """Plain ``nn.Module`` networks, with a head sized from the task, and ensembles of any networks."""
 
 from metalearn.models.batch_ensemble import BatchEnsemble, RankOne
+from metalearn.models.context import WithContext
 from metalearn.models.conv4 import Conv4
 from metalearn.models.dropout import Dropout, convert_dropout, set_draw
 from metalearn.models.ensemble import Ensemble, Stack
@@ -17,6 +18,7 @@ __all__ = [
     "Predictor",
     "RankOne",
     "Stack",
+    "WithContext",
     "convert_dropout",
     "set_draw",
 ]

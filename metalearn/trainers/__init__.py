@@ -2,6 +2,7 @@
 
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.meta.cavia import CAVIA
 from metalearn.trainers.meta.inductive import InductiveModule
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
@@ -23,6 +24,7 @@ from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.trainer import Trainer
 
 __all__ = [
+    "CAVIA",
     "LEARNERS",
     "MAML",
     "BatchEnsembleTrainer",

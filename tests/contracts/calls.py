@@ -469,6 +469,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.ProtoNet,
             {"module": models.MLP((1,), 4), "engine": "loop", "features": 4},
         ),
+        "CAVIA": lambda: (
+            trainers.CAVIA,
+            {"module": models.MLP((1,), 1), "kind": "regression", "context_size": 2},
+        ),
         "register_learner": lambda: (
             trainers.register_learner,
             {"name": "new", "summary": "it is new"},

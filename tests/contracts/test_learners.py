@@ -62,7 +62,7 @@ def test_members_are_learners_alone_in_every_engine(name: str, engine: str) -> N
     found, scores = together.meta_gradient(tasks), together.score(tasks)
     assert scores.members is not None
     for index in range(3):
-        alone = learner(name, network(index), "loop")
+        alone = learner(name, together.network.copies()[index], "loop")
         wanted = alone.meta_gradient(tasks)
         same(found.loss[index], wanted.loss)
         same(found.query_losses[index], wanted.query_losses)

@@ -112,7 +112,7 @@ def shot_units(learner: Any, tasks: TaskBatch) -> GradientUnits:
         return lambda params, batch: learner.sample_loss({**fixed, **params}, batch)
 
     def blocks() -> Iterator[Chunks]:
-        for row in learner.network.rows():
+        for row in map(learner.network.own, learner.network.rows()):
             spread = {n: v.detach().expand(count, *v.shape) for n, v in row.items()}
             moving = {n: v for n, v in spread.items() if n in adapting}
             fixed = {n: v for n, v in spread.items() if n not in adapting}
@@ -170,9 +170,10 @@ def adapted_models(
             own = learner.network.own(row)
             return last_of(learner.adaptation(row, count).trajectory(own, support)).params
 
+        own = learner.network.own(row)
         params = torch.vmap(adapted)(tasks.support)
         models = len(tasks.query[1])
-        moved = {n: v.expand(models, *row[n].shape).contiguous() for n, v in params.items()}
+        moved = {n: v.expand(models, *own[n].shape).contiguous() for n, v in params.items()}
         yield PredictiveModels(outputs_of, moved, {}, tasks.query, likelihood, variance)
 
 

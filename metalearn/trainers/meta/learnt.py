@@ -165,7 +165,7 @@ def learn_in_adaptation(learner: HasNetwork, maml: MAML, adapting: Sequence[str]
     if not maml.learnt_names:
         return maml.optimizer()
     network = learner.network
-    row = network.rows()[0]
+    row = network.own(network.rows()[0])
     values = learnt_values(maml, {name: row[name] for name in adapting}, network.count)
     network.learn(values)
     learner.params, learner.apply = network.params, network.apply

@@ -93,12 +93,13 @@ class Learner(ABC):
         self.criterion = Criterion(kind, None if self.needs == "features" else self._as_it_is)
         self.kind, self._engine, self.chunk_size = kind, engine, chunk_size
         module = module if norm is None else convert_norm(module, norm)
-        self.network = network_of(module, engine)
+        self.network = self.network_for(module, engine)
         self.module, self.params = self.network.module, self.network.params
         self.buffers, self.apply = self.network.buffers, self.network.apply
         self.plan: Plan | None = None
 
     learn = learn_beside
+    network_for = staticmethod(network_of)
 
     @abstractmethod
     def fit(self, params: Params, support: Batch, *, steps: int | None = None) -> Iterator[Any]:

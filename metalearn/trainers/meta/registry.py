@@ -9,6 +9,7 @@ from typing import Any
 
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
+from metalearn.trainers.meta.cavia import CAVIA
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
 from metalearn.trainers.meta.multi_step import MultiStepLearner
@@ -36,6 +37,7 @@ LEARNERS: dict[str, KnownLearner] = {
     "mamlpp": KnownLearner(
         MAMLPlusPlus, "as maml, with annealed losses of all inner steps and learnt step sizes"
     ),
+    "cavia": KnownLearner(CAVIA, "as maml, of a context vector alone that starts at zero"),
     "multi_step": KnownLearner(
         MultiStepLearner, "as maml, with the query loss after every inner step"
     ),
