@@ -19,7 +19,7 @@ from metalearn.types import Split
 
 __all__ = ["AddressedStream", "Purpose", "check_seed", "check_split"]
 
-Purpose = Literal["division", "order", "bootstrap", "augmentation", "noise", "samples"]
+Purpose = Literal["division", "order", "bootstrap", "augmentation", "noise", "samples", "affine"]
 """What random numbers beside those of tasks are for."""
 
 _SPLIT_NUMBER = {name: number for number, name in enumerate(get_args(Split))}
@@ -86,9 +86,9 @@ class AddressedStream:
         return (self.uniform(count) * population).astype(np.int64)
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: int, setting: str = "seed") -> None:
     """Refuse what is not a seed: a whole number in 0..2^64-1."""
-    _check_bits("seed", seed, 64)
+    _check_bits(setting, seed, 64)
 
 
 def check_split(split: str) -> None:

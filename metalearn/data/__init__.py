@@ -1,5 +1,6 @@
 """Labelled data sets: one array interface for few-shot tasks, two for supervised learning."""
 
+from metalearn.data.affine import AffineRanges
 from metalearn.data.augmentation import Augmentation, augment
 from metalearn.data.batches import MemberBatches
 from metalearn.data.classification import ClassificationData
@@ -20,6 +21,7 @@ from metalearn.data.torchvision_sets import torchvision_data
 from metalearn.data.waves import waves_data
 
 __all__ = [
+    "AffineRanges",
     "Augmentation",
     "ClassificationData",
     "LabelledImages",

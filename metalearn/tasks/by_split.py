@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping
 from typing import get_args
 
 from metalearn.errors import SettingError, check_whole
+from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 from metalearn.types import Split, TaskDistribution
 
-__all__ = ["SplitSizes", "outputs_by_split", "sizes_by_split"]
+__all__ = ["SplitSizes", "outputs_by_split", "seeds_by_split", "sizes_by_split"]
 
 SplitSizes = int | Mapping[str, int]
 """A number for all splits, or one for each: ``{"train": 20, "test": 5}``."""
@@ -51,6 +52,19 @@ def sizes_by_split(
         accepted = f"a number for the {missing[0]} split is needed as well"
         raise SettingError(setting, dict(sizes), accepted)
     return {split: size for split, size in found.items() if size is not None}
+
+
+def seeds_by_split(seed: int, eval_seed: int | None) -> dict[Split, int]:
+    """``seed`` of training tasks, ``eval_seed`` of the others; None is ``seed`` too.
+
+    Raises:
+        SettingError: what is no seed.
+    """
+    check_seed(seed)
+    if eval_seed is None:
+        eval_seed = seed
+    check_seed(eval_seed, "eval_seed")
+    return {"train": seed, "validation": eval_seed, "test": eval_seed}
 
 
 @checked

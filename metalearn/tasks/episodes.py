@@ -6,7 +6,7 @@ pictures, class after class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from metalearn.core.checks import as_device
+from metalearn.data.affine import AFFINE_DRAWS, AffineRanges, change_pictures
 from metalearn.data.images import LabelledImages
 from metalearn.errors import SettingError
-from metalearn.random_streams import AddressedStream, check_seed, check_split
-from metalearn.signatures import checked
-from metalearn.tasks.by_split import SplitSizes, sizes_by_split
+from metalearn.random_streams import AddressedStream, check_split
+from metalearn.signatures import check_settings, checked
+from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
+from metalearn.tasks.class_pools import ClassPools, class_pools
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["FewShotTasks"]
@@ -48,10 +50,17 @@ class FewShotTasks:
         rotate_eval: the same for validation and test classes.
         within_group: the classes of a task come from one alphabet, drawn in proportion to its
             number of classes; alphabets with fewer than W classes are left out.
+        turn_groups: every training alphabet, turned as a whole by 90, 180 and 270 degrees, is three
+            further alphabets: all classes of a task are turned alike.
+        augment: ranges of random affine changes of every training picture by itself, as
+            ``{"rotate": 10, "scale": 0.2, "shear": 0.2, "shift": 0.1}``: see
+            `metalearn.data.AffineRanges`. They belong to the task's address, too.
         seed: of the tasks.
+        eval_seed: of validation and test tasks; None is ``seed``.
 
     Raises:
-        SettingError: way, shot or query beyond what the data hold, before any task is drawn.
+        SettingError: way, shot or query beyond what the data hold, before any task is drawn, or
+            settings that contradict one another.
     """
 
     kind: Literal["classification"] = "classification"
@@ -67,30 +76,37 @@ class FewShotTasks:
         rotate_train: bool = False,
         rotate_eval: bool = False,
         within_group: bool = False,
+        turn_groups: bool = False,
+        augment: Mapping[str, float] | None = None,
         seed: int = 0,
+        eval_seed: int | None = None,
     ) -> None:
         self._way = sizes_by_split("way", way, 2, data.splits)
         self._shot = sizes_by_split("shot", shot, 1, data.splits)
         self._query = sizes_by_split("query", query, 1, data.splits)
-        check_seed(seed)
+        self._seeds = seeds_by_split(seed, eval_seed)
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
         self.input_shape = data.image_shape
         self.outputs_by_split = self._way
         self.outputs = self._way.get("train") or next(iter(self._way.values()))
-        self._turns = {"train": rotate_train, "validation": rotate_eval, "test": rotate_eval}
-        if any(self._turns.values()) and self.input_shape[1] != self.input_shape[2]:
-            raise SettingError(
-                "rotate_train" if rotate_train else "rotate_eval",
-                True,
-                f"turning needs square pictures, not {data.image_shape}",
-            )
+        self._augment = _affine_ranges(augment or {})
+        turns = {"rotate_train": rotate_train, "rotate_eval": rotate_eval}
+        self._check_turns(turns | {"turn_groups": turn_groups}, within_group)
         order = torch.argsort(data.labels, stable=True)
         counts = torch.bincount(data.labels, minlength=len(data.class_names))
         self._pictures = [part.numpy() for part in torch.split(order, counts.tolist())]
-        self._pools = {
-            split: self._class_pools(split, classes, within_group)
-            for split, classes in data.splits.items()
-        }
+        self._pools: dict[str, ClassPools] = {}
+        for split in data.splits:
+            self._check_pictures(split)
+            training = split == "train"
+            self._pools[split] = class_pools(
+                data,
+                split,
+                way=self._way[split],
+                within_group=within_group,
+                turn_each=rotate_train if training else rotate_eval,
+                turn_together=training and turn_groups,
+            )
         self._on_device: dict[str, Tensor] = {}
 
     @checked
@@ -110,6 +126,8 @@ class FewShotTasks:
         pictures = torch.as_tensor(np.stack([d[0] for d in drawn]))
         classes, turns = (torch.tensor([d[i] for d in drawn]) for i in (1, 2))
         inputs = self._gather(pictures, turns, device)
+        if split == "train" and self._augment.active:
+            inputs = self._change(inputs, indices)
         labels = torch.arange(self._way[split], device=device)[None, :, None]
         labels = labels.expand(len(drawn), -1, 1)
         shot = self._shot[split]
@@ -123,7 +141,8 @@ class FewShotTasks:
     def class_names(self, split: Split, index: int) -> tuple[str, ...]:
         """Names of the W classes of a task, in the order of its labels."""
         self._check_split(split)
-        classes, turns = self._draw_classes(AddressedStream(self.seed, split, index), split)
+        stream = AddressedStream(self._seeds[split], split, index)
+        classes, turns = self._pools[split].draw(stream)
         names = self.data.class_names
         return tuple(names[c] + (f" turned {90 * t}°" if t else "") for c, t in zip(classes, turns))
 
@@ -132,20 +151,10 @@ class FewShotTasks:
         if split not in self._pools:
             raise SettingError("split", split, f"these data have {', '.join(self._pools)}")
 
-    def _draw_classes(self, stream: AddressedStream, split: Split) -> tuple[list[int], list[int]]:
-        pools, sizes = self._pools[split]
-        pool = pools[0]
-        if len(pools) > 1:
-            edge = np.cumsum(sizes)
-            pool = pools[int(np.searchsorted(edge, stream.uniform(1)[0] * edge[-1], side="right"))]
-        turns = _QUARTER_TURNS if self._turns[split] else 1
-        chosen = stream.without_replacement(len(pool) * turns, self._way[split])
-        return [pool[i // turns] for i in chosen], [i % turns for i in chosen]
-
     def _draw(self, split: Split, index: int) -> tuple[np.ndarray, list[int], list[int]]:
         """Picture numbers ``[W, S+Q]``, classes and quarter turns ``[W]`` of one task."""
-        stream = AddressedStream(self.seed, split, index)
-        classes, turns = self._draw_classes(stream, split)
+        stream = AddressedStream(self._seeds[split], split, index)
+        classes, turns = self._pools[split].draw(stream)
         each = self._shot[split] + self._query[split]
         rows = [
             self._pictures[c][stream.without_replacement(len(self._pictures[c]), each)]
@@ -166,33 +175,44 @@ class FewShotTasks:
                 inputs[chosen] = torch.rot90(inputs[chosen], turn, dims=(-2, -1))
         return inputs
 
-    def _class_pools(
-        self, split: str, classes: Sequence[int], within_group: bool
-    ) -> tuple[list[list[int]], list[int]]:
-        """Lists of classes that a task draws from, and their sizes; checks way, shot and query."""
-        each, way = self._shot[split] + self._query[split], self._way[split]
-        for c in classes:
-            if len(self._pictures[c]) < each:
-                raise SettingError(
-                    "shot + query",
-                    each,
-                    f"class {self.data.class_names[c]} has {len(self._pictures[c])} pictures, "
-                    "so at most as many are accepted",
-                )
-        groups: dict[str, list[int]] = {}
-        for c in classes:
-            groups.setdefault(self.data.class_groups[c] if within_group else "", []).append(c)
-        turns = _QUARTER_TURNS if self._turns.get(split) else 1
-        largest = max((len(g) for g in groups.values()), default=0) * turns
-        if way > largest:
-            where = "its largest group" if within_group else "it"
-            raise SettingError(
-                "way",
-                way,
-                f"the {split} split offers {largest} classes in {where}, so at most {largest}",
-            )
-        pools = [g for g in groups.values() if len(g) * turns >= way]
-        return pools, [len(g) for g in pools]
+    def _change(self, inputs: Tensor, indices: Sequence[int]) -> Tensor:
+        """``[T, W, S+Q, C, H, W]``, every picture changed as its place in its task says."""
+        count = inputs[0].shape[:2].numel() * AFFINE_DRAWS
+        seed = self._seeds["train"]
+        drawn = [AddressedStream(seed, "affine", int(i)).uniform(count) for i in indices]
+        draws = torch.from_numpy(np.stack(drawn)).view(-1, AFFINE_DRAWS).to(inputs)
+        return change_pictures(inputs.flatten(0, 2), self._augment, draws).view_as(inputs)
+
+    def _check_pictures(self, split: str) -> None:
+        """Refuse shot and query beyond the pictures of a class."""
+        each = self._shot[split] + self._query[split]
+        for c in self.data.splits[split]:
+            found = len(self._pictures[c])
+            if found < each:
+                name = self.data.class_names[c]
+                accepted = f"class {name} has {found} pictures, so at most as many are accepted"
+                raise SettingError("shot + query", each, accepted)
+
+    def _check_turns(self, turns: Mapping[str, bool], within_group: bool) -> None:
+        """Refuse turns of pictures that are not square, and those that contradict one another."""
+        asked = [name for name, turned in turns.items() if turned]
+        if asked and self.input_shape[1] != self.input_shape[2]:
+            accepted = f"turning needs square pictures, not {self.data.image_shape}"
+            raise SettingError(asked[0], True, accepted)
+        if turns["turn_groups"] and not within_group:
+            accepted = "false is needed where a task's classes come from any group"
+            raise SettingError("turn_groups", True, f"{accepted} (within_group=false)")
+        if turns["turn_groups"] and turns["rotate_train"]:
+            accepted = "false is needed beside rotate_train=true, which turns each class by itself"
+            raise SettingError("turn_groups", True, accepted)
+
+
+def _affine_ranges(given: Mapping[str, float]) -> AffineRanges:
+    check_settings(AffineRanges, given, "augment.")
+    try:
+        return AffineRanges(**given)
+    except SettingError as error:
+        raise SettingError(f"augment.{error.setting}", error.value, error.accepted) from error
 
 
 def _flatten(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from metalearn.core.checks import as_device
 from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError
-from metalearn.random_streams import AddressedStream, check_seed, check_split
+from metalearn.random_streams import AddressedStream, check_split
 from metalearn.signatures import checked
-from metalearn.tasks.by_split import SplitSizes, sizes_by_split
+from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["SinusoidTasks"]
@@ -34,6 +34,7 @@ class SinusoidTasks:
         shot: S, at least 1.
         query: Q, at least 1.
         seed: of the tasks.
+        eval_seed: of validation and test tasks; None is ``seed``.
 
     Raises:
         SettingError: a value out of range.
@@ -46,13 +47,20 @@ class SinusoidTasks:
     outputs = 1
 
     @checked
-    def __init__(self, *, shot: SplitSizes = 5, query: SplitSizes = 10, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        shot: SplitSizes = 5,
+        query: SplitSizes = 10,
+        seed: int = 0,
+        eval_seed: int | None = None,
+    ) -> None:
         self._shot = sizes_by_split("shot", shot, 1)
         self._query = sizes_by_split("query", query, 1)
         for name, sizes in (("shot", self._shot), ("query", self._query)):
             largest = max(sizes.values())
             check_memory(name, largest, 8 * 4 * largest)  # of one task, in float64
-        check_seed(seed)
+        self._seeds = seeds_by_split(seed, eval_seed)
         self.shot, self.query, self.seed = shot, query, seed
 
     @checked
@@ -70,7 +78,7 @@ class SinusoidTasks:
             raise SettingError("indices", indices, "at least one task index is needed")
         shot, count = self._shot[split], 2 + self._shot[split] + self._query[split]
         drawn = np.stack(
-            [AddressedStream(self.seed, split, int(i)).uniform(count) for i in indices]
+            [AddressedStream(self._seeds[split], split, int(i)).uniform(count) for i in indices]
         )
         amplitude, phase = 0.1 + 4.9 * drawn[:, :1], np.pi * drawn[:, 1:2]
         x = -5 + 10 * drawn[:, 2:]

@@ -120,6 +120,8 @@ def _change(saved: DictConfig, config: DictConfig) -> dict[str, Any]:
                 accepted = f"the model was built for {trained_way}"
                 raise SettingError("task.way", config.task.way, accepted)
             saved.task.update(changes)
+            if "seed" in changes and "eval_seed" in saved.task:
+                saved.task.eval_seed = None  # the seed that is given is that of the tasks scored
     return changes
 
 

@@ -1,0 +1,77 @@
+"""From which classes, and by which quarter turns, a task draws those that it tells apart.
+
+Axes: W classes of a task (way).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from metalearn.data.images import LabelledImages
+from metalearn.errors import SettingError
+from metalearn.random_streams import AddressedStream
+
+__all__ = ["ClassPools", "class_pools"]
+
+_QUARTER_TURNS = 4
+
+
+@dataclass(frozen=True)
+class ClassPools:
+    """Lists of classes, of which a task draws from one, in proportion to their lengths.
+
+    Attributes:
+        pools: lists of classes.
+        way: W.
+        turn_each: whether a class and its quarter turns are four classes.
+        turn_together: whether a list and its quarter turns are four lists.
+    """
+
+    pools: Sequence[Sequence[int]]
+    way: int
+    turn_each: bool = False
+    turn_together: bool = False
+
+    def draw(self, stream: AddressedStream) -> tuple[list[int], list[int]]:
+        """W classes and their quarter turns."""
+        lists = len(self.pools)
+        number, turn = 0, 0
+        if lists > 1 or self.turn_together:
+            repeats = _QUARTER_TURNS if self.turn_together else 1
+            edge = np.cumsum([len(pool) for pool in self.pools] * repeats)
+            number = int(np.searchsorted(edge, stream.uniform(1)[0] * edge[-1], side="right"))
+            turn, number = divmod(number, lists)
+        pool = self.pools[number]
+        turns = _QUARTER_TURNS if self.turn_each else 1
+        chosen = stream.without_replacement(len(pool) * turns, self.way)
+        return [pool[i // turns] for i in chosen], [turn + i % turns for i in chosen]
+
+
+def class_pools(
+    data: LabelledImages,
+    split: str,
+    *,
+    way: int,
+    within_group: bool,
+    turn_each: bool,
+    turn_together: bool,
+) -> ClassPools:
+    """The lists of a split: one, or of each alphabet that has enough classes its own.
+
+    Raises:
+        SettingError: more classes are asked for than a list has.
+    """
+    groups: dict[str, list[int]] = {}
+    for c in data.splits[split]:
+        groups.setdefault(data.class_groups[c] if within_group else "", []).append(c)
+    turns = _QUARTER_TURNS if turn_each else 1
+    largest = max((len(group) for group in groups.values()), default=0) * turns
+    if way > largest:
+        where = "its largest group" if within_group else "it"
+        accepted = f"the {split} split offers {largest} classes in {where}, so at most {largest}"
+        raise SettingError("way", way, accepted)
+    pools = [group for group in groups.values() if len(group) * turns >= way]
+    return ClassPools(pools, way, turn_each, turn_together)
