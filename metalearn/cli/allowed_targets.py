@@ -35,6 +35,8 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "learner": (
         "metalearn.trainers.MAMLPlusPlus",
         "metalearn.trainers.CAVIA",
+        "metalearn.trainers.ConditionalNeuralProcess",
+        "metalearn.trainers.InContextLearner",
         "metalearn.trainers.MetaLearner",
         "metalearn.trainers.MultiStepLearner",
         "metalearn.trainers.ProtoNet",

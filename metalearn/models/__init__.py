@@ -5,8 +5,10 @@ from metalearn.models.context import WithContext
 from metalearn.models.conv4 import Conv4
 from metalearn.models.dropout import Dropout, convert_dropout, set_draw
 from metalearn.models.ensemble import Ensemble, Stack
+from metalearn.models.in_context import InContextTransformer
 from metalearn.models.mc_dropout import MCDropout
 from metalearn.models.mlp import MLP
+from metalearn.models.neural_process import NeuralProcess
 
 __all__ = [
     "MLP",
@@ -14,7 +16,9 @@ __all__ = [
     "Conv4",
     "Dropout",
     "Ensemble",
+    "InContextTransformer",
     "MCDropout",
+    "NeuralProcess",
     "Predictor",
     "RankOne",
     "Stack",

@@ -3,6 +3,8 @@
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.meta.cavia import CAVIA
+from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
+from metalearn.trainers.meta.in_context import InContextLearner
 from metalearn.trainers.meta.inductive import InductiveModule
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
@@ -28,9 +30,11 @@ __all__ = [
     "LEARNERS",
     "MAML",
     "BatchEnsembleTrainer",
+    "ConditionalNeuralProcess",
     "EnsembleTest",
     "EnsembleTrainer",
     "FitResult",
+    "InContextLearner",
     "InductiveModule",
     "Learner",
     "LoopSettings",

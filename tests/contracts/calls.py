@@ -473,6 +473,14 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.CAVIA,
             {"module": models.MLP((1,), 1), "kind": "regression", "context_size": 2},
         ),
+        "ConditionalNeuralProcess": lambda: (
+            trainers.ConditionalNeuralProcess,
+            {"module": models.MLP((1,), 1), "engine": "loop", "representation": 3},
+        ),
+        "InContextLearner": lambda: (
+            trainers.InContextLearner,
+            {"module": models.MLP((1,), 4), "engine": "loop", "features": 4},
+        ),
         "register_learner": lambda: (
             trainers.register_learner,
             {"name": "new", "summary": "it is new"},

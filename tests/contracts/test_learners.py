@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,13 +11,15 @@ import torch
 
 from metalearn.core.tree import tree_map
 from metalearn.models import MLP, Ensemble
-from metalearn.tasks import FewShotTasks
+from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import LEARNERS, MAML, Learner
 from metalearn.trainers.meta.making import takes_maml
 from metalearn.types import TaskBatch
+from tests.contracts.trainers import OF_REGRESSION, OWN_SETTINGS
 from tests.support.builders import assert_same, patterns
 
 TASKS = FewShotTasks(patterns(), way=3, shot=2, query=2)
+WAVES = SinusoidTasks(shot=4, query=3)
 LEARNT = "_learns_rates"
 WITH_RATES = [f"{name}{LEARNT}" for name in LEARNERS if takes_maml(LEARNERS[name].make)]
 every_learner = pytest.mark.parametrize("name", [*LEARNERS, *WITH_RATES])
@@ -24,19 +27,27 @@ APPROXIMATE = {"fomaml", "fomaml_learns_rates"}
 every_engine = pytest.mark.parametrize("engine", ["loop", "vmap", "batched"])
 
 
-def doubled(split: Any) -> TaskBatch:
+def tasks_for(name: str) -> Any:
+    return WAVES if name in OF_REGRESSION else TASKS
+
+
+def doubled(name: str, split: Any) -> TaskBatch:
     batch: TaskBatch = tree_map(
-        lambda x: x.double() if x.is_floating_point() else x, TASKS.sample(split, range(3))
+        lambda x: x.double() if x.is_floating_point() else x,
+        tasks_for(name).sample(split, range(3)),
     )
     return batch
 
 
-def network(seed: int) -> MLP:
-    return MLP((1, 4, 4), 3, hidden=(6,), seed=seed).double()
+def network(name: str, seed: int) -> MLP:
+    tasks = tasks_for(name)
+    outputs = 1 if name in OF_REGRESSION else 3
+    return MLP(tasks.input_shape, outputs, hidden=(6,), seed=seed).double()
 
 
-def network_of(members: int) -> Any:
-    return Ensemble.from_factory(network, range(members)) if members else network(0)
+def network_of(name: str, members: int) -> Any:
+    seeds = range(members)
+    return Ensemble.from_factory(partial(network, name), seeds) if members else network(name, 0)
 
 
 def learner(name: str, module: Any, engine: Any) -> Learner:
@@ -47,7 +58,7 @@ def learner(name: str, module: Any, engine: Any) -> Learner:
             learnt = {"learn": ["lr", "momentum"], "lr_per": "parameter_and_step"}
         maml = MAML(inner_lr=0.2, inner_steps=2, eval_steps=2, engine=engine, **learnt)
         return make(module, maml=maml)
-    return make(module, engine=engine)
+    return make(module, kind=tasks_for(name).kind, engine=engine, **OWN_SETTINGS.get(name, {}))
 
 
 def same(one: Any, other: Any) -> None:
@@ -57,8 +68,8 @@ def same(one: Any, other: Any) -> None:
 @every_learner
 @every_engine
 def test_members_are_learners_alone_in_every_engine(name: str, engine: str) -> None:
-    tasks = doubled("train")
-    together = learner(name, Ensemble.from_factory(network, range(3)), engine)
+    tasks = doubled(name, "train")
+    together = learner(name, network_of(name, 3), engine)
     found, scores = together.meta_gradient(tasks), together.score(tasks)
     assert scores.members is not None
     for index in range(3):
@@ -74,7 +85,7 @@ def test_members_are_learners_alone_in_every_engine(name: str, engine: str) -> N
 @every_learner
 @every_engine
 def test_gradients_of_tasks_have_the_mean(name: str, engine: str) -> None:
-    tasks, alone = doubled("train"), learner(name, network(0), engine)
+    tasks, alone = doubled(name, "train"), learner(name, network(name, 0), engine)
     wanted = alone.meta_gradient(tasks).grads
     found = alone.task_gradients(alone.params, tasks)
     assert found.keys() == wanted.keys()
@@ -86,13 +97,14 @@ def test_gradients_of_tasks_have_the_mean(name: str, engine: str) -> None:
 @every_engine
 @pytest.mark.parametrize("inductive", [False, True])
 def test_adapted_modules_predict_what_is_scored(name: str, engine: str, inductive: bool) -> None:
-    tasks, one = doubled("test"), learner(name, network(1), engine)
+    tasks, one = doubled(name, "test"), learner(name, network(name, 1), engine)
     scores = one.score(tasks, inductive=inductive)
     for t in range(3):
         (x, y), (queries, targets) = tree_map(lambda v, t=t: v[t], tasks)
         outputs = one.adapt((x, y), transductive=not inductive)(queries)
-        same(scores.losses[t, -1], torch.nn.functional.cross_entropy(outputs, targets))
-        assert torch.equal(scores.predictions[t, -1], outputs.argmax(-1))
+        same(scores.losses[t, -1], one.criterion(outputs, targets))
+        found = outputs.argmax(-1) if one.kind == "classification" else outputs
+        same(scores.predictions[t, -1], found)
         *_, state = one.fit(one.params, (x, y))
         same(one.predict(state, queries), outputs)
 
@@ -101,7 +113,7 @@ def test_adapted_modules_predict_what_is_scored(name: str, engine: str, inductiv
 @every_engine
 def test_a_gradient_is_the_slope_of_the_loss(name: str, engine: str) -> None:
     """First order, which leaves a part out, is the control: it has another slope."""
-    tasks, one, size = doubled("train"), learner(name, network(0), engine), 1e-6
+    tasks, one, size = doubled(name, "train"), learner(name, network(name, 0), engine), 1e-6
     grads = one.meta_gradient(tasks).grads
     draws = torch.Generator().manual_seed(0)
     way = {n: torch.randn(p.shape, generator=draws).to(p) for n, p in one.params.items()}
@@ -121,7 +133,7 @@ def test_a_gradient_is_the_slope_of_the_loss(name: str, engine: str) -> None:
 @every_learner
 @pytest.mark.parametrize("members", [0, 2])
 def test_a_learner_is_left_as_it_was(name: str, members: int) -> None:
-    tasks, module = doubled("train"), network_of(members)
+    tasks, module = doubled(name, "train"), network_of(name, members)
     one, before = learner(name, module, "batched"), copy.deepcopy(module.state_dict())
     found = one.gradient(one.params, tasks, step=1)
     one.score(tasks)
@@ -133,9 +145,9 @@ def test_a_learner_is_left_as_it_was(name: str, members: int) -> None:
 @every_learner
 @pytest.mark.parametrize("members", [0, 2])
 def test_a_plan_goes_round(name: str, members: int) -> None:
-    one, other = (learner(name, network_of(members), "auto") for _ in range(2))
+    one, other = (learner(name, network_of(name, members), "auto") for _ in range(2))
     assert not one.state()
-    one.prepare(doubled("train"), 4, deterministic=True)
+    one.prepare(doubled(name, "train"), 4, deterministic=True)
     state = one.state()
     for kind in other.state_kinds():
         kind(state, "extra")

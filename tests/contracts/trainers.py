@@ -23,9 +23,10 @@ from tests.support.builders import (
 from tests.support.diagnostic_cases import per_sample
 from tests.support.small_data import waves
 
-__all__ = ["TRAINERS", "Make", "network"]
+__all__ = ["OF_REGRESSION", "OWN_SETTINGS", "TRAINERS", "Make", "network"]
 
 Make = Callable[..., Trainer]
+TASKS = FewShotTasks(patterns(), way=3, shot=2, query=2)
 
 
 def network(seed: int = 0) -> MLP:
@@ -87,13 +88,26 @@ def _regression_per_sample(**settings: Any) -> Trainer:
     )
 
 
+OF_REGRESSION = {"cnp"}
+"""Learners that take no tasks of classification."""
+OWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "cnp": {"representation": 4, "hidden": (5,)},
+    "in_context": {"classes": 4, "heads": 1, "depth": 1},
+}
+"""By learner, settings that make it as small as the networks here."""
+
+
 def _learner(name: str, members: int, **settings: Any) -> Trainer:
-    tasks = FewShotTasks(patterns(), way=3, shot=2, query=2)
-    model: Any = Ensemble.from_factory(network, range(members)) if members else network()
+    waves = name in OF_REGRESSION
+    tasks = SinusoidTasks(shot=4, query=4) if waves else TASKS
+    make = _waves if waves else network
+    model: Any = Ensemble.from_factory(make, range(members)) if members else make()
     settings = {"steps": 6, "meta_batch": 4, "validation_tasks": 5, "progress": False} | settings
     if takes_maml(LEARNERS[name].make):
         settings.setdefault("maml", MAML(inner_lr=0.2, inner_steps=2, eval_steps=2))
-    return MetaTrainer(model, tasks, learner=name, **settings)
+    own = OWN_SETTINGS.get(name)
+    learner: Any = partial(LEARNERS[name].make, **own) if own else name
+    return MetaTrainer(model, tasks, learner=learner, **settings)
 
 
 TRAINERS: dict[str, Make] = {

@@ -70,7 +70,10 @@ class CAVIA(MetaLearner):
         _check_free(maml)
 
         def around(network: nn.Module, index: int) -> WithContext:
-            return WithContext(network, context_size, layer=layer, seed=seed + index)
+            try:
+                return WithContext(network, context_size, layer=layer, seed=seed + index)
+            except SettingError as error:  # a network's, which the command line may not have yet
+                raise type(error)("learner.layer", error.value, error.accepted) from error
 
         super().__init__(wrapped(module, WithContext, around), maml, kind=kind)
 

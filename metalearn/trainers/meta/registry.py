@@ -10,6 +10,8 @@ from typing import Any
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
 from metalearn.trainers.meta.cavia import CAVIA
+from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
+from metalearn.trainers.meta.in_context import InContextLearner
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
 from metalearn.trainers.meta.multi_step import MultiStepLearner
@@ -42,6 +44,12 @@ LEARNERS: dict[str, KnownLearner] = {
         MultiStepLearner, "as maml, with the query loss after every inner step"
     ),
     "protonet": KnownLearner(ProtoNet, "the nearest mean of a class's features; no inner loop"),
+    "cnp": KnownLearner(
+        ConditionalNeuralProcess, "regression by the mean of encoded examples; no inner loop"
+    ),
+    "in_context": KnownLearner(
+        InContextLearner, "a transformer over the support set and a query; no inner loop"
+    ),
 }
 """All that are known, by the name that ``learner=`` takes."""
 

@@ -189,8 +189,8 @@ def test_it_learns() -> None:
         ({"frozen": "1.*"}, {}, r"^maml.frozen='1.\*': null is needed: cavia adapts a context"),
         ({"method": "implicit"}, {}, "^maml.method='implicit': .*cavia learns no starting point"),
         ({}, {"context_size": 0}, "^context_size=0: a whole number of at least 1"),
-        ({}, {"layer": "2"}, "^layer='2': the name of a Linear, .*one of 1, 3, 5"),
-        ({}, {"layer": ""}, "^layer='': the name of a Linear, .*one of 1, 3, 5"),
+        ({}, {"layer": "2"}, "^learner.layer='2': the name of a Linear, .*one of 1, 3, 5"),
+        ({}, {"layer": ""}, "^learner.layer='': the name of a Linear, .*one of 1, 3, 5"),
         ({}, {"seed": -1}, "^seed=-1: "),
     ],
 )
