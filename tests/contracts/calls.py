@@ -338,6 +338,9 @@ def _models() -> dict[str, Callable[[], Call]]:
     return {
         "MLP": _of(models, "MLP", input_shape=(2,), outputs=3, hidden=(4,)),
         "Conv4": _of(models, "Conv4", input_shape=(1, 8, 8), outputs=3, filters=2),
+        "WithContext": _of(models, "WithContext", network=net, size=2),
+        "NeuralProcess": _of(models, "NeuralProcess", network=net, hidden=(4,)),
+        "InContextTransformer": _of(models, "InContextTransformer", network=net, width=4),
         "Dropout": _of(models, "Dropout", p=0.5),
         "BatchEnsemble": _of(models, "BatchEnsemble", network=plain, members=2),
         "MCDropout": _of(models, "MCDropout", network=net, draws=2),

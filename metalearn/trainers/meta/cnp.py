@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metalearn.core import Engine
 from metalearn.errors import SettingError
 from metalearn.models import NeuralProcess
+from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 from metalearn.trainers.meta.conditioned import Conditioned, ConditionedLearner
 from metalearn.trainers.meta.wrapping import wrapped
@@ -64,6 +65,8 @@ class ConditionalNeuralProcess(ConditionedLearner):
         chunk_size: int | None = None,
         seed: int = 0,
     ) -> None:
+        check_seed(seed)
+
         def around(network: nn.Module, index: int) -> NeuralProcess:
             return NeuralProcess(
                 network,

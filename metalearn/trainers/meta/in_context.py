@@ -14,6 +14,7 @@ from metalearn.core.checks import check_pair
 from metalearn.core.module.functionalize import Norm
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import InContextTransformer
+from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 from metalearn.trainers.meta.conditioned import ConditionedLearner
 from metalearn.trainers.meta.wrapping import wrapped
@@ -74,6 +75,7 @@ class InContextLearner(ConditionedLearner):
         chunk_size: int | None = None,
         seed: int = 0,
     ) -> None:
+        check_seed(seed)
         if features is not None:
             check_whole("features", features, 1)
 
