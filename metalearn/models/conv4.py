@@ -113,9 +113,9 @@ class Conv4(nn.Sequential):
 
 def _widths(filters: int | Sequence[int]) -> list[int]:
     """Channels of the four blocks."""
-    widths = [filters] * _BLOCKS if isinstance(filters, int) else list(filters)
+    widths = list(filters) if isinstance(filters, Sequence) else [filters] * _BLOCKS
     if len(widths) != _BLOCKS:
-        raise SettingError("filters", list(widths), f"one number or {_BLOCKS} are needed")
+        raise SettingError("filters", widths, f"one number or {_BLOCKS} are needed")
     for width in widths:
         check_whole("filters", width, 1)
     return widths

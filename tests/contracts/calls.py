@@ -369,6 +369,7 @@ def _data() -> dict[str, Callable[[], Call]]:
     targets = torch.arange(12) % 3
     splits = {"train": targets[:1] + 0, "validation": targets[1:2] + 0, "test": targets[2:3] + 0}
     return {
+        "AffineRanges": _of(data, "AffineRanges", rotate=10.0),
         "Augmentation": _of(data, "Augmentation", max_shift=1),
         "ClassificationData": _of(
             data,
