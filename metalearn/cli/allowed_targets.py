@@ -38,8 +38,10 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.trainers.ConditionalNeuralProcess",
         "metalearn.trainers.InContextLearner",
         "metalearn.trainers.MetaLearner",
+        "metalearn.trainers.MetaOptNet",
         "metalearn.trainers.MultiStepLearner",
         "metalearn.trainers.ProtoNet",
+        "metalearn.trainers.R2D2",
     ),
     "maml": ("metalearn.trainers.MAML",),
     "optimizer": (  # elementwise, so that they take the parameters of stacked members

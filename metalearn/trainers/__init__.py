@@ -9,9 +9,11 @@ from metalearn.trainers.meta.inductive import InductiveModule
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
 from metalearn.trainers.meta.members import MemberLearner
+from metalearn.trainers.meta.metaoptnet import MetaOptNet
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.protonet import ProtoNet
+from metalearn.trainers.meta.r2d2 import R2D2
 from metalearn.trainers.meta.registry import LEARNERS, register_learner
 from metalearn.trainers.meta.reports import MemberReport, TestReport
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
@@ -29,6 +31,7 @@ __all__ = [
     "CAVIA",
     "LEARNERS",
     "MAML",
+    "R2D2",
     "BatchEnsembleTrainer",
     "ConditionalNeuralProcess",
     "EnsembleTest",
@@ -44,6 +47,7 @@ __all__ = [
     "MemberReport",
     "MemberScores",
     "MetaLearner",
+    "MetaOptNet",
     "MetaTrainer",
     "MultiStepLearner",
     "PerSampleTrainer",

@@ -465,6 +465,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.MAMLPlusPlus,
             {"module": models.MLP((1,), 1), "kind": "regression", "multi_step_steps": 4},
         ),
+        "MetaOptNet": lambda: (
+            trainers.MetaOptNet,
+            {"module": models.MLP((1,), 4), "head": "logistic", "ridge": 0.5, "scale": 2.0},
+        ),
         "MultiStepLearner": lambda: (
             trainers.MultiStepLearner,
             {"module": models.MLP((1,), 1), "kind": "regression", "weights": [0.5, 0.5]},
@@ -472,6 +476,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
         "ProtoNet": lambda: (
             trainers.ProtoNet,
             {"module": models.MLP((1,), 4), "engine": "loop", "features": 4},
+        ),
+        "R2D2": lambda: (
+            trainers.R2D2,
+            {"module": models.MLP((1,), 4), "ridge": 0.5, "scale": 2.0, "features": 4},
         ),
         "CAVIA": lambda: (
             trainers.CAVIA,

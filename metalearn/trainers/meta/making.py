@@ -96,10 +96,21 @@ def _check_maker(make: Callable[..., Any]) -> None:
     check_complete(make.func if isinstance(make, partial) else make)
     try:
         inner = {"maml": None} if takes_maml(make) else {}
-        inspect.signature(make).bind(None, kind=None, **inner)
+        signature = inspect.signature(make)
+        signature.bind(None, kind=None, **inner)
+        unknown = set(getattr(make, "keywords", ())) - set(accepted_settings(make))
+        if unknown and not _takes_any(signature):
+            raise TypeError(f"got an unexpected keyword argument {min(unknown)!r}")
     except (TypeError, ValueError) as error:  # of a partial, what it was given beforehand
         reason = error.__cause__ or error
         raise SettingError("learner", _name(make), f"{accepted} ({reason})") from error
+
+
+def _takes_any(signature: inspect.Signature) -> bool:
+    """Whether there are further keywords that are not said to be settings of another callable."""
+    every = signature.parameters.values()
+    rest = [p.annotation for p in every if p.kind is inspect.Parameter.VAR_KEYWORD]
+    return any("Annotated" not in str(hint) for hint in rest)
 
 
 def _checked(

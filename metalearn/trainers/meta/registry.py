@@ -14,9 +14,11 @@ from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
 from metalearn.trainers.meta.in_context import InContextLearner
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
+from metalearn.trainers.meta.metaoptnet import MetaOptNet
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.protonet import ProtoNet
+from metalearn.trainers.meta.r2d2 import R2D2
 
 __all__ = ["LEARNERS", "KnownLearner", "check_complete", "learner_of", "register_learner"]
 
@@ -44,6 +46,10 @@ LEARNERS: dict[str, KnownLearner] = {
         MultiStepLearner, "as maml, with the query loss after every inner step"
     ),
     "protonet": KnownLearner(ProtoNet, "the nearest mean of a class's features; no inner loop"),
+    "r2d2": KnownLearner(R2D2, "a ridge regression on features, in closed form; no inner loop"),
+    "metaoptnet": KnownLearner(
+        MetaOptNet, "a ridge or logistic classifier of features, at its optimum; no inner loop"
+    ),
     "cnp": KnownLearner(
         ConditionalNeuralProcess, "regression by the mean of encoded examples; no inner loop"
     ),
