@@ -31,7 +31,13 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     ),
     "data": (*_PICTURES, "metalearn.data.waves_data"),
     "ood": _PICTURES,
-    "model": ("metalearn.models.Conv4", "metalearn.models.MLP"),
+    "model": (
+        "metalearn.models.Conv4",
+        "metalearn.models.MLP",
+        "metalearn.models.Recurrent",
+        "metalearn.models.ResNet12",
+        "metalearn.models.ViT",
+    ),
     "learner": (
         "metalearn.trainers.MAMLPlusPlus",
         "metalearn.trainers.CAVIA",

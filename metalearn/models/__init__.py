@@ -3,17 +3,21 @@
 from metalearn.models.batch_ensemble import BatchEnsemble, RankOne
 from metalearn.models.context import WithContext
 from metalearn.models.conv4 import Conv4
-from metalearn.models.dropout import Dropout, convert_dropout, set_draw
+from metalearn.models.dropout import DropBlock, Dropout, convert_dropout, set_draw
 from metalearn.models.ensemble import Ensemble, Stack
 from metalearn.models.in_context import InContextTransformer
 from metalearn.models.mc_dropout import MCDropout
 from metalearn.models.mlp import MLP
 from metalearn.models.neural_process import NeuralProcess
+from metalearn.models.recurrent import Recurrent
+from metalearn.models.resnet12 import ResNet12
+from metalearn.models.vit import ViT
 
 __all__ = [
     "MLP",
     "BatchEnsemble",
     "Conv4",
+    "DropBlock",
     "Dropout",
     "Ensemble",
     "InContextTransformer",
@@ -21,7 +25,10 @@ __all__ = [
     "NeuralProcess",
     "Predictor",
     "RankOne",
+    "Recurrent",
+    "ResNet12",
     "Stack",
+    "ViT",
     "WithContext",
     "convert_dropout",
     "set_draw",

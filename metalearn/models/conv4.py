@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
 
 from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError, check_whole
+from metalearn.models.settings import check_choice, check_pictures, check_widths
 from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 
@@ -63,23 +64,11 @@ class Conv4(nn.Sequential):
         head: bool = True,
         seed: int = 0,
     ) -> None:
-        if len(input_shape) != 3:
-            raise SettingError(
-                "input_shape",
-                tuple(input_shape),
-                "Conv4 takes pictures (channels, height, width); for vectors use the mlp",
-            )
-        for name, value, known in (
-            ("downsample", downsample, get_args(Downsample)),
-            ("pool", pool, get_args(Pool)),
-        ):
-            if value not in known:
-                raise SettingError(name, value, f"one of {', '.join(known)} is needed")
-        for size in input_shape:
-            check_whole("input_shape", size, 1)
-        check_whole("outputs", outputs, 1)
+        check_pictures("Conv4", input_shape, outputs)
+        check_choice("downsample", downsample, Downsample)
+        check_choice("pool", pool, Pool)
         check_whole("halvings", halvings, 1, _BLOCKS)
-        widths = _widths(filters)
+        widths = check_widths(filters, _BLOCKS)
         check_seed(seed)
         channels, height, width = input_shape
         pairs = itertools.pairwise([channels, *widths])
@@ -109,16 +98,6 @@ class Conv4(nn.Sequential):
         if last is not None:
             self.head = last
         _initialise(self, seed)
-
-
-def _widths(filters: int | Sequence[int]) -> list[int]:
-    """Channels of the four blocks."""
-    widths = list(filters) if isinstance(filters, Sequence) else [filters] * _BLOCKS
-    if len(widths) != _BLOCKS:
-        raise SettingError("filters", widths, f"one number or {_BLOCKS} are needed")
-    for width in widths:
-        check_whole("filters", width, 1)
-    return widths
 
 
 def _block(channels: int, filters: int, downsample: Downsample | None) -> nn.Sequential:

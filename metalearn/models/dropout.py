@@ -9,8 +9,10 @@ Axes: M members, B samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.core.checks import check_number
@@ -18,7 +20,7 @@ from metalearn.core.module.copying import copy_module
 from metalearn.errors import check_whole
 from metalearn.signatures import checked
 
-__all__ = ["Dropout", "convert_dropout", "set_draw"]
+__all__ = ["DropBlock", "Dropout", "convert_dropout", "set_draw"]
 
 _MASK = 0xFFFFFFFF
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -61,10 +63,52 @@ class Dropout(nn.Module):
         if not self.training:
             return x
         shape = (*x.shape[:2], *(1,) * (x.dim() - 2)) if self.whole_channels else x.shape
-        places = torch.arange(math.prod(shape), device=x.device).view(shape)
-        bits = _mix(places + _mix(_mix(self.key) + self.draw))
-        keep = bits >= self.p.double() * 2.0**32
+        keep = self.uniform(shape, x.device) >= self.p.double()
         return torch.where(keep, x / (1 - self.p).to(x.dtype), 0.0)
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Numbers in [0, 1) in float64, a function of key, draw and place alone."""
+        places = torch.arange(math.prod(shape), device=device).view(*shape)
+        return _mix(places + _mix(_mix(self.key) + self.draw)).double() / 2.0**32
+
+
+class DropBlock(Dropout):
+    """Zero squares of ``size`` × ``size`` in each channel of ``[N, C, H, W]`` in training.
+
+    As many squares begin as leave about 1 − p of the picture; what is left of a sample is scaled
+    by the number of its elements over the number kept, so that no sample depends on the others.
+    Squares lie within the picture; on a smaller one they are as large as it. Masks follow
+    from key and draw, as those of `Dropout`.
+
+    Args:
+        p: in [0, 1).
+        size: of a square, at least 1.
+        key: which stream of masks; a whole number in 0..2^63-1.
+
+    Raises:
+        SettingError: p, size or key out of range.
+
+    Source: Ghiasi, Lin and Le, "DropBlock", NeurIPS 2018.
+    """
+
+    @checked
+    def __init__(self, p: float = 0.1, *, size: int = 5, key: int = 0) -> None:
+        super().__init__(p, key=key)
+        check_whole("size", size, 1)
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape; the input itself outside training."""
+        if not self.training:
+            return x
+        height, width = (min(self.size, side) for side in x.shape[-2:])
+        corners = (x.shape[-2] - height + 1, x.shape[-1] - width + 1)
+        share = x.shape[-2] * x.shape[-1] / (height * width * math.prod(corners))
+        begins = self.uniform((*x.shape[:2], *corners), x.device) < self.p.double() * share
+        padding = (width - 1, width - 1, height - 1, height - 1)
+        dropped = F.max_pool2d(F.pad(begins.to(x.dtype), padding), (height, width), stride=1)
+        kept = 1 - dropped
+        return x * kept / kept.mean((1, 2, 3), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 @checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,16 @@ from torch import Tensor, nn
 
 from metalearn.core import functionalize, meta_gradient, sgd
 from metalearn.errors import SettingError
-from metalearn.models import MLP, Conv4
+from metalearn.models import MLP, Conv4, DropBlock, Recurrent, ResNet12, ViT, set_draw
 from tests.support import oracles
 
 MAKERS: dict[str, Callable[[int], nn.Module]] = {
     "conv4": lambda seed: Conv4((1, 28, 28), 5, filters=8, seed=seed),
     "mlp": lambda seed: MLP((1, 4, 4), 5, seed=seed),
+    "resnet12": lambda seed: ResNet12((1, 16, 16), 5, filters=4, dropout=0.1, seed=seed),
+    "vit": lambda seed: ViT((1, 8, 8), 5, patch=4, width=8, depth=1, seed=seed),
+    "gru": lambda seed: Recurrent((4, 3), 5, hidden=6, layers=2, seed=seed),
+    "lstm": lambda seed: Recurrent((4, 3), 5, cell="lstm", hidden=6, seed=seed),
 }
 makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
@@ -46,7 +51,8 @@ def test_construction_leaves_the_global_random_state_alone(
 def test_biases_start_at_zero_and_all_weights_are_drawn(make: Callable[[int], nn.Module]) -> None:
     for layer in make(0).modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            assert not layer.bias.any() and float(layer.weight.detach().std()) > 0.01
+            assert layer.bias is None or not layer.bias.any()
+            assert float(layer.weight.detach().std()) > 0.01
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -102,6 +108,63 @@ def test_normalisation_is_that_of_the_batch_in_both_modes() -> None:
     assert not torch.allclose(net(x)[:2], net(x[:2]), atol=1e-3)
 
 
+def test_resnet12_is_the_network_of_the_paper() -> None:
+    net = ResNet12((3, 84, 84), 5, head=False)
+    widths = [3, 64, 160, 320, 640]
+    expected = sum(10 * a * b + 18 * b * b + 8 * b for a, b in itertools.pairwise(widths))
+    assert weights(net).numel() == expected
+    small = ResNet12((3, 35, 52), 5, filters=4, pool="flatten", head=False)
+    assert small(torch.ones(2, 3, 35, 52)).shape == (2, 4 * 2 * 3)
+
+
+@pytest.mark.parametrize("side", [3, 9])
+def test_drop_block_drops_squares_within_each_sample(side: int) -> None:
+    layer = DropBlock(0.2, size=5, key=3)
+    x = torch.ones(200, 4, side, side, dtype=torch.float64)
+    set_draw(layer, 1)
+    y = layer(x)
+    assert torch.equal(y, layer(x)) and torch.equal(layer.eval()(x), x)
+    gone = y == 0
+    assert 0.1 < gone.double().mean() < 0.25
+    assert gone.flatten(2).sum(-1)[gone.flatten(2).any(-1)].min() >= min(side, 5) ** 2
+    alive = ~gone.flatten(1).all(1)
+    torch.testing.assert_close(y.mean((1, 2, 3))[alive], torch.ones(int(alive.sum())).double())
+    set_draw(layer.train(), 2)
+    assert not torch.equal(y, layer(x))
+
+
+def test_attention_of_a_vit_is_that_of_torch() -> None:
+    block = ViT((1, 4, 4), 3, patch=2, width=8, depth=1, heads=2).double().blocks[0]
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
+    projected, out = block.queries_keys_values, block.mixed
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": projected.weight, "in_proj_bias": projected.bias,
+            "out_proj.weight": out.weight, "out_proj.bias": out.bias,
+        }
+    )  # fmt: skip
+    x = torch.randn(3, 4, 8, generator=oracles.generator(0), dtype=torch.float64)
+    ours = out(block.attended(projected(x)))
+    torch.testing.assert_close(ours, theirs(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize(("cell", "kind"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
+def test_cells_are_the_fused_layers(cell: Any, kind: Any) -> None:
+    net = Recurrent((5, 3), 2, cell=cell, hidden=4, layers=2).double()
+    fused = kind(3, 4, 2, batch_first=True).double()
+    fused.load_state_dict(
+        {
+            f"{name}_l{index}": value
+            for index, layer in enumerate(net.cells)
+            for name, value in layer.state_dict().items()
+        }
+    )
+    x = torch.randn(6, 5, 3, generator=oracles.generator(0), dtype=torch.float64)
+    torch.testing.assert_close(net(x), net.head(fused(x)[0][:, -1]))
+    pictures = x.unflatten(2, (3, 1)).transpose(1, 2)  # [6, 3, 5, 1]
+    torch.testing.assert_close(net(pictures), net(x))
+
+
 @pytest.mark.parametrize(
     ("shape", "hidden", "layers"), [((1,), (40, 40), 3), ((2, 3), (), 1), ((4,), (7,), 2)]
 )
@@ -130,6 +193,10 @@ def test_scale_and_biases_of_an_mlp_are_those_of_its_hidden_layers() -> None:
         (MLP((2,), 3, hidden=(5,)), (2,)),
         (Conv4((1, 8, 8), 3, filters=2), (1, 8, 8)),
         (Conv4((1, 16, 16), 3, filters=2, downsample="max_pool", pool="mean"), (1, 16, 16)),
+        (ResNet12((1, 16, 16), 3, filters=2), (1, 16, 16)),
+        (ViT((1, 4, 6), 3, patch=2, width=4, depth=2, heads=2), (1, 4, 6)),
+        (Recurrent((3, 2), 3, hidden=3, layers=2), (3, 2)),
+        (Recurrent((1, 3, 2), 3, cell="lstm", hidden=3), (1, 3, 2)),
     ],
 )
 def test_second_order_equals_plain_maml(
@@ -163,6 +230,16 @@ def test_second_order_equals_plain_maml(
         (lambda: Conv4((0, 28, 28), 5), r"^input_shape=.*at least 1"),
         (lambda: Conv4((1, 0, 28), 5), r"^input_shape=.*at least 1"),
         (lambda: Conv4((1, 28, 28), 0), r"^outputs=0: a whole number of at least 1"),
+        (lambda: ResNet12((1, 15, 28), 5), r"^input_shape=\(1, 15, 28\): four poolings need.*16"),
+        (lambda: ResNet12((1, 16, 16), 5, filters=[4, 4]), r"^filters=\[4, 4\]: one number or 4"),
+        (lambda: ResNet12((1, 16, 16), 5, dropout=1.0), r"^dropout=1.0: a number in \[0, 1\)"),
+        (lambda: ViT((1, 28, 28), 5, patch=5), r"^patch=5: a divisor of .* 28 and 28"),
+        (lambda: ViT((1, 28, 28), 5, width=6), r"^width=6: a multiple of heads=4"),
+        (lambda: ViT((28, 28), 5), r"^input_shape=\(28, 28\): ViT takes pictures"),
+        (lambda: Recurrent((3,), 5), r"^input_shape=\(3,\): \(length, numbers\)"),
+        (lambda: Recurrent((3, 2), 5, cell="rnn"), r"^cell='rnn': one of gru, lstm"),  # type: ignore[arg-type]
+        (lambda: Recurrent((3, 2), 5, layers=0), r"^layers=0: a whole number of at least 1"),
+        (lambda: DropBlock(0.1, size=0), r"^size=0: a whole number of at least 1"),
         (lambda: MLP((2,), 3, hidden=(40, 0)), r"^hidden=0: a whole number of at least 1"),
         (lambda: MLP((0,), 3), r"^input_shape=0: a whole number of at least 1"),
         (lambda: MLP((2,), 0), r"^outputs=0: a whole number of at least 1"),
