@@ -18,6 +18,9 @@ from metalearn.tracking import write_json
 __all__ = ["Commands", "Interrupted", "RowRunner"]
 
 
+_SIGNALLED = 128
+
+
 class Interrupted(Exception):
     """A run was stopped before its end; the next call goes on with it."""
 
@@ -58,9 +61,14 @@ class Commands:
         """Run a command.
 
         Raises:
+            Interrupted: a signal ended it, of which it said so (128 + its number) or not (below 0).
             DataError: it failed; what it printed says why.
         """
         code = self.call([*self.prefix, *words])
+        if code < 0 or code > _SIGNALLED:
+            raise Interrupted(
+                f"`metalearn {' '.join(words)}` was stopped; the same command goes on"
+            )
         if code:
             raise DataError(f"`metalearn {' '.join(words)}` ended with code {code}")
 

@@ -75,6 +75,14 @@ def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
     assert not runner.kept(ROW, 0).exists()
 
 
+@pytest.mark.parametrize("code", [130, 143, -9])
+def test_a_command_that_a_signal_ended_goes_on_next_time(code: int, tmp_path: Path) -> None:
+    runner = RowRunner(tmp_path, Commands([], lambda words: code))
+    with pytest.raises(Interrupted, match="^`metalearn train experiment=sinusoid .*was stopped"):
+        runner.run(ROW, 0)
+    assert not runner.kept(ROW, 0).exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_signal_is_handed_on_and_waited_for(tmp_path: Path) -> None:
     child = (
