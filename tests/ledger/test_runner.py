@@ -116,3 +116,19 @@ def test_the_command_lists_rows(run: Callable[..., Outcome]) -> None:
     assert "did you mean sinusoid?" in run("reproduce", "sinusoidal").err
     assert run("reproduce", "--lst").code == 2
     assert run("reproduce", "--page").code == 0 and Path("outputs/ledger/ledger.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--page", "sinusoid"], "row='sinusoid': none is needed with --page"),
+        (["--page", "--list"], "not allowed with argument"),
+        (["--list", "--device", "cpu"], "--device='cpu': nothing is trained"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    arguments: list[str], sentence: str, run: Callable[..., Outcome]
+) -> None:
+    outcome = run("reproduce", *arguments)
+    assert outcome.code == 2 and sentence in outcome.err and outcome.err.count("\n") == 1
+    assert not Path("outputs").exists()

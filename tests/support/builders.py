@@ -6,6 +6,7 @@ Axes: N pictures, C classes, T tasks.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,24 @@ def after_validation(trainer: Any, change: Callable[[Evaluation], Evaluation]) -
 def signal_in_step(trainer: Any, step: int, number: int) -> None:
     """Make the trainer send its own process a signal in the middle of a step."""
     before_gradient(trainer, lambda now: os.kill(os.getpid(), number) if now == step else None)
+
+
+def assert_goes_on(make: Callable[..., Any], folder: Path) -> Any:
+    """A training that a signal stops in its second step ends as one that is not, which is returned.
+
+    Args:
+        make: gives a trainer, with further settings.
+        folder: of the run.
+    """
+    whole = make()
+    whole.fit()
+    stopped, resumed = make(folder=folder), make(folder=folder)
+    signal_in_step(stopped, 1, signal.SIGTERM)
+    assert stopped.fit().step == 2
+    resumed.resume(last(folder))
+    resumed.fit()
+    assert_same(state_of(resumed), state_of(whole))
+    return whole
 
 
 def signal_in_validation(trainer: Any, number: int) -> None:

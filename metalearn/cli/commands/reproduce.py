@@ -9,6 +9,7 @@ from pathlib import Path
 
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.usage import OptionParser, typed
+from metalearn.errors import SettingError
 from metalearn.files import replace_file
 from metalearn.ledger import (
     TABLES,
@@ -37,6 +38,10 @@ def reproduce(arguments: Sequence[str]) -> None:
         SystemExit: 130 where a training was stopped.
     """
     options = _parser().parse_args(arguments)
+    if options.page and options.row:
+        raise SettingError("row", options.row[0], "none is needed with --page, which has all rows")
+    if options.device and (options.page or options.list):
+        raise SettingError("--device", options.device, "nothing is trained, so none is needed")
     rows = chosen_rows(options.row)
     folder = Path(options.folder)
     further = [f"device={options.device}"] if options.device else []
@@ -88,8 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "row", nargs="*", help="names of rows or tables, or patterns; all rows by default"
     )
-    parser.add_argument("--list", action="store_true", help="say what the rows are, and stop")
-    parser.add_argument("--page", action="store_true", help="write the page alone")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="say what the rows are, and stop")
+    instead.add_argument("--page", action="store_true", help="write the page alone")
     parser.add_argument("--folder", default=str(_FOLDER), help="of runs and outcomes (%(default)s)")
     parser.add_argument("--device", help="where to train: auto, cpu, cuda, mps")
     return parser

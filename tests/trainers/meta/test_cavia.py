@@ -15,7 +15,10 @@ from metalearn.models import MLP, Conv4, Ensemble, WithContext
 from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import CAVIA, MAML, MetaLearner, MetaTrainer
 from metalearn.types import TaskBatch
-from tests.support.builders import assert_same, last, patterns, signal_in_step, state_of
+from tests.support.builders import (
+    assert_goes_on,
+    patterns,
+)
 
 TASKS = SinusoidTasks(shot=4, query=3)
 SETTINGS: dict[str, Any] = {
@@ -160,14 +163,7 @@ def test_members_and_resumed_runs(tmp_path: Path) -> None:
         given = {**SETTINGS, "diagnostics": ["gradient_norms", "gradient_cosines"], **settings}
         return MetaTrainer(model, TASKS, learner="cavia", maml=maml, **given)
 
-    whole = trainer()
-    whole.fit()
-    stopped, resumed = trainer(folder=tmp_path), trainer(folder=tmp_path)
-    signal_in_step(stopped, 1, 15)
-    assert stopped.fit().step == 2
-    resumed.resume(last(tmp_path))
-    resumed.fit()
-    assert_same(state_of(resumed), state_of(whole))
+    whole = assert_goes_on(trainer, tmp_path)
     assert "stacks.0.network.weight" in whole.module.state_dict()
     assert not [name for name in whole.module.state_dict() if name.endswith("context")]
 

@@ -16,7 +16,10 @@ from metalearn.models import MLP, Conv4, Ensemble, NeuralProcess
 from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import MAML, ConditionalNeuralProcess, MetaTrainer
 from metalearn.types import TaskBatch
-from tests.support.builders import assert_same, last, patterns, signal_in_step, state_of
+from tests.support.builders import (
+    assert_goes_on,
+    patterns,
+)
 
 TASKS = SinusoidTasks(shot=4, query=3)
 SETTINGS: dict[str, Any] = {
@@ -124,14 +127,7 @@ def test_members_and_resumed_runs(tmp_path: Path) -> None:
         given = {**SETTINGS, "diagnostics": ["gradient_norms"], **settings}
         return MetaTrainer(model, TASKS, learner="cnp", **given)
 
-    whole = trainer()
-    whole.fit()
-    stopped, resumed = trainer(folder=tmp_path), trainer(folder=tmp_path)
-    signal_in_step(stopped, 1, 15)
-    assert stopped.fit().step == 2
-    resumed.resume(last(tmp_path))
-    resumed.fit()
-    assert_same(state_of(resumed), state_of(whole))
+    assert_goes_on(trainer, tmp_path)
     starts = list(trainer().learner.params["encoder.1.weight"])
     assert not torch.equal(*starts)
 

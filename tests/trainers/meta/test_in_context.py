@@ -17,7 +17,10 @@ from metalearn.models import MLP, Conv4, Ensemble, InContextTransformer
 from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import MAML, InContextLearner, MetaTrainer
 from metalearn.types import TaskBatch
-from tests.support.builders import assert_same, last, patterns, signal_in_step, state_of
+from tests.support.builders import (
+    assert_goes_on,
+    patterns,
+)
 
 TASKS = FewShotTasks(patterns(), way=3, shot=2, query=2)
 WAVES = SinusoidTasks(shot=4, query=3)
@@ -179,14 +182,7 @@ def test_members_and_resumed_runs(tmp_path: Path) -> None:
         model = Ensemble.from_factory(made, range(2))
         return MetaTrainer(model, TASKS, learner="in_context", **given)
 
-    whole = trainer()
-    whole.fit()
-    stopped, resumed = trainer(folder=tmp_path), trainer(folder=tmp_path)
-    signal_in_step(stopped, 1, 15)
-    assert stopped.fit().step == 2
-    resumed.resume(last(tmp_path))
-    resumed.fit()
-    assert_same(state_of(resumed), state_of(whole))
+    assert_goes_on(trainer, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,10 @@ from metalearn.models import MLP, Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import MAML, Learner, MetaLearner, MetaTrainer, ProtoNet
 from metalearn.types import TaskBatch
-from tests.support.builders import assert_same, last, patterns, signal_in_step, state_of
+from tests.support.builders import (
+    assert_goes_on,
+    patterns,
+)
 
 TASKS = FewShotTasks(patterns(), way=3, shot=2, query=2)
 SETTINGS: dict[str, Any] = {
@@ -168,14 +171,7 @@ def test_it_trains_and_a_stopped_run_goes_on_bit_for_bit(
     def trainer(**settings: Any) -> MetaTrainer:
         return MetaTrainer(network(), TASKS, learner=make, **{**SETTINGS, **settings})
 
-    whole = trainer()
-    whole.fit()
-    stopped, resumed = trainer(folder=tmp_path), trainer(folder=tmp_path)
-    signal_in_step(stopped, 1, 15)
-    assert stopped.fit().step == 2
-    resumed.resume(last(tmp_path))
-    resumed.fit()
-    assert_same(state_of(resumed), state_of(whole))
+    assert_goes_on(trainer, tmp_path)
 
 
 def test_members_train_as_two_alone() -> None:
