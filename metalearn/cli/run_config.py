@@ -11,12 +11,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.cli.allowed_targets import check_targets
-from metalearn.cli.building import groups_of, target_of
+from metalearn.cli.building import groups_of
 from metalearn.cli.config_version import CONFIG_VERSION, upgraded
 from metalearn.cli.devices import device_of
 from metalearn.cli.error_messages import KEPT_ON_RESUMING
 from metalearn.cli.given_settings import GivenSetting, plain_value
 from metalearn.cli.run_folders import existing_run
+from metalearn.cli.targets import target_of
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular, replace_file
 from metalearn.random_streams import check_split

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig
 
-from metalearn.cli.building import GROUPS, groups_of, target_of
+from metalearn.cli.building import GROUPS, groups_of
 from metalearn.cli.given_settings import GivenSetting, plain_value
+from metalearn.cli.targets import target_of
 from metalearn.signatures import accepted_settings
 
 __all__ = ["refuse_unused_groups", "refuse_unused_settings"]

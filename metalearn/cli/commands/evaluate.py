@@ -9,13 +9,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metalearn.cli.building import target_of
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.run_config import config_to_read, saved_config
 from metalearn.cli.run_folders import existing_run, writing_to
+from metalearn.cli.targets import target_of
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import accepted_settings
 from metalearn.tracking import provenance, write_json
