@@ -39,10 +39,12 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.models.ViT",
     ),
     "learner": (
-        "metalearn.trainers.MAMLPlusPlus",
+        "metalearn.trainers.ANIL",
+        "metalearn.trainers.BOIL",
         "metalearn.trainers.CAVIA",
         "metalearn.trainers.ConditionalNeuralProcess",
         "metalearn.trainers.InContextLearner",
+        "metalearn.trainers.MAMLPlusPlus",
         "metalearn.trainers.MetaLearner",
         "metalearn.trainers.MetaOptNet",
         "metalearn.trainers.MultiStepLearner",

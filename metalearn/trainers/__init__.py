@@ -2,6 +2,8 @@
 
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.meta.anil import ANIL
+from metalearn.trainers.meta.boil import BOIL
 from metalearn.trainers.meta.cavia import CAVIA
 from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
 from metalearn.trainers.meta.in_context import InContextLearner
@@ -28,6 +30,8 @@ from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.trainer import Trainer
 
 __all__ = [
+    "ANIL",
+    "BOIL",
     "CAVIA",
     "LEARNERS",
     "MAML",

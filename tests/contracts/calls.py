@@ -473,6 +473,14 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.MetaOptNet,
             {"module": models.MLP((1,), 4), "head": "logistic", "ridge": 0.5, "scale": 2.0},
         ),
+        "ANIL": lambda: (
+            trainers.ANIL,
+            {"module": models.MLP((1,), 1), "kind": "regression", "head": "5.*"},
+        ),
+        "BOIL": lambda: (
+            trainers.BOIL,
+            {"module": models.MLP((1,), 1), "kind": "regression", "head": None},
+        ),
         "MultiStepLearner": lambda: (
             trainers.MultiStepLearner,
             {"module": models.MLP((1,), 1), "kind": "regression", "weights": [0.5, 0.5]},

@@ -9,6 +9,8 @@ from typing import Any
 
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
+from metalearn.trainers.meta.anil import ANIL
+from metalearn.trainers.meta.boil import BOIL
 from metalearn.trainers.meta.cavia import CAVIA
 from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
 from metalearn.trainers.meta.in_context import InContextLearner
@@ -42,6 +44,8 @@ LEARNERS: dict[str, KnownLearner] = {
         MAMLPlusPlus, "as maml, with annealed losses of all inner steps and learnt step sizes"
     ),
     "cavia": KnownLearner(CAVIA, "as maml, of a context vector alone that starts at zero"),
+    "anil": KnownLearner(ANIL, "as maml, of which the head alone adapts"),
+    "boil": KnownLearner(BOIL, "as maml, of which all but the head adapts"),
     "multi_step": KnownLearner(
         MultiStepLearner, "as maml, with the query loss after every inner step"
     ),
