@@ -5,12 +5,9 @@ Axes: none.
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
 from pathlib import Path
 
-from metalearn.data.downloads import DOWNLOAD_FAULTS, download_timeout
+from metalearn.data.downloads import DOWNLOAD_FAULTS, RemoteFile, download
 from metalearn.data.omniglot_layout import ALPHABETS
 from metalearn.data.omniglot_source import parts_in
 from metalearn.errors import DataError
@@ -18,14 +15,14 @@ from metalearn.errors import DataError
 __all__ = ["ARCHIVES", "fetch"]
 
 ARCHIVES = " and ".join(f"{part}.zip" for part in ALPHABETS)
-_log = logging.getLogger(__name__)
+_LARGEST = 2**26  # bytes of an archive; they have 10 and 6 million
 
 
 def fetch(folder: Path, *, allowed: bool) -> dict[str, Path]:
     """Download what is missing; part name to archive.
 
     Address and MD5 sums are torchvision's. An archive appears under its name only when it is
-    whole, so that a download that breaks off leaves nothing to mistake for data.
+    whole; one that breaks off is gone on with by the next call.
 
     Raises:
         DataError: the archives cannot be had or may not be fetched; it names three ways to go on.
@@ -48,14 +45,6 @@ def fetch(folder: Path, *, allowed: bool) -> dict[str, Path]:
 
 def _download(part: str, folder: Path) -> None:
     from torchvision.datasets import Omniglot  # slow to import, and seldom needed
-    from torchvision.datasets.utils import download_url
 
-    name = f"{part}.zip"
-    _log.info("downloading %s/%s into %s", Omniglot.download_url_prefix, name, folder)
-    with (
-        tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary,
-        download_timeout(),
-    ):
-        url = f"{Omniglot.download_url_prefix}/{name}"
-        download_url(url, temporary, name, Omniglot.zips_md5[part])
-        os.replace(Path(temporary) / name, folder / name)
+    url, md5 = f"{Omniglot.download_url_prefix}/{part}.zip", Omniglot.zips_md5[part]
+    download(RemoteFile(url, f"md5:{md5}", _LARGEST), folder / f"{part}.zip")
