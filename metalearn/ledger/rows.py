@@ -107,6 +107,7 @@ ROWS = {
             15,
             Reported(98.8, "Snell et al. 2017"),
         ),
+        Row("omniglot_r2d2", "omniglot_5w1s", "R2D2", 20, Reported(98.6, "Bertinetto et al. 2019")),
         Row("sinusoid", "sinusoid", "MAML", 2),
     )
 }
