@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass
 
 from metalearn.errors import SettingError, check_whole
 from metalearn.trainers.diagnostics import check_diagnostics
+from metalearn.trainers.loop.schedules import Schedule, check_schedule, schedule_of
 
 __all__ = ["LoopSettings"]
 
-_NO_COUNTS = ("schedule", "clip", "progress", "diagnostics", "deterministic")
+_COUNTS = (
+    "steps", "warmup", "log_every", "eval_every", "checkpoint_every", "patience",
+    "diagnostics_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,18 @@ class LoopSettings:
 
     Attributes:
         steps: outer steps in all, at least 1.
-        schedule: learning rate over the run: ``"cosine"`` falls towards 0 at the last step,
-            ``"constant"`` stays.
+        schedule: learning rate over the run: ``"cosine"`` and ``"linear"`` fall towards
+            ``schedule_end`` at the last step, ``"constant"`` stays, ``"step"`` drops now and then,
+            ``"one_cycle"`` rises and falls; the formulas are those of
+            `metalearn.trainers.loop.schedules.schedule_of`.
         warmup: steps over which the rate rises linearly from 0 before that, below ``steps``.
+        schedule_end: of cosine, linear and one_cycle: the factor at the end, in [0, 1).
+        schedule_every: of step: steps between two drops; None is a third of those after the
+            warm-up.
+        schedule_factor: of step: factor of a drop, in (0, 1]; None is 0.1.
+        schedule_start: of one_cycle: the factor at the start, in (0, 1]; None is 0.04.
+        schedule_peak: of one_cycle: share of the steps at which the factor is 1, in [0, 1); None is
+            0.3.
         clip: largest norm of the outer gradient; larger ones are scaled down to it. None: no limit.
         log_every: steps between two records of the training itself.
         eval_every: steps between two validations.
@@ -40,8 +51,13 @@ class LoopSettings:
     """
 
     steps: int = 1000
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup: int = 0
+    schedule_end: float = 0.0
+    schedule_every: int | None = None
+    schedule_factor: float | None = None
+    schedule_start: float | None = None
+    schedule_peak: float | None = None
     clip: float | None = 10.0
     log_every: int = 50
     eval_every: int = 250
@@ -53,20 +69,15 @@ class LoopSettings:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        least = {"warmup": 0}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in _NO_COUNTS or (field.name == "patience" and value is None):
-                continue
-            low = least.get(field.name, 1)
-            check_whole(field.name, value, low, 2**63 - 1)
+        for name in _COUNTS:
+            if name != "patience" or self.patience is not None:
+                check_whole(name, getattr(self, name), 0 if name == "warmup" else 1, 2**63 - 1)
         check_diagnostics(self.diagnostics)
         if not isinstance(self.deterministic, bool):
             raise SettingError("deterministic", self.deterministic, "true or false is needed")
         if self.warmup >= self.steps:
             raise SettingError("warmup", self.warmup, f"fewer than steps={self.steps} are accepted")
-        if self.schedule not in ("cosine", "constant"):
-            raise SettingError("schedule", self.schedule, "cosine or constant is needed")
+        check_schedule(self)
         if not isinstance(self.progress, bool | None):
             raise SettingError("progress", self.progress, "True, False or None is needed")
         number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
@@ -74,10 +85,5 @@ class LoopSettings:
             raise SettingError("clip", self.clip, "None or a number above 0 is needed")
 
     def rate(self, step: int) -> float:
-        """Factor of the learning rate at a step counted from 0, in (0, 1]."""
-        if step < self.warmup:
-            return (step + 1) / (self.warmup + 1)
-        if self.schedule == "constant":
-            return 1.0
-        done = (step - self.warmup) / (self.steps - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * done))
+        """Factor of the learning rate at a step counted from 0, at most 1."""
+        return schedule_of(self)(step)

@@ -8,8 +8,7 @@ Axes: M members, B samples of a batch, K columns of deviations.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -22,6 +21,7 @@ from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import checked
+from metalearn.trainers.loop.schedules import cosine, linear
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.supervised import ensemble_methods as methods
 from metalearn.trainers.supervised.collectors import SnapshotCollector, SWAGCollector
@@ -36,7 +36,8 @@ __all__ = ["SWAGTrainer", "SnapshotTrainer"]
 class SnapshotTrainer(Trainer):
     """Trains one network in M cycles of the learning rate; where a cycle ends is a member.
 
-    At step t of T, counted from 0, the rate is α/2·(1 + cos(π·(t mod T/M)/(T/M))).
+    At step t of T, counted from 0, the rate is α/2·(1 + cos(π·(t mod T/M)/(T/M))); with a
+    ``schedule_end`` above 0 each cycle falls towards that share of α.
 
     Args:
         model: an ensemble of one network.
@@ -78,7 +79,7 @@ class SnapshotTrainer(Trainer):
         cycle = self.cycle = self.collector.cycle
 
         def schedule(step: int) -> float:
-            return 0.5 * (1 + math.cos(math.pi * (step % cycle) / cycle))
+            return cosine(step % cycle / cycle, limits.schedule_end)
 
         super().__init__(self.training.loop(schedule=schedule, callbacks=[self.collector]))
 
@@ -107,9 +108,9 @@ class SnapshotTrainer(Trainer):
 class SWAGTrainer(Trainer):
     """Trains one network, fits a normal distribution to its last iterates, draws M members of it.
 
-    The rate goes as ``schedule`` says from 1 to ``final_rate`` until the share ``start`` of the
-    steps is done, and stays there while iterates are collected. Running statistics of a member are
-    computed anew on the training part. See `metalearn.core.bayes.swag`.
+    The rate goes as ``schedule`` (cosine, linear or constant) says from 1 to ``final_rate`` until
+    the share ``start`` of the steps is done, and stays there while iterates are collected. Running
+    statistics of a member are computed anew on the training part. See `metalearn.core.bayes.swag`.
 
     Args:
         model: an ensemble of one network.
@@ -150,7 +151,7 @@ class SWAGTrainer(Trainer):
         self.training = EnsembleTraining(model, data, Validation(kept="newest"), **settings)
         self.ensemble, self.data, self.seeds = model, data, self.training.seeds
         self.members, self.scale = members, scale
-        _check_whole_run(self.training.settings)
+        _check_falling(self.training.settings)
         check_number("start", start, least=0, below=1)
         check_number("final_rate", final_rate, above=0, accepted="a number above 0 is needed")
         check_number("scale", scale, least=0, accepted="a number of at least 0 is needed")
@@ -165,11 +166,10 @@ class SWAGTrainer(Trainer):
             raise SettingError("steps", limits.steps, f"{accepted} step {first} on")
         self.collector = SWAGCollector(model, rank=rank, first=first, every=every)
 
+        shape = _SHAPES[limits.schedule]
+
         def schedule(step: int) -> float:
-            if step >= first:
-                return final_rate
-            done = step / first if limits.schedule == "cosine" else 0.0
-            return final_rate + (1 - final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+            return final_rate if step >= first else shape(step / first, final_rate)
 
         super().__init__(self.training.loop(schedule=schedule, callbacks=[self.collector]))
 
@@ -207,6 +207,25 @@ class SWAGTrainer(Trainer):
 
         update_bn(inputs(), member, self.device)
         return member
+
+
+_SHAPES: Mapping[str, Callable[[float, float], float]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "constant": lambda done, end: 1.0,
+}
+"""By schedule, the factor of the rate before iterates are collected."""
+
+
+def _check_falling(settings: LoopSettings) -> None:
+    """Refuse schedules that do not end in a rate at which iterates are collected."""
+    _check_whole_run(settings)
+    if settings.schedule not in _SHAPES:
+        accepted = f"one of {', '.join(_SHAPES)} is needed: it ends in final_rate"
+        raise SettingError("schedule", settings.schedule, accepted)
+    if settings.schedule_end:
+        accepted = "0 is needed: final_rate is the end of this schedule"
+        raise SettingError("schedule_end", settings.schedule_end, accepted)
 
 
 def _check_whole_run(settings: LoopSettings) -> None:

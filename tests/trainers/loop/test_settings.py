@@ -52,7 +52,6 @@ def test_only_patience_and_the_optional_may_be_none(name: str) -> None:
     [
         ({"warmup": -1}, "^warmup=-1: a whole number of at least 0 is needed$"),
         ({"warmup": 5, "steps": 5}, "^warmup=5: fewer than steps=5 are accepted$"),
-        ({"schedule": "linear"}, "^schedule='linear': cosine or constant is needed$"),
         ({"clip": 0.0}, r"^clip=0\.0: None or a number above 0 is needed$"),
         ({"clip": -1.0}, r"^clip=-1\.0: None or a number above 0 is needed$"),
         ({"clip": math.nan}, "^clip=nan: None or a number above 0 is needed$"),
@@ -81,20 +80,6 @@ def test_cosine_falls_from_one_to_zero() -> None:
 def test_constant_stays() -> None:
     settings = LoopSettings(steps=9, schedule="constant")
     assert {settings.rate(step) for step in range(9)} == {1.0}
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
-def test_warmup_rises_in_equal_parts(schedule: Any) -> None:
-    settings = LoopSettings(steps=20, warmup=4, schedule=schedule)
-    assert [settings.rate(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    tail = LoopSettings(steps=16, schedule=schedule)
-    assert [settings.rate(4 + s) for s in range(16)] == [tail.rate(s) for s in range(16)]
-
-
-@pytest.mark.parametrize("settings", [{"steps": 1}, {"steps": 2, "warmup": 1}])
-def test_the_shortest_runs_have_a_rate(settings: Any) -> None:
-    loop = LoopSettings(**settings)
-    assert all(0 < loop.rate(step) <= 1 for step in range(loop.steps))
 
 
 def test_the_rate_reaches_the_optimiser() -> None:

@@ -92,6 +92,9 @@ def test_the_rate_of_swag_falls_and_stays() -> None:
     assert [made.rate(t) for t in range(24)] == pytest.approx(falling + [0.2] * 12)
     still = trainer(SWAGTrainer, steps=24, start=0.5, final_rate=0.2, schedule="constant")
     assert [still.rate(t) for t in range(24)] == pytest.approx([1.0] * 12 + [0.2] * 12)
+    line = trainer(SWAGTrainer, steps=24, start=0.5, final_rate=0.2, schedule="linear")
+    falling = [0.2 + 0.8 * (1 - t / 12) for t in range(12)]
+    assert [line.rate(t) for t in range(24)] == pytest.approx(falling + [0.2] * 12)
 
 
 def test_swag_without_scale_is_the_mean_many_times() -> None:
@@ -161,6 +164,8 @@ def test_validation_of_mc_dropout_is_without_dropout() -> None:
         (SnapshotTrainer, {"schedule": "constant"}, "schedule.*cosine is needed"),
         (SnapshotTrainer, {"patience": 2}, "patience.*null is needed"),
         (SWAGTrainer, {"warmup": 2}, "warmup.*0 is needed"),
+        (SWAGTrainer, {"schedule": "one_cycle"}, "schedule.*one of cosine, linear, constant"),
+        (SWAGTrainer, {"schedule_end": 0.5}, "schedule_end.*final_rate is the end"),
         (SWAGTrainer, {"start": 1.0}, r"start.*\[0, 1\)"),
         (SWAGTrainer, {"start": 0.9}, "steps.*two iterates.*every 3 steps from step 10"),
         (SWAGTrainer, {"every": 0}, "every"),
