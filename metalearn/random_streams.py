@@ -19,7 +19,9 @@ from metalearn.types import Split
 
 __all__ = ["AddressedStream", "Purpose", "check_seed", "check_split"]
 
-Purpose = Literal["division", "order", "bootstrap", "augmentation", "noise", "samples", "affine"]
+Purpose = Literal[
+    "division", "order", "bootstrap", "augmentation", "noise", "samples", "affine", "rates"
+]
 """What random numbers beside those of tasks are for."""
 
 _SPLIT_NUMBER = {name: number for number, name in enumerate(get_args(Split))}

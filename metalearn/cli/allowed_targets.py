@@ -47,6 +47,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.trainers.MAMLPlusPlus",
         "metalearn.trainers.MetaLearner",
         "metalearn.trainers.MetaOptNet",
+        "metalearn.trainers.MetaSGD",
         "metalearn.trainers.MultiStepLearner",
         "metalearn.trainers.ProtoNet",
         "metalearn.trainers.R2D2",

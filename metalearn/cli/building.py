@@ -116,7 +116,8 @@ def _check_learner(config: DictConfig) -> None:
     try:
         made(learner, "learner")(nn.Linear(1, 1), kind="classification", **inner)
     except SettingError as error:
-        if error.setting in learner:  # what is said of such a network is of no concern
+        own = error.setting.partition("[")[0] in learner
+        if own:  # what is said of such a network is of no concern
             raise placed(error, "learner") from error
 
 

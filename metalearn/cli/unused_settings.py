@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -73,6 +74,7 @@ def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
         asked = (config.get("learner") or {}).get("first_order")
         if asked is not None and asked != maml.get("first_order"):
             yield "maml.first_order", f"learner.first_order={str(asked).lower()} contradicts it"
+        yield from _unused_rates(config.get("learner") or {})
         if maml.get("method") != "implicit":
             for name in ("regularization", "cg_iterations"):
                 yield f"maml.{name}", "maml.method=implicit is needed for it"
@@ -100,6 +102,14 @@ def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
             )
     if trainer.get("chunk_size") is not None and "trainer.chunk_size" in given:
         yield "trainer.memory", "trainer.chunk_size is given, and decides; one of both is needed"
+
+
+def _unused_rates(learner: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Settings of where step sizes start, of learners that may draw them."""
+    if learner.get("rate_range") is not None:
+        yield "maml.inner_lr", "learner.rate_range says where step sizes start; one is needed"
+    elif "rate_range" in learner:
+        yield "learner.seed", "learner.rate_range is needed for it"
 
 
 def _unused_inner(maml: DictConfig) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from metalearn.trainers.meta.inductive import InductiveModule
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
 from metalearn.trainers.meta.members import MemberLearner
+from metalearn.trainers.meta.meta_sgd import MetaSGD
 from metalearn.trainers.meta.metaoptnet import MetaOptNet
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
@@ -52,6 +53,7 @@ __all__ = [
     "MemberScores",
     "MetaLearner",
     "MetaOptNet",
+    "MetaSGD",
     "MetaTrainer",
     "MultiStepLearner",
     "PerSampleTrainer",

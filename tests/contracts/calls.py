@@ -473,6 +473,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.MetaOptNet,
             {"module": models.MLP((1,), 4), "head": "logistic", "ridge": 0.5, "scale": 2.0},
         ),
+        "MetaSGD": lambda: (
+            trainers.MetaSGD,
+            {"module": models.MLP((1,), 1), "kind": "regression", "rate_range": [0.01, 0.1]},
+        ),
         "ANIL": lambda: (
             trainers.ANIL,
             {"module": models.MLP((1,), 1), "kind": "regression", "head": "5.*"},

@@ -23,6 +23,8 @@ WAVES = SinusoidTasks(shot=4, query=3)
 LEARNT = "_learns_rates"
 WITH_RATES = [f"{name}{LEARNT}" for name in LEARNERS if takes_maml(LEARNERS[name].make)]
 every_learner = pytest.mark.parametrize("name", [*LEARNERS, *WITH_RATES])
+RATES_PER = {f"meta_sgd{LEARNT}": "element_and_step"}
+"""Of learners that have rates of their own kind."""
 APPROXIMATE = {"fomaml", "fomaml_learns_rates"}
 every_engine = pytest.mark.parametrize("engine", ["loop", "vmap", "batched"])
 
@@ -55,7 +57,10 @@ def learner(name: str, module: Any, engine: Any) -> Learner:
     if takes_maml(make):
         learnt: Any = {}
         if name.endswith(LEARNT):
-            learnt = {"learn": ["lr", "momentum"], "lr_per": "parameter_and_step"}
+            learnt = {
+                "learn": ["lr", "momentum"],
+                "lr_per": RATES_PER.get(name, "parameter_and_step"),
+            }
         maml = MAML(inner_lr=0.2, inner_steps=2, eval_steps=2, engine=engine, **learnt)
         return make(module, maml=maml)
     return make(module, kind=tasks_for(name).kind, engine=engine, **OWN_SETTINGS.get(name, {}))

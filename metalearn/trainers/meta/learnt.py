@@ -32,12 +32,18 @@ class LearntValues(nn.Module):
         values: by hyperparameter, a tensor, or one for each parameter that adapts, by its name.
         vectors: names of parameters with one axis, whose step sizes ``[K]`` have to be told from
             those of their elements.
+        by_step: whether step sizes have K in front.
     """
 
     def __init__(
-        self, values: Mapping[str, Any] | None = None, vectors: frozenset[str] = frozenset()
+        self,
+        values: Mapping[str, Any] | None = None,
+        vectors: frozenset[str] = frozenset(),
+        *,
+        by_step: bool = False,
     ) -> None:
         super().__init__()
+        self.by_step = by_step
         values = values or {}
         self._vectors = vectors
         self._parameters_of = {n: list(v) for n, v in values.items() if isinstance(v, dict)}
@@ -78,6 +84,12 @@ class LearntValues(nn.Module):
         others = self.others
         found = params.items()
         return {n: value for n, value in found if not n.startswith(LEARNT) or n in others}
+
+    @property
+    def rates(self) -> list[str]:
+        """The entries that are step sizes."""
+        names = [name for name, _ in self.named_parameters()]
+        return [f"{LEARNT}{name}" for name in names if name.partition(".")[0] == "lr"]
 
     def rates_of(self, names: Iterable[str]) -> list[str]:
         """The entries that are step sizes of these parameters of the network alone."""
@@ -181,7 +193,8 @@ def learnt_values(maml: MAML, adapting: Mapping[str, Tensor], count: int | None)
         count: M; None for a single network.
     """
     numbers, first = maml.hyperparameters, next(iter(adapting.values()))
-    steps = (maml.inner_steps,) if maml.lr_per in ("step", "parameter_and_step") else ()
+    by_step, by_element = "step" in maml.rate_axes, "element" in maml.rate_axes
+    steps = (maml.inner_steps,) if by_step else ()
 
     def start(name: str, like: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         lead = () if count is None else (count,)
@@ -191,10 +204,12 @@ def learnt_values(maml: MAML, adapting: Mapping[str, Tensor], count: int | None)
     vectors: frozenset[str] = frozenset()
     if "lr" in values:
         values["lr"] = start("lr", first, steps)
-        if maml.lr_per in ("parameter", "parameter_and_step"):
+        if by_element:
+            values["lr"] = {n: start("lr", p, (*steps, *p.shape)) for n, p in adapting.items()}
+        elif "parameter" in maml.rate_axes:
             values["lr"] = {name: start("lr", p, steps) for name, p in adapting.items()}
             vectors = frozenset(n for n, p in adapting.items() if steps and p.dim() == 1)
-    return LearntValues(values, vectors)
+    return LearntValues(values, vectors, by_step=by_step)
 
 
 def _register(module: nn.Module, dotted: str, value: Tensor) -> None:

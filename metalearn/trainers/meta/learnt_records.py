@@ -59,15 +59,15 @@ def learnt_bands(network: LearnsBeside) -> dict[str, list[str]]:
 def learnt_curves(network: LearnsBeside) -> dict[str, dict[str, float]]:
     """Step sizes that are several, for charts: by inner step, and by parameter.
 
-    They are means over the rest, members among it.
+    They are means over the rest, members and elements among it.
     """
-    lead = 0 if network.count is None else 1
     every = () if network.learnt is None else network.learnt.named_parameters()
     rates = {n: v.detach().double().cpu() for n, v in every if n.partition(".")[0] == "lr"}
     found: dict[str, dict[str, float]] = {}
-    steps = [v.mean(0) if lead else v for v in rates.values() if v.dim() > lead]
-    if steps:
-        means = torch.stack(steps).mean(0).tolist()
+    if rates and network.learnt is not None and network.learnt.by_step:
+        axis = 0 if network.count is None else 1
+        by_step = [v.movedim(axis, 0).reshape(v.shape[axis], -1) for v in rates.values()]
+        means = torch.cat(by_step, 1).mean(1).tolist()
         found["learnt_lr_by_step"] = {f"step_{k}": mean for k, mean in enumerate(means)}
     if "lr" not in rates and rates:
         each = {n.removeprefix("lr."): float(v.mean()) for n, v in rates.items()}

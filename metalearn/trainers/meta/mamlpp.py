@@ -5,7 +5,6 @@ Axes: K inner steps.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
@@ -13,7 +12,7 @@ from torch import nn
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.trainers.meta.maml import MetaLearner
-from metalearn.trainers.meta.settings import MAML
+from metalearn.trainers.meta.settings import MAML, with_learnt_rates
 
 __all__ = ["MAMLPlusPlus", "annealed_weights"]
 
@@ -63,7 +62,10 @@ class MAMLPlusPlus(MetaLearner):
         maml = maml or MAML()
         _check_inner(maml, first_order_steps)
         self.multi_step_steps, self.first_order_steps = multi_step_steps, first_order_steps
-        super().__init__(module, _with_learnt_rates(maml) if learn_rates else maml, kind=kind)
+        if learn_rates:
+            otherwise = "; learner.learn_rates=false leaves it open"
+            maml = with_learnt_rates(maml, "parameter_and_step", otherwise=otherwise)
+        super().__init__(module, maml, kind=kind)
 
     def gradient_settings(self, step: int = 0) -> dict[str, Any]:
         """As of `MetaLearner`, with the weights and the order of a training step.
@@ -115,13 +117,3 @@ def _check_inner(maml: MAML, first_order_steps: int) -> None:
     if first_order_steps and maml.wanted_method == "first_order":
         accepted = "0 is needed with maml.first_order=true, which has no other order to go to"
         raise SettingError("first_order_steps", first_order_steps, accepted)
-
-
-def _with_learnt_rates(maml: MAML) -> MAML:
-    """With a learnt step size for each parameter and inner step."""
-    given = [maml.learn] if isinstance(maml.learn, str) else list(maml.learn)
-    if "lr" in given and maml.lr_per != "parameter_and_step":
-        accepted = "parameter_and_step is needed; learner.learn_rates=false leaves it open"
-        raise SettingError("maml.lr_per", maml.lr_per, accepted)
-    names = given if "lr" in given else ["lr", *given]
-    return replace(maml, learn=names, lr_per="parameter_and_step")

@@ -16,6 +16,7 @@ from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
 from metalearn.trainers.meta.in_context import InContextLearner
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
+from metalearn.trainers.meta.meta_sgd import MetaSGD
 from metalearn.trainers.meta.metaoptnet import MetaOptNet
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
@@ -42,6 +43,9 @@ LEARNERS: dict[str, KnownLearner] = {
     ),
     "mamlpp": KnownLearner(
         MAMLPlusPlus, "as maml, with annealed losses of all inner steps and learnt step sizes"
+    ),
+    "meta_sgd": KnownLearner(
+        MetaSGD, "as maml, with a learnt step size for each element of each parameter"
     ),
     "cavia": KnownLearner(CAVIA, "as maml, of a context vector alone that starts at zero"),
     "anil": KnownLearner(ANIL, "as maml, of which the head alone adapts"),

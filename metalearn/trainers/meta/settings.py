@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from metalearn.core import Engine, Implicit, InnerOptimizer, Method, adam, adamw, sgd
@@ -13,10 +13,10 @@ from metalearn.core.module.functionalize import Norm
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import check_fields
 
-__all__ = ["MAML"]
+__all__ = ["MAML", "with_learnt_rates"]
 
 InnerName = Literal["sgd", "adam", "adamw"]
-RateAxis = Literal["all", "parameter", "step", "parameter_and_step"]
+RateAxis = Literal["all", "parameter", "step", "parameter_and_step", "element", "element_and_step"]
 _SETTINGS = {"beta1": "betas", "beta2": "betas"}
 """By hyperparameter, what ``learn`` calls it, where that is another name."""
 
@@ -42,8 +42,9 @@ class MAML:
             ``"momentum"``, ``"weight_decay"``, ``"betas"``; they start where the settings say.
             Nothing holds them to their range: a step size may become negative, as in Meta-SGD.
         lr_per: what has a step size of its own, where they are learnt: ``"all"`` share one, or
-            each ``"parameter"`` that adapts, each inner ``"step"`` (which learns a schedule), or
-            each ``"parameter_and_step"``. Steps beyond ``inner_steps`` take the last.
+            each ``"parameter"`` that adapts, each ``"element"`` of each of them, each inner
+            ``"step"`` (which learns a schedule), or each ``"parameter_and_step"`` or
+            ``"element_and_step"``. Steps beyond ``inner_steps`` take the last.
         frozen: shell-style pattern, or several, over names of parameters that the inner loop
             leaves alone (``"blocks.*"`` adapts the head alone).
         norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
@@ -129,6 +130,11 @@ class MAML:
         return {**found, "weight_decay": self.inner_weight_decay}
 
     @property
+    def rate_axes(self) -> frozenset[str]:
+        """What ``lr_per`` names: ``"parameter"``, ``"element"``, ``"step"`` among it."""
+        return frozenset(self.lr_per.split("_and_"))
+
+    @property
     def learnt_names(self) -> list[str]:
         """Names of the hyperparameters that are learnt."""
         learnt = self._given_names
@@ -188,3 +194,22 @@ class MAML:
             raise SettingError("learn", self.learn, accepted)
         if not self.inner_steps:
             raise SettingError("learn", self.learn, "[] is needed with inner_steps=0: none adapts")
+
+
+def with_learnt_rates(maml: MAML, *axes: RateAxis, otherwise: str = "") -> MAML:
+    """The same with learnt step sizes: by the first of some axes, unless one of them is given.
+
+    Args:
+        maml: may have them learnt itself.
+        axes: that ``lr_per`` may be.
+        otherwise: what a refusal says besides.
+
+    Raises:
+        SettingError: they are learnt by another axis.
+    """
+    given = [maml.learn] if isinstance(maml.learn, str) else list(maml.learn)
+    if "lr" not in given:
+        return replace(maml, learn=["lr", *given], lr_per=axes[0])
+    if maml.lr_per not in axes:
+        raise SettingError("maml.lr_per", maml.lr_per, f"{' or '.join(axes)} is needed{otherwise}")
+    return maml

@@ -40,7 +40,7 @@ INNER: dict[str, dict[str, Any]] = {
         "learn": ["weight_decay", "lr"], "inner_optimizer": "adamw", "inner_betas": (0.8, 0.9),
     },
 }  # fmt: skip
-AXES = ["all", "parameter", "step", "parameter_and_step"]
+AXES = ["all", "parameter", "step", "parameter_and_step", "element", "element_and_step"]
 METHODS = ["reverse", "mixed", "first_order"]
 ENGINES = ["batched", "vmap", "loop"]
 OUTER: list[Callable[..., torch.optim.Optimizer]] = [
@@ -82,8 +82,14 @@ def start(maml: MAML, own: Mapping[str, Tensor]) -> Values:
     found: Values = {}
     shape = (K,) if "step" in maml.lr_per else ()
     if "lr" in maml.learn:
-        names = [f"lr.{n}" for n in own] if "parameter" in maml.lr_per else ["lr"]
-        found |= {name: torch.full(shape, maml.inner_lr) for name in names}
+        if maml.lr_per in ("all", "step"):
+            found["lr"] = torch.full(shape, maml.inner_lr)
+        else:
+            element = "element" in maml.lr_per
+            found |= {
+                f"lr.{n}": torch.full((*shape, *(p.shape if element else ())), maml.inner_lr)
+                for n, p in own.items()
+            }
     for name in ("momentum", "weight_decay"):
         if name in maml.learn:
             found[name] = torch.tensor(float(getattr(maml, f"inner_{name}")))
@@ -102,7 +108,7 @@ def moved(
     found = {}
     for name, p in params.items():
         lr = learnt.get("lr", learnt.get(f"lr.{name}", torch.tensor(maml.inner_lr)))
-        lr = lr[min(k, K - 1)] if lr.dim() else lr
+        lr = lr[min(k, K - 1)] if "step" in maml.lr_per else lr
         g = grads[name]
         if maml.inner_optimizer != "adamw":
             g = g + decay * p
@@ -188,6 +194,7 @@ def trained_alone(maml: MAML, seed: int, outer: Any, steps: int = STEPS) -> tupl
 CASES = [
     (kind, axis, method, ENGINES[i % 3], OUTER[i // 3 % 3])
     for i, (kind, axis, method) in enumerate(itertools.product(INNER, AXES, METHODS))
+    if "element" not in axis or kind in ("sgd", "adam")
 ]
 
 

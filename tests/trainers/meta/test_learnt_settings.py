@@ -183,7 +183,7 @@ def test_a_member_whose_step_size_is_not_finite_is_put_back_alone(what: float) -
             torch.testing.assert_close(value[index], sound.learner.params[name][index])
 
 
-@pytest.mark.parametrize("axis", ["all", "parameter", "step"])
+@pytest.mark.parametrize("axis", ["all", "parameter", "step", "element"])
 @pytest.mark.parametrize("members", [0, 3])
 def test_records_have_the_middle_and_the_extremes(members: int, axis: Any) -> None:
     tracker = Recorder()
@@ -213,7 +213,9 @@ def test_records_have_the_middle_and_the_extremes(members: int, axis: Any) -> No
         assert found["learnt/lr_high"] == pytest.approx(float(spread.max()))
 
 
-@pytest.mark.parametrize("axis", ["all", "parameter", "step", "parameter_and_step"])
+@pytest.mark.parametrize(
+    "axis", ["all", "parameter", "step", "parameter_and_step", "element", "element_and_step"]
+)
 @pytest.mark.parametrize("members", [0, 3])
 def test_charts_have_the_step_sizes_that_are_several(members: int, axis: Any) -> None:
     tracker = Recorder()
@@ -224,7 +226,8 @@ def test_charts_have_the_step_sizes_that_are_several(members: int, axis: Any) ->
     trainer.fit()
     own = [f"learnt_lr_by_parameter/{n}" for n in ("1.weight", "1.bias", "3.weight", "3.bias")]
     steps = ["learnt_lr_by_step/step_0", "learnt_lr_by_step/step_1"]
-    names = (own if "parameter" in axis else []) + (steps if "step" in axis else [])
+    each = "parameter" in axis or "element" in axis
+    names = (own if each else []) + (steps if "step" in axis else [])
     assert {n for _, row in tracker.numbers for n in row if n.startswith("learnt_")} == set(names)
     rates = {n: v for n, v in trainer.learner.params.items() if n.startswith("learnt.lr")}
     for name in names:
@@ -234,7 +237,8 @@ def test_charts_have_the_step_sizes_that_are_several(members: int, axis: Any) ->
         if name in own:
             wanted = rates[f"learnt.lr.{key}"].mean()
         else:
-            wanted = torch.stack([v[..., int(key[-1])].mean() for v in rates.values()]).mean()
+            at = [v.select(min(members, 1), int(key[-1])).flatten() for v in rates.values()]
+            wanted = torch.cat(at).mean()
         assert tracker.series(name)[1] == pytest.approx(float(wanted), rel=1e-6)
 
 
@@ -244,6 +248,7 @@ def test_another_axis_than_the_checkpoint_has_is_refused(tmp_path: Path) -> None
     sinusoid_trainer(maml=maml, folder=tmp_path, steps=1).fit()
     for other in (
         MAML(inner_lr=0.02, learn="lr", lr_per="step", inner_steps=3),
+        MAML(inner_lr=0.02, learn="lr", lr_per="element", inner_steps=2),
         MAML(inner_lr=0.02, learn="lr", lr_per="parameter", inner_steps=2),
         MAML(inner_lr=0.02, learn=["lr", "momentum"], lr_per="step", inner_steps=2),
     ):
