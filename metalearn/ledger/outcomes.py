@@ -56,6 +56,8 @@ class Outcome:
     """The number of validation that chose it."""
     seconds: float
     """Of training and validation."""
+    cpu_seconds: float | None
+    """Of the processor in that time, in all threads; None where an earlier release began."""
     revision: str
     """Of the project."""
     machine: str
@@ -95,6 +97,7 @@ def outcome_of(row: Row, seed: int, folder: Path) -> Outcome:
         tested["step"],
         monitor.removeprefix("validation/"),
         results["seconds"],
+        results["cpu_seconds"],
         (made["git"] or {}).get("revision", "unknown")[:7],
         f"{made['cpu']['name']}, {threads} thread{'s' * (threads > 1)}",
     )
@@ -145,7 +148,9 @@ def _read(path: Path, kind: Kind) -> dict[str, Any]:
 
 
 _ALONG = list_of(mapping({"inner_step": whole(), "mean": number(), "interval95": number()}))
-_RESULTS = mapping({"steps": whole(), "seconds": number(0), "reason": text})
+_RESULTS = mapping(
+    {"steps": whole(), "seconds": number(0), "cpu_seconds": maybe(number(0)), "reason": text}
+)
 _EVALUATION = mapping(
     {
         "step": whole(),
@@ -174,6 +179,7 @@ _OUTCOME = mapping(
         "chosen_step": whole(),
         "monitor": text,
         "seconds": number(0),
+        "cpu_seconds": maybe(number(0)),
         "revision": text,
         "machine": text,
     },

@@ -17,6 +17,7 @@ __all__ = ["ledger_page", "over_seeds", "verdict"]
 _POINTS = 1.0  # of accuracy or error; within it a result counts as reproduced
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5 %, 1 … 9 degrees
 _PROTOCOLS: tuple[Protocol, ...] = ("transductive", "inductive")
+_TIMES = ("minutes", "CPU minutes")
 _HEAD = """# Ledger of reproductions
 
 What published results of few-shot learning become in this project, on two CPU cores. Each row is
@@ -32,8 +33,8 @@ tested is the best on the validation tasks; no setting was chosen by a test. *Tr
 queries of a task share the statistics of normalisation; *inductive*: each is predicted alone,
 beside the support set. ± is half of the 95 % interval, over test tasks for one seed and over
 seeds for several. *Reproduced* is at most one point behind the paper, *ahead* is above it by more
-than the interval. Minutes are those of training and validation of a seed, other work on the
-machine included.
+than the interval. Minutes are those of training and validation of a seed: of the clock,
+other work on the machine included, and of the processor in all threads.
 """
 
 
@@ -43,7 +44,7 @@ def ledger_page(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     for table in TABLES.values():
         rows = [row for row in ROWS.values() if row.table == table.name]
         unit = "" if table.measure == "loss" else ", %"
-        names = ["method", f"paper{unit}", *_PROTOCOLS, "seeds", "steps", "minutes", "verdict"]
+        names = ["method", f"paper{unit}", *_PROTOCOLS, "seeds", "steps", *_TIMES, "verdict"]
         head = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
         lines = [_line(row, table, outcomes.get(row.name, ())) for row in rows]
         notes = _notes(rows, outcomes)
@@ -87,7 +88,7 @@ def verdict(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:
 def _line(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:
     shown = [_shown(over_seeds(outcomes, protocol), table) for protocol in _PROTOCOLS]
     last = outcomes[0] if outcomes else None
-    minutes = f"{fmean(o.seconds for o in outcomes) / 60:.0f}" if outcomes else f"≈ {row.minutes}"
+    minutes = _minutes([o.seconds for o in outcomes]) if outcomes else f"≈ {row.minutes}"
     return "| {} |".format(
         " | ".join(
             [
@@ -97,10 +98,17 @@ def _line(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:
                 str(len(outcomes)) if outcomes else "",
                 f"{last.steps:,}" if last else "",
                 minutes,
+                _minutes([o.cpu_seconds for o in outcomes]),
                 verdict(row, table, outcomes),
             ]
         )
     )
+
+
+def _minutes(seconds: Sequence[float | None]) -> str:
+    """The mean over seeds; nothing where one is not known."""
+    known = [value for value in seconds if value is not None]
+    return f"{fmean(known) / 60:.0f}" if known and len(known) == len(seconds) else ""
 
 
 def _shown(score: Score | None, table: Table) -> str:

@@ -171,7 +171,7 @@ class Trainer:
     @property
     def seconds(self) -> float:
         """Wall time in training and validation, over all resumptions."""
-        return self.loop.seconds
+        return self.loop.spent.seconds
 
     @property
     def finished(self) -> bool:

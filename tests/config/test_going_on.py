@@ -24,7 +24,7 @@ from metalearn.tracking import RunTracker
 from metalearn.trainers import MetaTrainer
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.meta.evaluator import MetaEvaluator
-from tests.support.builders import assert_same
+from tests.support.builders import assert_same, without_times
 from tests.support.commands import ROOT, TINY, Outcome, call
 
 Run = Callable[..., Outcome]
@@ -55,7 +55,7 @@ def _ends(folder: Path) -> dict[str, Any]:
         {k: v for k, v in row.items() if k != "time" and not k.startswith("speed/")}
         for row in lines
     ]
-    return {**state, **results, "metrics": plain, "seconds": 0}
+    return {**without_times(state), **without_times(results), "metrics": plain}
 
 
 def _started(run: Run, folder: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ ROW = ROWS["omniglot_maml"]
 
 def outcome(seed: int = 0, mean: float = 98.0, **changes: Any) -> Outcome:
     scores: Any = {"transductive": Score(mean, 0.5), "inductive": Score(mean - 2, 0.6)}
-    given = {"scores": scores, "row": ROW.name, "seconds": 120.0, **changes}
+    given = {"scores": scores, "row": ROW.name, "seconds": 120.0, "cpu_seconds": 90.0, **changes}
     return Outcome(
         seed=seed, tasks=600, steps=10, chosen_step=5, monitor="accuracy_after",
         revision="abc1234", machine="a machine, 2 threads", **given,
@@ -140,7 +140,10 @@ def test_a_damaged_outcome_is_refused(
 
 
 def test_a_run_without_a_test_is_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / "results.json", {"steps": 1, "seconds": 2.0, "reason": "finished"})
+    write_json(
+        tmp_path / "results.json",
+        {"steps": 1, "seconds": 2.0, "cpu_seconds": None, "reason": "finished"},
+    )
     with pytest.raises(DataError, match="evaluation-test.json: no such file"):
         outcome_of(ROW, 0, tmp_path)
 

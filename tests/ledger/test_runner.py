@@ -38,6 +38,7 @@ def test_a_row_is_trained_tested_and_kept(run: Callable[..., Outcome], tmp_path:
     found = runner.run(ROW, 0)
     assert (found.row, found.seed, found.steps, found.tasks) == ("sinusoid", 0, 4, 600)
     assert found.monitor == "loss_after" and found.seconds > 0
+    assert found.cpu_seconds is not None and found.cpu_seconds > 0
     tested = json.loads((runner.place(ROW, 0) / "evaluation-test.json").read_text())
     last = tested["scores"]["transductive"]["loss"][-1]
     assert found.scores["transductive"].mean == last["mean"]

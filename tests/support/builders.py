@@ -410,6 +410,11 @@ def state_of(trainer: Any) -> dict[str, Any]:
     return {**found, **population.summary(), "best": population.best}
 
 
+def without_times(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint or results but for the time that was spent."""
+    return {name: value for name, value in state.items() if name not in ("seconds", "cpu_seconds")}
+
+
 def assert_same(one: Any, other: Any, where: str = "state") -> None:
     """Equal to the last bit, tensors and all, through dicts, lists and tuples."""
     assert type(one) is type(other), where

@@ -219,6 +219,7 @@ def _finish(
             "best_step": result.best_step,
             result.best_name: result.best_value,
             "seconds": result.seconds,
+            "cpu_seconds": result.cpu_seconds,
             **({"checkpoint": "best"} if reports else {}),
             "test": {name: report.as_json() for name, report in reports.items()},
             **({"endings": trainer.endings} if rows else {}),

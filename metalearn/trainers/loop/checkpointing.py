@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.errors import DataError
 from metalearn.files import failures_named
 from metalearn.schema import Misfit, mapping, shown
+from metalearn.trainers.loop.clock import Spent
 from metalearn.trainers.loop.protocols import Training
 from metalearn.trainers.loop.saved_state import check_module, check_state
 from metalearn.trainers.members.trained import LEARNT, divided, load_trained, trained_state
@@ -141,7 +144,7 @@ class Checkpoints:
             "optimizer": loop.update.optimizer.state_dict(),
             **loop.population.summary(),
             "validation_due": loop.validation_due,
-            "seconds": loop.seconds,
+            **asdict(loop.spent),
             _DIAGNOSTICS: parts.pop(_DIAGNOSTICS, {}),
             "extra": parts,
         }
@@ -163,7 +166,8 @@ class Checkpoints:
         optimizer.load_state_dict(state["optimizer"])
         for group, option in zip(optimizer.param_groups, options):
             group.update({k: v for k, v in option.items() if k != "params"})
-        loop.step, loop.seconds = state["step"], state["seconds"]
+        loop.step = state["step"]
+        loop.spent = Spent(state["seconds"], state.get("cpu_seconds", math.nan))
         loop.population.load_summary(state["best_step"], state["best_value"], state["stale"])
         loop.validation_due = state.get("validation_due", state["best_step"] < 0)
         for part in self._parts():

@@ -1,4 +1,4 @@
-"""What a training costs while it runs: samples a second, peak memory."""
+"""What a training costs: time, samples a second, peak memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Clock", "process_memory"]
+__all__ = ["Clock", "Spent", "process_memory"]
 
 
 class Clock:
@@ -37,6 +38,30 @@ class Clock:
         """Samples a second."""
         spent = self._spent + time.monotonic() - self._since
         return self._samples / max(spent, 1e-9)
+
+
+@dataclass
+class Spent:
+    """Time that a training takes, over all its resumptions.
+
+    On a machine with other work the wall clock says how long one waited, the processor's how much
+    was computed.
+    """
+
+    seconds: float = 0.0
+    """Of the wall clock."""
+    cpu_seconds: float = 0.0
+    """Of the processor, in all threads; NaN for what an earlier release trained a part of."""
+
+    def begin(self) -> None:
+        """What was spent before stands; count from now on."""
+        self._wall = time.monotonic() - self.seconds
+        self._cpu = time.process_time() - self.cpu_seconds
+
+    def read(self) -> None:
+        """Take the clocks' word for it."""
+        self.seconds = time.monotonic() - self._wall
+        self.cpu_seconds = time.process_time() - self._cpu
 
 
 def process_memory(device: torch.device) -> float:

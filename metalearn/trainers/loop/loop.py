@@ -6,7 +6,6 @@ Axes: M members, or 1.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from metalearn.errors import NonFiniteError
 from metalearn.models import set_draw
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.loop.checkpointing import Checkpoints
-from metalearn.trainers.loop.clock import Clock, process_memory
+from metalearn.trainers.loop.clock import Clock, Spent, process_memory
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
 from metalearn.trainers.loop.protocols import Callback, Evaluator, Objective
 from metalearn.trainers.loop.ranks import OneRank, Ranks
@@ -92,7 +91,7 @@ class Loop:
         self._parameters = trained_parameters(module, beside)
         self.params = {n: p.detach() for n, p in self._parameters.items() if p.requires_grad}
         self.step = 0
-        self.seconds = 0.0
+        self.spent = Spent()
         self.validation_due = True
         self._shown: dict[str, float] = {}
         self._unused: frozenset[str] | None = None
@@ -117,14 +116,14 @@ class Loop:
         """
         self.checkpoints.check_best()
         self.checkpoints.make_folder()
-        started = time.monotonic() - self.seconds
+        self.spent.begin()
         with (
             self.stop.listening() as stop,
             Progress(self.settings.steps, self.step, enabled=self.settings.progress) as bar,
         ):
             with suppress(Stopped):  # what is broken off is done again by who resumes
-                self._go_on(bar, started)
-            self.seconds = time.monotonic() - started
+                self._go_on(bar)
+            self.spent.read()
             if self.checkpoints.unsaved:
                 self.save("last")
         self.tracker.flush()
@@ -162,8 +161,8 @@ class Loop:
             group["lr"] = rate * factor
         return factor
 
-    def _go_on(self, bar: Progress, started: float) -> None:
-        """All that is left to do; ``started`` is the time at which the run would have begun."""
+    def _go_on(self, bar: Progress) -> None:
+        """All that is left to do."""
         total = self.settings.steps
         if not self.finished:
             self.objective.prepare()
@@ -177,7 +176,7 @@ class Loop:
             callback.begin(self)
         while self.step < total and not self.population.out_of_patience and not self.stop.received:
             self._take_step(bar, clock)
-            self.seconds = time.monotonic() - started
+            self.spent.read()
             if self._due(self.settings.eval_every):
                 self.validation_due = True
                 with clock.paused():

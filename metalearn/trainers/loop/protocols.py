@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import Tracker
+from metalearn.trainers.loop.clock import Spent
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient
@@ -137,8 +138,8 @@ class Training(Protocol):
     device: torch.device
     step: int
     """Steps taken so far; while one is taken, its number, counted from 0."""
-    seconds: float
-    """Wall time in training and validation, over all resumptions."""
+    spent: Spent
+    """Time in training and validation."""
     validation_due: bool
     """Whether a validation comes before the next step."""
 

@@ -25,6 +25,8 @@ class FitResult:
     seconds: float
     """Wall time in training and validation, over all resumptions."""
     signal: int | None = None
+    cpu_seconds: float = math.nan
+    """Of the processor in that time, in all threads; NaN where an earlier release began."""
 
 
 def fit_result(loop: Training, folder: Path | None, signal: int | None) -> FitResult:
@@ -49,4 +51,7 @@ def fit_result(loop: Training, folder: Path | None, signal: int | None) -> FitRe
             f"is known to be good{where}"
         )
     best_step = loop.population.best_step
-    return FitResult(loop.step, reason, best_step, best, monitor, loop.seconds, signal)
+    spent = loop.spent
+    return FitResult(
+        loop.step, reason, best_step, best, monitor, spent.seconds, signal, spent.cpu_seconds
+    )

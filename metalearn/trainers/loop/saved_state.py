@@ -60,7 +60,7 @@ def check_state(
         "stale": whole(),
         "seconds": number(0),
     }
-    mapping(fields, {"validation_due": flag})(state, "")
+    mapping(fields, {"validation_due": flag, "cpu_seconds": number(0, nan=True)})(state, "")
     if state["best_step"] > state["step"]:
         raise Misfit("best_step", state["best_step"], f"at most step={state['step']}")
     for kind in kinds:

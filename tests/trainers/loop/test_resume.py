@@ -169,6 +169,21 @@ def test_seconds_add_up_over_resumptions(tmp_path: Path) -> None:
     assert 1000 < again.fit().seconds < 1060
 
 
+def test_time_of_the_processor_adds_up_and_is_unknown_where_an_earlier_release_began(
+    tmp_path: Path,
+) -> None:
+    Scripted(steps=2, folder=tmp_path).fit()
+    state = load_checkpoint(last(tmp_path))
+    assert 0 < state["cpu_seconds"] < 60
+    for known, kept in ((True, {"cpu_seconds": 1000.0}), (False, {})):
+        earlier = {name: value for name, value in state.items() if name != "cpu_seconds"} | kept
+        save_checkpoint(last(tmp_path), earlier)
+        again = Scripted(steps=4)
+        again.resume(last(tmp_path))
+        spent = again.fit().cpu_seconds
+        assert 1000 < spent < 1060 if known else math.isnan(spent)
+
+
 def test_a_save_that_fails_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
