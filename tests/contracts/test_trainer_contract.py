@@ -165,7 +165,7 @@ def test_one_step_is_enough(make: Callable[..., Trainer]) -> None:
 
 @trainers
 def test_settings_are_checked(make: Callable[..., Trainer]) -> None:
-    for name, value in (("steps", 0), ("schedule", "linear"), ("clip", 0), ("patience", 0)):
+    for name, value in (("steps", 0), ("schedule", "exponential"), ("clip", 0), ("patience", 0)):
         with pytest.raises(SettingError, match=f"^{name}="):
             make(**{name: value})
 
