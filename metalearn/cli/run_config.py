@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -122,15 +123,23 @@ def resumed_config(config: DictConfig, given: Sequence[GivenSetting]) -> DictCon
         free = name in ("device", "test_tasks") or name.startswith("trainer.")
         if setting.removed or not free:
             raise setting.refusal(f"{KEPT_ON_RESUMING} beside resume={config.resume}")
-        _check_module(saved, setting, config.resume)
+        _check_kept(saved, setting, config)
         OmegaConf.update(saved, name, OmegaConf.select(config, name), merge=False)
     return saved
 
 
-def _check_module(saved: DictConfig, given: GivenSetting, run: str) -> None:
-    """Refuse another value of a setting by which the run's module was made."""
-    made_by = getattr(target_of(saved.trainer, "trainer"), "makes_module", ())
-    had = plain_value(OmegaConf.select(saved, given.name))
-    if given.name in {f"trainer.{name}" for name in made_by} and plain_value(given.value) != had:
-        shown = "null" if had is None else had
-        raise given.refusal(f"{shown} is needed, as resume={run} has it: its module was made so")
+def _check_kept(saved: DictConfig, given: GivenSetting, config: DictConfig) -> None:
+    """Refuse another value of a setting by which the run's module was made, or its best chosen."""
+    target = target_of(saved.trainer, "trainer")
+    parameters = inspect.signature(target).parameters
+    reasons = {"makes_module": "its module was made so", "chooses_best": "its best was chosen so"}
+    for kept, reason in reasons.items():
+        if given.name not in {f"trainer.{name}" for name in getattr(target, kept, ())}:
+            continue
+        name = given.name.partition(".")[2]
+        default = parameters[name].default if name in parameters else None
+        had = plain_value(saved.trainer.get(name, default))  # of a run before there was one
+        if plain_value(given.value) != had:
+            shown = "null" if had is None else had
+            accepted = f"{shown} is needed, as resume={config.resume} has it: {reason}"
+            raise given.refusal(accepted)

@@ -31,6 +31,7 @@ def load_omniglot(
     root: str | Path | None = None,
     *,
     split: OmniglotSplit = "random",
+    validation_groups: int | None = None,
     image_size: int = 28,
     download: bool = True,
     cache: str | Path | None = None,
@@ -47,6 +48,7 @@ def load_omniglot(
             or with what they unpack to, or the folder above it. None: ``omniglot-py``,
             ``omniglot`` or nothing below ``data_folder()``.
         split: ``random``, ``alphabets``, ``small1`` or ``small2``.
+        validation_groups: alphabets for validation, where alphabets are divided; None are five.
         image_size: side of a picture in pixels, 1 to 105.
         download: fetch the archives into ``data_folder()/omniglot-py`` where there are none.
         cache: folder of the packed pictures; None: ``cache_folder()``.
@@ -64,7 +66,7 @@ def load_omniglot(
     if type(image_size) is not int or not 1 <= image_size <= _SIDE:
         raise SettingError("image_size", image_size, f"a whole number from 1 to {_SIDE} is needed")
     names = class_names({a: n for part in ALPHABETS.values() for a, n in part.items()})
-    splits = divide(names, split)
+    splits = divide(names, split, validation_groups)
     folder = cache_folder() if cache is None else Path(cache)
     images = torch.from_numpy(_pictures(names, root, image_size, download, folder))
     return LabelledImages(

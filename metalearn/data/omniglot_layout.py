@@ -42,13 +42,18 @@ ALPHABETS: Mapping[str, Mapping[str, int]] = {
 }  # fmt: skip
 """Archive to alphabet to its number of characters: 30/964 and 20/659."""
 
-# Whole scripts that are kept for validation; none is in a minimal set, so that the three
-# splits by alphabet share them.
+# Whole scripts that are kept for validation, and then those that may be; none is in a minimal set,
+# so that the three splits by alphabet share them.
 _VALIDATION = ("Armenian", "Bengali", "Burmese_(Myanmar)", "Hebrew", "Tifinagh")
 _MINIMAL = {
     "small1": ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin"),
     "small2": ("Greek", "Japanese_(katakana)", "Latin", "Sanskrit", "Tagalog"),
 }
+_TRAINED = {alphabet for several in _MINIMAL.values() for alphabet in several}
+_HELD_OUT = (
+    *_VALIDATION,
+    *(a for a in ALPHABETS["images_background"] if a not in _TRAINED and a not in _VALIDATION),
+)
 _SHUFFLE_KEY = 1623
 _TRAIN, _VALIDATE = 1100, 100
 _DIGESTS = {
@@ -70,7 +75,9 @@ def class_names(alphabets: Mapping[str, int]) -> tuple[str, ...]:
     )
 
 
-def divide(names: Sequence[str], split: OmniglotSplit) -> dict[str, tuple[int, ...]]:
+def divide(
+    names: Sequence[str], split: OmniglotSplit, validation_groups: int | None = None
+) -> dict[str, tuple[int, ...]]:
     """Indices into the sorted class names for train, validation and test.
 
     - ``random``: one fixed shuffle of the 1623 characters; 1100 train, 100 validation, 423 test
@@ -81,13 +88,24 @@ def divide(names: Sequence[str], split: OmniglotSplit) -> dict[str, tuple[int, .
     - ``small1``, ``small2``: train on one of the two minimal sets of five background alphabets
       (Lake et al., 2015); validation and test as in ``alphabets``, the other alphabets unused.
 
+    Args:
+        names: of all classes, sorted.
+        split: how they are divided.
+        validation_groups: how many background alphabets are for validation, where alphabets are
+            divided: the first so many of those five and then, by name, of the 17 others that are in
+            no minimal set. 0 leaves the validation split out, and of ``alphabets`` all 30 are for
+            training. None are the five.
+
     Raises:
-        SettingError: an unknown split.
+        SettingError: an unknown split, more alphabets than there are.
         DataError: the lists differ from those that this version of the code was written with.
     """
     if split not in get_args(OmniglotSplit):
         raise SettingError("split", split, f"one of {', '.join(get_args(OmniglotSplit))} is needed")
-    parts = _shuffled(len(names)) if split == "random" else _by_alphabet(names, split)
+    held_out = _held_out(split, validation_groups)
+    parts = _shuffled(len(names)) if split == "random" else _by_alphabet(names, split, held_out)
+    if validation_groups is not None:
+        return {part: classes for part, classes in parts.items() if classes}
     listed = "\n".join(f"{part} {names[c]}" for part in parts for c in parts[part])
     if hashlib.sha256(listed.encode()).hexdigest() != _DIGESTS[split]:
         raise DataError(
@@ -110,12 +128,31 @@ def _shuffled(count: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _by_alphabet(names: Sequence[str], split: str) -> dict[str, tuple[int, ...]]:
+def _held_out(split: str, count: int | None) -> tuple[str, ...]:
+    """The alphabets for validation.
+
+    Raises:
+        SettingError: a count where characters are divided, or out of range.
+    """
+    if count is None:
+        return _VALIDATION
+    if split == "random":
+        accepted = "null is needed with split=random, which divides characters"
+        raise SettingError("validation_groups", count, accepted)
+    if type(count) is not int or not 0 <= count <= len(_HELD_OUT):
+        accepted = f"a whole number from 0 to {len(_HELD_OUT)} is needed"
+        raise SettingError("validation_groups", count, accepted)
+    return _HELD_OUT[:count]
+
+
+def _by_alphabet(
+    names: Sequence[str], split: str, held_out: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
     background = ALPHABETS["images_background"]
-    train = _MINIMAL.get(split) or tuple(a for a in background if a not in _VALIDATION)
+    train = _MINIMAL.get(split) or tuple(a for a in background if a not in held_out)
     wanted = {
         "train": train,
-        "validation": _VALIDATION,
+        "validation": held_out,
         "test": tuple(ALPHABETS["images_evaluation"]),
     }
     return {

@@ -36,6 +36,7 @@ def omniglot_tasks(
     *,
     root: str | Path | None = None,
     split: OmniglotSplit = "random",
+    validation_groups: int | None = None,
     image_size: int = 28,
     download: bool = True,
     **episodes: Annotated[Any, FewShotTasks],
@@ -46,6 +47,8 @@ def omniglot_tasks(
         root: folder of the archives; None looks under ``METALEARN_DATA``, then downloads.
         split: ``"random"`` (1100, 100 and 423 characters), ``"alphabets"`` (background against
             evaluation), ``"small1"``, ``"small2"`` (five background alphabets).
+        validation_groups: how many background alphabets are for validation, 0 to 22, where
+            alphabets are divided; None are five. 0 leaves out the validation split.
         image_size: height and width in pixels.
         download: whether to download what is not there.
         episodes: settings of `FewShotTasks`.
@@ -54,7 +57,13 @@ def omniglot_tasks(
         SettingError: a setting that cannot work.
         DataError: the set is missing, incomplete or corrupt.
     """
-    data = load_omniglot(root, split=split, image_size=image_size, download=download)
+    data = load_omniglot(
+        root,
+        split=split,
+        validation_groups=validation_groups,
+        image_size=image_size,
+        download=download,
+    )
     return FewShotTasks(data, **episodes)
 
 

@@ -35,6 +35,8 @@ class Trainer:
 
     makes_module: ClassVar[tuple[str, ...]] = ()
     """Settings by which the module is made, so that a run that is resumed keeps them."""
+    chooses_best: ClassVar[tuple[str, ...]] = ()
+    """Settings by which the best state is chosen, so that a run that is resumed keeps them."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -105,7 +107,7 @@ class Trainer:
         return self.loop.evaluator(self.loop.step).numbers
 
     def reports(
-        self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool | None = True
     ) -> Mapping[str, Report]:
         """Scores of the module as it stands, by the name under which they are shown; none here.
 
@@ -113,7 +115,8 @@ class Trainer:
             split: that is scored.
             tasks: how many, where the training is on tasks.
             inductive: whether tasks are scored a second time, with each query alone beside the
-                support set, where normalisation takes statistics of the whole query set.
+                support set, where normalisation takes statistics of the whole query set; None
+                where such a score chose the best state.
         """
         return {}
 

@@ -48,8 +48,10 @@ EPISODES = {"way": 3, "shot": 2, "query": 3, "rotate_train": True, "seed": 4}
         (glyph_tasks, {"image_size": 20}, {"image_size": 20}),
         (
             omniglot_tasks,
-            {"root": "a/b", "split": "small1", "image_size": 20, "download": False},
-            {"root": "a/b", "split": "small1", "image_size": 20, "download": False},
+            {"root": "a/b", "split": "small1", "validation_groups": 3,
+             "image_size": 20, "download": False},
+            {"root": "a/b", "split": "small1", "validation_groups": 3,
+             "image_size": 20, "download": False},
         ),
         (
             folder_tasks,

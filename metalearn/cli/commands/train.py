@@ -191,7 +191,7 @@ def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> None:
 
 
 def _test_reports(trainer: Trainer, count: int) -> Mapping[str, Report]:
-    return trainer.reports(tasks=count, inductive=False) if count else {}
+    return trainer.reports(tasks=count, inductive=None) if count else {}
 
 
 def _finish(

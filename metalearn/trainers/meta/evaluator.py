@@ -8,35 +8,49 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from metalearn.errors import SettingError
 from metalearn.models import Ensemble
+from metalearn.schema import Kind, choice, mapping
 from metalearn.tasks import outputs_by_split
 from metalearn.tracking import Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
-from metalearn.trainers.loop.protocols import Evaluation, Stateless
+from metalearn.trainers.loop.protocols import Evaluation
 from metalearn.trainers.meta.learnt_records import learnt_bands, learnt_curves
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import by_step, score_numbers
 from metalearn.trainers.meta.scores import TaskScores, joined_scores, mean_interval
 from metalearn.types import Split, TaskDistribution
 
-__all__ = ["MetaEvaluator"]
+__all__ = ["MetaEvaluator", "SelectBy"]
+
+SelectBy = Literal["transductive", "inductive"]
+"""By which score the best state is chosen: of a task's queries together, or of each alone."""
+
+_PREFIXES = {"transductive": "", "inductive": "inductive_"}
+"""Of the names of scores."""
 
 
-class MetaEvaluator(Stateless):
+class MetaEvaluator:
     """Scores on the same validation tasks each time, before and after adaptation.
 
     Args:
         learner: that is scored.
         tasks: where tasks come from.
         count: of validation tasks.
+        select_by: the score that decides what is best. Inductive ones take the prediction of each
+            query beside the support set, and stand beside the transductive ones.
         at_once: tasks at a time.
         device: where tasks are made.
         prepare: decides how tasks are batched, if that has not been decided.
         check: called before every prediction; what it raises ends the scoring.
+
+    Raises:
+        SettingError: another ``select_by``.
     """
 
     def __init__(
@@ -45,25 +59,34 @@ class MetaEvaluator(Stateless):
         tasks: TaskDistribution,
         count: int,
         *,
+        select_by: SelectBy = "transductive",
         at_once: int,
         device: torch.device,
         prepare: Callable[[], None],
         check: Callable[[], None],
     ) -> None:
+        if select_by not in _PREFIXES:
+            raise SettingError("select_by", select_by, "transductive or inductive is needed")
         self.learner, self.tasks, self.count, self.at_once = learner, tasks, count, at_once
+        self.select_by = select_by
         self._device, self._prepare, self._check = device, prepare, check
         self.larger_is_better = tasks.kind == "classification"
         self._several = isinstance(learner.module, Ensemble)
         score = "accuracy" if self.larger_is_better else "loss"
         name = f"member_{score}" if self._several else f"{score}_after"
-        self.monitor = f"validation/{name}"
+        self.monitor = f"validation/{_PREFIXES[select_by]}{name}"
 
     def __call__(self, step: int) -> Evaluation:
         """Means over the validation tasks, with intervals."""
-        scores = self.score("validation", self.count)
-        return Evaluation(
-            score_numbers("validation", scores), _monitored(scores), partial(self._draw, scores)
-        )
+        protocols = ("transductive", "inductive")[: 1 + (self.select_by == "inductive")]
+        scores = {
+            name: self.score("validation", self.count, inductive=name == "inductive")
+            for name in protocols
+        }
+        numbers: dict[str, float] = {}
+        for name, found in scores.items():
+            numbers |= score_numbers(f"validation/{_PREFIXES[name]}", found)
+        return Evaluation(numbers, _monitored(scores[self.select_by]), partial(self._draw, scores))
 
     def score(self, split: Split, count: int, *, inductive: bool = False) -> TaskScores:
         """Scores of the first ``count`` tasks of a split."""
@@ -79,30 +102,50 @@ class MetaEvaluator(Stateless):
     def bands(self) -> Mapping[str, Sequence[str]]:
         """Of tasks: mean and 95 % interval; of members: median and extremes."""
         scores = ("accuracy", "loss") if self.larger_is_better else ("loss",)
-        splits = ("train", "validation")
-        tasks = [f"{s}/{n}_{w}" for s in splits for n in scores for w in ("before", "after")]
+        prefixes = ["train/", "validation/"]
+        if self.select_by == "inductive":
+            prefixes.append(f"validation/{_PREFIXES['inductive']}")
+        tasks = [f"{p}{n}_{w}" for p in prefixes for n in scores for w in ("before", "after")]
         found = {"95% confidence intervals": tasks}
         if self._several:
-            members = [f"{s}/member_{n}" for s in splits for n in scores]
+            members = [f"{p}member_{n}" for p in prefixes for n in scores]
             found["members: median and extremes"] = members
         return {**found, **learnt_bands(self.learner.network)}
 
-    def _draw(self, scores: TaskScores, tracker: Tracker, step: int) -> None:
+    def state(self) -> dict[str, Any]:
+        """What the best scores so far are of, where that is not what it always was."""
+        return {} if self.select_by == "transductive" else {"select_by": self.select_by}
+
+    def state_kinds(self) -> list[Kind]:
+        """Best scores of another kind cannot be gone on with."""
+        kind = {"select_by": choice(self.select_by)}
+        return [mapping({}, kind) if self.select_by == "transductive" else mapping(kind)]
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Do nothing: it is as it was made."""
+        return
+
+    def _draw(self, scores: Mapping[str, TaskScores], tracker: Tracker, step: int) -> None:
         """Figures of a validation: one task, and the adaptation curve."""
-        self._draw_task(scores, tracker, step)
-        values = scores.losses if scores.accuracies is None else scores.accuracies
-        mean, half = mean_interval(values)
+        self._draw_task(scores[self.select_by], tracker, step)
+        curves = {}
+        for protocol, found in scores.items():
+            values = found.losses if found.accuracies is None else found.accuracies
+            mean, half = mean_interval(values)
+            name = "validation" if len(scores) == 1 else f"validation, {protocol}"
+            curves[name] = (mean.cpu(), half.cpu())
+            rows = {f"{_PREFIXES[protocol]}{k}": v for k, v in by_step(found).items()}
+            tracker.curves(step, "validation_by_step", rows)
         name = "accuracy" if self.larger_is_better else "mean squared error"
         way = outputs_by_split(self.tasks)["validation"]
         curve = adaptation_figure(
-            {"validation": (mean.cpu(), half.cpu())},
+            curves,
             ylabel=f"query {name}",
-            title=f"adaptation on {len(values)} validation tasks, step {step}",
+            title=f"adaptation on {self.count} validation tasks, step {step}",
             chance=1 / way if self.larger_is_better else None,
             trained_steps=self.learner.inner_steps,
         )
         tracker.figure(step, "validation/adaptation", curve)
-        tracker.curves(step, "validation_by_step", by_step(scores))
         for name, rates in learnt_curves(self.learner.network).items():
             tracker.curves(step, name, rates)
 

@@ -114,7 +114,7 @@ class MetaObjective:
         """Scores of the meta-batch at hand before and after its inner steps, and what is learnt."""
         scores = self.learner.score(batch.tasks, steps=self.learner.inner_steps)
         learnt = learnt_numbers(self.learner.network)
-        return {**score_numbers("train", scores), **learnt}
+        return {**score_numbers("train/", scores), **learnt}
 
     def state(self) -> dict[str, Any]:
         """How gradients are taken, so that a resumed run goes on in the same way."""

@@ -27,6 +27,8 @@ class TestReport:
     """``[2, K+1]``; None for regression."""
     members: MemberReport | None = None
     """Of an ensemble, whose mean prediction the numbers above are of."""
+    inductive: bool = False
+    """Whether each query was predicted alone."""
 
     def as_json(self) -> dict[str, Any]:
         """Mean and half-width of the 95 % interval at each inner step, and those of members."""
@@ -42,14 +44,14 @@ class TestReport:
     def headline(self) -> dict[str, float]:
         """The score after the last inner step."""
         name, values = self._score
-        return {f"test/{name}": float(values[0, -1])}
+        return {self._headline(name): float(values[0, -1])}
 
     def member_headlines(self) -> list[dict[str, float]]:
         """The same of each member alone."""
         if self.members is None:
             return []
         name, values = self.members.score
-        return [{f"test/{name}": float(row[0, -1])} for row in values]
+        return [{self._headline(name): float(row[0, -1])} for row in values]
 
     def lines(self, name: str) -> list[str]:
         """Mean ± 95 % interval over tasks at each inner step; one line where there are none."""
@@ -65,6 +67,9 @@ class TestReport:
             steps = [f"  after {k} inner step{end}" for k, end in enumerate(ends)]
             lines = [title, *(f"{step}  {row}" for step, row in zip(steps, shown))]
         return lines if self.members is None else lines + self.members.lines()
+
+    def _headline(self, name: str) -> str:
+        return f"test/inductive_{name}" if self.inductive else f"test/{name}"
 
     @property
     def _score(self) -> tuple[str, Tensor]:
@@ -123,8 +128,8 @@ def _ends(values: Tensor) -> dict[str, float]:
     return {"mean": float(values[0]), "interval95": float(values[1])}
 
 
-def task_report(scores: TaskScores) -> TestReport:
-    """Mean and half-width of the 95 % interval over the tasks."""
+def task_report(scores: TaskScores, *, inductive: bool = False) -> TestReport:
+    """Mean and half-width of the 95 % interval over the tasks; ``inductive`` says what they are."""
     found, accuracies = scores.members, scores.accuracies
     members = None
     if found is not None:
@@ -140,6 +145,7 @@ def task_report(scores: TaskScores) -> TestReport:
         torch.stack(mean_interval(scores.losses)).cpu(),
         None if accuracies is None else torch.stack(mean_interval(accuracies)).cpu(),
         members,
+        inductive,
     )
 
 
@@ -157,7 +163,12 @@ def by_step(scores: TaskScores) -> dict[str, float]:
 
 
 def score_numbers(prefix: str, scores: TaskScores) -> dict[str, float]:
-    """Means before and after adaptation, and the ends of their 95 % intervals."""
+    """Means before and after adaptation, and the ends of their 95 % intervals.
+
+    Args:
+        prefix: of the names, such as ``"validation/"``.
+        scores: of tasks.
+    """
     numbers: dict[str, float] = {}
     for name, values in (("loss", scores.losses), ("accuracy", scores.accuracies)):
         if values is None:
@@ -165,7 +176,7 @@ def score_numbers(prefix: str, scores: TaskScores) -> dict[str, float]:
         mean, half = mean_interval(values)
         for when, k in (("before", 0), ("after", -1)):
             centre, width = float(mean[k]), float(half[k])
-            key = f"{prefix}/{name}_{when}"
+            key = f"{prefix}{name}_{when}"
             numbers |= {key: centre, f"{key}_low": centre - width, f"{key}_high": centre + width}
     return numbers | _member_numbers(prefix, scores.members)
 
@@ -174,13 +185,13 @@ def _member_numbers(prefix: str, members: MemberScores | None) -> dict[str, floa
     """Median and extremes of members after adaptation, and what they do not agree on."""
     if members is None:
         return {}
-    numbers = {f"{prefix}/epistemic": float(members.epistemic.mean())}
+    numbers = {f"{prefix}epistemic": float(members.epistemic.mean())}
     if members.calibration is not None:
-        numbers[f"{prefix}/calibration_error"] = float(members.calibration.mean())
+        numbers[f"{prefix}calibration_error"] = float(members.calibration.mean())
     for name, values in (("loss", members.losses), ("accuracy", members.accuracies)):
         if values is not None:
             each = values[:, :, -1].mean(0)
-            key = f"{prefix}/member_{name}"
+            key = f"{prefix}member_{name}"
             numbers |= {
                 key: float(each.median()),
                 f"{key}_low": float(each.min()),

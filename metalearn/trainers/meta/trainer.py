@@ -27,7 +27,7 @@ from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.meta.diagnostics import TaskSource, diagnosis_sources
-from metalearn.trainers.meta.evaluator import MetaEvaluator
+from metalearn.trainers.meta.evaluator import MetaEvaluator, SelectBy
 from metalearn.trainers.meta.fitting import check_fit
 from metalearn.trainers.meta.making import check_members_of, made_learner
 from metalearn.trainers.meta.nan_scores import check_tasks
@@ -35,6 +35,7 @@ from metalearn.trainers.meta.objective import MetaObjective
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import TestReport, task_report
 from metalearn.trainers.meta.settings import MAML
+from metalearn.trainers.meta.unvalidated import evaluator_for
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import Split, TaskDistribution
 
@@ -60,6 +61,10 @@ class MetaTrainer(Trainer):
         steps: outer steps.
         meta_batch: T, tasks a step.
         validation_tasks: tasks of the validation split, always the same.
+        select_by: by which score of them the best state is chosen, and what patience waits for:
+            ``"transductive"`` (a task's queries share statistics of normalisation) or
+            ``"inductive"`` (each is predicted alone; both are recorded then). Where tasks have no
+            validation split the newest state is the best.
         optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
         tracker: where numbers and figures go.
         folder: of the run, for checkpoints.
@@ -72,6 +77,7 @@ class MetaTrainer(Trainer):
     """
 
     makes_module: ClassVar[tuple[str, ...]] = ("members",)
+    chooses_best: ClassVar[tuple[str, ...]] = ("select_by",)
 
     @checked
     def __init__(
@@ -85,6 +91,7 @@ class MetaTrainer(Trainer):
         steps: int = 1000,
         meta_batch: int = 32,
         validation_tasks: int = 200,
+        select_by: SelectBy = "transductive",
         optimizer: OptimizerFactory | None = None,
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
@@ -108,6 +115,7 @@ class MetaTrainer(Trainer):
             learner,
             tasks,
             validation_tasks,
+            select_by=select_by,
             at_once=meta_batch,
             prepare=objective.decide,
             **shared,
@@ -121,7 +129,7 @@ class MetaTrainer(Trainer):
             assemble(
                 learner.module,
                 objective,
-                self.evaluator,
+                evaluator_for(self.evaluator, limits),
                 settings=limits,
                 optimizer=optimizer,
                 source=self.source,
@@ -142,12 +150,14 @@ class MetaTrainer(Trainer):
         check_split(split)
         scores = self.evaluator.score(split, count, inductive=inductive)
         check_tasks(scores, split)
-        return task_report(scores)
+        return task_report(scores, inductive=inductive)
 
     def reports(
-        self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool | None = True
     ) -> dict[str, TestReport]:
         """See `Trainer.reports`: a `test` with statistics shared by a task's queries, and alone."""
+        if inductive is None:
+            inductive = self.evaluator.select_by == "inductive"
         names = ("transductive", "inductive") if inductive else ("transductive",)
         return {n: self.test(tasks, split=split, inductive=n == "inductive") for n in names}
 

@@ -52,7 +52,7 @@ def score(self: EnsembleMethods, *, split: Split = "test") -> EnsembleTest | Reg
 
 
 def reports(
-    self: Any, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+    self: Any, split: Split = "test", *, tasks: int = 600, inductive: bool | None = True
 ) -> dict[str, EnsembleTest | RegressionTest]:
     """See `Trainer.reports`: one `test`, under the name of the split."""
     return {split: score(self, split=split)}

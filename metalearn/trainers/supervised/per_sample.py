@@ -184,7 +184,7 @@ class PerSampleTrainer(Trainer):
         )
 
     def reports(
-        self, split: Split = "test", *, tasks: int = 600, inductive: bool = True
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool | None = True
     ) -> dict[str, EnsembleTest | RegressionTest]:
         """See `Trainer.reports`: one `test`, under the name of the split."""
         return {split: self.test(split=split)}
