@@ -43,6 +43,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.trainers.BOIL",
         "metalearn.trainers.CAVIA",
         "metalearn.trainers.ConditionalNeuralProcess",
+        "metalearn.trainers.ImplicitMAML",
         "metalearn.trainers.InContextLearner",
         "metalearn.trainers.MAMLPlusPlus",
         "metalearn.trainers.MetaLearner",

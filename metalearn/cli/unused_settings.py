@@ -75,9 +75,9 @@ def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
         if asked is not None and asked != maml.get("first_order"):
             yield "maml.first_order", f"learner.first_order={str(asked).lower()} contradicts it"
         yield from _unused_rates(config.get("learner") or {})
-        if maml.get("method") != "implicit":
+        if _method(config) != "implicit":
             for name in ("regularization", "cg_iterations"):
-                yield f"maml.{name}", "maml.method=implicit is needed for it"
+                yield f"maml.{name}", "learner=imaml, or maml.method=implicit, is needed for it"
         yield from _unused_inner(maml)
         if maml.get("method") == "first_order" and not maml.get("first_order"):
             yield "maml.first_order", "true is needed beside maml.method=first_order"
@@ -113,6 +113,13 @@ def _unused_rates(learner: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "maml.inner_lr", "learner.rate_range says where step sizes start; one is needed"
     elif "rate_range" in learner:
         yield "learner.seed", "learner.rate_range is needed for it"
+
+
+def _method(config: DictConfig) -> Any:
+    """How the gradient through adaptation is taken: as a learner has it, or as ``maml`` says."""
+    learner = config.get("learner")
+    fixed = getattr(target_of(learner, "learner"), "method", None) if learner else None
+    return fixed or config.maml.get("method")
 
 
 def _unused_inner(maml: DictConfig) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from metalearn.core._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from metalearn.core.checks import call_given
 from metalearn.core.tree import flatten, leaf_names, tree_map, unflatten
 from metalearn.errors import SettingError
@@ -60,10 +61,13 @@ def check_reached(value: Tensor, setting: str = "loss_fn") -> Tensor:
     """The value of a loss, refused where no parameter has a part in it.
 
     For use where the parameters are differentiated: under a gradient of ``torch.func``, or under
-    autograd with parameters that require gradients. A single parameter without a part is none of
-    its business: that has a gradient of zero.
+    autograd with parameters that require gradients, also from inside a vmap. A single parameter
+    without a part is none of its business: that has a gradient of zero.
     """
-    if not value.requires_grad:
+    inside = value
+    while not inside.requires_grad and is_functorch_wrapped_tensor(inside):
+        inside = get_unwrapped(inside)
+    if not inside.requires_grad:
         refuse_unreached(setting)
     return value
 

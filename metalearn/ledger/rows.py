@@ -101,6 +101,13 @@ ROWS = {
         Row("omniglot_maml", "omniglot_5w1s", "MAML", 30, Reported(98.7, _FINN)),
         Row("omniglot_fomaml", "omniglot_5w1s", "first-order MAML", 30, Reported(98.3, _FINN)),
         Row(
+            "omniglot_imaml",
+            "omniglot_5w1s",
+            "iMAML (gradient descent)",
+            30,
+            Reported(99.16, "Rajeswaran et al. 2019, table 2"),
+        ),
+        Row(
             "omniglot_protonet",
             "omniglot_5w1s",
             "ProtoNet",

@@ -6,6 +6,7 @@ from metalearn.trainers.meta.anil import ANIL
 from metalearn.trainers.meta.boil import BOIL
 from metalearn.trainers.meta.cavia import CAVIA
 from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
+from metalearn.trainers.meta.imaml import ImplicitMAML
 from metalearn.trainers.meta.in_context import InContextLearner
 from metalearn.trainers.meta.inductive import InductiveModule
 from metalearn.trainers.meta.maml import MetaLearner
@@ -42,6 +43,7 @@ __all__ = [
     "EnsembleTest",
     "EnsembleTrainer",
     "FitResult",
+    "ImplicitMAML",
     "InContextLearner",
     "InductiveModule",
     "Learner",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ from metalearn.core import (
     sgd,
 )
 from metalearn.core.checks import check_number
+from metalearn.core.loss_checks import check_reached
 from metalearn.core.meta.every_task import task_meta_gradients
 from metalearn.errors import SettingError
 from metalearn.trainers import MAML
@@ -212,6 +214,25 @@ def test_the_check_inside_further_transforms() -> None:
     for run in (lambda: grad(constant)(PARAMS), lambda: vmap(grad(constant))(STACKED)):
         with pytest.raises(SettingError, match=r"^loss_fn='no parameter reached'"):
             run()
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_parameters_are_seen_to_be_reached_from_inside_a_vmap(levels: int) -> None:
+    """As where autograd outside takes the gradients of several tasks at once."""
+    inside = torch.ones(2, 2, 3, requires_grad=True)
+
+    def loss(reached: bool, value: Tensor) -> Tensor:
+        return check_reached((value if reached else value.detach()).sum())
+
+    def mapped(reached: bool) -> Tensor:
+        function: Callable[[Tensor], Tensor] = partial(loss, reached)
+        for _ in range(levels):
+            function = vmap(function)
+        return function(inside)
+
+    assert mapped(True).requires_grad
+    with pytest.raises(SettingError, match=r"^loss_fn='no parameter reached'"):
+        mapped(False)
 
 
 @pytest.mark.parametrize("kind", ["exact", "empirical"])

@@ -13,6 +13,7 @@ from metalearn.trainers.meta.anil import ANIL
 from metalearn.trainers.meta.boil import BOIL
 from metalearn.trainers.meta.cavia import CAVIA
 from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
+from metalearn.trainers.meta.imaml import ImplicitMAML
 from metalearn.trainers.meta.in_context import InContextLearner
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.mamlpp import MAMLPlusPlus
@@ -46,6 +47,9 @@ LEARNERS: dict[str, KnownLearner] = {
     ),
     "meta_sgd": KnownLearner(
         MetaSGD, "as maml, with a learnt step size for each element of each parameter"
+    ),
+    "imaml": KnownLearner(
+        ImplicitMAML, "as maml, with a pull towards the start in place of derivatives of steps"
     ),
     "cavia": KnownLearner(CAVIA, "as maml, of a context vector alone that starts at zero"),
     "anil": KnownLearner(ANIL, "as maml, of which the head alone adapts"),

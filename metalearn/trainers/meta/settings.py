@@ -115,6 +115,23 @@ class MAML:
         """The method, ``first_order`` taken into account."""
         return "first_order" if self.first_order else self.method
 
+    def by_method(self, method: Method) -> MAML:
+        """The same by the method of a learner that has no other.
+
+        Raises:
+            SettingError: under its name on the command line, what contradicts.
+        """
+        if self.wanted_method not in ("auto", method):
+            name = "first_order" if self.first_order else "method"
+            accepted = f"{'false' if self.first_order else f'auto or {method}'} is needed"
+            raise SettingError(
+                f"maml.{name}", getattr(self, name), f"{accepted} with a learner of method {method}"
+            )
+        try:
+            return replace(self, method=method)
+        except SettingError as error:
+            raise SettingError(f"maml.{error.setting}", error.value, error.accepted) from error
+
     @property
     def implicit(self) -> Implicit:
         """Settings of the implicit method."""
