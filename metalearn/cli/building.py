@@ -11,7 +11,7 @@ from torch import nn
 
 from metalearn.cli.devices import device_of
 from metalearn.cli.given_settings import plain_value
-from metalearn.cli.networks import LARGEST_SEED, made_model, network_seeds
+from metalearn.cli.networks import LARGEST_SEED, InitialWeights, made_model, network_seeds
 from metalearn.cli.targets import (
     SOURCES,
     accepted_of,
@@ -25,6 +25,7 @@ from metalearn.data import ClassificationData, resized
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import accepted_settings
 from metalearn.trainers import Trainer
+from metalearn.trainers.loop.initial_weights import start_beside
 from metalearn.trainers.loop.settings import LoopSettings
 
 __all__ = ["GROUPS", "build", "check_settings_of", "groups_of"]
@@ -78,8 +79,13 @@ def check_settings_of(config: DictConfig) -> None:
         network_seeds(config)
 
 
-def build(config: DictConfig, *, folder: Path | None) -> Trainer:
-    """The trainer of a configuration, every setting checked before anything is loaded."""
+def build(
+    config: DictConfig, *, folder: Path | None, start: InitialWeights | None = None
+) -> Trainer:
+    """The trainer of a configuration, every setting checked before anything is loaded.
+
+    ``start`` are weights to begin with: of a run of the same kind, or of the network itself.
+    """
     check_settings_of(config)
     device = device_of(config.device)
     groups = groups_of(config)
@@ -90,16 +96,26 @@ def build(config: DictConfig, *, folder: Path | None) -> Trainer:
         objects["ood"] = _second_data(config.ood, source)
     if "seeds" in accepted_of(config.trainer, "trainer"):
         objects["seeds"] = network_seeds(config)
-    trainer: Trainer = made(
-        config.trainer,
-        "trainer",
-        model=made_model(config, source),
-        optimizer=optimizer,
-        folder=folder,
-        device=device,
-        deterministic=config.get("deterministic", False),
-        **objects,
-    )
+    objects |= {"optimizer": optimizer, "folder": folder, "device": device}
+    objects["deterministic"] = config.get("deterministic", False)
+
+    def assembled(start: InitialWeights | None) -> Trainer:
+        model = made_model(config, source, start)
+        trainer: Trainer = made(config.trainer, "trainer", model=model, **objects)
+        return trainer
+
+    trainer = assembled(None)
+    if start is None:
+        return trainer
+    try:
+        if start.suit(trainer.module):
+            trainer.start_from(start.saved, skip=start.skip)
+        else:  # they are of the network, before its trainer wraps or converts it
+            trainer = assembled(start)
+            start_beside(trainer.loop, start.saved, start.skip)
+    except SettingError as error:
+        name = {"source": "init_from", "skip": "init_skip"}.get(error.setting, error.setting)
+        raise SettingError(name, error.value, error.accepted) from error
     return trainer
 
 

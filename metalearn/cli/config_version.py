@@ -17,6 +17,7 @@ from metalearn.schema import (
     anything,
     choice,
     flag,
+    list_of,
     map_of,
     mapping,
     maybe,
@@ -48,6 +49,8 @@ _CONFIG: Kind = mapping(
         **dict.fromkeys(("task", "data", "ood", "learner", "maml"), maybe(_group)),
         "resume": maybe(text),
         "deterministic": flag,
+        "init_from": maybe(text),
+        "init_skip": maybe(list_of(text)),
     },
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from torch import nn
@@ -12,28 +12,78 @@ from metalearn.cli.given_settings import plain_value
 from metalearn.cli.targets import accepted_of, made, placed, target_of
 from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError, check_whole
-from metalearn.models import Ensemble
+from metalearn.models import Ensemble, SavedWeights, read_weights
+from metalearn.models.weight_files import check_source
+from metalearn.models.weights import check_patterns, put_weights, same_entries
 from metalearn.trainers.supervised.losses import chosen_loss
 
-__all__ = ["LARGEST_SEED", "made_model", "network_seeds"]
+__all__ = [
+    "LARGEST_SEED",
+    "InitialWeights",
+    "check_initial",
+    "initial_weights",
+    "made_model",
+    "network_seeds",
+]
 
 LARGEST_SEED = 2**63 - 1
 
 
-def made_model(config: DictConfig, source: Any) -> nn.Module:
-    """The network, or as many of them as the trainer trains, each with a seed of its own."""
+class InitialWeights(NamedTuple):
+    """Weights that a training starts from."""
+
+    saved: SavedWeights
+    skip: list[str]
+    """Patterns of entries that stay as they are."""
+
+    def suit(self, module: nn.Module) -> bool:
+        """Whether their names are those of the module that a trainer trains."""
+        return same_entries(module, self.saved, self.skip)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What tells later where they came from."""
+        return {**self.saved.origin, "skip": self.skip}
+
+
+def initial_weights(config: DictConfig) -> InitialWeights | None:
+    """What ``init_from`` names; None where it names nothing, as in runs of before.
+
+    Raises:
+        SettingError, DataError: nothing there, or nothing that can be read as weights.
+    """
+    check_initial(config)
+    if config.get("init_from") is None:
+        return None
+    return InitialWeights(read_weights(config.init_from), list(config.get("init_skip") or ()))
+
+
+def check_initial(config: DictConfig) -> None:
+    """Refuse what cannot be the start of a training, without reading it."""
+    source, skip = config.get("init_from"), plain_value(config.get("init_skip"))
+    if not isinstance(skip or [], list) or not all(isinstance(p, str) for p in skip or ()):
+        raise SettingError("init_skip", skip, "a list of patterns is needed, such as [head.*]")
+    if source is not None:
+        check_source("init_from", plain_value(source))
+    elif skip:
+        raise SettingError("init_skip", skip, "init_from is needed for it")
+
+
+def made_model(config: DictConfig, source: Any, start: InitialWeights | None = None) -> nn.Module:
+    """The network, or as many of them as the trainer trains, each with a seed of its own.
+
+    With ``start`` all of them have those weights.
+    """
     outputs = _outputs(config, source)
     shape = {"input_shape": list(source.input_shape), "outputs": outputs}
     members = config.trainer.get("members")
     if members is None:
-        model: nn.Module = made(config.model, "model", **shape)
-        return model
+        return _started(made(config.model, "model", **shape), start)
     seeded = "seed" in accepted_of(config.model, "model")
 
     def make(seed: int) -> nn.Module:
         own = shape | {"seed": seed} if seeded else shape
-        network: nn.Module = made(config.model, "model", **own)
-        return network
+        return _started(made(config.model, "model", **own), start)
 
     seeds = network_seeds(config)
     size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
@@ -52,6 +102,14 @@ def network_seeds(config: DictConfig) -> Sequence[int]:
     for seed in given:
         check_whole("trainer.seeds", seed, 0, LARGEST_SEED)
     return [int(seed) for seed in given]
+
+
+def _started(network: nn.Module, start: InitialWeights | None) -> nn.Module:
+    if start is not None:
+        saved = start.saved
+        check_patterns(start.skip, [*network.state_dict(), *saved.entries, *saved.learnt])
+        put_weights(network, saved, start.skip)
+    return network
 
 
 def _outputs(config: DictConfig, source: Any) -> int:

@@ -12,6 +12,8 @@ from metalearn.models.neural_process import NeuralProcess
 from metalearn.models.recurrent import Recurrent
 from metalearn.models.resnet12 import ResNet12
 from metalearn.models.vit import ViT
+from metalearn.models.weight_files import SavedWeights, read_weights
+from metalearn.models.weights import load_weights
 
 __all__ = [
     "MLP",
@@ -27,10 +29,13 @@ __all__ = [
     "RankOne",
     "Recurrent",
     "ResNet12",
+    "SavedWeights",
     "Stack",
     "ViT",
     "WithContext",
     "convert_dropout",
+    "load_weights",
+    "read_weights",
     "set_draw",
 ]
 

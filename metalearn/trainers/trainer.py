@@ -10,9 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from metalearn.models import SavedWeights, read_weights
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
+from metalearn.trainers.loop.initial_weights import start_from
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
@@ -62,6 +64,30 @@ class Trainer:
             OSError: what the system refuses; so is a folder that was taken away meanwhile.
         """
         return self.loop.save(name)
+
+    @checked
+    def start_from(
+        self, source: str | Path | SavedWeights, *, skip: Sequence[str] = ()
+    ) -> SavedWeights:
+        """Take the weights of a run or a file, before training; gives what was read.
+
+        Names are those of the trainer's module, which is not the given model where a learner wraps
+        it or its norms are converted: `metalearn.models.load_weights` puts weights into the model
+        itself. What a run learnt beside the weights, such as inner step sizes, is taken too, under
+        names that begin with ``learnt.``; a file has none, and leaves them as they are. The
+        optimiser starts anew.
+
+        Args:
+            source: see `metalearn.models.read_weights`.
+            skip: patterns of names that stay as they are.
+
+        Raises:
+            SettingError: nothing there, a pattern that matches nothing.
+            DataError: names or shapes that do not fit.
+        """
+        weights = source if isinstance(source, SavedWeights) else read_weights(source)
+        start_from(self.loop, weights, skip)
+        return weights
 
     @checked
     def resume(self, path: str | Path) -> None:

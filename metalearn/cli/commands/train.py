@@ -16,6 +16,7 @@ from metalearn.cli.building import build, check_settings_of, groups_of
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
+from metalearn.cli.networks import InitialWeights, check_initial, initial_weights
 from metalearn.cli.run_config import resumed_config, used_part, write_config
 from metalearn.cli.run_folders import (
     claimed,
@@ -58,7 +59,9 @@ def train(config: DictConfig) -> None:
         try:
             config = _composed_or_resumed(config, folder)
             remove_partial_files(folder)
-            trainer = build(config, folder=folder)
+            begun = resuming and _last(folder).is_file()
+            start = None if begun else initial_weights(config)
+            trainer = build(config, folder=folder, start=start)
             if resuming:
                 _resume(trainer, folder)
         except Exception:
@@ -69,13 +72,13 @@ def train(config: DictConfig) -> None:
                 _show_again(folder, config, trainer)
                 return
             with writing_to(folder, f"with that mended, resume={folder} goes on"):
-                _begin(folder, config, trainer, resuming=resuming)
+                _begin(folder, config, trainer, start, resuming=resuming)
                 _train_and_test(folder, config, trainer)
 
 
 def _resume(trainer: Trainer, folder: Path) -> None:
     """Go on from the last checkpoint, or from the beginning where there is none yet."""
-    last = folder / "checkpoints" / "last.pt"
+    last = _last(folder)
     if last.is_file():
         trainer.resume(last)
         trainer.check_best()
@@ -84,6 +87,10 @@ def _resume(trainer: Trainer, folder: Path) -> None:
     if best.is_file() and load_checkpoint(best).get("step") != 0:
         raise DataError(f"{last}: it is missing; a copy of best.pt in its place goes on from there")
     log.info("%s: stopped before its first checkpoint, so it starts from step 0", folder)
+
+
+def _last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.pt"
 
 
 def _show_again(folder: Path, config: DictConfig, trainer: Trainer) -> None:
@@ -95,13 +102,21 @@ def _show_again(folder: Path, config: DictConfig, trainer: Trainer) -> None:
         print(report_text(reports))
 
 
-def _begin(folder: Path, config: DictConfig, trainer: Trainer, *, resuming: bool) -> None:
+def _begin(
+    folder: Path,
+    config: DictConfig,
+    trainer: Trainer,
+    start: InitialWeights | None,
+    *,
+    resuming: bool,
+) -> None:
     """Write what explains a run before it trains, and let it keep records."""
     write_config(folder, config)
     path = folder / "provenance.json"
     if path.exists():
         path = folder / f"provenance-resumed-at-{trainer.step}.json"
-    write_json(path, provenance(), make_folder=False)
+    origin = {} if start is None else {"init_from": start.origin}
+    write_json(path, provenance() | origin, make_folder=False)
     again = ("validation",) if trainer.validation_due else _RECORDED
     trainer.tracker = RunTracker(
         folder,
@@ -130,6 +145,7 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         refuse_unused_groups(config, given, choices.get("trainer"))
         check_settings_of(config)
         _check_features(config)
+        check_initial(config)
         refuse_unused_settings(config, given, choices.get("learner"))
 
 

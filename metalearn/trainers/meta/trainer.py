@@ -6,7 +6,7 @@ Axes: T tasks of a meta-batch, K inner steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -16,8 +16,8 @@ from torch import nn
 from metalearn.core.checks import as_device
 from metalearn.core.memory import check_memory
 from metalearn.core.tree import leaves
-from metalearn.errors import check_whole
-from metalearn.models import Ensemble
+from metalearn.errors import SettingError, check_whole
+from metalearn.models import Ensemble, SavedWeights
 from metalearn.random_streams import check_split
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
@@ -140,6 +140,25 @@ class MetaTrainer(Trainer):
                 beside=learner.network.learnt,
             )
         )
+
+    @checked
+    def start_from(
+        self, source: str | Path | SavedWeights, *, skip: Sequence[str] = ()
+    ) -> SavedWeights:
+        """See `Trainer.start_from`; of members, which see the same tasks, no two may be equal.
+
+        Raises:
+            SettingError: members that all start with the same weights.
+        """
+        weights = super().start_from(source, skip=skip)
+        if len(self.ensemble or ()) > 1 and all(
+            bool((value == value[:1]).all()) for value in self.learner.params.values()
+        ):
+            accepted = "members see the same tasks, so a run of as many members, or one part that"
+            raise SettingError(
+                "source", str(weights.path), f"{accepted} stays as it is (init_skip), is needed"
+            )
+        return weights
 
     @checked
     def test(
