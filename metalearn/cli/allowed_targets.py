@@ -25,6 +25,8 @@ _PICTURES = (
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "task": (
         "metalearn.tasks.SinusoidTasks",
+        "metalearn.tasks.cifar_fs_tasks",
+        "metalearn.tasks.fc100_tasks",
         "metalearn.tasks.folder_tasks",
         "metalearn.tasks.glyph_tasks",
         "metalearn.tasks.omniglot_tasks",

@@ -3,6 +3,7 @@
 from metalearn.data.affine import AffineRanges
 from metalearn.data.augmentation import Augmentation, augment
 from metalearn.data.batches import MemberBatches
+from metalearn.data.cifar100 import load_cifar_fs, load_fc100
 from metalearn.data.classification import ClassificationData
 from metalearn.data.classification_sources import (
     digits_data,
@@ -32,6 +33,8 @@ __all__ = [
     "digits_data",
     "folder_data",
     "glyphs_data",
+    "load_cifar_fs",
+    "load_fc100",
     "load_folder",
     "load_glyphs",
     "load_omniglot",

@@ -2,12 +2,15 @@
 
 from metalearn.tasks.by_split import outputs_by_split
 from metalearn.tasks.episodes import FewShotTasks
+from metalearn.tasks.published_sets import cifar_fs_tasks, fc100_tasks
 from metalearn.tasks.sinusoid import SinusoidTasks
 from metalearn.tasks.sources import folder_tasks, glyph_tasks, omniglot_tasks
 
 __all__ = [
     "FewShotTasks",
     "SinusoidTasks",
+    "cifar_fs_tasks",
+    "fc100_tasks",
     "folder_tasks",
     "glyph_tasks",
     "omniglot_tasks",

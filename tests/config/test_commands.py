@@ -79,7 +79,7 @@ def test_help_lists_every_command_in_one_line(typed: Run, arguments: list[str]) 
         (["train", "trainer.stepz=3"], "trainer.stepz: there is no such setting; did you mean "
          "trainer.steps?"),
         (["train", "task=omniglott"], "task: there is no choice 'omniglott'; known: "),
-        (["train", "task=5"], "task=5: one of folder, glyphs, omniglot, sinusoid is needed"),
+        (["train", "task=5"], "task=5: one of cifar_fs, "),
         (["evaluate"], "run: this setting has to be given"),
         (["evaluate", "trainer.steps=1"], "trainer.steps: there is no such setting"),
         (["diagnose", "run=nowhere"], "run='nowhere': the folder of a run"),

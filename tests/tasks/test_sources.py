@@ -10,12 +10,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metalearn.data import LabelledImages, load_folder, load_glyphs, load_omniglot
+from metalearn import data
+from metalearn.data import LabelledImages
 from metalearn.errors import DataError, SettingError
-from metalearn.tasks import FewShotTasks, folder_tasks, glyph_tasks, omniglot_tasks, sources
+from metalearn.tasks import (
+    FewShotTasks,
+    cifar_fs_tasks,
+    fc100_tasks,
+    folder_tasks,
+    glyph_tasks,
+    omniglot_tasks,
+    published_sets,
+    sources,
+)
 from tests.support.builders import labelled
 
-LOADERS = {"load_glyphs": load_glyphs, "load_omniglot": load_omniglot, "load_folder": load_folder}
+LOADERS = {
+    "load_glyphs": sources,
+    "load_omniglot": sources,
+    "load_folder": sources,
+    "load_cifar_fs": published_sets,
+    "load_fc100": published_sets,
+}
+"""Name of a loader to the module that calls it."""
 
 SPLIT_NAMES: tuple[Any, ...] = ("train", "validation", "test")
 
@@ -26,13 +43,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
 
     def replace(name: str) -> None:
-        signature = inspect.signature(LOADERS[name])
+        signature = inspect.signature(getattr(data, name))
 
         def load(*args: Any, **kwargs: Any) -> LabelledImages:
             made.append(dict(signature.bind(*args, **kwargs).arguments))
             return labelled()
 
-        monkeypatch.setattr(sources, name, load)
+        monkeypatch.setattr(LOADERS[name], name, load)
 
     for name in LOADERS:
         replace(name)
@@ -54,6 +71,16 @@ EPISODES = {"way": 3, "shot": 2, "query": 3, "rotate_train": True, "seed": 4}
              "image_size": 20, "download": False},
         ),
         (
+            cifar_fs_tasks,
+            {"root": "a", "image_size": 20, "download": False},
+            {"root": "a", "image_size": 20, "download": False},
+        ),
+        (
+            fc100_tasks,
+            {"root": "a", "image_size": 20, "download": False},
+            {"root": "a", "image_size": 20, "download": False},
+        ),
+        (
             folder_tasks,
             {"root": "a", "image_size": 9, "channels": 1, "invert": True, "on_corrupt": "skip",
              "validation_fraction": 0.3, "test_fraction": 0.1},
@@ -72,11 +99,16 @@ def test_settings_reach_the_data_and_the_episodes(
     assert any("turned" in n for i in range(9) for n in tasks.class_names("train", i))
 
 
-@pytest.mark.parametrize("source", [glyph_tasks, omniglot_tasks])
-def test_defaults_are_those_of_the_episodes(source: Any, calls: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [(glyph_tasks, 28), (omniglot_tasks, 28), (cifar_fs_tasks, 32), (fc100_tasks, 32)],
+)
+def test_defaults_are_those_of_the_episodes(
+    source: Any, size: int, calls: list[dict[str, Any]]
+) -> None:
     tasks = source(way=2)
     assert (tasks.shot, tasks.query, tasks.seed) == (1, 1, 0)
-    assert calls[0]["image_size"] == 28
+    assert calls[0]["image_size"] == size
 
 
 def test_bad_episodes_are_refused(calls: list[dict[str, Any]]) -> None:

@@ -1,0 +1,65 @@
+"""Few-shot tasks from the data sets that papers compare on, with their splits.
+
+Each function loads a data set and hands it, with the settings of `FewShotTasks` (way, shot, query,
+rotations, seed), to the episode sampler.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from metalearn.data import load_cifar_fs, load_fc100
+from metalearn.signatures import checked
+from metalearn.tasks.episodes import FewShotTasks
+
+__all__ = ["cifar_fs_tasks", "fc100_tasks"]
+
+
+@checked
+def cifar_fs_tasks(
+    *,
+    root: str | Path | None = None,
+    image_size: int = 32,
+    download: bool = True,
+    **episodes: Annotated[Any, FewShotTasks],
+) -> FewShotTasks:
+    """CIFAR-FS: 64, 16 and 20 classes of CIFAR-100 (Bertinetto et al., ICLR 2019).
+
+    Args:
+        root: cifar-100-binary.tar.gz or the folder that has it; None looks under
+            ``METALEARN_DATA``, then downloads.
+        image_size: height and width in pixels.
+        download: whether to download what is not there.
+        episodes: settings of `FewShotTasks`.
+
+    Raises:
+        SettingError: a setting that cannot work.
+        DataError: the set is missing, incomplete or damaged.
+    """
+    data = load_cifar_fs(root, image_size=image_size, download=download)
+    return FewShotTasks(data, **episodes)
+
+
+@checked
+def fc100_tasks(
+    *,
+    root: str | Path | None = None,
+    image_size: int = 32,
+    download: bool = True,
+    **episodes: Annotated[Any, FewShotTasks],
+) -> FewShotTasks:
+    """FC100: 60, 20 and 20 classes of CIFAR-100, divided by superclass (Oreshkin et al., 2018).
+
+    Args:
+        root: cifar-100-binary.tar.gz or the folder that has it; None looks under
+            ``METALEARN_DATA``, then downloads.
+        image_size: height and width in pixels.
+        download: whether to download what is not there.
+        episodes: settings of `FewShotTasks`.
+
+    Raises:
+        SettingError: a setting that cannot work.
+        DataError: the set is missing, incomplete or damaged.
+    """
+    return FewShotTasks(load_fc100(root, image_size=image_size, download=download), **episodes)
