@@ -101,6 +101,13 @@ ROWS = {
         Row("omniglot_maml", "omniglot_5w1s", "MAML", 30, Reported(98.7, _FINN)),
         Row("omniglot_fomaml", "omniglot_5w1s", "first-order MAML", 30, Reported(98.3, _FINN)),
         Row(
+            "omniglot_mamlpp",
+            "omniglot_5w1s",
+            "MAML++",
+            25,
+            Reported(99.47, "Antoniou et al. 2019"),
+        ),
+        Row(
             "omniglot_imaml",
             "omniglot_5w1s",
             "iMAML (gradient descent)",
