@@ -1,7 +1,8 @@
 """The mathematics: pure functions over parameter trees, room by room."""
 
 # Functions of modules
-from metalearn.core.module.functionalize import convert_norm, functionalize
+from metalearn.core.module.functionalize import functionalize
+from metalearn.core.module.norms import convert_norm
 
 # Derivatives of functions of trees
 from metalearn.core.autodiff.backend import Eager

@@ -61,6 +61,8 @@ class Outcome:
     revision: str
     """Of the project."""
     machine: str
+    normalization: str = ""
+    """What the network normalises with; empty of runs that did not say so."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain, for a file."""
@@ -100,6 +102,7 @@ def outcome_of(row: Row, seed: int, folder: Path) -> Outcome:
         results["cpu_seconds"],
         (made["git"] or {}).get("revision", "unknown")[:7],
         f"{made['cpu']['name']}, {threads} thread{'s' * (threads > 1)}",
+        next(iter(tested["scores"].values())).get("normalization", ""),
     )
 
 
@@ -156,7 +159,10 @@ _EVALUATION = mapping(
         "step": whole(),
         "scores": map_of(
             choice("transductive", "inductive"),
-            mapping({"tasks": whole(1), "loss": _ALONG}, {"accuracy": maybe(_ALONG)}),
+            mapping(
+                {"tasks": whole(1), "loss": _ALONG},
+                {"accuracy": maybe(_ALONG), "normalization": text},
+            ),
         ),
     }
 )
@@ -183,5 +189,6 @@ _OUTCOME = mapping(
         "revision": text,
         "machine": text,
     },
+    {"normalization": text},
     others=nothing,
 )

@@ -128,13 +128,17 @@ def _notes(rows: Sequence[Row], outcomes: Mapping[str, Sequence[Outcome]]) -> st
     """Where the papers' numbers come from, and what chose the states that were tested."""
     sources: dict[str, list[str]] = {}
     monitors: dict[str, list[str]] = {}
+    norms: dict[str, list[str]] = {}
     for row in rows:
         if row.reported is not None:
             sources.setdefault(row.reported.source, []).append(row.method)
         for monitor in {outcome.monitor for outcome in outcomes.get(row.name, ())}:
             monitors.setdefault(f"`{monitor}`", []).append(row.method)
+        for norm in {outcome.normalization for outcome in outcomes.get(row.name, ())} - {""}:
+            norms.setdefault(f"`{norm}`", []).append(row.method)
     notes = []
-    for what, found in (("Papers", sources), ("State chosen by", monitors)):
+    kinds = {"Papers": sources, "State chosen by": monitors, "Normalised with": norms}
+    for what, found in kinds.items():
         several = [f"{name} ({', '.join(methods)})" for name, methods in found.items()]
         notes += [f"{what}: {'; '.join(several)}."] if several else []
     return " ".join(notes) + "\n" if notes else ""

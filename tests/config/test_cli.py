@@ -154,7 +154,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run: Run, tmp_path: Path) 
             ["maml.frozen=nothing"],
             "maml.frozen='nothing': a pattern that matches a parameter of 1.",
         ),
-        (["maml.norm=layer"], "maml.norm='layer': one of batch_stats, group"),
+        (["maml.norm=rms"], "maml.norm='rms': one of batch_stats, running, group"),
         (["maml.first_order=2"], "maml.first_order=2: true or false"),
         (["task=omniglott"], "task: there is no choice 'omniglott'; known: "),
         (["task.shot=0"], "task.shot=0: a whole number of at least 1"),

@@ -115,9 +115,16 @@ def test_outcomes_are_kept_and_read(tmp_path: Path) -> None:
         line for line in ledger_page(found).splitlines() if line.startswith("| MAML | 98.7")
     )
     assert "| 97.5 ± 6.4 | 95.5 ± 6.4 | 2 | 10 | 2 |" in line
-    assert "Papers: Finn et al. 2017 (MAML, first-order MAML); " in ledger_page(found)
-    assert "; Snell et al. 2017 (ProtoNet)" in ledger_page(found)
-    assert "State chosen by: `accuracy_after` (MAML).\n" in ledger_page(found)
+    notes = next(line for line in ledger_page(found).splitlines() if line.startswith("Papers: "))
+    assert "Finn et al. 2017 (MAML, first-order MAML); " in notes
+    assert "; Snell et al. 2017 (ProtoNet)" in notes
+    assert notes.endswith("State chosen by: `accuracy_after` (MAML).")
+
+
+def test_the_page_says_what_outcomes_were_normalised_with() -> None:
+    both = [outcome(0, normalization="batch_stats"), outcome(1, normalization="batch_stats")]
+    assert "Normalised with: `batch_stats` (MAML).\n" in ledger_page({ROW.name: both})
+    assert "Normalised with" not in ledger_page({ROW.name: [outcome()]})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ refused here, with the layer's name and what to do instead.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from metalearn.core.module.copying import copy_module
 from metalearn.core.module.pure_call import PureCall
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
 
-__all__ = ["Norm", "check_layers", "convert_norm", "functionalize"]
-
-Norm = Literal["batch_stats", "group"]
+__all__ = ["check_layers", "functionalize"]
 
 
 @checked
@@ -83,32 +79,6 @@ def check_layers(module: nn.Module, *, vectorize: bool = True, running_stats: bo
             raise SettingError(f"module[{name}]", type(layer).__name__, reason)
 
 
-@checked
-def convert_norm(module: nn.Module, norm: Norm) -> nn.Module:
-    """A copy of the module whose batch and instance norms keep no running statistics.
-
-    Args:
-        module: left as it is.
-        norm: ``"batch_stats"`` keeps the layers and normalises with the statistics of the batch
-            at hand (as MAML does); ``"group"`` puts GroupNorm in their place, with as many groups,
-            at most 8, as divide the channels. Scale and shift are kept.
-
-    Raises:
-        SettingError: an unknown norm.
-    """
-    if norm not in get_args(Norm):
-        raise SettingError("norm", norm, f"one of {', '.join(get_args(Norm))} is needed")
-    root = nn.ModuleDict({"module": copy_module(module)})
-    converted: dict[nn.Module, nn.Module] = {}  # a layer used twice stays one layer
-    for name, layer in list(root.named_modules(remove_duplicate=False)):
-        if isinstance(layer, _NormBase):
-            if layer not in converted:
-                converted[layer] = _without_running_stats(layer, norm)
-            parent, _, child = name.rpartition(".")
-            setattr(root.get_submodule(parent), child, converted[layer])
-    return root["module"]
-
-
 def _refusal(layer: nn.Module, vectorize: bool, running_stats: bool) -> str | None:
     """Why a layer cannot work and what to do instead; None where it can."""
     tracks = isinstance(layer, _NormBase) and layer.track_running_stats and layer.training
@@ -118,7 +88,7 @@ def _refusal(layer: nn.Module, vectorize: bool, running_stats: bool) -> str | No
         return (
             "running statistics are written in place, which a pure function cannot do; "
             "set track_running_stats=False, or convert with convert_norm(module, 'batch_stats') "
-            "or 'group' (maml.norm=batch_stats, maml.norm=group)"
+            "or another (maml.norm=batch_stats, running, group or layer)"
         )
     if layer.training and isinstance(layer, nn.RReLU):
         return "random slopes come from the global random state; use nn.LeakyReLU or eval mode"
@@ -149,15 +119,3 @@ def _refusal(layer: nn.Module, vectorize: bool, running_stats: bool) -> str | No
     if any(is_lazy(p) for p in layer.parameters(recurse=False)):
         return "a lazy layer has no parameters yet; run one batch through the module first"
     return None
-
-
-def _without_running_stats(layer: _NormBase, norm: Norm) -> nn.Module:
-    if norm == "group":
-        groups = max(g for g in range(1, 9) if layer.num_features % g == 0)
-        new = nn.GroupNorm(groups, layer.num_features, layer.eps, layer.affine)
-        if layer.affine:
-            new.weight, new.bias = layer.weight, layer.bias
-        return new
-    layer.track_running_stats = False
-    layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-    return layer

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from metalearn.core.module.module_structure import attributes, comparable
+from metalearn.core.module.norms import without_noting
 from metalearn.core.module.private_copy import ModuleTemplate, PrivateCopy
 from metalearn.core.ops import first_row, outside_transforms
 from metalearn.errors import SettingError
@@ -50,7 +51,12 @@ def check_side_effects(
             from call to call; random numbers come from the global state; a layer is reached by a
             global variable.
     """
-    with outside_transforms(), torch.inference_mode(False), torch.enable_grad():
+    with (
+        outside_transforms(),
+        without_noting(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         copied = template.copied()
         tensors = {name: _concrete(value) for name, value in given.items()}
         before = attributes(copied.root)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metalearn.core.chunking import chunks
 from metalearn.core.module.copying import copy_module
-from metalearn.core.module.functionalize import convert_norm
+from metalearn.core.module.norms import convert_norm
 from metalearn.core.precision import norms_of, squares
 from metalearn.core.samples.gradients import one_gradient, per_sample_gradients
 from metalearn.core.samples.norms import ghost_parameters, per_sample_norms

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metalearn.core import Engine
 from metalearn.core.checks import check_pair
-from metalearn.core.module.functionalize import Norm
+from metalearn.core.module.norms import Norm
 from metalearn.core.targets import is_label
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
@@ -32,7 +32,8 @@ class FeatureLearner(Learner):
         kind: ``"classification"``.
         engine: ``"batched"``, ``"vmap"``, ``"loop"``, or ``"auto"``; all give the same gradient.
         norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
-            at hand, none kept), ``"group"`` (GroupNorm).
+            at hand, none kept), ``"running"`` (statistics of training, fixed within tasks),
+            ``"group"``, ``"layer"`` (GroupNorm with several groups, or one); see `convert_norm`.
         chunk_size: tasks at a time; None takes a whole meta-batch.
         features: D, which a trainer holds the module to; None takes what it gives.
 

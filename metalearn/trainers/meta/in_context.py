@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metalearn.core import Engine
 from metalearn.core.checks import check_pair
-from metalearn.core.module.functionalize import Norm
+from metalearn.core.module.norms import Norm
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import InContextTransformer
 from metalearn.random_streams import check_seed
@@ -44,7 +44,8 @@ class InContextLearner(ConditionedLearner):
         heads: of its attention.
         engine: ``"batched"``, ``"vmap"``, ``"loop"``, or ``"auto"``; all give the same gradient.
         norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
-            at hand, none kept), ``"group"`` (GroupNorm).
+            at hand, none kept), ``"running"`` (statistics of training, fixed within tasks),
+            ``"group"``, ``"layer"`` (GroupNorm with several groups, or one); see `convert_norm`.
         chunk_size: tasks at a time; None takes a whole meta-batch.
         seed: of the transformer's weights; members add their number.
 

@@ -5,6 +5,7 @@ Axes: N support samples, B queries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from metalearn.errors import SettingError
 from metalearn.signatures import checked
 from metalearn.trainers.diagnostics import batch_dependence
 
-__all__ = ["InductiveModule", "beside_support", "depends_on_batch"]
+__all__ = ["InductiveModule", "answers_depend", "beside_support", "depends_on_batch"]
 
 QUERIES_AT_A_TIME = 16
 _ROUNDING = 100  # of the type's resolution, relative to the largest output
@@ -106,11 +107,17 @@ def depends_on_batch(network: nn.Module, inputs: Tensor) -> bool:
     Known of layers with statistics of the batch; others are tried: the first of ``inputs``
     ``[N, ...]`` is shown beside the rest and beside copies of itself.
     """
-    if batch_dependence(network):
-        return True
+    return bool(batch_dependence(network)) or answers_depend(network, inputs)
+
+
+def answers_depend(call: Callable[[Tensor], Tensor], inputs: Tensor) -> bool:
+    """Whether ``call`` has another answer to the first of ``inputs`` beside copies of itself.
+
+    ``call`` gives outputs ``[n, ...]`` for inputs ``[n, ...]``.
+    """
     first = inputs[:1]
     others = inputs[1:] if len(inputs) > 1 else torch.zeros_like(first)
     alone = torch.cat([first, first.expand_as(others)])
-    one, other = network(torch.cat([first, others]))[0], network(alone)[0]
+    one, other = call(torch.cat([first, others]))[0], call(alone)[0]
     size = torch.finfo(one.dtype).eps * _ROUNDING * float(one.abs().max())
     return bool(((one - other).abs() > size).any())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from metalearn.core import (
     Engine,
     MetaGradient,
+    convert_norm,
     functionalize,
     member_meta_gradient,
     member_task_gradient,
@@ -24,13 +25,14 @@ from metalearn.core import (
 )
 from metalearn.core.ensemble.stacking import unstack
 from metalearn.core.module.copying import copy_module
+from metalearn.core.module.norms import Norm
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble, Stack
 from metalearn.trainers.members.trained import LEARNT
 from metalearn.trainers.meta.learnt import LearntValues
 from metalearn.types import LossFn, Params, TaskBatch, TaskLoss
 
-__all__ = ["LearnerNetwork", "OneNetwork", "StackedNetworks", "network_of"]
+__all__ = ["LearnerNetwork", "OneNetwork", "StackedNetworks", "network_of", "normalized"]
 
 
 class LearnerNetwork(Protocol):
@@ -222,6 +224,18 @@ def network_of(module: nn.Module, engine: Engine) -> LearnerNetwork:
         raise SettingError("module", type(module).__name__, accepted)
     network: LearnerNetwork = found
     return network
+
+
+def normalized(module: nn.Module, norm: Norm | None) -> nn.Module:
+    """A module with its norms converted; None leaves it as it is.
+
+    Raises:
+        SettingError: see `metalearn.core.convert_norm`; running statistics of members.
+    """
+    if norm == "running" and isinstance(module, Ensemble):
+        accepted = "one network is needed for norm='running': members that adapt keep no statistics"
+        raise SettingError("module", type(module).__name__, accepted)
+    return module if norm is None else convert_norm(module, norm)
 
 
 def _learn(network: OneNetwork | StackedNetworks, values: LearntValues) -> None:

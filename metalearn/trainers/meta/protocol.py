@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from metalearn.core import Engine, MetaGradient, Plan, convert_norm
+from metalearn.core import Engine, MetaGradient, Plan
 from metalearn.core.checks import module_takes
 from metalearn.core.loss_checks import outside_inference_mode, unused_parameters
-from metalearn.core.module.functionalize import Norm
+from metalearn.core.module.norms import Norm
 from metalearn.core.tree import tree_map
 from metalearn.errors import check_whole
 from metalearn.schema import Kind as StateKind
@@ -29,7 +29,7 @@ from metalearn.trainers.meta.adapting import adapted
 from metalearn.trainers.meta.criterion import Criterion, Kind
 from metalearn.trainers.meta.learnt import learn_beside
 from metalearn.trainers.meta.method_checks import named_by_class, refused_inputs, states_of
-from metalearn.trainers.meta.network import network_of
+from metalearn.trainers.meta.network import network_of, normalized
 from metalearn.trainers.meta.plan_state import kept_plan, plan_kind, plan_state
 from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.scoring import along_states, score_tasks
@@ -92,8 +92,7 @@ class Learner(ABC):
             self.features = features
         self.criterion = Criterion(kind, None if self.needs == "features" else self._as_it_is)
         self.kind, self._engine, self.chunk_size = kind, engine, chunk_size
-        module = module if norm is None else convert_norm(module, norm)
-        self.network = self.network_for(module, engine)
+        self.network = self.network_for(normalized(module, norm), engine)
         self.module, self.params = self.network.module, self.network.params
         self.buffers, self.apply = self.network.buffers, self.network.apply
         self.plan: Plan | None = None

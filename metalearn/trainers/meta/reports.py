@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.trainers.meta.normalization import Normalization
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
 
 __all__ = ["MemberReport", "TestReport", "by_step", "score_numbers", "task_report"]
@@ -29,10 +30,15 @@ class TestReport:
     """Of an ensemble, whose mean prediction the numbers above are of."""
     inductive: bool = False
     """Whether each query was predicted alone."""
+    normalization: Normalization | None = None
+    """What the scores were normalised with, where that is known."""
 
     def as_json(self) -> dict[str, Any]:
         """Mean and half-width of the 95 % interval at each inner step, and those of members."""
         found: dict[str, Any] = {"tasks": self.tasks}
+        if self.normalization is not None:
+            found["normalization"] = self.normalization.name
+            found["queries_share_statistics"] = self.normalization.shared
         for name, values in (("loss", self.losses), ("accuracy", self.accuracies)):
             if values is not None:
                 found[name] = [
@@ -66,6 +72,8 @@ class TestReport:
             ends = [" " if k == 1 else "s" for k in range(len(shown))]
             steps = [f"  after {k} inner step{end}" for k, end in enumerate(ends)]
             lines = [title, *(f"{step}  {row}" for step, row in zip(steps, shown))]
+        if self.normalization is not None:
+            lines.insert(1, f"  normalisation: {self.normalization}")
         return lines if self.members is None else lines + self.members.lines()
 
     def _headline(self, name: str) -> str:
@@ -128,7 +136,9 @@ def _ends(values: Tensor) -> dict[str, float]:
     return {"mean": float(values[0]), "interval95": float(values[1])}
 
 
-def task_report(scores: TaskScores, *, inductive: bool = False) -> TestReport:
+def task_report(
+    scores: TaskScores, normalization: Normalization | None = None, *, inductive: bool = False
+) -> TestReport:
     """Mean and half-width of the 95 % interval over the tasks; ``inductive`` says what they are."""
     found, accuracies = scores.members, scores.accuracies
     members = None
@@ -146,6 +156,7 @@ def task_report(scores: TaskScores, *, inductive: bool = False) -> TestReport:
         None if accuracies is None else torch.stack(mean_interval(accuracies)).cpu(),
         members,
         inductive,
+        normalization,
     )
 
 

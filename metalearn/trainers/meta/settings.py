@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from metalearn.core import Engine, Implicit, InnerOptimizer, Method, adam, adamw, sgd
 from metalearn.core.checks import check_number
 from metalearn.core.memory import parse_bytes
-from metalearn.core.module.functionalize import Norm
+from metalearn.core.module.norms import Norm
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import check_fields
 
@@ -48,7 +48,8 @@ class MAML:
         frozen: shell-style pattern, or several, over names of parameters that the inner loop
             leaves alone (``"blocks.*"`` adapts the head alone).
         norm: None, or what to make of batch and instance norms: ``"batch_stats"`` (of the batch
-            at hand, none kept), ``"group"`` (GroupNorm).
+            at hand, none kept), ``"running"`` (statistics of training, fixed within tasks),
+            ``"group"``, ``"layer"`` (GroupNorm with several groups, or one); see `convert_norm`.
         chunk_size: tasks at a time; None takes a whole meta-batch, or what fits ``memory``.
         memory: what a meta-gradient may take, for example ``"8GB"``; None is what the device has
             free. With ``method="auto"`` it decides between reverse and mixed.

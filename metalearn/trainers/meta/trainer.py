@@ -31,6 +31,7 @@ from metalearn.trainers.meta.evaluator import MetaEvaluator, SelectBy
 from metalearn.trainers.meta.fitting import check_fit
 from metalearn.trainers.meta.making import check_members_of, made_learner
 from metalearn.trainers.meta.nan_scores import check_tasks
+from metalearn.trainers.meta.normalization import normalization_in
 from metalearn.trainers.meta.objective import MetaObjective
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import TestReport, task_report
@@ -169,7 +170,9 @@ class MetaTrainer(Trainer):
         check_split(split)
         scores = self.evaluator.score(split, count, inductive=inductive)
         check_tasks(scores, split)
-        return task_report(scores, inductive=inductive)
+        few = self.tasks.sample(split, [0], device=self.device)
+        found = normalization_in(self.learner, few, inductive=inductive)
+        return task_report(scores, found, inductive=inductive)
 
     def reports(
         self, split: Split = "test", *, tasks: int = 600, inductive: bool | None = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import convert_norm, functionalize, meta_gradient, sgd
-from metalearn.core.module.functionalize import Norm
 from metalearn.errors import SettingError
 from tests.support import oracles
 
@@ -184,95 +182,6 @@ def test_functionalize_and_convert_norm_touch_no_random_state() -> None:
     apply, params, buffers = functionalize(convert_norm(net, "group"))
     apply(params, buffers, drawn((2, 1, 4, 4)))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-# --- convert_norm ----------------------------------------------------------------------------
-
-
-def test_batch_stats_keeps_weights_and_leaves_the_original() -> None:
-    net = with_norm(nn.BatchNorm2d(12)).train()
-    before = copy.deepcopy(net.state_dict())
-    converted = convert_norm(net, "batch_stats")
-    oracles.assert_trees(dict(converted.named_parameters()), dict(net.named_parameters()), 0.0)
-    assert dict(converted.named_buffers()) == {}
-    x = drawn((5, 1, 4, 4), 3)
-    apply, params, buffers = functionalize(converted)
-    out = apply(params, buffers, x)
-    assert set(before) == set(net.state_dict())
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    torch.testing.assert_close(out, net(x))  # train mode: the statistics of the batch
-    torch.testing.assert_close(converted.eval()(x), out)
-
-
-def test_group_keeps_scale_and_shift() -> None:
-    net = with_norm(nn.BatchNorm2d(12, eps=0.1)).double()
-    converted = convert_norm(net, "group")
-    norm = converted[0][1]
-    assert isinstance(norm, nn.GroupNorm) and norm.num_groups == 6 and norm.eps == 0.1
-    assert norm.weight.dtype == torch.float64
-    oracles.assert_trees(dict(converted.named_parameters()), dict(net.named_parameters()), 0.0)
-    assert isinstance(net[0][1], nn.BatchNorm2d) and net[0][1].track_running_stats
-    x = drawn((5, 1, 4, 4)).double()
-    one = converted(x[:1])
-    torch.testing.assert_close(converted(x)[:1], one)
-    functionalize(converted)
-
-
-@pytest.mark.parametrize(("channels", "groups"), [(64, 8), (12, 6), (7, 7), (11, 1), (1, 1)])
-def test_as_many_groups_as_divide_the_channels(channels: int, groups: int) -> None:
-    converted = convert_norm(nn.BatchNorm2d(channels, affine=False), "group")
-    assert isinstance(converted, nn.GroupNorm) and converted.num_groups == groups
-    assert list(converted.parameters()) == []
-
-
-@pytest.mark.parametrize("norm", ["batch_stats", "group"])
-@pytest.mark.parametrize(
-    "layer", [nn.BatchNorm1d(4), nn.InstanceNorm1d(4, affine=True, track_running_stats=True)]
-)
-def test_a_norm_at_the_root(norm: str, layer: nn.Module) -> None:
-    converted = convert_norm(layer, norm)
-    assert layer.track_running_stats and layer.running_mean is not None
-    apply, params, buffers = functionalize(converted)
-    assert set(params) == {"weight", "bias"} and buffers == {}
-    assert apply(params, buffers, drawn((6, 4, 3))).shape == (6, 4, 3)
-
-
-@pytest.mark.parametrize("norm", ["batch_stats", "group"])
-def test_a_norm_with_scale_but_without_shift(norm: str) -> None:
-    """Newer torch has ``bias=False`` for the norms."""
-    if "bias" not in inspect.signature(nn.BatchNorm1d.__init__).parameters:
-        pytest.skip("this torch has no norm without a shift")
-    layer = nn.BatchNorm1d(4, bias=False)
-    nn.init.constant_(layer.weight, 3.0)
-    _, params, _ = functionalize(convert_norm(nn.Sequential(layer), norm))
-    assert params["0.weight"].tolist() == [3.0] * 4 and "0.bias" not in params
-
-
-@pytest.mark.parametrize("norm", ["batch_stats", "group"])
-def test_a_norm_used_in_two_places_is_converted_in_both(norm: str) -> None:
-    shared = nn.BatchNorm1d(4)
-    converted = convert_norm(nn.Sequential(nn.Linear(4, 4), shared, nn.Linear(4, 4), shared), norm)
-    assert converted[1] is converted[3]
-    _, params, _ = functionalize(converted)
-    assert {name for name in params if name[0] in "13"} == {"1.weight", "1.bias"}
-
-
-@pytest.mark.parametrize(
-    ("norm", "kind"), [("batch_stats", nn.BatchNorm2d), ("group", nn.GroupNorm)]
-)
-def test_a_module_without_running_statistics_is_converted_as_well(
-    norm: Norm, kind: type[nn.Module]
-) -> None:
-    net = oracles.conv()
-    converted = convert_norm(net, norm)
-    assert converted is not net
-    assert isinstance(converted[1], kind)
-    oracles.assert_trees(dict(converted.named_parameters()), dict(net.named_parameters()), 0.0)
-
-
-def test_an_unknown_norm_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"^norm='layer': one of batch_stats, group is needed"):
-        convert_norm(oracles.conv(), "layer")  # type: ignore[arg-type]
 
 
 def test_missing_parameters_are_refused_not_taken_from_the_module() -> None:

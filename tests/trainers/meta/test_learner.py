@@ -272,7 +272,7 @@ def test_a_single_query_of_a_single_position_can_be_scored_alone() -> None:
             "^inner_optimizer='rprop': one of sgd, adam, adamw is needed",
         ),
         ({"inner_optimizer": None}, "^inner_optimizer=None: one of sgd, adam, adamw is needed"),
-        ({"norm": "layer"}, "^norm='layer': one of batch_stats, group is needed"),
+        ({"norm": "rms"}, "^norm='rms': one of batch_stats, running, group, layer is needed"),
     ],
 )
 def test_settings_out_of_range(settings: Any, message: str) -> None:

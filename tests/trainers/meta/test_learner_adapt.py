@@ -198,7 +198,7 @@ def test_running_statistics_are_refused_by_name() -> None:
         MetaLearner(_running())
 
 
-@pytest.mark.parametrize("norm", ["batch_stats", "group"])
+@pytest.mark.parametrize("norm", ["batch_stats", "running", "group", "layer"])
 def test_running_statistics_are_converted(norm: Any) -> None:
     module = _running()
     learner = MetaLearner(module, MAML(norm=norm))

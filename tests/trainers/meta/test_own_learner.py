@@ -338,7 +338,7 @@ def test_settings_of_a_learner_of_ones_own() -> None:
     with pytest.raises(SettingError, match=r"^model='MLP': outputs \[6, 7\] are needed"):
         MetaTrainer(network(), TASKS, learner=partial(Ridge, features=7))
     assert Ridge(network(), features=3).features == 3 and Ridge(network()).features is None
-    with pytest.raises(SettingError, match="^norm='layer': one of batch_stats, group"):
-        Ridge(network(), norm="layer")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="^norm='rms': one of batch_stats, running, group"):
+        Ridge(network(), norm="rms")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="^maml=.*Ridge has none, so None is needed"):
         MetaTrainer(network(), TASKS, learner=Ridge, maml=MAML())
