@@ -23,6 +23,7 @@ __all__ = [
     "RunningNorm",
     "convert_norm",
     "moved_statistics",
+    "norm_parameters",
     "normalization_of",
     "without_noting",
 ]
@@ -177,6 +178,16 @@ def _kind(layer: nn.Module) -> str:
         _NormBase: "instance",
     }
     return next((name for kind, name in others.items() if isinstance(layer, kind)), "")
+
+
+def norm_parameters(module: nn.Module) -> list[str]:
+    """Names of scales and shifts of a module's normalisation layers."""
+    layers = [(name, layer) for name, layer in module.named_modules() if _kind(layer)]
+    return [
+        ".".join(filter(None, (name, own)))
+        for name, layer in layers
+        for own, _ in layer.named_parameters(recurse=False)
+    ]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metalearn.core import InnerOptimizer
 from metalearn.core.checks import check_number
+from metalearn.core.meta.step_offsets import with_step_offsets
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 from metalearn.trainers.members.trained import LEARNT
@@ -23,6 +24,9 @@ from metalearn.trainers.meta.settings import MAML
 from metalearn.types import Params
 
 __all__ = ["LearntValues", "learn_beside", "learn_in_adaptation", "learnt_values"]
+
+OFFSET = "offset"
+"""What entries are called that are added to a parameter of the network after an inner step."""
 
 
 class LearntValues(nn.Module):
@@ -33,6 +37,7 @@ class LearntValues(nn.Module):
         vectors: names of parameters with one axis, whose step sizes ``[K]`` have to be told from
             those of their elements.
         by_step: whether step sizes have K in front.
+        offsets: by the name of a parameter of the network, `with_step_offsets` of it.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class LearntValues(nn.Module):
         vectors: frozenset[str] = frozenset(),
         *,
         by_step: bool = False,
+        offsets: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.by_step = by_step
@@ -54,6 +60,9 @@ class LearntValues(nn.Module):
                 continue
             for parameter, rate in value.items():
                 _register(self, f"{name}.{parameter}", rate)
+        self._offsets = list(offsets or ())
+        for parameter, offset in (offsets or {}).items():
+            _register(self, f"{OFFSET}.{parameter}", offset)
         self._others: list[str] = []
 
     def add(self, name: str, value: Tensor) -> None:
@@ -64,7 +73,7 @@ class LearntValues(nn.Module):
     @property
     def hyperparameters(self) -> list[str]:
         """Names of those of the inner optimiser."""
-        return self._names
+        return [*self._names, *([OFFSET] if self._offsets else ())]
 
     @property
     def others(self) -> list[str]:
@@ -102,7 +111,12 @@ class LearntValues(nn.Module):
         They are a tree like `metalearn.core.InnerOptimizer.learnt`.
         """
         found = self.by_hyperparameter(params)
-        return found["lr"] if self._names == ["lr"] else found
+        own = found["lr"] if self._names == ["lr"] else found
+        return (own or (), self.offsets(params)) if self._offsets else own
+
+    def offsets(self, params: Params) -> dict[str, Tensor]:
+        """Those of parameters of the network, by their names."""
+        return {name: params[f"{LEARNT}{OFFSET}.{name}"] for name in self._offsets}
 
     def by_hyperparameter(self, params: Params) -> dict[str, Any]:
         """The same by name, also where there are step sizes alone."""
@@ -119,8 +133,11 @@ class LearntValues(nn.Module):
 
     def gradients(self, tree: Any) -> dict[str, Tensor]:
         """The gradient of a `tree` as entries of a learner's gradient."""
-        given = {"lr": tree} if self._names == ["lr"] else tree
         found: dict[str, Tensor] = {}
+        if self._offsets:
+            tree, offsets = tree
+            found |= {f"{LEARNT}{OFFSET}.{name}": grad for name, grad in offsets.items()}
+        given = {"lr": tree} if self._names == ["lr"] else tree
         for name in self._names:
             if name not in self._parameters_of:
                 found[f"{LEARNT}{name}"] = given[name]
@@ -166,31 +183,43 @@ def learn_beside(learner: HasNetwork, name: str, value: Tensor | float) -> None:
     learner.params, learner.apply = network.params, network.apply
 
 
-def learn_in_adaptation(learner: HasNetwork, maml: MAML, adapting: Sequence[str]) -> InnerOptimizer:
+def learn_in_adaptation(
+    learner: HasNetwork, maml: MAML, adapting: Sequence[str], stepwise: Sequence[str] = ()
+) -> InnerOptimizer:
     """The inner optimiser; what settings have learnt of it is put among a learner's parameters.
 
     Args:
         learner: whose inner loop it is.
         maml: says what is learnt.
         adapting: names of the parameters that the inner loop changes.
+        stepwise: those of them that it does not adapt: they have a learnt value in each inner step.
     """
-    if not maml.learnt_names:
+    if not maml.learnt_names and not stepwise:
         return maml.optimizer()
     network = learner.network
     row = network.own(network.rows()[0])
-    values = learnt_values(maml, {name: row[name] for name in adapting}, network.count)
+    moving = {name: row[name] for name in adapting if name not in stepwise}
+    values = learnt_values(maml, moving, network.count, {name: row[name] for name in stepwise})
     network.learn(values)
     learner.params, learner.apply = network.params, network.apply
-    return maml.optimizer(values.by_hyperparameter(network.rows()[0]))
+    first = network.rows()[0]
+    optimizer = maml.optimizer(values.by_hyperparameter(first))
+    return with_step_offsets(optimizer, values.offsets(first)) if stepwise else optimizer
 
 
-def learnt_values(maml: MAML, adapting: Mapping[str, Tensor], count: int | None) -> LearntValues:
+def learnt_values(
+    maml: MAML,
+    adapting: Mapping[str, Tensor],
+    count: int | None,
+    stepwise: Mapping[str, Tensor] | None = None,
+) -> LearntValues:
     """The values that settings have learnt, where they start.
 
     Args:
         maml: says what is learnt.
         adapting: parameters of one network that the inner loop changes.
         count: M; None for a single network.
+        stepwise: parameters of one network that have a learnt value in each inner step.
     """
     numbers, first = maml.hyperparameters, next(iter(adapting.values()))
     by_step, by_element = "step" in maml.rate_axes, "element" in maml.rate_axes
@@ -209,7 +238,9 @@ def learnt_values(maml: MAML, adapting: Mapping[str, Tensor], count: int | None)
         elif "parameter" in maml.rate_axes:
             values["lr"] = {name: start("lr", p, steps) for name, p in adapting.items()}
             vectors = frozenset(n for n, p in adapting.items() if steps and p.dim() == 1)
-    return LearntValues(values, vectors, by_step=by_step)
+    lead = (maml.inner_steps,) if count is None else (count, maml.inner_steps)
+    offsets = {name: p.new_zeros(*lead, *p.shape) for name, p in (stepwise or {}).items()}
+    return LearntValues(values, vectors, by_step=by_step, offsets=offsets)
 
 
 def _register(module: nn.Module, dotted: str, value: Tensor) -> None:

@@ -73,7 +73,7 @@ class MetaLearner(Learner):
         if not self.adapting():
             accepted = "a pattern that leaves a parameter to adapt is needed"
             raise SettingError("maml.frozen", self.maml.frozen, accepted)
-        self.optimizer = learn_in_adaptation(self, self.maml, self.adapting())
+        self.optimizer = learn_in_adaptation(self, self.maml, self.adapting(), self.stepwise())
         self.inner_steps, self.eval_steps = self.maml.inner_steps, self.maml.eval_steps
 
     @checked
@@ -266,6 +266,10 @@ class MetaLearner(Learner):
         own = self.network.own(self.params)
         fixed = match_names(own, self.frozen, "maml.frozen")
         return [name for name, still in zip(own, fixed) if not still]
+
+    def stepwise(self) -> list[str]:
+        """Names of those that have a learnt value in each inner step, in place of adaptation."""
+        return []
 
     def inner_loss(self, start: Params) -> LossFn:
         """What adaptation descends: the loss, and the implicit method's pull towards the start."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from metalearn.core.module.norms import norm_parameters
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.trainers.meta.maml import MetaLearner
@@ -21,7 +22,7 @@ _LEAST = 0.03
 
 
 class MAMLPlusPlus(MetaLearner):
-    """MAML with a multi-step loss, annealed order of derivatives and learnt inner step sizes.
+    """MAML with a multi-step loss, annealed order of derivatives, step sizes and norms by step.
 
     A training step descends Σ_k w_k · L(θ_k, query) with k = 1 … K and `annealed_weights`. Scores
     are those of MAML. All that is switched off leaves MAML as it is.
@@ -37,12 +38,19 @@ class MAMLPlusPlus(MetaLearner):
             ``maml.inner_lr`` and is learnt (``maml.learn=[lr]``,
             ``maml.lr_per=parameter_and_step``); False leaves both to ``maml``.
 
+        affine_per_step: scales and shifts of normalisation layers are not adapted; they have a
+            learnt value after each inner step, γ_k = γ_0 + d_k, of which d_1 … d_K are entries
+            ``learnt.offset.<parameter>`` ``[K, ...]`` that start at 0. Steps after the K-th take
+            the last.
+
     Raises:
-        SettingError: as `MetaLearner`; a value out of range, settings of ``maml`` that contradict.
+        SettingError: as `MetaLearner`; a value out of range, settings of ``maml`` that contradict;
+            a network without such layers.
 
     Source: Antoniou, Edwards and Storkey, "How to Train Your MAML", ICLR 2019. The paper has a step
     size for each layer and inner step, where here weight and bias have each their own. Its cosine
-    annealing of the outer step size is ``trainer.schedule=cosine``.
+    annealing of the outer step size is ``trainer.schedule=cosine``. Here the support loss and the
+    query losses at θ_k share γ_k; in the paper's code a query loss at θ_{k+1} has γ_k too.
     """
 
     @checked
@@ -55,6 +63,7 @@ class MAMLPlusPlus(MetaLearner):
         multi_step_steps: int | None = 100,
         first_order_steps: int = 0,
         learn_rates: bool = True,
+        affine_per_step: bool = False,
     ) -> None:
         if multi_step_steps is not None:
             check_whole("multi_step_steps", multi_step_steps, 1)
@@ -62,6 +71,7 @@ class MAMLPlusPlus(MetaLearner):
         maml = maml or MAML()
         _check_inner(maml, first_order_steps)
         self.multi_step_steps, self.first_order_steps = multi_step_steps, first_order_steps
+        self.affine_per_step = affine_per_step
         if learn_rates:
             otherwise = "; learner.learn_rates=false leaves it open"
             maml = with_learnt_rates(maml, "parameter_and_step", otherwise=otherwise)
@@ -82,6 +92,19 @@ class MAMLPlusPlus(MetaLearner):
         """Those of the first training step, but of the order of the later ones."""
         planned = super().gradient_settings()
         return {**planned, "step_weights": self.weights_at(0)}
+
+    def stepwise(self) -> list[str]:
+        """Scales and shifts of normalisation layers, where they have a value in each step."""
+        if not self.affine_per_step:
+            return []
+        adapting, norms = self.adapting(), set(norm_parameters(self.module))
+        found = [name for name in adapting if self.names[name] in norms]
+        if not found or len(found) == len(adapting):
+            accepted = "norm layers with scales or shifts are needed for affine_per_step=true"
+            raise SettingError(
+                "module", type(self.module).__name__, f"{accepted}, beside others that adapt"
+            )
+        return found
 
     def weights_at(self, step: int) -> list[float]:
         """w_0 … w_K of a training step, counted from 0; w_0 is 0."""
