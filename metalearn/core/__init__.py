@@ -22,6 +22,7 @@ from metalearn.core.meta.adapt import Adapted, adapt, inner_trajectory
 from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.engines import Engine
 from metalearn.core.meta.every_task import task_meta_gradients
+from metalearn.core.meta.inner_gradients import with_gradients
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.members import member_meta_gradient, member_task_gradient
 from metalearn.core.meta.meta_gradient import Method, meta_gradient
@@ -185,4 +186,5 @@ __all__ = [
     "laplace_predictive",
     "laplace_probabilities",
     "last_layer",
+    "with_gradients",
 ]

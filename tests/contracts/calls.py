@@ -127,6 +127,9 @@ def _core() -> dict[str, Callable[[], Call]]:
         "adam": _of(core, "adam", lr=0.1),
         "adamw": _of(core, "adamw", lr=0.1),
         "sgd": _of(core, "sgd", lr=0.1),
+        "with_gradients": _of(
+            core, "with_gradients", optimizer=_sgd, clip_norm=1.0, support_batch=2
+        ),
         "Adaptation": _of(core, "Adaptation", loss=lambda p, b: p["w"].sum(), **inner),
         "adapt": _of(core, "adapt", "loss_fn", "params", "support", **inner),
         "inner_trajectory": _of(core, "inner_trajectory", "loss_fn", "params", "support", **inner),
@@ -497,6 +500,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
         "R2D2": lambda: (
             trainers.R2D2,
             {"module": models.MLP((1,), 4), "ridge": 0.5, "scale": 2.0, "features": 4},
+        ),
+        "ImplicitMAML": lambda: (
+            trainers.ImplicitMAML,
+            {"module": models.MLP((1,), 1), "kind": "regression"},
         ),
         "CAVIA": lambda: (
             trainers.CAVIA,

@@ -40,6 +40,12 @@ def _adam_inside(**settings: Any) -> Trainer:
     return sinusoid_trainer(**{"maml": maml, "optimizer": momentum, **settings})
 
 
+def _limited(**settings: Any) -> Trainer:
+    """Clipped inner gradients, each of a part of the support set."""
+    maml = MAML(inner_lr=0.02, inner_steps=2, eval_steps=3, inner_clip=1.0, support_batch=2)
+    return sinusoid_trainer(**{"maml": maml, **settings})
+
+
 def _learnt(members: int, **settings: Any) -> Trainer:
     """Hyperparameters of the inner loop, learnt beside the weights."""
     inner: Any = {
@@ -114,6 +120,7 @@ TRAINERS: dict[str, Make] = {
     "scripted": _scripted,
     "waves": sinusoid_trainer,
     "waves_first_order": _adam_inside,
+    "waves_limited": _limited,
     "waves_learnt": partial(_learnt, 0),
     "waves_learnt_members": partial(_learnt, 2),
     "episodes": episode_trainer,

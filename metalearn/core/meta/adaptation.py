@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metalearn.core.autodiff.backend import Backend, Functional, Values
 from metalearn.core.loss_checks import scalar_loss
+from metalearn.core.meta.inner_gradients import clipped_to, part_of_support
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.tree import check_floating, flatten, leaf_names, match_names, unflatten
 from metalearn.errors import SettingError, check_whole
@@ -93,8 +94,13 @@ class Adaptation:
                 accepted = f"{self.steps} are needed, one for each inner step"
                 raise SettingError("lr", f"{length} values", accepted)
 
-    def loop(self, params: Params, backend: Backend, lift: Lift | None = None) -> InnerLoop:
+    def loop(
+        self, params: Params, backend: Backend, lift: Lift | None = None, *, lead: int = 0
+    ) -> InnerLoop:
         """The inner step for trees like ``params``, with the loss that ``lift`` makes of this one.
+
+        ``lead`` is 1 where leaves have T tasks in front, that is where ``lift`` makes a loss of
+        those.
 
         Raises:
             SettingError: a pattern in ``frozen`` that matches nothing; step sizes that do not fit
@@ -114,6 +120,7 @@ class Adaptation:
             moving,
             optimizer,
             backend,
+            lead,
         )
 
 
@@ -127,6 +134,13 @@ class InnerLoop:
     """Which leaves adapt."""
     optimizer: InnerOptimizer
     backend: Backend
+    lead: int = 0
+    """How many axes tasks have in front of every leaf, 0 or 1."""
+
+    def batch(self, support: Batch, step: int) -> Batch:
+        """What inner step ``step``, counted from 0, sees of the support set."""
+        size = self.optimizer.support_batch
+        return support if size is None else part_of_support(support, size, step, self.lead)
 
     def start(self, values: Sequence[Tensor]) -> Any:
         """State of the optimiser before the first step."""
@@ -135,7 +149,7 @@ class InnerLoop:
     def step(
         self, values: Sequence[Tensor], state: Any, support: Batch, *, differentiable: bool = True
     ) -> tuple[list[Tensor], Any, Tensor]:
-        """θ', s', and the support loss at θ."""
+        """θ', s', and at θ the loss of ``support``, which is what `batch` gives."""
         grads, loss = self.slope(values, support, differentiable=differentiable)
         return *self.advance(values, state, grads), loss
 
@@ -152,7 +166,9 @@ class InnerLoop:
     def advance(
         self, values: Sequence[Tensor], state: Any, grads: Values
     ) -> tuple[list[Tensor], Any]:
-        """θ' and s' after a step along given gradients."""
+        """θ' and s' after a step along given gradients, which are clipped here."""
+        if self.optimizer.clip_norm is not None:
+            grads = clipped_to(self.optimizer.clip_norm, grads, self.lead)
         moved, state = self.optimizer.step(grads, state, self.adapting(values))
         return self.merge(values, moved), state
 
@@ -163,8 +179,9 @@ class InnerLoop:
         values, spec = flatten(params)
         state = self.start(values)
         yield InnerStep(params, None)
-        for _ in range(steps):
-            values, state, loss = self.step(values, state, support, differentiable=differentiable)
+        for k in range(steps):
+            batch = self.batch(support, k)
+            values, state, loss = self.step(values, state, batch, differentiable=differentiable)
             yield InnerStep(unflatten(values, spec), loss)
 
     def with_learnt(self, learnt: Any) -> InnerLoop:

@@ -73,9 +73,9 @@ def walk(loop: InnerLoop, start: Values, support: Batch, steps: int) -> Iterator
     values, state = start, loop.start(start)
     eager = isinstance(loop.backend, Eager)
     yield WalkPoint(values, state, [], None)
-    for _ in range(steps):
+    for k in range(steps):
         with torch.no_grad() if eager else nullcontext():
-            slope, loss = loop.slope(values, support, differentiable=False)
+            slope, loss = loop.slope(values, loop.batch(support, k), differentiable=False)
             values, state = loop.advance(values, state, slope)
         yield WalkPoint(values, state, slope, loss)
 

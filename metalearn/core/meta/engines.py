@@ -61,6 +61,8 @@ class Execution(NamedTuple):
     """How gradients are taken."""
     lift: Lift
     """What becomes of functions that users wrote for one task."""
+    lead: int = 0
+    """How many axes tasks have in front of every leaf, 0 or 1."""
 
 
 class TaskProgram(Protocol):
@@ -230,7 +232,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-_BATCHED = Execution(Eager(), over_tasks)
+_BATCHED = Execution(Eager(), over_tasks, lead=1)
 _VMAPPED = Execution(Functional(), _guarded)
 _LOOPED = Execution(Eager(), _guarded)
 

@@ -45,6 +45,10 @@ class InnerOptimizer:
     """The same optimiser for parameters of these names and shapes."""
     schedule_lengths: frozenset[int] = frozenset()
     """How many steps have values of their own, where they have."""
+    clip_norm: float | None = None
+    """Of the gradients that an inner loop hands over; see `metalearn.core.with_gradients`."""
+    support_batch: int | None = None
+    """How many samples of the support set each is taken of; None takes all."""
 
     def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """The params with their updates added, and the new state."""

@@ -163,7 +163,7 @@ class GradientThroughAdaptation:
         self, params: Params, values: Values, task: TaskBatch, execution: Execution
     ) -> TaskGradient:
         """See `TaskProgram`."""
-        loop = self.adaptation.loop(params, execution.backend, execution.lift)
+        loop = self.adaptation.loop(params, execution.backend, execution.lift, lead=execution.lead)
         given = AdaptedTask(loop, values, *task, self.weights, self.implicit)
         try:
             return METHODS[self.method](given)

@@ -36,7 +36,7 @@ def reverse(task: AdaptedTask) -> TaskGradient:
         state, terms = loop.start(values), []
         for k, weight in enumerate(weights):
             if k:
-                values, state, loss = loop.step(values, state, support)
+                values, state, loss = loop.step(values, state, loop.batch(support, k - 1))
                 losses.append(loss)
             if k in counting:
                 terms.append(weighted(weight, loop.loss(values, query)))
@@ -97,7 +97,8 @@ def mixed(task: AdaptedTask) -> TaskGradient:
     while points:
         values, state = points.pop()
         tensors = _tensors(state)
-        pull = loop.backend.pull(_recomputed(task, state, spec), [*values, *tensors, *learnt])
+        step = _recomputed(task, len(points), state, spec)
+        pull = loop.backend.pull(step, [*values, *tensors, *learnt])
         pulled = pull([*cotangent, *state_cotangent])
         cotangent, rest = pulled[: len(start)], pulled[len(start) :]
         state_cotangent = rest[: len(tensors)]
@@ -138,16 +139,17 @@ def _rate_gradients(
     return unflatten(pull([g for k in steps for g in loop.adapting(parts[k])]), spec)
 
 
-def _recomputed(task: AdaptedTask, state: Any, spec: Any) -> Callable[[Values], Values]:
-    """The inner step as a function of leaves, tensors of the state and of what is learnt."""
+def _recomputed(task: AdaptedTask, count: int, state: Any, spec: Any) -> Callable[[Values], Values]:
+    """Inner step ``count`` as a function of leaves, tensors of the state, and what is learnt."""
     loop, start, support, *_ = task
+    batch = loop.batch(support, count)
 
     def step(inputs: Values) -> Values:
         supply = iter(inputs)
         values = [next(supply) for _ in start]
         before = tree_map(lambda x: next(supply) if isinstance(x, Tensor) else x, state)
         moved = loop.with_learnt(unflatten(list(supply), spec))
-        values, after, _ = moved.step(values, before, support)
+        values, after, _ = moved.step(values, before, batch)
         return [*values, *_tensors(after)]
 
     return step

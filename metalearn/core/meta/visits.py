@@ -75,7 +75,7 @@ def along_adaptation(
 
 def _visit_batched(visit: Visit, adaptation: Adaptation, params: Params, tasks: TaskBatch) -> Any:
     start = stacked_over_tasks(params, tasks)
-    loop = adaptation.loop(params, Eager(), over_tasks)
+    loop = adaptation.loop(params, Eager(), over_tasks, lead=1)
     points = loop.walk(start, tasks.support, adaptation.steps, differentiable=False)
     found = [over_tasks(visit)(point.params, *tasks) for point in points]
     return tree_map(lambda *xs: torch.stack(xs, 1), found[0], *found[1:])

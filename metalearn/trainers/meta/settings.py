@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from metalearn.core import Engine, Implicit, InnerOptimizer, Method, adam, adamw, sgd
+from metalearn.core import (
+    Engine,
+    Implicit,
+    InnerOptimizer,
+    Method,
+    adam,
+    adamw,
+    sgd,
+    with_gradients,
+)
 from metalearn.core.checks import check_number
 from metalearn.core.memory import parse_bytes
 from metalearn.core.module.norms import Norm
@@ -38,6 +47,11 @@ class MAML:
         inner_nesterov: of sgd with momentum.
         inner_weight_decay: at least 0; an L2 term of sgd and adam, decoupled in adamw.
         inner_betas: of adam and adamw, two in [0, 1).
+        inner_clip: largest norm of a task's inner gradient, over all parameters that adapt; above
+            0, or None.
+        support_batch: samples of the support set that an inner step takes its gradient of, one part
+            after another; None, or as many as there are, takes all. See
+            `metalearn.core.with_gradients`.
         learn: names of what the outer optimiser trains beside the weights: ``"lr"``,
             ``"momentum"``, ``"weight_decay"``, ``"betas"``; they start where the settings say.
             Nothing holds them to their range: a step size may become negative, as in Meta-SGD.
@@ -71,6 +85,8 @@ class MAML:
     inner_nesterov: bool = False
     inner_weight_decay: float = 0.0
     inner_betas: Sequence[float] = (0.9, 0.999)
+    inner_clip: float | None = None
+    support_batch: int | None = None
     learn: str | Sequence[str] = ()
     lr_per: RateAxis = "all"
     frozen: str | Sequence[str] | None = None
@@ -164,9 +180,11 @@ class MAML:
         rate, decay = given["lr"], given["weight_decay"]
         if self.inner_optimizer == "sgd":
             momentum, nesterov = given["momentum"], self.inner_nesterov
-            return sgd(rate, momentum=momentum, nesterov=nesterov, weight_decay=decay)
-        make = adam if self.inner_optimizer == "adam" else adamw
-        return make(rate, betas=(given["beta1"], given["beta2"]), weight_decay=decay)
+            made = sgd(rate, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+        else:
+            make = adam if self.inner_optimizer == "adam" else adamw
+            made = make(rate, betas=(given["beta1"], given["beta2"]), weight_decay=decay)
+        return with_gradients(made, clip_norm=self.inner_clip, support_batch=self.support_batch)
 
     @property
     def _given_names(self) -> list[str]:
@@ -176,6 +194,10 @@ class MAML:
         """Refuse hyperparameters out of range, and those that the inner optimiser does not take."""
         check_number("inner_momentum", self.inner_momentum, least=0, below=1)
         check_number("inner_weight_decay", self.inner_weight_decay, least=0)
+        if self.inner_clip is not None:
+            check_number("inner_clip", self.inner_clip, above=0)
+        if self.support_batch is not None:
+            check_whole("support_batch", self.support_batch, 1)
         if len(self.inner_betas) != 2:
             accepted = "two numbers in [0, 1) are needed"
             raise SettingError("inner_betas", list(self.inner_betas), accepted)
