@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -13,12 +14,14 @@ from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import trainer_of
+from metalearn.cli.other_tasks import any_way, check_other_tasks, put_other_tasks
 from metalearn.cli.run_config import config_to_read, saved_config
 from metalearn.cli.run_folders import existing_run, writing_to
 from metalearn.cli.targets import target_of
-from metalearn.errors import SettingError, check_whole
+from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.signatures import accepted_settings
 from metalearn.tracking import provenance, write_json
+from metalearn.trainers import Trainer
 from metalearn.trainers.report import report_text
 
 __all__ = ["check", "evaluate"]
@@ -37,7 +40,7 @@ def evaluate(config: DictConfig) -> None:
     saved = saved_config(folder, trust=config.trust)
     with determinism(saved), writing_to(folder):
         changes = _change(saved, config)
-        trainer = trainer_of(folder, saved, config.checkpoint, config.device)
+        trainer = _trainer(folder, saved, config)
         started = time.monotonic()
         reports = trainer.reports(config.split, tasks=config.tasks)
         seconds = time.monotonic() - started
@@ -82,6 +85,9 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
             raise setting.refusal("the run has no tasks, so nothing is needed here")
     if config.get("ood") is not None:
         _check_ood(config, saved)
+    if config.get("test_task") is not None:
+        check_other_tasks(saved, config)
+        return
     for key, value in config.task.items() if "task" in saved else ():
         if value is not None and key not in saved.task:
             raise SettingError(
@@ -97,10 +103,15 @@ def _check_ood(config: DictConfig, saved: DictConfig) -> None:
         raise SettingError("ood", name, "only a run of an ensemble takes one")
 
 
-def _any_way(saved: DictConfig) -> bool:
-    """Whether a run's learner takes tasks of any number of classes."""
-    learner = saved.get("learner")
-    return learner is not None and target_of(learner, "learner").needs == "features"
+def _trainer(folder: Path, saved: DictConfig, config: DictConfig) -> Trainer:
+    """The run's trainer, on its own tasks or on those from elsewhere."""
+    try:
+        return trainer_of(folder, saved, config.checkpoint, config.device)
+    except DataError as error:
+        if config.get("test_task") is None or "does not fit the run" not in str(error):
+            raise
+        accepted = f"tasks that the run's network takes are needed ({error})"
+        raise SettingError("test_task", saved.task._target_, accepted) from error
 
 
 def _change(saved: DictConfig, config: DictConfig) -> dict[str, Any]:
@@ -114,9 +125,11 @@ def _change(saved: DictConfig, config: DictConfig) -> dict[str, Any]:
                 accepted = "null is needed: the run's learner has no inner loop"
                 raise SettingError("eval_steps", config.eval_steps, accepted)
             saved.maml.eval_steps = config.eval_steps
+        if config.get("test_task") is not None:
+            return put_other_tasks(saved, config.test_task, given_settings(HydraConfig.get()))
         if changes:
             trained_way = saved.task.get("way")
-            if config.task.way not in (None, trained_way) and not _any_way(saved):
+            if config.task.way not in (None, trained_way) and not any_way(saved):
                 accepted = f"the model was built for {trained_way}"
                 raise SettingError("task.way", config.task.way, accepted)
             saved.task.update(changes)
@@ -128,6 +141,8 @@ def _change(saved: DictConfig, config: DictConfig) -> dict[str, Any]:
 def _evaluation_name(config: DictConfig, changes: Mapping[str, Any]) -> str:
     """A name that tells what differs from the run, so that no evaluation replaces another."""
     parts = ["evaluation", config.split]
+    if config.get("test_task") is not None:
+        parts.append(str(HydraConfig.get().runtime.choices["test_task"]))
     if config.checkpoint != "best":
         parts.append(config.checkpoint)
     if config.eval_steps is not None:

@@ -1,0 +1,116 @@
+"""``test_task``: runs that are scored on tasks from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metalearn.cli import load_learner
+from metalearn.tasks import folder_tasks
+from metalearn.trainers import MetaTrainer
+from metalearn.trainers.meta.evaluator import MetaEvaluator
+from tests.support.commands import ROOT, TINY, Outcome, call
+
+Run = Callable[..., Outcome]
+LETTERS = [
+    "task=glyphs", "task.image_size=16", "task.way=3", "task.query=2", "model=conv4",
+    "model.filters=4", "trainer.meta_batch=2", "trainer.steps=2", "trainer.validation_tasks=2",
+    "trainer.progress=false", "test_tasks=0", "hydra.run.dir=run",
+]  # fmt: skip
+ELSEWHERE = ["run=run", "tasks=4", "test_task=folder", "test_task.root=pictures"]
+GREY = [*ELSEWHERE, "test_task.channels=1"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
+    for command in ("train", "evaluate"):
+        monkeypatch.setattr(f"metalearn.cli.commands.{command}.provenance", dict)
+
+    def command(script: str, *arguments: str) -> Outcome:
+        return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+    return command
+
+
+@pytest.fixture
+def pictures(run: Run, tmp_path: Path) -> Path:
+    """15 classes of 5 pictures of noise, 5 classes a split."""
+    draws = np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        for name in range(5):
+            folder = tmp_path / "pictures" / split / f"{split}{name}"
+            folder.mkdir(parents=True)
+            for index in range(5):
+                pixels = draws.integers(0, 255, (16, 16), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def test_a_run_is_scored_on_tasks_from_elsewhere(run: Run, pictures: Path) -> None:
+    assert run("train", *LETTERS).code == 0
+    outcome = run("evaluate", *GREY, "test_task.query=1")
+    assert outcome.code == 0, outcome.err
+    written = json.loads(Path("run/evaluation-test-folder-channels1-query1.json").read_text())
+    assert written["task"]["_target_"] == "metalearn.tasks.folder_tasks"
+    kept = {name: written["task"][name] for name in ("way", "shot", "query", "image_size", "seed")}
+    assert kept == {"way": 3, "shot": 1, "query": 1, "image_size": 16, "seed": 0}
+    tasks = folder_tasks(pictures, way=3, shot=1, query=1, image_size=16, channels=1, seed=0)
+    learner = load_learner("run")
+    trainer = MetaTrainer(learner.module, tasks, learner=learner, meta_batch=2, validation_tasks=2)
+    expected = trainer.test(4).as_json()
+    assert written["scores"]["transductive"] == json.loads(json.dumps(expected))
+
+
+def test_a_learner_of_any_way_takes_tasks_of_another(run: Run, pictures: Path) -> None:
+    assert run("train", *LETTERS, "learner=protonet", "learner.features=4").code == 0
+    outcome = run("evaluate", *GREY, "test_task.way=5")
+    assert outcome.code == 0, outcome.err
+    assert Path("run/evaluation-test-folder-channels1-way5.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["test_task.way=5"], "test_task.way=5: the model was built for 3"),
+        (["test_task.channels=3"], "test_task='metalearn.tasks.folder_tasks': tasks that the run"),
+        (["task.way=3"], "task.way=3: the run's own tasks are not scored; test_task.way is"),
+        (["test_task.root=nowhere"], "nowhere"),
+        (["test_task.waz=3"], "test_task.waz: there is no such setting"),
+        (["test_task=sinusoid", "~test_task.root", "~test_task.channels"], "test_task.root"),
+    ],
+)
+def test_tasks_that_a_run_cannot_be_scored_on(
+    given: list[str], said: str, run: Run, pictures: Path
+) -> None:
+    assert run("train", *LETTERS).code == 0
+    outcome = run("evaluate", *GREY, *given)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert not list(Path("run").glob("evaluation*"))
+
+
+def test_settings_that_are_missing_and_runs_without_tasks(run: Run) -> None:
+    assert run("train", *TINY, "test_tasks=0", "hydra.run.dir=run").code == 0
+    outcome = run("evaluate", "run=run", "test_task=folder")
+    assert outcome.code == 2 and "test_task.root=None: this setting has to be given" in outcome.err
+    outcome = run("evaluate", "run=run", "test_task=glyphs", "tasks=2")
+    assert outcome.code == 2 and "test_task=" in outcome.err
+    outcome = run(
+        "evaluate", f"run={ROOT}/tests/saved_runs/v1/per_sample-finished", "test_task=glyphs"
+    )
+    assert outcome.code == 2 and "the run has no tasks, so null is needed" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "conf" / "test_task").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_tasks_from_elsewhere_are_choices_of_tasks(path: Path) -> None:
+    assert (ROOT / "conf" / "task" / path.name).is_file()
+    assert path.read_text() == f"defaults:\n  - /task@_here_: {path.stem}\n"
