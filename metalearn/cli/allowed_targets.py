@@ -26,10 +26,13 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "task": (
         "metalearn.tasks.SinusoidTasks",
         "metalearn.tasks.cifar_fs_tasks",
+        "metalearn.tasks.cub_tasks",
         "metalearn.tasks.fc100_tasks",
         "metalearn.tasks.folder_tasks",
         "metalearn.tasks.glyph_tasks",
+        "metalearn.tasks.mini_imagenet_tasks",
         "metalearn.tasks.omniglot_tasks",
+        "metalearn.tasks.tiered_imagenet_tasks",
     ),
     "data": (*_PICTURES, "metalearn.data.waves_data"),
     "ood": _PICTURES,

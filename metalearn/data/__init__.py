@@ -11,8 +11,10 @@ from metalearn.data.classification_sources import (
     glyphs_data,
     omniglot_data,
 )
+from metalearn.data.cub import load_cub
 from metalearn.data.folder import load_folder
 from metalearn.data.glyphs import load_glyphs
+from metalearn.data.imagenet_subsets import load_mini_imagenet, load_tiered_imagenet
 from metalearn.data.images import LabelledImages
 from metalearn.data.omniglot import load_omniglot
 from metalearn.data.omniglot_layout import OmniglotSplit
@@ -34,10 +36,13 @@ __all__ = [
     "folder_data",
     "glyphs_data",
     "load_cifar_fs",
+    "load_cub",
     "load_fc100",
     "load_folder",
     "load_glyphs",
+    "load_mini_imagenet",
     "load_omniglot",
+    "load_tiered_imagenet",
     "omniglot_data",
     "resized",
     "torchvision_data",

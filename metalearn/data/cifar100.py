@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalearn.data.downloads import DOWNLOAD_FAULTS, RemoteFile, download
+from metalearn.data.downloads import RemoteFile, fetched
 from metalearn.data.images import LabelledImages
 from metalearn.data.known_splits import CIFAR100_SUPERCLASSES, CIFAR_FS, FC100, ClassSplits
 from metalearn.data.locations import data_folder
@@ -106,7 +106,10 @@ def _load(
     source = _find(data_folder() if root is None else Path(root).expanduser())
     if source is None and root is not None:
         raise SettingError("root", str(root), f"{_FOLDER}.tar.gz or a folder with it is needed")
-    records = _records(source or _fetch(allowed), names, groups)
+    if source is None:
+        archive = data_folder() / f"{_FOLDER}.tar.gz"
+        source = fetched(ARCHIVE, archive, title="CIFAR-100", allowed=allowed)
+    records = _records(source, names, groups)
     labels = torch.from_numpy(records[:, 1].astype(np.int64))
     pixels = records[:, 2:].reshape(-1, 3, _SIDE, _SIDE)
     return LabelledImages(
@@ -127,20 +130,6 @@ def _find(place: Path) -> Path | None:
             return folder
     archive = place / f"{_FOLDER}.tar.gz"
     return archive if archive.is_file() else None
-
-
-def _fetch(allowed: bool) -> Path:
-    path = data_folder() / f"{_FOLDER}.tar.gz"
-    reason = "download=False"
-    if allowed:
-        try:
-            return download(ARCHIVE, path)
-        except DOWNLOAD_FAULTS as error:
-            reason = f"the download failed: {error}"
-    raise DataError(
-        f"CIFAR-100 is not in {path.parent} ({reason}): put the official {path.name} there, or set "
-        "root to the folder that has it"
-    )
 
 
 def _records(source: Path, names: tuple[str, ...], groups: tuple[str, ...]) -> Pixels:

@@ -5,13 +5,14 @@ Axes: C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 __all__ = [
     "CIFAR100_SUPERCLASSES",
     "CIFAR_FS",
     "FC100",
     "ClassSplits",
+    "cub_splits",
     "splits_of",
 ]
 
@@ -91,3 +92,18 @@ FC100 = {
 Source: Oreshkin, Rodríguez López and Lacoste, "TADAM: Task dependent adaptive metric for improved
 few-shot learning", NeurIPS 2018.
 """
+
+
+def cub_splits(names: Sequence[str]) -> ClassSplits:
+    """100, 50 and 50 classes of CUB, whose names begin with their numbers from 1 to 200.
+
+    Odd numbers are for training; of the even ones, two more than a multiple of four are for
+    validation and multiples of four for the test.
+
+    Source: Chen, Liu, Kira, Wang and Huang, "A closer look at few-shot classification", ICLR 2019.
+    """
+    parts = {"train": (1, 3), "validation": (2,), "test": (0,)}
+    return {
+        split: tuple(sorted(n for n in names if int(n.partition(".")[0]) % 4 in rests))
+        for split, rests in parts.items()
+    }

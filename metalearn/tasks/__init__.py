@@ -2,7 +2,13 @@
 
 from metalearn.tasks.by_split import outputs_by_split
 from metalearn.tasks.episodes import FewShotTasks
-from metalearn.tasks.published_sets import cifar_fs_tasks, fc100_tasks
+from metalearn.tasks.published_sets import (
+    cifar_fs_tasks,
+    cub_tasks,
+    fc100_tasks,
+    mini_imagenet_tasks,
+    tiered_imagenet_tasks,
+)
 from metalearn.tasks.sinusoid import SinusoidTasks
 from metalearn.tasks.sources import folder_tasks, glyph_tasks, omniglot_tasks
 
@@ -10,9 +16,12 @@ __all__ = [
     "FewShotTasks",
     "SinusoidTasks",
     "cifar_fs_tasks",
+    "cub_tasks",
     "fc100_tasks",
     "folder_tasks",
     "glyph_tasks",
+    "mini_imagenet_tasks",
     "omniglot_tasks",
     "outputs_by_split",
+    "tiered_imagenet_tasks",
 ]

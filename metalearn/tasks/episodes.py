@@ -26,6 +26,9 @@ from metalearn.types import Split, TaskBatch
 __all__ = ["FewShotTasks"]
 
 _QUARTER_TURNS = 4
+_LARGEST_ON_DEVICE = (
+    2**32
+)  # bytes of pictures kept on a GPU; tiered-ImageNet has four times as many
 
 
 class FewShotTasks:
@@ -164,16 +167,23 @@ class FewShotTasks:
 
     def _gather(self, pictures: Tensor, turns: Tensor, device: torch.device) -> Tensor:
         """``[T, W, S+Q, C, H, W]`` float32 in [0, 1], turned."""
-        key = str(device)
-        if key not in self._on_device:
-            self._on_device[key] = self.data.images.to(device)
-        inputs = self._on_device[key][pictures.to(device)].float().div_(255)
+        images = self._images_on(device)
+        inputs = images[pictures.to(images.device)].to(device).float().div_(255)
         for turn in range(1, _QUARTER_TURNS):
             chosen = turns == turn
             if chosen.any():
                 chosen = chosen.to(device)
                 inputs[chosen] = torch.rot90(inputs[chosen], turn, dims=(-2, -1))
         return inputs
+
+    def _images_on(self, device: torch.device) -> Tensor:
+        """All pictures on a device, kept there, or where they are if they are too many for it."""
+        if device.type != "cpu" and self.data.images.nbytes > _LARGEST_ON_DEVICE:
+            return self.data.images
+        key = str(device)
+        if key not in self._on_device:
+            self._on_device[key] = self.data.images.to(device)
+        return self._on_device[key]
 
     def _change(self, inputs: Tensor, indices: Sequence[int]) -> Tensor:
         """``[T, W, S+Q, C, H, W]``, every picture changed as its place in its task says."""

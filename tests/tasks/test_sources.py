@@ -16,12 +16,15 @@ from metalearn.errors import DataError, SettingError
 from metalearn.tasks import (
     FewShotTasks,
     cifar_fs_tasks,
+    cub_tasks,
     fc100_tasks,
     folder_tasks,
     glyph_tasks,
+    mini_imagenet_tasks,
     omniglot_tasks,
     published_sets,
     sources,
+    tiered_imagenet_tasks,
 )
 from tests.support.builders import labelled
 
@@ -31,6 +34,9 @@ LOADERS = {
     "load_folder": sources,
     "load_cifar_fs": published_sets,
     "load_fc100": published_sets,
+    "load_mini_imagenet": published_sets,
+    "load_tiered_imagenet": published_sets,
+    "load_cub": published_sets,
 }
 """Name of a loader to the module that calls it."""
 
@@ -81,6 +87,21 @@ EPISODES = {"way": 3, "shot": 2, "query": 3, "rotate_train": True, "seed": 4}
             {"root": "a", "image_size": 20, "download": False},
         ),
         (
+            cub_tasks,
+            {"root": "a", "image_size": 20, "download": False},
+            {"root": "a", "image_size": 20, "download": False},
+        ),
+        (
+            mini_imagenet_tasks,
+            {"root": "a", "image_size": 20},
+            {"root": "a", "image_size": 20},
+        ),
+        (
+            tiered_imagenet_tasks,
+            {"root": "a", "image_size": 20},
+            {"root": "a", "image_size": 20},
+        ),
+        (
             folder_tasks,
             {"root": "a", "image_size": 9, "channels": 1, "invert": True, "on_corrupt": "skip",
              "validation_fraction": 0.3, "test_fraction": 0.1},
@@ -101,7 +122,15 @@ def test_settings_reach_the_data_and_the_episodes(
 
 @pytest.mark.parametrize(
     ("source", "size"),
-    [(glyph_tasks, 28), (omniglot_tasks, 28), (cifar_fs_tasks, 32), (fc100_tasks, 32)],
+    [
+        (glyph_tasks, 28),
+        (omniglot_tasks, 28),
+        (cifar_fs_tasks, 32),
+        (fc100_tasks, 32),
+        (mini_imagenet_tasks, 84),
+        (tiered_imagenet_tasks, 84),
+        (cub_tasks, 84),
+    ],
 )
 def test_defaults_are_those_of_the_episodes(
     source: Any, size: int, calls: list[dict[str, Any]]

@@ -1,0 +1,212 @@
+"""Data sets converted once to one array of bytes on the disk, which is mapped, not read.
+
+Axes: N pictures, sorted by class, [channels = 3, size, size] of a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from metalearn.data.images import LabelledImages
+from metalearn.data.listed_pictures import ListedPictures, PictureSource
+from metalearn.data.pictures import LARGEST, PictureError, decode
+from metalearn.errors import DataError, SettingError
+from metalearn.files import read_regular, replace_file
+from metalearn.schema import Misfit, list_of, map_of, mapping, text, whole
+
+__all__ = ["ClassTable", "any_converted", "converted"]
+
+_VERSION = 1  # raise it when pictures are brought to their size in another way
+_LARGEST_HEADER = 2**24
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Classes in the order of their labels.
+
+    Attributes:
+        names: of the classes.
+        groups: of the classes.
+        splits: split to its classes.
+        labels: the label of each listed picture; −1 leaves it out.
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    splits: Mapping[str, tuple[int, ...]]
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is written beside the array; ``pictures`` is the checksum of all encoded ones."""
+
+    version: int
+    source: str
+    size: int
+    names: list[str]
+    groups: list[str]
+    splits: dict[str, list[int]]
+    counts: list[int]
+    pictures: str
+
+
+_KIND = mapping(
+    {
+        "version": whole(),
+        "source": text,
+        "size": whole(1),
+        "names": list_of(text),
+        "groups": list_of(text),
+        "splits": map_of(text, list_of(whole())),
+        "counts": list_of(whole()),
+        "pictures": text,
+    }
+)
+
+
+def converted(
+    name: str,
+    source: PictureSource,
+    classes: Callable[[ListedPictures], ClassTable],
+    *,
+    size: int,
+    folder: Path,
+) -> LabelledImages:
+    """The pictures of a source in one size, from a file that is made at the first call.
+
+    ``<name>-<size>-<source>.npy`` has all pictures, ``.json`` beside it the classes, the splits and
+    the checksums; both are written whole or not at all. The largest centred square of a picture is
+    brought to ``size``, in three channels. The array is mapped into memory: pages are read from
+    the disk when a task needs them, and what is written to it is written nowhere.
+
+    Args:
+        name: of the data set.
+        source: the pictures; other files, sizes or times there make another conversion.
+        classes: says what classes the listed pictures have, and refuses what is not the data set.
+        size: side of a picture in pixels.
+        folder: of the conversions.
+
+    Raises:
+        DataError: a picture that cannot be read, or a folder that cannot be written to.
+    """
+    identity = source.identity()
+    path = folder / f"{name}-{size}-{identity[:16]}.npy"
+    data = _opened(path, size)
+    if data is None:
+        _log.info("%s is converted once to %s", source.place, path)
+        listed = source.listed()
+        try:
+            _convert(path, listed, classes(listed), size, identity, source.place)
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be written ({error.strerror or error}): set METALEARN_CACHE to a "
+                "folder with room for it"
+            ) from error
+        data = _opened(path, size)
+    if data is None:
+        raise DataError(f"{path} cannot be read back")
+    return data
+
+
+def any_converted(name: str, size: int, folder: Path) -> LabelledImages | None:
+    """A conversion that was made earlier, the newest, whose source may be gone."""
+    found = sorted(folder.glob(f"{name}-{size}-*.npy"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(found):
+        data = _opened(path, size)
+        if data is not None:
+            return data
+    return None
+
+
+def _opened(path: Path, size: int) -> LabelledImages | None:
+    """A conversion, or None where there is none or a damaged one."""
+    try:
+        header = json.loads(read_regular(path.with_suffix(".json"), _LARGEST_HEADER))
+        _KIND(header, "")
+        if header["version"] != _VERSION or header["size"] != size:
+            return None
+        # Copy on write: torch takes no array that cannot be written to.
+        images = np.load(path, mmap_mode="c", allow_pickle=False)
+        counts = header["counts"]
+        if images.dtype != np.uint8 or images.shape != (sum(counts), 3, size, size):
+            raise ValueError(f"its array is {images.dtype} {images.shape}")
+        return LabelledImages(
+            images=torch.from_numpy(images),
+            labels=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+            class_names=tuple(header["names"]),
+            class_groups=tuple(header["groups"]),
+            splits={split: tuple(chosen) for split, chosen in header["splits"].items()},
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, Misfit, SettingError) as error:
+        _log.warning("%s is damaged and is made again: %s", path, error)
+        return None
+
+
+def _convert(
+    path: Path, listed: ListedPictures, table: ClassTable, size: int, identity: str, place: Path
+) -> None:
+    rows = _rows(listed, table)
+    counts = np.bincount(table.labels[table.labels >= 0], minlength=len(table.names))
+    digest = hashlib.sha256()
+
+    def write(file: IO[bytes]) -> None:
+        shape = (int(counts.sum()), 3, size, size)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        start, each = file.tell(), 3 * size * size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd but readable files
+            for done, (number, data) in enumerate(listed.encoded()):
+                if rows[number] < 0:
+                    continue
+                digest.update(hashlib.sha256(data).digest())
+                file.seek(start + int(rows[number]) * each)
+                file.write(_pixels(place, listed.names[number], data, size))
+                if done % 10000 == 9999:
+                    _log.info("%s: %d of %d pictures", path.name, done + 1, len(rows))
+
+    replace_file(path, write)
+    header = _Header(
+        version=_VERSION,
+        source=identity,
+        size=size,
+        names=list(table.names),
+        groups=list(table.groups),
+        splits={split: list(chosen) for split, chosen in table.splits.items()},
+        counts=counts.tolist(),
+        pictures=digest.hexdigest(),
+    )
+    written = json.dumps(asdict(header)).encode()
+    replace_file(path.with_suffix(".json"), lambda file: file.write(written))
+
+
+def _rows(listed: ListedPictures, table: ClassTable) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The row of each picture: by class, then by name; −1 of those that are left out."""
+    order = sorted(range(len(listed.names)), key=lambda i: (table.labels[i], listed.names[i]))
+    chosen = [i for i in order if table.labels[i] >= 0]
+    rows = np.full(len(order), -1)
+    rows[chosen] = np.arange(len(chosen))
+    return rows
+
+
+def _pixels(place: Path, name: str, data: bytes, size: int) -> bytes:
+    try:
+        if len(data) > LARGEST:
+            raise PictureError(f"{len(data)} bytes; at most {LARGEST} are read")
+        return decode(data, 3, size).transpose(2, 0, 1).tobytes()
+    except PictureError as error:
+        raise DataError(f"{place}: {name} cannot be read as a picture ({error})") from error
