@@ -27,11 +27,11 @@ FACES = ("core", "models", "data", "tasks", "evaluation", "trainers")
 FILES = {"load_folder", "load_omniglot", "folder_data", "omniglot_data", "torchvision_data"}
 FILES |= {"folder_tasks", "omniglot_tasks", "load_glyphs", "glyphs_data", "glyph_tasks"}
 FILES |= {"load_cifar_fs", "load_fc100", "cifar_fs_tasks", "fc100_tasks", "load_cub", "cub_tasks"}
-FILES |= {"load_mini_imagenet", "load_tiered_imagenet"}
+FILES |= {"load_mini_imagenet", "load_tiered_imagenet", "load_weights", "read_weights"}
 FILES |= {"mini_imagenet_tasks", "tiered_imagenet_tasks"}
 """Read pictures from a disk: their campaigns are in tests/data."""
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
-RESULTS |= {"RegressionReport", "RegressionScores", "RegressionTest"}
+RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 """What the library gives, never what it is given."""
 
