@@ -168,7 +168,8 @@ class InnerLoop:
     ) -> tuple[list[Tensor], Any]:
         """θ' and s' after a step along given gradients, which are clipped here."""
         if self.optimizer.clip_norm is not None:
-            grads = clipped_to(self.optimizer.clip_norm, grads, self.lead)
+            unmoved = self.optimizer.unmoved
+            grads = clipped_to(self.optimizer.clip_norm, grads, self.lead, unmoved=unmoved)
         moved, state = self.optimizer.step(grads, state, self.adapting(values))
         return self.merge(values, moved), state
 

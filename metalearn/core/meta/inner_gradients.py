@@ -66,7 +66,9 @@ def with_gradients(
     return with_both(optimizer)
 
 
-def clipped_to(limit: float, grads: list[Tensor], lead: int) -> list[Tensor]:
+def clipped_to(
+    limit: float, grads: list[Tensor], lead: int, *, unmoved: frozenset[int] = frozenset()
+) -> list[Tensor]:
     """Gradients times min(1, limit / their norm), of one task, or each of T by itself.
 
     The factor is a root of (‖g‖² / limit²) from 1 on, so that it has a derivative at g = 0.
@@ -75,10 +77,12 @@ def clipped_to(limit: float, grads: list[Tensor], lead: int) -> list[Tensor]:
         limit: above 0.
         grads: leaves of one task, or ``[T, ...]`` of T.
         lead: how many axes tasks have in front, 0 or 1.
+        unmoved: leaves, by position, that do not count.
     """
-    if not grads:
+    moving = [g for place, g in enumerate(grads) if place not in unmoved]
+    if not moving:
         return grads
-    squares = [(g * g).reshape(*g.shape[:lead], -1).sum(-1) for g in grads]
+    squares = [(g * g).reshape(*g.shape[:lead], -1).sum(-1) for g in moving]
     factor = (torch.stack(squares).sum(0) / limit**2).clamp_min(1).rsqrt()
     return [g * factor.to(g).reshape(factor.shape + (1,) * (g.dim() - lead)) for g in grads]
 

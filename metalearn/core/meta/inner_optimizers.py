@@ -49,6 +49,8 @@ class InnerOptimizer:
     """Of the gradients that an inner loop hands over; see `metalearn.core.with_gradients`."""
     support_batch: int | None = None
     """How many samples of the support set each is taken of; None takes all."""
+    unmoved: frozenset[int] = frozenset()
+    """Which leaves no gradient moves, by position; theirs have no part in the norm that clips."""
 
     def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """The params with their updates added, and the new state."""

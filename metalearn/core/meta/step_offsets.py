@@ -85,6 +85,13 @@ class _Parts:
             optimizer = optimizer.match(named.others(list(names)), named.others(values))
         return replace(named, optimizer=optimizer)
 
+    @property
+    def unmoved(self) -> frozenset[int]:
+        """Positions of leaves that no gradient moves."""
+        places = self.others(range(len(self.names)))
+        own = frozenset(range(len(self.names))).difference(places)
+        return own | {places[place] for place in self.optimizer.unmoved}
+
 
 def _made(parts: _Parts) -> InnerOptimizer:
     optimizer = parts.optimizer
@@ -114,4 +121,7 @@ def _made(parts: _Parts) -> InnerOptimizer:
         stack=lambda learnt: _made(parts.with_learnt(learnt, stack=True)),
         match=lambda names, values: _made(parts.matched(names, values)),
         schedule_lengths=optimizer.schedule_lengths,
+        clip_norm=optimizer.clip_norm,
+        support_batch=optimizer.support_batch,
+        unmoved=parts.unmoved,
     )

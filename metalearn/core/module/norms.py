@@ -6,7 +6,7 @@ Axes: N samples, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
 
@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from metalearn.core.module.copying import copy_module
+from metalearn.core.module.step_norms import (
+    StepNorm,
+    batch_moments,
+    normalized_by,
+    reading_statistics,
+)
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
 
@@ -106,11 +112,7 @@ class RunningNorm(nn.Module):
         moved = _moved.get(None)
         if moved is not None:
             moved[self.key] = self._towards(x, *moved.get(self.key, self.moments))
-        shape = (-1, *[1] * (x.dim() - 2))
-        slope = (self.running_var + self.eps).rsqrt()
-        slope = slope if self.weight is None else slope * self.weight
-        y = (x - self.running_mean.view(shape)) * slope.view(shape)
-        return y if self.bias is None else y + self.bias.view(shape)
+        return normalized_by(x, *self.moments, self.weight, self.bias, eps=self.eps)
 
     def extra_repr(self) -> str:
         """Channels, eps and momentum."""
@@ -123,9 +125,8 @@ class RunningNorm(nn.Module):
 
     def _towards(self, x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Moments moved towards those of a batch, by the momentum; the variance is unbiased."""
-        each = x.detach().transpose(0, 1).flatten(1)
-        found = each.mean(1), each.var(1, correction=min(1, each.shape[1] - 1))
-        one, other = (torch.lerp(a, b, self.momentum) for a, b in zip((mean, variance), found))
+        pairs = zip((mean, variance), batch_moments(x))
+        one, other = (torch.lerp(old, new, self.momentum) for old, new in pairs)
         return one, other
 
 
@@ -150,16 +151,18 @@ def moved_statistics(module: nn.Module, call: Callable[[], object]) -> dict[str,
     return found
 
 
-def without_noting() -> AbstractContextManager[None]:
+@contextmanager
+def without_noting() -> Iterator[None]:
     """A block in which a forward pass is none of the passes that move statistics."""
-    return _noting(None)
+    with _noting(None), reading_statistics(None):
+        yield
 
 
 def normalization_of(module: nn.Module) -> str:
     """What a module normalises with, in a word; several are joined by commas.
 
-    ``"batch_stats"``, ``"running"``, ``"group"``, ``"layer"``, ``"instance"``, ``"rms"``;
-    ``"none"`` where it has no layer of torch's that does.
+    ``"batch_stats"``, ``"running"``, ``"running_per_step"``, ``"group"``, ``"layer"``,
+    ``"instance"``, ``"rms"``; ``"none"`` where it has no layer of torch's that does.
     """
     kinds = [_kind(layer) for layer in module.modules()]
     return ", ".join(dict.fromkeys(kind for kind in kinds if kind)) or "none"
@@ -167,6 +170,8 @@ def normalization_of(module: nn.Module) -> str:
 
 def _kind(layer: nn.Module) -> str:
     """Of one layer; empty where it does not normalise."""
+    if isinstance(layer, StepNorm):
+        return "running_per_step"
     if isinstance(layer, _BatchNorm):
         return "batch_stats" if layer.training or layer.running_mean is None else "running"
     if isinstance(layer, nn.GroupNorm):

@@ -27,7 +27,7 @@ from metalearn.core.autodiff.backend import Functional
 from metalearn.core.checks import check_pair
 from metalearn.core.loss_checks import check_reached, unused_parameters
 from metalearn.core.memory import is_out_of_memory
-from metalearn.core.tree import check_floating, match_names
+from metalearn.core.tree import match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.trainers.meta.learnt import learn_in_adaptation
@@ -139,10 +139,9 @@ class MetaLearner(Learner):
 
     def fit(self, params: Params, support: Batch, *, steps: int | None = None) -> Iterator[Params]:
         """θ_0 … θ_K of one network on one task's support set."""
-        adaptation = self.adaptation(params, steps)
-        check_floating(params, "params")
+        start, adaptation = self.scored(params, steps)
         backend = Functional() if transforms_active() else Eager()
-        for point in adaptation.trajectory(self.network.own(params), support, backend=backend):
+        for point in adaptation.trajectory(start, support, backend=backend):
             yield point.params
 
     def predict(self, state: Params, inputs: Tensor) -> Tensor:
@@ -169,17 +168,17 @@ class MetaLearner(Learner):
         alone: bool,
     ) -> Any:
         """See `Learner.along`: all tasks take their inner steps at once."""
-        engine, chunk = self.batching
+        (start, how), (engine, chunk) = self.scored(params, steps), self.batching
         return along_adaptation(
             visit,
-            self.inner_loss(params),
-            self.network.own(params),
+            how.loss,
+            start,
             tasks,
-            optimizer=self.optimizer_at(params),
-            steps=self.count_steps(steps),
+            optimizer=how.optimizer,
+            steps=how.steps,
             engine="vmap" if engine != "loop" and alone else engine,
             chunk_size=chunk,
-            frozen=self.frozen,
+            frozen=how.frozen,
         )
 
     @checked
@@ -245,6 +244,10 @@ class MetaLearner(Learner):
         """K inner steps from a starting point; None takes ``maml.eval_steps``."""
         count, loss = self.count_steps(steps), self.inner_loss(start)
         return Adaptation(loss, self.optimizer_at(start), count, self.frozen)
+
+    def scored(self, params: Params, steps: int | None) -> tuple[Params, Adaptation]:
+        """θ_0, and the inner steps from there, as states and scores have them."""
+        return self.network.own(params), self.adaptation(params, steps)
 
     def optimizer_at(self, params: Params) -> InnerOptimizer:
         """The inner optimiser of one network with what is learnt among its parameters."""

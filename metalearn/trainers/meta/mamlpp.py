@@ -7,13 +7,22 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
+from metalearn.core import Adaptation
 from metalearn.core.module.norms import norm_parameters
+from metalearn.core.module.step_norms import fixed_statistics, step_norms, with_step_norms
 from metalearn.errors import SettingError, check_whole
+from metalearn.models import Ensemble
 from metalearn.signatures import checked
 from metalearn.trainers.meta.maml import MetaLearner
 from metalearn.trainers.meta.settings import MAML, with_learnt_rates
+from metalearn.trainers.meta.step_statistics import (
+    by_running_statistics,
+    moved_step_statistics,
+    with_fixed_statistics,
+)
+from metalearn.types import Params, TaskBatch
 
 __all__ = ["MAMLPlusPlus", "annealed_weights"]
 
@@ -42,6 +51,10 @@ class MAMLPlusPlus(MetaLearner):
             learnt value after each inner step, γ_k = γ_0 + d_k, of which d_1 … d_K are entries
             ``learnt.offset.<parameter>`` ``[K, ...]`` that start at 0. Steps after the K-th take
             the last.
+        statistics_per_step: batch norms keep running statistics of each state θ_0 … θ_K, moved
+            after each training step by the means over its tasks, and all scores normalise by them,
+            in adaptation too, so that they are inductive by themselves. Training normalises by the
+            batch at hand. For one network, not for members.
 
     Raises:
         SettingError: as `MetaLearner`; a value out of range, settings of ``maml`` that contradict;
@@ -50,7 +63,8 @@ class MAMLPlusPlus(MetaLearner):
     Source: Antoniou, Edwards and Storkey, "How to Train Your MAML", ICLR 2019. The paper has a step
     size for each layer and inner step, where here weight and bias have each their own. Its cosine
     annealing of the outer step size is ``trainer.schedule=cosine``. Here the support loss and the
-    query losses at θ_k share γ_k; in the paper's code a query loss at θ_{k+1} has γ_k too.
+    query losses at θ_k share γ_k; in the paper's code a query loss at θ_{k+1} has γ_k too. That
+    code keeps running statistics but never normalises by them; here it is as the paper says.
     """
 
     @checked
@@ -64,6 +78,7 @@ class MAMLPlusPlus(MetaLearner):
         first_order_steps: int = 0,
         learn_rates: bool = True,
         affine_per_step: bool = False,
+        statistics_per_step: bool = False,
     ) -> None:
         if multi_step_steps is not None:
             check_whole("multi_step_steps", multi_step_steps, 1)
@@ -71,11 +86,49 @@ class MAMLPlusPlus(MetaLearner):
         maml = maml or MAML()
         _check_inner(maml, first_order_steps)
         self.multi_step_steps, self.first_order_steps = multi_step_steps, first_order_steps
-        self.affine_per_step = affine_per_step
+        self.affine_per_step, self.statistics_per_step = affine_per_step, statistics_per_step
         if learn_rates:
             otherwise = "; learner.learn_rates=false leaves it open"
             maml = with_learnt_rates(maml, "parameter_and_step", otherwise=otherwise)
+        if statistics_per_step:
+            module = _with_statistics(module, maml)
         super().__init__(module, maml, kind=kind)
+
+    def scored(self, params: Params, steps: int | None) -> tuple[Params, Adaptation]:
+        """As of `MetaLearner`, by running statistics where there are some."""
+        start, adaptation = super().scored(params, steps)
+        if not self.statistics_per_step:
+            return start, adaptation
+        adapting = self.adapting()
+        still = [name for name in start if name not in adapting]
+        return by_running_statistics(start, adaptation, step_norms(self.module), still)
+
+    def predict(self, state: Params, inputs: Tensor) -> Tensor:
+        """As of `MetaLearner`, by running statistics where there are some."""
+        if not self.statistics_per_step:
+            return super().predict(state, inputs)
+        with fixed_statistics():
+            return super().predict(state, inputs)
+
+    def as_module(self, module: nn.Module, state: Params) -> nn.Module:
+        """As of `MetaLearner`, with the running statistics of a state where there are some."""
+        return with_fixed_statistics(super().as_module(module, state), state)
+
+    def moved_buffers(self, params: Params, tasks: TaskBatch) -> dict[str, Tensor]:
+        """Running statistics after one more meta-batch; see `moved_step_statistics`."""
+        if not self.statistics_per_step:
+            return super().moved_buffers(params, tasks)
+        start, adaptation = super().scored(params, self.inner_steps)
+        engine, chunk = self.batching
+        return moved_step_statistics(
+            lambda values, inputs: self.apply(values, self.buffers, inputs),
+            start,
+            adaptation,
+            tasks,
+            self.module,
+            engine=engine,
+            chunk_size=chunk,
+        )
 
     def gradient_settings(self, step: int = 0) -> dict[str, Any]:
         """As of `MetaLearner`, with the weights and the order of a training step.
@@ -127,6 +180,17 @@ def annealed_weights(done: float, count: int) -> list[float]:
     """
     each = max(1 - done, _LEAST) / count
     return [each] * (count - 1) + [1 - (count - 1) * each]
+
+
+def _with_statistics(module: nn.Module, maml: MAML) -> nn.Module:
+    """A network that has running statistics of each inner step, refused where it cannot."""
+    if isinstance(module, Ensemble):
+        accepted = "one network is needed for statistics_per_step=true"
+        raise SettingError("module", "Ensemble", f"{accepted}: members that adapt keep none")
+    if maml.norm not in (None, "batch_stats"):
+        accepted = "null or batch_stats is needed with statistics_per_step=true"
+        raise SettingError("maml.norm", maml.norm, accepted)
+    return with_step_norms(module, maml.inner_steps)
 
 
 def _check_inner(maml: MAML, first_order_steps: int) -> None:

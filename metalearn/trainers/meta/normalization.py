@@ -7,20 +7,29 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.core.module.norms import moved_statistics, normalization_of
 from metalearn.core.tree import tree_map
-from metalearn.trainers.diagnostics import batch_dependence
 from metalearn.trainers.meta.inductive import answers_depend
-from metalearn.trainers.meta.method_checks import predicted, states_of
-from metalearn.trainers.meta.protocol import Learner
-from metalearn.types import TaskBatch
+from metalearn.trainers.meta.method_checks import CheckedLearner, predicted, states_of
+from metalearn.types import Params, TaskBatch
 
 __all__ = ["Normalization", "moved_by_tasks", "normalization_in"]
+
+
+class NormalizedLearner(CheckedLearner, Protocol):
+    """What is asked of a learner here."""
+
+    module: nn.Module
+    apply: Any
+    buffers: Any
+
+    def count_steps(self, steps: int | None) -> int:
+        """K."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,12 @@ class Normalization:
         return f"{self.name}; {whose}"
 
 
-def normalization_in(learner: Learner, tasks: TaskBatch, *, inductive: bool) -> Normalization:
+def normalization_in(
+    learner: NormalizedLearner, tasks: TaskBatch, *, inductive: bool
+) -> Normalization:
     """How scores are normalised.
 
-    Layers with statistics of the batch are known; of others, one query of the first task is
-    predicted beside the other queries and beside copies of itself.
+    One query of the first task is predicted beside the other queries and beside copies of itself.
 
     Args:
         learner: that is scored.
@@ -51,8 +61,8 @@ def normalization_in(learner: Learner, tasks: TaskBatch, *, inductive: bool) -> 
         inductive: whether each query is predicted alone, beside the support set.
     """
     name = normalization_of(learner.module)
-    if inductive or batch_dependence(learner.module):
-        return Normalization(name, not inductive)
+    if inductive:
+        return Normalization(name, False)
     support, (queries, _) = tree_map(lambda value: value[0], tasks)
     if not isinstance(queries, Tensor):
         return Normalization(name, False)
@@ -64,15 +74,22 @@ def normalization_in(learner: Learner, tasks: TaskBatch, *, inductive: bool) -> 
         )
 
 
-def moved_by_tasks(learner: Learner, tasks: TaskBatch) -> dict[str, Tensor]:
-    """Running statistics of a learner's network after a training step, by the name of a buffer.
+def moved_by_tasks(
+    learner: NormalizedLearner, params: Params, tasks: TaskBatch
+) -> dict[str, Tensor]:
+    """New values of buffers of a learner's network after a training step, by name.
 
-    They move towards the moments of all support and query inputs of the step's tasks together, in
-    one pass at the parameters before the step. Empty for a network without `RunningNorm`.
+    Running statistics move towards the moments of all support and query inputs of the step's tasks
+    together, in one pass. Empty for a network without `RunningNorm`.
+
+    Args:
+        learner: that is trained.
+        params: before the step.
+        tasks: of the step.
     """
 
     def together(support: Any, query: Any) -> Any:
         return torch.cat([support.flatten(0, 1), query.flatten(0, 1)])
 
     inputs = tree_map(together, tasks.support[0], tasks.query[0])
-    return moved_statistics(learner.module, lambda: learner.outputs(inputs))
+    return moved_statistics(learner.module, lambda: learner.apply(params, learner.buffers, inputs))

@@ -18,7 +18,6 @@ from metalearn.schema import Kind
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.meta.learnt_records import learnt_numbers
 from metalearn.trainers.meta.method_checks import check_gradient, check_methods
-from metalearn.trainers.meta.normalization import moved_by_tasks
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import score_numbers
 from metalearn.types import Params, TaskBatch, TaskDistribution
@@ -100,7 +99,7 @@ class MetaObjective:
             result.loss.reshape(-1),
             count,
             count,
-            buffers=moved_by_tasks(self.learner, batch.tasks),
+            buffers=self.learner.moved_buffers(own, batch.tasks),
             suspects=lambda: _suspects(result.query_losses.view(-1, count), batch.indices),
         )
 

@@ -30,6 +30,7 @@ from metalearn.trainers.meta.criterion import Criterion, Kind
 from metalearn.trainers.meta.learnt import learn_beside
 from metalearn.trainers.meta.method_checks import named_by_class, refused_inputs, states_of
 from metalearn.trainers.meta.network import network_of, normalized
+from metalearn.trainers.meta.normalization import moved_by_tasks
 from metalearn.trainers.meta.plan_state import kept_plan, plan_kind, plan_state
 from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.scoring import along_states, score_tasks
@@ -98,6 +99,7 @@ class Learner(ABC):
         self.plan: Plan | None = None
 
     learn = learn_beside
+    moved_buffers = moved_by_tasks
     network_for = staticmethod(network_of)
 
     @abstractmethod

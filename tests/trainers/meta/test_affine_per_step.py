@@ -85,9 +85,11 @@ def written_out(
             slopes = torch.autograd.grad(
                 loss(now, tasks.support, t), [now[n] for n in moving], create_graph=second_order
             )
+            square = torch.stack([slope.square().sum() for slope in slopes]).sum()
+            factor = (square / (one.maml.inner_clip or 1e9) ** 2).clamp_min(1).rsqrt()
             for n, slope in zip(moving, slopes):
                 rate = leaves.get(f"learnt.lr.{n}", [0.3] * 3)[k]
-                now[n] = now[n] - rate * slope
+                now[n] = now[n] - rate * factor * slope
             now |= {n: start[n] + leaves[OFFSET + n][k] for n in norms}
             losses.append(loss(now, tasks.query, t))
             total = total + weight * losses[-1] / 3
@@ -114,6 +116,33 @@ def test_gradient_and_scores_are_those_of_a_plain_loop(
     for name, value in params.items():
         one.params[name].copy_(value)
     torch.testing.assert_close(one.score(doubled()).losses[:, 1:], losses)
+
+
+@every_engine
+@pytest.mark.parametrize("method", ["reverse", "mixed", "first_order"])
+def test_inner_gradients_are_clipped_by_what_adapts_alone(engine: Any, method: Any) -> None:
+    one = learner(normed(), {"engine": engine, "method": method, "inner_clip": 0.3})
+    params, exact = drawn(one), method != "first_order"
+    found = one.gradient(params, doubled(), step=4)
+    loss, grads, _ = written_out(one, params, [0.2, 0.2, 0.6], second_order=exact)
+    torch.testing.assert_close(found.loss, loss, rtol=1e-10, atol=1e-12)
+    for name, grad in grads.items():
+        torch.testing.assert_close(found.grads[name], grad, rtol=1e-9, atol=1e-11)
+    free = learner(normed(), {"engine": engine, "method": method}).gradient(params, doubled())
+    assert not torch.allclose(free.loss, loss)
+
+
+def test_inner_steps_take_parts_of_the_support_set() -> None:
+    losses = {
+        (engine, size): learner(normed(), {"engine": engine, "support_batch": size})
+        .meta_gradient(doubled())
+        .loss
+        for engine in ("batched", "vmap", "loop")
+        for size in (2, 6)
+    }
+    for (engine, size), loss in losses.items():
+        torch.testing.assert_close(loss, losses["loop", size])
+        assert not torch.allclose(loss, losses[engine, 8 - size])
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "layer"])

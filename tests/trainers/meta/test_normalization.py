@@ -18,11 +18,7 @@ from metalearn.errors import SettingError
 from metalearn.models import MLP, Conv4, Ensemble
 from metalearn.tasks import FewShotTasks
 from metalearn.trainers import MAML, MetaLearner, MetaTrainer, ProtoNet
-from metalearn.trainers.meta.normalization import (
-    Normalization,
-    moved_by_tasks,
-    normalization_in,
-)
+from metalearn.trainers.meta.normalization import Normalization, normalization_in
 from metalearn.trainers.meta.reports import TestReport as Report
 from metalearn.types import TaskBatch
 from tests.support.builders import assert_same, patterns
@@ -122,7 +118,7 @@ def test_learners_without_an_inner_loop_have_running_statistics_too() -> None:
 
 def test_a_network_without_such_layers_moves_nothing() -> None:
     learner = MetaLearner(MLP((1, 4, 4), WAY, hidden=(8,)))
-    assert moved_by_tasks(learner, episodes()) == {}
+    assert learner.moved_buffers(learner.params, episodes()) == {}
 
 
 def test_members_and_networks_without_batch_norms_are_refused() -> None:
