@@ -12,6 +12,7 @@ from torch import nn
 from metalearn.cli.devices import device_of
 from metalearn.cli.given_settings import plain_value
 from metalearn.cli.networks import LARGEST_SEED, InitialWeights, made_model, network_seeds
+from metalearn.cli.shapes import deferred_tasks
 from metalearn.cli.targets import (
     SOURCES,
     accepted_of,
@@ -80,17 +81,29 @@ def check_settings_of(config: DictConfig) -> None:
 
 
 def build(
-    config: DictConfig, *, folder: Path | None, start: InitialWeights | None = None
+    config: DictConfig,
+    *,
+    folder: Path | None,
+    start: InitialWeights | None = None,
+    deferred: bool = False,
 ) -> Trainer:
     """The trainer of a configuration, every setting checked before anything is loaded.
 
-    ``start`` are weights to begin with: of a run of the same kind, or of the network itself.
+    Args:
+        config: composed, or that of a run.
+        folder: of the run, for its checkpoints.
+        start: weights to begin with: of a run of the same kind, or of the network itself.
+        deferred: whether the data of tasks are looked for when one is drawn, and not here.
     """
     check_settings_of(config)
     device = device_of(config.device)
     groups = groups_of(config)
     optimizer = made(config.optimizer, "optimizer")
-    objects = {SOURCES[g]: made(config[g], g) for g in groups if g in SOURCES and g != "ood"}
+    later = deferred_tasks(config) if deferred and "task" in groups else None
+    objects: dict[str, Any] = {} if later is None else {"tasks": later}
+    for group in groups:
+        if group in SOURCES and group != "ood" and SOURCES[group] not in objects:
+            objects[SOURCES[group]] = made(config[group], group)
     source = objects.get("tasks") or objects["data"]
     if "ood" in groups:
         objects["ood"] = _second_data(config.ood, source)

@@ -38,6 +38,16 @@ def _group(value: Any, where: str) -> None:
     mapping({"_target_": text}, {"_partial_": choice(True)})(value, where)
 
 
+_SHAPES: Kind = mapping(
+    {
+        "kind": choice("classification", "regression"),
+        "input_shape": list_of(whole(1), most=8),
+        "outputs": whole(1),
+        "outputs_by_split": map_of(text, whole(1)),
+    }
+)
+"""Of the tasks that the run's network was made for."""
+
 _CONFIG: Kind = mapping(
     {
         **dict.fromkeys(("trainer", "model", "optimizer"), _group),
@@ -51,6 +61,7 @@ _CONFIG: Kind = mapping(
         "deterministic": flag,
         "init_from": maybe(text),
         "init_skip": maybe(list_of(text)),
+        "shapes": maybe(_SHAPES),
     },
 )
 

@@ -34,6 +34,8 @@ def load(
     It has its ``module``, with the parameters of that state, and its ``tasks`` or ``data``; a run
     on tasks has a ``learner`` to adapt, an ensemble ``predict`` and ``predictive``. `fit` goes on
     from there, and writes nothing into the folder: ``resume=<folder>`` on the command line does.
+    The data of tasks are looked for (or downloaded) when the first task is drawn: a learner adapts
+    without them.
 
     Args:
         folder: of a run, from the command line or from Python.
@@ -87,7 +89,7 @@ def load_learner(
     saved = saved_config(folder, trust=trust)
     if "task" not in saved:
         raise SettingError("run", str(run), "a run of trainer=meta is needed; see load_ensemble")
-    trainer = trainer_of(folder, saved, checkpoint, device)
+    trainer = trainer_of(folder, saved, checkpoint, device, deferred=True)
     return cast("MetaLearner", trainer.learner)  # type: ignore[attr-defined]
 
 
@@ -135,11 +137,19 @@ def load_module(
 
 
 def trainer_of(
-    folder: Path, saved: DictConfig, checkpoint: str, device: str | torch.device
+    folder: Path,
+    saved: DictConfig,
+    checkpoint: str,
+    device: str | torch.device,
+    *,
+    deferred: bool = False,
 ) -> Trainer:
-    """The trainer of a run's configuration at a checkpoint, without a folder to write to."""
+    """The trainer of a run's configuration at a checkpoint, without a folder to write to.
+
+    With ``deferred`` the data of tasks are looked for when one is drawn.
+    """
     saved.device = str(device)
-    trainer = build(saved, folder=None)
+    trainer = build(saved, folder=None, deferred=deferred)
     trainer.resume(_checkpoint(folder, checkpoint))
     return trainer
 
@@ -148,7 +158,8 @@ def _loaded(
     run: str | Path, setting: str, checkpoint: str, device: str | torch.device, trust: bool
 ) -> Trainer:
     folder = existing_run(str(run), setting)
-    return trainer_of(folder, saved_config(folder, trust=trust), checkpoint, device)
+    saved = saved_config(folder, trust=trust)
+    return trainer_of(folder, saved, checkpoint, device, deferred=True)
 
 
 def _checkpoint(folder: Path, name: str) -> Path:

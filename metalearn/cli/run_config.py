@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -94,13 +95,21 @@ def used_part(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, names)
 
 
-def write_config(folder: Path, config: DictConfig) -> None:
-    """Write the resolved configuration into the run's folder."""
+def write_config(folder: Path, config: DictConfig, shapes: Mapping[str, Any] | None = None) -> None:
+    """Write the resolved configuration into the run's folder.
+
+    Args:
+        folder: of the run.
+        config: that trains.
+        shapes: of the tasks, where there are some.
+    """
     shown = used_part(config)
     shown.resume = None  # where this process began is told by the provenance files
     shown.pop("trust", None)  # no file may ask to be trusted
     with open_dict(shown):
         shown.version = CONFIG_VERSION
+        if shapes is not None:
+            shown.shapes = shapes
     text = OmegaConf.to_yaml(shown, resolve=True)
     path = folder / "config.yaml"
     replace_file(path, lambda file: file.write(text.encode()), make_folder=False)

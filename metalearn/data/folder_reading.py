@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metalearn.data.folder_tree import ClassFolder
-from metalearn.data.pictures import LARGEST, PictureError, decode
+from metalearn.data.pictures import LARGEST, PictureError, decode, decode_by_area
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.files import read_regular
 
@@ -37,6 +37,7 @@ class FolderReading:
         on_corrupt: ``refuse`` raises on unreadable pictures; ``skip`` leaves them out and logs a
             warning that names them.
         invert: exchange bright and dark.
+        area: make pictures smaller by area averaging, as Omniglot's are; else by Pillow's filter.
 
     Raises:
         SettingError: a setting that cannot work.
@@ -46,6 +47,7 @@ class FolderReading:
     channels: Literal[1, 3]
     on_corrupt: Literal["refuse", "skip"]
     invert: bool
+    area: bool = False
 
     def __post_init__(self) -> None:
         check_whole("image_size", self.image_size, 1)
@@ -63,6 +65,7 @@ class FolderReading:
             DataError: unreadable pictures, or a class without readable ones.
         """
         size, channels = self.image_size, self.channels
+        shrink = decode_by_area if self.area else decode
         images = np.empty((sum(len(c.files) for c in classes), channels, size, size), np.uint8)
         labels: list[int] = []
         faults: list[str] = []
@@ -72,7 +75,7 @@ class FolderReading:
             for label, folder in enumerate(classes):
                 for file in folder.files:
                     try:
-                        pixels = decode(read_regular(file, LARGEST), channels, size)
+                        pixels = shrink(read_regular(file, LARGEST), channels, size)
                     except (OSError, PictureError) as error:
                         faults.append(f"{file.relative_to(root)} ({error})")
                         continue

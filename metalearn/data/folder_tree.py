@@ -11,7 +11,7 @@ from pathlib import Path
 
 from metalearn.errors import DataError
 
-__all__ = ["ClassFolder", "find_classes"]
+__all__ = ["ClassFolder", "class_folders", "find_classes", "subfolders"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -56,6 +56,24 @@ def find_classes(root: Path, *, shared: bool = False) -> list[ClassFolder]:
                 "to have them divided by class"
             )
     return classes
+
+
+def class_folders(base: Path) -> list[ClassFolder]:
+    """The classes in a folder, ``class`` or ``group/class``, sorted by name, whatever their names.
+
+    Raises:
+        DataError: as `find_classes`.
+    """
+    return sorted(_classes(base, split=""), key=lambda found: found.name)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted by name; hidden ones are passed over.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    return _listed(folder)[0]
 
 
 def _named_splits(root: Path, folders: list[Path]) -> list[ClassFolder]:

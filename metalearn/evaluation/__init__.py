@@ -9,6 +9,7 @@ from metalearn.evaluation.calibration import (
     expected_calibration_error,
     reliability_bins,
 )
+from metalearn.evaluation.confusions import Confusion, ConfusionCounts
 from metalearn.evaluation.out_of_distribution import OODScores, ood_scores, uncertainty_scores
 from metalearn.evaluation.regression import (
     RegressionReport,
@@ -23,6 +24,8 @@ from metalearn.evaluation.temperature import (
 )
 
 __all__ = [
+    "Confusion",
+    "ConfusionCounts",
     "EnsembleReport",
     "EnsembleStatistics",
     "OODScores",

@@ -9,10 +9,12 @@ from metalearn.tasks.published_sets import (
     mini_imagenet_tasks,
     tiered_imagenet_tasks,
 )
+from metalearn.tasks.saved_episodes import Episode, read_episodes
 from metalearn.tasks.sinusoid import SinusoidTasks
 from metalearn.tasks.sources import folder_tasks, glyph_tasks, omniglot_tasks
 
 __all__ = [
+    "Episode",
     "FewShotTasks",
     "SinusoidTasks",
     "cifar_fs_tasks",
@@ -23,5 +25,6 @@ __all__ = [
     "mini_imagenet_tasks",
     "omniglot_tasks",
     "outputs_by_split",
+    "read_episodes",
     "tiered_imagenet_tasks",
 ]

@@ -28,10 +28,11 @@ FILES = {"load_folder", "load_omniglot", "folder_data", "omniglot_data", "torchv
 FILES |= {"folder_tasks", "omniglot_tasks", "load_glyphs", "glyphs_data", "glyph_tasks"}
 FILES |= {"load_cifar_fs", "load_fc100", "cifar_fs_tasks", "fc100_tasks", "load_cub", "cub_tasks"}
 FILES |= {"load_mini_imagenet", "load_tiered_imagenet", "load_weights", "read_weights"}
-FILES |= {"mini_imagenet_tasks", "tiered_imagenet_tasks"}
+FILES |= {"read_episodes", "mini_imagenet_tasks", "tiered_imagenet_tasks"}
 """Read pictures from a disk: their campaigns are in tests/data."""
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
+RESULTS |= {"Confusion", "Episode"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 """What the library gives, never what it is given."""
 
@@ -314,6 +315,7 @@ def _evaluation() -> dict[str, Callable[[], Call]]:
         )
     }
     return calls | {
+        "ConfusionCounts": _of(evaluation, "ConfusionCounts"),
         "EnsembleStatistics": _of(evaluation, "EnsembleStatistics", members=3, classes=4),
         "RegressionStatistics": _of(evaluation, "RegressionStatistics", members=3, targets=2),
         "fit_temperature": _of(

@@ -17,8 +17,10 @@ from metalearn.cli.loading import trainer_of
 from metalearn.cli.other_tasks import any_way, check_other_tasks, put_other_tasks
 from metalearn.cli.run_config import config_to_read, saved_config
 from metalearn.cli.run_folders import existing_run, writing_to
+from metalearn.cli.scoring import Findings, episode_findings, task_findings
 from metalearn.cli.targets import target_of
 from metalearn.errors import DataError, SettingError, check_whole
+from metalearn.files import failures_named
 from metalearn.signatures import accepted_settings
 from metalearn.tracking import provenance, write_json
 from metalearn.trainers import Trainer
@@ -42,28 +44,50 @@ def evaluate(config: DictConfig) -> None:
         changes = _change(saved, config)
         trainer = _trainer(folder, saved, config)
         started = time.monotonic()
-        reports = trainer.reports(config.split, tasks=config.tasks)
+        if config.episodes is not None:
+            found = episode_findings(trainer, saved, config)
+        else:
+            found = task_findings(trainer, config)
         seconds = time.monotonic() - started
-        if not reports:
+        if not found.reports:
             raise SettingError("run", config.run, "one whose trainer takes tests is needed")
-        tasks = f", {config.tasks} {config.split} tasks" if "task" in saved else ""
-        print(f"{folder}, step {trainer.step}{tasks}")
-        print(report_text(reports))
-        path = folder / f"{_evaluation_name(config, changes)}.json"
-        scores: dict[str, Any] = {name: report.as_json() for name, report in reports.items()}
-        how = {}
+        print(f"{folder}, step {trainer.step}{_what(config, saved, found)}")
+        print("\n".join([report_text(found.reports), *found.lines]))
+        how = {"checkpoint": config.checkpoint, "step": trainer.step}
         if "task" in saved:
-            how = {
-                "split": config.split,
-                "task": OmegaConf.to_container(saved.task, resolve=True),
-                "eval_steps": OmegaConf.select(saved, "maml.eval_steps"),
-                "seconds": seconds,
-            }
-        elif len(scores) == 1:  # that of the data set
-            (scores,) = scores.values()
-        found = {"checkpoint": config.checkpoint, "step": trainer.step, **how}
-        write_json(path, found | {"scores": scores, "provenance": provenance()})
-        print(f"written: {path}")
+            how |= _how(config, saved) | {"seconds": seconds}
+        _write(folder, _evaluation_name(config, changes), found, how)
+
+
+def _what(config: DictConfig, saved: DictConfig, found: Findings) -> str:
+    """What was scored, in words."""
+    if config.episodes is not None:
+        return f", {len(found.entries['episodes'])} episodes of {config.episodes}"
+    return f", {config.tasks} {config.split} tasks" if "task" in saved else ""
+
+
+def _how(config: DictConfig, saved: DictConfig) -> dict[str, Any]:
+    """How tasks were scored."""
+    steps = {"eval_steps": OmegaConf.select(saved, "maml.eval_steps")}
+    if config.episodes is not None:
+        return steps
+    task = OmegaConf.to_container(saved.task, resolve=True)
+    return {"split": config.split, "task": task, **steps}
+
+
+def _write(folder: Path, name: str, found: Findings, how: Mapping[str, Any]) -> None:
+    """Scores as JSON, and figures, in the run's folder."""
+    scores: dict[str, Any] = {name: report.as_json() for name, report in found.reports.items()}
+    if "seconds" not in how and len(scores) == 1:  # that of the data set
+        (scores,) = scores.values()
+    path = folder / f"{name}.json"
+    write_json(path, {**how, "scores": scores, **found.entries, "provenance": provenance()})
+    print(f"written: {path}")
+    for stem, figure in found.figures.items():
+        picture = folder / f"{stem}.png"
+        with failures_named(picture):
+            figure.savefig(picture, dpi=110)
+        print(f"written: {picture}")
 
 
 def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
@@ -76,12 +100,14 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     check_whole("tasks", plain_value(config.tasks), 1)
     if config.eval_steps is not None:
         check_whole("eval_steps", plain_value(config.eval_steps), 0)
+    check_whole("confusions", plain_value(config.confusions), 0)
+    _check_episodes(config, saved, given)
     for setting in given:
         if setting.value is None or "task" in saved:
             continue
-        if setting.group in ("task", "eval_steps"):
+        if setting.group in ("task", "eval_steps", "episodes"):
             raise setting.refusal("the run has no tasks, so null is needed")
-        if setting.name == "tasks":
+        if setting.name in ("tasks", "confusions"):
             raise setting.refusal("the run has no tasks, so nothing is needed here")
     if config.get("ood") is not None:
         _check_ood(config, saved)
@@ -95,6 +121,22 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
             )
 
 
+def _check_episodes(config: DictConfig, saved: DictConfig, given: Sequence[GivenSetting]) -> None:
+    """Refuse what says how tasks are drawn beside episodes that are given, and the reverse."""
+    episodes, invert = plain_value(config.episodes), plain_value(config.invert)
+    if episodes is not None and not isinstance(episodes, str):
+        raise SettingError("episodes", episodes, "a folder of episodes, or null, is needed")
+    if invert is not None and not isinstance(invert, bool):
+        raise SettingError("invert", invert, "true, false or null is needed")
+    for setting in given:
+        if setting.value is None or "task" not in saved:
+            continue
+        if episodes is None and setting.name == "invert":
+            raise setting.refusal("null is needed: it is for pictures of episodes=...")
+        if episodes is not None and setting.group in ("task", "tasks", "test_task", "split"):
+            raise setting.refusal("nothing is needed here beside episodes=..., which are scored")
+
+
 def _check_ood(config: DictConfig, saved: DictConfig) -> None:
     name = config.ood.get("_target_")
     if "task" in saved:
@@ -106,7 +148,8 @@ def _check_ood(config: DictConfig, saved: DictConfig) -> None:
 def _trainer(folder: Path, saved: DictConfig, config: DictConfig) -> Trainer:
     """The run's trainer, on its own tasks or on those from elsewhere."""
     try:
-        return trainer_of(folder, saved, config.checkpoint, config.device)
+        deferred = config.episodes is not None
+        return trainer_of(folder, saved, config.checkpoint, config.device, deferred=deferred)
     except DataError as error:
         if config.get("test_task") is None or "does not fit the run" not in str(error):
             raise
@@ -143,6 +186,8 @@ def _evaluation_name(config: DictConfig, changes: Mapping[str, Any]) -> str:
     parts = ["evaluation", config.split]
     if config.get("test_task") is not None:
         parts.append(str(HydraConfig.get().runtime.choices["test_task"]))
+    if config.episodes is not None:
+        parts[1:] = ["episodes", Path(config.episodes).resolve().name]
     if config.checkpoint != "best":
         parts.append(config.checkpoint)
     if config.eval_steps is not None:

@@ -25,6 +25,7 @@ from metalearn.cli.run_folders import (
     remove_partial_files,
     writing_to,
 )
+from metalearn.cli.shapes import recorded_shapes
 from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular
@@ -111,7 +112,7 @@ def _begin(
     resuming: bool,
 ) -> None:
     """Write what explains a run before it trains, and let it keep records."""
-    write_config(folder, config)
+    write_config(folder, config, recorded_shapes(trainer))
     path = folder / "provenance.json"
     if path.exists():
         path = folder / f"provenance-resumed-at-{trainer.step}.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class MetaEvaluator:
         prepare: Callable[[], None],
         check: Callable[[], None],
     ) -> None:
-        if select_by not in _PREFIXES:
+        if select_by not in get_args(SelectBy):
             raise SettingError("select_by", select_by, "transductive or inductive is needed")
         self.learner, self.tasks, self.count, self.at_once = learner, tasks, count, at_once
         self.select_by = select_by

@@ -13,6 +13,7 @@ from metalearn.core.targets import check_form
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 from metalearn.tasks import outputs_by_split
+from metalearn.tasks.deferred import DeferredTasks
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.types import TaskDistribution
 
@@ -23,6 +24,8 @@ def check_fit(
     learner: Learner, tasks: TaskDistribution, meta_batch: int, device: torch.device
 ) -> None:
     """Run one task's support set through the model, and look at its targets.
+
+    Of tasks whose data are not looked for yet nothing is run.
 
     Args:
         learner: whose module is looked at.
@@ -37,6 +40,8 @@ def check_fit(
     if learner.needs == "logits" and len(set(ways.values())) > 1:
         accepted = "a model with a logit for each class needs the same way in every split"
         raise SettingError("task.way", ways, accepted)
+    if isinstance(tasks, DeferredTasks):
+        return
     batch = tasks.sample("train", [0], device=device)
     size = sum(part.numel() * part.element_size() for part in leaves(batch))
     check_memory("meta_batch", meta_batch, size * meta_batch, device)

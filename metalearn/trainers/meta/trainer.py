@@ -35,6 +35,7 @@ from metalearn.trainers.meta.normalization import normalization_in
 from metalearn.trainers.meta.objective import MetaObjective
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import TestReport, task_report
+from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.meta.unvalidated import evaluator_for
 from metalearn.trainers.trainer import Trainer
@@ -166,10 +167,24 @@ class MetaTrainer(Trainer):
         self, count: int = 600, *, split: Split = "test", inductive: bool = False
     ) -> TestReport:
         """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K."""
+        scores = self.task_scores(count, split=split, inductive=inductive)
+        return self.report_of(scores, split=split, inductive=inductive)
+
+    @checked
+    def task_scores(
+        self, count: int = 600, *, split: Split = "test", inductive: bool = False
+    ) -> TaskScores:
+        """Scores of each of the first ``count`` tasks of a split at every inner step 0..K."""
         check_whole("count", count, 1)
         check_split(split)
         scores = self.evaluator.score(split, count, inductive=inductive)
         check_tasks(scores, split)
+        return scores
+
+    def report_of(
+        self, scores: TaskScores, *, split: Split = "test", inductive: bool = False
+    ) -> TestReport:
+        """What `task_scores` of a split come to."""
         few = self.tasks.sample(split, [0], device=self.device)
         found = normalization_in(self.learner, few, inductive=inductive)
         return task_report(scores, found, inductive=inductive)

@@ -1,0 +1,79 @@
+"""Tasks whose data are looked for when a task is asked for, and not before.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from metalearn.errors import DataError
+from metalearn.tasks.by_split import outputs_by_split
+from metalearn.types import Split, TaskBatch, TaskDistribution
+
+__all__ = ["DeferredTasks", "TaskShapes"]
+
+
+@dataclass(frozen=True)
+class TaskShapes:
+    """What a network has to fit, of a `TaskDistribution`."""
+
+    kind: Literal["classification", "regression"]
+    input_shape: tuple[int, ...]
+    outputs: int
+    outputs_by_split: Mapping[str, int]
+
+    @classmethod
+    def of(cls, tasks: TaskDistribution) -> TaskShapes:
+        """Those of tasks."""
+        shape = tuple(int(size) for size in tasks.input_shape)
+        return cls(tasks.kind, shape, int(tasks.outputs), outputs_by_split(tasks))
+
+
+class DeferredTasks:
+    """A `TaskDistribution` of known shapes, made at the first task that is drawn.
+
+    So a trained learner comes back where its data set is not. All else that is asked of it is asked
+    of the tasks themselves, and makes them.
+
+    Args:
+        shapes: of the tasks.
+        make: the tasks, with their data.
+    """
+
+    def __init__(self, shapes: TaskShapes, make: Callable[[], TaskDistribution]) -> None:
+        self.shapes = shapes
+        self.kind, self.input_shape, self.outputs = shapes.kind, shapes.input_shape, shapes.outputs
+        self.outputs_by_split = shapes.outputs_by_split
+        self._make = make
+        self._made: TaskDistribution | None = None
+
+    @property
+    def made(self) -> TaskDistribution:
+        """The tasks themselves.
+
+        Raises:
+            DataError: the data set is not there, or tasks of it have other shapes.
+        """
+        if self._made is None:
+            tasks = self._make()
+            found = TaskShapes.of(tasks)
+            if found != self.shapes:
+                raise DataError(f"these data make tasks of {found}, and {self.shapes} are expected")
+            self._made = tasks
+        return self._made
+
+    def sample(
+        self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"
+    ) -> TaskBatch:
+        """Tasks ``indices`` of a split."""
+        return self.made.sample(split, indices, device=device)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copying and pickling ask for such before anything is there
+            raise AttributeError(name)
+        return getattr(self.made, name)
