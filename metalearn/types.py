@@ -11,7 +11,16 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "LossFn", "Params", "Split", "TaskBatch", "TaskDistribution", "TaskLoss"]
+__all__ = [
+    "Batch",
+    "LossFn",
+    "Params",
+    "SampleDistribution",
+    "Split",
+    "TaskBatch",
+    "TaskDistribution",
+    "TaskLoss",
+]
 
 Params = Any
 """Any pytree of floating-point tensors."""
@@ -89,4 +98,23 @@ class TaskDistribution(Protocol):
         self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"
     ) -> TaskBatch:
         """Tasks ``indices`` of a split."""
+        ...
+
+
+@runtime_checkable
+class SampleDistribution(Protocol):
+    """What learners that are trained on samples ask of a source of tasks, beside the tasks."""
+
+    @property
+    def training_classes(self) -> int:
+        """How many classes there are in training, over all tasks."""
+        ...
+
+    def training_samples(
+        self, indices: Sequence[int], size: int, *, device: torch.device | str = "cpu"
+    ) -> Batch:
+        """Batches ``indices``: inputs ``[T, size, *input_shape]`` and classes ``[T, size]``, int64.
+
+        A batch is addressed as a task is: the same index gives the same batch.
+        """
         ...

@@ -46,6 +46,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "learner": (
         "metalearn.trainers.ANIL",
         "metalearn.trainers.BOIL",
+        "metalearn.trainers.BaselinePlusPlus",
         "metalearn.trainers.CAVIA",
         "metalearn.trainers.ConditionalNeuralProcess",
         "metalearn.trainers.ImplicitMAML",
@@ -57,6 +58,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.trainers.MultiStepLearner",
         "metalearn.trainers.ProtoNet",
         "metalearn.trainers.R2D2",
+        "metalearn.trainers.RFS",
     ),
     "maml": ("metalearn.trainers.MAML",),
     "optimizer": (  # elementwise, so that they take the parameters of stacked members

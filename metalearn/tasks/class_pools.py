@@ -49,6 +49,11 @@ class ClassPools:
         chosen = stream.without_replacement(len(pool) * turns, self.way)
         return [pool[i // turns] for i in chosen], [turn + i % turns for i in chosen]
 
+    def every(self) -> list[tuple[int, int]]:
+        """All classes that a task may draw, with their quarter turns."""
+        turns = range(_QUARTER_TURNS if self.turn_each or self.turn_together else 1)
+        return [(c, turn) for pool in self.pools for c in pool for turn in turns]
+
 
 def class_pools(
     data: LabelledImages,

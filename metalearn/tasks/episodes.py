@@ -1,12 +1,13 @@
 """Few-shot classification tasks (episodes) drawn from labelled pictures.
 
-Axes: T tasks, W classes of a task (way), S shots, Q queries a class; a support set has W·S
-pictures, class after class.
+Axes: T tasks, or batches of B samples; W classes of a task (way), S shots, Q queries a class; a
+support set has W·S pictures, class after class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch import Tensor
 from metalearn.core.checks import as_device
 from metalearn.data.affine import AFFINE_DRAWS, AffineRanges, change_pictures
 from metalearn.data.images import LabelledImages
-from metalearn.errors import SettingError
+from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, check_split
 from metalearn.signatures import check_settings, checked
 from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
 from metalearn.tasks.class_pools import ClassPools, class_pools
-from metalearn.types import Split, TaskBatch
+from metalearn.tasks.training_samples import TrainingSamples
+from metalearn.types import Batch, Split, TaskBatch
 
 __all__ = ["FewShotTasks"]
 
@@ -32,7 +34,7 @@ _LARGEST_ON_DEVICE = (
 
 
 class FewShotTasks:
-    """W-way S-shot classification of pictures: a `TaskDistribution`.
+    """W-way S-shot classification of pictures: a `TaskDistribution`, and a `SampleDistribution`.
 
     Task (seed, split, index) draws W classes of the split without replacement, a quarter turn of
     each where rotations make classes, and S + Q different pictures of each. Labels 0..W-1 follow
@@ -139,6 +141,41 @@ class FewShotTasks:
             _flatten(inputs[:, :, shot:], labels),
             (classes + turns * len(self.data.class_names)).to(device),
         )
+
+    @property
+    def training_classes(self) -> int:
+        """How many classes training tasks draw from, quarter turns that are classes counted."""
+        return self._samples.classes
+
+    @checked
+    def training_samples(
+        self, indices: Sequence[int], size: int, *, device: torch.device | str = "cpu"
+    ) -> Batch:
+        """Batches ``indices`` of training pictures: inputs ``[T, B, C, H, W]``, classes ``[T, B]``.
+
+        B = ``size`` pictures are drawn with replacement from all of the classes that training tasks
+        draw from, and turned and changed as theirs are. Classes are 0..``training_classes`` − 1. As
+        a task has, a batch has the address (seed, "train", index).
+
+        Raises:
+            SettingError: data without a training split, no index, a size below 1.
+        """
+        check_whole("size", size, 1)
+        device = as_device(device)
+        if not len(indices):
+            raise SettingError("indices", indices, "at least one index of a batch is needed")
+        seed, samples = self._seeds["train"], self._samples
+        drawn = [samples.draw(AddressedStream(seed, "train", int(i)), size) for i in indices]
+        pictures, turns, classes = (torch.as_tensor(np.stack(part)) for part in zip(*drawn))
+        inputs = self._gather(pictures[..., None], turns, device)
+        if self._augment.active:
+            inputs = self._change(inputs, indices)
+        return inputs.squeeze(2), classes.to(device)
+
+    @cached_property
+    def _samples(self) -> TrainingSamples:
+        self._check_split("train")
+        return TrainingSamples(self._pools["train"], self._pictures)
 
     @checked
     def class_names(self, split: Split, index: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.meta.anil import ANIL
+from metalearn.trainers.meta.baseline_pp import BaselinePlusPlus
 from metalearn.trainers.meta.boil import BOIL
 from metalearn.trainers.meta.cavia import CAVIA
 from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
@@ -20,6 +21,8 @@ from metalearn.trainers.meta.protonet import ProtoNet
 from metalearn.trainers.meta.r2d2 import R2D2
 from metalearn.trainers.meta.registry import LEARNERS, register_learner
 from metalearn.trainers.meta.reports import MemberReport, TestReport
+from metalearn.trainers.meta.rfs import RFS
+from metalearn.trainers.meta.sample_learner import SampleLearner
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
 from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.meta.trainer import MetaTrainer
@@ -38,6 +41,8 @@ __all__ = [
     "LEARNERS",
     "MAML",
     "R2D2",
+    "RFS",
+    "BaselinePlusPlus",
     "BatchEnsembleTrainer",
     "ConditionalNeuralProcess",
     "EnsembleTest",
@@ -62,6 +67,7 @@ __all__ = [
     "ProtoNet",
     "RegressionTest",
     "SWAGTrainer",
+    "SampleLearner",
     "SnapshotTrainer",
     "TaskScores",
     "TestReport",

@@ -509,6 +509,14 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.ImplicitMAML,
             {"module": models.MLP((1,), 1), "kind": "regression"},
         ),
+        "RFS": lambda: (
+            trainers.RFS,
+            {"module": models.MLP((1,), 4), "ridge": 0.5, "batch_size": 3, "features": 4},
+        ),
+        "BaselinePlusPlus": lambda: (
+            trainers.BaselinePlusPlus,
+            {"module": models.MLP((1,), 4), "head_steps": 2, "head_lr": 0.5, "features": 4},
+        ),
         "CAVIA": lambda: (
             trainers.CAVIA,
             {"module": models.MLP((1,), 1), "kind": "regression", "context_size": 2},

@@ -12,7 +12,7 @@ import torch
 from metalearn.core.tree import tree_map
 from metalearn.models import MLP, Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
-from metalearn.trainers import LEARNERS, MAML, Learner
+from metalearn.trainers import LEARNERS, MAML, Learner, SampleLearner
 from metalearn.trainers.meta.making import takes_maml
 from metalearn.types import TaskBatch
 from tests.contracts.trainers import OF_REGRESSION, OWN_SETTINGS
@@ -44,10 +44,27 @@ def doubled(name: str, split: Any) -> TaskBatch:
     return batch
 
 
+def batches(name: str) -> TaskBatch:
+    """What a training step is made of: tasks, or samples."""
+    if not on_samples(name):
+        return doubled(name, "train")
+    drawn = tree_map(
+        lambda x: x.double() if x.is_floating_point() else x, TASKS.training_samples(range(3), 7)
+    )
+    return TaskBatch(drawn, drawn)
+
+
+def on_samples(name: str) -> bool:
+    return getattr(LEARNERS[name.removesuffix(LEARNT)].make, "draws", "tasks") == "samples"
+
+
 def network(name: str, seed: int) -> MLP:
     tasks = tasks_for(name)
     outputs = 1 if name in OF_REGRESSION else 3
-    return MLP(tasks.input_shape, outputs, hidden=(6,), seed=seed).double()
+    module = MLP(tasks.input_shape, outputs, hidden=(6,), seed=seed).double()
+    with torch.no_grad():
+        list(module.parameters())[-1].add_(0.1 + torch.arange(outputs) / 10)  # no feature is zero
+    return module
 
 
 def network_of(name: str, members: int) -> Any:
@@ -66,7 +83,10 @@ def learner(name: str, module: Any, engine: Any) -> Learner:
             }
         maml = MAML(inner_lr=0.2, inner_steps=2, eval_steps=2, engine=engine, **learnt)
         return make(module, maml=maml)
-    return make(module, kind=tasks_for(name).kind, engine=engine, **OWN_SETTINGS.get(name, {}))
+    one = make(module, kind=tasks_for(name).kind, engine=engine, **OWN_SETTINGS.get(name, {}))
+    if isinstance(one, SampleLearner):
+        one.learn_classes(TASKS.training_classes, 3)
+    return one
 
 
 def same(one: Any, other: Any) -> None:
@@ -76,13 +96,13 @@ def same(one: Any, other: Any) -> None:
 @every_learner
 @every_engine
 def test_members_are_learners_alone_in_every_engine(name: str, engine: str) -> None:
-    tasks = doubled(name, "train")
+    tasks, drawn = doubled(name, "train"), batches(name)
     together = learner(name, network_of(name, 3), engine)
-    found, scores = together.meta_gradient(tasks), together.score(tasks)
+    found, scores = together.meta_gradient(drawn), together.score(tasks)
     assert scores.members is not None
     for index in range(3):
         alone = learner(name, together.network.copies()[index], "loop")
-        wanted = alone.meta_gradient(tasks)
+        wanted = alone.meta_gradient(drawn)
         same(found.loss[index], wanted.loss)
         same(found.query_losses[index], wanted.query_losses)
         for leaf, grad in wanted.grads.items():
@@ -93,7 +113,7 @@ def test_members_are_learners_alone_in_every_engine(name: str, engine: str) -> N
 @every_learner
 @every_engine
 def test_gradients_of_tasks_have_the_mean(name: str, engine: str) -> None:
-    tasks, alone = doubled(name, "train"), learner(name, network(name, 0), engine)
+    tasks, alone = batches(name), learner(name, network(name, 0), engine)
     wanted = alone.meta_gradient(tasks).grads
     found = alone.task_gradients(alone.params, tasks)
     assert found.keys() == wanted.keys()
@@ -121,7 +141,7 @@ def test_adapted_modules_predict_what_is_scored(name: str, engine: str, inductiv
 @every_engine
 def test_a_gradient_is_the_slope_of_the_loss(name: str, engine: str) -> None:
     """What leaves a part out, or would need more steps, is the control: it has another slope."""
-    tasks, one, size = doubled(name, "train"), learner(name, network(name, 0), engine), 1e-6
+    tasks, one, size = batches(name), learner(name, network(name, 0), engine), 1e-6
     grads = one.meta_gradient(tasks).grads
     draws = torch.Generator().manual_seed(0)
     way = {n: torch.randn(p.shape, generator=draws).to(p) for n, p in one.params.items()}
@@ -141,12 +161,12 @@ def test_a_gradient_is_the_slope_of_the_loss(name: str, engine: str) -> None:
 @every_learner
 @pytest.mark.parametrize("members", [0, 2])
 def test_a_learner_is_left_as_it_was(name: str, members: int) -> None:
-    tasks, module = doubled(name, "train"), network_of(name, members)
+    drawn, module = batches(name), network_of(name, members)
     one, before = learner(name, module, "batched"), copy.deepcopy(module.state_dict())
-    found = one.gradient(one.params, tasks, step=1)
-    one.score(tasks)
-    one.gradient(one.params, tasks, step=7)
-    assert_same(dict(found.grads), dict(one.gradient(one.params, tasks, step=1).grads))
+    found = one.gradient(one.params, drawn, step=1)
+    one.score(doubled(name, "train"))
+    one.gradient(one.params, drawn, step=7)
+    assert_same(dict(found.grads), dict(one.gradient(one.params, drawn, step=1).grads))
     assert_same(dict(module.state_dict()), dict(before))
 
 
@@ -155,7 +175,7 @@ def test_a_learner_is_left_as_it_was(name: str, members: int) -> None:
 def test_a_plan_goes_round(name: str, members: int) -> None:
     one, other = (learner(name, network_of(name, members), "auto") for _ in range(2))
     assert not one.state()
-    one.prepare(doubled(name, "train"), 4, deterministic=True)
+    one.prepare(batches(name), 4, deterministic=True)
     state = one.state()
     for kind in other.state_kinds():
         kind(state, "extra")

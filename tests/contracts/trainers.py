@@ -99,6 +99,8 @@ OF_REGRESSION = {"cnp"}
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "cnp": {"representation": 4, "hidden": (5,)},
     "in_context": {"classes": 4, "heads": 1, "depth": 1},
+    "baseline_pp": {"head_steps": 3, "head_lr": 0.5, "batch_size": 5},
+    "rfs": {"batch_size": 5},
 }
 """By learner, settings that make it as small as the networks here."""
 

@@ -67,9 +67,6 @@ def made_learner(
     if type(made.features) is not int and made.features is not None:
         accepted = "a whole number or None is needed"
         raise SettingError(f"{type(made).__name__}.features", made.features, accepted)
-    if made.draws != "tasks":
-        accepted = f"a learner of tasks is needed, not of {made.draws}"
-        raise SettingError("learner", _name(make), accepted)
     return made
 
 

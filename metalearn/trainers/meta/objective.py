@@ -1,6 +1,6 @@
 """What a step of meta-training descends: the query loss after adaptation, over a meta-batch.
 
-Axes: M members, or 1; T tasks of a meta-batch.
+Axes: M members, or 1; T tasks of a meta-batch, or batches of B samples.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from metalearn.trainers.meta.learnt_records import learnt_numbers
 from metalearn.trainers.meta.method_checks import check_gradient, check_methods
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import score_numbers
+from metalearn.trainers.meta.training_draws import training_draws
 from metalearn.types import Params, TaskBatch, TaskDistribution
 
 __all__ = ["MetaBatch", "MetaObjective"]
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MetaBatch:
-    """The tasks of a step."""
+    """The tasks of a step, or of learners that draw samples, the batches."""
 
     indices: Sequence[int]
     """Their numbers in the training split."""
@@ -41,7 +42,7 @@ class MetaBatch:
 class MetaObjective:
     """The meta-gradient of a learner over the training tasks of a step.
 
-    Step s takes the training tasks s·T .. (s+1)·T − 1.
+    Step s takes the training tasks s·T .. (s+1)·T − 1, or batches of samples with these numbers.
 
     Args:
         learner: whose parameters are trained.
@@ -51,8 +52,6 @@ class MetaObjective:
         deterministic: whether plans leave out what memory is free.
         check: called in trials; what it raises ends them.
     """
-
-    unit = "tasks"
 
     def __init__(
         self,
@@ -66,7 +65,9 @@ class MetaObjective:
     ) -> None:
         self.learner, self.tasks, self.meta_batch, self.device = learner, tasks, meta_batch, device
         self._deterministic, self._check = deterministic, check
+        self.unit: str = learner.draws
         self._said = False
+        self.draw = training_draws(learner, tasks, device)
 
     def prepare(self) -> None:
         """Decide once how gradients are taken, and say so; a plan from a checkpoint is said too."""
@@ -77,21 +78,25 @@ class MetaObjective:
     def decide(self) -> None:
         """Decide once how gradients are taken, and say so; a plan that there is goes unsaid."""
         if self.learner.plan is None:
-            few = self.tasks.sample("train", range(min(2, self.meta_batch)), device=self.device)
-            check_methods(self.learner, few)
+            few = range(min(2, self.meta_batch))
+            check_methods(self.learner, self.tasks.sample("train", few, device=self.device))
             self.learner.prepare(
-                few, self.meta_batch, deterministic=self._deterministic, check=self._check
+                self.draw(few),
+                self.meta_batch,
+                deterministic=self._deterministic,
+                check=self._check,
             )
             self._say()
 
     def batch(self, step: int) -> MetaBatch:
-        """The tasks of a step."""
+        """The tasks, or batches of samples, of a step."""
         indices = range(step * self.meta_batch, (step + 1) * self.meta_batch)
-        return MetaBatch(indices, self.tasks.sample("train", indices, device=self.device), step)
+        return MetaBatch(indices, self.draw(indices), step)
 
     def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
         """The meta-gradient, a mean over the tasks."""
         count, names = len(batch.indices), self.learner.names
+        kind = "tasks" if self.unit == "tasks" else "batches"
         own = {n: params[names[n]] for n in names}
         result = check_gradient(self.learner, self.learner.gradient(own, batch.tasks, step=step))
         return StepGradient(
@@ -100,20 +105,24 @@ class MetaObjective:
             count,
             count,
             buffers=self.learner.moved_buffers(own, batch.tasks),
-            suspects=lambda: _suspects(result.query_losses.view(-1, count), batch.indices),
+            processed=None if self.unit == "tasks" else count * len(batch.tasks.query[1][0]),
+            suspects=lambda: _suspects(result.query_losses.view(-1, count), batch.indices, kind),
         )
 
     def unused_parameters(self) -> Iterable[str]:
         """Those of the loss of the first training task (of the first member)."""
-        task = self.tasks.sample("train", [0], device=self.device)
+        task = self.draw([0])
         unused = self.learner.unused_in(tree_map(lambda value: value[0], task))
         return [self.learner.names[name] for name in unused]
 
     def records(
         self, batch: MetaBatch, gradient: StepGradient, *, step: int
     ) -> Mapping[str, float]:
-        """Scores of the meta-batch at hand before and after its inner steps, and what is learnt."""
-        scores = self.learner.score(batch.tasks, steps=self.learner.inner_steps)
+        """Scores of the tasks of the step before and after inner steps, and what is learnt."""
+        tasks = batch.tasks
+        if self.unit != "tasks":
+            tasks = self.tasks.sample("train", batch.indices, device=self.device)
+        scores = self.learner.score(tasks, steps=self.learner.inner_steps)
         learnt = learnt_numbers(self.learner.network)
         return {**score_numbers("train/", scores), **learnt}
 
@@ -134,11 +143,11 @@ class MetaObjective:
         log.info("%s", self.learner.plan)
 
 
-def _suspects(losses: Tensor, indices: Sequence[int]) -> str:
-    """The tasks whose loss ``[M, T]`` is not finite, of any member; all where each is finite."""
+def _suspects(losses: Tensor, indices: Sequence[int], kind: str) -> str:
+    """Those whose loss ``[M, T]`` is not finite, of any member; all where each is finite."""
     finite = torch.isfinite(losses).all(0).tolist()
     bad = [i for i, good in zip(indices, finite) if not good] or list(indices)
-    return f"training tasks {', '.join(_ranges(bad))}"
+    return f"training {kind} {', '.join(_ranges(bad))}"
 
 
 def _ranges(numbers: Sequence[int]) -> list[str]:

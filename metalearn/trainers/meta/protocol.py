@@ -1,8 +1,7 @@
 """What every meta-learning method meets, with an inner loop or without.
 
 A method is written for one task and one network: `fit` to a support set, `predict` inputs, and the
-gradient of a task's loss. Batching over tasks, members and queries, scoring, ensembles, records and
-diagnostics follow from that.
+gradient of a task's loss. Batching, scores, ensembles, records and diagnostics follow from that.
 
 Axes: M members, T tasks, K inner steps, N samples.
 """
@@ -124,16 +123,14 @@ class Learner(ABC):
         ``params`` are those of all networks; ``step`` is for what changes over a training. The loss
         is `task_loss`, unless a method takes gradients of its own.
         """
-        self.check(tasks)
-        engine, chunk = self.batching
+        self.check_training(tasks)
+        how = dict(zip(("engine", "chunk_size"), self.batching))
         with self.refusing_inputs(tasks), named_by_class(self):
-            return self.network.task_gradient(
-                self.task_loss, params, tasks, engine=engine, chunk_size=chunk
-            )
+            return self.network.task_gradient(self.task_loss, params, tasks, **how)
 
     def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
         """The gradient of each task's loss, of one network; leaves ``[T, ...]``."""
-        self.check(tasks)
+        self.check_training(tasks)
         with named_by_class(self):
             return each_task_gradient(self.task_loss, params, tasks, self.batching[0])
 
@@ -158,7 +155,7 @@ class Learner(ABC):
             deterministic: leave out of it what memory is free.
             check: called in every trial; what it raises ends them.
         """
-        self.check(tasks)
+        self.check_training(tasks)
         engine, _ = self.batching
         how: Any = {"engine": engine, "chunk_size": self.chunk_size, "deterministic": deterministic}
         with named_by_class(self):
@@ -218,9 +215,13 @@ class Learner(ABC):
         """Refuse targets that do not fit, by their set; see `Criterion.check`."""
         self.criterion.check(tasks)
 
+    def check_training(self, batches: TaskBatch) -> None:
+        """The same of what a training step is made of, by default tasks."""
+        self.check(batches)
+
     def unused_in(self, task: TaskBatch) -> list[str]:
         """Names of parameters without a part in the loss of one task (of the first member)."""
-        self.check(tree_map(lambda value: value[None], task))
+        self.check_training(tree_map(lambda value: value[None], task))
         with named_by_class(self):
             return unused_parameters(self.task_loss, self.network.rows()[0], *task)
 
@@ -265,9 +266,8 @@ class Learner(ABC):
             tasks: ``TaskBatch``, every leaf ``[T, N, ...]``.
             steps: K; None takes those of validation.
             inductive: False shares normalisation statistics over a task's query set
-                (transductive, what the MAML papers report); True predicts each query alone, beside
-                the support set (Nichol, Achiam and Schulman, "On First-Order Meta-Learning
-                Algorithms", 2018, section 6.1).
+                (transductive, as in the MAML papers); True predicts each alone, beside the support
+                set (Nichol et al., 2018, section 6.1).
             check: called before every prediction; what it raises ends the scoring.
         """
         return score_tasks(self, tasks, steps=steps, inductive=inductive, check=check)

@@ -10,6 +10,7 @@ from typing import Any
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
 from metalearn.trainers.meta.anil import ANIL
+from metalearn.trainers.meta.baseline_pp import BaselinePlusPlus
 from metalearn.trainers.meta.boil import BOIL
 from metalearn.trainers.meta.cavia import CAVIA
 from metalearn.trainers.meta.cnp import ConditionalNeuralProcess
@@ -23,6 +24,7 @@ from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.protonet import ProtoNet
 from metalearn.trainers.meta.r2d2 import R2D2
+from metalearn.trainers.meta.rfs import RFS
 
 __all__ = ["LEARNERS", "KnownLearner", "check_complete", "learner_of", "register_learner"]
 
@@ -61,6 +63,13 @@ LEARNERS: dict[str, KnownLearner] = {
     "r2d2": KnownLearner(R2D2, "a ridge regression on features, in closed form; no inner loop"),
     "metaoptnet": KnownLearner(
         MetaOptNet, "a ridge or logistic classifier of features, at its optimum; no inner loop"
+    ),
+    "baseline_pp": KnownLearner(
+        BaselinePlusPlus,
+        "cosines to class weights, of all training classes, then of a task's; no inner loop",
+    ),
+    "rfs": KnownLearner(
+        RFS, "a classifier of all training classes, then a logistic head; no inner loop"
     ),
     "cnp": KnownLearner(
         ConditionalNeuralProcess, "regression by the mean of encoded examples; no inner loop"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -37,9 +38,10 @@ from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import TestReport, task_report
 from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.settings import MAML
+from metalearn.trainers.meta.training_draws import training_draws
 from metalearn.trainers.meta.unvalidated import evaluator_for
 from metalearn.trainers.trainer import Trainer
-from metalearn.types import Split, TaskDistribution
+from metalearn.types import Split, TaskBatch, TaskDistribution
 
 __all__ = ["MetaTrainer"]
 
@@ -61,7 +63,7 @@ class MetaTrainer(Trainer):
         maml: of learners with an inner loop: how to adapt, and how to differentiate through it.
         members: M, checked against the model; None for a single module.
         steps: outer steps.
-        meta_batch: T, tasks a step.
+        meta_batch: T, tasks a step; of learners that draw samples, batches.
         validation_tasks: tasks of the validation split, always the same.
         select_by: by which score of them the best state is chosen, and what patience waits for:
             ``"transductive"`` (a task's queries share statistics of normalisation) or
@@ -200,11 +202,21 @@ class MetaTrainer(Trainer):
 
     def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
         """Initial or adapted learners on tasks of a split, and the tasks' meta-gradients."""
-        one = leaves(self.tasks.sample(data.split, [0], device=self.device))
+        draw = self._draws_of(data.split)
+        one = leaves(draw([0]))
         size = sum(part.numel() * part.element_size() for part in one)
         check_memory("tasks", data.tasks, size * data.tasks, self.device)
-        tasks = self.tasks.sample(data.split, range(data.tasks), device=self.device)
+        tasks = draw(range(data.tasks))
         return diagnosis_sources(self.learner, tasks, data)
+
+    def _draws_of(self, split: Split) -> Callable[[Sequence[int]], TaskBatch]:
+        """Tasks of a split by number; what a learner of samples is trained on is in one alone."""
+        if self.learner.draws == "tasks":
+            return partial(self.tasks.sample, split, device=self.device)
+        if split != "train":
+            accepted = "train is needed: the learner's gradients are of samples of its classes"
+            raise SettingError("split", split, accepted)
+        return training_draws(self.learner, self.tasks, self.device)
 
     @property
     def ensemble(self) -> Ensemble | None:
