@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from metalearn.data.checksums import data_checksum
 from metalearn.models import SavedWeights, read_weights
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
@@ -157,6 +158,12 @@ class Trainer:
     def rate(self, step: int) -> float:
         """Factor of the learning rate at a step counted from 0."""
         return self.loop.schedule(step)
+
+    @property
+    def data_checksum(self) -> str | None:
+        """SHA-256 of the data that it trains on; None of data that are computed, or not ours."""
+        tasks = getattr(self, "tasks", None)
+        return data_checksum(getattr(self if tasks is None else tasks, "data", None))
 
     @property
     def module(self) -> nn.Module:

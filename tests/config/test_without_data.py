@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,24 @@ def test_a_learner_adapts_without_its_data(trained: Path, tmp_path: Path) -> Non
     shutil.move(tmp_path / "taken_away", tmp_path / "pictures")
     assert trainer.test(2).tasks == 2
     assert len(trainer.tasks.class_names("test", 0)) == 4
+
+
+def test_the_data_are_known_by_a_checksum(
+    trained: Path, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    shutil.move(tmp_path / "taken_away", tmp_path / "pictures")
+    known = json.loads((trained / "provenance.json").read_text())["data"]
+    assert known == {"sha256": load(trained).data_checksum} and len(known["sha256"]) == 64
+    assert run("evaluate", "run=out", "tasks=2").code == 0
+    assert json.loads((trained / "evaluation-test.json").read_text())["provenance"]["data"] == known
+    warning = "these are not the data that the run began with"
+    assert run("train", "resume=out", "trainer.steps=3").code == 0
+    assert warning not in (trained / "train.log").read_text()
+    Image.new("L", (4, 4)).save(tmp_path / "pictures" / "class00" / "0.png")
+    assert run("train", "resume=out", "trainer.steps=4").code == 0
+    assert warning in (trained / "train.log").read_text()
+    again = json.loads((trained / "provenance-resumed-at-3.json").read_text())["data"]
+    assert again != known
 
 
 def test_a_run_that_recorded_no_shapes(trained: Path) -> None:

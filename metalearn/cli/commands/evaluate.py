@@ -56,6 +56,10 @@ def evaluate(config: DictConfig) -> None:
         how = {"checkpoint": config.checkpoint, "step": trainer.step}
         if "task" in saved:
             how |= _how(config, saved) | {"seconds": seconds}
+        source = provenance()
+        if config.episodes is None:
+            source["data"] = {"sha256": trainer.data_checksum}
+        how["provenance"] = source
         _write(folder, _evaluation_name(config, changes), found, how)
 
 
@@ -81,7 +85,7 @@ def _write(folder: Path, name: str, found: Findings, how: Mapping[str, Any]) -> 
     if "seconds" not in how and len(scores) == 1:  # that of the data set
         (scores,) = scores.values()
     path = folder / f"{name}.json"
-    write_json(path, {**how, "scores": scores, **found.entries, "provenance": provenance()})
+    write_json(path, {**how, "scores": scores, **found.entries})
     print(f"written: {path}")
     for stem, figure in found.figures.items():
         picture = folder / f"{stem}.png"

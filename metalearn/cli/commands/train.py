@@ -116,7 +116,9 @@ def _begin(
     path = folder / "provenance.json"
     if path.exists():
         path = folder / f"provenance-resumed-at-{trainer.step}.json"
-    origin = {} if start is None else {"init_from": start.origin}
+    origin: dict[str, Any] = {} if start is None else {"init_from": start.origin}
+    origin["data"] = {"sha256": trainer.data_checksum}
+    _warn_of_other_data(folder, origin["data"])
     write_json(path, provenance() | origin, make_folder=False)
     again = ("validation",) if trainer.validation_due else _RECORDED
     trainer.tracker = RunTracker(
@@ -126,6 +128,16 @@ def _begin(
         bands=trainer.bands,
     )
     print(f"run folder: {folder}")
+
+
+def _warn_of_other_data(folder: Path, data: Mapping[str, Any]) -> None:
+    """Say that a run goes on with other data than it began with."""
+    try:
+        known = json.loads(read_regular(folder / "provenance.json", _LARGEST)).get("data", data)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return
+    if known != data:
+        log.warning("%s: these are not the data that the run began with", folder)
 
 
 def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
