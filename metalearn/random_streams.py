@@ -20,7 +20,15 @@ from metalearn.types import Split
 __all__ = ["AddressedStream", "Purpose", "check_seed", "check_split"]
 
 Purpose = Literal[
-    "division", "order", "bootstrap", "augmentation", "noise", "samples", "affine", "rates"
+    "division",
+    "order",
+    "bootstrap",
+    "augmentation",
+    "noise",
+    "samples",
+    "affine",
+    "rates",
+    "mixture",
 ]
 """What random numbers beside those of tasks are for."""
 

@@ -31,6 +31,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.tasks.folder_tasks",
         "metalearn.tasks.glyph_tasks",
         "metalearn.tasks.mini_imagenet_tasks",
+        "metalearn.tasks.mixture_tasks",
         "metalearn.tasks.omniglot_tasks",
         "metalearn.tasks.tiered_imagenet_tasks",
     ),

@@ -62,7 +62,7 @@ def put_other_tasks(
     own, way = saved.task, saved.task.get("way")
     tasks = _with_seed(saved, node)
     for name in _KEPT:
-        if name in own and name in tasks and name not in typed:
+        if own.get(name) is not None and name in tasks and name not in typed:
             tasks[name] = own[name]
     if way is not None and tasks.get("way", way) != way and not any_way(saved):
         raise SettingError(

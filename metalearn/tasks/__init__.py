@@ -2,6 +2,8 @@
 
 from metalearn.tasks.by_split import outputs_by_split
 from metalearn.tasks.episodes import FewShotTasks
+from metalearn.tasks.mixture import MixtureTasks
+from metalearn.tasks.mixture_sources import mixture_tasks
 from metalearn.tasks.published_sets import (
     cifar_fs_tasks,
     cub_tasks,
@@ -16,6 +18,7 @@ from metalearn.tasks.sources import folder_tasks, glyph_tasks, omniglot_tasks
 __all__ = [
     "Episode",
     "FewShotTasks",
+    "MixtureTasks",
     "SinusoidTasks",
     "cifar_fs_tasks",
     "cub_tasks",
@@ -23,6 +26,7 @@ __all__ = [
     "folder_tasks",
     "glyph_tasks",
     "mini_imagenet_tasks",
+    "mixture_tasks",
     "omniglot_tasks",
     "outputs_by_split",
     "read_episodes",

@@ -38,8 +38,8 @@ def choice(path: Path) -> str:
 @pytest.mark.parametrize("path", NODES + DATA, ids=choice)
 def test_a_node_binds_to_its_constructor(path: Path) -> None:
     node = composed(choice(path))[path.parent.name]
-    if "root" in OmegaConf.missing_keys(node):
-        node.root = "somewhere"
+    for name in OmegaConf.missing_keys(node):
+        node[name] = {"root": "somewhere", "sets": ["glyphs"]}[name]
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
     target = get_object(values.pop("_target_"))

@@ -29,6 +29,7 @@ FILES |= {"folder_tasks", "omniglot_tasks", "load_glyphs", "glyphs_data", "glyph
 FILES |= {"load_cifar_fs", "load_fc100", "cifar_fs_tasks", "fc100_tasks", "load_cub", "cub_tasks"}
 FILES |= {"load_mini_imagenet", "load_tiered_imagenet", "load_weights", "read_weights"}
 FILES |= {"read_episodes", "mini_imagenet_tasks", "tiered_imagenet_tasks"}
+FILES |= {"mixture_tasks"}
 """Read pictures from a disk: their campaigns are in tests/data."""
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
@@ -424,6 +425,10 @@ def _data() -> dict[str, Callable[[], Call]]:
 def _tasks() -> dict[str, Callable[[], Call]]:
     return {
         "FewShotTasks": lambda: (tasks.FewShotTasks, {"data": labelled(), "way": 2}),
+        "MixtureTasks": lambda: (
+            tasks.MixtureTasks,
+            {"sets": {"a": tasks.FewShotTasks(labelled(), way=2)}, "weights": [1.0]},
+        ),
         "SinusoidTasks": _of(tasks, "SinusoidTasks", shot=3),
         "outputs_by_split": _of(tasks, "outputs_by_split", tasks=tasks.SinusoidTasks()),
     }
