@@ -38,7 +38,8 @@ def choice(path: Path) -> str:
 @pytest.mark.parametrize("path", NODES + DATA, ids=choice)
 def test_a_node_binds_to_its_constructor(path: Path) -> None:
     node = composed(choice(path))[path.parent.name]
-    for name in OmegaConf.missing_keys(node):
+    for missing in OmegaConf.missing_keys(node):
+        name = missing.rpartition(".")[2]
         node[name] = {"root": "somewhere", "sets": ["glyphs"]}[name]
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
