@@ -93,8 +93,13 @@ def test_each_batch_is_drawn_once(make: Make) -> None:
             return getattr(original, name)
 
         def sample(self, split: str, indices: Any, **given: Any) -> Any:
-            counted[min(indices) // trainer.meta_batch] += split == "train"
+            of_training = split == "train" and objective.unit == "tasks"
+            counted[min(indices) // trainer.meta_batch] += of_training
             return original.sample(split, indices, **given)
+
+        def training_samples(self, indices: Any, *given: Any, **named: Any) -> Any:
+            counted[min(indices) // trainer.meta_batch] += 1
+            return original.training_samples(indices, *given, **named)
 
         def __call__(self, step: int) -> Any:
             counted[step] += 1

@@ -20,7 +20,7 @@ from metalearn.trainers.meta.learnt_records import learnt_numbers
 from metalearn.trainers.meta.method_checks import check_gradient, check_methods
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import score_numbers
-from metalearn.trainers.meta.training_draws import training_draws
+from metalearn.trainers.meta.training_draws import drawn_for_training, prepare_draws
 from metalearn.types import Params, TaskBatch, TaskDistribution
 
 __all__ = ["MetaBatch", "MetaObjective"]
@@ -67,7 +67,7 @@ class MetaObjective:
         self._deterministic, self._check = deterministic, check
         self.unit: str = learner.draws
         self._said = False
-        self.draw = training_draws(learner, tasks, device)
+        prepare_draws(learner, tasks, device)
 
     def prepare(self) -> None:
         """Decide once how gradients are taken, and say so; a plan from a checkpoint is said too."""
@@ -87,6 +87,10 @@ class MetaObjective:
                 check=self._check,
             )
             self._say()
+
+    def draw(self, indices: Sequence[int]) -> TaskBatch:
+        """Tasks, or batches of samples, by their numbers in the training split."""
+        return drawn_for_training(self.learner, self.tasks, indices, self.device)
 
     def batch(self, step: int) -> MetaBatch:
         """The tasks, or batches of samples, of a step."""

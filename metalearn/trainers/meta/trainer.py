@@ -38,7 +38,7 @@ from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.reports import TestReport, task_report
 from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.settings import MAML
-from metalearn.trainers.meta.training_draws import training_draws
+from metalearn.trainers.meta.training_draws import drawn_for_training
 from metalearn.trainers.meta.unvalidated import evaluator_for
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import Split, TaskBatch, TaskDistribution
@@ -216,7 +216,7 @@ class MetaTrainer(Trainer):
         if split != "train":
             accepted = "train is needed: the learner's gradients are of samples of its classes"
             raise SettingError("split", split, accepted)
-        return training_draws(self.learner, self.tasks, self.device)
+        return lambda indices: drawn_for_training(self.learner, self.tasks, indices, self.device)
 
     @property
     def ensemble(self) -> Ensemble | None:
