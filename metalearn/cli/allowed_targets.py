@@ -60,6 +60,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.trainers.ProtoNet",
         "metalearn.trainers.R2D2",
         "metalearn.trainers.RFS",
+        "metalearn.trainers.Reptile",
     ),
     "maml": ("metalearn.trainers.MAML",),
     "optimizer": (  # elementwise, so that they take the parameters of stacked members

@@ -121,6 +121,8 @@ def _shown(score: Score | None, table: Table) -> str:
 def _reported(reported: Reported | None) -> str:
     if reported is None:
         return "none"
+    if reported.inductive is not None:
+        return f"{reported.value:g} (inductive {reported.inductive:g})"
     return f"{reported.value:g}" + (" (inductive)" if reported.protocol == "inductive" else "")
 
 

@@ -43,6 +43,9 @@ class Reported:
     value: float
     source: str
     protocol: Protocol = "transductive"
+    """Of ``value``, which the verdict is about."""
+    inductive: float | None = None
+    """What the paper has beside a transductive value; most have none."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,13 @@ ROWS = {
             "iMAML (gradient descent)",
             30,
             Reported(99.16, "Rajeswaran et al. 2019, table 2"),
+        ),
+        Row(
+            "omniglot_reptile",
+            "omniglot_5w1s",
+            "Reptile",
+            30,
+            Reported(97.68, "Nichol et al. 2018, table 2", inductive=95.39),
         ),
         Row("omniglot_protonet", "omniglot_5w1s", "ProtoNet", 15, Reported(98.8, _SNELL)),
         Row("omniglot_r2d2", "omniglot_5w1s", "R2D2", 20, Reported(98.6, _BERTINETTO)),

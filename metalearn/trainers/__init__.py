@@ -21,6 +21,7 @@ from metalearn.trainers.meta.protonet import ProtoNet
 from metalearn.trainers.meta.r2d2 import R2D2
 from metalearn.trainers.meta.registry import LEARNERS, register_learner
 from metalearn.trainers.meta.reports import MemberReport, TestReport
+from metalearn.trainers.meta.reptile import Reptile
 from metalearn.trainers.meta.rfs import RFS
 from metalearn.trainers.meta.sample_learner import SampleLearner
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
@@ -66,6 +67,7 @@ __all__ = [
     "PerSampleTrainer",
     "ProtoNet",
     "RegressionTest",
+    "Reptile",
     "SWAGTrainer",
     "SampleLearner",
     "SnapshotTrainer",

@@ -522,6 +522,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.BaselinePlusPlus,
             {"module": models.MLP((1,), 4), "head_steps": 2, "head_lr": 0.5, "features": 4},
         ),
+        "Reptile": lambda: (
+            trainers.Reptile,
+            {"module": models.MLP((1,), 1), "kind": "regression"},
+        ),
         "CAVIA": lambda: (
             trainers.CAVIA,
             {"module": models.MLP((1,), 1), "kind": "regression", "context_size": 2},

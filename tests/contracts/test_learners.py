@@ -21,14 +21,14 @@ from tests.support.builders import assert_same, patterns
 TASKS = FewShotTasks(patterns(), way=3, shot=2, query=2)
 WAVES = SinusoidTasks(shot=4, query=3)
 LEARNT = "_learns_rates"
-FIXED_INNER = {"imaml"}
+FIXED_INNER = {"imaml", "reptile"}
 """Learners whose gradient knows nothing of what an inner optimiser learns."""
 INNER = [name for name in LEARNERS if takes_maml(LEARNERS[name].make)]
 WITH_RATES = [f"{name}{LEARNT}" for name in INNER if name not in FIXED_INNER]
 every_learner = pytest.mark.parametrize("name", [*LEARNERS, *WITH_RATES])
 RATES_PER = {f"meta_sgd{LEARNT}": "element_and_step"}
 """Of learners that have rates of their own kind."""
-APPROXIMATE = {"fomaml", "fomaml_learns_rates", "imaml"}
+APPROXIMATE = {"fomaml", "fomaml_learns_rates", "imaml", "reptile"}
 every_engine = pytest.mark.parametrize("engine", ["loop", "vmap", "batched"])
 
 

@@ -6,6 +6,7 @@ Axes: S seeds.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,14 @@ def test_several_seeds_have_the_interval_of_student() -> None:
 def test_verdicts(mean: float, reported: Reported | None, wanted: str) -> None:
     row = Row("omniglot_maml", "omniglot_5w1s", "MAML", 3, reported)
     assert verdict(row, TABLES[row.table], [outcome(mean=mean)]) == wanted
+
+
+def test_a_paper_may_have_both_protocols() -> None:
+    reported = Reported(97.0, "a paper", inductive=90.0)
+    row = replace(ROW, reported=reported)
+    assert verdict(row, TABLES[row.table], [outcome(mean=98.0)]) == "ahead"
+    lines = ledger_page({ROWS["omniglot_reptile"].name: []}).splitlines()
+    assert any(line.startswith("| Reptile | 97.68 (inductive 95.39) |") for line in lines)
 
 
 def test_small_is_good_of_losses() -> None:

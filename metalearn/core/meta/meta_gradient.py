@@ -19,7 +19,7 @@ from metalearn.core.meta.adaptation import Adaptation
 from metalearn.core.meta.adapted_task import AdaptedTask, Implicit, TaskGradient
 from metalearn.core.meta.engines import Engine, Execution
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
-from metalearn.core.meta.methods import METHODS
+from metalearn.core.meta.methods import METHODS, OF_THE_END
 from metalearn.core.meta.step_weights import StepWeights, Weights, read_step_weights, weighted_steps
 from metalearn.core.meta.task_checks import check_sets, choose_engine
 from metalearn.core.meta.task_mean import MetaGradient, mean_gradient
@@ -30,13 +30,14 @@ from metalearn.types import LossFn, Params, TaskBatch
 
 __all__ = ["GradientThroughAdaptation", "Method", "meta_gradient"]
 
-Method = Literal["auto", "reverse", "mixed", "first_order", "implicit"]
+Method = Literal["auto", "reverse", "mixed", "first_order", "implicit", "reptile"]
 """``reverse`` differentiates through the unrolled loop: exact; memory grows with K. ``mixed`` keeps
 θ_0 … θ_K and recomputes one step at a time on the way back: exact; memory grows with the parameters
 alone, for about a third more time. ``first_order`` takes the gradient at θ_K as if it were the one
 at θ (FOMAML); that of step sizes goes through the steps, inner gradients being constants.
 ``implicit`` differentiates the minimum of a regularised inner loss (iMAML), to which step sizes and
-weights of steps are nothing. ``auto`` is ``reverse``."""
+weights of steps are nothing. ``reptile`` gives θ − θ_K, without a gradient of the query loss; what
+does not adapt is not learnt. ``auto`` is ``reverse``."""
 _NO_DERIVATIVE = r"derivative for '?(?:aten::)?(\w+)'? is not implemented"
 
 
@@ -121,11 +122,12 @@ class GradientThroughAdaptation:
         fixed = match_names(params, adaptation.frozen, "frozen")
         implicit = implicit or Implicit()
         weights = read_step_weights(step_weights, adaptation.steps)
+        if method in OF_THE_END:
+            _check_way(method, adaptation.optimizer, step_weights)
         if method == "implicit":
             _check_implicit(implicit, fixed, adaptation.optimizer)
-            if step_weights is not None:
-                accepted = "method=implicit needs None: it knows the end of adaptation alone"
-                raise SettingError("step_weights", step_weights, accepted)
+        if method == "reptile":
+            _check_reptile(adaptation, fixed)
         constant = adaptation.detached()
         return cls(constant, "reverse" if method == "auto" else method, implicit, weights)
 
@@ -179,13 +181,30 @@ class GradientThroughAdaptation:
             ) from error
 
 
-def _check_implicit(implicit: Implicit, fixed: Sequence[bool], optimizer: InnerOptimizer) -> None:
+def _check_way(method: str, optimizer: InnerOptimizer, step_weights: StepWeights) -> None:
+    """Refuse what is learnt by derivatives of the way to the end."""
     if leaves(optimizer.learnt):
         accepted = (
-            "method=implicit needs an inner optimiser that learns nothing: the minimum that it "
-            "differentiates does not depend on the way there"
+            f"method={method} needs an inner optimiser that learns nothing: its gradient does not "
+            "go through the way there"
         )
         raise SettingError("optimizer", "hyperparameters that are tensors", accepted)
+    if step_weights is not None:
+        accepted = f"method={method} needs None: it knows the end of adaptation alone"
+        raise SettingError("step_weights", step_weights, accepted)
+
+
+def _check_reptile(adaptation: Adaptation, fixed: Sequence[bool]) -> None:
+    """Refuse what would leave parameters as they are."""
+    if any(fixed):
+        accepted = "None is needed with method=reptile: what does not adapt would not be learnt"
+        raise SettingError("frozen", adaptation.frozen, accepted)
+    if not adaptation.steps:
+        accepted = "at least 1 is needed with method=reptile, which follows the inner loop"
+        raise SettingError("steps", 0, accepted)
+
+
+def _check_implicit(implicit: Implicit, fixed: Sequence[bool], optimizer: InnerOptimizer) -> None:
     if optimizer.weight_decay:
         raise SettingError(
             "weight_decay", optimizer.weight_decay, "method=implicit needs 0: it has a term itself"

@@ -1,4 +1,4 @@
-"""The four ways to the gradient of the query loss after adaptation, each written for one task.
+"""The ways to the gradient of the query loss after adaptation, each written for one task.
 
 With the backend `Eager` and leaves ``[T, ...]`` the same lines serve T tasks at once: losses are
 ``[T]``, and nothing mixes tasks.
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from metalearn.core.autodiff.backend import Values
+from metalearn.core.autodiff.linear_solve import difference
 from metalearn.core.meta.adaptation import InnerLoop
 from metalearn.core.meta.adapted_task import AdaptedTask, TaskGradient, query_gradient, walk
 from metalearn.core.meta.implicit import implicit
 from metalearn.core.meta.step_weights import weighted, weighted_steps
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 
-__all__ = ["METHODS"]
+__all__ = ["METHODS", "OF_THE_END"]
 
 
 def reverse(task: AdaptedTask) -> TaskGradient:
@@ -110,12 +111,30 @@ def mixed(task: AdaptedTask) -> TaskGradient:
     return TaskGradient(cotangent, unflatten(learnt_grads, spec), _total(terms), losses, {})
 
 
+def reptile(task: AdaptedTask) -> TaskGradient:
+    """θ_0 − θ_K: the way of the inner loop, turned round.
+
+    No gradient of the query loss, which is computed at θ_K for the record. Source: Nichol, Achiam
+    and Schulman, "On First-Order Meta-Learning Algorithms", 2018.
+    """
+    loop, start, support, query, weights, _ = task
+    losses: list[Tensor] = []
+    values = list(start)
+    for values, _, _, loss in walk(loop, start, support, len(weights) - 1):  # noqa: B007
+        losses += [] if loss is None else [loss]
+    query_loss = loop.loss([v.detach() for v in values], query).detach()
+    return TaskGradient(difference(start, values), (), query_loss, losses, {})
+
+
 METHODS: dict[str, Callable[[AdaptedTask], TaskGradient]] = {
     "reverse": reverse,
     "mixed": mixed,
     "first_order": first_order,
     "implicit": implicit,
+    "reptile": reptile,
 }
+OF_THE_END = ("implicit", "reptile")
+"""To these, losses and step sizes on the way to θ_K are nothing that has a gradient."""
 
 
 def _rate_gradients(

@@ -168,6 +168,6 @@ def _check_free(maml: MAML) -> None:
     if maml.frozen is not None:
         accepted = "null is needed: cavia adapts a context and nothing else"
         raise SettingError("maml.frozen", maml.frozen, accepted)
-    if maml.method == "implicit":
+    if maml.of_the_end:
         accepted = "auto, reverse, mixed or first_order is needed: cavia learns no starting point"
         raise SettingError("maml.method", maml.method, accepted)

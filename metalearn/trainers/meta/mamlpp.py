@@ -195,9 +195,9 @@ def _with_statistics(module: nn.Module, maml: MAML) -> nn.Module:
 
 def _check_inner(maml: MAML, first_order_steps: int) -> None:
     """Refuse settings of the inner loop that leave nothing to this method, or contradict it."""
-    if maml.wanted_method == "implicit":
+    if maml.of_the_end:
         accepted = "auto, reverse, mixed or first_order is needed with a multi-step loss"
-        raise SettingError("maml.method", "implicit", accepted)
+        raise SettingError("maml.method", maml.method, accepted)
     if not maml.inner_steps:
         accepted = "at least 1 is needed for losses after inner steps"
         raise SettingError("maml.inner_steps", 0, accepted)

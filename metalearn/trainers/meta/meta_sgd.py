@@ -88,9 +88,9 @@ def _check_range(given: Sequence[float]) -> None:
 
 def _check_inner(maml: MAML) -> None:
     """Refuse settings of the inner loop that leave no step sizes to learn."""
-    if maml.wanted_method == "implicit":
+    if maml.of_the_end:
         accepted = "auto, reverse, mixed or first_order is needed where step sizes are learnt"
-        raise SettingError("maml.method", "implicit", accepted)
+        raise SettingError("maml.method", maml.method, accepted)
     if not maml.inner_steps:
         accepted = "at least 1 is needed for step sizes to be learnt"
         raise SettingError("maml.inner_steps", 0, accepted)

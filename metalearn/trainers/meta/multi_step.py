@@ -26,7 +26,7 @@ class MultiStepLearner(MetaLearner):
 
     Args:
         module: as for `MetaLearner`.
-        maml: as for `MetaLearner`; ``method="implicit"`` knows the end of adaptation alone.
+        maml: as for `MetaLearner`; ``method="implicit"`` and ``"reptile"`` know the end alone.
         kind: as for `MetaLearner`.
         weights: w_0 … w_K, of ``maml.inner_steps`` K; None takes 1 / (K+1) for each.
         anneal: training steps over which the weights go linearly to (0, …, 0, 1); None keeps them.
@@ -49,9 +49,9 @@ class MultiStepLearner(MetaLearner):
     ) -> None:
         super().__init__(module, maml, kind=kind)
         count = self.inner_steps + 1
-        if self.maml.wanted_method == "implicit":
+        if self.maml.of_the_end:
             accepted = "auto, reverse, mixed or first_order is needed with a multi-step loss"
-            raise SettingError("maml.method", "implicit", accepted)
+            raise SettingError("maml.method", self.maml.method, accepted)
         if weights is not None and len(weights) != count:
             accepted = f"{count} are needed, one for each of θ_0 … θ_{count - 1}"
             raise SettingError("weights", list(weights), accepted)

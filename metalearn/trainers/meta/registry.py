@@ -24,6 +24,7 @@ from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.protonet import ProtoNet
 from metalearn.trainers.meta.r2d2 import R2D2
+from metalearn.trainers.meta.reptile import Reptile
 from metalearn.trainers.meta.rfs import RFS
 
 __all__ = ["LEARNERS", "KnownLearner", "check_complete", "learner_of", "register_learner"]
@@ -52,6 +53,9 @@ LEARNERS: dict[str, KnownLearner] = {
     ),
     "imaml": KnownLearner(
         ImplicitMAML, "as maml, with a pull towards the start in place of derivatives of steps"
+    ),
+    "reptile": KnownLearner(
+        Reptile, "as maml, towards where inner loops end; no gradient of queries"
     ),
     "cavia": KnownLearner(CAVIA, "as maml, of a context vector alone that starts at zero"),
     "anil": KnownLearner(ANIL, "as maml, of which the head alone adapts"),

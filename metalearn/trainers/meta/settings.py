@@ -18,6 +18,7 @@ from metalearn.core import (
 )
 from metalearn.core.checks import check_number
 from metalearn.core.memory import parse_bytes
+from metalearn.core.meta.methods import OF_THE_END
 from metalearn.core.module.norms import Norm
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import check_fields
@@ -39,8 +40,8 @@ class MAML:
         inner_steps: inner steps in training, at least 0.
         eval_steps: inner steps in validation and test, at least 0.
         first_order: ignore second derivatives (FOMAML); the same as ``method="first_order"``.
-        method: ``"reverse"``, ``"mixed"`` (both exact), ``"first_order"``, ``"implicit"``; see
-            `metalearn.core.meta_gradient`. ``"auto"`` is exact.
+        method: ``"reverse"``, ``"mixed"`` (both exact), ``"first_order"``, ``"implicit"``,
+            ``"reptile"``; see `metalearn.core.meta_gradient`. ``"auto"`` is exact.
         engine: ``"batched"``, ``"vmap"``, ``"loop"``, or ``"auto"``; all give the same gradient.
         inner_optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
         inner_momentum: of sgd, in [0, 1).
@@ -132,6 +133,11 @@ class MAML:
         """The method, ``first_order`` taken into account."""
         return "first_order" if self.first_order else self.method
 
+    @property
+    def of_the_end(self) -> bool:
+        """Whether the method knows the end of adaptation alone, not the way there."""
+        return self.method in OF_THE_END
+
     def by_method(self, method: Method) -> MAML:
         """The same by the method of a learner that has no other.
 
@@ -217,6 +223,12 @@ class MAML:
         if self.method == "implicit" and self.inner_weight_decay:
             accepted = "0 is needed with method=implicit, which has a pull of its own"
             raise SettingError("inner_weight_decay", self.inner_weight_decay, accepted)
+        if self.method == "reptile" and self.frozen is not None:
+            accepted = "null is needed with method=reptile: what does not adapt would not be learnt"
+            raise SettingError("frozen", self.frozen, accepted)
+        if self.method == "reptile" and not self.inner_steps:
+            accepted = "at least 1 is needed with method=reptile, which follows the inner loop"
+            raise SettingError("inner_steps", 0, accepted)
 
     def _check_learnt(self) -> None:
         """Refuse what cannot be learnt."""
@@ -229,8 +241,8 @@ class MAML:
             raise SettingError("lr_per", self.lr_per, "learn=[lr] is needed for it")
         if not given:
             return
-        if self.method == "implicit":
-            accepted = "[] is needed with method=implicit, whose minimum does not depend on them"
+        if self.of_the_end:
+            accepted = f"[] is needed with method={self.method}, whose gradient does not see them"
             raise SettingError("learn", self.learn, accepted)
         if not self.inner_steps:
             raise SettingError("learn", self.learn, "[] is needed with inner_steps=0: none adapts")
