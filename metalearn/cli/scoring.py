@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
+from metalearn.cli.given_settings import plain_value
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
 from metalearn.tasks import Episode, read_episodes
@@ -23,9 +24,10 @@ from metalearn.trainers.meta.confused import (
 )
 from metalearn.trainers.meta.episode_scores import check_episodes, score_episodes
 from metalearn.trainers.meta.normalization import normalization_in
+from metalearn.trainers.meta.uncertainty import ConformalSets
 from metalearn.trainers.report import Report
 
-__all__ = ["Findings", "episode_findings", "task_findings"]
+__all__ = ["Findings", "conformal_sets", "episode_findings", "task_findings"]
 
 _PROTOCOLS = ("transductive", "inductive")
 
@@ -49,15 +51,17 @@ class Findings:
 
 def task_findings(trainer: Any, config: DictConfig) -> Findings:
     """Scores of a split; with ``confusions``, those of its tasks, whose queries are alone."""
+    asked = conformal_sets(config)
     if not config.confusions:
-        return Findings(trainer.reports(config.split, tasks=config.tasks))
+        how = {} if asked is None else {"conformal": asked}
+        return Findings(trainer.reports(config.split, tasks=config.tasks, **how))
     split, count = config.split, config.tasks
     scores = {
         name: trainer.task_scores(count, split=split, inductive=name == "inductive")
         for name in _PROTOCOLS
     }
     reports = {
-        name: trainer.report_of(found, split=split, inductive=name == "inductive")
+        name: trainer.report_of(found, split=split, inductive=name == "inductive", conformal=asked)
         for name, found in scores.items()
     }
     found = Findings(reports)
@@ -65,6 +69,24 @@ def task_findings(trainer: Any, config: DictConfig) -> Findings:
     tasks = lambda: named_tasks(trainer.tasks, split, count)  # noqa: E731
     _add_confusions(found, tasks, predictions, config.confusions, f"confusions-{split}")
     return found
+
+
+def conformal_sets(config: DictConfig) -> ConformalSets | None:
+    """The sets of classes that are asked for.
+
+    Raises:
+        SettingError: a coverage or rule that there is not, or a rule alone.
+    """
+    coverage, rule = (plain_value(config.conformal[key]) for key in ("coverage", "rule"))
+    if coverage is None:
+        if rule is not None:
+            accepted = "conformal.coverage is needed beside it, such as 0.9"
+            raise SettingError("conformal.rule", rule, accepted)
+        return None
+    try:
+        return ConformalSets(coverage, rule or "thr")
+    except SettingError as error:
+        raise SettingError(f"conformal.{error.setting}", error.value, error.accepted) from None
 
 
 def episode_findings(trainer: Any, saved: DictConfig, config: DictConfig) -> Findings:

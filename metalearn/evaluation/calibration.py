@@ -19,8 +19,10 @@ __all__ = [
     "ReliabilityBins",
     "adaptive_calibration_error",
     "bin_sums",
+    "check_confidences",
     "expected_calibration_error",
     "reliability_bins",
+    "shared_by_ties",
 ]
 
 
@@ -64,7 +66,8 @@ def reliability_bins(confidences: Tensor, hits: Tensor, *, bins: int = 15) -> Re
     Raises:
         SettingError: no sample, shapes that differ, or fewer than one bin.
     """
-    _check(confidences, hits, bins)
+    check_whole("bins", bins, 1, 2**24)
+    check_confidences(confidences, hits)
     return ReliabilityBins.from_sums(bin_sums(confidences, hits, bins=bins))
 
 
@@ -107,7 +110,8 @@ def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, bins: int =
     Raises:
         SettingError: no sample, shapes that differ, or fewer than one bin.
     """
-    _check(confidences, hits, bins)
+    check_whole("bins", bins, 1, 2**24)
+    check_confidences(confidences, hits)
     samples = confidences.shape[-1]
     ordered, order = confidences.reshape(-1, samples).cpu().sort(-1)
     right = hits.reshape(-1, samples).cpu().double().gather(-1, order)
@@ -115,7 +119,7 @@ def adaptive_calibration_error(confidences: Tensor, hits: Tensor, *, bins: int =
     sizes[: samples % bins] += 1
     where = torch.arange(bins).repeat_interleave(sizes).expand_as(order)
     gaps = torch.zeros(len(ordered), bins, dtype=torch.float64)
-    gaps.scatter_add_(-1, where, _shared(ordered, right) - ordered.double())
+    gaps.scatter_add_(-1, where, shared_by_ties(ordered, right) - ordered.double())
     return (gaps.abs().sum(-1) / samples).reshape(confidences.shape[:-1])
 
 
@@ -136,8 +140,8 @@ def bin_sums(confidences: Tensor, hits: Tensor, *, bins: int) -> Tensor:
     return torch.stack(sums).reshape(3, *confidences.shape[:-1], bins)
 
 
-def _shared(ordered: Tensor, right: Tensor) -> Tensor:
-    """The mean of ``right`` over samples of equal value, in each row of ``ordered``."""
+def shared_by_ties(ordered: Tensor, right: Tensor) -> Tensor:
+    """The mean of ``right`` over samples of equal value, in each row of ``ordered [R, N]``."""
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     group = first.flatten().cumsum(0) - 1
@@ -145,8 +149,12 @@ def _shared(ordered: Tensor, right: Tensor) -> Tensor:
     return means[group].reshape_as(right)
 
 
-def _check(confidences: Tensor, hits: Tensor, bins: int) -> None:
-    check_whole("bins", bins, 1, 2**24)
+def check_confidences(confidences: Tensor, hits: Tensor) -> None:
+    """Refuse what is not one confidence and one hit for each of at least one sample.
+
+    Raises:
+        SettingError: says what is wrong.
+    """
     check_floating(confidences, "confidences")
     check_tensors(hits, "hits")
     if confidences.ndim < 1 or not confidences.numel():

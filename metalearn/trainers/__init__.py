@@ -27,6 +27,7 @@ from metalearn.trainers.meta.sample_learner import SampleLearner
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
 from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.meta.trainer import MetaTrainer
+from metalearn.trainers.meta.uncertainty import ConformalSets
 from metalearn.trainers.supervised.ensemble import EnsembleTrainer
 from metalearn.trainers.supervised.iterates import SnapshotTrainer, SWAGTrainer
 from metalearn.trainers.supervised.one_network import BatchEnsembleTrainer, MCDropoutTrainer
@@ -46,6 +47,7 @@ __all__ = [
     "BaselinePlusPlus",
     "BatchEnsembleTrainer",
     "ConditionalNeuralProcess",
+    "ConformalSets",
     "EnsembleTest",
     "EnsembleTrainer",
     "FitResult",

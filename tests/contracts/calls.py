@@ -35,6 +35,7 @@ RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitRe
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
 RESULTS |= {"Confusion", "Episode"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
+RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
 """What the library gives, never what it is given."""
 
 
@@ -311,14 +312,20 @@ def _evaluation() -> dict[str, Callable[[], Call]]:
         name: _of(evaluation, name, confidences=confidences, hits=hits)
         for name in (
             "adaptive_calibration_error",
+            "area_under_risk_coverage",
             "expected_calibration_error",
             "reliability_bins",
+            "risk_coverage",
         )
     }
     return calls | {
         "ConfusionCounts": _of(evaluation, "ConfusionCounts"),
         "EnsembleStatistics": _of(evaluation, "EnsembleStatistics", members=3, classes=4),
         "RegressionStatistics": _of(evaluation, "RegressionStatistics", members=3, targets=2),
+        "fit_conformal": _of(
+            evaluation, "fit_conformal", probabilities=logits.softmax(-1)[0], targets=targets
+        ),
+        "set_scores": _of(evaluation, "set_scores", sets=logits[0] > 0, targets=targets),
         "fit_temperature": _of(
             evaluation, "fit_temperature", logits=logits, targets=targets, pooling="pool_then_scale"
         ),
@@ -459,6 +466,7 @@ def _trainers() -> dict[str, Callable[[], Call]]:
     batch = tasks.SinusoidTasks().sample("train", [0, 1])
     return {
         "MAML": _of(trainers, "MAML", inner_lr=0.1),
+        "ConformalSets": _of(trainers, "ConformalSets", coverage=0.8),
         "LoopSettings": _of(trainers, "LoopSettings", steps=3),
         "MetaLearner": lambda: (
             trainers.MetaLearner,

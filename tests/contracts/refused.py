@@ -475,6 +475,12 @@ EVALUATION: list[Row] = [
     ("evaluation.reliability_bins", {"hits": torch.ones(3)}, r"shape of hits=\[3\]: \[20\]"),
     ("evaluation.expected_calibration_error", {"confidences": None}, "confidences=None: a Tensor"),
     ("evaluation.expected_calibration_error", {"bins": 10**9}, "bins=1000000000: .*at most"),
+    ("evaluation.risk_coverage", {"hits": torch.ones(3)}, r"shape of hits=\[3\]: \[20\]"),
+    ("evaluation.area_under_risk_coverage", {"confidences": 0.5}, "confidences=0.5: a Tensor"),
+    ("evaluation.fit_conformal", {"coverage": 0.0}, "coverage=0.0"),
+    ("evaluation.fit_conformal", {"targets": Changed(lambda t: t + 1)}, "target=4: a class in"),
+    ("evaluation.fit_conformal", {"probabilities": torch.ones(3)}, "shape of probabilities"),
+    ("evaluation.set_scores", {"sets": torch.ones(20, 4)}, "dtype of sets"),
     ("evaluation.fit_temperature", {"logits": torch.ones(3)}, "shape of logits"),
     (
         "evaluation.fit_temperature",

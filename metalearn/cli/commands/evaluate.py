@@ -17,7 +17,7 @@ from metalearn.cli.loading import trainer_of
 from metalearn.cli.other_tasks import any_way, check_other_tasks, put_other_tasks
 from metalearn.cli.run_config import config_to_read, saved_config
 from metalearn.cli.run_folders import existing_run, writing_to
-from metalearn.cli.scoring import Findings, episode_findings, task_findings
+from metalearn.cli.scoring import Findings, conformal_sets, episode_findings, task_findings
 from metalearn.cli.targets import target_of
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.files import failures_named
@@ -109,12 +109,13 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     for setting in given:
         if setting.value is None or "task" in saved:
             continue
-        if setting.group in ("task", "eval_steps", "episodes"):
+        if setting.group in ("task", "eval_steps", "episodes", "conformal"):
             raise setting.refusal("the run has no tasks, so null is needed")
         if setting.name in ("tasks", "confusions"):
             raise setting.refusal("the run has no tasks, so nothing is needed here")
     if config.get("ood") is not None:
         _check_ood(config, saved)
+    conformal_sets(config)
     if config.get("test_task") is not None:
         check_other_tasks(saved, config)
         return
@@ -137,7 +138,13 @@ def _check_episodes(config: DictConfig, saved: DictConfig, given: Sequence[Given
             continue
         if episodes is None and setting.name == "invert":
             raise setting.refusal("null is needed: it is for pictures of episodes=...")
-        if episodes is not None and setting.group in ("task", "tasks", "test_task", "split"):
+        if episodes is not None and setting.group in (
+            "task",
+            "tasks",
+            "test_task",
+            "split",
+            "conformal",
+        ):
             raise setting.refusal("nothing is needed here beside episodes=..., which are scored")
 
 
@@ -196,6 +203,8 @@ def _evaluation_name(config: DictConfig, changes: Mapping[str, Any]) -> str:
         parts.append(config.checkpoint)
     if config.eval_steps is not None:
         parts.append(f"steps{config.eval_steps}")
+    if config.conformal.coverage is not None:
+        parts.append(f"{config.conformal.rule or 'thr'}{config.conformal.coverage}")
     for key, value in changes.items():
         if isinstance(value, Mapping):  # a number for each split
             value = "-".join(f"{split}{size}" for split, size in value.items())

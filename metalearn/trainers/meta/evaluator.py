@@ -88,12 +88,14 @@ class MetaEvaluator:
             numbers |= score_numbers(f"validation/{_PREFIXES[name]}", found)
         return Evaluation(numbers, _monitored(scores[self.select_by]), partial(self._draw, scores))
 
-    def score(self, split: Split, count: int, *, inductive: bool = False) -> TaskScores:
-        """Scores of the first ``count`` tasks of a split."""
+    def score(
+        self, split: Split, count: int, *, inductive: bool = False, first: int = 0
+    ) -> TaskScores:
+        """Scores of ``count`` tasks of a split, from the ``first`` one on."""
         self._prepare()
         parts = []
-        for start in range(0, count, self.at_once):
-            indices = range(start, min(start + self.at_once, count))
+        for start in range(first, first + count, self.at_once):
+            indices = range(start, min(start + self.at_once, first + count))
             batch = self.tasks.sample(split, indices, device=self._device)
             parts.append(self.learner.score(batch, inductive=inductive, check=self._check))
         return joined_scores(parts)

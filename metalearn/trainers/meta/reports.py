@@ -13,6 +13,12 @@ from torch import Tensor
 
 from metalearn.trainers.meta.normalization import Normalization
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
+from metalearn.trainers.meta.uncertainty import (
+    CalibratedSets,
+    SetReport,
+    task_calibration,
+    task_risk_coverage,
+)
 
 __all__ = ["MemberReport", "TestReport", "by_step", "score_numbers", "task_report"]
 
@@ -32,6 +38,13 @@ class TestReport:
     """Whether each query was predicted alone."""
     normalization: Normalization | None = None
     """What the scores were normalised with, where that is known."""
+    calibration: Tensor | None = None
+    """``[2]``: expected calibration error over a task's queries after K steps; None for
+    regression."""
+    risk_coverage: Tensor | None = None
+    """``[2]``: area under the risk–coverage curve of the same (AURC)."""
+    sets: SetReport | None = None
+    """Of conformal sets, where they were asked for."""
 
     def as_json(self) -> dict[str, Any]:
         """Mean and half-width of the 95 % interval at each inner step, and those of members."""
@@ -45,7 +58,12 @@ class TestReport:
                     {"inner_step": k, "mean": float(m), "interval95": float(h)}
                     for k, (m, h) in enumerate(values.T)
                 ]
-        return found if self.members is None else found | self.members.as_json()
+        if self.members is not None:
+            found |= self.members.as_json()
+        for name, values in (("calibration", self.calibration), ("aurc", self.risk_coverage)):
+            if values is not None:
+                found[name] = _ends(values)
+        return found if self.sets is None else found | {"sets": self.sets.as_json()}
 
     def headline(self) -> dict[str, float]:
         """The score after the last inner step."""
@@ -74,7 +92,19 @@ class TestReport:
             lines = [title, *(f"{step}  {row}" for step, row in zip(steps, shown))]
         if self.normalization is not None:
             lines.insert(1, f"  normalisation: {self.normalization}")
-        return lines if self.members is None else lines + self.members.lines()
+        if self.members is not None:
+            lines += [*self.members.lines(), *self._uncertainty()]
+        return lines if self.sets is None else [*lines, self.sets.line()]
+
+    def _uncertainty(self) -> list[str]:
+        """Calibration and risk, in words."""
+        if self.calibration is None or self.risk_coverage is None:
+            return []
+        (error, about), (area, near) = self.calibration.tolist(), self.risk_coverage.tolist()
+        return [
+            f"  calibration error over a task's queries: {error:.4f} ± {about:.4f}",
+            f"  area under their risk–coverage curve: {area:.4f} ± {near:.4f}",
+        ]
 
     def _headline(self, name: str) -> str:
         return f"test/inductive_{name}" if self.inductive else f"test/{name}"
@@ -108,8 +138,6 @@ class MemberReport:
         name, values = self.score
         found: dict[str, Any] = {"members": [{name: _ends(row[:, -1])} for row in values]}
         found["epistemic"] = _ends(self.epistemic)
-        if self.calibration is not None:
-            found["calibration"] = _ends(self.calibration)
         return found
 
     def lines(self) -> list[str]:
@@ -121,11 +149,7 @@ class MemberReport:
         lines = [f"  of its {len(each)} members alone: median {median}, {low} to {high}"]
         what = "variance between members" if regression else "mutual information, nats"
         mean, half = self.epistemic.tolist()
-        lines.append(f"  {what}: {mean:.4f} ± {half:.4f} a task")
-        if self.calibration is not None:
-            mean, half = self.calibration.tolist()
-            lines.append(f"  calibration error over a task's queries: {mean:.4f} ± {half:.4f}")
-        return lines
+        return [*lines, f"  {what}: {mean:.4f} ± {half:.4f} a task"]
 
 
 def _score(losses: Tensor, accuracies: Tensor | None) -> tuple[str, Tensor]:
@@ -137,27 +161,39 @@ def _ends(values: Tensor) -> dict[str, float]:
 
 
 def task_report(
-    scores: TaskScores, normalization: Normalization | None = None, *, inductive: bool = False
+    scores: TaskScores,
+    normalization: Normalization | None = None,
+    *,
+    inductive: bool = False,
+    sets: CalibratedSets | None = None,
 ) -> TestReport:
     """Mean and half-width of the 95 % interval over the tasks; ``inductive`` says what they are."""
-    found, accuracies = scores.members, scores.accuracies
+    found, accuracies, queries = scores.members, scores.accuracies, scores.queries
     members = None
     if found is not None:
         calibration = found.calibration
         members = MemberReport(
             _intervals(found.losses),
             None if found.accuracies is None else _intervals(found.accuracies),
-            torch.stack(mean_interval(found.epistemic)).cpu(),
-            None if calibration is None else torch.stack(mean_interval(calibration)).cpu(),
+            _interval(found.epistemic),
+            None if calibration is None else _interval(calibration),
         )
     return TestReport(
         len(scores.losses),
-        torch.stack(mean_interval(scores.losses)).cpu(),
-        None if accuracies is None else torch.stack(mean_interval(accuracies)).cpu(),
+        _interval(scores.losses),
+        None if accuracies is None else _interval(accuracies),
         members,
         inductive,
         normalization,
+        None if queries is None else _interval(task_calibration(queries)),
+        None if queries is None else _interval(task_risk_coverage(queries)),
+        None if queries is None or sets is None else sets.report(queries),
     )
+
+
+def _interval(values: Tensor) -> Tensor:
+    """``[T, ...]`` to mean and half-width ``[2, ...]``."""
+    return torch.stack(mean_interval(values)).cpu()
 
 
 def _intervals(values: Tensor) -> Tensor:

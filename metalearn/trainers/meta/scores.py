@@ -16,7 +16,7 @@ from metalearn.core.tree import check_floating, tree_map
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
 
-__all__ = ["MemberScores", "TaskScores", "joined_scores", "mean_interval"]
+__all__ = ["MemberScores", "QueryOutcomes", "TaskScores", "joined_scores", "mean_interval"]
 
 
 class MemberScores(NamedTuple):
@@ -34,6 +34,15 @@ class MemberScores(NamedTuple):
     regression."""
 
 
+class QueryOutcomes(NamedTuple):
+    """What is predicted of each query after K steps, and what is right."""
+
+    probabilities: Tensor
+    """``[T, N, C]``; of an ensemble, the mean of its members'."""
+    labels: Tensor
+    """``[T, N]``: the right classes, the most probable ones of probabilities; −100 for padding."""
+
+
 class TaskScores(NamedTuple):
     """How T tasks went, before and after each of K inner steps."""
 
@@ -45,6 +54,8 @@ class TaskScores(NamedTuple):
     """``[T, K+1, N]`` predicted classes, or ``[T, K+1, N, outputs]`` for regression."""
     members: MemberScores | None = None
     """Of an ensemble, whose mean prediction the scores above are of."""
+    queries: QueryOutcomes | None = None
+    """None for regression."""
 
 
 def joined_scores(parts: Sequence[TaskScores]) -> TaskScores:

@@ -20,11 +20,11 @@ from metalearn.core.bayes.predictive import (
 from metalearn.core.bayes.predictive_regression import regression_uncertainty
 from metalearn.core.targets import is_label, labels_of, mean_without_padding, not_padding
 from metalearn.core.tree import leaves, tree_map
-from metalearn.evaluation import expected_calibration_error
 from metalearn.trainers.meta.inductive import each_beside
 from metalearn.trainers.meta.method_checks import CheckedLearner, check_outputs, predicted
 from metalearn.trainers.meta.nan_scores import hits
-from metalearn.trainers.meta.scores import MemberScores, TaskScores
+from metalearn.trainers.meta.scores import MemberScores, QueryOutcomes, TaskScores
+from metalearn.trainers.meta.uncertainty import task_calibration
 from metalearn.types import Batch, Params, TaskBatch
 
 __all__ = ["ScoredLearner", "along_states", "score_tasks"]
@@ -150,7 +150,8 @@ def _scores_of_one(kind: str, losses: Tensor, outputs: Tensor, targets: Tensor) 
         return TaskScores(losses, None, outputs)
     right = hits(outputs, labels_of(targets)[:, None]).to(losses.dtype)
     accuracies = mean_without_padding(right, not_padding(targets)[:, None])
-    return TaskScores(losses, accuracies, outputs.argmax(-1))
+    queries = QueryOutcomes(outputs[:, -1].softmax(-1), labels_of(targets))
+    return TaskScores(losses, accuracies, outputs.argmax(-1), queries=queries)
 
 
 def _scores_of_members(
@@ -177,6 +178,7 @@ def _scores_of_members(
     right = hits(outputs, labels[:, None]).to(losses.dtype)
     found = hits(log_p, labels[:, None]).to(losses.dtype)
     epistemic = mean_without_padding(mutual_information(outputs[:, :, -1]), real)
+    queries = QueryOutcomes(log_p[:, -1].exp(), labels)
     return TaskScores(
         mean_without_padding(_cross_entropies(log_p, targets), real[:, None]),
         mean_without_padding(found, real[:, None]),
@@ -185,8 +187,9 @@ def _scores_of_members(
             losses,
             mean_without_padding(right, real[:, None]).movedim(0, 1),
             epistemic,
-            _calibration(log_p[:, -1], labels, real).to(losses),
+            task_calibration(queries).to(losses),
         ),
+        queries,
     )
 
 
@@ -196,12 +199,3 @@ def _cross_entropies(log_p: Tensor, targets: Tensor) -> Tensor:
         return -(targets[:, None] * log_p).sum(-1)
     every = targets.clamp_min(0)[:, None].expand(log_p.shape[:-1])
     return negative_log_likelihoods(log_p, every)
-
-
-def _calibration(log_p: Tensor, labels: Tensor, real: Tensor) -> Tensor:
-    """``[T]``: expected calibration error of ``[T, N, C]`` over the targets that are no padding."""
-    confidences, hits = log_p.exp().amax(-1), log_p.argmax(-1) == labels
-    if real.all():
-        return expected_calibration_error(confidences, hits)
-    rows = zip(confidences, hits, real)
-    return torch.stack([expected_calibration_error(c[kept], h[kept]) for c, h, kept in rows])

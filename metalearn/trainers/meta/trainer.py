@@ -39,6 +39,7 @@ from metalearn.trainers.meta.reports import TestReport, task_report
 from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.meta.training_draws import drawn_for_training
+from metalearn.trainers.meta.uncertainty import CalibratedSets, ConformalSets
 from metalearn.trainers.meta.unvalidated import evaluator_for
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import Split, TaskBatch, TaskDistribution
@@ -166,11 +167,29 @@ class MetaTrainer(Trainer):
 
     @checked
     def test(
-        self, count: int = 600, *, split: Split = "test", inductive: bool = False
+        self,
+        count: int = 600,
+        *,
+        split: Split = "test",
+        inductive: bool = False,
+        conformal: ConformalSets | None = None,
     ) -> TestReport:
-        """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K."""
+        """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K.
+
+        Args:
+            count: of tasks.
+            split: that they are of.
+            inductive: as of `Learner.score`.
+            conformal: sets of classes, calibrated on as many validation tasks, others than those
+                that chose the best state. They promise their coverage to tasks of the classes of
+                validation, and to others as far as those are like them.
+
+        Raises:
+            SettingError: a count or split that there is not; sets for a regression, or without
+                classes for validation.
+        """
         scores = self.task_scores(count, split=split, inductive=inductive)
-        return self.report_of(scores, split=split, inductive=inductive)
+        return self.report_of(scores, split=split, inductive=inductive, conformal=conformal)
 
     @checked
     def task_scores(
@@ -184,21 +203,47 @@ class MetaTrainer(Trainer):
         return scores
 
     def report_of(
-        self, scores: TaskScores, *, split: Split = "test", inductive: bool = False
+        self,
+        scores: TaskScores,
+        *,
+        split: Split = "test",
+        inductive: bool = False,
+        conformal: ConformalSets | None = None,
     ) -> TestReport:
-        """What `task_scores` of a split come to."""
+        """What `task_scores` of a split come to; ``conformal`` is as of `test`."""
+        sets = None
+        if conformal is not None:
+            if scores.queries is None:
+                accepted = "None is needed: a regression has no classes"
+                raise SettingError("conformal", conformal, accepted)
+            sets = self._sets(conformal, len(scores.losses), inductive=inductive)
         few = self.tasks.sample(split, [0], device=self.device)
         found = normalization_in(self.learner, few, inductive=inductive)
-        return task_report(scores, found, inductive=inductive)
+        return task_report(scores, found, inductive=inductive, sets=sets)
+
+    def _sets(self, asked: ConformalSets, count: int, *, inductive: bool) -> CalibratedSets:
+        first = max(self.evaluator.count, count)
+        known = self.evaluator.score("validation", count, inductive=inductive, first=first)
+        assert known.queries is not None  # of a classification, as those of the test
+        return CalibratedSets(asked, known.queries)
 
     def reports(
-        self, split: Split = "test", *, tasks: int = 600, inductive: bool | None = True
+        self,
+        split: Split = "test",
+        *,
+        tasks: int = 600,
+        inductive: bool | None = True,
+        conformal: ConformalSets | None = None,
     ) -> dict[str, TestReport]:
-        """See `Trainer.reports`: a `test` with statistics shared by a task's queries, and alone."""
+        """See `Trainer.reports`: a `test` with statistics shared by a task's queries, and alone.
+
+        ``conformal`` is as of `test`.
+        """
         if inductive is None:
             inductive = self.evaluator.select_by == "inductive"
         names = ("transductive", "inductive") if inductive else ("transductive",)
-        return {n: self.test(tasks, split=split, inductive=n == "inductive") for n in names}
+        how: Any = {"split": split, "conformal": conformal}
+        return {n: self.test(tasks, inductive=n == "inductive", **how) for n in names}
 
     def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
         """Initial or adapted learners on tasks of a split, and the tasks' meta-gradients."""
