@@ -52,8 +52,16 @@ def test_commands_are_found() -> None:
 
 
 def settings_of(group: str) -> set[str]:
-    """Names of all settings that choices of a group have."""
-    return {str(key) for path in (CONF / group).glob("*.yaml") for key in OmegaConf.load(path)}
+    """Names of all settings that choices of a group have, or take from another group."""
+    found: set[str] = set()
+    for path in (CONF / group).glob("*.yaml"):
+        choice = OmegaConf.load(path)
+        found |= {str(key) for key in choice}
+        for default in OmegaConf.select(choice, "defaults", default=[]):
+            for source in default if OmegaConf.is_dict(default) else ():
+                if str(source).endswith("@_here_"):
+                    found |= settings_of(str(source).strip("/").removesuffix("@_here_"))
+    return found
 
 
 def unknown(span: str) -> str:
