@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,7 +20,6 @@ __all__ = [
     "Readings",
     "StepNorm",
     "batch_moments",
-    "fixed_statistics",
     "normalized_by",
     "reading_statistics",
     "step_norms",
@@ -31,15 +29,14 @@ __all__ = [
 Readings = dict[int, list[tuple[Tensor, Tensor]]]
 """Mean and variance of the batches that a layer was called with, by its key."""
 _readings: ContextVar[Readings | None] = ContextVar("statistics that are read", default=None)
-_fixed: ContextVar[bool] = ContextVar("whether statistics are fixed", default=False)
 
 
-class StepNorm(_BatchNorm):
-    """Batch normalisation by the batch at hand, or within `fixed_statistics` by given moments.
+class StepNorm(nn.Module):
+    """y = γ·(x − m_k)/√(v_k + eps) + β with moments of the state after k inner steps, k = 0 … K.
 
-    Its buffers ``step_mean`` and ``step_var`` are the moments in the states after 0 … K inner
-    steps, ``[K+1, C]``; within `fixed_statistics` a call has to be given those of one state in
-    their place, ``[C]``. A forward pass writes nothing.
+    Its buffers ``step_mean`` and ``step_var`` have them all, ``[K+1, C]``. A call that is given
+    those of one state in their place, ``[C]``, normalises by these, any other by those of θ_0. A
+    forward pass writes nothing; `reading_statistics` reads the moments of its inputs.
 
     Args:
         layer: gives channels, eps, momentum, scale and shift.
@@ -54,13 +51,11 @@ class StepNorm(_BatchNorm):
     step_var: Tensor
 
     def __init__(self, layer: _BatchNorm, steps: int, key: int) -> None:
+        super().__init__()
         if layer.momentum is None:
             accepted = "a momentum is needed for statistics of each step"
             raise SettingError("module", type(layer).__name__, accepted)
-        super().__init__(
-            layer.num_features, layer.eps, layer.momentum, affine=False, track_running_stats=False
-        )
-        self.affine, self.key = layer.affine, key
+        self.eps, self.momentum, self.key = layer.eps, float(layer.momentum), key
         self.weight, self.bias = layer.weight, layer.bias
         like = torch.empty(0) if layer.weight is None else layer.weight.detach()
         self.register_buffer("step_mean", like.new_zeros(steps + 1, layer.num_features))
@@ -68,14 +63,11 @@ class StepNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
-        if _fixed.get():
-            moments = self.step_mean, self.step_var
-            return normalized_by(x, *moments, self.weight, self.bias, eps=self.eps)
         read = _readings.get()
         if read is not None:
             read.setdefault(self.key, []).append(batch_moments(x))
-        y: Tensor = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        return y
+        mean, variance = (m if m.dim() == 1 else m[0] for m in (self.step_mean, self.step_var))
+        return normalized_by(x, mean, variance, self.weight, self.bias, eps=self.eps)
 
 
 def normalized_by(
@@ -99,16 +91,6 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance ``[C]`` of inputs ``[N, C, ...]``, without a graph."""
     each = x.detach().transpose(0, 1).flatten(1)
     return each.mean(1), each.var(1, correction=min(1, each.shape[1] - 1))
-
-
-@contextmanager
-def fixed_statistics() -> Iterator[None]:
-    """A block in which layers normalise by the moments that they are given."""
-    token = _fixed.set(True)
-    try:
-        yield
-    finally:
-        _fixed.reset(token)
 
 
 @contextmanager

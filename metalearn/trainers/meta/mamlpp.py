@@ -5,20 +5,24 @@ Axes: K inner steps.
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from metalearn.core import Adaptation
+from metalearn.core import Engine, InnerOptimizer, task_meta_gradients
 from metalearn.core.module.norms import norm_parameters
-from metalearn.core.module.step_norms import fixed_statistics, step_norms, with_step_norms
+from metalearn.core.module.step_norms import step_norms, with_step_norms
+from metalearn.core.tree import match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import checked
 from metalearn.trainers.meta.maml import MetaLearner
+from metalearn.trainers.meta.network import LearnerNetwork, network_of
 from metalearn.trainers.meta.settings import MAML, with_learnt_rates
 from metalearn.trainers.meta.step_statistics import (
-    by_running_statistics,
+    StepwiseNetwork,
     moved_step_statistics,
     with_fixed_statistics,
 )
@@ -51,10 +55,10 @@ class MAMLPlusPlus(MetaLearner):
             learnt value after each inner step, γ_k = γ_0 + d_k, of which d_1 … d_K are entries
             ``learnt.offset.<parameter>`` ``[K, ...]`` that start at 0. Steps after the K-th take
             the last.
-        statistics_per_step: batch norms keep running statistics of each state θ_0 … θ_K, moved
-            after each training step by the means over its tasks, and all scores normalise by them,
-            in adaptation too, so that they are inductive by themselves. Training normalises by the
-            batch at hand. For one network, not for members.
+        statistics_per_step: batch norms normalise by running statistics of each state θ_0 … θ_K,
+            in training and in scores, which are inductive by themselves. Within a step they are
+            constants; after it those of θ_k move towards the means over its tasks. For one network,
+            not for members.
 
     Raises:
         SettingError: as `MetaLearner`; a value out of range, settings of ``maml`` that contradict;
@@ -64,7 +68,8 @@ class MAMLPlusPlus(MetaLearner):
     size for each layer and inner step, where here weight and bias have each their own. Its cosine
     annealing of the outer step size is ``trainer.schedule=cosine``. Here the support loss and the
     query losses at θ_k share γ_k; in the paper's code a query loss at θ_{k+1} has γ_k too. That
-    code keeps running statistics but never normalises by them; here it is as the paper says.
+    code keeps running statistics of each step but normalises by the batch at hand throughout; here
+    they take its place, as in the paper's text.
     """
 
     @checked
@@ -94,41 +99,68 @@ class MAMLPlusPlus(MetaLearner):
             module = _with_statistics(module, maml)
         super().__init__(module, maml, kind=kind)
 
-    def scored(self, params: Params, steps: int | None) -> tuple[Params, Adaptation]:
-        """As of `MetaLearner`, by running statistics where there are some."""
-        start, adaptation = super().scored(params, steps)
-        if not self.statistics_per_step:
-            return start, adaptation
-        adapting = self.adapting()
-        still = [name for name in start if name not in adapting]
-        return by_running_statistics(start, adaptation, step_norms(self.module), still)
+    @staticmethod
+    def network_for(module: nn.Module, engine: Engine) -> LearnerNetwork:
+        """The network, of which a task's parameters may have statistics among them."""
+        found: Any = network_of(module, engine)
+        if step_norms(module):
+            found = StepwiseNetwork(found)
+        network: LearnerNetwork = found
+        return network
 
-    def predict(self, state: Params, inputs: Tensor) -> Tensor:
-        """As of `MetaLearner`, by running statistics where there are some."""
+    @property
+    def frozen(self) -> str | Sequence[str] | None:
+        """As of `MetaLearner`; patterns do not hold statistics."""
+        given = super().frozen
         if not self.statistics_per_step:
-            return super().predict(state, inputs)
-        with fixed_statistics():
-            return super().predict(state, inputs)
+            return given
+        own = {n: p for n, p in self.network.own(self.params).items() if n not in self._moments}
+        fixed = match_names(own, given, "maml.frozen")
+        return [glob.escape(name) for name, still in zip(own, fixed) if still] or None
+
+    def adapting(self) -> list[str]:
+        """As of `MetaLearner`, statistics not among them."""
+        return [name for name in super().adapting() if name not in self._moments]
+
+    def optimizer_at(self, params: Params) -> InnerOptimizer:
+        """As of `MetaLearner`; it moves statistics too."""
+        found = super().optimizer_at(params)
+        if isinstance(self.network, StepwiseNetwork):
+            return self.network.by_step(found)
+        return found
+
+    def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
+        """As of `MetaLearner`, without those of statistics."""
+        if not isinstance(self.network, StepwiseNetwork):
+            return super().task_gradients(params, tasks, step=step)
+        settings = {**self.gradient_settings(step), "optimizer": self.optimizer_at(params)}
+        del settings["chunk_size"]
+        own = self.network.own(params)
+        found = task_meta_gradients(self.loss, own, tasks, with_learnt=True, **settings)
+        return self.network.learnt_alone(*found)
 
     def as_module(self, module: nn.Module, state: Params) -> nn.Module:
-        """As of `MetaLearner`, with the running statistics of a state where there are some."""
+        """As of `MetaLearner`, with the statistics of a state where there are some."""
         return with_fixed_statistics(super().as_module(module, state), state)
 
     def moved_buffers(self, params: Params, tasks: TaskBatch) -> dict[str, Tensor]:
-        """Running statistics after one more meta-batch; see `moved_step_statistics`."""
+        """Statistics after one more meta-batch; see `moved_step_statistics`."""
         if not self.statistics_per_step:
             return super().moved_buffers(params, tasks)
-        start, adaptation = super().scored(params, self.inner_steps)
-        engine, chunk = self.batching
+        (engine, chunk), loop = self.batching, self.scored(params, self.inner_steps)
         return moved_step_statistics(
             lambda values, inputs: self.apply(values, self.buffers, inputs),
-            start,
-            adaptation,
+            *loop,
             tasks,
             self.module,
             engine=engine,
             chunk_size=chunk,
         )
+
+    @property
+    def _moments(self) -> dict[str, Tensor]:
+        """Running statistics of all states by the name of a buffer."""
+        return self.network.moments if isinstance(self.network, StepwiseNetwork) else {}
 
     def gradient_settings(self, step: int = 0) -> dict[str, Any]:
         """As of `MetaLearner`, with the weights and the order of a training step.
@@ -143,8 +175,10 @@ class MAMLPlusPlus(MetaLearner):
 
     def trial_settings(self) -> dict[str, Any]:
         """Those of the first training step, but of the order of the later ones."""
-        planned = super().gradient_settings()
-        return {**planned, "step_weights": self.weights_at(0)}
+        planned = {**super().gradient_settings(), "step_weights": self.weights_at(0)}
+        if self.statistics_per_step:
+            planned["optimizer"] = self.optimizer_at(self.params)
+        return planned
 
     def stepwise(self) -> list[str]:
         """Scales and shifts of normalisation layers, where they have a value in each step."""

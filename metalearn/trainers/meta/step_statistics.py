@@ -1,66 +1,90 @@
-"""Running statistics of batch norms for each inner step: read in training, used in scores.
+"""Running statistics of batch norms for each inner step: moved by training, fixed within tasks.
 
 Axes: T tasks, K inner steps, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metalearn.core import Adaptation, along_adaptation
-from metalearn.core.meta.step_offsets import with_step_offsets
-from metalearn.core.module.norms import RunningNorm
-from metalearn.core.module.step_norms import (
-    Readings,
-    StepNorm,
-    fixed_statistics,
-    reading_statistics,
-    step_norms,
+from metalearn.core import (
+    Adaptation,
+    InnerOptimizer,
+    MetaGradient,
+    along_adaptation,
+    meta_gradient,
 )
-from metalearn.types import Batch, Params, TaskBatch
+from metalearn.core.meta.step_offsets import with_step_offsets
+from metalearn.core.module.step_norms import Readings, reading_statistics, step_norms
+from metalearn.trainers.meta.network import LearnerNetwork
+from metalearn.types import Batch, LossFn, Params, TaskBatch
 
-__all__ = ["by_running_statistics", "moved_step_statistics", "with_fixed_statistics"]
+__all__ = ["StepwiseNetwork", "moved_step_statistics", "with_fixed_statistics"]
 
-_BUFFERS = ("step_mean", "step_var")
+_KINDS = ("step_mean", "step_var")
 
 
-def by_running_statistics(
-    start: Params, adaptation: Adaptation, norms: Mapping[str, StepNorm], still: Sequence[str]
-) -> tuple[Params, Adaptation]:
-    """A starting point and inner steps that normalise by the running statistics of each state.
+class StepwiseNetwork:
+    """A network with `StepNorm` layers, whose `own` parameters have the moments of θ_0 among them.
 
-    The moments of a state stand among its parameters, where no gradient moves them but
-    `with_step_offsets`, so that nothing has to know the number of a step.
-
-    Args:
-        start: θ_0, a flat dict.
-        adaptation: from there, by the statistics of the batch at hand.
-        norms: the layers, by name.
-        still: names of the parameters in ``start`` that do not adapt.
+    No gradient moves these in the inner loop but `with_step_offsets`, to the moments of the next
+    state, so that no engine has to know the number of a step; none is learnt.
     """
-    held = {
-        f"{name}.{key}": getattr(layer, key).detach()
-        for name, layer in norms.items()
-        for key in _BUFFERS
-    }
 
-    def loss(params: Params, batch: Batch) -> Any:
-        with fixed_statistics():
-            return adaptation.loss(params, batch)
+    def __init__(self, network: LearnerNetwork) -> None:
+        self._network = network
 
-    offsets = {name: value[1:] - value[0] for name, value in held.items()}
-    changed = replace(
-        adaptation,
-        loss=loss,
-        optimizer=with_step_offsets(adaptation.optimizer, offsets),
-        frozen=list(still) or None,
-    )
-    return {**start, **{name: value[0] for name, value in held.items()}}, changed
+    def __getattr__(self, name: str) -> Any:
+        if name == "_network":  # while it is copied
+            raise AttributeError(name)
+        return getattr(self._network, name)
+
+    @property
+    def moments(self) -> dict[str, Tensor]:
+        """Those of all states by the name of a buffer, ``[K+1, C]``."""
+        layers = step_norms(self._network.module)
+        return {f"{n}.{kind}": getattr(m, kind) for n, m in layers.items() for kind in _KINDS}
+
+    def own(self, params: Params) -> Params:
+        """The parameters that a task has, with the moments that it starts with."""
+        first = {name: value[0] for name, value in self.moments.items()}
+        return {**self._network.own(params), **first}
+
+    def by_step(self, optimizer: InnerOptimizer) -> InnerOptimizer:
+        """An inner optimiser that moves the moments too, of which it learns nothing."""
+        moments = self.moments.items()
+        return with_step_offsets(optimizer, {n: value[1:] - value[0] for n, value in moments})
+
+    def learnt_alone(self, grads: Params, optimizer_grads: Any) -> dict[str, Tensor]:
+        """Gradients of parameters and of what an optimiser of `by_step` learns, as one dict."""
+        learnt, moments = self._network.learnt, self.moments
+        own = {name: grad for name, grad in grads.items() if name not in moments}
+        return own if learnt is None else {**own, **learnt.gradients(optimizer_grads[0])}
+
+    def adaptation_gradient(
+        self,
+        loss: LossFn,
+        params: Params,
+        tasks: TaskBatch,
+        *,
+        optimizer: InnerOptimizer,
+        **how: Any,
+    ) -> MetaGradient:
+        """`metalearn.core.meta_gradient`, moments being constants."""
+        learnt = self._network.learnt
+        if learnt is not None and learnt.hyperparameters:
+            optimizer = optimizer.with_learnt(learnt.tree(params))
+        found = meta_gradient(
+            loss, self.own(params), tasks, optimizer=self.by_step(optimizer), **how
+        )
+        return found._replace(
+            grads=self.learnt_alone(found.grads, found.optimizer_grads),
+            optimizer_grads=found.optimizer_grads[0],
+        )
 
 
 def moved_step_statistics(
@@ -71,20 +95,19 @@ def moved_step_statistics(
     module: nn.Module,
     **how: Any,
 ) -> dict[str, Tensor]:
-    """By the name of a buffer, the running statistics after one more meta-batch, ``[K+1, C]``.
+    """By the name of a buffer, the moments of all states after one more meta-batch, ``[K+1, C]``.
 
     Row k moves, by the momentum of its layer, towards the mean over tasks and over support and
     query set of the moments at θ_k. For that the tasks adapt once more, in first order.
 
     Args:
-        call: ``call(params, inputs)``, a forward pass by the statistics of the batch at hand.
+        call: ``call(params, inputs)``, a forward pass.
         start: θ_0.
         adaptation: K inner steps from there.
         tasks: of the meta-batch.
         module: has the layers.
         how: ``engine`` and ``chunk_size``.
     """
-    norms = step_norms(module)
 
     def visit(params: Params, support: Batch, query: Batch) -> dict[str, Tensor]:
         read: Readings = {}
@@ -94,10 +117,10 @@ def moved_step_statistics(
         return {
             f"{key}.{kind}": torch.stack([pair[place] for pair in pairs]).mean(0)
             for key, pairs in read.items()
-            for place, kind in enumerate(_BUFFERS)
+            for place, kind in enumerate(_KINDS)
         }
 
-    found = along_adaptation(
+    found: Mapping[str, Tensor] = along_adaptation(
         visit,
         adaptation.loss,
         start,
@@ -109,20 +132,17 @@ def moved_step_statistics(
     )
     return {
         f"{name}.{kind}": torch.lerp(
-            getattr(layer, kind), found[f"{layer.key}.{kind}"].mean(0), float(layer.momentum or 0)
+            getattr(layer, kind), found[f"{layer.key}.{kind}"].mean(0), layer.momentum
         )
-        for name, layer in norms.items()
-        for kind in _BUFFERS
+        for name, layer in step_norms(module).items()
+        for kind in _KINDS
         if f"{layer.key}.{kind}" in found
     }
 
 
 def with_fixed_statistics(module: nn.Module, state: Params) -> nn.Module:
-    """A module whose `StepNorm` layers have become `RunningNorm` with the moments of a state."""
+    """A module whose `StepNorm` layers have the moments of a state alone, ``[C]``."""
     for name, layer in step_norms(module).items():
-        fixed = RunningNorm(layer)
-        fixed.running_mean.copy_(state[f"{name}.step_mean"])
-        fixed.running_var.copy_(state[f"{name}.step_var"])
-        parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, fixed.train(layer.training))
+        for kind in _KINDS:
+            setattr(layer, kind, state[f"{name}.{kind}"].detach().clone())
     return module

@@ -40,29 +40,30 @@ def with_drawn_statistics(one: MAMLPlusPlus) -> MAMLPlusPlus:
     return one
 
 
-def inner_steps(one: MAMLPlusPlus, params: dict[str, Tensor], t: int, *, fixed: bool) -> Any:
+def inner_steps(
+    one: MAMLPlusPlus, params: dict[str, Tensor], t: int, *, steps: int, exact: bool = False
+) -> Any:
     """θ_0 … θ_K of a task by a plain loop, and the outputs of a call at a state of number k."""
     tasks, k_of = doubled(), one.inner_steps
 
     def outputs(values: dict[str, Tensor], inputs: Tensor, k: int) -> Tensor:
         x = F.linear(inputs.flatten(1), values["1.weight"], values["1.bias"])
-        mean, var = x.mean(0), x.var(0, correction=0)
-        if fixed:
-            mean, var = (one.module.get_buffer(name)[min(k, k_of)] for name in (MEAN, VAR))
+        mean, var = (one.module.get_buffer(name)[min(k, k_of)] for name in (MEAN, VAR))
         x = (x - mean) / (var + 1e-5).sqrt() * values["2.weight"] + values["2.bias"]
         return F.linear(x.tanh(), values["4.weight"], values["4.bias"])
 
     offsets = {n.removeprefix("learnt.offset."): p for n, p in params.items() if "offset" in n}
-    now = {n: p.clone() for n, p in params.items() if not n.startswith("learnt.")}
+    now = {n: p for n, p in params.items() if not n.startswith("learnt.")}
     start, states = dict(now), [dict(now)]
-    for k in range(one.eval_steps):
-        at = {n: p.detach().requires_grad_() for n, p in now.items()}
+    for k in range(steps):
+        at = now if exact else {n: p.detach().requires_grad_() for n, p in now.items()}
         loss = F.cross_entropy(outputs(at, tasks.support[0][t], k), tasks.support[1][t])
-        grads = dict(zip(at, torch.autograd.grad(loss, list(at.values()))))
+        slopes = torch.autograd.grad(loss, list(at.values()), create_graph=exact)
+        grads = dict(zip(at, slopes))
         last = min(k, k_of - 1)
         rate = {n: params.get(f"learnt.lr.{n}", [0.3] * k_of)[last] for n in now}
         now = {
-            n: start[n] + offsets[n][last] if n in offsets else p.detach() - rate[n] * grads[n]
+            n: start[n] + offsets[n][last] if n in offsets else p - rate[n] * grads[n]
             for n, p in at.items()
         }
         states.append(dict(now))
@@ -83,7 +84,7 @@ def test_scores_are_those_of_a_plain_loop_that_normalises_by_them(
     found, alone = one.score(tasks).losses, one.score(tasks, inductive=True).losses
     torch.testing.assert_close(found, alone)
     for t in range(3):
-        states, outputs = inner_steps(one, one.params, t, fixed=True)
+        states, outputs = inner_steps(one, one.params, t, steps=eval_steps)
         for k, state in enumerate(states):
             wanted = F.cross_entropy(outputs(state, tasks.query[0][t], k), tasks.query[1][t])
             torch.testing.assert_close(found[t, k], wanted, rtol=1e-10, atol=1e-12)
@@ -104,7 +105,7 @@ def test_they_move_towards_the_moments_of_each_state(engine: Any, affine: bool) 
     for name, of in ((MEAN, lambda x: x.mean(0)), (VAR, lambda x: x.var(0))):
         found = torch.zeros(3, 6, dtype=torch.double)
         for t in range(3):
-            states, _ = inner_steps(one, params, t, fixed=False)
+            states, _ = inner_steps(one, params, t, steps=2)
             for k, state in enumerate(states):
                 for inputs in (tasks.support[0][t], tasks.query[0][t]):
                     x = F.linear(inputs.flatten(1), state["1.weight"], state["1.bias"])
@@ -114,16 +115,55 @@ def test_they_move_towards_the_moments_of_each_state(engine: Any, affine: bool) 
 
 
 @every_engine
-def test_training_normalises_by_the_batch_as_without_them(engine: Any) -> None:
-    one, tasks = with_drawn_statistics(learner(maml={"engine": engine})), doubled()
-    without = MAMLPlusPlus(normed(), one.maml)
-    found, wanted = one.meta_gradient(tasks), without.meta_gradient(tasks)
-    torch.testing.assert_close(found.loss, wanted.loss)
-    for name, grad in wanted.grads.items():
-        torch.testing.assert_close(found.grads[name], grad)
-    assert one.params.keys() == without.params.keys()
-    outputs = one.module(tasks.query[0][0])
-    torch.testing.assert_close(outputs, without.module(tasks.query[0][0]))
+@pytest.mark.parametrize("method", ["reverse", "mixed"])
+@pytest.mark.parametrize("own", [{}, {"affine_per_step": True}, {"learn_rates": False}])
+def test_the_gradient_is_that_of_a_plain_loop_that_normalises_by_them(
+    engine: Any, method: Any, own: Any
+) -> None:
+    maml = {"engine": engine, "method": method}
+    one = with_drawn_statistics(learner(maml=maml, multi_step_steps=10, **own))
+    params, tasks = drawn(one), doubled()
+    found, total = one.gradient(params, tasks, step=5), torch.zeros((), dtype=torch.double)
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+    for t in range(3):
+        states, outputs = inner_steps(one, leaves, t, steps=2, exact=True)
+        for k, weight in ((1, 0.25), (2, 0.75)):
+            loss = F.cross_entropy(outputs(states[k], tasks.query[0][t], k), tasks.query[1][t])
+            total = total + weight * loss / 3
+    torch.testing.assert_close(found.loss, total.detach(), rtol=1e-10, atol=1e-12)
+    wanted = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()))))
+    assert found.grads.keys() == wanted.keys()
+    rows = one.task_gradients(params, tasks, step=5)
+    assert rows.keys() == wanted.keys()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found.grads[name], grad, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(rows[name].mean(0), grad, rtol=1e-9, atol=1e-11)
+
+
+@every_engine
+def test_first_order_is_the_gradient_at_the_last_state(engine: Any) -> None:
+    maml = {"engine": engine, "first_order": True}
+    one = with_drawn_statistics(learner(maml=maml, multi_step_steps=None))
+    found, tasks = one.meta_gradient(doubled()), doubled()
+    total: dict[str, Tensor] = {n: torch.zeros_like(p) for n, p in one.module.named_parameters()}
+    for t in range(3):
+        states, outputs = inner_steps(one, one.params, t, steps=2)
+        last = {n: p.detach().requires_grad_() for n, p in states[-1].items()}
+        loss = F.cross_entropy(outputs(last, tasks.query[0][t], 2), tasks.query[1][t])
+        for name, grad in zip(last, torch.autograd.grad(loss, list(last.values()))):
+            total[name] += grad / 3
+    for name, grad in total.items():
+        torch.testing.assert_close(found.grads[name], grad, rtol=1e-9, atol=1e-11)
+
+
+def test_plans_and_an_outer_step_before_any_adaptation_know_them() -> None:
+    one, tasks = with_drawn_statistics(learner()), doubled()
+    before = one.meta_gradient(tasks)
+    one.prepare(tasks, 3, deterministic=True)
+    torch.testing.assert_close(one.meta_gradient(tasks).loss, before.loss)
+    _, outputs = inner_steps(one, one.params, 0, steps=0)
+    inputs = tasks.query[0][0]
+    torch.testing.assert_close(one.outputs(inputs), outputs(one.params, inputs, 0))
 
 
 def test_frozen_patterns_do_not_hold_statistics() -> None:
