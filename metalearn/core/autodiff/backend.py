@@ -42,6 +42,12 @@ class Backend(Protocol):
         """The product of the transposed Jacobian of ``function`` at ``inputs`` with cotangents."""
         ...
 
+    def value_and_pull(
+        self, function: Callable[[Values], Values], inputs: Values
+    ) -> tuple[Values, Pull]:
+        """Outputs of ``function``, detached, and its `pull`."""
+        ...
+
 
 class Functional:
     """By torch.func, for use inside vmap, inside another transform, or alone."""
@@ -69,6 +75,12 @@ class Functional:
 
         return apply
 
+    def value_and_pull(
+        self, function: Callable[[Values], Values], inputs: Values
+    ) -> tuple[Values, Pull]:
+        """See `Backend`."""
+        return function(list(inputs)), self.pull(function, inputs)
+
 
 class Eager:
     """By ordinary autograd, for tensors that no transform of torch.func wraps."""
@@ -92,12 +104,21 @@ class Eager:
 
     def pull(self, function: Callable[[Values], Values], inputs: Values) -> Pull:
         """See `Backend`."""
+        return self.value_and_pull(function, inputs)[1]
+
+    def value_and_pull(
+        self, function: Callable[[Values], Values], inputs: Values
+    ) -> tuple[Values, Pull]:
+        """See `Backend`."""
         with torch.enable_grad():
             inputs = [v.detach().requires_grad_() for v in inputs]
             outputs = function(inputs)
-        return lambda cotangents: _filled(
-            _found(outputs, cotangents, inputs, create_graph=False, retain_graph=True), inputs
-        )
+
+        def pull(cotangents: Sequence[Tensor]) -> Values:
+            found = _found(outputs, cotangents, inputs, create_graph=False, retain_graph=True)
+            return _filled(found, inputs)
+
+        return [y.detach() for y in outputs], pull
 
 
 def _found(

@@ -20,6 +20,7 @@ from metalearn.core.meta.adapted_task import AdaptedTask, Implicit, TaskGradient
 from metalearn.core.meta.engines import Engine, Execution
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.methods import METHODS, OF_THE_END
+from metalearn.core.meta.shared_part import LossInParts, with_shared_part
 from metalearn.core.meta.step_weights import StepWeights, Weights, read_step_weights, weighted_steps
 from metalearn.core.meta.task_checks import check_sets, choose_engine
 from metalearn.core.meta.task_mean import MetaGradient, mean_gradient
@@ -168,7 +169,10 @@ class GradientThroughAdaptation:
         loop = self.adaptation.loop(params, execution.backend, execution.lift, lead=execution.lead)
         given = AdaptedTask(loop, values, *task, self.weights, self.implicit)
         try:
-            return METHODS[self.method](given)
+            method, whole = METHODS[self.method], self.adaptation.loss
+            if isinstance(whole, LossInParts) and self.adaptation.optimizer.support_batch is None:
+                return with_shared_part(whole, params, given, method, execution.lift)
+            return method(given)
         except RuntimeError as error:  # NotImplementedError is one
             missing = re.search(_NO_DERIVATIVE, str(error))
             if missing is None:

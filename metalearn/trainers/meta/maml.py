@@ -75,6 +75,7 @@ class MetaLearner(Learner):
             raise SettingError("maml.frozen", self.maml.frozen, accepted)
         self.optimizer = learn_in_adaptation(self, self.maml, self.adapting(), self.stepwise())
         self.inner_steps, self.eval_steps = self.maml.inner_steps, self.maml.eval_steps
+        self.descended: LossFn = self.loss
 
     @checked
     def loss(self, params: Params, batch: Batch) -> Tensor:
@@ -119,22 +120,21 @@ class MetaLearner(Learner):
         try:
             with self.refusing_inputs(tasks):
                 found: MetaGradient = self.network.adaptation_gradient(
-                    self.loss, params, tasks, **settings
+                    self.descended, params, tasks, **settings
                 )
                 return found
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        row = self.network.own(self.network.rows()[0])
-        how: Any = {"plan": self.plan, "settings": settings}
-        raise MemoryError(what_fits(self.maml, self.loss, row, tasks, **how))
+        row, plan = self.network.own(self.network.rows()[0]), self.plan
+        raise MemoryError(what_fits(self.maml, self.loss, row, tasks, plan=plan, settings=settings))
 
     def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
         """The meta-gradient of each task at one network's parameters, leaves ``[T, ...]``."""
         settings = {**self.gradient_settings(step), "optimizer": self.optimizer_at(params)}
         del settings["chunk_size"]
         own, learnt = self.network.own(params), self.network.learnt
-        grads, rates = task_meta_gradients(self.loss, own, tasks, with_learnt=True, **settings)
+        grads, rates = task_meta_gradients(self.descended, own, tasks, with_learnt=True, **settings)
         return grads if learnt is None else {**grads, **learnt.gradients(rates)}
 
     def fit(self, params: Params, support: Batch, *, steps: int | None = None) -> Iterator[Params]:

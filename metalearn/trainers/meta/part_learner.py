@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from metalearn.core import Plan
+from metalearn.core.meta.shared_part import LossInParts
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
 from metalearn.trainers.meta.head import head_names
@@ -92,5 +93,8 @@ class PartLearner(MetaLearner):
     ) -> Plan:
         """See `MetaLearner.prepare`; the plan says what adapts."""
         plan = super().prepare(tasks, task_count, deterministic=deterministic, check=check)
-        self.plan = replace(plan, notes=(f"adapts {', '.join(self.adapting())}", *plan.notes))
+        about = [f"adapts {', '.join(self.adapting())}"]
+        if isinstance(self.descended, LossInParts):
+            about.append("features are computed once for all inner steps")
+        self.plan = replace(plan, notes=(*about, *plan.notes))
         return self.plan
