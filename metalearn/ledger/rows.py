@@ -137,7 +137,7 @@ ROWS = {
     for row in (
         Row("omniglot_maml", "omniglot_5w1s", "MAML", 30, Reported(98.7, _FINN)),
         Row("omniglot_fomaml", "omniglot_5w1s", "first-order MAML", 30, Reported(98.3, _FINN)),
-        Row("omniglot_anil", "omniglot_5w1s", "ANIL", 25),
+        Row("omniglot_anil", "omniglot_5w1s", "ANIL", 20),
         Row("omniglot_meta_sgd", "omniglot_5w1s", "Meta-SGD", 30, Reported(99.53, _LI)),
         Row("omniglot_mamlpp", "omniglot_5w1s", "MAML++", 25, Reported(99.47, _ANTONIOU)),
         Row(
@@ -160,7 +160,7 @@ ROWS = {
         Row(
             "omniglot20_mamlpp", "omniglot_20w1s", "MAML++", 55, Reported(97.65, _ANTONIOU), _THREE
         ),
-        Row("omniglot20_anil", "omniglot_20w1s", "ANIL", 40, Reported(96.2, _RAGHU)),
+        Row("omniglot20_anil", "omniglot_20w1s", "ANIL", 20, Reported(96.2, _RAGHU)),
         Row("omniglot20_meta_sgd", "omniglot_20w1s", "Meta-SGD", 30, Reported(95.93, _LI)),
         Row("omniglot20_protonet", "omniglot_20w1s", "ProtoNet", 15, Reported(96.0, _SNELL)),
         Row("omniglot20_r2d2", "omniglot_20w1s", "R2D2", 20, Reported(94.7, _BERTINETTO)),

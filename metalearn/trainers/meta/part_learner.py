@@ -30,7 +30,8 @@ class PartLearner(MetaLearner):
 
     Args:
         module: as for `MetaLearner`.
-        maml: as for `MetaLearner`; ``frozen`` is this learner's own, so None is needed.
+        maml: as for `MetaLearner`; ``frozen`` is this learner's own, so None is needed, and a
+            method other than ``"reptile"``.
         kind: as for `MetaLearner`.
         head: shell-style pattern, or several, over names of parameters that are the head; None
             takes the module's submodule ``head`` where it has one, else the last layer with
@@ -56,6 +57,9 @@ class PartLearner(MetaLearner):
         if maml is not None and maml.frozen is not None:
             accepted = "null is needed: learner.head says what the inner loop leaves alone"
             raise SettingError("maml.frozen", maml.frozen, accepted)
+        if maml is not None and maml.method == "reptile":
+            accepted = "another is needed: by this one, what does not adapt is not learnt"
+            raise SettingError("maml.method", maml.method, accepted)
         self.head_patterns = head
         super().__init__(module, maml, kind=kind)
 

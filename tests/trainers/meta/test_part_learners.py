@@ -183,6 +183,8 @@ def test_members_have_the_same_head(kind: Any) -> None:
     [
         (lambda: ANIL(network(), MAML(frozen="*")), "maml.frozen='\\*': null is needed"),
         (lambda: BOIL(network(), MAML(frozen="*")), "maml.frozen='\\*': null is needed"),
+        (lambda: ANIL(network(), MAML(method="reptile")), "maml.method='reptile': another is need"),
+        (lambda: BOIL(network(), MAML(method="reptile")), "maml.method='reptile': another is need"),
         (lambda: ANIL(network(), head="nope"), "learner.head='nope': a pattern that matches"),
         (lambda: BOIL(nn.Linear(1, 1)), "learner.head='weight, bias': parameters that are not"),
         (lambda: BOIL(network(), head="*"), "parameters that are not the head are needed"),
