@@ -29,6 +29,7 @@ Purpose = Literal[
     "affine",
     "rates",
     "mixture",
+    "sizes",
 ]
 """What random numbers beside those of tasks are for."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.checks import as_device
+from metalearn.core.targets import IGNORED
 from metalearn.data.affine import AFFINE_DRAWS, AffineRanges, change_pictures
 from metalearn.data.images import LabelledImages
 from metalearn.errors import SettingError, check_whole
@@ -23,6 +24,7 @@ from metalearn.signatures import check_settings, checked
 from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
 from metalearn.tasks.class_pools import ClassPools, class_pools
 from metalearn.tasks.training_samples import TrainingSamples
+from metalearn.tasks.varying_sizes import TaskSizes, VaryingSizes
 from metalearn.types import Batch, Split, TaskBatch
 
 __all__ = ["FewShotTasks"]
@@ -57,6 +59,10 @@ class FewShotTasks:
             number of classes; alphabets with fewer than W classes are left out.
         turn_groups: every training alphabet, turned as a whole by 90, 180 and 270 degrees, is three
             further alphabets: all classes of a task are turned alike.
+        least: smallest ``way``, ``shot`` and ``query`` of a task, as
+            ``{"way": 3, "shot": {"train": 1, "test": 2}}``: each task draws its own between these
+            and W, S and Q, for every class. The rest of a set is padding, with the target −100,
+            and classes may have fewer than S + Q pictures. What is not named does not vary.
         augment: ranges of random affine changes of every training picture by itself, as
             ``{"rotate": 10, "scale": 0.2, "shear": 0.2, "shift": 0.1}``: see
             `metalearn.data.AffineRanges`. They belong to the task's address, too.
@@ -82,6 +88,7 @@ class FewShotTasks:
         rotate_eval: bool = False,
         within_group: bool = False,
         turn_groups: bool = False,
+        least: Mapping[str, SplitSizes | None] | None = None,
         augment: Mapping[str, float] | None = None,
         seed: int = 0,
         eval_seed: int | None = None,
@@ -90,6 +97,8 @@ class FewShotTasks:
         self._shot = sizes_by_split("shot", shot, 1, data.splits)
         self._query = sizes_by_split("query", query, 1, data.splits)
         self._seeds = seeds_by_split(seed, eval_seed)
+        most = {"way": self._way, "shot": self._shot, "query": self._query}
+        self._sizes = VaryingSizes(least or {}, most, self._seeds)
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
         self.input_shape = data.image_shape
         self.outputs_by_split = self._way
@@ -130,15 +139,20 @@ class FewShotTasks:
         drawn = [self._draw(split, int(index)) for index in indices]
         pictures = torch.as_tensor(np.stack([d[0] for d in drawn]))
         classes, turns = (torch.tensor([d[i] for d in drawn]) for i in (1, 2))
+        sizes = [d[3] for d in drawn]
         inputs = self._gather(pictures, turns, device)
         if split == "train" and self._augment.active:
             inputs = self._change(inputs, indices)
         labels = torch.arange(self._way[split], device=device)[None, :, None]
-        labels = labels.expand(len(drawn), -1, 1)
-        shot = self._shot[split]
+        shot, query = self._shot[split], self._query[split]
+        labels = labels.expand(len(drawn), -1, shot + query)
+        if self._sizes.vary:
+            real = torch.as_tensor(np.stack([s.real(shot, query) for s in sizes])).to(device)
+            inputs = torch.where(real[..., None, None, None], inputs, inputs[:, :1, :1])
+            labels = torch.where(real, labels, IGNORED)
         return TaskBatch(
-            _flatten(inputs[:, :, :shot], labels),
-            _flatten(inputs[:, :, shot:], labels),
+            _flatten(inputs[:, :, :shot], labels[:, :, :shot]),
+            _flatten(inputs[:, :, shot:], labels[:, :, shot:]),
             (classes + turns * len(self.data.class_names)).to(device),
         )
 
@@ -179,28 +193,34 @@ class FewShotTasks:
 
     @checked
     def class_names(self, split: Split, index: int) -> tuple[str, ...]:
-        """Names of the W classes of a task, in the order of its labels."""
+        """Names of the classes of a task, in the order of its labels."""
         self._check_split(split)
         stream = AddressedStream(self._seeds[split], split, index)
         classes, turns = self._pools[split].draw(stream)
+        there = self._sizes_of(split, index, classes).way
         names = self.data.class_names
-        return tuple(names[c] + (f" turned {90 * t}°" if t else "") for c, t in zip(classes, turns))
+        chosen = zip(classes[:there], turns)
+        return tuple(names[c] + (f" turned {90 * t}°" if t else "") for c, t in chosen)
 
     def _check_split(self, split: Split) -> None:
         check_split(split)
         if split not in self._pools:
             raise SettingError("split", split, f"these data have {', '.join(self._pools)}")
 
-    def _draw(self, split: Split, index: int) -> tuple[np.ndarray, list[int], list[int]]:
-        """Picture numbers ``[W, S+Q]``, classes and quarter turns ``[W]`` of one task."""
+    def _sizes_of(self, split: Split, index: int, classes: Sequence[int]) -> TaskSizes:
+        counts = [len(self._pictures[c]) for c in classes]
+        return self._sizes.of_task(split, index, counts)
+
+    def _draw(self, split: Split, index: int) -> tuple[np.ndarray, list[int], list[int], TaskSizes]:
+        """Picture numbers ``[W, S+Q]``, classes and quarter turns ``[W]``, sizes of one task."""
         stream = AddressedStream(self._seeds[split], split, index)
         classes, turns = self._pools[split].draw(stream)
-        each = self._shot[split] + self._query[split]
-        rows = [
-            self._pictures[c][stream.without_replacement(len(self._pictures[c]), each)]
-            for c in classes
-        ]
-        return np.stack(rows), classes, turns
+        sizes = self._sizes_of(split, index, classes)
+        rows = []
+        for c, shot, query in zip(classes, sizes.shots, sizes.queries):
+            own = self._pictures[c]
+            rows.append(own[self._sizes.places(split, len(own), shot, query, stream)])
+        return np.stack(rows), classes, turns, sizes
 
     def _gather(self, pictures: Tensor, turns: Tensor, device: torch.device) -> Tensor:
         """``[T, W, S+Q, C, H, W]`` float32 in [0, 1], turned."""
@@ -232,7 +252,7 @@ class FewShotTasks:
 
     def _check_pictures(self, split: str) -> None:
         """Refuse shot and query beyond the pictures of a class."""
-        each = self._shot[split] + self._query[split]
+        each = self._sizes.pictures(split)
         for c in self.data.splits[split]:
             found = len(self._pictures[c])
             if found < each:
@@ -263,5 +283,5 @@ def _affine_ranges(given: Mapping[str, float]) -> AffineRanges:
 
 
 def _flatten(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """``[T, W, n, ...]`` and ``[T, W, 1]`` to ``[T, W·n, ...]`` and ``[T, W·n]``."""
-    return inputs.flatten(1, 2), labels.expand(-1, -1, inputs.shape[2]).flatten(1, 2)
+    """``[T, W, n, ...]`` and ``[T, W, n]`` to ``[T, W·n, ...]`` and ``[T, W·n]``."""
+    return inputs.flatten(1, 2), labels.flatten(1, 2)
