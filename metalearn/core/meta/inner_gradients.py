@@ -40,7 +40,8 @@ def with_gradients(
             them along the first axis of every leaf. All N of them are gone through in one order,
             positions 0, s, 2s, … modulo N with s about 0.62 N and prime to N, again and again;
             where samples stand by class or class by class, B of them have about as many of each. A
-            set of no more than B is taken whole. Adaptation then depends on the order of the set.
+            set of no more than B is taken whole. Adaptation then depends on the order of the set,
+            and padding counts as samples: of a part that is padding alone there is no mean loss.
 
     Raises:
         SettingError: a value out of range.

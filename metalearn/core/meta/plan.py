@@ -172,7 +172,9 @@ def _decided(trial: _Trial, methods: Sequence[Method], asked: _Asked) -> Plan:
     engine, notes = asked.engine, list[str]()
     if engine == "auto":
         few, steps = _first(trial.tasks, 2), min(trial.steps, 1)
-        trials = Trials(lambda e, *given: trial(e, methods[0], steps, *given), trial.params, few)
+        # Adam makes a step that counts of the rounding of a gradient of zero
+        method = "first_order" if methods[0] == "reptile" else methods[0]
+        trials = Trials(lambda e, *given: trial(e, method, steps, *given), trial.params, few)
         engine, notes = engine_by_trial(trials, trial.elementwise)
     plan = Plan(engine, methods[0], asked.chunk_size, tuple(notes))
     if asked.memory is None:

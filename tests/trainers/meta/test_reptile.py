@@ -156,6 +156,15 @@ def test_it_trains_on_more_shots_than_it_tests_with(members: int) -> None:
     assert float((scores[0] - scores[1]).abs().max()) > 1e-6
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_rounding_that_adam_makes_large_does_not_decide_on_the_engine(name: Any) -> None:
+    """Of a bias before batch normalisation, whose gradient is zero but for rounding."""
+    tasks = FewShotTasks(patterns(), way=3, shot=2, query=2)
+    model = Conv4(tasks.input_shape, 3, filters=8, halvings=2)
+    one = Reptile(model, MAML(inner_lr=0.003, inner_steps=2, inner_optimizer=name))
+    assert one.prepare(tasks.sample("train", range(2)), 2, deterministic=True).engine == "batched"
+
+
 def test_members_train_as_alone() -> None:
     settings: dict[str, Any] = {"steps": 3, "meta_batch": 3, "validation_tasks": 2}
     maml = MAML(inner_lr=0.02, inner_steps=2, eval_steps=2, support_batch=2)
