@@ -57,6 +57,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.trainers.MetaOptNet",
         "metalearn.trainers.MetaSGD",
         "metalearn.trainers.MultiStepLearner",
+        "metalearn.trainers.ProtoMAML",
         "metalearn.trainers.ProtoNet",
         "metalearn.trainers.R2D2",
         "metalearn.trainers.RFS",

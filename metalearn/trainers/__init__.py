@@ -17,6 +17,7 @@ from metalearn.trainers.meta.meta_sgd import MetaSGD
 from metalearn.trainers.meta.metaoptnet import MetaOptNet
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
+from metalearn.trainers.meta.protomaml import ProtoMAML
 from metalearn.trainers.meta.protonet import ProtoNet
 from metalearn.trainers.meta.r2d2 import R2D2
 from metalearn.trainers.meta.registry import LEARNERS, register_learner
@@ -67,6 +68,7 @@ __all__ = [
     "MetaTrainer",
     "MultiStepLearner",
     "PerSampleTrainer",
+    "ProtoMAML",
     "ProtoNet",
     "RegressionTest",
     "Reptile",

@@ -510,6 +510,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.MultiStepLearner,
             {"module": models.MLP((1,), 1), "kind": "regression", "weights": [0.5, 0.5]},
         ),
+        "ProtoMAML": lambda: (
+            trainers.ProtoMAML,
+            {"module": models.MLP((1,), 4), "adapt_body": False, "features": 4},
+        ),
         "ProtoNet": lambda: (
             trainers.ProtoNet,
             {"module": models.MLP((1,), 4), "engine": "loop", "features": 4},

@@ -26,7 +26,7 @@ FIXED_INNER = {"imaml", "reptile"}
 INNER = [name for name in LEARNERS if takes_maml(LEARNERS[name].make)]
 WITH_RATES = [f"{name}{LEARNT}" for name in INNER if name not in FIXED_INNER]
 every_learner = pytest.mark.parametrize("name", [*LEARNERS, *WITH_RATES])
-RATES_PER = {f"meta_sgd{LEARNT}": "element_and_step"}
+RATES_PER = {f"meta_sgd{LEARNT}": "element_and_step", f"protomaml{LEARNT}": "step"}
 """Of learners that have rates of their own kind."""
 APPROXIMATE = {"fomaml", "fomaml_learns_rates", "imaml", "reptile"}
 every_engine = pytest.mark.parametrize("engine", ["loop", "vmap", "batched"])

@@ -22,6 +22,7 @@ from metalearn.trainers.meta.meta_sgd import MetaSGD
 from metalearn.trainers.meta.metaoptnet import MetaOptNet
 from metalearn.trainers.meta.multi_step import MultiStepLearner
 from metalearn.trainers.meta.protocol import Learner
+from metalearn.trainers.meta.protomaml import ProtoMAML
 from metalearn.trainers.meta.protonet import ProtoNet
 from metalearn.trainers.meta.r2d2 import R2D2
 from metalearn.trainers.meta.reptile import Reptile
@@ -64,6 +65,9 @@ LEARNERS: dict[str, KnownLearner] = {
         MultiStepLearner, "as maml, with the query loss after every inner step"
     ),
     "protonet": KnownLearner(ProtoNet, "the nearest mean of a class's features; no inner loop"),
+    "protomaml": KnownLearner(
+        ProtoMAML, "as maml, with a head that starts as the means of a class's features"
+    ),
     "r2d2": KnownLearner(R2D2, "a ridge regression on features, in closed form; no inner loop"),
     "metaoptnet": KnownLearner(
         MetaOptNet, "a ridge or logistic classifier of features, at its optimum; no inner loop"
