@@ -44,7 +44,8 @@ _SHAPES: Kind = mapping(
         "input_shape": list_of(whole(1), most=8),
         "outputs": whole(1),
         "outputs_by_split": map_of(text, whole(1)),
-    }
+    },
+    {"training_classes": whole(2)},
 )
 """Of the tasks that the run's network was made for."""
 

@@ -30,8 +30,14 @@ def recorded_shapes(trainer: Trainer) -> dict[str, Any] | None:
     if tasks is None:
         return None
     found = TaskShapes.of(tasks)
-    shape, by_split = list(found.input_shape), dict(found.outputs_by_split)
-    return {**vars(found), "input_shape": shape, "outputs_by_split": by_split}
+    plain = {
+        "kind": found.kind,
+        "input_shape": list(found.input_shape),
+        "outputs": found.outputs,
+        "outputs_by_split": dict(found.outputs_by_split),
+    }
+    classes = getattr(getattr(trainer, "learner", None), "training_classes", None)
+    return plain if classes is None else {**plain, "training_classes": classes}
 
 
 def deferred_tasks(config: DictConfig) -> DeferredTasks | None:

@@ -6,7 +6,7 @@ Axes: none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,8 @@ class TaskShapes:
     input_shape: tuple[int, ...]
     outputs: int
     outputs_by_split: Mapping[str, int]
+    training_classes: int | None = field(default=None, compare=False)
+    """Of a `SampleDistribution`, where a classifier of all of them is trained."""
 
     @classmethod
     def of(cls, tasks: TaskDistribution) -> TaskShapes:
@@ -66,6 +68,12 @@ class DeferredTasks:
                 raise DataError(f"these data make tasks of {found}, and {self.shapes} are expected")
             self._made = tasks
         return self._made
+
+    @property
+    def training_classes(self) -> int | None:
+        """How many classes there are in training, over all tasks; None where tasks know none."""
+        known = self.shapes.training_classes
+        return getattr(self.made, "training_classes", None) if known is None else known
 
     def sample(
         self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"

@@ -20,7 +20,7 @@ from metalearn.errors import DataError, SettingError
 from metalearn.tasks import FewShotTasks, omniglot_tasks
 from metalearn.tasks.deferred import DeferredTasks, TaskShapes
 from tests.saved_runs.double import copy_of
-from tests.support.builders import patterns
+from tests.support.builders import assert_same, patterns
 from tests.support.commands import ROOT, Outcome
 
 SAVED_RUN = ROOT / "tests" / "saved_runs" / "v1" / "meta_pictures-finished"
@@ -52,6 +52,23 @@ def trained(run: Callable[..., Outcome], tmp_path: Path) -> Path:
     assert outcome.code == 0, outcome.err
     shutil.move(tmp_path / "pictures", tmp_path / "taken_away")
     return tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", ["rfs", "baseline_pp", "protomaml"])
+def test_learners_of_features_come_back(
+    trained: Path, run: Callable[..., Outcome], tmp_path: Path, name: str
+) -> None:
+    """Also those that are trained as classifiers of all training classes."""
+    shutil.move(tmp_path / "taken_away", tmp_path / "pictures")
+    few = [*FEW, "task.root=pictures", "model.head=false", "learner.features=2", "task.way=3"]
+    outcome = run("train", *few, f"learner={name}", "hydra.run.dir=other")
+    assert outcome.code == 0, outcome.err
+    wanted = load(tmp_path / "other").learner.params  # type: ignore[attr-defined]
+    shutil.move(tmp_path / "pictures", tmp_path / "taken_away")
+    learner = load_learner(tmp_path / "other")
+    assert_same(dict(learner.params), dict(wanted))
+    support = torch.rand(4, 1, 4, 4), torch.arange(4)
+    assert learner.adapt(support)(torch.rand(3, 1, 4, 4)).shape == (3, 4)
 
 
 def test_a_learner_adapts_without_its_data(trained: Path, tmp_path: Path) -> None:

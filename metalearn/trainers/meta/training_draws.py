@@ -13,13 +13,13 @@ import torch
 from metalearn.errors import SettingError
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.sample_learner import SampleLearner
-from metalearn.types import SampleDistribution, TaskBatch, TaskDistribution
+from metalearn.types import TaskBatch, TaskDistribution
 
 __all__ = ["drawn_for_training", "prepare_draws"]
 
 
 def prepare_draws(learner: Learner, tasks: TaskDistribution, device: torch.device) -> None:
-    """Tell a learner of samples how many classes there are; others need nothing.
+    """Tell a learner of samples how many classes there are, others nothing; draws none.
 
     Raises:
         SettingError: a learner of samples that is no `SampleLearner`, tasks that have no samples.
@@ -29,13 +29,13 @@ def prepare_draws(learner: Learner, tasks: TaskDistribution, device: torch.devic
     if not isinstance(learner, SampleLearner):
         accepted = "tasks is needed, or a subclass of SampleLearner for samples"
         raise SettingError(f"{type(learner).__name__}.draws", learner.draws, accepted)
-    if not isinstance(tasks, SampleDistribution):
+    classes = getattr(tasks, "training_classes", None)
+    if classes is None:
         accepted = f"tasks with training_samples are needed: {learner.label} is trained on samples"
         raise SettingError("tasks", type(tasks).__name__, accepted)
-    one = tasks.sample("train", [0], device=device)
     with torch.no_grad():
-        features = learner.outputs(one.support[0][0]).shape[-1]
-    learner.learn_classes(tasks.training_classes, int(features))
+        features = learner.outputs(torch.zeros(2, *tasks.input_shape, device=device)).shape[-1]
+    learner.learn_classes(classes, int(features))
 
 
 def drawn_for_training(
