@@ -130,8 +130,16 @@ class Trainer:
         return finish(self.loop.objective.gradient(self.loop.params, batch, step=step))
 
     def validate(self) -> Mapping[str, float]:
-        """Validation numbers at the current parameters; ``monitor`` is one of them."""
-        return self.loop.evaluator(self.loop.step).numbers
+        """Validation numbers at the current parameters; ``monitor`` is one of them.
+
+        Where an average of the weights is kept, they are those of the average.
+        """
+        with self.loop.averaged():
+            return self.loop.evaluator(self.loop.step).numbers
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A block in which the module holds the average of its weights, where one is kept."""
+        return self.loop.averaged()
 
     def reports(
         self, split: Split = "test", *, tasks: int = 600, inductive: bool | None = True

@@ -12,6 +12,7 @@ from metalearn.core.checks import as_device
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble
 from metalearn.trainers.diagnostics import DiagnosticRunner
+from metalearn.trainers.loop.average import WeightAverage
 from metalearn.trainers.loop.callbacks import Diagnostics
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.outer_optimizer import (
@@ -102,8 +103,11 @@ def assemble(
     )
     seen: Any = source or NothingToSee()
     runner = DiagnosticRunner(settings.diagnostics, settings.diagnostics_every, seen)
-    every = (*callbacks, Diagnostics(runner))
+    every: tuple[Callback, ...] = (*callbacks, Diagnostics(runner))
+    average = None if settings.average is None else WeightAverage(population, settings.average)
+    every = every if average is None else (*every, average)
     parts: Any = {
         "update": update, "population": population, "settings": settings, "beside": beside,
+        "average": average,
     }  # fmt: skip
     return Loop(module, objective, evaluator, callbacks=every, **parts, **rest)

@@ -116,6 +116,8 @@ class Checkpoints:
         if not best:
             raise DataError("there has been no validation, so the best parameters are not known")
         load_trained(self.loop.module, self.loop.beside, best)
+        if self.loop.average is not None:
+            self.loop.average.restart()
 
     def make_folder(self) -> None:
         """Once: a folder that is taken away later is not made again without all that was in it."""

@@ -5,9 +5,8 @@ Axes: M members, or 1.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,19 +19,18 @@ from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.loop.checkpointing import Checkpoints
 from metalearn.trainers.loop.clock import Clock, Spent, process_memory
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
-from metalearn.trainers.loop.protocols import Callback, Evaluator, Objective
+from metalearn.trainers.loop.protocols import Average, Callback, Evaluator, Objective
 from metalearn.trainers.loop.ranks import OneRank, Ranks
 from metalearn.trainers.loop.result import FitResult, fit_result
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient, finish, like_layout
 from metalearn.trainers.loop.stop_signal import Stopped, StopSignal
+from metalearn.trainers.loop.validation import validate
 from metalearn.trainers.members.not_finite import Ending
 from metalearn.trainers.members.population import Population
 from metalearn.trainers.members.trained import trained_parameters
 
 __all__ = ["Loop"]
-
-log = logging.getLogger(__name__)
 
 
 class Loop:
@@ -52,6 +50,7 @@ class Loop:
             ``settings``.
         beside: what is learnt beside the module, if anything.
         callbacks: that look on.
+        average: of what is trained, validated in its place; None validates the weights themselves.
         ranks: processes that share a step; one by default.
         stop: that the objective and the evaluator listen to as well.
         tracker: where numbers and figures go; nowhere by default.
@@ -72,6 +71,7 @@ class Loop:
         schedule: Callable[[int], float] | None = None,
         beside: nn.Module | None = None,
         callbacks: Sequence[Callback] = (),
+        average: Average | None = None,
         ranks: Ranks | None = None,
         stop: StopSignal | None = None,
         tracker: Tracker | None = None,
@@ -82,14 +82,14 @@ class Loop:
         self.objective, self.evaluator = objective, evaluator
         self.update, self.population = update, population
         self.settings, self.schedule = settings, schedule or settings.rate
-        self.callbacks = tuple(callbacks)
+        self.callbacks, self.average = tuple(callbacks), average
         self.ranks: Ranks = ranks or OneRank()
         self.stop = stop or StopSignal()
         self.tracker: Tracker = tracker or NullTracker()
         self.device = torch.device(device)
         self.checkpoints = Checkpoints(self, None if folder is None else Path(folder))
-        self._parameters = trained_parameters(module, beside)
-        self.params = {n: p.detach() for n, p in self._parameters.items() if p.requires_grad}
+        self.parameters = trained_parameters(module, beside)
+        self.params = {n: p.detach() for n, p in self.parameters.items() if p.requires_grad}
         self.step = 0
         self.spent = Spent()
         self.validation_due = True
@@ -161,6 +161,10 @@ class Loop:
             group["lr"] = rate * factor
         return factor
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """A block in which the module holds the average of its weights, where one is kept."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
     def _go_on(self, bar: Progress) -> None:
         """All that is left to do."""
         total = self.settings.steps
@@ -169,7 +173,7 @@ class Loop:
         if self.validation_due:
             if self.population.best_step < 0:
                 self.save("last")  # however long the validation takes, what is decided is kept
-            self._validate()
+            validate(self)
             self.save("last")
         clock = Clock()
         for callback in self.callbacks:
@@ -180,7 +184,7 @@ class Loop:
             if self._due(self.settings.eval_every):
                 self.validation_due = True
                 with clock.paused():
-                    self._validate()
+                    validate(self)
             if self._due(self.settings.checkpoint_every):
                 self.save("last")
 
@@ -244,7 +248,7 @@ class Loop:
     def _apply(self, grads: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> float:
         """Change the module, and count the step: together or not at all. The schedule's factor."""
         own = dict(self.module.named_buffers()) if buffers else {}
-        for name, parameter in self._parameters.items():
+        for name, parameter in self.parameters.items():
             grad = grads.get(name)  # none of a stack that is not trained any more
             parameter.grad = None if grad is None else like_layout(grad, parameter)
         factor = self.set_rates(self.step)
@@ -257,36 +261,6 @@ class Loop:
             self.step += 1
             self.checkpoints.unsaved = True
         return factor
-
-    def _validate(self) -> None:
-        self.check_parameters()
-        found = self.evaluator(self.step)
-        with self.stop.whole():
-            if not isinstance(self.tracker, NullTracker):
-                found.draw(self.tracker, self.step)
-            self.tracker.scalars(self.step, found.numbers)
-            grads = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
-            self.tracker.histograms(self.step, "weights", self._parameters)
-            self.tracker.histograms(self.step, "weights_gradient", grads)
-            for callback in self.callbacks:
-                callback.after_validation(self, found)
-            better = self.population.record_validation(found.scores, self.step)
-            self.validation_due, self.checkpoints.unsaved = False, True
-            if better:
-                self.save("best")
-        monitor = self.evaluator.monitor
-        log.info(
-            "step %d/%d: %s %.4g (best %.4g at step %d)",
-            self.step,
-            self.settings.steps,
-            monitor,
-            found.numbers[monitor],
-            self.population.best_value,
-            self.population.best_step,
-        )
-        lost = self.population.nan_scores(found.scores, monitor)
-        if lost:
-            log.warning("step %d: %s is NaN in validation and cannot be the best", self.step, lost)
 
     def _end(self, ending: Ending) -> NoReturn:
         """Keep what there is to keep, and raise NonFiniteError."""

@@ -6,7 +6,9 @@ Axes: M members, or 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +24,7 @@ from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.members.population import Population
 from metalearn.types import Params
 
-__all__ = ["Callback", "Evaluation", "Evaluator", "Objective", "Stateless", "Training"]
+__all__ = ["Average", "Callback", "Evaluation", "Evaluator", "Objective", "Stateless", "Training"]
 
 
 class Objective(Protocol):
@@ -122,6 +124,16 @@ class Stateless:
         return
 
 
+class Average(Protocol):
+    """An average of what is trained, over the steps so far."""
+
+    def in_place(self) -> AbstractContextManager[None]:
+        """A block in which the module, and what is learnt beside it, hold the average."""
+
+    def restart(self) -> None:
+        """Begin anew, with the weights as they stand."""
+
+
 class Training(Protocol):
     """What callbacks and checkpoints see of a loop: its parts, and how far it is."""
 
@@ -133,6 +145,8 @@ class Training(Protocol):
     update: OuterUpdate
     population: Population
     callbacks: tuple[Callback, ...]
+    average: Average | None
+    """Which is validated in place of the weights; None where they are themselves."""
     stop: StopSignal
     tracker: Tracker
     device: torch.device
@@ -146,11 +160,24 @@ class Training(Protocol):
     settings: LoopSettings
 
     @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Of the module and of what is learnt beside it, by name."""
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
 
     def set_rates(self, step: int) -> float:
         """Set the learning rates of a step; the factor of the schedule."""
+
+    def check_parameters(self) -> None:
+        """Refuse parameters that are not finite; of members, freeze those that have some."""
+
+    def save(self, name: str) -> Path | None:
+        """Write ``checkpoints/<name>.pt``."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A block in which the module holds the average of its weights, where one is kept."""
 
 
 class Callback(Stateless):

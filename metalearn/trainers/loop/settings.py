@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
 from metalearn.trainers.diagnostics import check_diagnostics
 from metalearn.trainers.loop.schedules import Schedule, check_schedule, schedule_of
@@ -35,6 +36,9 @@ class LoopSettings:
         schedule_start: of one_cycle: the factor at the start, in (0, 1]; None is 0.04.
         schedule_peak: of one_cycle: share of the steps at which the factor is 1, in [0, 1); None is
             0.3.
+        average: decay in (0, 1) of an exponential average of the weights, such as 0.999, which is
+            validated, tested and kept as the best in their place; None averages nothing. See
+            `metalearn.trainers.loop.average.WeightAverage`.
         clip: largest norm of the outer gradient; larger ones are scaled down to it. None: no limit.
         log_every: steps between two records of the training itself.
         eval_every: steps between two validations.
@@ -58,6 +62,7 @@ class LoopSettings:
     schedule_factor: float | None = None
     schedule_start: float | None = None
     schedule_peak: float | None = None
+    average: float | None = None
     clip: float | None = 10.0
     log_every: int = 50
     eval_every: int = 250
@@ -80,6 +85,8 @@ class LoopSettings:
         check_schedule(self)
         if not isinstance(self.progress, bool | None):
             raise SettingError("progress", self.progress, "True, False or None is needed")
+        if self.average is not None:
+            check_number("average", self.average, above=0, below=1)
         number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
         if self.clip is not None and not (number and self.clip > 0):
             raise SettingError("clip", self.clip, "None or a number above 0 is needed")

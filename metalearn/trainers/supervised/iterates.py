@@ -233,6 +233,9 @@ def _check_whole_run(settings: LoopSettings) -> None:
     if settings.patience is not None:
         accepted = "null is needed: members are made of the whole run"
         raise SettingError("patience", settings.patience, accepted)
+    if settings.average is not None:
+        accepted = "null is needed: members are made of the iterates themselves"
+        raise SettingError("average", settings.average, accepted)
     if settings.warmup:
         raise SettingError("warmup", settings.warmup, "0 is needed beside this schedule")
 

@@ -1,0 +1,68 @@
+"""A validation of a training: scored, recorded, and held against the best so far."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from metalearn.tracking import NullTracker
+from metalearn.trainers.loop.checkpointing import Checkpoints
+from metalearn.trainers.loop.protocols import Evaluation, Training
+
+__all__ = ["validate"]
+
+log = logging.getLogger(__name__)
+
+
+class Validated(Training, Protocol):
+    """A training that also has checkpoints."""
+
+    checkpoints: Checkpoints
+
+
+def validate(loop: Validated) -> None:
+    """Score what is trained, or the average of it, and keep what is better than before.
+
+    Raises:
+        NonFiniteError: parameters that are not finite.
+        Stopped: a signal broke it off; it has left no trace.
+    """
+    loop.check_parameters()
+    with loop.averaged():
+        found = loop.evaluator(loop.step)
+        with loop.stop.whole():
+            _record(loop, found)
+            better = loop.population.record_validation(found.scores, loop.step)
+            loop.validation_due, loop.checkpoints.unsaved = False, True
+            if better:
+                loop.save("best")
+    _tell(loop, found)
+
+
+def _record(loop: Validated, found: Evaluation) -> None:
+    """Leave numbers, figures and histograms with the tracker, and tell those who look on."""
+    if not isinstance(loop.tracker, NullTracker):
+        found.draw(loop.tracker, loop.step)
+    loop.tracker.scalars(loop.step, found.numbers)
+    grads = {n: p.grad for n, p in loop.parameters.items() if p.grad is not None}
+    loop.tracker.histograms(loop.step, "weights", loop.parameters)
+    loop.tracker.histograms(loop.step, "weights_gradient", grads)
+    for callback in loop.callbacks:
+        callback.after_validation(loop, found)
+
+
+def _tell(loop: Validated, found: Evaluation) -> None:
+    """A line for the log; a warning where something was scored NaN."""
+    monitor, population = loop.evaluator.monitor, loop.population
+    log.info(
+        "step %d/%d: %s %.4g (best %.4g at step %d)",
+        loop.step,
+        loop.settings.steps,
+        monitor,
+        found.numbers[monitor],
+        population.best_value,
+        population.best_step,
+    )
+    lost = population.nan_scores(found.scores, monitor)
+    if lost:
+        log.warning("step %d: %s is NaN in validation and cannot be the best", loop.step, lost)
