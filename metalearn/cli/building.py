@@ -19,6 +19,7 @@ from metalearn.cli.targets import (
     check_node,
     group_node,
     made,
+    made_optimizer,
     placed,
     target_of,
 )
@@ -98,7 +99,7 @@ def build(
     check_settings_of(config)
     device = device_of(config.device)
     groups = groups_of(config)
-    optimizer = made(config.optimizer, "optimizer")
+    optimizer = made_optimizer(config.optimizer)
     later = deferred_tasks(config) if deferred and "task" in groups else None
     objects: dict[str, Any] = {} if later is None else {"tasks": later}
     for group in groups:

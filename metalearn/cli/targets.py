@@ -19,10 +19,19 @@ from metalearn.cli.given_settings import plain_value
 from metalearn.data import ClassificationData, RegressionData
 from metalearn.errors import DataError, SettingError
 from metalearn.signatures import accepted_settings, check_settings
-from metalearn.trainers import MAML, Learner, Trainer
+from metalearn.trainers import MAML, Learner, ParameterGroups, Trainer
 from metalearn.types import TaskDistribution
 
-__all__ = ["SOURCES", "accepted_of", "check_node", "group_node", "made", "placed", "target_of"]
+__all__ = [
+    "SOURCES",
+    "accepted_of",
+    "check_node",
+    "group_node",
+    "made",
+    "made_optimizer",
+    "placed",
+    "target_of",
+]
 
 _FULL_NAMES = ("maml.", "task.", "model", "module", "optimizer")
 SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml", "learner": "learner"}
@@ -50,6 +59,8 @@ _CLASSES: dict[str, tuple[type, ...]] = {
 """What the target of a group gives, where that is a class and no protocol."""
 _MADE = {**_CLASSES, "task": (TaskDistribution,)}
 _KEYWORDS = ("_target_", "_partial_")
+_BESIDE = {"optimizer": ("groups",)}
+"""Settings of a group that are none of its target's."""
 
 
 def target_of(node: DictConfig, group: str) -> Any:
@@ -95,7 +106,8 @@ def check_node(node: DictConfig, group: str) -> None:
         name = f"{group}.{missing[0].removeprefix(f'{group}.')}"
         raise SettingError(name, None, "this setting has to be given")
     values = {str(key): plain_value(node[key], resolve=True) for key in node}
-    settings = {k: v for k, v in values.items() if k not in _KEYWORDS}
+    apart = (*_KEYWORDS, *_BESIDE.get(group, ()))
+    settings = {k: v for k, v in values.items() if k not in apart}
     for name in settings:
         if name.startswith("_"):
             raise SettingError(f"{group}.{name}", settings[name], "there is no such setting")
@@ -108,13 +120,15 @@ def check_node(node: DictConfig, group: str) -> None:
     if bool(values.get("_partial_")) != partial:
         accepted = f"{str(partial).lower()} is needed"
         raise SettingError(f"{group}._partial_", values.get("_partial_"), accepted)
+    if group == "optimizer":
+        made_optimizer(node)
 
 
 def made(node: DictConfig, group: str, **objects: Any) -> Any:
     """Instantiate a node; what its constructor refuses is named by its place."""
     try:
         # Objects go in by hand: Hydra would turn dataclasses into configurations.
-        target = instantiate(node, _partial_=True, _convert_="all")
+        target = instantiate(_own(node, group), _partial_=True, _convert_="all")
         if node.get("_partial_"):
             return target
         found = target(**objects)
@@ -134,6 +148,25 @@ def made(node: DictConfig, group: str, **objects: Any) -> Any:
     if not isinstance(found, _MADE[group]):
         _refuse_target(node, group)
     return found
+
+
+def _own(node: DictConfig, group: str) -> Any:
+    """What of a node is for its target."""
+    if group not in _BESIDE:
+        return node
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {key: value for key, value in values.items() if key not in _BESIDE[group]}
+
+
+def made_optimizer(node: DictConfig) -> Any:
+    """What makes the optimiser of parameters, with groups of them where there are some."""
+    groups = plain_value(node.get("groups"), resolve=True)
+    make = made(node, "optimizer")
+    try:
+        return make if groups is None else ParameterGroups(make, groups)
+    except SettingError as error:
+        raise placed(error, "optimizer") from error
 
 
 def _refuse_target(node: DictConfig, group: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """Trainers: import them into your own code, or run them from ``scripts/train.py``."""
 
+from metalearn.trainers.loop.parameter_groups import ParameterGroups
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.meta.anil import ANIL
@@ -67,6 +68,7 @@ __all__ = [
     "MetaSGD",
     "MetaTrainer",
     "MultiStepLearner",
+    "ParameterGroups",
     "PerSampleTrainer",
     "ProtoMAML",
     "ProtoNet",

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metalearn.errors import SettingError
+from metalearn.models import Ensemble
+from metalearn.trainers.loop.parameter_groups import ParameterGroups
+from metalearn.trainers.members.trained import trained_parameters
 
 __all__ = ["ModuleUpdate", "OptimizerFactory", "OuterUpdate", "make_optimizer"]
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
+"""Makes an optimiser from parameters, or is a `ParameterGroups`, which sees their names too."""
 
 
 class OuterUpdate(Protocol):
@@ -49,17 +53,20 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser that ``factory`` makes of a module's parameters; Adam with rate 1e-3 for None.
 
-    What is learnt ``beside`` the module comes last.
+    What is learnt ``beside`` the module comes last. Parameters of members go by a member's names.
 
     Raises:
         SettingError: what it gives is no optimiser, torch refuses its settings, or it cannot take
             a plain step from a gradient (LBFGS wants a closure, SparseAdam sparse gradients).
     """
     try:
-        parameters = module.parameters()
-        if beside is not None:
-            parameters = chain(parameters, beside.parameters())
-        optimizer = (factory or _adam)(parameters)
+        named = trained_parameters(module, beside).items()
+        if isinstance(factory, ParameterGroups):
+            optimizer = factory((_own_name(module, name), value) for name, value in named)
+        else:
+            optimizer = (factory or _adam)(value for _, value in named)
+    except SettingError:
+        raise
     except (TypeError, ValueError) as error:
         reason = f"torch refuses these settings: {error}"
         raise SettingError("optimizer", _options(factory), reason) from error
@@ -93,8 +100,16 @@ def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 
+def _own_name(module: nn.Module, name: str) -> str:
+    """What a parameter is called in a network; of members, without the stack that holds it."""
+    if not isinstance(module, Ensemble):
+        return name
+    return re.sub(r"^stacks\.\d+\.network\.", "", name)
+
+
 def _options(factory: object) -> object:
     """What an optimiser's factory was given, where it tells."""
+    factory = factory.make if isinstance(factory, ParameterGroups) else factory
     return getattr(factory, "keywords", None) or getattr(factory, "__name__", "a factory")
 
 

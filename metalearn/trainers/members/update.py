@@ -56,8 +56,8 @@ class MemberUpdate:
         group, groups = optimizer.param_groups[0], len(optimizer.param_groups)
         if groups > 1 and (rates is not None or decays is not None):
             setting = "lr" if rates is not None else "weight_decay"
-            accepted = "one is needed where members have values of their own"
-            raise SettingError(f"groups of the optimizer beside {setting}", groups, accepted)
+            accepted = f"one group is needed beside {setting}, of which members have their own"
+            raise SettingError("optimizer.groups", groups, accepted)
         if decays is not None and group.get("weight_decay"):
             raise SettingError(
                 "optimizer.weight_decay", group["weight_decay"], "0 is needed beside weight_decay"

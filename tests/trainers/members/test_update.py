@@ -142,7 +142,7 @@ def test_groups_of_parameters_keep_their_own_rates() -> None:
     MemberUpdate(ensemble, stepper)(torch.ones(2, dtype=torch.bool), 1.0)
     assert torch.equal(first, before[0])
     torch.testing.assert_close(second, before[1] - 0.1)
-    with pytest.raises(SettingError, match="groups of the optimizer beside lr=2: one is needed"):
+    with pytest.raises(SettingError, match=r"optimizer\.groups=2: one group is needed beside lr"):
         MemberUpdate(ensemble, stepper, [0.1, 0.2])
 
 
