@@ -15,6 +15,7 @@ from metalearn.models import SavedWeights, read_weights
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
+from metalearn.trainers.loop.gradient import step_gradient
 from metalearn.trainers.loop.initial_weights import start_from
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.result import FitResult
@@ -124,10 +125,9 @@ class Trainer:
         self.loop.objective.prepare()
 
     def gradient(self, step: int) -> StepGradient:
-        """Losses and gradients of training step ``step``, means over its batch."""
+        """Losses and gradients of training step ``step``, means over its batches."""
         self.prepare()
-        batch = self.loop.objective.batch(step)
-        return finish(self.loop.objective.gradient(self.loop.params, batch, step=step))
+        return finish(step_gradient(self.loop, step)[1])
 
     def validate(self) -> Mapping[str, float]:
         """Validation numbers at the current parameters; ``monitor`` is one of them.

@@ -560,6 +560,10 @@ def _trainers() -> dict[str, Callable[[], Call]]:
         "MCDropoutTrainer": ensemble("MCDropoutTrainer", members=2),
         "SnapshotTrainer": ensemble("SnapshotTrainer", members=2),
         "SWAGTrainer": ensemble("SWAGTrainer", members=2, rank=1, every=1, start=0.1),
+        "ParameterGroups": lambda: (
+            trainers.ParameterGroups,
+            {"make": torch.optim.Adam, "groups": [{"params": "*.bias", "lr": 0.1}]},
+        ),
         "PerSampleTrainer": lambda: (
             trainers.PerSampleTrainer,
             {"model": models.MLP((2,), 3, hidden=(4,)), "data": blobs(), "batch_size": 8, **few},

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import NonFiniteError
-from metalearn.models import set_draw
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.loop.checkpointing import Checkpoints
 from metalearn.trainers.loop.clock import Clock, Spent, process_memory
+from metalearn.trainers.loop.gradient import step_gradient
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
 from metalearn.trainers.loop.protocols import Average, Callback, Evaluator, Objective
 from metalearn.trainers.loop.ranks import OneRank, Ranks
@@ -192,10 +192,8 @@ class Loop:
         step = self.step
         for callback in self.callbacks:
             callback.before_step(self, step)
-        set_draw(self.module, step)
-        batch = self.objective.batch(step)
-        gradient = self.ranks.reduce(self.objective.gradient(self.params, batch, step=step))
-        gradient = finish(gradient)
+        batch, gradient = step_gradient(self, step)
+        gradient = finish(self.ranks.reduce(gradient))
         with clock.paused():
             for callback in self.callbacks:
                 callback.after_gradient(self, batch, gradient.grads)

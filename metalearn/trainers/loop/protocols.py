@@ -37,7 +37,10 @@ class Objective(Protocol):
         """Decide what is decided once, such as engines; kept in `state`."""
 
     def batch(self, step: int) -> Any:
-        """The batch of a step: drawn once, shared by gradient, records and diagnostics."""
+        """The batch of a step: drawn once, shared by gradient, records and diagnostics.
+
+        Where a step has several, they are counted over the training.
+        """
 
     def gradient(self, params: Params, batch: Any, *, step: int) -> StepGradient:
         """Sums of losses and gradients over a batch.
@@ -158,6 +161,9 @@ class Training(Protocol):
     """Whether a validation comes before the next step."""
 
     settings: LoopSettings
+
+    params: dict[str, Tensor]
+    """Those that are trained, by name, without a graph."""
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:

@@ -13,7 +13,7 @@ from metalearn.trainers.loop.schedules import Schedule, check_schedule, schedule
 __all__ = ["LoopSettings"]
 
 _COUNTS = (
-    "steps", "warmup", "log_every", "eval_every", "checkpoint_every", "patience",
+    "steps", "warmup", "accumulate", "log_every", "eval_every", "checkpoint_every", "patience",
     "diagnostics_every",
 )  # fmt: skip
 
@@ -36,6 +36,8 @@ class LoopSettings:
         schedule_start: of one_cycle: the factor at the start, in (0, 1]; None is 0.04.
         schedule_peak: of one_cycle: share of the steps at which the factor is 1, in [0, 1); None is
             0.3.
+        accumulate: batches a step, whose gradients are averaged as those of one large batch; each
+            counts by its size. Records and diagnostics of a step are of its last batch.
         average: decay in (0, 1) of an exponential average of the weights, such as 0.999, which is
             validated, tested and kept as the best in their place; None averages nothing. See
             `metalearn.trainers.loop.average.WeightAverage`.
@@ -62,6 +64,7 @@ class LoopSettings:
     schedule_factor: float | None = None
     schedule_start: float | None = None
     schedule_peak: float | None = None
+    accumulate: int = 1
     average: float | None = None
     clip: float | None = 10.0
     log_every: int = 50

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-__all__ = ["StepGradient", "finish", "like_layout"]
+__all__ = ["StepGradient", "added", "finish", "like_layout"]
 
 
 def _nothing_known() -> str:
@@ -39,8 +39,9 @@ class StepGradient:
     """What the sums have been divided by."""
     normalizer: float | None = None
     """What gradients are to be divided by; None is the count of all ranks."""
-    noise: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
-    """Adds noise to gradients after the division; once, not on each rank."""
+    noise: Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]] | None = None
+    """Adds noise to gradients after the division, of which it gets the divisor; once, not on each
+    rank, nor for each of several batches."""
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     """New values of buffers, by name, which the update writes."""
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
@@ -49,6 +50,48 @@ class StepGradient:
     """Tasks or samples for the record of speed, those of every member counted; None is count."""
     suspects: Callable[[], str] = _nothing_known
     """Names the tasks or samples behind a value that is not finite."""
+
+
+def added(one: StepGradient, other: StepGradient) -> StepGradient:
+    """Sums over two batches of a step, so that each counts by its size: a divisor of 1.
+
+    Normalisers add up; scalars are means weighted by the counts; new buffers are the later ones.
+    """
+    sizes = one.count, other.count
+
+    def expected(part: StepGradient) -> float:
+        return part.count if part.normalizer is None else part.normalizer
+
+    def suspects() -> str:
+        bad = [part for part in (one, other) if not bool(torch.isfinite(part.losses).all())]
+        return ", ".join(part.suspects() for part in bad or (one, other))
+
+    fixed = one.normalizer is not None or other.normalizer is not None
+    grads = {
+        name: grad * one.divisor + other.grads[name] * other.divisor
+        for name, grad in one.grads.items()
+        if name in other.grads  # else it is not trained
+    }
+    return StepGradient(
+        grads,
+        one.losses * one.divisor + other.losses * other.divisor,
+        sum(sizes),
+        normalizer=expected(one) + expected(other) if fixed else None,
+        noise=one.noise,
+        buffers={**one.buffers, **other.buffers},
+        scalars=_means(one.scalars, other.scalars, sizes),
+        processed=sum(p.count if p.processed is None else p.processed for p in (one, other)),
+        suspects=suspects,
+    )
+
+
+def _means(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], sizes: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Weighted by sizes; what one of both does not have is the other's."""
+    share = sizes[1] / max(sum(sizes), 1)
+    both = {name: v + share * (other[name] - v) for name, v in one.items() if name in other}
+    return {**one, **other, **both}
 
 
 def finish(gradient: StepGradient) -> StepGradient:
@@ -66,7 +109,7 @@ def finish(gradient: StepGradient) -> StepGradient:
     if count != gradient.divisor:
         losses = losses * (gradient.divisor / count)
     if gradient.noise is not None:
-        grads = gradient.noise(grads)
+        grads = gradient.noise(grads, float(wanted))
     return replace(gradient, grads=grads, losses=losses, divisor=float(wanted))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metalearn.core.tree import tree_map
 from metalearn.schema import Kind
+from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.meta.learnt_records import learnt_numbers
 from metalearn.trainers.meta.method_checks import check_gradient, check_methods
@@ -49,7 +50,7 @@ class MetaObjective:
         tasks: where tasks come from.
         meta_batch: T.
         device: where tasks are made.
-        deterministic: whether plans leave out what memory is free.
+        settings: of the loop: batches a step, and whether plans leave out what memory is free.
         check: called in trials; what it raises ends them.
     """
 
@@ -60,11 +61,11 @@ class MetaObjective:
         meta_batch: int,
         *,
         device: torch.device,
-        deterministic: bool,
+        settings: LoopSettings,
         check: Callable[[], None],
     ) -> None:
         self.learner, self.tasks, self.meta_batch, self.device = learner, tasks, meta_batch, device
-        self._deterministic, self._check = deterministic, check
+        self._settings, self._check = settings, check
         self.unit: str = learner.draws
         self._said = False
         prepare_draws(learner, tasks, device)
@@ -83,7 +84,7 @@ class MetaObjective:
             self.learner.prepare(
                 self.draw(few),
                 self.meta_batch,
-                deterministic=self._deterministic,
+                deterministic=self._settings.deterministic,
                 check=self._check,
             )
             self._say()
@@ -93,9 +94,12 @@ class MetaObjective:
         return drawn_for_training(self.learner, self.tasks, indices, self.device)
 
     def batch(self, step: int) -> MetaBatch:
-        """The tasks, or batches of samples, of a step."""
+        """The tasks, or batches of samples, of a step, or of one of its batches.
+
+        Those are counted over the training.
+        """
         indices = range(step * self.meta_batch, (step + 1) * self.meta_batch)
-        return MetaBatch(indices, self.draw(indices), step)
+        return MetaBatch(indices, self.draw(indices), step // self._settings.accumulate)
 
     def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
         """The meta-gradient, a mean over the tasks."""

@@ -113,9 +113,7 @@ class MetaTrainer(Trainer):
         self.tasks, self.meta_batch, self.validation_tasks = tasks, meta_batch, validation_tasks
         stop = StopSignal()
         shared: Any = {"device": found, "check": stop.check}
-        objective = MetaObjective(
-            learner, tasks, meta_batch, deterministic=limits.deterministic, **shared
-        )
+        objective = MetaObjective(learner, tasks, meta_batch, settings=limits, **shared)
         self.evaluator = MetaEvaluator(
             learner,
             tasks,

@@ -159,7 +159,7 @@ class SWAGTrainer(Trainer):
         if every is not None:
             check_whole("every", every, 1)
         limits = self.training.settings
-        every = every or self.training.batches.order.batches_per_epoch
+        every = every or -(-self.training.batches.order.batches_per_epoch // limits.accumulate)
         first = int(start * limits.steps)
         if (limits.steps - first) // every < 2:
             accepted = f"at least two iterates are needed, one every {every} steps from"

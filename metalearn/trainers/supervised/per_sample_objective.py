@@ -158,11 +158,16 @@ class PerSampleObjective:
         loss = found.losses.detach().mean()
         return found.grads, loss, (found.norms > self.max_norm).double().mean()
 
-    def _noisy(self, grads: Mapping[str, Tensor], *, step: int) -> dict[str, Tensor]:
-        """Gradients with noise of standard deviation σ·C/B, the same on every rank."""
+    def _noisy(
+        self, grads: Mapping[str, Tensor], normalizer: float, *, step: int
+    ) -> dict[str, Tensor]:
+        """Gradients with noise of standard deviation σ·C/B, the same on every rank.
+
+        B is the ``normalizer`` that their sum was divided by.
+        """
         drawn = AddressedStream(self.seed, "noise", step).with_replacement(2**62, 1)
         generator = torch.Generator().manual_seed(int(drawn[0]))
-        size = self.noise_multiplier * self.max_norm / self.expected
+        size = self.noise_multiplier * self.max_norm / normalizer
         return {
             name: grad + size * torch.randn(grad.shape, generator=generator).to(grad)
             for name, grad in grads.items()

@@ -158,7 +158,8 @@ def test_a_poisson_batch_with_noise_is_divided_by_what_is_expected() -> None:
         def gradient(self, params: Params, batch: Any, *, step: int) -> StepGradient:
             found = super().gradient(params, batch, step=step)
 
-            def noise(grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            def noise(grads: Mapping[str, Tensor], normalizer: float) -> dict[str, Tensor]:
+                assert normalizer == 4.0
                 return {name: grad + z[name] / 4 for name, grad in grads.items()}
 
             return replace(found, normalizer=4.0, noise=noise)
