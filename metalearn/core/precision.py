@@ -1,4 +1,4 @@
-"""Sums of squares and products of many numbers, in a type that holds them.
+"""Types that numbers are computed in: sums in a wide one, networks in a narrow one where asked.
 
 float16 ends at 65,504, which the square of 256 exceeds; bfloat16 has eight bits. Norms, moments,
 factors and eigenvalues of such tensors are computed in float32.
@@ -6,7 +6,9 @@ factors and eigenvalues of such tensors are computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,7 +16,48 @@ from torch import Tensor
 
 from metalearn.core.tree import leaves, tree_map
 
-__all__ = ["in_float32", "norms_of", "squares", "widened", "widened_tree"]
+__all__ = [
+    "in_float32",
+    "network_type",
+    "networks_in",
+    "norms_of",
+    "squares",
+    "to_type",
+    "widened",
+    "widened_tree",
+]
+
+_NETWORK_TYPE: ContextVar[torch.dtype | None] = ContextVar("network_type", default=None)
+
+
+@contextmanager
+def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """A block in which pure calls of modules are computed in a floating-point type.
+
+    Parameters, buffers and inputs are cast on the way in, outputs cast back on the way out; what is
+    made of them outside of the modules, such as losses, inner steps and gradients, keeps its type.
+    None computes in the types that are given.
+    """
+    token = _NETWORK_TYPE.set(dtype)
+    try:
+        yield
+    finally:
+        _NETWORK_TYPE.reset(token)
+
+
+def network_type() -> torch.dtype | None:
+    """The type that pure calls of modules are computed in now; None for those that are given."""
+    return _NETWORK_TYPE.get()
+
+
+def to_type(tree: Any, dtype: torch.dtype) -> Any:
+    """Floating-point tensors of a tree in another type; all else as it is."""
+
+    def cast(leaf: Any) -> Any:
+        floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.to(dtype) if floating else leaf
+
+    return tree_map(cast, tree)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metalearn.core.module.call_context import refuse_hooks
 from metalearn.core.module.private_copy import ModuleTemplate, PrivateCopy
 from metalearn.core.module.side_effects import check_side_effects, write_refusal
+from metalearn.core.precision import network_type, networks_in, to_type
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
 
@@ -65,6 +66,9 @@ class PureCall:
             SettingError: names that are missing; a forward pass that cannot be a pure function, by
                 the layer's name.
         """
+        dtype = network_type()
+        if dtype is not None:
+            return self._in_type(dtype, params, buffers, args, kwargs)
         for setting, given, names in zip(("params", "buffers"), (params, buffers), self._needed):
             if type(given) is not dict and not isinstance(given, Mapping):
                 kind = type(given).__name__
@@ -98,6 +102,26 @@ class PureCall:
             template.changes = True
             check_side_effects(template, tensors, args, kwargs, self._keeps_buffers)
         return outputs
+
+    def _in_type(
+        self, dtype: torch.dtype, params: Any, buffers: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """The call computed in a type, with outputs in that of the parameters; see `networks_in`.
+
+        Of buffers that are written, the change is added to those that are given.
+        """
+        given = [value.dtype for value in params.values() if value.is_floating_point()]
+        cast = to_type(dict(buffers), dtype)
+        kept = dict(self.module.named_buffers()) if self._keeps_buffers else {}
+        before = {n: v.clone() for n, v in cast.items() if n in kept and v is not buffers[n]}
+        with networks_in(None):
+            inputs = to_type(args, dtype), to_type(kwargs, dtype)
+            outputs = self(to_type(dict(params), dtype), cast, *inputs[0], **inputs[1])
+        for name, value in before.items():
+            old, new = buffers[name], cast[name]
+            moved = old + (new - value).to(old.dtype)
+            old.copy_(torch.where(new == value, old, moved))  # infinite ones have no difference
+        return to_type(outputs, given[0]) if given else outputs
 
     def _current(self) -> ModuleTemplate:
         """The module's structure as it is now."""

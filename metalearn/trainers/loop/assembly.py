@@ -14,6 +14,7 @@ from metalearn.models import Ensemble
 from metalearn.trainers.diagnostics import DiagnosticRunner
 from metalearn.trainers.loop.average import WeightAverage
 from metalearn.trainers.loop.callbacks import Diagnostics
+from metalearn.trainers.loop.gradient import TYPES
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.outer_optimizer import (
     ModuleUpdate,
@@ -21,6 +22,7 @@ from metalearn.trainers.loop.outer_optimizer import (
     OuterUpdate,
     make_optimizer,
 )
+from metalearn.trainers.loop.precision import GradientError
 from metalearn.trainers.loop.protocols import Callback, Evaluator, Objective
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.members.population import Population
@@ -106,6 +108,8 @@ def assemble(
     every: tuple[Callback, ...] = (*callbacks, Diagnostics(runner))
     average = None if settings.average is None else WeightAverage(population, settings.average)
     every = every if average is None else (*every, average)
+    if settings.precision in TYPES:
+        every = (*every, GradientError(TYPES[settings.precision], population.rows))
     parts: Any = {
         "update": update, "population": population, "settings": settings, "beside": beside,
         "average": average,

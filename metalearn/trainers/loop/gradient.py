@@ -5,13 +5,21 @@ Axes: M members, or 1; A batches of a step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
+
+from metalearn.core.precision import networks_in
 from metalearn.models import set_draw
 from metalearn.trainers.loop.protocols import Training
 from metalearn.trainers.loop.step import StepGradient, added
 
-__all__ = ["step_gradient"]
+__all__ = ["TYPES", "batch_gradient", "step_gradient"]
+
+TYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16}
+"""By ``precision``, the type that networks are computed in, where it is not that of the weights."""
 
 
 def step_gradient(loop: Training, step: int) -> tuple[Any, StepGradient]:
@@ -27,7 +35,19 @@ def step_gradient(loop: Training, step: int) -> tuple[Any, StepGradient]:
     for index in range(step * count, (step + 1) * count):
         set_draw(loop.module, index)
         batch = loop.objective.batch(index)
-        found = loop.objective.gradient(loop.params, batch, step=step)
+        found = batch_gradient(loop, batch, step, TYPES.get(loop.settings.precision))
         total = found if total is None else added(total, found)
     assert total is not None
     return batch, total
+
+
+def batch_gradient(
+    loop: Training, batch: Any, step: int, dtype: torch.dtype | None
+) -> StepGradient:
+    """The gradient of one batch, its networks computed in a type; gradients as the weights are."""
+    if dtype is None:
+        return loop.objective.gradient(loop.params, batch, step=step)
+    with networks_in(dtype):
+        found = loop.objective.gradient(loop.params, batch, step=step)
+    grads = {name: grad.to(loop.params[name].dtype) for name, grad in found.grads.items()}
+    return replace(found, grads=grads)

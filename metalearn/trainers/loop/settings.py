@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
@@ -38,6 +39,10 @@ class LoopSettings:
             0.3.
         accumulate: batches a step, whose gradients are averaged as those of one large batch; each
             counts by its size. Records and diagnostics of a step are of its last batch.
+        precision: type in which networks are computed in training: ``"float32"`` is that of the
+            weights, whatever it is; ``"bfloat16"`` has eight bits. Weights, inner steps, losses and
+            gradients stay in the type of the weights, and so do validation and tests. The log says
+            by how much the first gradient differs.
         average: decay in (0, 1) of an exponential average of the weights, such as 0.999, which is
             validated, tested and kept as the best in their place; None averages nothing. See
             `metalearn.trainers.loop.average.WeightAverage`.
@@ -65,6 +70,7 @@ class LoopSettings:
     schedule_start: float | None = None
     schedule_peak: float | None = None
     accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
     average: float | None = None
     clip: float | None = 10.0
     log_every: int = 50
@@ -88,6 +94,8 @@ class LoopSettings:
         check_schedule(self)
         if not isinstance(self.progress, bool | None):
             raise SettingError("progress", self.progress, "True, False or None is needed")
+        if self.precision not in ("float32", "bfloat16"):
+            raise SettingError("precision", self.precision, "float32 or bfloat16 is needed")
         if self.average is not None:
             check_number("average", self.average, above=0, below=1)
         number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
