@@ -7,12 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metalearn.cli.combining import combine
     from metalearn.cli.loading import load
     from metalearn.models import Ensemble
 
-__all__ = ["Ensemble", "load"]
+__all__ = ["Ensemble", "combine", "load"]
 
-_PLACES = {"Ensemble": "metalearn.models", "load": "metalearn.cli.loading"}
+_PLACES = {
+    "Ensemble": "metalearn.models",
+    "combine": "metalearn.cli.combining",
+    "load": "metalearn.cli.loading",
+}
 _ROOMS = (
     "core",
     "data",

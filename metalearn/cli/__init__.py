@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metalearn.cli.combining import combine
     from metalearn.cli.command_line import main
     from metalearn.cli.commands.benchmark import benchmark
     from metalearn.cli.commands.diagnose import diagnose
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "benchmark",
+    "combine",
     "diagnose",
     "evaluate",
     "load",
@@ -32,6 +34,7 @@ __all__ = [
 
 _PLACES = {
     "benchmark": "commands.benchmark",
+    "combine": "combining",
     "diagnose": "commands.diagnose",
     "evaluate": "commands.evaluate",
     "load": "loading",

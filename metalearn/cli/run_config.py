@@ -61,13 +61,18 @@ def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = 
     return upgraded(config, path)
 
 
-def config_to_read(config: DictConfig) -> DictConfig:
+def config_to_read(config: DictConfig, run: str | None = None) -> DictConfig:
     """The configuration of a run that a command reads, its checkpoint, split and device checked.
+
+    Args:
+        config: of the command.
+        run: the folder; None is ``config.run``.
 
     Raises:
         SettingError, DataError: the first that cannot work, or a run that cannot be read.
     """
-    saved = saved_config(existing_run(config.run, "run"), trust=plain_value(config.trust))
+    folder = existing_run(config.run if run is None else run, "run")
+    saved = saved_config(folder, trust=plain_value(config.trust))
     if config.checkpoint not in ("best", "last"):
         raise SettingError("checkpoint", plain_value(config.checkpoint), "best or last is needed")
     check_split(plain_value(config.split))

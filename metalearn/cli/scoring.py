@@ -23,7 +23,7 @@ from metalearn.trainers.meta.confused import (
     named_tasks,
 )
 from metalearn.trainers.meta.episode_scores import check_episodes, score_episodes
-from metalearn.trainers.meta.normalization import normalization_in
+from metalearn.trainers.meta.normalization import common_normalization
 from metalearn.trainers.meta.uncertainty import ConformalSets
 from metalearn.trainers.report import Report
 
@@ -97,6 +97,7 @@ def episode_findings(trainer: Any, saved: DictConfig, config: DictConfig) -> Fin
     """
     episodes = read_episodes(config.episodes, **_reading(trainer, saved, config))
     learner, tasks = trainer.learner, trainer.tasks
+    learners = getattr(learner, "learners", (learner,))
     check_episodes(learner, episodes, way=tasks.outputs, input_shape=tasks.input_shape)
     how: Any = {"device": trainer.device, "at_once": trainer.meta_batch}
     scores = {
@@ -110,7 +111,7 @@ def episode_findings(trainer: Any, saved: DictConfig, config: DictConfig) -> Fin
     ]
     first = tree_map(lambda value: value.to(trainer.device), episodes[0].task)
     reports = {
-        name: several.report(normalization_in(learner, first, inductive=several.inductive))
+        name: several.report(common_normalization(learners, first, inductive=several.inductive))
         for name, several in scores.items()
     }
     found = Findings(reports, {"episodes": entries})

@@ -99,6 +99,8 @@ def test_episodes_of_any_way_and_unequal_sizes(tmp_path: Path) -> None:
             alone = trainer.learner.score(episode.task, inductive=inductive)
             torch.testing.assert_close(several.scores.losses[row], alone.losses[0])
             assert torch.equal(several.predictions[row], alone.predictions[0, -1])
+        report = several.report().as_json()  # calibration and AURC over the queries of each
+        assert 0 <= report["aurc"]["mean"] <= 1 and report["calibration"]["mean"] >= 0
     one = read_episodes(tmp_path / "e" / "a", image_size=16)
     assert [e.name for e in one] == ["a"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from metalearn.cli.combining import combined, member_lines
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
@@ -23,7 +25,6 @@ from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.files import failures_named
 from metalearn.signatures import accepted_settings
 from metalearn.tracking import provenance, write_json
-from metalearn.trainers import Trainer
 from metalearn.trainers.report import report_text
 
 __all__ = ["check", "evaluate"]
@@ -38,11 +39,13 @@ def evaluate(config: DictConfig) -> None:
         StorageError: the scores are printed, but cannot be written into the run's folder.
     """
     check(config, given_settings(HydraConfig.get()))
-    folder = existing_run(config.run, "run")
-    saved = saved_config(folder, trust=config.trust)
+    folders = [existing_run(run, "run") for run in _runs(config)]
+    several = [saved_config(folder, trust=config.trust) for folder in folders]
+    folder, saved = folders[0], several[0]
     with determinism(saved), writing_to(folder):
-        changes = _change(saved, config)
-        trainer = _trainer(folder, saved, config)
+        every = [_change(one, config) for one in several]
+        changes = every[0]
+        trainer = _trainer(folders, several, config)
         started = time.monotonic()
         if config.episodes is not None:
             found = episode_findings(trainer, saved, config)
@@ -51,7 +54,10 @@ def evaluate(config: DictConfig) -> None:
         seconds = time.monotonic() - started
         if not found.reports:
             raise SettingError("run", config.run, "one whose trainer takes tests is needed")
-        print(f"{folder}, step {trainer.step}{_what(config, saved, found)}")
+        if len(folders) > 1:
+            _add_members(found, trainer, folders)
+        named = " + ".join(map(str, folders))
+        print(f"{named}, step {trainer.step}{_what(config, saved, found)}")
         print("\n".join([report_text(found.reports), *found.lines]))
         how = {"checkpoint": config.checkpoint, "step": trainer.step}
         if "task" in saved:
@@ -100,7 +106,12 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     Raises:
         SettingError, DataError: the first of them, or a run that cannot be read.
     """
-    saved = config_to_read(config)
+    for run in _runs(config):
+        _check_run(config, config_to_read(config, run), given)
+
+
+def _check_run(config: DictConfig, saved: DictConfig, given: Sequence[GivenSetting]) -> None:
+    """Refuse what a run has no use for."""
     check_whole("tasks", plain_value(config.tasks), 1)
     if config.eval_steps is not None:
         check_whole("eval_steps", plain_value(config.eval_steps), 0)
@@ -156,16 +167,35 @@ def _check_ood(config: DictConfig, saved: DictConfig) -> None:
         raise SettingError("ood", name, "only a run of an ensemble takes one")
 
 
-def _trainer(folder: Path, saved: DictConfig, config: DictConfig) -> Trainer:
-    """The run's trainer, on its own tasks or on those from elsewhere."""
+def _runs(config: DictConfig) -> list[str]:
+    """The folders of the runs that are scored, as one where there are several."""
+    runs = plain_value(config.run)
+    return runs if isinstance(runs, list) and len(runs) > 1 else [runs]
+
+
+def _trainer(folders: Sequence[Path], several: Sequence[DictConfig], config: DictConfig) -> Any:
+    """The trainer of a run, or several combined, on their own tasks or on those from elsewhere."""
+    deferred = config.episodes is not None
     try:
-        deferred = config.episodes is not None
-        return trainer_of(folder, saved, config.checkpoint, config.device, deferred=deferred)
+        trainers = [
+            trainer_of(folder, saved, config.checkpoint, config.device, deferred=deferred)
+            for folder, saved in zip(folders, several)
+        ]
     except DataError as error:
         if config.get("test_task") is None or "does not fit the run" not in str(error):
             raise
         accepted = f"tasks that the run's network takes are needed ({error})"
-        raise SettingError("test_task", saved.task._target_, accepted) from error
+        raise SettingError("test_task", several[0].task._target_, accepted) from error
+    return trainers[0] if len(trainers) == 1 else combined(trainers)
+
+
+def _add_members(found: Findings, trainer: Any, folders: Sequence[Path]) -> None:
+    """What each of the combined runs scores alone."""
+    names = [str(folder) for folder in folders]
+    for name, report in found.reports.items():
+        found.lines += [f"{name}, each alone:", *member_lines(names, trainer.members, report)]
+    found.entries["runs"] = names
+    found.entries["members_of"] = [names[number] for number in trainer.members]
 
 
 def _change(saved: DictConfig, config: DictConfig) -> dict[str, Any]:
@@ -199,6 +229,10 @@ def _evaluation_name(config: DictConfig, changes: Mapping[str, Any]) -> str:
         parts.append(str(HydraConfig.get().runtime.choices["test_task"]))
     if config.episodes is not None:
         parts[1:] = ["episodes", Path(config.episodes).resolve().name]
+    if len(_runs(config)) > 1:
+        places = "\n".join(str(Path(run).resolve()) for run in _runs(config))
+        digest = hashlib.sha256(places.encode()).hexdigest()
+        parts.append(f"combined{len(_runs(config))}-{digest[:8]}")
     if config.checkpoint != "best":
         parts.append(config.checkpoint)
     if config.eval_steps is not None:

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from metalearn.core.targets import IGNORED
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
 from metalearn.tasks import Episode
 from metalearn.trainers.meta.normalization import Normalization
 from metalearn.trainers.meta.reports import TestReport, task_report
-from metalearn.trainers.meta.scores import TaskScores, joined_scores
+from metalearn.trainers.meta.scores import QueryOutcomes, TaskScores, joined_scores
 from metalearn.types import TaskBatch
 
 __all__ = ["EpisodeScores", "Scorer", "check_episodes", "score_episodes"]
@@ -107,17 +109,29 @@ def score_episodes(
         device: where the learner is.
     """
     parts, predictions, order = [], {}, []
+    most = max(len(e.query[1]) for e in episodes), max(episode.way for episode in episodes)
     for indices in _alike(episodes, at_once):
         found = scorer.score(_joined([episodes[i] for i in indices], device), inductive=inductive)
         for row, index in enumerate(indices):
             predictions[index] = found.predictions[row, -1].cpu()
-        parts.append(found._replace(predictions=found.losses.new_zeros(len(indices), 0)))
+        queries = None if found.queries is None else _padded(found.queries, *most)
+        none = found.losses.new_zeros(len(indices), 0)
+        parts.append(found._replace(predictions=none, queries=queries))
         order += indices
     back = torch.tensor(order).argsort()
     scores = tree_map(
         lambda value: None if value is None else value[back.to(value.device)], joined_scores(parts)
     )
     return EpisodeScores(scores, [predictions[i] for i in range(len(episodes))], inductive)
+
+
+def _padded(queries: QueryOutcomes, count: int, way: int) -> QueryOutcomes:
+    """With as many queries, those added being padding, and classes, those added never predicted."""
+    more, classes = count - queries.labels.shape[1], way - queries.probabilities.shape[-1]
+    return QueryOutcomes(
+        F.pad(queries.probabilities, (0, classes, 0, more)),
+        F.pad(queries.labels, (0, more), value=IGNORED),
+    )
 
 
 def _alike(episodes: Sequence[Episode], at_once: int) -> Iterator[list[int]]:

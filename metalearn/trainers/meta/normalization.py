@@ -6,6 +6,7 @@ Axes: T tasks, N samples.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from metalearn.trainers.meta.inductive import answers_depend
 from metalearn.trainers.meta.method_checks import CheckedLearner, predicted, states_of
 from metalearn.types import Params, TaskBatch
 
-__all__ = ["Normalization", "moved_by_tasks", "normalization_in"]
+__all__ = ["Normalization", "common_normalization", "moved_by_tasks", "normalization_in"]
 
 
 class NormalizedLearner(CheckedLearner, Protocol):
@@ -72,6 +73,14 @@ def normalization_in(
         return Normalization(
             name, answers_depend(lambda inputs: predicted(learner, state, inputs), queries)
         )
+
+
+def common_normalization(
+    learners: Sequence[NormalizedLearner], tasks: TaskBatch, *, inductive: bool
+) -> Normalization | None:
+    """How the scores of several learners are normalised; None where they differ in that."""
+    first, *others = (normalization_in(one, tasks, inductive=inductive) for one in learners)
+    return first if all(other == first for other in others) else None
 
 
 def moved_by_tasks(

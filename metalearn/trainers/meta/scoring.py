@@ -27,7 +27,13 @@ from metalearn.trainers.meta.scores import MemberScores, QueryOutcomes, TaskScor
 from metalearn.trainers.meta.uncertainty import task_calibration
 from metalearn.types import Batch, Params, TaskBatch
 
-__all__ = ["ScoredLearner", "along_states", "score_tasks"]
+__all__ = [
+    "ScoredLearner",
+    "along_states",
+    "outputs_of_networks",
+    "score_tasks",
+    "scores_of_members",
+]
 
 
 class ScoredLearner(CheckedLearner, Protocol):
@@ -61,15 +67,27 @@ def score_tasks(
     check: Callable[[], None],
 ) -> TaskScores:
     """Scores of T tasks at every inner step; see `Learner.score`, whose arguments these are."""
+    rows = outputs_of_networks(learner, tasks, steps=steps, inductive=inductive, check=check)
+    if learner.network.count is None:
+        return _scores_of_one(learner.kind, *rows[0], tasks.query[1])
+    return scores_of_members(learner.kind, rows, tasks.query[1])
+
+
+def outputs_of_networks(
+    learner: ScoredLearner,
+    tasks: TaskBatch,
+    *,
+    steps: int | None,
+    inductive: bool,
+    check: Callable[[], None],
+) -> list[tuple[Tensor, Tensor]]:
+    """Of each network, query losses ``[T, K+1]`` and outputs ``[T, K+1, N, ...]``."""
     learner.check(tasks)
     with learner.refusing_inputs(tasks):
-        rows = [
+        return [
             _outputs_along(learner, row, tasks, steps, inductive, check)
             for row in learner.network.rows()
         ]
-    if learner.network.count is None:
-        return _scores_of_one(learner.kind, *rows[0], tasks.query[1])
-    return _scores_of_members(learner.kind, rows, tasks.query[1])
 
 
 def along_states(
@@ -154,7 +172,7 @@ def _scores_of_one(kind: str, losses: Tensor, outputs: Tensor, targets: Tensor) 
     return TaskScores(losses, accuracies, outputs.argmax(-1), queries=queries)
 
 
-def _scores_of_members(
+def scores_of_members(
     kind: str, rows: Sequence[tuple[Tensor, Tensor]], targets: Tensor
 ) -> TaskScores:
     """Scores of the mean prediction, and of each member.

@@ -1,0 +1,87 @@
+"""Several ensembles as one: the predictions of all their members.
+
+Axes: M members of all, B samples, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import SettingError
+from metalearn.tracking import NullTracker
+from metalearn.trainers.supervised.ensemble_methods import EnsembleMethods
+from metalearn.trainers.supervised.regression_reports import RegressionTest
+from metalearn.trainers.supervised.reports import EnsembleTest
+from metalearn.types import Split
+
+__all__ = ["CombinedEnsembles", "CombinedPredictions"]
+
+
+class CombinedPredictions:
+    """The predictions of several ensembles, ``x → [M, B, C]``, of all their members.
+
+    Args:
+        predictors: each gives ``[M_i, B, C]``.
+    """
+
+    def __init__(self, predictors: Sequence[Any]) -> None:
+        self.predictors = tuple(predictors)
+
+    def __len__(self) -> int:
+        return sum(len(one) for one in self.predictors)
+
+    def __call__(self, inputs: Tensor, **how: Any) -> Tensor:
+        """Outputs of every member; ``how`` is handed on, such as ``engine``."""
+        return torch.cat([one(inputs, **how) for one in self.predictors])
+
+    def eval(self) -> CombinedPredictions:
+        """Put all into evaluation mode."""
+        for one in self.predictors:
+            one.eval()
+        return self
+
+
+class CombinedEnsembles:
+    """Finished trainings of ensembles on the same data, scored as one.
+
+    Args:
+        trainers: at least two.
+
+    Raises:
+        SettingError: fewer, or trainings on other data or other parts of them.
+    """
+
+    def __init__(self, trainers: Sequence[EnsembleMethods]) -> None:
+        if len(trainers) < 2:
+            raise SettingError("trainers", len(trainers), "at least two are needed")
+        self.trainers: tuple[Any, ...] = tuple(trainers)
+        first = self.trainers[0]
+        self.data_checksum: str | None = first.data_checksum
+        self.step = max(trainer.step for trainer in self.trainers)
+        if any(trainer.data_checksum != self.data_checksum for trainer in self.trainers):
+            accepted = (
+                "the same data in the same parts are needed; data.seed=0 keeps them where the "
+                "seed of trainings differs"
+            )
+            raise SettingError("run", "other data", accepted)
+
+    @property
+    def members(self) -> list[int]:
+        """Of each member, the number of the trainer that it is of."""
+        counts = [len(trainer.predictive()) for trainer in self.trainers]
+        return [number for number, count in enumerate(counts) for _ in range(count)]
+
+    def predictive(self) -> CombinedPredictions:
+        """What predicts ``[M, B, C]``."""
+        return CombinedPredictions([trainer.predictive().eval() for trainer in self.trainers])
+
+    def reports(
+        self, split: Split = "test", *, tasks: int = 600, inductive: bool | None = True
+    ) -> dict[str, EnsembleTest | RegressionTest]:
+        """One test of all members on a split of the data, under the split's name."""
+        training = self.trainers[0].training
+        return {split: training.test(self.predictive(), split, self.step, NullTracker())}
