@@ -1,5 +1,7 @@
 """Before Hydra makes a folder: every setting is checked, and what is not there yet is noted.
 
+After a sweep, what its runs come to is said.
+
 So a command line that is refused leaves nothing behind: neither a folder nor a file, nor is
 anything removed that was there before.
 """
@@ -25,7 +27,8 @@ from metalearn.cli.given_settings import (
     refuse_unknown,
     sweep_jobs,
 )
-from metalearn.cli.run_folders import make_new_folder, note_missing
+from metalearn.cli.run_folders import make_new_folder, note_missing, writing_to
+from metalearn.cli.sweeps import summarize_sweep
 from metalearn.errors import SettingError, StorageError
 
 __all__ = ["CheckSettings"]
@@ -61,6 +64,15 @@ class CheckSettings(Callback):
                     self._check(job)
             with _as_current(config):
                 _expect_folder("hydra.sweep.dir", config)
+
+    def on_multirun_end(self, config: DictConfig, **rest: Any) -> None:
+        """Say what the runs of a sweep over seeds come to."""
+        with _ending_program(config):
+            folder = Path(config.hydra.sweep.dir)
+            with writing_to(folder):
+                lines = summarize_sweep(folder)
+            if lines:
+                print("\n".join(lines))
 
     def _check(self, config: DictConfig) -> None:
         given = given_settings(config.hydra)

@@ -5,17 +5,16 @@ Axes: S seeds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 
+from metalearn.evaluation.seeds import mean_over_seeds
 from metalearn.ledger.outcomes import Outcome, Score
 from metalearn.ledger.rows import ROWS, TABLES, Protocol, Reported, Row, Table
 
 __all__ = ["ledger_page", "over_seeds", "verdict"]
 
 _POINTS = 1.0  # of accuracy or error; within it a result counts as reproduced
-_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5 %, 1 … 9 degrees
 _PROTOCOLS: tuple[Protocol, ...] = ("transductive", "inductive")
 _TIMES = ("minutes", "CPU minutes")
 _HEAD = """# Ledger of reproductions
@@ -61,9 +60,8 @@ def over_seeds(outcomes: Sequence[Outcome], protocol: Protocol) -> Score | None:
     if len(scores) < 2:
         return scores[0] if scores else None
     means = [score.mean for score in scores]
-    degrees = len(means) - 1
-    factor = _STUDENT[degrees - 1] if degrees <= len(_STUDENT) else 1.96
-    return Score(fmean(means), factor * stdev(means) / math.sqrt(len(means)))
+    found = mean_over_seeds(means)
+    return Score(found.mean, found.interval95)
 
 
 def verdict(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:

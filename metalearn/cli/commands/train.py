@@ -251,6 +251,7 @@ def _finish(
             "cpu_seconds": result.cpu_seconds,
             **({"checkpoint": "best"} if reports else {}),
             "test": {name: report.as_json() for name, report in reports.items()},
+            "headline": numbers,
             **({"endings": trainer.endings} if rows else {}),
         },
         make_folder=False,

@@ -1,0 +1,75 @@
+"""What a sweep over seeds comes to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import yaml
+
+from metalearn.cli.sweeps import summarize_sweep
+from metalearn.trainers.meta.evaluator import MetaEvaluator
+from tests.support.commands import TINY, Outcome
+
+
+def write_run(place: Path, seed: int, value: float, **settings: Any) -> None:
+    place.mkdir(parents=True)
+    config = {"seed": seed, "task": {"seed": seed, "way": 5}, **settings}
+    (place / "config.yaml").write_text(yaml.safe_dump(config))
+    headline = {"best/accuracy": value / 2, "test/accuracy": value}
+    (place / "results.json").write_text(json.dumps({"steps": 3, "headline": headline}))
+
+
+def test_runs_that_differ_in_their_seed_alone_are_taken_together(tmp_path: Path) -> None:
+    for number, (seed, rate) in enumerate([(0, 0.1), (0, 0.4), (1, 0.1), (1, 0.4), (2, 0.1)]):
+        write_run(tmp_path / str(number), seed, rate + seed / 10, maml={"inner_lr": rate})
+    (tmp_path / "9").mkdir()  # a run that has not begun
+    text = "\n".join(summarize_sweep(tmp_path))
+    first, second = json.loads((tmp_path / "seeds.json").read_text())["groups"]
+    assert first["settings"] == {"maml.inner_lr": 0.1} and first["seeds"] == [0, 1, 2]
+    assert second["runs"] == ["1", "3"] and second["settings"] == {"maml.inner_lr": 0.4}
+    accuracy = first["numbers"]["test/accuracy"]
+    assert accuracy["values"] == pytest.approx([0.1, 0.2, 0.3])
+    assert accuracy["mean"] == pytest.approx(0.2)
+    assert accuracy["deviation"] == pytest.approx(0.1)
+    assert accuracy["interval95"] == pytest.approx(4.3027 * 0.1 / 3**0.5)
+    assert "maml.inner_lr=0.1, seeds 0, 1, 2" in text and "0.2000 ± 0.2484" in text
+    assert text.endswith(f"written: {tmp_path / 'seeds.json'}")
+
+
+@pytest.mark.parametrize("spoil", ["another setting", "one run", "no results", "damaged"])
+def test_without_several_seeds_nothing_is_said(spoil: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "0", 0, 0.5)
+    if spoil != "one run":
+        write_run(tmp_path / "1", 1, 0.6, **({"x": 1} if spoil == "another setting" else {}))
+    if spoil == "no results":
+        (tmp_path / "1" / "results.json").unlink()
+    if spoil == "damaged":
+        (tmp_path / "1" / "results.json").write_text("[1, 2")
+    assert summarize_sweep(tmp_path) == []
+    assert not (tmp_path / "seeds.json").exists()
+    assert summarize_sweep(tmp_path / "nowhere") == []
+
+
+def test_a_sweep_over_seeds_ends_with_its_table(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(MetaEvaluator, "_draw", lambda *given: None)
+    monkeypatch.setattr("metalearn.cli.commands.train.provenance", dict)  # asks git: slow
+    given = [*TINY, "trainer.steps=1", "maml.engine=vmap", "hydra.sweep.dir=sweep"]
+    outcome = run("train", "-m", "seed=0,3", *given)
+    assert outcome.code == 0, outcome.err
+    (found,) = json.loads((tmp_path / "sweep" / "seeds.json").read_text())["groups"]
+    assert found["seeds"] == [0, 3] and found["settings"] == {}
+    for name, number in found["numbers"].items():
+        each = [
+            json.loads((tmp_path / "sweep" / place / "results.json").read_text())["headline"][name]
+            for place in ("0", "1")
+        ]
+        assert number["values"] == each and number["mean"] == pytest.approx(fmean(each))
+    assert set(found["numbers"]) == {"best/loss_after", "test/loss"}
+    assert "all, seeds 0, 3" in outcome.out
