@@ -20,6 +20,7 @@ from metalearn.types import Batch, Split, TaskDistribution
 
 __all__ = ["NamedTask", "confusion_lines", "confusions_of", "draw_confusions", "named_tasks"]
 
+_ABSENT = "no class of the task"
 _ROWS = 12  # confusions that a picture shows
 
 
@@ -52,10 +53,15 @@ def named_tasks(tasks: TaskDistribution, split: Split, count: int) -> Iterator[N
 
 
 def confusions_of(tasks: Iterable[NamedTask], predictions: Iterable[Tensor]) -> ConfusionCounts:
-    """What was taken for what, of predicted classes ``[N]`` of each task."""
+    """What was taken for what, of predicted classes ``[N]`` of each task.
+
+    A network with more outputs than a task has classes may predict one that is not there.
+    """
     found = ConfusionCounts()
     for task, predicted in zip(tasks, predictions):
-        found.update(task.names, task.query[1].cpu(), predicted.cpu())
+        absent = int(predicted.max()) + 1 - len(task.names) if len(predicted) else 0
+        names = [*task.names, *[_ABSENT] * absent]
+        found.update(names, task.query[1].cpu(), predicted[: len(task.query[1])].cpu())
     return found
 
 
@@ -97,9 +103,11 @@ def _name(confusion: Confusion) -> str:
 
 def _example(confusion: Confusion, task: NamedTask, query: int) -> ConfusedQuery:
     def of_class(name: str) -> Tensor:
+        if name not in task.names:
+            return torch.zeros_like(picture)
         label = list(task.names).index(name)
-        picture: Tensor = task.support[0][int(torch.nonzero(task.support[1] == label)[0])]
-        return picture
+        shown: Tensor = task.support[0][int(torch.nonzero(task.support[1] == label)[0])]
+        return shown
 
-    picture = task.query[0][query]
+    picture: Tensor = task.query[0][query]
     return ConfusedQuery(picture, of_class(confusion.true), of_class(confusion.predicted))
