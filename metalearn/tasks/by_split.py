@@ -9,16 +9,23 @@ from collections.abc import Collection, Mapping
 from typing import get_args
 
 from metalearn.errors import SettingError, check_whole
-from metalearn.random_streams import check_seed
+from metalearn.random_streams import AddressedStream, Purpose, check_seed, check_split
 from metalearn.signatures import checked
 from metalearn.types import Split, TaskDistribution
 
-__all__ = ["SplitSizes", "outputs_by_split", "seeds_by_split", "sizes_by_split"]
+__all__ = [
+    "SplitSizes",
+    "outputs_by_split",
+    "seeds_by_split",
+    "sizes_by_split",
+    "stream_of_split",
+]
 
 SplitSizes = int | Mapping[str, int]
 """A number for all splits, or one for each: ``{"train": 20, "test": 5}``."""
 
 _SPLITS: tuple[str, ...] = get_args(Split)
+_LARGEST_INDEX = 2**56  # times three is below the 2^58 of a purpose
 _EVALUATED = {"validation": "test", "test": "validation"}
 
 
@@ -65,6 +72,19 @@ def seeds_by_split(seed: int, eval_seed: int | None) -> dict[Split, int]:
         eval_seed = seed
     check_seed(eval_seed, "eval_seed")
     return {"train": seed, "validation": eval_seed, "test": eval_seed}
+
+
+def stream_of_split(
+    seeds: Mapping[Split, int], purpose: Purpose, split: Split, index: int
+) -> AddressedStream:
+    """Draws for a task that are not those of the task itself, but belong to its address too.
+
+    Raises:
+        SettingError: an unknown split, or no index.
+    """
+    check_split(split)
+    check_whole("index", index, 0, _LARGEST_INDEX)
+    return AddressedStream(seeds[split], purpose, index * len(_SPLITS) + _SPLITS.index(split))
 
 
 @checked

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,14 +15,12 @@ import torch
 from metalearn.core.checks import as_device
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
-from metalearn.random_streams import AddressedStream, check_split
 from metalearn.signatures import checked
-from metalearn.tasks.by_split import outputs_by_split, seeds_by_split
+from metalearn.tasks.by_split import outputs_by_split, seeds_by_split, stream_of_split
 from metalearn.types import Split, TaskBatch, TaskDistribution
 
 __all__ = ["MixtureTasks"]
 
-_SPLITS: tuple[Split, ...] = get_args(Split)
 _ID_BLOCK = 2**32  # class ids of one set
 
 
@@ -111,8 +109,7 @@ class MixtureTasks:
         return tuple(f"{name}/{found}" for found in source.class_names(split, index))
 
     def _number(self, split: Split, index: int) -> int:
-        check_split(split)
-        stream = AddressedStream(self._seeds[split], "mixture", index * 3 + _SPLITS.index(split))
+        stream = stream_of_split(self._seeds, "mixture", split, index)
         return int(np.searchsorted(self._edges, stream.uniform(1)[0] * self._edges[-1], "right"))
 
     def _check_alike(self) -> None:

@@ -6,20 +6,19 @@ Axes: W classes, S shots and Q queries of the largest task.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
 from metalearn.random_streams import AddressedStream
-from metalearn.tasks.by_split import SplitSizes, sizes_by_split
+from metalearn.tasks.by_split import SplitSizes, sizes_by_split, stream_of_split
 from metalearn.types import Split
 
 __all__ = ["TaskSizes", "VaryingSizes"]
 
 _SMALLEST = {"way": 2, "shot": 1, "query": 1}
-_SPLITS: tuple[str, ...] = get_args(Split)
 
 
 class TaskSizes(NamedTuple):
@@ -83,8 +82,7 @@ class VaryingSizes:
         if not self.vary:
             way, shot, query = (self.most[name][split] for name in _SMALLEST)
             return TaskSizes(way, [shot] * way, [query] * way)
-        address = index * len(_SPLITS) + _SPLITS.index(split)
-        draws = AddressedStream(self._seeds[split], "sizes", address).uniform(1 + 2 * len(counts))
+        draws = stream_of_split(self._seeds, "sizes", split, index).uniform(1 + 2 * len(counts))
         rest = self.least["query"][split]
         shots = [
             min(self._drawn("shot", split, draw), count - rest)
