@@ -92,6 +92,14 @@ TABLES = {
             "The same characters, 20 of them in a task.",
         ),
         Table(
+            "omniglot_within",
+            "Omniglot within alphabets, 20-way 1-shot",
+            "error",
+            "All characters of a task are of one alphabet. Trained on the 30 background alphabets, "
+            "five of which choose the state where one is chosen; tested on the 20 others, which "
+            "nothing was chosen by. Inductive numbers alone count here.",
+        ),
+        Table(
             "mini_imagenet_5w1s",
             "mini-ImageNet, 5-way 1-shot",
             "accuracy",
@@ -122,6 +130,7 @@ _LI = "Li et al. 2017"
 _SNELL = "Snell et al. 2017"
 _RAGHU = "Raghu et al. 2020, whose MAML has 93.7"
 _MINI, _CIFAR = "mini_imagenet_5w1s", "cifar_fs_5w1s"
+_WITHIN = "omniglot_within"
 _THREE = (0, 1, 2)
 """Seeds of rows that are compared closely."""
 
@@ -167,6 +176,17 @@ ROWS = {
         Row("omniglot20_meta_sgd", "omniglot_20w1s", "Meta-SGD", 30, Reported(95.93, _LI)),
         Row("omniglot20_protonet", "omniglot_20w1s", "ProtoNet", 15, Reported(96.0, _SNELL)),
         Row("omniglot20_r2d2", "omniglot_20w1s", "R2D2", 20, Reported(94.7, _BERTINETTO)),
+        Row("within_maml", _WITHIN, "MAML", 15),
+        Row("within_fomaml", _WITHIN, "first-order MAML", 15),
+        Row("within_anil", _WITHIN, "ANIL", 15),
+        Row("within_meta_sgd", _WITHIN, "Meta-SGD", 15),
+        Row("within_mamlpp", _WITHIN, "MAML++", 15),
+        Row("within_imaml", _WITHIN, "iMAML (gradient descent)", 15),
+        Row("within_reptile", _WITHIN, "Reptile", 15),
+        Row("within_protonet", _WITHIN, "ProtoNet", 15),
+        Row("within_r2d2", _WITHIN, "R2D2", 15),
+        Row("within_protonet_wide", _WITHIN, "ProtoNet, wide", 30),
+        Row("within_protonet_ensemble", _WITHIN, "five of ProtoNet, wide", 75),
         _not_run("mini_imagenet_maml", _MINI, "MAML", 2000, Reported(48.70, _FINN)),
         _not_run("mini_imagenet_protonet", _MINI, "ProtoNet", 900, Reported(49.42, _SNELL)),
         _not_run("mini_imagenet_r2d2", _MINI, "wide R2D2", 1500, Reported(51.2, _BERTINETTO)),
