@@ -97,8 +97,9 @@ def moved_step_statistics(
 ) -> dict[str, Tensor]:
     """By the name of a buffer, the moments of all states after one more meta-batch, ``[K+1, C]``.
 
-    Row k moves, by the momentum of its layer, towards the mean over tasks and over support and
-    query set of the moments at θ_k. For that the tasks adapt once more, in first order.
+    Row k moves, by the momentum of its layer, towards the moments at θ_k over all tasks, support
+    and query sets together: the variance is that within the sets and that of their means. For that
+    the tasks adapt once more, in first order.
 
     Args:
         call: ``call(params, inputs)``, a forward pass.
@@ -115,9 +116,8 @@ def moved_step_statistics(
             for inputs, _ in (support, query):
                 call(params, inputs)
         return {
-            f"{key}.{kind}": torch.stack([pair[place] for pair in pairs]).mean(0)
+            str(key): torch.stack([torch.stack([m, v + m * m]) for m, v in pairs]).mean(0)
             for key, pairs in read.items()
-            for place, kind in enumerate(_KINDS)
         }
 
     found: Mapping[str, Tensor] = along_adaptation(
@@ -130,14 +130,13 @@ def moved_step_statistics(
         frozen=adaptation.frozen,
         **how,
     )
-    return {
-        f"{name}.{kind}": torch.lerp(
-            getattr(layer, kind), found[f"{layer.key}.{kind}"].mean(0), layer.momentum
-        )
-        for name, layer in step_norms(module).items()
-        for kind in _KINDS
-        if f"{layer.key}.{kind}" in found
-    }
+    moved: dict[str, Tensor] = {}
+    for name, layer in step_norms(module).items():
+        if str(layer.key) in found:
+            mean, square = found[str(layer.key)].mean(0).unbind(1)
+            for kind, value in zip(_KINDS, (mean, square - mean * mean)):
+                moved[f"{name}.{kind}"] = torch.lerp(getattr(layer, kind), value, layer.momentum)
+    return moved
 
 
 def with_fixed_statistics(module: nn.Module, state: Params) -> nn.Module:
