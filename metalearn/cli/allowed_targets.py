@@ -43,6 +43,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.models.Recurrent",
         "metalearn.models.ResNet12",
         "metalearn.models.ViT",
+        "metalearn.models.torchvision_model",
     ),
     "learner": (
         "metalearn.trainers.ANIL",

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from metalearn.cli.building import build
+from metalearn.cli.networks import kept_weights
 from metalearn.cli.run_config import saved_config
 from metalearn.cli.run_folders import existing_run
 from metalearn.errors import SettingError
@@ -149,7 +150,7 @@ def trainer_of(
     With ``deferred`` the data of tasks are looked for when one is drawn.
     """
     saved.device = str(device)
-    trainer = build(saved, folder=None, deferred=deferred)
+    trainer = build(kept_weights(saved), folder=None, deferred=deferred)
     trainer.resume(_checkpoint(folder, checkpoint))
     return trainer
 

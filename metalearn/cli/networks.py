@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ from metalearn.cli.given_settings import plain_value
 from metalearn.cli.targets import accepted_of, made, placed, target_of
 from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError, check_whole
-from metalearn.models import Ensemble, SavedWeights, read_weights
+from metalearn.models import Ensemble, SavedWeights, read_weights, with_head
 from metalearn.models.weight_files import check_source
 from metalearn.models.weights import check_patterns, put_weights, same_entries
+from metalearn.signatures import accepted_settings
 from metalearn.trainers.supervised.losses import chosen_loss
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "InitialWeights",
     "check_initial",
     "initial_weights",
+    "kept_weights",
     "made_model",
     "network_seeds",
 ]
@@ -78,12 +81,12 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
     shape = {"input_shape": list(source.input_shape), "outputs": outputs}
     members = config.trainer.get("members")
     if members is None:
-        return _started(made(config.model, "model", **shape), start)
+        return _started(_network(config.model, shape), start)
     seeded = "seed" in accepted_of(config.model, "model")
 
     def make(seed: int) -> nn.Module:
         own = shape | {"seed": seed} if seeded else shape
-        return _started(made(config.model, "model", **own), start)
+        return _started(_network(config.model, own), start)
 
     seeds = network_seeds(config)
     size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
@@ -102,6 +105,34 @@ def network_seeds(config: DictConfig) -> Sequence[int]:
     for seed in given:
         check_whole("trainer.seeds", seed, 0, LARGEST_SEED)
     return [int(seed) for seed in given]
+
+
+def kept_weights(config: DictConfig) -> DictConfig:
+    """The configuration for a network whose weights are in a checkpoint: no file is read for them.
+
+    The network of torchvision's that it makes is the same but for its weights.
+    """
+    model = config.model
+    if model.get("weights") is None and not model.get("download"):
+        return config
+    found = copy.deepcopy(config)
+    found.model.weights, found.model.download = None, False
+    if model.get("standardise") is None and "standardise" in model:
+        found.model.standardise = True
+    return found
+
+
+def _network(node: DictConfig, supplied: dict[str, Any]) -> nn.Module:
+    """The network of a node; one that cannot be made for so many outputs has a new last layer."""
+    takes = accepted_settings(target_of(node, "model"))
+    network: nn.Module = made(node, "model", **{k: v for k, v in supplied.items() if k in takes})
+    if "outputs" in takes:
+        return network
+    try:
+        return with_head(network, supplied["outputs"], seed=supplied.get("seed", 0))
+    except SettingError as error:
+        accepted = "outputs as an argument, or a last linear layer to replace, is needed"
+        raise SettingError("model._target_", node["_target_"], accepted) from error
 
 
 def _started(network: nn.Module, start: InitialWeights | None) -> nn.Module:

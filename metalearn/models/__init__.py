@@ -5,12 +5,14 @@ from metalearn.models.context import WithContext
 from metalearn.models.conv4 import Conv4
 from metalearn.models.dropout import DropBlock, Dropout, convert_dropout, set_draw
 from metalearn.models.ensemble import Ensemble, Stack
+from metalearn.models.heads import with_head, without_head
 from metalearn.models.in_context import InContextTransformer
 from metalearn.models.mc_dropout import MCDropout
 from metalearn.models.mlp import MLP
 from metalearn.models.neural_process import NeuralProcess
 from metalearn.models.recurrent import Recurrent
 from metalearn.models.resnet12 import ResNet12
+from metalearn.models.torchvision_models import torchvision_model
 from metalearn.models.vit import ViT
 from metalearn.models.weight_files import SavedWeights, read_weights
 from metalearn.models.weights import load_weights
@@ -37,6 +39,9 @@ __all__ = [
     "load_weights",
     "read_weights",
     "set_draw",
+    "torchvision_model",
+    "with_head",
+    "without_head",
 ]
 
 Predictor = Ensemble | MCDropout | BatchEnsemble

@@ -29,8 +29,8 @@ FILES |= {"folder_tasks", "omniglot_tasks", "load_glyphs", "glyphs_data", "glyph
 FILES |= {"load_cifar_fs", "load_fc100", "cifar_fs_tasks", "fc100_tasks", "load_cub", "cub_tasks"}
 FILES |= {"load_mini_imagenet", "load_tiered_imagenet", "load_weights", "read_weights"}
 FILES |= {"read_episodes", "mini_imagenet_tasks", "tiered_imagenet_tasks"}
-FILES |= {"mixture_tasks"}
-"""Read pictures from a disk: their campaigns are in tests/data."""
+FILES |= {"mixture_tasks", "torchvision_model"}
+"""Read files, or make large networks: their campaigns are in tests/data and tests/models."""
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
 RESULTS |= {"Confusion", "Episode"}
@@ -376,6 +376,8 @@ def _models() -> dict[str, Callable[[], Call]]:
             models.Ensemble.from_factory,
             {"make": lambda seed: models.MLP((2,), 3, seed=seed), "seeds": [0, 1]},
         ),
+        "with_head": _of(models, "with_head", module=plain, outputs=2, layer="3"),
+        "without_head": _of(models, "without_head", module=plain, layer="3"),
         "Stack": lambda: (models.Stack, {"modules": [models.MLP((2,), 3, hidden=(4,))]}),
         "convert_dropout": lambda: (
             models.convert_dropout,

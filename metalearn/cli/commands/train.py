@@ -16,7 +16,7 @@ from metalearn.cli.building import build, check_settings_of, groups_of
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
-from metalearn.cli.networks import InitialWeights, check_initial, initial_weights
+from metalearn.cli.networks import InitialWeights, check_initial, initial_weights, kept_weights
 from metalearn.cli.run_config import resumed_config, used_part, write_config
 from metalearn.cli.run_folders import (
     claimed,
@@ -62,7 +62,8 @@ def train(config: DictConfig) -> None:
             remove_partial_files(folder)
             begun = resuming and _last(folder).is_file()
             start = None if begun else initial_weights(config)
-            trainer = build(config, folder=folder, start=start)
+            made_of = kept_weights(config) if begun else config
+            trainer = build(made_of, folder=folder, start=start)
             if resuming:
                 _resume(trainer, folder)
         except Exception:
