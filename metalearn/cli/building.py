@@ -10,8 +10,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 from metalearn.cli.devices import device_of
+from metalearn.cli.frozen_features import frozen_network, with_features
 from metalearn.cli.given_settings import plain_value
-from metalearn.cli.networks import LARGEST_SEED, InitialWeights, made_model, network_seeds
+from metalearn.cli.networks import (
+    LARGEST_SEED,
+    InitialWeights,
+    check_around,
+    made_model,
+    network_seeds,
+)
 from metalearn.cli.shapes import deferred_tasks
 from metalearn.cli.targets import (
     SOURCES,
@@ -68,6 +75,7 @@ def check_settings_of(config: DictConfig) -> None:
             group_node(config, group)
     for group in groups_of(config):
         check_node(group_node(config, group), group)
+    check_around(config.model)
     _check_learner(config)
     loop = {
         f.name: config.trainer[f.name] for f in fields(LoopSettings) if f.name in config.trainer
@@ -100,7 +108,8 @@ def build(
     device = device_of(config.device)
     groups = groups_of(config)
     optimizer = made_optimizer(config.optimizer)
-    later = deferred_tasks(config) if deferred and "task" in groups else None
+    frozen = config.model.get("frozen_features")
+    later = deferred_tasks(config) if deferred and "task" in groups and not frozen else None
     objects: dict[str, Any] = {} if later is None else {"tasks": later}
     for group in groups:
         if group in SOURCES and group != "ood" and SOURCES[group] not in objects:
@@ -108,6 +117,11 @@ def build(
     source = objects.get("tasks") or objects["data"]
     if "ood" in groups:
         objects["ood"] = _second_data(config.ood, source)
+    if frozen:
+        network, start = frozen_network(config, source, start), None
+        for name in {"tasks", "data", "ood"} & set(objects):
+            objects[name] = with_features(objects[name], network, device)
+        source = objects.get("tasks") or objects["data"]
     if "seeds" in accepted_of(config.trainer, "trainer"):
         objects["seeds"] = network_seeds(config)
     objects |= {"optimizer": optimizer, "folder": folder, "device": device}

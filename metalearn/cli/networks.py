@@ -10,23 +10,25 @@ from omegaconf import DictConfig
 from torch import nn
 
 from metalearn.cli.given_settings import plain_value
-from metalearn.cli.targets import accepted_of, made, placed, target_of
+from metalearn.cli.targets import AROUND, accepted_of, made, placed, target_of
 from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError, check_whole
-from metalearn.models import Ensemble, SavedWeights, read_weights, with_head
+from metalearn.models import MLP, Ensemble, SavedWeights, read_weights, with_head, with_lora
 from metalearn.models.weight_files import check_source
 from metalearn.models.weights import check_patterns, put_weights, same_entries
-from metalearn.signatures import accepted_settings
+from metalearn.signatures import accepted_settings, check_settings
 from metalearn.trainers.supervised.losses import chosen_loss
 
 __all__ = [
     "LARGEST_SEED",
     "InitialWeights",
+    "check_around",
     "check_initial",
     "initial_weights",
     "kept_weights",
     "made_model",
     "network_seeds",
+    "started_network",
 ]
 
 LARGEST_SEED = 2**63 - 1
@@ -79,14 +81,19 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
     """
     outputs = _outputs(config, source)
     shape = {"input_shape": list(source.input_shape), "outputs": outputs}
+    frozen = plain_value(config.model.get("frozen_features")) or False
     members = config.trainer.get("members")
     if members is None:
-        return _started(_network(config.model, shape), start)
+        if frozen:
+            return _head_on_features(shape, frozen, config.model.get("seed", 0))
+        return started_network(config, shape, start)
     seeded = "seed" in accepted_of(config.model, "model")
 
     def make(seed: int) -> nn.Module:
+        if frozen:
+            return _head_on_features(shape, frozen, seed)
         own = shape | {"seed": seed} if seeded else shape
-        return _started(_network(config.model, own), start)
+        return started_network(config, own, start)
 
     seeds = network_seeds(config)
     size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
@@ -113,7 +120,7 @@ def kept_weights(config: DictConfig) -> DictConfig:
     The network of torchvision's that it makes is the same but for its weights.
     """
     model = config.model
-    if model.get("weights") is None and not model.get("download"):
+    if model.get("frozen_features") or not (model.get("weights") or model.get("download")):
         return config
     found = copy.deepcopy(config)
     found.model.weights, found.model.download = None, False
@@ -135,12 +142,50 @@ def _network(node: DictConfig, supplied: dict[str, Any]) -> nn.Module:
         raise SettingError("model._target_", node["_target_"], accepted) from error
 
 
-def _started(network: nn.Module, start: InitialWeights | None) -> nn.Module:
+def started_network(
+    config: DictConfig, supplied: dict[str, Any], start: InitialWeights | None
+) -> nn.Module:
+    """The network of ``model`` for what is supplied, with weights to start from and adapters."""
+    network = _network(config.model, supplied)
     if start is not None:
         saved = start.saved
         check_patterns(start.skip, [*network.state_dict(), *saved.entries, *saved.learnt])
         put_weights(network, saved, start.skip)
-    return network
+    lora = plain_value(config.model.get("lora")) or {}
+    if lora.get("rank") is None:
+        return network
+    try:
+        return with_lora(network, **lora, seed=supplied.get("seed", config.model.get("seed", 0)))
+    except SettingError as error:
+        raise SettingError(f"model.lora.{error.setting}", error.value, error.accepted) from error
+
+
+def check_around(model: DictConfig) -> None:
+    """Refuse settings of ``model`` that say what becomes of its network and cannot work."""
+    frozen, lora = (plain_value(model.get(name)) for name in AROUND)
+    widths = frozen if isinstance(frozen, list) else []
+    if frozen == [] or not isinstance(frozen, bool | list | None):
+        accepted = "true, false or widths of hidden layers, [64], are needed"
+        raise SettingError("model.frozen_features", frozen, accepted)
+    for width in widths:
+        check_whole("model.frozen_features", width, 1)
+    if lora is not None and not isinstance(lora, dict):
+        raise SettingError("model.lora", lora, "settings are needed, {rank: 4}, or null")
+    lora = lora or {}
+    if lora.get("rank") is None:
+        for name, value in lora.items():
+            if name not in ("rank", "alpha", "layers"):
+                raise SettingError(f"model.lora.{name}", value, "there is no such setting")
+        return
+    check_settings(with_lora, lora, "model.lora.", without={"module", "seed"})
+    if frozen:
+        accepted = "null is needed: a network whose features are computed once has no adapters"
+        raise SettingError("model.lora.rank", lora["rank"], accepted)
+
+
+def _head_on_features(shape: dict[str, Any], frozen: Any, seed: int) -> nn.Module:
+    """A linear layer on features, or an MLP of the widths that are given."""
+    return MLP(**shape, hidden=frozen if isinstance(frozen, list) else (), seed=seed)
 
 
 def _outputs(config: DictConfig, source: Any) -> int:

@@ -23,6 +23,7 @@ from metalearn.trainers import MAML, Learner, ParameterGroups, Trainer
 from metalearn.types import TaskDistribution
 
 __all__ = [
+    "AROUND",
     "SOURCES",
     "accepted_of",
     "check_node",
@@ -59,7 +60,9 @@ _CLASSES: dict[str, tuple[type, ...]] = {
 """What the target of a group gives, where that is a class and no protocol."""
 _MADE = {**_CLASSES, "task": (TaskDistribution,)}
 _KEYWORDS = ("_target_", "_partial_")
-_BESIDE = {"optimizer": ("groups",)}
+AROUND = ("frozen_features", "lora")
+"""Settings of ``model`` that are no arguments of the network, but say what becomes of it."""
+_BESIDE = {"optimizer": ("groups",), "model": AROUND}
 """Settings of a group that are none of its target's."""
 
 

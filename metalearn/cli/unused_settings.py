@@ -70,6 +70,9 @@ def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
     """Settings that others leave without a use, and why."""
     trainer, maml = config.trainer, config.get("maml")
     meta = "task" in groups_of(config)
+    if (plain_value(config.model.get("lora")) or {}).get("rank") is None:
+        for name in ("alpha", "layers"):
+            yield f"model.lora.{name}", "model.lora.rank is needed for it"
     if "maml" in groups_of(config) and maml is not None:
         asked = (config.get("learner") or {}).get("first_order")
         if asked is not None and asked != maml.get("first_order"):

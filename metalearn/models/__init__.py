@@ -7,6 +7,7 @@ from metalearn.models.dropout import DropBlock, Dropout, convert_dropout, set_dr
 from metalearn.models.ensemble import Ensemble, Stack
 from metalearn.models.heads import with_head, without_head
 from metalearn.models.in_context import InContextTransformer
+from metalearn.models.lora import LowRank, with_lora
 from metalearn.models.mc_dropout import MCDropout
 from metalearn.models.mlp import MLP
 from metalearn.models.neural_process import NeuralProcess
@@ -25,6 +26,7 @@ __all__ = [
     "Dropout",
     "Ensemble",
     "InContextTransformer",
+    "LowRank",
     "MCDropout",
     "NeuralProcess",
     "Predictor",
@@ -41,6 +43,7 @@ __all__ = [
     "set_draw",
     "torchvision_model",
     "with_head",
+    "with_lora",
     "without_head",
 ]
 

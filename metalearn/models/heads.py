@@ -13,7 +13,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 
-__all__ = ["head_of", "put_head", "with_head", "without_head"]
+__all__ = ["head_of", "last_head", "put_head", "with_head", "without_head"]
 
 
 @checked
@@ -77,6 +77,20 @@ def head_of(module: nn.Module, layer: str | None = None) -> str:
         accepted = "a network with a last linear layer, inside it, is needed"
         raise SettingError("module", type(module).__name__, accepted)
     return name
+
+
+def last_head(module: nn.Module) -> str | None:
+    """The name of the last layer where it is a head; None of a network that gives features."""
+    leaves = [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Identity) or next(layer.parameters(recurse=False), None) is not None
+    ]
+    try:
+        head = head_of(module)
+    except SettingError:
+        return None
+    return head if leaves[-1] == head else None
 
 
 def put_head(module: nn.Module, outputs: int | None, layer: str, *, seed: int = 0) -> None:

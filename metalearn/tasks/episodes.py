@@ -6,6 +6,7 @@ support set has W·S pictures, class after class.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Literal
@@ -17,6 +18,7 @@ from torch import Tensor
 from metalearn.core.checks import as_device
 from metalearn.core.targets import IGNORED
 from metalearn.data.affine import AFFINE_DRAWS, AffineRanges, change_pictures
+from metalearn.data.feature_table import FeatureTable
 from metalearn.data.images import LabelledImages
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, check_split
@@ -100,7 +102,7 @@ class FewShotTasks:
         most = {"way": self._way, "shot": self._shot, "query": self._query}
         self._sizes = VaryingSizes(least or {}, most, self._seeds)
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
-        self.input_shape = data.image_shape
+        self.input_shape: tuple[int, ...] = data.image_shape
         self.outputs_by_split = self._way
         self.outputs = self._way.get("train") or next(iter(self._way.values()))
         self._augment = _affine_ranges(augment or {})
@@ -122,6 +124,29 @@ class FewShotTasks:
                 turn_together=training and turn_groups,
             )
         self._on_device: dict[str, Tensor] = {}
+        self.features: FeatureTable | None = None
+
+    @property
+    def turned(self) -> bool:
+        """Whether pictures are turned by quarters in any split."""
+        return any(pool.turn_each or pool.turn_together for pool in self._pools.values())
+
+    def with_features(self, table: FeatureTable) -> FewShotTasks:
+        """The same tasks, of the features ``[D]`` of each picture in its place.
+
+        Args:
+            table: of ``data.images``, turned too where tasks turn them. It stands as ``features``
+                of the new tasks, and describes further pictures.
+
+        Raises:
+            SettingError: random changes of pictures, of which there are too many to describe.
+        """
+        if self._augment.active:
+            accepted = "no ranges are needed where the features of pictures are computed once"
+            raise SettingError("task.augment", "ranges above 0", accepted)
+        found = copy.copy(self)
+        found.features, found.input_shape, found._on_device = table, (table.size,), {}
+        return found
 
     @checked
     def sample(
@@ -224,6 +249,9 @@ class FewShotTasks:
 
     def _gather(self, pictures: Tensor, turns: Tensor, device: torch.device) -> Tensor:
         """``[T, W, S+Q, C, H, W]`` float32 in [0, 1], turned."""
+        if self.features is not None:
+            table = self._images_on(device)
+            return table[turns[:, :, None].to(table.device), pictures.to(table.device)].to(device)
         images = self._images_on(device)
         inputs = images[pictures.to(images.device)].to(device).float().div_(255)
         for turn in range(1, _QUARTER_TURNS):
@@ -234,12 +262,13 @@ class FewShotTasks:
         return inputs
 
     def _images_on(self, device: torch.device) -> Tensor:
-        """All pictures on a device, kept there, or where they are if they are too many for it."""
-        if device.type != "cpu" and self.data.images.nbytes > _LARGEST_ON_DEVICE:
-            return self.data.images
+        """All pictures, or features, on a device, kept there, or where they are if too many."""
+        images = self.data.images if self.features is None else self.features.values
+        if device.type != "cpu" and images.nbytes > _LARGEST_ON_DEVICE:
+            return images
         key = str(device)
         if key not in self._on_device:
-            self._on_device[key] = self.data.images.to(device)
+            self._on_device[key] = images.to(device)
         return self._on_device[key]
 
     def _change(self, inputs: Tensor, indices: Sequence[int]) -> Tensor:

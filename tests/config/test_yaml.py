@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.cli.building import groups_of
+from metalearn.cli.targets import AROUND
 from metalearn.signatures import accepted_settings, check_settings
 from metalearn.trainers import LEARNERS
 from tests.support.commands import ROOT
@@ -46,6 +47,8 @@ def test_a_node_binds_to_its_constructor(path: Path) -> None:
     target = get_object(values.pop("_target_"))
     partial = values.pop("_partial_", False)
     assert path.parent.name != "optimizer" or values.pop("groups") is None  # see ParameterGroups
+    for name in AROUND if path.parent.name == "model" else ():
+        values.pop(name, None)
     check_settings(target, values, "")
     accepted = set(accepted_settings(target)) - GIVEN_BY_THE_PROGRAM.get(path.parent.name, set())
     if not partial:  # a torch optimiser has more settings than need to be shown
