@@ -17,7 +17,7 @@ from metalearn.core import convert_norm
 from metalearn.data.feature_table import FeatureTable, feature_table
 from metalearn.errors import SettingError
 from metalearn.models.frozen import frozen_body
-from metalearn.tasks import FewShotTasks
+from metalearn.tasks import FewShotTasks, MixtureTasks
 
 __all__ = ["frozen_network", "with_features"]
 
@@ -47,6 +47,9 @@ def with_features(source: Any, network: nn.Module, device: torch.device) -> Any:
         if isinstance(source, FewShotTasks):
             images, turned = source.data.images, source.turned
             return source.with_features(_table(network, images, device, turned=turned))
+        if isinstance(source, MixtureTasks):
+            sets = source.sets.items()
+            return source.with_sets({n: with_features(s, network, device) for n, s in sets})
         if hasattr(source, "inputs") and source.inputs.dim() == 4:
             table = _table(network, source.inputs, device)
             return dataclasses.replace(source, inputs=table.values[0])

@@ -85,7 +85,7 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
     members = config.trainer.get("members")
     if members is None:
         if frozen:
-            return _head_on_features(shape, frozen, config.model.get("seed", 0))
+            return _head_on_features(shape, frozen, config.model.get("seed", config.seed))
         return started_network(config, shape, start)
     seeded = "seed" in accepted_of(config.model, "model")
 
@@ -93,7 +93,7 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
         if frozen:
             return _head_on_features(shape, frozen, seed)
         own = shape | {"seed": seed} if seeded else shape
-        return started_network(config, own, start)
+        return started_network(config, own, start, seed=seed)
 
     seeds = network_seeds(config)
     size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
@@ -129,24 +129,32 @@ def kept_weights(config: DictConfig) -> DictConfig:
     return found
 
 
-def _network(node: DictConfig, supplied: dict[str, Any]) -> nn.Module:
+def _network(node: DictConfig, supplied: dict[str, Any], seed: int) -> nn.Module:
     """The network of a node; one that cannot be made for so many outputs has a new last layer."""
     takes = accepted_settings(target_of(node, "model"))
     network: nn.Module = made(node, "model", **{k: v for k, v in supplied.items() if k in takes})
     if "outputs" in takes:
         return network
     try:
-        return with_head(network, supplied["outputs"], seed=supplied.get("seed", 0))
+        return with_head(network, supplied["outputs"], seed=seed)
     except SettingError as error:
         accepted = "outputs as an argument, or a last linear layer to replace, is needed"
         raise SettingError("model._target_", node["_target_"], accepted) from error
 
 
 def started_network(
-    config: DictConfig, supplied: dict[str, Any], start: InitialWeights | None
+    config: DictConfig,
+    supplied: dict[str, Any],
+    start: InitialWeights | None,
+    *,
+    seed: int | None = None,
 ) -> nn.Module:
-    """The network of ``model`` for what is supplied, with weights to start from and adapters."""
-    network = _network(config.model, supplied)
+    """The network of ``model`` for what is supplied, with weights to start from and adapters.
+
+    ``seed`` is that of a new last layer and of the adapters; None is that of the settings.
+    """
+    seed = config.model.get("seed", config.seed) if seed is None else seed
+    network = _network(config.model, supplied, seed)
     if start is not None:
         saved = start.saved
         check_patterns(start.skip, [*network.state_dict(), *saved.entries, *saved.learnt])
@@ -155,7 +163,7 @@ def started_network(
     if lora.get("rank") is None:
         return network
     try:
-        return with_lora(network, **lora, seed=supplied.get("seed", config.model.get("seed", 0)))
+        return with_lora(network, **lora, seed=seed)
     except SettingError as error:
         raise SettingError(f"model.lora.{error.setting}", error.value, error.accepted) from error
 

@@ -33,12 +33,20 @@ class LowRank(nn.Module):
         rank: r, at least 1.
         alpha: α, above 0.
         generator: for A.
+
+    Raises:
+        SettingError: a value out of range, a convolution with groups.
     """
 
+    @checked
     def __init__(
         self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator
     ) -> None:
         super().__init__()
+        check_whole("rank", rank, 1)
+        check_number("alpha", alpha, above=0)
+        if getattr(layer, "groups", 1) != 1:
+            raise SettingError("layer", layer, "a layer without groups is needed")
         self.layer, self.scale = layer.requires_grad_(False), alpha / rank
         self.down: nn.Linear | nn.Conv2d
         self.up: nn.Linear | nn.Conv2d

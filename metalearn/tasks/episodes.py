@@ -25,16 +25,12 @@ from metalearn.random_streams import AddressedStream, check_split
 from metalearn.signatures import check_settings, checked
 from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
 from metalearn.tasks.class_pools import ClassPools, class_pools
+from metalearn.tasks.stored_inputs import StoredInputs
 from metalearn.tasks.training_samples import TrainingSamples
 from metalearn.tasks.varying_sizes import TaskSizes, VaryingSizes
 from metalearn.types import Batch, Split, TaskBatch
 
 __all__ = ["FewShotTasks"]
-
-_QUARTER_TURNS = 4
-_LARGEST_ON_DEVICE = (
-    2**32
-)  # bytes of pictures kept on a GPU; tiered-ImageNet has four times as many
 
 
 class FewShotTasks:
@@ -123,7 +119,7 @@ class FewShotTasks:
                 turn_each=rotate_train if training else rotate_eval,
                 turn_together=training and turn_groups,
             )
-        self._on_device: dict[str, Tensor] = {}
+        self._inputs = StoredInputs(data.images)
         self.features: FeatureTable | None = None
 
     @property
@@ -145,7 +141,8 @@ class FewShotTasks:
             accepted = "no ranges are needed where the features of pictures are computed once"
             raise SettingError("task.augment", "ranges above 0", accepted)
         found = copy.copy(self)
-        found.features, found.input_shape, found._on_device = table, (table.size,), {}
+        found.features, found.input_shape = table, (table.size,)
+        found._inputs = StoredInputs(table.values, described=True)
         return found
 
     @checked
@@ -165,7 +162,7 @@ class FewShotTasks:
         pictures = torch.as_tensor(np.stack([d[0] for d in drawn]))
         classes, turns = (torch.tensor([d[i] for d in drawn]) for i in (1, 2))
         sizes = [d[3] for d in drawn]
-        inputs = self._gather(pictures, turns, device)
+        inputs = self._inputs.gather(pictures, turns, device)
         if split == "train" and self._augment.active:
             inputs = self._change(inputs, indices)
         labels = torch.arange(self._way[split], device=device)[None, :, None]
@@ -206,7 +203,7 @@ class FewShotTasks:
         seed, samples = self._seeds["train"], self._samples
         drawn = [samples.draw(AddressedStream(seed, "train", int(i)), size) for i in indices]
         pictures, turns, classes = (torch.as_tensor(np.stack(part)) for part in zip(*drawn))
-        inputs = self._gather(pictures[..., None], turns, device)
+        inputs = self._inputs.gather(pictures[..., None], turns, device)
         if self._augment.active:
             inputs = self._change(inputs, indices)
         return inputs.squeeze(2), classes.to(device)
@@ -246,30 +243,6 @@ class FewShotTasks:
             own = self._pictures[c]
             rows.append(own[self._sizes.places(split, len(own), shot, query, stream)])
         return np.stack(rows), classes, turns, sizes
-
-    def _gather(self, pictures: Tensor, turns: Tensor, device: torch.device) -> Tensor:
-        """``[T, W, S+Q, C, H, W]`` float32 in [0, 1], turned."""
-        if self.features is not None:
-            table = self._images_on(device)
-            return table[turns[:, :, None].to(table.device), pictures.to(table.device)].to(device)
-        images = self._images_on(device)
-        inputs = images[pictures.to(images.device)].to(device).float().div_(255)
-        for turn in range(1, _QUARTER_TURNS):
-            chosen = turns == turn
-            if chosen.any():
-                chosen = chosen.to(device)
-                inputs[chosen] = torch.rot90(inputs[chosen], turn, dims=(-2, -1))
-        return inputs
-
-    def _images_on(self, device: torch.device) -> Tensor:
-        """All pictures, or features, on a device, kept there, or where they are if too many."""
-        images = self.data.images if self.features is None else self.features.values
-        if device.type != "cpu" and images.nbytes > _LARGEST_ON_DEVICE:
-            return images
-        key = str(device)
-        if key not in self._on_device:
-            self._on_device[key] = images.to(device)
-        return self._on_device[key]
 
     def _change(self, inputs: Tensor, indices: Sequence[int]) -> Tensor:
         """``[T, W, S+Q, C, H, W]``, every picture changed as its place in its task says."""

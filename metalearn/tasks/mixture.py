@@ -5,6 +5,7 @@ Axes: T tasks, S sets.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -61,6 +62,13 @@ class MixtureTasks:
         self.input_shape, self.outputs = first.input_shape, first.outputs
         self.outputs_by_split = outputs_by_split(first)
         self._check_alike()
+
+    def with_sets(self, sets: Mapping[str, TaskDistribution]) -> MixtureTasks:
+        """The same draws from other sets of the same names, such as those of features."""
+        found = copy.copy(self)
+        found.sets = {name: sets[name] for name in self.sets}
+        found.input_shape = next(iter(found.sets.values())).input_shape
+        return found
 
     @checked
     def sample(

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.cli import load
+from metalearn.cli.frozen_features import with_features
 from metalearn.data import feature_table as tables
 from metalearn.models import Ensemble, LowRank
-from metalearn.tasks import glyph_tasks
+from metalearn.tasks import MixtureTasks, glyph_tasks
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.commands import Outcome, call
 
@@ -82,6 +83,16 @@ def test_tasks_are_those_of_the_pictures_described(turned: str, run: Run) -> Non
             wanted: Tensor = tasks.features.describe(other[0].flatten(0, 1))
             torch.testing.assert_close(mine[0].flatten(0, 1), wanted)
             assert torch.equal(mine[1], other[1])
+
+
+def test_a_mixture_is_one_of_sets_of_features(run: Run) -> None:
+    sets = {n: glyph_tasks(way=3, image_size=16, seed=s) for n, s in (("a", 0), ("b", 1))}
+    mixture, body = MixtureTasks(sets, seed=3), nn.Flatten()
+    found = with_features(mixture, body, torch.device("cpu"))
+    assert found.input_shape == (256,) and mixture.input_shape == (1, 16, 16)
+    mine, other = (tasks.sample("test", range(4)) for tasks in (found, mixture))
+    torch.testing.assert_close(mine.query[0], other.query[0].flatten(2))
+    assert torch.equal(mine.class_ids, other.class_ids)
 
 
 def test_features_are_computed_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,18 @@ def test_a_network_of_ones_own_has_a_new_last_layer(learner: str, run: Run) -> N
     assert module.get_submodule("out").weight.shape == (3 if learner == "maml" else 5, 128)
 
 
+def test_heads_and_adapters_of_members_differ(run: Run) -> None:
+    own = ["model._target_=mine_networks.Net", "~model.filters", "~model.downsample"]
+    own += ["~model.halvings", "~model.pool", "~model.head", "~model.seed", "model.lora.rank=1"]
+    data = ["trainer=ensemble", "trainer.members=2", "data=glyphs", "data.image_size=32"]
+    few = ["trainer.steps=1", "trainer.progress=false", "test_tasks=0", "trainer.batch_size=8"]
+    outcome = run("train", *data, "model=conv4", *own, *few, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    for name, value in load("run", trust=True).module.named_parameters():
+        if name.endswith(("out.weight", "down.weight")):
+            assert float((value[0] - value[1]).detach().abs().mean()) > 0.01, name
+
+
 def test_a_network_without_a_last_layer_is_refused(run: Run) -> None:
     own = ["model._target_=mine_networks.Headless", "~model.filters", "~model.downsample"]
     own += ["~model.halvings", "~model.pool", "~model.head", "~model.seed"]

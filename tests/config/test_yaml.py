@@ -125,5 +125,5 @@ def test_experiments_change_only_what_is_there() -> None:
             values = OmegaConf.to_container(config[group])
             assert isinstance(values, dict)
             names = {str(k) for k in values if not str(k).startswith("_")}
-            beside = {"groups"} if group == "optimizer" else set()
+            beside = {"optimizer": {"groups"}, "model": set(AROUND)}.get(group, set())
             assert names <= {*accepted_settings(get_object(values["_target_"])), *beside}, path

@@ -119,6 +119,14 @@ def test_attention_of_torch_is_left() -> None:
     assert adapted == ["0.linear1", "0.linear2"]
 
 
+def test_convolutions_with_groups_are_left_and_refused_by_name() -> None:
+    grouped = nn.Conv2d(2, 2, 3, groups=2)
+    net = with_lora(nn.Sequential(nn.Conv2d(1, 2, 3), grouped, nn.Flatten(), nn.Linear(8, 2)), 1)
+    assert [n for n, part in net.named_modules() if isinstance(part, LowRank)] == ["0"]
+    with pytest.raises(SettingError, match="layer=Conv2d.*a layer without groups is needed"):
+        LowRank(grouped, 1, 1.0, torch.Generator())
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import SettingError
-from metalearn.tasks import FewShotTasks, episodes
+from metalearn.tasks import FewShotTasks, stored_inputs
 from metalearn.types import TaskDistribution
 from tests.support.builders import SPLITS, assert_same, labelled, read_pictures
 from tests.test_random_streams import assert_fair
@@ -352,7 +352,7 @@ def test_sets_that_are_too_large_for_a_gpu_stay_where_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tasks, device = FewShotTasks(labelled(), way=2), torch.device("meta")
-    assert tasks._images_on(device).device == device
-    monkeypatch.setattr(episodes, "_LARGEST_ON_DEVICE", 10)
-    assert tasks._images_on(device) is tasks.data.images
+    assert tasks._inputs.on(device).device == device
+    monkeypatch.setattr(stored_inputs, "_LARGEST_ON_DEVICE", 10)
+    assert tasks._inputs.on(device) is tasks.data.images
     assert tasks.sample("train", [0], device=device).query[0].device == device
