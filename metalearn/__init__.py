@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metalearn.cli.combining import combine
+    from metalearn.cli.exporting import export, load_export
     from metalearn.cli.loading import load
     from metalearn.models import Ensemble
 
-__all__ = ["Ensemble", "combine", "load"]
+__all__ = ["Ensemble", "combine", "export", "load", "load_export"]
 
 _PLACES = {
     "Ensemble": "metalearn.models",
     "combine": "metalearn.cli.combining",
+    "export": "metalearn.cli.exporting",
     "load": "metalearn.cli.loading",
+    "load_export": "metalearn.cli.exporting",
 }
 _ROOMS = (
     "core",

@@ -24,7 +24,14 @@ from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular, replace_file
 from metalearn.random_streams import check_split
 
-__all__ = ["config_to_read", "resumed_config", "saved_config", "used_part", "write_config"]
+__all__ = [
+    "config_to_read",
+    "parsed_config",
+    "resumed_config",
+    "saved_config",
+    "used_part",
+    "write_config",
+]
 
 _LARGEST = 2**18  # bytes of a configuration: a hundred times what they have
 _DEEPEST = 32  # levels of a configuration
@@ -48,6 +55,18 @@ def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = 
     path = folder / "config.yaml"
     try:
         text = read_regular(path, _LARGEST).decode()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: this file cannot be read as a run's configuration") from error
+    return parsed_config(text, path, trust=trust, typed=typed)
+
+
+def parsed_config(
+    text: str, path: Path, *, trust: bool = False, typed: Collection[str] = ()
+) -> DictConfig:
+    """The same of its text, which was read from ``path``."""
+    if not isinstance(trust, bool):
+        raise SettingError("trust", trust, "true or false is needed")
+    try:
         _check_form(text)
         if not trust:
             # As spelt: OmegaConf would already look into interpolations.

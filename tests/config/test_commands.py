@@ -99,7 +99,7 @@ def test_a_mistake_is_one_sentence(
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_are_those_of_the_script(typed: Run, run: Run, name: str) -> None:
-    given = ["run=somewhere"] if name in ("evaluate", "diagnose") else []
+    given = ["run=somewhere"] if name in ("evaluate", "diagnose", "export") else []
     for options in (["--cfg", "job"], ["--cfg", "hydra", "--package", "hydra.job"]):
         outcome = typed(name, *given, *options)
         assert outcome.code == 0, outcome.err
