@@ -130,7 +130,7 @@ class ProtoMAML(Learner):
 
 def _check_inner(maml: MAML, adapt_body: bool) -> None:
     """Refuse settings of the inner loop that need one start for all tasks, or have no use."""
-    if maml.wanted_method in ("mixed", "implicit"):
+    if maml.wanted_method not in ("auto", "reverse", "first_order"):
         accepted = "auto, reverse or first_order is needed: the inner loop starts elsewhere in each"
         raise SettingError("maml.method", maml.method, f"{accepted} task")
     if maml.memory is not None:

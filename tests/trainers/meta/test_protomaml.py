@@ -185,6 +185,7 @@ def test_it_trains_at_higher_way_and_a_stopped_run_goes_on(members: int, tmp_pat
     [
         ({"method": "mixed"}, {}, "^maml.method='mixed': auto, reverse or first_order is needed"),
         ({"method": "implicit"}, {}, "^maml.method='implicit': auto, reverse or first_order is"),
+        ({"method": "reptile"}, {}, "^maml.method='reptile': auto, reverse or first_order is"),
         ({"memory": "1GB"}, {}, "^maml.memory='1GB': null is needed: protomaml plans no method"),
         (
             {"learn": "lr", "lr_per": "parameter"}, {},
