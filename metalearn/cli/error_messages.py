@@ -158,7 +158,8 @@ def _unknown(name: str, config_name: str) -> str:
         kept = "" if not resumed or key.startswith("trainer.") else f"; {KEPT_ON_RESUMING}"
         return f"{key}: there is no such setting here; it is one of {', '.join(choices[key])}{kept}"
     parts = [name for name in choices if name.startswith(f"{key}.")]
-    near = nearest(key, sorted(choices))
+    last = key.rpartition(".")[2]  # as trainer.test_tasks, which is test_tasks
+    near = last if last in choices else nearest(key, sorted(choices))
     hint = f"did you mean {near}?" if near else "--help lists all"
     if parts:
         hint = f"{', '.join(parts)} are there"
@@ -194,12 +195,19 @@ def _own_settings(config_name: str) -> list[str]:
     """Settings of a command's YAML, those within others with dots."""
     yaml = _own_yaml(config_name)
     own = {k: part for k, part in yaml.items() if k not in ("defaults", "hydra")}
+    return _with_nested(own)
+
+
+def _with_nested(own: dict[str, Any]) -> list[str]:
     nested = [f"{k}.{name}" for k, part in own.items() if isinstance(part, dict) for name in part]
     return [*own, *nested]
 
 
 def _own_yaml(config_name: str) -> dict[str, Any]:
-    path = config_folder() / f"{config_name}.yaml"
+    return _read(config_folder() / f"{config_name}.yaml")
+
+
+def _read(path: Path) -> dict[str, Any]:
     node = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
     return {str(key): part for key, part in node.items()} if isinstance(node, dict) else {}
 
@@ -209,7 +217,7 @@ def _choices(group: str) -> list[Path]:
 
 
 def _keys(path: Path) -> list[str]:
-    keys = [str(key) for key in OmegaConf.load(path)]
+    keys = _with_nested(_read(path))
     return [key for key in keys if not key.startswith("_") and key != "defaults"]
 
 

@@ -34,7 +34,7 @@ __all__ = [
     "target_of",
 ]
 
-_FULL_NAMES = ("maml.", "task.", "model", "module", "optimizer")
+_FULL_NAMES = ("maml.", "task.", "learner.", "model", "module", "optimizer")
 SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml", "learner": "learner"}
 """Groups that become an argument of the trainer, where it has such an argument."""
 _GROUP_OF = {argument: group for group, argument in SOURCES.items()} | {"kind": "task"}

@@ -144,6 +144,24 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run: Run, tmp_path: Path) 
             ["trainer.stepz=3"],
             "trainer.stepz: there is no such setting; did you mean trainer.steps",
         ),
+        (
+            ["trainer.test_tasks=3"],
+            "trainer.test_tasks: there is no such setting; did you mean test_tasks?",
+        ),
+        (
+            ["task.least.ways=3"],
+            "task.least.ways: there is no such setting; did you mean task.least.way?",
+        ),
+        (["task.augment.rotat=3"], "did you mean task.augment.rotate?"),
+        (
+            ["task=sinusoid", "task.least.way=3"],
+            "task.least.way: there is no such setting here; it is one of",
+        ),
+        (
+            ["learner=anil", "learner.head=nosuch"],
+            "error: learner.head='nosuch': a pattern that matches",
+        ),
+        (["learner=cavia", "learner.layer=nosuch"], "error: learner.layer='nosuch': the name of a"),
         (["foo=1"], "foo: there is no such setting"),
         (["+trainer.foo=1"], "trainer.foo=1: there is no such setting"),
         (["trainer.steps=abc"], "trainer.steps='abc': a whole number is needed"),

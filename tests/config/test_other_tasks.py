@@ -114,3 +114,16 @@ def test_settings_that_are_missing_and_runs_without_tasks(run: Run) -> None:
 def test_tasks_from_elsewhere_are_choices_of_tasks(path: Path) -> None:
     assert (ROOT / "conf" / "task" / path.name).is_file()
     assert path.read_text() == f"defaults:\n  - /task@_here_: {path.stem}\n"
+
+
+def test_what_is_wrong_with_tasks_from_elsewhere_is_named_as_given(
+    run: Run, pictures: Path
+) -> None:
+    assert run("train", *LETTERS).code == 0
+    for given, sentence in (
+        ("test_task.root=nowhere", "error: test_task.root='nowhere': nothing is there"),
+        ("test_task.shot=9", "error: test_task.shot + query=11: class"),
+    ):
+        outcome = run("evaluate", *GREY, given)
+        assert outcome.code == 2
+        assert sentence in outcome.err

@@ -181,6 +181,10 @@ def _trainer(folders: Sequence[Path], several: Sequence[DictConfig], config: Dic
             trainer_of(folder, saved, config.checkpoint, config.device, deferred=deferred)
             for folder, saved in zip(folders, several)
         ]
+    except SettingError as error:
+        if config.get("test_task") is None or not error.setting.startswith("task."):
+            raise
+        raise SettingError(f"test_{error.setting}", error.value, error.accepted) from error
     except DataError as error:
         if config.get("test_task") is None or "does not fit the run" not in str(error):
             raise
