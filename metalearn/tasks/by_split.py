@@ -15,6 +15,7 @@ from metalearn.types import Split, TaskDistribution
 
 __all__ = [
     "SplitSizes",
+    "least_outputs_by_split",
     "outputs_by_split",
     "seeds_by_split",
     "sizes_by_split",
@@ -96,3 +97,12 @@ def outputs_by_split(tasks: TaskDistribution) -> dict[str, int]:
     """
     found: Mapping[str, int] | None = getattr(tasks, "outputs_by_split", None)
     return dict.fromkeys(_SPLITS, tasks.outputs) if found is None else dict(found)
+
+
+def least_outputs_by_split(tasks: TaskDistribution) -> dict[str, int]:
+    """The fewest outputs that a task of each split has, where ``tasks.least_outputs`` says so.
+
+    Of other distributions all tasks have as many, those of `outputs_by_split`.
+    """
+    found: Mapping[str, int] | None = getattr(tasks, "least_outputs", None)
+    return outputs_by_split(tasks) if found is None else dict(found)

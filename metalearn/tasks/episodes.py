@@ -99,7 +99,7 @@ class FewShotTasks:
         self._sizes = VaryingSizes(least or {}, most, self._seeds)
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
         self.input_shape: tuple[int, ...] = data.image_shape
-        self.outputs_by_split = self._way
+        self.outputs_by_split, self.least_outputs = self._way, self._sizes.least["way"]
         self.outputs = self._way.get("train") or next(iter(self._way.values()))
         self._augment = _affine_ranges(augment or {})
         turns = {"rotate_train": rotate_train, "rotate_eval": rotate_eval}

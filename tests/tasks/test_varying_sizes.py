@@ -10,7 +10,7 @@ import torch
 from metalearn.data import LabelledImages
 from metalearn.errors import SettingError
 from metalearn.models import MLP
-from metalearn.tasks import FewShotTasks
+from metalearn.tasks import FewShotTasks, MixtureTasks
 from metalearn.trainers import MetaTrainer
 from metalearn.types import Split, TaskBatch
 from tests.support.builders import labelled
@@ -171,7 +171,18 @@ def test_a_learner_trains_and_is_scored_on_classes_that_vary() -> None:
     assert 0 <= float(made.test(5).accuracies[0, -1]) <= 1
 
 
-@pytest.mark.parametrize("learner", ["protonet", "r2d2", "metaoptnet"])
-def test_learners_that_need_every_class_say_so(learner: str) -> None:
-    with pytest.raises(SettingError, match="every class of a task needs a support sample"):
-        trainer(LEAST, learner=learner, meta_batch=20)
+@pytest.mark.parametrize("learner", ["protonet", "protomaml", "r2d2", "metaoptnet", "rfs"])
+@pytest.mark.parametrize("split", [None, *SPLITS])
+def test_learners_that_need_every_class_say_so_before_training(
+    learner: str, split: Split | None
+) -> None:
+    way = 2 if split is None else {**dict.fromkeys(SPLITS, 4), split: 2}
+    with pytest.raises(SettingError, match="^task.least.way=.*every class of a task needs a supp"):
+        trainer({"way": way}, learner=learner, meta_batch=1)
+
+
+def test_a_mixture_has_the_least_classes_of_its_sets() -> None:
+    mixed = MixtureTasks({"one": tasks(None), "other": tasks({"way": {"train": 4, "test": 3}})})
+    assert mixed.least_outputs == {"train": 4, "validation": 3, "test": 3}
+    with pytest.raises(SettingError, match="^task.least.way="):
+        MetaTrainer(MLP((1, 4, 4), 4, hidden=(8,)), mixed, learner="protonet", progress=False)
