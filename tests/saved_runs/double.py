@@ -50,17 +50,21 @@ def copy_of(saved: Path, folder: Path) -> Path:
 @contextmanager
 def float64() -> Iterator[None]:
     """New modules, labelled data and tasks are float64."""
-    sample = {kind: kind.sample for kind in (SinusoidTasks, FewShotTasks)}
-    take = {kind: kind.take for kind in (ClassificationData, RegressionData)}
+    draws = [
+        (SinusoidTasks, "sample"),
+        (FewShotTasks, "sample"),
+        (FewShotTasks, "training_samples"),
+        (ClassificationData, "take"),
+        (RegressionData, "take"),
+    ]
 
     def doubled(values: Any) -> Any:
         return tree_map(lambda x: x.double() if x.is_floating_point() else x, values)
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind, method in sample.items():
-            patch.setattr(kind, "sample", lambda *a, method=method, **k: doubled(method(*a, **k)))
-        for data, method in take.items():
-            patch.setattr(data, "take", lambda *a, method=method, **k: doubled(method(*a, **k)))
+        for kind, name in draws:
+            method = getattr(kind, name)
+            patch.setattr(kind, name, lambda *a, method=method, **k: doubled(method(*a, **k)))
         torch.set_default_dtype(torch.float64)
         try:
             yield

@@ -2,7 +2,8 @@
 
 Written for the commits whose runs they are (v1: the last one before runs had versions; v2: one of
 the first with learners as a group of settings; v3: the first with real targets; v4: one of the
-first that train step sizes beside the weights) and kept as the record of what stands in them. A
+first that train step sizes beside the weights; v5: the first of the family of learners) and kept
+as the record of what stands in them. A
 version has the runs alone that it added. Each run is trained for 40 steps; ``interrupted`` is the
 same run told to stop by SIGTERM at step 20. ``expected.pt`` has, in float64, what the state that is
 on disk scores, and for an interrupted run the state and the scores after the 20 steps that were
@@ -138,9 +139,32 @@ _V4 = {
         "trainer.clip=1.0",
     ],
 }
-ADDED = {"v1": _V1, "v2": _V2, "v3": _V3, "v4": _V4}
+_FEATURES = [*_PICTURES, "learner.features=4"]
+_V5 = {
+    "meta_sgd_members": ["learner=meta_sgd", *_SINE, "trainer.members=2"],
+    "meta_cavia": ["learner=cavia", *_SINE, "learner.context_size=2", "trainer.average=0.9"],
+    "meta_mamlpp": [
+        "learner=mamlpp",
+        *_PICTURES,
+        "maml.inner_steps=2",
+        "learner.multi_step_steps=30",
+        "learner.first_order_steps=5",
+        "learner.affine_per_step=true",
+        "learner.statistics_per_step=true",
+    ],
+    "meta_anil_running": [
+        "learner=anil",
+        *_PICTURES,
+        "maml.norm=running",
+        "trainer.select_by=inductive",
+    ],
+    "meta_protomaml": ["learner=protomaml", *_FEATURES, "maml.inner_lr=0.05"],
+    "meta_r2d2": ["learner=r2d2", *_FEATURES, "task.way={train: 3, validation: 2, test: 2}"],
+    "meta_rfs": ["learner=rfs", *_FEATURES, "learner.batch_size=8"],
+}
+ADDED = {"v1": _V1, "v2": _V2, "v3": _V3, "v4": _V4, "v5": _V5}
 """By version, the runs that it added."""
-RUNS = _V1 | _V2 | _V3 | _V4
+RUNS = _V1 | _V2 | _V3 | _V4 | _V5
 
 
 def with_pictures(settings: list[str], pictures: Path) -> list[str]:

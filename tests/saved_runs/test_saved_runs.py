@@ -63,6 +63,8 @@ def test_every_trainer_and_learner_is_among_them() -> None:
     kinds["v2"] = ["meta_protonet", "meta_protonet_members", "meta_fomaml", "meta_multi_step"]
     kinds["v3"] = ["regression", "regression_swag", "per_sample_regression"]
     kinds["v4"] = ["meta_learnt_rates", "meta_learnt_members"]
+    kinds["v5"] = ["meta_sgd_members", "meta_cavia", "meta_mamlpp", "meta_anil_running"]
+    kinds["v5"] += ["meta_protomaml", "meta_r2d2", "meta_rfs"]
     assert {version: list(runs) for version, runs in ADDED.items()} == kinds
     ends = ("finished", "interrupted")
     wanted = {f"{v}/{kind}-{end}" for v in kinds for kind in kinds[v] for end in ends}
@@ -130,7 +132,7 @@ def test_the_commands_take_them(
 def test_loaders_give_something_to_call(folder: Path, saved: Path) -> None:
     if saved.name.startswith("meta"):
         learner = load_learner(folder)
-        pictures = saved.name.startswith(("meta_pictures", "meta_protonet"))
+        pictures = learner.kind == "classification"
         shape = (4, 1, 16, 16) if pictures else (4, 1)
         x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         y = torch.tensor([0, 1, 0, 1]) if pictures else x.sin()
