@@ -89,7 +89,7 @@ def moved_by_tasks(
     """New values of buffers of a learner's network after a training step, by name.
 
     Running statistics move towards the moments of all support and query inputs of the step's tasks
-    together, in one pass. Empty for a network without `RunningNorm`.
+    together, padding among them, in one pass. Empty for a network without `RunningNorm`.
 
     Args:
         learner: that is trained.
