@@ -66,11 +66,13 @@ class CheckSettings(Callback):
                 _expect_folder("hydra.sweep.dir", config)
 
     def on_multirun_end(self, config: DictConfig, **rest: Any) -> None:
-        """Say what the runs of a sweep over seeds come to."""
+        """Say what the runs of a sweep come to."""
         with _ending_program(config):
             folder = Path(config.hydra.sweep.dir)
+            jobs = enumerate(sweep_jobs(config))
+            typed = {str(number): list(job.hydra.overrides.task) for number, job in jobs}
             with writing_to(folder):
-                lines = summarize_sweep(folder)
+                lines = summarize_sweep(folder, typed)
             if lines:
                 print("\n".join(lines))
 

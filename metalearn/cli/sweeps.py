@@ -1,4 +1,4 @@
-"""What a sweep over seeds comes to: means and spread of the runs that differ in nothing else."""
+"""What a sweep comes to: its runs side by side, those that differ in their seeds alone as one."""
 
 from __future__ import annotations
 
@@ -17,32 +17,41 @@ from metalearn.tracking import write_json
 __all__ = ["summarize_sweep"]
 
 _LARGEST = 2**26  # bytes of a file of a run
-_SUMMARY = "seeds.json"
+_SUMMARY = "sweep.json"
+_SEEDS = ("seed", "seeds", "eval_seed")
 
 
 @dataclass(frozen=True)
 class _Run:
     name: str
     settings: dict[str, Any]
-    """With dotted names, but for seeds."""
+    """By name, but for seeds: as they were typed, or all of them."""
     seed: int
     headline: Mapping[str, float]
 
 
-def summarize_sweep(folder: Path) -> list[str]:
+def summarize_sweep(folder: Path, typed: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """A table of the runs in a sweep's folder, in words, which is also written there as JSON.
 
-    Empty where no two runs differ in their seeds alone. Runs without results are passed over.
+    Empty where there are not two runs. Runs without results are passed over.
+
+    Args:
+        folder: of the sweep.
+        typed: of each run, by the name of its folder, the settings as they were typed, by which
+            the table names runs; without it, all settings in which runs differ do.
     """
-    runs = [run for place in _by_number(folder) if (run := _read(place)) is not None]
+    typed = typed or {}
+    runs = [run for place in _by_number(folder) if (run := _read(place, typed)) is not None]
     groups: dict[str, list[_Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(run.settings, sort_keys=True, default=str), []).append(run)
-    if not any(len(several) > 1 for several in groups.values()):
+    if len(runs) < 2:
         return []
     differing = _differing([several[0] for several in groups.values()])
     found = []
-    lines = [f"over seeds: mean ± 95 % interval by Student's t, {len(runs)} runs"]
+    lines = [f"{len(runs)} runs"]
+    if any(len(several) > 1 for several in groups.values()):
+        lines = [f"{len(runs)} runs; over seeds, mean ± 95 % interval by Student's t"]
     for several in groups.values():
         own = {name: several[0].settings.get(name) for name in differing}
         means = _means(several)
@@ -58,7 +67,7 @@ def _by_number(folder: Path) -> list[Path]:
     return sorted(places, key=lambda p: (int(p.name) if p.name.isdigit() else -1, p.name))
 
 
-def _read(place: Path) -> _Run | None:
+def _read(place: Path, typed: Mapping[str, Sequence[str]]) -> _Run | None:
     """A finished run; None of anything else."""
     try:
         config = yaml.safe_load(read_regular(place / "config.yaml", _LARGEST))
@@ -66,11 +75,10 @@ def _read(place: Path) -> _Run | None:
         headline, seed = dict(results["headline"]), int(config["seed"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return None
-    settings = {
-        name: value
-        for name, value in _flat(config).items()
-        if name.rpartition(".")[2] not in ("seed", "seeds", "eval_seed")
-    }
+    settings = _flat(config)
+    if place.name in typed:
+        settings = dict(text.lstrip("+").split("=", 1) for text in typed[place.name] if "=" in text)
+    settings = {n: v for n, v in settings.items() if n.rpartition(".")[2] not in _SEEDS}
     numbers = {k: v for k, v in headline.items() if isinstance(v, int | float)}
     return _Run(place.name, settings, seed, numbers)
 
@@ -113,11 +121,14 @@ def _as_json(
 def _lines(
     settings: Mapping[str, Any], runs: Sequence[_Run], means: Mapping[str, SeedMean]
 ) -> list[str]:
-    what = " ".join(f"{name}={value}" for name, value in settings.items()) or "all"
+    what = " ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
     seeds = ", ".join(str(run.seed) for run in runs)
-    lines = [f"  {what}, seed{'s' * (len(runs) > 1)} {seeds}"]
+    lines = [f"  {what or 'all'}, seed{'s' * (len(runs) > 1)} {seeds}"]
     width = max((len(name) for name in means), default=0)
     for name, (mean, half, deviation) in means.items():
-        spread = f" ± {half:.4f} (deviation {deviation:.4f})" if len(runs) > 1 else ""
-        lines.append(f"    {name:<{width}}  {mean:.4f}{spread}")
+        shown = "{:.2%}" if "accuracy" in name else "{:.4f}"
+        text = shown.format(mean)
+        if len(runs) > 1:
+            text += f" ± {shown.format(half)} (deviation {shown.format(deviation)})"
+        lines.append(f"    {name:<{width}}  {text}")
     return lines

@@ -29,7 +29,7 @@ def test_runs_that_differ_in_their_seed_alone_are_taken_together(tmp_path: Path)
         write_run(tmp_path / str(number), seed, rate + seed / 10, maml={"inner_lr": rate})
     (tmp_path / "9").mkdir()  # a run that has not begun
     text = "\n".join(summarize_sweep(tmp_path))
-    first, second = json.loads((tmp_path / "seeds.json").read_text())["groups"]
+    first, second = json.loads((tmp_path / "sweep.json").read_text())["groups"]
     assert first["settings"] == {"maml.inner_lr": 0.1} and first["seeds"] == [0, 1, 2]
     assert second["runs"] == ["1", "3"] and second["settings"] == {"maml.inner_lr": 0.4}
     accuracy = first["numbers"]["test/accuracy"]
@@ -37,21 +37,42 @@ def test_runs_that_differ_in_their_seed_alone_are_taken_together(tmp_path: Path)
     assert accuracy["mean"] == pytest.approx(0.2)
     assert accuracy["deviation"] == pytest.approx(0.1)
     assert accuracy["interval95"] == pytest.approx(4.3027 * 0.1 / 3**0.5)
-    assert "maml.inner_lr=0.1, seeds 0, 1, 2" in text and "0.2000 ± 0.2484" in text
-    assert text.endswith(f"written: {tmp_path / 'seeds.json'}")
+    assert "maml.inner_lr=0.1, seeds 0, 1, 2" in text and "20.00% ± 24.84%" in text
+    assert text.startswith("5 runs; over seeds")
+    assert text.endswith(f"written: {tmp_path / 'sweep.json'}")
 
 
-@pytest.mark.parametrize("spoil", ["another setting", "one run", "no results", "damaged"])
-def test_without_several_seeds_nothing_is_said(spoil: str, tmp_path: Path) -> None:
+def test_runs_are_named_as_they_were_typed(tmp_path: Path) -> None:
+    """Whatever else a choice brings with it."""
+    typed = {}
+    for number, (seed, learner) in enumerate([(0, "maml"), (1, "maml"), (0, "protonet")]):
+        write_run(tmp_path / str(number), seed, 0.5, learner={"_target_": learner, "features": 1})
+        typed[str(number)] = ["task.way=5", f"learner={learner}", f"seed={seed}"]
+    lines = summarize_sweep(tmp_path, typed)
+    found = json.loads((tmp_path / "sweep.json").read_text())["groups"]
+    assert [group["settings"] for group in found] == [{"learner": "maml"}, {"learner": "protonet"}]
+    assert "  learner=maml, seeds 0, 1" in lines and "  learner=protonet, seed 0" in lines
+
+
+def test_runs_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
+    for number, rate in enumerate([0.1, 0.4]):
+        write_run(tmp_path / str(number), 0, rate, maml={"inner_lr": rate})
+    lines = summarize_sweep(tmp_path)
+    assert lines[0] == "2 runs" and "  maml.inner_lr=0.4, seed 0" in lines
+    assert [line.split()[-1] for line in lines if "test/accuracy" in line] == ["10.00%", "40.00%"]
+
+
+@pytest.mark.parametrize("spoil", ["one run", "no results", "damaged"])
+def test_without_several_runs_nothing_is_said(spoil: str, tmp_path: Path) -> None:
     write_run(tmp_path / "0", 0, 0.5)
     if spoil != "one run":
-        write_run(tmp_path / "1", 1, 0.6, **({"x": 1} if spoil == "another setting" else {}))
+        write_run(tmp_path / "1", 1, 0.6)
     if spoil == "no results":
         (tmp_path / "1" / "results.json").unlink()
     if spoil == "damaged":
         (tmp_path / "1" / "results.json").write_text("[1, 2")
     assert summarize_sweep(tmp_path) == []
-    assert not (tmp_path / "seeds.json").exists()
+    assert not (tmp_path / "sweep.json").exists()
     assert summarize_sweep(tmp_path / "nowhere") == []
 
 
@@ -63,7 +84,7 @@ def test_a_sweep_over_seeds_ends_with_its_table(
     given = [*TINY, "trainer.steps=1", "maml.engine=vmap", "hydra.sweep.dir=sweep"]
     outcome = run("train", "-m", "seed=0,3", *given)
     assert outcome.code == 0, outcome.err
-    (found,) = json.loads((tmp_path / "sweep" / "seeds.json").read_text())["groups"]
+    (found,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["groups"]
     assert found["seeds"] == [0, 3] and found["settings"] == {}
     for name, number in found["numbers"].items():
         each = [
