@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from metalearn.models import MLP, Ensemble, SavedWeights, read_weights, with_hea
 from metalearn.models.weight_files import check_source
 from metalearn.models.weights import check_patterns, put_weights, same_entries
 from metalearn.signatures import accepted_settings, check_settings
+from metalearn.trainers.meta.making import takes_any_keyword
 from metalearn.trainers.supervised.losses import chosen_loss
 
 __all__ = [
@@ -131,7 +133,10 @@ def kept_weights(config: DictConfig) -> DictConfig:
 
 def _network(node: DictConfig, supplied: dict[str, Any], seed: int) -> nn.Module:
     """The network of a node; one that cannot be made for so many outputs has a new last layer."""
-    takes = accepted_settings(target_of(node, "model"))
+    target = target_of(node, "model")
+    takes = set(accepted_settings(target))
+    if takes_any_keyword(inspect.signature(target)):
+        takes |= set(supplied)
     network: nn.Module = made(node, "model", **{k: v for k, v in supplied.items() if k in takes})
     if "outputs" in takes:
         return network

@@ -182,4 +182,9 @@ def placed(error: SettingError, group: str) -> SettingError:
     if error.setting.startswith(_FULL_NAMES):
         return error
     chosen = _GROUP_OF.get(error.setting) if group == "trainer" else None
-    return SettingError(chosen or f"{group}.{error.setting}", error.value, error.accepted)
+    around = error.setting.rpartition(".")[0]
+    hint = f"did you mean {around}."  # of a nested name
+    accepted = error.accepted
+    if around:
+        accepted = accepted.replace(hint, f"did you mean {group}.{around}.")
+    return SettingError(chosen or f"{group}.{error.setting}", error.value, accepted)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from metalearn.core._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from metalearn.core._functorch import get_unwrapped, is_batchedtensor
 from metalearn.core.checks import call_given
 from metalearn.core.tree import flatten, leaf_names, tree_map, unflatten
 from metalearn.errors import SettingError
@@ -65,7 +65,7 @@ def check_reached(value: Tensor, setting: str = "loss_fn") -> Tensor:
     without a part is none of its business: that has a gradient of zero.
     """
     inside = value
-    while not inside.requires_grad and is_functorch_wrapped_tensor(inside):
+    while not inside.requires_grad and is_batchedtensor(inside):
         inside = get_unwrapped(inside)
     if not inside.requires_grad:
         refuse_unreached(setting)

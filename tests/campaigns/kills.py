@@ -36,7 +36,7 @@ import metalearn.tracking.events  # before the forks
 from metalearn.checkpoint import load_checkpoint
 from tests.saved_runs.double import draw_pictures
 from tests.saved_runs.make import RUNS, with_pictures
-from tests.support.builders import assert_same
+from tests.support.builders import assert_same, without_times
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "scripts" / "train.py")
@@ -155,8 +155,8 @@ def ends(folder: Path) -> dict[str, Any]:
     """All that a run has come to, without what the clock says."""
     found: dict[str, Any] = {}
     for name in ("last", "best"):
-        found[name] = load_checkpoint(folder / "checkpoints" / f"{name}.pt") | {"seconds": 0}
-    found["results"] = json.loads((folder / "results.json").read_text()) | {"seconds": 0}
+        found[name] = without_times(load_checkpoint(folder / "checkpoints" / f"{name}.pt"))
+    found["results"] = without_times(json.loads((folder / "results.json").read_text()))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     clocked = ("time", "speed/", "diagnostics/")
     found["metrics"] = [

@@ -71,7 +71,9 @@ def pack_all(folder: Path) -> Path:
 def mini(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The loader with the small set's counts, its data and cache below a temporary folder."""
     monkeypatch.setattr(omniglot, "ALPHABETS", MINI)
-    monkeypatch.setattr(omniglot, "divide", lambda names, split: {"train": (0, 1), "test": (2,)})
+    monkeypatch.setattr(
+        omniglot, "divide", lambda names, split, groups: {"train": (0, 1), "test": (2,)}
+    )
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
     return tmp_path

@@ -21,7 +21,7 @@ from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.registry import check_complete, learner_of
 from metalearn.trainers.meta.settings import MAML
 
-__all__ = ["check_members_of", "made_learner", "takes_maml"]
+__all__ = ["check_members_of", "made_learner", "takes_any_keyword", "takes_maml"]
 
 
 def made_learner(
@@ -96,14 +96,14 @@ def _check_maker(make: Callable[..., Any]) -> None:
         signature = inspect.signature(make)
         signature.bind(None, kind=None, **inner)
         unknown = set(getattr(make, "keywords", ())) - set(accepted_settings(make))
-        if unknown and not _takes_any(signature):
+        if unknown and not takes_any_keyword(signature):
             raise TypeError(f"got an unexpected keyword argument {min(unknown)!r}")
     except (TypeError, ValueError) as error:  # of a partial, what it was given beforehand
         reason = error.__cause__ or error
         raise SettingError("learner", _name(make), f"{accepted} ({reason})") from error
 
 
-def _takes_any(signature: inspect.Signature) -> bool:
+def takes_any_keyword(signature: inspect.Signature) -> bool:
     """Whether there are further keywords that are not said to be settings of another callable."""
     every = signature.parameters.values()
     rest = [p.annotation for p in every if p.kind is inspect.Parameter.VAR_KEYWORD]

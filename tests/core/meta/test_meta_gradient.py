@@ -299,7 +299,7 @@ ONE, TWO, NONE = torch.ones(1, 3), torch.ones(2, 3), torch.ones(0, 3)
         ({"steps": -1}, r"^steps=-1: a whole number of at least 0"),
         (
             {"method": "fomaml"},
-            r"^method='fomaml': one of auto, reverse, mixed, first_order, implicit is needed",
+            r"^method='fomaml': one of auto, reverse, mixed, first_order, implicit, reptile ",
         ),
         ({"chunk_size": 0}, r"^chunk_size=0: a whole number of at least 1"),
         ({"chunk_size": -2}, r"^chunk_size=-2: a whole number of at least 1"),
