@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from metalearn.cli.command_table import COMMANDS
+from metalearn.cli.standard_streams import tolerant_streams
 from metalearn.cli.usage import typed
 from metalearn.near_names import check_known
 
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
-        print(_help())
+        with tolerant_streams():
+            print(_help())
         return
     from metalearn.cli.error_messages import one_sentence_errors  # which takes Hydra along
 
@@ -35,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     program = sys.argv[0] if arguments is not None else f"{sys.argv[0]} {name}"
     with _called_as(program, rest):
         if command.config is None:
-            command.function()(rest)
+            with tolerant_streams():
+                command.function()(rest)
             return
         from metalearn.cli.hydra_commands import run_command
 

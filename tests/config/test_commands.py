@@ -223,3 +223,26 @@ def test_rooms_are_attributes_of_the_package() -> None:
         f"metalearn.{room}.__all__" for room in ("core", "data", "models", "trainers", "types")
     )
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True)
+
+
+class _Closed:
+    """A stream whose reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def flush(self) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def fileno(self) -> int:
+        raise OSError("no descriptor")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["tour", "--list"], ["reproduce", "--list"]])
+def test_a_reader_that_has_seen_enough_ends_no_command(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", _Closed())
+    with suppress(SystemExit):
+        cli.main(words)

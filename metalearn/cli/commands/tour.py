@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import textwrap
 import time
 import warnings
@@ -41,13 +39,6 @@ def take_tour(arguments: Sequence[str], *, engine: ScalarEngine = scalar_engine)
     Raises:
         SystemExit: 2 for an unknown chapter, 1 where two ways disagree.
     """
-    try:
-        _take(arguments, engine)
-    except BrokenPipeError:  # the reader has seen enough: tour.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _take(arguments: Sequence[str], engine: ScalarEngine) -> None:
     tour = chapters(engine)
     options = _parser(tour).parse_args(arguments)
     if options.list:

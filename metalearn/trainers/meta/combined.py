@@ -22,7 +22,7 @@ from metalearn.trainers.meta.reports import TestReport, task_report
 from metalearn.trainers.meta.scores import TaskScores, joined_scores
 from metalearn.trainers.meta.scoring import outputs_of_networks, scores_of_members
 from metalearn.trainers.meta.trainer import MetaTrainer
-from metalearn.trainers.meta.uncertainty import CalibratedSets, ConformalSets
+from metalearn.trainers.meta.uncertainty import CalibratedSets, ConformalSets, check_has_classes
 from metalearn.types import Batch, Split, TaskBatch
 
 __all__ = ["CombinedLearners", "CombinedMetaTrainers"]
@@ -142,9 +142,7 @@ class CombinedMetaTrainers:
         """See `MetaTrainer.report_of`."""
         sets = None
         if conformal is not None:
-            if scores.queries is None:
-                accepted = "None is needed: a regression has no classes"
-                raise SettingError("conformal", conformal, accepted)
+            check_has_classes(scores.queries, conformal)
             count = len(scores.losses)
             first = max(count, *(trainer.validation_tasks for trainer in self.trainers))
             indices = range(first, first + count)

@@ -39,7 +39,7 @@ from metalearn.trainers.meta.reports import TestReport, task_report
 from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.meta.training_draws import drawn_for_training
-from metalearn.trainers.meta.uncertainty import CalibratedSets, ConformalSets
+from metalearn.trainers.meta.uncertainty import CalibratedSets, ConformalSets, check_has_classes
 from metalearn.trainers.meta.unvalidated import evaluator_for
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import Split, TaskBatch, TaskDistribution
@@ -211,9 +211,7 @@ class MetaTrainer(Trainer):
         """What `task_scores` of a split come to; ``conformal`` is as of `test`."""
         sets = None
         if conformal is not None:
-            if scores.queries is None:
-                accepted = "None is needed: a regression has no classes"
-                raise SettingError("conformal", conformal, accepted)
+            check_has_classes(scores.queries, conformal)
             sets = self._sets(conformal, len(scores.losses), inductive=inductive)
         few = self.tasks.sample(split, [0], device=self.device)
         found = normalization_in(self.learner, few, inductive=inductive)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.errors import NonFiniteError
+from metalearn.errors import NonFiniteError, SettingError
 from metalearn.evaluation import (
     ConformalRule,
     area_under_risk_coverage,
@@ -28,6 +28,7 @@ __all__ = [
     "CalibratedSets",
     "ConformalSets",
     "SetReport",
+    "check_has_classes",
     "task_calibration",
     "task_risk_coverage",
 ]
@@ -114,6 +115,17 @@ class CalibratedSets:
             values = torch.stack([getattr(score, name) for score in scores]).cpu()
             ends.append(torch.stack(mean_interval(values.masked_fill(lost.cpu(), math.nan))))
         return SetReport(self.asked, *ends)
+
+
+def check_has_classes(queries: QueryOutcomes | None, asked: ConformalSets) -> None:
+    """Refuse sets of classes for scores of a regression.
+
+    Raises:
+        SettingError: names them.
+    """
+    if queries is None:
+        accepted = "None is needed: a regression has no classes"
+        raise SettingError("conformal", asked, accepted)
 
 
 def task_calibration(queries: QueryOutcomes) -> Tensor:
