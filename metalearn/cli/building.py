@@ -33,6 +33,7 @@ from metalearn.cli.targets import (
 from metalearn.data import ClassificationData, resized
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import accepted_settings
+from metalearn.tasks.deferred import DeferredTasks
 from metalearn.trainers import Trainer
 from metalearn.trainers.loop.initial_weights import start_beside
 from metalearn.trainers.loop.settings import LoopSettings
@@ -95,6 +96,7 @@ def build(
     folder: Path | None,
     start: InitialWeights | None = None,
     deferred: bool = False,
+    training_classes: int | None = None,
 ) -> Trainer:
     """The trainer of a configuration, every setting checked before anything is loaded.
 
@@ -103,6 +105,7 @@ def build(
         folder: of the run, for its checkpoints.
         start: weights to begin with: of a run of the same kind, or of the network itself.
         deferred: whether the data of tasks are looked for when one is drawn, and not here.
+        training_classes: of a learner of samples that is scored on tasks with other classes.
     """
     check_settings_of(config)
     device = device_of(config.device)
@@ -122,6 +125,8 @@ def build(
         for name in {"tasks", "data", "ood"} & set(objects):
             objects[name] = with_features(objects[name], network, device)
         source = objects.get("tasks") or objects["data"]
+    if training_classes is not None and later is None:
+        source = objects["tasks"] = DeferredTasks.scored(objects["tasks"], training_classes)
     if "seeds" in accepted_of(config.trainer, "trainer"):
         objects["seeds"] = network_seeds(config)
     objects |= {"optimizer": optimizer, "folder": folder, "device": device}

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from metalearn.cli.networks import InitialWeights, initial_weights, started_network
+from metalearn.cli.networks import InitialWeights, initial_weights, inputs_of, started_network
 from metalearn.core import convert_norm
 from metalearn.data.feature_table import FeatureTable, feature_table
 from metalearn.errors import SettingError
@@ -28,7 +28,7 @@ def frozen_network(config: DictConfig, source: Any, start: InitialWeights | None
     Raises:
         SettingError: one that has no features of a picture alone.
     """
-    shape = {"input_shape": list(source.input_shape), "outputs": source.outputs}
+    shape = inputs_of(source) | {"outputs": source.outputs}
     network = started_network(config, shape, start or initial_weights(config))
     norm = _norm(config)
     try:
@@ -45,8 +45,8 @@ def with_features(source: Any, network: nn.Module, device: torch.device) -> Any:
     """
     try:
         if isinstance(source, FewShotTasks):
-            images, turned = source.data.images, source.turned
-            return source.with_features(_table(network, images, device, turned=turned))
+            inputs, turned = source.data.inputs, source.turned
+            return source.with_features(_table(network, inputs, device, turned=turned))
         if isinstance(source, MixtureTasks):
             sets = source.sets.items()
             return source.with_sets({n: with_features(s, network, device) for n, s in sets})

@@ -150,7 +150,9 @@ def trainer_of(
     With ``deferred`` the data of tasks are looked for when one is drawn.
     """
     saved.device = str(device)
-    trainer = build(kept_weights(saved), folder=None, deferred=deferred)
+    classes = (saved.get("shapes") or {}).get("training_classes")
+    kept = kept_weights(saved)
+    trainer = build(kept, folder=None, deferred=deferred, training_classes=classes)
     trainer.resume(_checkpoint(folder, checkpoint))
     return trainer
 

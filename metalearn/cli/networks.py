@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
@@ -27,6 +27,7 @@ __all__ = [
     "check_around",
     "check_initial",
     "initial_weights",
+    "inputs_of",
     "kept_weights",
     "made_model",
     "network_seeds",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 LARGEST_SEED = 2**63 - 1
+_OF_TEXTS = tuple(f"metalearn.models.{name}" for name in ("AveragedEmbeddings", "TextTransformer"))
 
 
 class InitialWeights(NamedTuple):
@@ -81,8 +83,7 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
 
     With ``start`` all of them have those weights.
     """
-    outputs = _outputs(config, source)
-    shape = {"input_shape": list(source.input_shape), "outputs": outputs}
+    shape = inputs_of(source) | {"outputs": _outputs(config, source)}
     frozen = plain_value(config.model.get("frozen_features")) or False
     members = config.trainer.get("members")
     if members is None:
@@ -101,6 +102,13 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
     size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
     check_memory("trainer.members", members, 2 * size * len(seeds))  # with their gradients
     return Ensemble.from_factory(make, seeds)
+
+
+def inputs_of(source: Any) -> dict[str, Any]:
+    """What a network is told of its inputs: ``input_shape``, and of texts ``vocabulary``."""
+    vocabulary = getattr(source, "vocabulary", None)
+    shape = {"input_shape": list(source.input_shape)}
+    return shape if vocabulary is None else {**shape, "vocabulary": vocabulary}
 
 
 def network_seeds(config: DictConfig) -> Sequence[int]:
@@ -137,6 +145,7 @@ def _network(node: DictConfig, supplied: dict[str, Any], seed: int) -> nn.Module
     takes = set(accepted_settings(target))
     if takes_any_keyword(inspect.signature(target)):
         takes |= set(supplied)
+    _check_tokens(node, takes, supplied)
     network: nn.Module = made(node, "model", **{k: v for k, v in supplied.items() if k in takes})
     if "outputs" in takes:
         return network
@@ -145,6 +154,18 @@ def _network(node: DictConfig, supplied: dict[str, Any], seed: int) -> nn.Module
     except SettingError as error:
         accepted = "outputs as an argument, or a last linear layer to replace, is needed"
         raise SettingError("model._target_", node["_target_"], accepted) from error
+
+
+def _check_tokens(node: DictConfig, takes: Set[str], supplied: Mapping[str, Any]) -> None:
+    """Refuse a network of texts for other inputs, and networks of ours that know no texts."""
+    texts, place = "vocabulary" in supplied, str(node["_target_"])
+    ours = place.startswith("metalearn.models.")
+    if texts and ours and "vocabulary" not in takes:
+        accepted = "a network of texts is needed: averaged_embeddings, text_transformer, gru, lstm"
+        raise SettingError("model", place.rpartition(".")[2], accepted)
+    if not texts and place in _OF_TEXTS:
+        accepted = "texts are needed for it (task=texts), or a network of other inputs"
+        raise SettingError("model", place.rpartition(".")[2], accepted)
 
 
 def started_network(

@@ -12,7 +12,7 @@ from metalearn.errors import SettingError
 
 __all__ = ["any_way", "check_other_tasks", "put_other_tasks"]
 
-_KEPT = ("way", "shot", "query", "image_size")
+_KEPT = ("way", "shot", "query", "image_size", "tokens", "vocabulary", "length")
 """Settings of the run's own tasks that hold for others, unless they are given."""
 
 
@@ -53,7 +53,8 @@ def put_other_tasks(
     Args:
         saved: the run's configuration, changed here.
         node: of the tasks, as composed; its seed is the run's unless that is given.
-        given: what a person gave; of the rest, way, shot, query and size are those of the run.
+        given: what a person gave; of the rest, sizes of tasks and inputs are those of the run, and
+            all classes are test classes, where the data do not name some.
 
     Raises:
         SettingError: another number of classes than the run's network has outputs for.
@@ -64,6 +65,8 @@ def put_other_tasks(
     for name in _KEPT:
         if own.get(name) is not None and name in tasks and name not in typed:
             tasks[name] = own[name]
+    if not {"validation_fraction", "test_fraction"} & set(typed) and "test_fraction" in tasks:
+        tasks.validation_fraction, tasks.test_fraction = 0, 1
     if way is not None and tasks.get("way", way) != way and not any_way(saved):
         raise SettingError(
             "test_task.way", plain_value(tasks.way), f"the model was built for {way}"

@@ -36,6 +36,8 @@ def recorded_shapes(trainer: Trainer) -> dict[str, Any] | None:
         "outputs": found.outputs,
         "outputs_by_split": dict(found.outputs_by_split),
     }
+    if found.vocabulary is not None:
+        plain["vocabulary"] = found.vocabulary
     classes = getattr(getattr(trainer, "learner", None), "training_classes", None)
     return plain if classes is None else {**plain, "training_classes": classes}
 

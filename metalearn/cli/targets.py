@@ -41,7 +41,7 @@ _GROUP_OF = {argument: group for group, argument in SOURCES.items()} | {"kind": 
 """By what a trainer refuses of its arguments, the group in which it is chosen."""
 _HANDED = ("model", "optimizer", "tracker", "folder", "device", "deterministic")
 _SUPPLIED = {
-    "model": {"input_shape", "outputs"},
+    "model": {"input_shape", "outputs", "vocabulary"},
     "learner": {"module", "maml", "kind"},
     "optimizer": {"params"},
     "task": {"data"},

@@ -84,9 +84,10 @@ def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
         yield from _unused_inner(maml)
         if maml.get("method") == "first_order" and not maml.get("first_order"):
             yield "maml.first_order", "true is needed beside maml.method=first_order"
-    if meta and config.task.get("validation_groups") == 0:
+    without = [n for n in ("validation_groups", "validation_fraction") if config.task.get(n) == 0]
+    if meta and without:
         for name in ("patience", "select_by", "validation_tasks"):
-            yield f"trainer.{name}", "task.validation_groups=0 leaves no tasks for validation"
+            yield f"trainer.{name}", f"task.{without[0]}=0 leaves no tasks for validation"
     if not meta and config.test_tasks:
         yield "test_tasks", "the run has no tasks; 0 leaves the test out, which is on samples"
     if not trainer.get("diagnostics"):

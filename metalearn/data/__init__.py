@@ -20,6 +20,9 @@ from metalearn.data.omniglot import load_omniglot
 from metalearn.data.omniglot_layout import OmniglotSplit
 from metalearn.data.regression import RegressionData
 from metalearn.data.resizing import resized
+from metalearn.data.text_source import load_texts
+from metalearn.data.texts import LabelledTexts
+from metalearn.data.tokens import Tokenizer
 from metalearn.data.torchvision_sets import torchvision_data
 from metalearn.data.waves import waves_data
 
@@ -28,9 +31,11 @@ __all__ = [
     "Augmentation",
     "ClassificationData",
     "LabelledImages",
+    "LabelledTexts",
     "MemberBatches",
     "OmniglotSplit",
     "RegressionData",
+    "Tokenizer",
     "augment",
     "digits_data",
     "folder_data",
@@ -42,6 +47,7 @@ __all__ = [
     "load_glyphs",
     "load_mini_imagenet",
     "load_omniglot",
+    "load_texts",
     "load_tiered_imagenet",
     "omniglot_data",
     "resized",

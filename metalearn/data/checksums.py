@@ -15,6 +15,7 @@ from torch import Tensor
 from metalearn.data.classification import ClassificationData
 from metalearn.data.images import LabelledImages
 from metalearn.data.regression import RegressionData
+from metalearn.data.texts import LabelledTexts
 
 __all__ = ["data_checksum"]
 
@@ -26,7 +27,7 @@ def data_checksum(data: object) -> str | None:
 
     It depends on values, types and shapes, and neither on the device nor on where data came from.
     """
-    if not isinstance(data, ClassificationData | LabelledImages | RegressionData):
+    if not isinstance(data, ClassificationData | LabelledImages | LabelledTexts | RegressionData):
         return None
     digest = hashlib.sha256()
     for name, value in vars(data).items():

@@ -1,11 +1,15 @@
-"""Dividing the samples of each class into training, validation and test.
+"""Dividing classes, or the samples of each class, into training, validation and test.
 
 Axes: N samples, C classes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,7 +19,58 @@ from metalearn.errors import DataError, SettingError
 from metalearn.random_streams import AddressedStream
 from metalearn.types import Split
 
-__all__ = ["check_fraction", "check_fractions", "divide_samples", "stratified_splits"]
+__all__ = [
+    "check_class_fractions",
+    "check_fraction",
+    "check_fractions",
+    "divide_classes",
+    "divide_samples",
+    "stratified_splits",
+]
+
+_LEAST = 2  # classes of a split: a task tells at least two apart
+
+
+def divide_classes(
+    root: Path, names: Sequence[str], named: Sequence[str], *, validation: float, test: float
+) -> dict[str, tuple[int, ...]]:
+    """Split name to its classes, sorted: as the data name them, else in the order of hashes.
+
+    Classes in the order of the SHA-256 of their names: first come ``round(test · C)`` test classes,
+    at least 2, then as many by the same rule for validation; the rest is for training. A share of
+    0 leaves the validation split out, a share of 1 makes all of them test classes.
+
+    Args:
+        root: of the data, for messages.
+        names: of the C classes.
+        named: the split of each class, or ``""`` for all where nothing names it.
+        validation: share of the classes for validation.
+        test: share of the classes for testing.
+
+    Raises:
+        DataError: fewer than two classes for a split.
+    """
+    count = len(names)
+    if named[0]:
+        parts = {
+            split: tuple(c for c in range(count) if named[c] == split) for split in get_args(Split)
+        }
+    else:
+        order = sorted(range(count), key=lambda c: hashlib.sha256(os.fsencode(names[c])).digest())
+        first = max(_LEAST, round(test * count))
+        second = first + (max(_LEAST, round(validation * count)) if validation else 0)
+        parts = {"test": tuple(sorted(order[:first]))}
+        if validation:
+            parts = {"validation": tuple(sorted(order[first:second])), **parts}
+        if test < 1:
+            parts = {"train": tuple(sorted(order[second:])), **parts}
+    for split, chosen in parts.items():
+        if len(chosen) < _LEAST:
+            raise DataError(
+                f"{root}: {count} classes leave {len(chosen)} for {split}; each of "
+                f"{', '.join(parts)} needs at least {_LEAST}, {len(parts) * _LEAST} classes in all"
+            )
+    return parts
 
 
 def divide_samples(
@@ -76,6 +131,22 @@ def stratified_splits(
         targets, names=names, fractions=(test_fraction, validation_fraction), seed=seed
     )
     return {"train": train, "validation": validation, "test": test}
+
+
+def check_class_fractions(validation: float, test: float) -> None:
+    """Refuse shares of classes that are none, or leave nothing for training; see `divide_classes`.
+
+    Raises:
+        SettingError: names the setting.
+    """
+    for name, value in (("validation_fraction", validation), ("test_fraction", test)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise SettingError(name, value, "a number from 0 to 1 is needed")
+    if not test:
+        raise SettingError("test_fraction", test, "a number above 0 is needed")
+    if validation + test >= 1 and (validation or test < 1):
+        accepted = f"with validation_fraction={validation} the sum must stay below 1"
+        raise SettingError("test_fraction", test, accepted)
 
 
 def check_fraction(setting: str, value: float) -> None:

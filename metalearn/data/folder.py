@@ -5,21 +5,16 @@ Axes: N pictures, C classes (folders), G groups (the folders above them).
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 from typing import Literal
 
-from metalearn.data.division import check_fractions
+from metalearn.data.division import check_class_fractions, divide_classes
 from metalearn.data.folder_reading import FolderReading, existing_folder
-from metalearn.data.folder_tree import ClassFolder, find_classes
+from metalearn.data.folder_tree import find_classes
 from metalearn.data.images import LabelledImages
-from metalearn.errors import DataError
 from metalearn.signatures import checked
 
 __all__ = ["load_folder"]
-
-_LEAST = 2  # classes of a split: a task tells at least two apart
 
 
 @checked
@@ -53,8 +48,8 @@ def load_folder(
         on_corrupt: ``refuse`` raises on unreadable pictures; ``skip`` leaves them out and logs a
             warning that names them.
         invert: exchange bright and dark; for dark ink on light paper.
-        validation_fraction: share of the classes for validation; not used with named splits.
-        test_fraction: share of the classes for testing; not used with named splits.
+        validation_fraction: share of the classes for validation where no split is named; 0: none.
+        test_fraction: share of the classes for testing; 1: all of them are test classes.
 
     Returns:
         ``images`` uint8 ``[N, channels, image_size, image_size]``; names ``"class"`` with the
@@ -65,10 +60,16 @@ def load_folder(
         DataError: no pictures, an empty class, unreadable pictures, too few classes.
     """
     reading = FolderReading(image_size, channels, on_corrupt, invert)
-    check_fractions(validation_fraction, test_fraction)
+    check_class_fractions(validation_fraction, test_fraction)
     root = existing_folder(root)
     classes = find_classes(root)
-    splits = _divide(root, classes, validation_fraction, test_fraction)
+    splits = divide_classes(
+        root,
+        [c.name for c in classes],
+        [c.split for c in classes],
+        validation=validation_fraction,
+        test=test_fraction,
+    )
     images, labels = reading.read(root, classes)
     return LabelledImages(
         images=images,
@@ -77,32 +78,3 @@ def load_folder(
         class_groups=tuple(c.group for c in classes),
         splits=splits,
     )
-
-
-def _divide(
-    root: Path, classes: list[ClassFolder], validation: float, test: float
-) -> dict[str, tuple[int, ...]]:
-    """Split name to its classes, sorted; named folders first, else the order of the hashes."""
-    if classes[0].split:
-        parts = {
-            split: tuple(i for i, c in enumerate(classes) if c.split == split)
-            for split in ("train", "validation", "test")
-        }
-    else:
-        order = sorted(
-            range(len(classes)), key=lambda i: hashlib.sha256(os.fsencode(classes[i].name)).digest()
-        )
-        first = max(_LEAST, round(test * len(classes)))
-        second = first + max(_LEAST, round(validation * len(classes)))
-        parts = {
-            "train": tuple(sorted(order[second:])),
-            "validation": tuple(sorted(order[first:second])),
-            "test": tuple(sorted(order[:first])),
-        }
-    for split, chosen in parts.items():
-        if len(chosen) < _LEAST:
-            raise DataError(
-                f"{root}: {len(classes)} classes leave {len(chosen)} for {split}; each of train, "
-                f"validation and test needs at least {_LEAST}, {3 * _LEAST} classes in all"
-            )
-    return parts

@@ -1,6 +1,6 @@
-"""Which folders are classes: the walk over a folder of pictures.
+"""Which folders are classes: the walk over a folder of pictures, or of texts.
 
-Axes: C classes (folders with pictures), G groups (the folders above them), three splits.
+Axes: C classes (folders with such files), G groups (the folders above them), three splits.
 """
 
 from __future__ import annotations
@@ -11,15 +11,36 @@ from pathlib import Path
 
 from metalearn.errors import DataError
 
-__all__ = ["ClassFolder", "class_folders", "find_classes", "subfolders"]
+__all__ = [
+    "PICTURES",
+    "SPLIT_NAMES",
+    "TEXTS",
+    "ClassFolder",
+    "FileKind",
+    "class_folders",
+    "find_classes",
+    "subfolders",
+]
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+"""By what folders and tables call them, the splits."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """The files that class folders hold: what one is called, and how their names end."""
+
+    noun: str
+    suffixes: tuple[str, ...]
+
+
+PICTURES = FileKind("picture", (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"))
+TEXTS = FileKind("text", (".txt",))
 
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """A class: its name, group and pictures; ``split`` is ``""`` where folders do not say it."""
+    """A class: its name, group and files; ``split`` is ``""`` where folders do not say it."""
 
     name: str
     group: str
@@ -27,26 +48,29 @@ class ClassFolder:
     split: str = ""
 
 
-def find_classes(root: Path, *, shared: bool = False) -> list[ClassFolder]:
-    """The classes below a folder, sorted by name; at least one, each with pictures.
+def find_classes(
+    root: Path, *, shared: bool = False, kind: FileKind = PICTURES
+) -> list[ClassFolder]:
+    """The classes below a folder, sorted by name; at least one, each with files of the kind.
 
     Subfolders train, validation (or val) and test are splits when train and test are both there
     or when there is nothing else; a lone ``train`` among other folders is a class.
 
     Args:
         root: the folder.
-        shared: whether splits may hold pictures of the same class, which then comes once a split.
+        shared: whether splits may hold files of the same class, which then comes once a split.
+        kind: of the files.
 
     Raises:
-        DataError: no pictures, an empty class folder, pictures outside class folders, a class
-            in two splits that may not be, a split that is missing.
+        DataError: no files, an empty class folder, files outside class folders, a class in two
+            splits that may not be, a split that is missing.
     """
-    folders, _ = _listed(root)
+    folders, _ = _listed(root, kind)
     names = {folder.name for folder in folders}
-    if {"train", "test"} <= names or (names and names <= set(_SPLITS)):
-        classes = _named_splits(root, folders)
+    if {"train", "test"} <= names or (names and names <= set(SPLIT_NAMES)):
+        classes = _named_splits(root, folders, kind)
     else:
-        classes = _classes(root, split="")
+        classes = _classes(root, "", kind)
     classes.sort(key=lambda c: c.name)
     for one, other in pairwise(classes):
         if one.name == other.name and not shared:
@@ -64,7 +88,7 @@ def class_folders(base: Path) -> list[ClassFolder]:
     Raises:
         DataError: as `find_classes`.
     """
-    return sorted(_classes(base, split=""), key=lambda found: found.name)
+    return sorted(_classes(base, "", PICTURES), key=lambda found: found.name)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -73,13 +97,13 @@ def subfolders(folder: Path) -> list[Path]:
     Raises:
         DataError: it cannot be listed.
     """
-    return _listed(folder)[0]
+    return _listed(folder, PICTURES)[0]
 
 
-def _named_splits(root: Path, folders: list[Path]) -> list[ClassFolder]:
+def _named_splits(root: Path, folders: list[Path], kind: FileKind) -> list[ClassFolder]:
     found: dict[str, Path] = {}
     for folder in folders:
-        split = _SPLITS.get(folder.name)
+        split = SPLIT_NAMES.get(folder.name)
         if split is None:
             raise DataError(
                 f"{root}: the folder {folder.name} stands beside train and test; only train, "
@@ -92,50 +116,54 @@ def _named_splits(root: Path, folders: list[Path]) -> list[ClassFolder]:
         if split not in found:
             there = ", ".join(sorted(folder.name for folder in folders))
             raise DataError(f"{root}: the folder {split} is missing beside {there}")
-    return [c for split, folder in found.items() for c in _classes(folder, split)]
+    return [c for split, folder in found.items() for c in _classes(folder, split, kind)]
 
 
-def _classes(base: Path, split: str) -> list[ClassFolder]:
+def _classes(base: Path, split: str, kind: FileKind) -> list[ClassFolder]:
     """Class folders of one or two levels, ``class`` or ``group/class``."""
-    folders, loose = _listed(base)
+    noun = kind.noun
+    folders, loose = _listed(base, kind)
     if loose:
         raise DataError(f"{base}: {loose[0].name} lies outside of any class folder")
     classes: list[ClassFolder] = []
     for folder in folders:
-        inner, files = _listed(folder)
+        inner, files = _listed(folder, kind)
         if not inner:
-            classes.append(_class(folder, folder.name, "", files, split))
+            classes.append(_class(folder, folder.name, "", files, split, kind))
             continue
         if files:
             raise DataError(
-                f"{folder} holds both pictures and folders: it can be a class (pictures) or a "
+                f"{folder} holds both {noun}s and folders: it can be a class ({noun}s) or a "
                 "group (class folders)"
             )
         for nested in inner:
-            deeper, files = _listed(nested)
+            deeper, files = _listed(nested, kind)
             if deeper:
                 raise DataError(
-                    f"{deeper[0]} lies too deep: class/picture or group/class/picture is needed"
+                    f"{deeper[0]} lies too deep: class/{noun} or group/class/{noun} is needed"
                 )
-            classes.append(
-                _class(nested, f"{folder.name}/{nested.name}", folder.name, files, split)
-            )
+            name = f"{folder.name}/{nested.name}"
+            classes.append(_class(nested, name, folder.name, files, split, kind))
     if not classes:
-        raise DataError(f"{base}: no class folders with pictures are there")
+        raise DataError(f"{base}: no class folders with {noun}s are there")
     return classes
 
 
-def _class(folder: Path, name: str, group: str, files: list[Path], split: str) -> ClassFolder:
+def _class(
+    folder: Path, name: str, group: str, files: list[Path], split: str, kind: FileKind
+) -> ClassFolder:
     if not files:
-        known = ", ".join(suffix[1:] for suffix in _SUFFIXES)
-        raise DataError(f"{folder}: a class folder without pictures ({known}); fill or remove it")
+        known = ", ".join(suffix[1:] for suffix in kind.suffixes)
+        raise DataError(
+            f"{folder}: a class folder without {kind.noun}s ({known}); fill or remove it"
+        )
     return ClassFolder(name, group, tuple(files), split)
 
 
-def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Sorted subfolders and pictures; nothing hidden, no link to where the walk came from."""
+def _listed(folder: Path, kind: FileKind) -> tuple[list[Path], list[Path]]:
+    """Sorted subfolders and files of the kind; nothing hidden, no link to a folder above."""
     above = {folder.resolve(), *folder.resolve().parents}
-    folders, pictures = [], []
+    folders, files = [], []
     try:
         entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     except OSError as error:
@@ -146,7 +174,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
         if entry.is_dir():
             if not entry.is_symlink() or entry.resolve() not in above:
                 folders.append(entry)
-        # A pipe or a link to nothing is a picture that cannot be read, not one that is not there.
-        elif entry.suffix.lower() in _SUFFIXES:
-            pictures.append(entry)
-    return folders, pictures
+        # A pipe or a link to nothing is a file that cannot be read, not one that is not there.
+        elif entry.suffix.lower() in kind.suffixes:
+            files.append(entry)
+    return folders, files

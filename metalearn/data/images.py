@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.tree import check_tensors
+from metalearn.data.labelled_classes import check_classes
 from metalearn.errors import SettingError
 from metalearn.signatures import check_fields
 
@@ -43,33 +44,25 @@ class LabelledImages:
         check_fields(self)
         for name in ("images", "labels"):
             check_tensors(getattr(self, name), name)
-        images, labels, count = self.images, self.labels, len(self.class_names)
-        if images.dtype != torch.uint8 or images.ndim != 4:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             needed = "a uint8 tensor [N, channels, height, width] is needed"
-            raise SettingError("images", f"{images.dtype} {list(images.shape)}", needed)
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            needed = f"an int64 tensor [{len(images)}] is needed"
-            raise SettingError("labels", f"{labels.dtype} {list(labels.shape)}", needed)
-        if len(self.class_groups) != count:
-            needed = f"{count} names are needed, one a class"
-            raise SettingError("class_groups", len(self.class_groups), needed)
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
-            found = f"{int(labels.min())}..{int(labels.max())}"
-            raise SettingError("labels", found, f"classes lie in 0..{count - 1}")
-        self._check_splits(count)
-
-    def _check_splits(self, count: int) -> None:
-        seen: set[int] = set()
-        for name, classes in self.splits.items():
-            where = f"splits[{name!r}]"
-            if seen & set(classes) or len(set(classes)) != len(classes):
-                raise SettingError(where, classes, "a class stands twice; once is accepted")
-            if not all(0 <= c < count for c in classes):
-                raise SettingError(where, classes, f"classes lie in 0..{count - 1}")
-            seen |= set(classes)
+            found = f"{self.images.dtype} {list(self.images.shape)}"
+            raise SettingError("images", found, needed)
+        check_classes(
+            self.labels,
+            len(self.images),
+            class_names=self.class_names,
+            class_groups=self.class_groups,
+            splits=self.splits,
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(channels, height, width)``."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def inputs(self) -> Tensor:
+        """``images``, of which tasks take their inputs."""
+        return self.images

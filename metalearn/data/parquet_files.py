@@ -1,6 +1,6 @@
-"""Pictures in Parquet files, as the Hugging Face Hub has them; pyarrow reads them.
+"""Pictures and texts in Parquet files, as the Hugging Face Hub has them; pyarrow reads them.
 
-Axes: N pictures.
+Axes: N pictures or texts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from metalearn.errors import DataError
 
-__all__ = ["find_parquet", "list_parquet"]
+__all__ = ["find_parquet", "list_parquet", "parquet_rows"]
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "class")
 _SPLIT = re.compile(r"(train|validation|val|test)(?![a-z])")
@@ -61,6 +61,23 @@ def list_parquet(
             labels.append(_label(path, value, known))
             names.append(f"{path.name}, row {row:06d}")
     return splits, labels, names, lambda: _pictures(files), named
+
+
+def parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table, with the names of labels where the file's description has them.
+
+    Raises:
+        DataError: pyarrow is missing, or the file is damaged.
+    """
+    with _opened(path) as file:
+        with _failures_named(path):
+            rows: list[dict[str, Any]] = file.read().to_pylist()
+        for column in file.schema_arrow.names:
+            known = _class_names(file, column)
+            if known is not None:
+                for row in rows:
+                    row[column] = _label(path, row[column], known)
+    return rows
 
 
 def _read_labels(path: Path) -> tuple[list[Any], list[str] | None]:

@@ -13,6 +13,7 @@ from metalearn.models.mlp import MLP
 from metalearn.models.neural_process import NeuralProcess
 from metalearn.models.recurrent import Recurrent
 from metalearn.models.resnet12 import ResNet12
+from metalearn.models.tokens import AveragedEmbeddings, TextTransformer
 from metalearn.models.torchvision_models import torchvision_model
 from metalearn.models.vit import ViT
 from metalearn.models.weight_files import SavedWeights, read_weights
@@ -20,6 +21,7 @@ from metalearn.models.weights import load_weights
 
 __all__ = [
     "MLP",
+    "AveragedEmbeddings",
     "BatchEnsemble",
     "Conv4",
     "DropBlock",
@@ -35,6 +37,7 @@ __all__ = [
     "ResNet12",
     "SavedWeights",
     "Stack",
+    "TextTransformer",
     "ViT",
     "WithContext",
     "convert_dropout",

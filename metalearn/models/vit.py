@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError, check_whole
+from metalearn.models.attention import Block
 from metalearn.models.settings import check_pictures
 from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
@@ -79,7 +80,7 @@ class ViT(nn.Module):
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation, overwritten below
             self.patches = nn.Conv2d(channels, width, patch, stride=patch)
             self.positions = nn.Parameter(torch.empty(patches, width))
-            self.blocks = nn.Sequential(*(_Block(width, heads, hidden) for _ in range(depth)))
+            self.blocks = nn.Sequential(*(Block(width, heads, hidden) for _ in range(depth)))
             self.norm = nn.LayerNorm(width)
             self.head = nn.Linear(width, outputs) if head else nn.Identity()
         generator = torch.Generator().manual_seed(seed)
@@ -94,34 +95,3 @@ class ViT(nn.Module):
         tokens = self.patches(x).flatten(2).mT + self.positions  # [N, P, D]
         logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
         return logits
-
-
-class _Block(nn.Module):
-    """Attention and an MLP, each of the normalised tokens ``[N, P, D]`` and added to them."""
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.queries_keys_values = nn.Linear(width, 3 * width)
-        self.mixed = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, hidden * width),
-            nn.GELU(),
-            nn.Linear(hidden * width, width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.mixed(self.attended(self.queries_keys_values(self.attention_norm(x))))
-        y: Tensor = x + self.mlp(x)
-        return y
-
-    def attended(self, projected: Tensor) -> Tensor:
-        """From ``[N, P, 3 D]`` to ``[N, P, D]``."""
-        samples, patches, width = projected.shape
-        split = projected.view(samples, patches, 3, self.heads, width // 3 // self.heads)
-        queries, keys, values = (part.transpose(1, 2) for part in split.unbind(2))
-        weights = (queries @ keys.mT / math.sqrt(queries.shape[-1])).softmax(-1)
-        mixed: Tensor = weights @ values
-        return mixed.transpose(1, 2).flatten(2)

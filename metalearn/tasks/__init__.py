@@ -13,7 +13,7 @@ from metalearn.tasks.published_sets import (
 )
 from metalearn.tasks.saved_episodes import Episode, read_episodes
 from metalearn.tasks.sinusoid import SinusoidTasks
-from metalearn.tasks.sources import folder_tasks, glyph_tasks, omniglot_tasks
+from metalearn.tasks.sources import folder_tasks, glyph_tasks, omniglot_tasks, text_tasks
 
 __all__ = [
     "Episode",
@@ -30,5 +30,6 @@ __all__ = [
     "omniglot_tasks",
     "outputs_by_split",
     "read_episodes",
+    "text_tasks",
     "tiered_imagenet_tasks",
 ]

@@ -6,7 +6,7 @@ Axes: none.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import get_args
+from typing import Any, get_args
 
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, Purpose, check_seed, check_split
@@ -15,6 +15,7 @@ from metalearn.types import Split, TaskDistribution
 
 __all__ = [
     "SplitSizes",
+    "any_split",
     "least_outputs_by_split",
     "outputs_by_split",
     "seeds_by_split",
@@ -97,6 +98,13 @@ def outputs_by_split(tasks: TaskDistribution) -> dict[str, int]:
     """
     found: Mapping[str, int] | None = getattr(tasks, "outputs_by_split", None)
     return dict.fromkeys(_SPLITS, tasks.outputs) if found is None else dict(found)
+
+
+def any_split(tasks: TaskDistribution) -> Split:
+    """The training split, or of tasks without one, which are for tests alone, another."""
+    splits: list[Any] = list(outputs_by_split(tasks))
+    found: Split = "train" if "train" in splits else splits[0]
+    return found
 
 
 def least_outputs_by_split(tasks: TaskDistribution) -> dict[str, int]:

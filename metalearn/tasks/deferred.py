@@ -6,7 +6,7 @@ Axes: none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,8 @@ class TaskShapes:
     input_shape: tuple[int, ...]
     outputs: int
     outputs_by_split: Mapping[str, int]
+    vocabulary: int | None = None
+    """Numbers of tokens, where inputs are texts."""
     training_classes: int | None = field(default=None, compare=False)
     """Of a `SampleDistribution`, where a classifier of all of them is trained."""
 
@@ -33,7 +35,8 @@ class TaskShapes:
     def of(cls, tasks: TaskDistribution) -> TaskShapes:
         """Those of tasks."""
         shape = tuple(int(size) for size in tasks.input_shape)
-        return cls(tasks.kind, shape, int(tasks.outputs), outputs_by_split(tasks))
+        vocabulary = getattr(tasks, "vocabulary", None)
+        return cls(tasks.kind, shape, int(tasks.outputs), outputs_by_split(tasks), vocabulary)
 
 
 class DeferredTasks:
@@ -50,9 +53,22 @@ class DeferredTasks:
     def __init__(self, shapes: TaskShapes, make: Callable[[], TaskDistribution]) -> None:
         self.shapes = shapes
         self.kind, self.input_shape, self.outputs = shapes.kind, shapes.input_shape, shapes.outputs
-        self.outputs_by_split = shapes.outputs_by_split
+        self.outputs_by_split, self.vocabulary = shapes.outputs_by_split, shapes.vocabulary
         self._make = make
         self._made: TaskDistribution | None = None
+
+    @classmethod
+    def scored(cls, tasks: TaskDistribution, training_classes: int) -> DeferredTasks:
+        """Tasks that are there, for a learner that was trained on classes of other data."""
+        shapes = replace(TaskShapes.of(tasks), training_classes=training_classes)
+        found = cls(shapes, lambda: tasks)
+        found._made = tasks
+        return found
+
+    @property
+    def there(self) -> bool:
+        """Whether they have been made."""
+        return self._made is not None
 
     @property
     def made(self) -> TaskDistribution:

@@ -1,7 +1,7 @@
-"""Few-shot classification tasks (episodes) drawn from labelled pictures.
+"""Few-shot classification tasks (episodes) drawn from labelled pictures or texts.
 
 Axes: T tasks, or batches of B samples; W classes of a task (way), S shots, Q queries a class; a
-support set has W·S pictures, class after class.
+support set has W·S pictures or texts, class after class.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from metalearn.core.targets import IGNORED
 from metalearn.data.affine import AFFINE_DRAWS, AffineRanges, change_pictures
 from metalearn.data.feature_table import FeatureTable
 from metalearn.data.images import LabelledImages
+from metalearn.data.texts import LabelledTexts
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, check_split
 from metalearn.signatures import check_settings, checked
@@ -34,20 +35,20 @@ __all__ = ["FewShotTasks"]
 
 
 class FewShotTasks:
-    """W-way S-shot classification of pictures: a `TaskDistribution`, and a `SampleDistribution`.
+    """W-way S-shot classification: a `TaskDistribution`, and a `SampleDistribution`.
 
     Task (seed, split, index) draws W classes of the split without replacement, a quarter turn of
-    each where rotations make classes, and S + Q different pictures of each. Labels 0..W-1 follow
+    each where rotations make classes, and S + Q different samples of each. Labels 0..W-1 follow
     the order in which the classes were drawn; ``class_ids`` of a batch says which classes they
     are: the class of the data, plus the number of all classes for each quarter turn. Pixels are
-    float32 in [0, 1].
+    float32 in [0, 1], tokens of texts int64.
 
     Way, shot and query are numbers or mappings from splits to numbers, ``{"train": 20, "test": 5}``
     (of validation and test, one that is not named is as the other). ``outputs_by_split`` is the way
     of each split, ``outputs`` that of training.
 
     Args:
-        data: pictures, classes, groups and splits.
+        data: pictures or texts, classes, groups and splits. Texts are neither turned nor changed.
         way: W, at least 2.
         shot: S, at least 1.
         query: Q, at least 1.
@@ -77,7 +78,7 @@ class FewShotTasks:
     @checked
     def __init__(
         self,
-        data: LabelledImages,
+        data: LabelledImages | LabelledTexts,
         *,
         way: SplitSizes = 5,
         shot: SplitSizes = 1,
@@ -98,7 +99,8 @@ class FewShotTasks:
         most = {"way": self._way, "shot": self._shot, "query": self._query}
         self._sizes = VaryingSizes(least or {}, most, self._seeds)
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
-        self.input_shape: tuple[int, ...] = data.image_shape
+        self.input_shape: tuple[int, ...] = tuple(data.inputs.shape[1:])
+        self.vocabulary: int | None = getattr(data, "vocabulary", None)
         self.outputs_by_split, self.least_outputs = self._way, self._sizes.least["way"]
         self.outputs = self._way.get("train") or next(iter(self._way.values()))
         self._augment = _affine_ranges(augment or {})
@@ -119,7 +121,7 @@ class FewShotTasks:
                 turn_each=rotate_train if training else rotate_eval,
                 turn_together=training and turn_groups,
             )
-        self._inputs = StoredInputs(data.images)
+        self._inputs = StoredInputs(data.inputs)
         self.features: FeatureTable | None = None
 
     @property
@@ -131,7 +133,7 @@ class FewShotTasks:
         """The same tasks, of the features ``[D]`` of each picture in its place.
 
         Args:
-            table: of ``data.images``, turned too where tasks turn them. It stands as ``features``
+            table: of ``data.inputs``, turned too where tasks turn them. It stands as ``features``
                 of the new tasks, and describes further pictures.
 
         Raises:
@@ -141,15 +143,15 @@ class FewShotTasks:
             accepted = "no ranges are needed where the features of pictures are computed once"
             raise SettingError("task.augment", "ranges above 0", accepted)
         found = copy.copy(self)
-        found.features, found.input_shape = table, (table.size,)
-        found._inputs = StoredInputs(table.values, described=True)
+        found.features, found.input_shape, found.vocabulary = table, (table.size,), None
+        found._inputs = StoredInputs(table.values)
         return found
 
     @checked
     def sample(
         self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"
     ) -> TaskBatch:
-        """Tasks ``indices`` of a split: inputs ``[T, W·S or W·Q, C, H, W]``, targets ``[T, ...]``.
+        """Tasks ``indices`` of a split: inputs ``[T, W·S or W·Q, ...]``, targets ``[T, ...]``.
 
         Raises:
             SettingError: a split that the data do not have, or no index.
@@ -170,7 +172,8 @@ class FewShotTasks:
         labels = labels.expand(len(drawn), -1, shot + query)
         if self._sizes.vary:
             real = torch.as_tensor(np.stack([s.real(shot, query) for s in sizes])).to(device)
-            inputs = torch.where(real[..., None, None, None], inputs, inputs[:, :1, :1])
+            there = real.view(*real.shape, *[1] * len(self.input_shape))
+            inputs = torch.where(there, inputs, inputs[:, :1, :1])
             labels = torch.where(real, labels, IGNORED)
         return TaskBatch(
             _flatten(inputs[:, :, :shot], labels[:, :, :shot]),
@@ -187,9 +190,9 @@ class FewShotTasks:
     def training_samples(
         self, indices: Sequence[int], size: int, *, device: torch.device | str = "cpu"
     ) -> Batch:
-        """Batches ``indices`` of training pictures: inputs ``[T, B, C, H, W]``, classes ``[T, B]``.
+        """Batches ``indices`` of training samples: inputs ``[T, B, ...]``, classes ``[T, B]``.
 
-        B = ``size`` pictures are drawn with replacement from all of the classes that training tasks
+        B = ``size`` samples are drawn with replacement from all of the classes that training tasks
         draw from, and turned and changed as theirs are. Classes are 0..``training_classes`` − 1. As
         a task has, a batch has the address (seed, "train", index).
 
@@ -259,15 +262,19 @@ class FewShotTasks:
             found = len(self._pictures[c])
             if found < each:
                 name = self.data.class_names[c]
-                accepted = f"class {name} has {found} pictures, so at most as many are accepted"
+                what = "pictures" if self.vocabulary is None else "texts"
+                accepted = f"class {name} has {found} {what}, so at most as many are accepted"
                 raise SettingError("shot + query", each, accepted)
 
     def _check_turns(self, turns: Mapping[str, bool], within_group: bool) -> None:
-        """Refuse turns of pictures that are not square, and those that contradict one another."""
+        """Refuse changes of what is no square picture, and those that contradict one another."""
         asked = [name for name, turned in turns.items() if turned]
-        if asked and self.input_shape[1] != self.input_shape[2]:
-            accepted = f"turning needs square pictures, not {self.data.image_shape}"
+        if asked and (self.vocabulary or self.input_shape[1] != self.input_shape[2]):
+            shown = "texts" if self.vocabulary else self.input_shape
+            accepted = f"turning needs square pictures, not {shown}"
             raise SettingError(asked[0], True, accepted)
+        if self._augment.active and self.vocabulary is not None:
+            raise SettingError("augment", "ranges above 0", "texts are not changed: 0 is needed")
         if turns["turn_groups"] and not within_group:
             accepted = "false is needed where a task's classes come from any group"
             raise SettingError("turn_groups", True, f"{accepted} (within_group=false)")

@@ -1,4 +1,4 @@
-"""Few-shot tasks from each source of pictures, by name.
+"""Few-shot tasks from each source of pictures or texts, by name.
 
 Each function loads a data set and hands it, with the settings of `FewShotTasks` (way, shot, query,
 rotations, seed), to the episode sampler.
@@ -6,14 +6,17 @@ rotations, seed), to the episode sampler.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from metalearn.data import OmniglotSplit, load_folder, load_glyphs, load_omniglot
+from metalearn.data import OmniglotSplit, load_folder, load_glyphs, load_omniglot, load_texts
+from metalearn.data.tokens import Tokens
 from metalearn.signatures import checked
+from metalearn.tasks.by_split import SplitSizes
 from metalearn.tasks.episodes import FewShotTasks
 
-__all__ = ["folder_tasks", "glyph_tasks", "omniglot_tasks"]
+__all__ = ["folder_tasks", "glyph_tasks", "omniglot_tasks", "text_tasks"]
 
 
 @checked
@@ -87,8 +90,9 @@ def folder_tasks(
         channels: 1 for grey, 3 for colour.
         invert: swap light and dark.
         on_corrupt: ``"refuse"`` or ``"skip"`` files that cannot be read.
-        validation_fraction: share of the classes for validation, where the layout has no splits.
-        test_fraction: share of the classes for test.
+        validation_fraction: share of the classes for validation, where the layout has no splits; 0
+            leaves that split out.
+        test_fraction: share of the classes for test; 1: all of them.
         episodes: settings of `FewShotTasks`.
 
     Raises:
@@ -105,3 +109,62 @@ def folder_tasks(
         test_fraction=test_fraction,
     )
     return FewShotTasks(data, **episodes)
+
+
+@checked
+def text_tasks(
+    root: str | Path,
+    *,
+    tokens: Tokens = "words",
+    vocabulary: int = 8192,
+    length: int = 64,
+    text: str = "text",
+    label: str = "label",
+    on_empty: Literal["refuse", "skip"] = "refuse",
+    validation_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    way: SplitSizes = 5,
+    shot: SplitSizes = 1,
+    query: SplitSizes = 1,
+    within_group: bool = False,
+    least: Mapping[str, SplitSizes | None] | None = None,
+    seed: int = 0,
+    eval_seed: int | None = None,
+) -> FewShotTasks:
+    """Texts of your own, a folder of class folders or a table, as tokens ``[..., length]``.
+
+    Args:
+        root: the folder or the table; see `metalearn.data.load_texts` for layouts.
+        tokens: ``"words"``, ``"bytes"``, or a function from a text to numbers of at least 1.
+        vocabulary: how many numbers tokens have, padding (0) included; bytes have 257.
+        length: tokens of a text; longer ones are cut off, shorter ones padded.
+        text: the column of texts, of a table.
+        label: the column of classes.
+        on_empty: ``"refuse"`` or ``"skip"`` texts without tokens.
+        validation_fraction: share of the classes for validation, where nothing names splits.
+        test_fraction: share of the classes for test.
+        way: classes of a task; this and what follows as of `FewShotTasks`.
+        shot: support texts of a class.
+        query: query texts of a class.
+        within_group: whether the classes of a task come from one group.
+        least: smallest sizes of a task, where they vary.
+        seed: of the tasks.
+        eval_seed: of validation and test tasks.
+
+    Raises:
+        SettingError: a setting that cannot work.
+        DataError: no texts, or files that cannot be read.
+    """
+    data = load_texts(
+        root,
+        tokens=tokens,
+        vocabulary=vocabulary,
+        length=length,
+        text=text,
+        label=label,
+        on_empty=on_empty,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+    )
+    sizes: dict[str, Any] = {"way": way, "shot": shot, "query": query, "least": least}
+    return FewShotTasks(data, within_group=within_group, seed=seed, eval_seed=eval_seed, **sizes)

@@ -1,6 +1,6 @@
-"""The pictures of a data set, or their features, where tasks take them from.
+"""The pictures of a data set, their features, or texts, where tasks take them from.
 
-Axes: T tasks, W classes, n pictures of a class in a task, R quarter turns, D features.
+Axes: T tasks, W classes, n samples of a class in a task, R quarter turns, D features, L tokens.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ class StoredInputs:
     """What inputs of tasks are made of, moved to a device once.
 
     Args:
-        values: uint8 pictures ``[N, C, H, W]``, or features ``[R, N, D]``.
-        described: whether they are features.
+        values: uint8 pictures ``[N, C, H, W]``, int32 tokens ``[N, L]``, or features, floats
+            ``[R, N, D]``.
     """
 
-    def __init__(self, values: Tensor, *, described: bool = False) -> None:
-        self.values, self.described = values, described
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
         self._on_device: dict[str, Tensor] = {}
 
-    def gather(self, pictures: Tensor, turns: Tensor, device: torch.device) -> Tensor:
-        """``[T, W, n, ...]``: pictures float32 in [0, 1], turned, or their features.
+    def gather(self, samples: Tensor, turns: Tensor, device: torch.device) -> Tensor:
+        """``[T, W, n, ...]``: pictures float32 in [0, 1], turned, features, or tokens int64.
 
         Args:
-            pictures: numbers ``[T, W, n]``.
+            samples: numbers ``[T, W, n]``.
             turns: by quarters, ``[T, W]``.
             device: where they are wanted.
         """
         values = self.on(device)
-        pictures = pictures.to(values.device)
-        if self.described:
-            return values[turns[:, :, None].to(values.device), pictures].to(device)
-        inputs = values[pictures].to(device).float().div_(255)
+        samples = samples.to(values.device)
+        if values.is_floating_point():
+            return values[turns[:, :, None].to(values.device), samples].to(device)
+        if values.dtype == torch.int32:
+            return values[samples].to(device).long()
+        inputs = values[samples].to(device).float().div_(255)
         for turn in range(1, _QUARTER_TURNS):
             chosen = turns == turn
             if chosen.any():

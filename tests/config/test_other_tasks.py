@@ -127,3 +127,58 @@ def test_what_is_wrong_with_tasks_from_elsewhere_is_named_as_given(
         outcome = run("evaluate", *GREY, given)
         assert outcome.code == 2
         assert sentence in outcome.err
+
+
+def flat(root: Path, classes: int) -> None:
+    """Class folders that no split is named for, of two pictures."""
+    draws = np.random.default_rng(0)
+    for name in range(classes):
+        (root / f"class{name}").mkdir(parents=True)
+        for index in range(2):
+            pixels = draws.integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"class{name}" / f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        ["learner=protonet", "learner.features=4"],
+        ["learner=rfs", "learner.features=4", "learner.batch_size=4"],
+        [],
+    ],
+)
+def test_all_classes_of_a_folder_without_splits_are_test_classes(
+    run: Run, tmp_path: Path, learner: list[str]
+) -> None:
+    flat(tmp_path / "pictures", 3)
+    assert run("train", *LETTERS, *learner).code == 0
+    outcome = run("evaluate", *GREY, "test_task.query=1", "confusions=2")
+    assert outcome.code == 0, outcome.err
+    written = json.loads(Path("run/evaluation-test-folder-channels1-query1.json").read_text())
+    assert written["task"]["test_fraction"] == 1
+    outcome = run("evaluate", *GREY, "test_task.query=1", "split=validation")
+    assert outcome.code == 2 and "these data have test" in outcome.err
+    outcome = run("evaluate", *GREY, "test_task.query=1", "test_task.test_fraction=0.4")
+    assert outcome.code == 2 and "3 classes leave" in outcome.err
+
+
+def test_a_training_without_validation_classes(run: Run, tmp_path: Path) -> None:
+    flat(tmp_path / "pictures", 6)
+    own = ["task=folder", "task.root=pictures", "task.channels=1", "task.query=1", "task.way=2"]
+    kept = [s for s in LETTERS if s not in ("task=glyphs", "task.query=2", "task.way=3")]
+    kept.remove("trainer.validation_tasks=2")
+    outcome = run("train", *kept, *own, "task.validation_fraction=0", "task.test_fraction=0.4")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(Path("run/results.json").read_text())["best_step"] == 2
+    outcome = run("train", *kept, *own, "task.validation_fraction=0", "trainer.patience=3")
+    assert outcome.code == 2 and "task.validation_fraction=0 leaves no tasks" in outcome.err
+    for given, message in (
+        (["task.test_fraction=0"], "task.test_fraction=0: a number above 0"),
+        (["task.test_fraction=1"], "task.test_fraction=1: with validation_fraction=0.2 the sum"),
+        (
+            ["task.validation_fraction=0", "task.test_fraction=1"],
+            "tasks with a train split are needed to train",
+        ),
+    ):
+        outcome = run("train", *kept, *own, *given, "hydra.run.dir=other")
+        assert outcome.code == 2 and message in outcome.err, outcome.err

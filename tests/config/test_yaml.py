@@ -23,7 +23,7 @@ DATA = sorted((CONF / "data").glob("*.yaml"))
 OOD = sorted((CONF / "ood").glob("*.yaml"))
 GIVEN_BY_THE_PROGRAM = {
     "learner": {"module", "maml", "kind"},
-    "model": {"input_shape", "outputs"},
+    "model": {"input_shape", "outputs", "vocabulary"},
     "task": {"data"},
     "trainer": {
         "model", "tasks", "data", "ood", "learner", "maml", "optimizer", "tracker", "folder",

@@ -24,7 +24,15 @@ from tests.support.small_data import blobs, regressors, waves
 Call = tuple[Callable[..., Any], dict[str, Any]]
 
 FACES = ("core", "models", "data", "tasks", "evaluation", "trainers")
-FILES = {"load_folder", "load_omniglot", "folder_data", "omniglot_data", "torchvision_data"}
+FILES = {
+    "load_folder",
+    "load_texts",
+    "text_tasks",
+    "load_omniglot",
+    "folder_data",
+    "omniglot_data",
+    "torchvision_data",
+}
 FILES |= {"folder_tasks", "omniglot_tasks", "load_glyphs", "glyphs_data", "glyph_tasks"}
 FILES |= {"load_cifar_fs", "load_fc100", "cifar_fs_tasks", "fc100_tasks", "load_cub", "cub_tasks"}
 FILES |= {"load_mini_imagenet", "load_tiered_imagenet", "load_weights", "read_weights"}
@@ -360,6 +368,12 @@ def _models() -> dict[str, Callable[[], Call]]:
         "ResNet12": _of(models, "ResNet12", input_shape=(1, 16, 16), outputs=3, filters=2),
         "ViT": _of(models, "ViT", input_shape=(1, 4, 4), outputs=3, patch=2, width=4, depth=1),
         "Recurrent": _of(models, "Recurrent", input_shape=(3, 2), outputs=3, hidden=4),
+        "AveragedEmbeddings": _of(
+            models, "AveragedEmbeddings", input_shape=(3,), outputs=3, vocabulary=5, width=4
+        ),
+        "TextTransformer": _of(
+            models, "TextTransformer", input_shape=(3,), outputs=3, vocabulary=5, width=4, depth=1
+        ),
         "DropBlock": _of(models, "DropBlock", p=0.5),
         "Dropout": _of(models, "Dropout", p=0.5),
         "BatchEnsemble": _of(models, "BatchEnsemble", network=plain, members=2),
@@ -425,6 +439,17 @@ def _data() -> dict[str, Callable[[], Call]]:
                 for name in ("images", "labels", "class_names", "class_groups", "splits")
             },
         ),
+        "LabelledTexts": _of(
+            data,
+            "LabelledTexts",
+            tokens=torch.tensor([[1, 2], [3, 0]]).int(),
+            vocabulary=5,
+            labels=torch.tensor([0, 1]),
+            class_names=("a", "b"),
+            class_groups=("", ""),
+            splits={"train": (0,), "test": (1,)},
+        ),
+        "Tokenizer": _of(data, "Tokenizer", tokens="words", vocabulary=9, length=4),
         "MemberBatches": _of(data, "MemberBatches", samples=10, batch_size=4, seeds=[0, 1]),
         "augment": lambda: (
             data.augment,

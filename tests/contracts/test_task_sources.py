@@ -26,6 +26,7 @@ from tests.support.picture_sets import (
     write_tar,
     write_tree,
 )
+from tests.support.text_sets import topics, write_table
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SIZES: dict[str, Any] = {"way": 2, "shot": 1, "query": 1}
@@ -53,6 +54,16 @@ def sinusoid(root: Path, **settings: Any) -> TaskDistribution:
 
 def folder(root: Path, **settings: Any) -> TaskDistribution:
     return tasks.folder_tasks(birds(root / "folder"), image_size=4, **SIZES | settings)
+
+
+def texts(root: Path, **settings: Any) -> TaskDistribution:
+    table = write_table(root / "topics.csv", topics(12, 4))
+    return tasks.text_tasks(table, length=8, **SIZES | settings)
+
+
+def texts_of_sizes_that_vary(root: Path, **settings: Any) -> TaskDistribution:
+    sizes: dict[str, Any] = {"way": 2, "shot": 2, "query": 2, "least": {"shot": 1, "query": 1}}
+    return texts(root, **sizes | settings)
 
 
 def mixture_by_name(root: Path, **settings: Any) -> TaskDistribution:
@@ -108,6 +119,8 @@ SOURCES: dict[str, Make] = {
     "folder_tasks": folder,
     "mini_imagenet_tasks": imagenet(tasks.mini_imagenet_tasks, MINI_IMAGENET),
     "mixture_tasks": mixture_by_name,
+    "text_tasks": texts,
+    "text_tasks of sizes that vary": texts_of_sizes_that_vary,
     "tiered_imagenet_tasks": imagenet(tasks.tiered_imagenet_tasks, TIERED_IMAGENET),
 }
 ELSEWHERE = {"glyph_tasks", "omniglot_tasks"}
@@ -145,7 +158,9 @@ def test_it_says_what_its_tasks_are(name: str, root: Path) -> None:
     for split in SPLITS:
         batch = source.sample(split, [0, 4, 2])
         for x, y in (batch.support, batch.query):
-            assert x.dtype == torch.float32 and x.shape[:2] == y.shape[:2] and len(x) == 3
+            tokens = getattr(source, "vocabulary", None) is not None
+            assert x.dtype == (torch.int64 if tokens else torch.float32)
+            assert x.shape[:2] == y.shape[:2] and len(x) == 3
             assert x.shape[2:] == source.input_shape
             if source.kind == "classification":
                 assert y.dtype == torch.int64

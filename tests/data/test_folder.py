@@ -178,8 +178,10 @@ def test_class_of_damaged_pictures_alone_is_refused(tmp_path: Path) -> None:
         ("image_size", 8.5, "a whole number of at least 1"),
         ("channels", 2, r"1 \(grey\) or 3 \(colour\)"),
         ("on_corrupt", "ignore", "refuse or skip"),
-        ("validation_fraction", 0, "a number between 0 and 1"),
-        ("test_fraction", 1.5, "a number between 0 and 1"),
+        ("validation_fraction", -0.1, "a number from 0 to 1"),
+        ("test_fraction", 1.5, "a number from 0 to 1"),
+        ("test_fraction", 0, "a number above 0"),
+        ("test_fraction", 1, "with validation_fraction=0.2 the sum must stay below 1"),
         ("test_fraction", 0.8, "with validation_fraction=0.2 the sum must stay below 1"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 
 from metalearn.core import functionalize, meta_gradient, sgd
 from metalearn.errors import SettingError
-from metalearn.models import MLP, Conv4, DropBlock, Recurrent, ResNet12, ViT, set_draw
+from metalearn.models import (
+    MLP,
+    AveragedEmbeddings,
+    Conv4,
+    DropBlock,
+    Recurrent,
+    ResNet12,
+    TextTransformer,
+    ViT,
+    set_draw,
+)
 from tests.support import oracles
 
 MAKERS: dict[str, Callable[[int], nn.Module]] = {
@@ -22,7 +33,17 @@ MAKERS: dict[str, Callable[[int], nn.Module]] = {
     "vit": lambda seed: ViT((1, 8, 8), 5, patch=4, width=8, depth=1, seed=seed),
     "gru": lambda seed: Recurrent((4, 3), 5, hidden=6, layers=2, seed=seed),
     "lstm": lambda seed: Recurrent((4, 3), 5, cell="lstm", hidden=6, seed=seed),
+    "gru of texts": lambda seed: Recurrent((4,), 5, vocabulary=9, hidden=6, seed=seed),
+    "averaged": lambda seed: AveragedEmbeddings((4,), 5, vocabulary=9, width=6, seed=seed),
+    "transformer": lambda seed: TextTransformer((4,), 5, vocabulary=9, width=8, seed=seed),
 }
+OF_TEXTS: dict[str, Callable[..., nn.Module]] = {
+    "averaged": partial(AveragedEmbeddings, vocabulary=7, width=4, hidden=[5]),
+    "transformer": partial(TextTransformer, vocabulary=7, width=4, depth=2, heads=2),
+    "gru": partial(Recurrent, vocabulary=7, hidden=3, layers=2),
+    "lstm": partial(Recurrent, vocabulary=7, hidden=3, cell="lstm", embedding=2),
+}
+"""Networks of texts, for a length and a number of outputs."""
 makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
@@ -186,6 +207,69 @@ def test_scale_and_biases_of_an_mlp_are_those_of_its_hidden_layers() -> None:
     assert not biased[5].bias.any()
 
 
+@pytest.mark.parametrize("make", OF_TEXTS.values(), ids=OF_TEXTS)
+def test_padding_is_of_no_matter_to_networks_of_texts(make: Callable[..., nn.Module]) -> None:
+    """A text in five places says what it says in three, and beside others what it says alone."""
+    short, long = make((3,), 2).double(), make((5,), 2).double()
+    kept = {n: v for n, v in short.state_dict().items() if n != "positions"}
+    long.load_state_dict(kept, strict=False)
+    if "positions" in short.state_dict():
+        long.positions.data[:3] = short.positions.data  # type: ignore[union-attr, operator]
+    tokens = torch.tensor([[1, 2, 3], [4, 0, 0], [6, 6, 0]])
+    padded = torch.cat([tokens, torch.zeros(3, 2).long()], 1)
+    found = long(padded)
+    torch.testing.assert_close(found, short(tokens))
+    for one, alone in zip(padded, found):
+        torch.testing.assert_close(long(one[None])[0], alone)
+    assert bool(long(torch.zeros(1, 5).long()).isfinite().all())
+
+
+def test_averaged_embeddings_are_a_mean_of_vectors() -> None:
+    net = AveragedEmbeddings((3,), 2, vocabulary=7, width=4, hidden=[], head=False).double()
+    rows = net.embedding.weight
+    found = net(torch.tensor([[2, 5, 0], [3, 3, 4]]))
+    torch.testing.assert_close(
+        found, torch.stack([(rows[2] + rows[5]) / 2, (2 * rows[3] + rows[4]) / 3])
+    )
+
+
+def test_tokens_that_are_read_are_the_vectors_that_they_stand_for() -> None:
+    texts = Recurrent((3,), 2, vocabulary=7, hidden=4, embedding=5).double()
+    vectors = Recurrent((3, 5), 2, hidden=4).double()
+    state = texts.state_dict()
+    rows = state.pop("embedding.weight")
+    vectors.load_state_dict(state)
+    tokens = torch.tensor([[1, 2, 3], [6, 6, 1]])
+    torch.testing.assert_close(texts(tokens), vectors(rows[tokens]))
+
+
+def test_a_transformer_without_padding_is_its_blocks() -> None:
+    net = TextTransformer((3,), 2, vocabulary=7, width=4, depth=2, heads=2).double()
+    tokens = torch.tensor([[1, 2, 3], [6, 6, 1]])
+    states = net.embedding.weight[tokens] + net.positions
+    for block in net.blocks:
+        states = block(states)
+    torch.testing.assert_close(net(tokens), net.head(net.norm(states).mean(1)))
+
+
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("make", OF_TEXTS.values(), ids=OF_TEXTS)
+def test_second_order_of_networks_of_texts(make: Callable[..., nn.Module], engine: str) -> None:
+    net = make((4,), 3).double()
+    case = oracles.classification(net, (4,), samples=6, classes=3)
+    draws = oracles.generator(1)
+    loss, params, tasks = case
+
+    def texts(pair: Any) -> Any:
+        tokens = torch.randint(1, 7, pair[0].shape, generator=draws)
+        tokens[..., 2:] *= torch.randint(0, 2, tokens[..., :1].shape, generator=draws)
+        return tokens, pair[1]
+
+    given = (loss, params, type(tasks)(texts(tasks.support), texts(tasks.query), tasks.class_ids))
+    result = meta_gradient(*given, optimizer=sgd(0.1), steps=2, engine=engine)
+    oracles.assert_trees(result.grads, oracles.maml(given, oracles.sgd_rule(0.1), 2)[0], 1e-9)
+
+
 @pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
 @pytest.mark.parametrize(
     ("net", "shape"),
@@ -236,6 +320,16 @@ def test_second_order_equals_plain_maml(
         (lambda: ViT((1, 28, 28), 5, patch=5), r"^patch=5: a divisor of .* 28 and 28"),
         (lambda: ViT((1, 28, 28), 5, width=6), r"^width=6: a multiple of heads=4"),
         (lambda: ViT((28, 28), 5), r"^input_shape=\(28, 28\): ViT takes pictures"),
+        (
+            lambda: Recurrent((3, 2), 5, vocabulary=4),
+            r"^input_shape=\(3, 2\): Recurrent with a voc",
+        ),
+        (lambda: Recurrent((3, 2), 5, embedding=4), r"^embedding=4: null is needed where inputs"),
+        (lambda: Recurrent((3,), 5, vocabulary=0), r"^vocabulary=0: a whole number of at least 1"),
+        (lambda: TextTransformer((3, 2), 5, vocabulary=4), r"^input_shape=\(3, 2\): TextTrans"),
+        (lambda: TextTransformer((3,), 5, vocabulary=4, width=6), r"^width=6: a multiple of heads"),
+        (lambda: AveragedEmbeddings((3, 2), 5, vocabulary=4), r"^input_shape=.*takes the tokens"),
+        (lambda: AveragedEmbeddings((3,), 5, vocabulary=4, hidden=[0]), r"^hidden=0: a whole"),
         (lambda: Recurrent((3,), 5), r"^input_shape=\(3,\): \(length, numbers\)"),
         (lambda: Recurrent((3, 2), 5, cell="rnn"), r"^cell='rnn': one of gru, lstm"),  # type: ignore[arg-type]
         (lambda: Recurrent((3, 2), 5, layers=0), r"^layers=0: a whole number of at least 1"),

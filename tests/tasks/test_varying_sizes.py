@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from metalearn.data import LabelledImages
+from metalearn.data.feature_table import FeatureTable
 from metalearn.errors import SettingError
 from metalearn.models import MLP
 from metalearn.tasks import FewShotTasks, MixtureTasks
@@ -186,3 +187,16 @@ def test_a_mixture_has_the_least_classes_of_its_sets() -> None:
     assert mixed.least_outputs == {"train": 4, "validation": 3, "test": 3}
     with pytest.raises(SettingError, match="^task.least.way="):
         MetaTrainer(MLP((1, 4, 4), 4, hidden=(8,)), mixed, learner="protonet", progress=False)
+
+
+def test_features_of_tasks_that_vary_are_padded_by_their_first() -> None:
+    source = tasks()
+    values = torch.arange(len(source.data.images) * 3.0).view(1, -1, 3)
+    found = source.with_features(FeatureTable(values, torch.nn.Identity()))
+    one, other = source.sample("test", range(20)), found.sample("test", range(20))
+    assert torch.equal(one.support[1], other.support[1])
+    assert other.support[0].shape == (20, 12, 3)
+    absent = other.support[1] == -100
+    assert bool(absent.any())
+    first = other.support[0][:, :1].expand_as(other.support[0])
+    assert torch.equal(other.support[0][absent], first[absent])

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from metalearn.core.tree import tree_map
+from metalearn.errors import SettingError
 from metalearn.schema import Kind
+from metalearn.tasks import outputs_by_split
+from metalearn.tasks.by_split import any_split
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.meta.learnt_records import learnt_numbers
@@ -72,6 +75,9 @@ class MetaObjective:
 
     def prepare(self) -> None:
         """Decide once how gradients are taken, and say so; a plan from a checkpoint is said too."""
+        splits = list(outputs_by_split(self.tasks))
+        if "train" not in splits:
+            raise SettingError("tasks", splits, "tasks with a train split are needed to train")
         self.decide()
         if not self._said:
             self._say()
@@ -80,9 +86,11 @@ class MetaObjective:
         """Decide once how gradients are taken, and say so; a plan that there is goes unsaid."""
         if self.learner.plan is None:
             few = range(min(2, self.meta_batch))
-            check_methods(self.learner, self.tasks.sample("train", few, device=self.device))
+            split = any_split(self.tasks)
+            tasks = self.tasks.sample(split, few, device=self.device)
+            check_methods(self.learner, tasks)
             self.learner.prepare(
-                self.draw(few),
+                self.draw(few) if split == "train" else tasks,
                 self.meta_batch,
                 deterministic=self._settings.deterministic,
                 check=self._check,

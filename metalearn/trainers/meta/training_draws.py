@@ -33,8 +33,11 @@ def prepare_draws(learner: Learner, tasks: TaskDistribution, device: torch.devic
     if classes is None:
         accepted = f"tasks with training_samples are needed: {learner.label} is trained on samples"
         raise SettingError("tasks", type(tasks).__name__, accepted)
+    tokens = getattr(tasks, "vocabulary", None) is not None
+    kind = torch.int64 if tokens else torch.get_default_dtype()
+    example = torch.zeros(2, *tasks.input_shape, dtype=kind, device=device)
     with torch.no_grad():
-        features = learner.outputs(torch.zeros(2, *tasks.input_shape, device=device)).shape[-1]
+        features = learner.outputs(example).shape[-1]
     learner.learn_classes(classes, int(features))
 
 
