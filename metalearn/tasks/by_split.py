@@ -16,7 +16,6 @@ from metalearn.types import Split, TaskDistribution
 __all__ = [
     "SplitSizes",
     "any_split",
-    "least_outputs_by_split",
     "outputs_by_split",
     "seeds_by_split",
     "sizes_by_split",
@@ -105,12 +104,3 @@ def any_split(tasks: TaskDistribution) -> Split:
     splits: list[Any] = list(outputs_by_split(tasks))
     found: Split = "train" if "train" in splits else splits[0]
     return found
-
-
-def least_outputs_by_split(tasks: TaskDistribution) -> dict[str, int]:
-    """The fewest outputs that a task of each split has, where ``tasks.least_outputs`` says so.
-
-    Of other distributions all tasks have as many, those of `outputs_by_split`.
-    """
-    found: Mapping[str, int] | None = getattr(tasks, "least_outputs", None)
-    return outputs_by_split(tasks) if found is None else dict(found)

@@ -101,7 +101,7 @@ class FewShotTasks:
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
         self.input_shape: tuple[int, ...] = tuple(data.inputs.shape[1:])
         self.vocabulary: int | None = getattr(data, "vocabulary", None)
-        self.outputs_by_split, self.least_outputs = self._way, self._sizes.least["way"]
+        self.outputs_by_split = self._way
         self.outputs = self._way.get("train") or next(iter(self._way.values()))
         self._augment = _affine_ranges(augment or {})
         turns = {"rotate_train": rotate_train, "rotate_eval": rotate_eval}

@@ -18,7 +18,6 @@ from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
 from metalearn.tasks.by_split import (
-    least_outputs_by_split,
     outputs_by_split,
     seeds_by_split,
     stream_of_split,
@@ -67,12 +66,6 @@ class MixtureTasks:
         self.input_shape, self.outputs = first.input_shape, first.outputs
         self.outputs_by_split = outputs_by_split(first)
         self._check_alike()
-
-    @property
-    def least_outputs(self) -> dict[str, int]:
-        """The fewest classes that a task of each split has, in any of the sets."""
-        each = [least_outputs_by_split(source) for source in self.sets.values()]
-        return {split: min(least[split] for least in each) for split in each[0]}
 
     def with_sets(self, sets: Mapping[str, TaskDistribution]) -> MixtureTasks:
         """The same draws from other sets of the same names, such as those of features."""

@@ -11,8 +11,16 @@ from metalearn.data import LabelledImages
 from metalearn.data.feature_table import FeatureTable
 from metalearn.errors import SettingError
 from metalearn.models import MLP
-from metalearn.tasks import FewShotTasks, MixtureTasks
-from metalearn.trainers import MetaTrainer
+from metalearn.tasks import FewShotTasks
+from metalearn.trainers import (
+    MAML,
+    BaselinePlusPlus,
+    MetaOptNet,
+    MetaTrainer,
+    ProtoMAML,
+    ProtoNet,
+)
+from metalearn.trainers.meta.feature_learner import FeatureLearner
 from metalearn.types import Split, TaskBatch
 from tests.support.builders import labelled
 
@@ -127,7 +135,8 @@ def test_sizes_that_cannot_be(least: Any, sentence: str) -> None:
 def trainer(least: Any, **given: Any) -> MetaTrainer:
     source = tasks(least)
     few: dict[str, Any] = {"steps": 2, "meta_batch": 3, "eval_every": 2, "validation_tasks": 2}
-    model = MLP(source.input_shape, given.pop("outputs", 4), hidden=(6,))
+    model = getattr(given.get("learner"), "module", None)
+    model = model or MLP(source.input_shape, 4, hidden=(6,))
     return MetaTrainer(model, source, progress=False, **few | given)
 
 
@@ -150,15 +159,41 @@ def gradient_alone(made: MetaTrainer, batch: TaskBatch) -> tuple[torch.Tensor, t
     return losses, torch.stack([result.grads[name] for result in every]).mean(0)
 
 
-@pytest.mark.parametrize(
-    ("learner", "least"),
-    [("maml", LEAST), ("fomaml", LEAST), ("anil", LEAST),
-     ("protonet", {"shot": 1, "query": 1}), ("r2d2", {"shot": 1, "query": 1})],
-)  # fmt: skip
-def test_padding_has_no_part_in_training(learner: str, least: Any) -> None:
-    torch.manual_seed(0)
-    made = trainer(least, learner=learner)
-    batch = tasks(least).sample("train", range(3))
+FEATURES = ("protonet", "cosine", "protomaml", "r2d2", "metaoptnet", "logistic", "own")
+
+
+class Nearest(FeatureLearner):
+    """A learner of a user's own that knows nothing of absent classes."""
+
+    def fit(self, params: Any, support: Any, *, steps: Any = None) -> Any:
+        features = self.apply(params, self.buffers, support[0])
+        every = torch.arange(self.criterion.classes_of(support[1]))
+        member = (support[1][:, None] == every).to(features)
+        yield params, member.mT @ features
+
+    def predict(self, state: Any, inputs: Any) -> Any:
+        return self.apply(state[0], self.buffers, inputs) @ state[1].mT
+
+
+def made_learner(name: str) -> Any:
+    """A learner by its name, or a head that is a setting of one."""
+    module = MLP((1, 4, 4), 4, hidden=(6,))
+    made: dict[str, Any] = {
+        "cosine": lambda: ProtoNet(module, distance="cosine"),
+        "logistic": lambda: MetaOptNet(module, head="logistic"),
+        "own": lambda: Nearest(module),
+        "baseline_pp": lambda: BaselinePlusPlus(module, head_steps=3),
+        "protomaml": lambda: ProtoMAML(module, MAML(inner_lr=0.01, inner_steps=2)),
+    }
+    return made[name]() if name in made else name
+
+
+@pytest.mark.parametrize("learner", ["maml", "fomaml", "anil", *FEATURES])
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_padding_has_no_part_in_training(learner: str, engine: Any) -> None:
+    made = trainer(LEAST, learner=made_learner(learner))
+    made.learner._engine = engine
+    batch = tasks(LEAST).sample("train", range(3))
     batch = TaskBatch(batch.support, batch.query)  # without ids: a short task has fewer classes
     result = made.learner.gradient(made.learner.params, batch, step=0)
     losses, grads = gradient_alone(made, batch)
@@ -172,21 +207,41 @@ def test_a_learner_trains_and_is_scored_on_classes_that_vary() -> None:
     assert 0 <= float(made.test(5).accuracies[0, -1]) <= 1
 
 
-@pytest.mark.parametrize("learner", ["protonet", "protomaml", "r2d2", "metaoptnet", "rfs"])
-@pytest.mark.parametrize("split", [None, *SPLITS])
-def test_learners_that_need_every_class_say_so_before_training(
-    learner: str, split: Split | None
-) -> None:
-    way = 2 if split is None else {**dict.fromkeys(SPLITS, 4), split: 2}
-    with pytest.raises(SettingError, match="^task.least.way=.*every class of a task needs a supp"):
-        trainer({"way": way}, learner=learner, meta_batch=1)
+@pytest.mark.parametrize("learner", [*FEATURES, "rfs", "baseline_pp"])
+@pytest.mark.parametrize("inductive", [False, True])
+def test_scores_are_those_of_tasks_without_padding(learner: str, inductive: bool) -> None:
+    made = trainer(LEAST, learner=made_learner(learner)).learner
+    batch = tasks().sample("test", range(9))
+    found = made.score(batch, inductive=inductive)
+    present = (batch.support[1][..., None] == torch.arange(4)).any(1)
+    assert set(present.sum(1).tolist()) == {2, 3, 4}
+    for t in range(9):
+        alone = made.score(shortened(batch, t), inductive=inductive)
+        torch.testing.assert_close(found.losses[t], alone.losses[0])
+        torch.testing.assert_close(found.accuracies[t], alone.accuracies[0])
+        chosen = found.predictions[t, -1]
+        assert bool(present[t][chosen].all()), "no class is predicted that is not there"
 
 
-def test_a_mixture_has_the_least_classes_of_its_sets() -> None:
-    mixed = MixtureTasks({"one": tasks(None), "other": tasks({"way": {"train": 4, "test": 3}})})
-    assert mixed.least_outputs == {"train": 4, "validation": 3, "test": 3}
-    with pytest.raises(SettingError, match="^task.least.way="):
-        MetaTrainer(MLP((1, 4, 4), 4, hidden=(8,)), mixed, learner="protonet", progress=False)
+@pytest.mark.parametrize("learner", ["protonet", "rfs", "protomaml"])
+def test_heads_that_features_make_train_on_classes_that_vary(learner: str) -> None:
+    made = trainer(LEAST, learner=learner)
+    made.fit()
+    report = made.test(8)
+    assert 0 <= float(report.accuracies[0, -1]) <= 1
+    assert bool(torch.isfinite(report.losses).all())
+
+
+def test_a_class_that_queries_alone_have_is_refused() -> None:
+    made = trainer(LEAST, learner="protonet").learner
+    x = torch.rand(1, 3, 1, 4, 4)
+    for support, query, message in (
+        ([[0, 1, 1]], [[0, 1, 2]], "none of class 2.: every class of a task needs a support sample"),
+        ([[0, 2, 2]], [[0, 2, 2]], "none of class 1.: every class of a task needs a support sample"),
+    ):
+        task = TaskBatch((x, torch.tensor(support)), (x, torch.tensor(query)), torch.zeros(1, 4))
+        with pytest.raises(SettingError, match=message):
+            made.score(task)
 
 
 def test_features_of_tasks_that_vary_are_padded_by_their_first() -> None:

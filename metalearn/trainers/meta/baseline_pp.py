@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metalearn.core.checks import check_number
 from metalearn.errors import check_whole
 from metalearn.signatures import checked
+from metalearn.trainers.meta.absent_classes import among_present
 from metalearn.trainers.meta.protonet import (
     NearestPrototype,
     Prototypes,
@@ -99,7 +100,7 @@ def cosine_weights(
 
     With P the softmax of the logits and v̂ = v / ‖v‖, the slope of the mean over N samples is
     ∂/∂v̂ = s/N · (P − Y)ᵀ X̂, and ∂/∂v = (I − v̂ v̂ᵀ) ∂/∂v̂ / ‖v‖. It starts at directions of class
-    means. Rows of Y that are zero (padding) count nowhere.
+    means. Rows of Y that are zero (padding) count nowhere, nor do columns (absent classes).
 
     Args:
         features: X ``[N, D]``.
@@ -114,7 +115,8 @@ def cosine_weights(
     count = real.sum()
     for _ in range(steps):
         units = unit_vectors(weights)
-        wrong = ((scale * directions @ units.mT).softmax(-1) - targets) * real  # [N, C]
+        logits = among_present(scale * directions @ units.mT, targets)
+        wrong = (logits.softmax(-1) - targets) * real  # [N, C]
         slope = scale / count * wrong.mT @ directions
         across = slope - (slope * units).sum(-1, keepdim=True) * units
         norms = weights.norm(dim=-1, keepdim=True).clamp_min(1e-6)

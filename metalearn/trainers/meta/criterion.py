@@ -17,6 +17,7 @@ from metalearn.core.checks import check_pair, module_takes
 from metalearn.core.targets import IGNORED, check_form, check_values, is_label
 from metalearn.core.tree import check_tensors, tree_map
 from metalearn.errors import SettingError
+from metalearn.trainers.meta.absent_classes import check_present
 from metalearn.types import TaskBatch
 
 __all__ = ["Criterion", "Kind", "way_of"]
@@ -97,6 +98,8 @@ class Criterion:
                 continue
             if self._logits is None:
                 self._classes = way_of(tasks)
+                if name == "query" and targets.device.type == "cpu" and is_label(targets):
+                    check_present(tasks.support[1], targets, self._classes)
             elif self._classes is None:
                 with torch.no_grad(), module_takes(f"{name} inputs", inputs):
                     outputs = self._logits(tree_map(lambda x: x[0], inputs))
@@ -108,21 +111,9 @@ class Criterion:
 
 
 def way_of(tasks: TaskBatch) -> int:
-    """C of tasks: by their class ids, where these are known, else by their labels.
-
-    Raises:
-        SettingError: a class without a support sample.
-    """
+    """C of the largest of tasks: by their class ids, where these are known, else by labels."""
     targets = tasks.support[1]
     if not is_label(targets):
         return int(targets.shape[-1])
     ids = getattr(tasks, "class_ids", None)
-    way = int(ids.shape[-1]) if ids is not None else int(targets.max()) + 1
-    if targets.device.type == "cpu":
-        every = torch.arange(way)
-        found = (targets[..., None] == every).any(-2)
-        if not bool(found.all()):
-            missing = int((~found).nonzero()[0, -1])
-            accepted = "every class of a task needs a support sample"
-            raise SettingError("targets of the support set", f"none of class {missing}", accepted)
-    return way
+    return int(ids.shape[-1]) if ids is not None else int(targets.max()) + 1

@@ -13,7 +13,7 @@ from metalearn.core.targets import check_form
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 from metalearn.tasks import outputs_by_split
-from metalearn.tasks.by_split import any_split, least_outputs_by_split
+from metalearn.tasks.by_split import any_split
 from metalearn.tasks.deferred import DeferredTasks
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.types import TaskDistribution
@@ -43,10 +43,6 @@ def check_fit(
         raise SettingError("task.way", ways, accepted)
     if isinstance(tasks, DeferredTasks) and not tasks.there:
         return
-    least = least_outputs_by_split(tasks)
-    if learner.needs == "features" and least != ways:
-        accepted = f"{ways} is needed, or null: every class of a task needs a support sample"
-        raise SettingError("task.least.way", least, f"{accepted} for a head that features make")
     batch = tasks.sample(any_split(tasks), [0], device=device)
     size = sum(part.numel() * part.element_size() for part in leaves(batch))
     check_memory("meta_batch", meta_batch, size * meta_batch, device)

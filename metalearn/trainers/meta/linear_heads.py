@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metalearn.trainers.meta.absent_classes import among_present
+
 __all__ = ["logistic_weights", "ridge_weights"]
 
 NEWTON_STEPS = 20
@@ -47,7 +49,7 @@ def logistic_weights(features: Tensor, targets: Tensor, ridge: Tensor) -> Tensor
     one further Newton step U − J⁻¹ g(U), of which g alone is differentiated, has the derivative
     −J⁻¹ ∂g of the implicit function theorem, whose reverse is a solve with Jᵀ. It is exact to first
     order; further derivatives are not those of the optimum. Rows of Y that are zero (padding) count
-    nowhere.
+    nowhere, nor do columns (absent classes), whose weights are 0.
 
     Args:
         features: X ``[N, D]``.
@@ -62,7 +64,7 @@ def logistic_weights(features: Tensor, targets: Tensor, ridge: Tensor) -> Tensor
     for _ in range(NEWTON_STEPS):
         step = _newton_step(unknown, design, left, targets, rate)
         unknown = _best_along(unknown, step, design, targets, rate, wide)
-    jacobian = _jacobian(unknown, design, left, rate)
+    jacobian = _jacobian(unknown, design, left, targets, rate)
     residual = _residual(unknown, *_design(x, wide), targets, ridge)
     unknown = unknown - _solved(jacobian, residual)
     return x.mT @ unknown if wide else unknown
@@ -84,12 +86,15 @@ def _residual(
     unknown: Tensor, design: Tensor, left: Tensor, targets: Tensor, ridge: Tensor
 ) -> Tensor:
     """g(U) ``[R, C]``, zero at the optimum; in the wide form the slope of the loss is X Xᵀ g."""
-    return ridge * unknown + left.mT @ ((design @ unknown).softmax(-1) - targets)
+    p = among_present(design @ unknown, targets).softmax(-1)
+    return ridge * unknown + left.mT @ (p - targets)
 
 
-def _jacobian(unknown: Tensor, design: Tensor, left: Tensor, ridge: Tensor) -> Tensor:
+def _jacobian(
+    unknown: Tensor, design: Tensor, left: Tensor, targets: Tensor, ridge: Tensor
+) -> Tensor:
     """∂g/∂U ``[R·C, R·C]``."""
-    p = (design @ unknown).softmax(-1)
+    p = among_present(design @ unknown, targets).softmax(-1)
     curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]  # [N, C, C]
     weighted = torch.einsum("nm,ncd,nb->mcbd", left, curvature, design)
     matrix = weighted.reshape(unknown.numel(), unknown.numel())
@@ -101,7 +106,7 @@ def _newton_step(
 ) -> Tensor:
     """−J⁻¹ g ``[R, C]``."""
     residual = _residual(unknown, design, left, targets, ridge)
-    return -_solved(_jacobian(unknown, design, left, ridge), residual)
+    return -_solved(_jacobian(unknown, design, left, targets, ridge), residual)
 
 
 def _solved(matrix: Tensor, residual: Tensor) -> Tensor:
@@ -118,6 +123,7 @@ def _best_along(
     trials = torch.stack([unknown + length * step for length in _LENGTHS])
     logits = design @ trials
     square = trials * (logits if wide else trials)  # ‖W‖² = ⟨U, X Xᵀ U⟩ or ⟨U, U⟩
+    logits = among_present(logits, targets)
     loss = -(targets * logits.log_softmax(-1)).sum((-2, -1)) + ridge / 2 * square.sum((-2, -1))
     chosen: Tensor = trials[0]
     least = loss[0]

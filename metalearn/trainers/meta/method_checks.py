@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from metalearn.core.memory import is_out_of_memory
 from metalearn.core.targets import is_label
 from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError, check_whole
+from metalearn.trainers.meta.absent_classes import among_present
 from metalearn.trainers.meta.criterion import Criterion, Kind
 from metalearn.trainers.meta.network import LearnerNetwork
 from metalearn.types import Batch, Params, TaskBatch
@@ -32,6 +33,7 @@ __all__ = [
     "check_module",
     "check_outputs",
     "named_by_class",
+    "of_task",
     "predicted",
     "refused_inputs",
     "states_of",
@@ -42,6 +44,7 @@ class CheckedLearner(Protocol):
     """What checks of methods ask of a learner."""
 
     kind: Kind
+    needs: ClassVar[Literal["logits", "features"]]
     criterion: Criterion
     network: LearnerNetwork
     inner_steps: int
@@ -125,6 +128,16 @@ def check_outputs(learner: CheckedLearner, outputs: Any, targets: Any) -> None:
         shown = type(outputs).__name__ if got is None else got
         accepted = f"a tensor {wanted} is needed for these tasks".replace("'", "")
         raise SettingError(_name(learner, "predict"), shown, accepted)
+
+
+def of_task(learner: CheckedLearner, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Outputs of queries, among the classes of a support set's targets.
+
+    The head of a network has an output for every class; one that features make, for those that
+    are there.
+    """
+    made = learner.needs == "features" and learner.kind == "classification"
+    return among_present(outputs, targets) if made else outputs
 
 
 def check_methods(learner: CheckedLearner, tasks: TaskBatch) -> None:

@@ -19,6 +19,7 @@ from metalearn.core.checks import check_pair
 from metalearn.core.tree import flatten, match_names, unflatten
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
+from metalearn.trainers.meta.absent_classes import NOTHING, absent
 from metalearn.trainers.meta.feature_learner import class_probabilities
 from metalearn.trainers.meta.learnt import learn_in_adaptation
 from metalearn.trainers.meta.protocol import Learner
@@ -112,8 +113,10 @@ class ProtoMAML(Learner):
         inputs, targets = check_pair(support, "support")
         features = self.apply(params, self.buffers, inputs)
         classes = self.criterion.classes_of(targets)
-        means = class_means(features, class_probabilities(targets, classes, features))
-        head = {WEIGHT: 2 * means, BIAS: -means.square().sum(-1)}
+        probabilities = class_probabilities(targets, classes, features)
+        means = class_means(features, probabilities)
+        biases = (-means.square().sum(-1)).masked_fill(absent(probabilities), NOTHING)
+        head = {WEIGHT: 2 * means, BIAS: biases}
         own = {n: v.view_as(v) for n, v in self.network.own(params).items()}  # apart from the head
         return {**own, **head}
 

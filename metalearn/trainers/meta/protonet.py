@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
+from metalearn.trainers.meta.absent_classes import absent
 from metalearn.trainers.meta.feature_learner import FeatureLearner
 from metalearn.types import Batch, Params
 
@@ -120,8 +121,9 @@ class NearestPrototype(nn.Module):
 
 
 def class_means(features: Tensor, probabilities: Tensor) -> Tensor:
-    """``[C, D]``: of each class the mean feature; by probabilities ``[N, C]``, weighted."""
-    return probabilities.mT @ features / probabilities.sum(0)[:, None]
+    """``[C, D]``: of each class the mean feature, by probabilities ``[N, C]``; 0 of one absent."""
+    weights = torch.where(absent(probabilities), 1.0, probabilities.sum(0))
+    return probabilities.mT @ features / weights[:, None]
 
 
 def prototype_logits(features: Tensor, means: Tensor, scale: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from metalearn.core.bayes.predictive_regression import regression_uncertainty
 from metalearn.core.targets import is_label, labels_of, mean_without_padding, not_padding
 from metalearn.core.tree import leaves, tree_map
 from metalearn.trainers.meta.inductive import each_beside
-from metalearn.trainers.meta.method_checks import CheckedLearner, check_outputs, predicted
+from metalearn.trainers.meta.method_checks import CheckedLearner, check_outputs, of_task, predicted
 from metalearn.trainers.meta.nan_scores import hits
 from metalearn.trainers.meta.scores import MemberScores, QueryOutcomes, TaskScores
 from metalearn.trainers.meta.uncertainty import task_calibration
@@ -149,6 +149,7 @@ def _outputs_along(
         else:
             output = together(query[0])
         check_outputs(learner, output, query[1])
+        output = of_task(learner, output, support[1])
         return learner.criterion(output, query[1]), output
 
     found: tuple[Tensor, Tensor] = learner.along(visit, params, tasks, steps=steps, alone=inductive)

@@ -19,6 +19,7 @@ from metalearn.errors import check_whole
 from metalearn.trainers.meta.method_checks import (
     CheckedLearner,
     check_outputs,
+    of_task,
     predicted,
     states_of,
 )
@@ -33,7 +34,7 @@ def query_loss(learner: CheckedLearner, params: Params, support: Batch, query: B
     *_, state = states_of(learner, params, support, learner.inner_steps)
     outputs = predicted(learner, state, query[0])
     check_outputs(learner, outputs, query[1])
-    return learner.criterion(outputs, query[1])
+    return learner.criterion(of_task(learner, outputs, support[1]), query[1])
 
 
 def each_task_gradient(
