@@ -236,8 +236,8 @@ def test_a_class_that_queries_alone_have_is_refused() -> None:
     made = trainer(LEAST, learner="protonet").learner
     x = torch.rand(1, 3, 1, 4, 4)
     for support, query, message in (
-        ([[0, 1, 1]], [[0, 1, 2]], "none of class 2.: every class of a task needs a support sample"),
-        ([[0, 2, 2]], [[0, 2, 2]], "none of class 1.: every class of a task needs a support sample"),
+        ([[0, 1, 1]], [[0, 1, 2]], "none of class 2.: every class of a task needs a support"),
+        ([[0, 2, 2]], [[0, 2, 2]], "none of class 1.: every class of a task needs a support"),
     ):
         task = TaskBatch((x, torch.tensor(support)), (x, torch.tensor(query)), torch.zeros(1, 4))
         with pytest.raises(SettingError, match=message):
