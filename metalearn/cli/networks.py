@@ -99,6 +99,8 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
         return started_network(config, own, start, seed=seed)
 
     seeds = network_seeds(config)
+    if (plain_value(config.model.get("lora")) or {}).get("rank") is not None:
+        return Ensemble.from_modules(_sharing_what_is_fixed([make(seed) for seed in seeds]))
     size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
     check_memory("trainer.members", members, 2 * size * len(seeds))  # with their gradients
     return Ensemble.from_factory(make, seeds)
@@ -109,6 +111,14 @@ def inputs_of(source: Any) -> dict[str, Any]:
     vocabulary = getattr(source, "vocabulary", None)
     shape = {"input_shape": list(source.input_shape)}
     return shape if vocabulary is None else {**shape, "vocabulary": vocabulary}
+
+
+def _sharing_what_is_fixed(networks: list[nn.Module]) -> list[nn.Module]:
+    """Networks with adapters of their own, of the body of the first."""
+    fixed = {n: p for n, p in networks[0].named_parameters() if not p.requires_grad}
+    for network in networks[1:]:
+        network.load_state_dict(fixed, strict=False)
+    return networks
 
 
 def network_seeds(config: DictConfig) -> Sequence[int]:

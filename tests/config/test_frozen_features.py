@@ -142,9 +142,10 @@ def test_samples_of_features(trainer: str, run: Run) -> None:
     [
         [*LETTERS, "maml.norm=group", "model.lora.layers=blocks.*"],
         [*LETTERS, "learner=protonet"],
+        [*LETTERS, "maml.norm=group", "trainer.members=2"],
         ["trainer=ensemble", "trainer.members=2", "data=digits", "model=mlp", *CADENCE],
     ],
-    ids=["maml", "protonet", "ensemble"],
+    ids=["maml", "protonet", "members", "ensemble"],
 )
 def test_adapters_learn_and_the_rest_stays(given: list[str], run: Run) -> None:
     outcome = run("train", *given, "model.lora.rank=2", "model.lora.alpha=4")

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from metalearn.core import Engine, functionalize, meta_gradient, per_sample_gradients, sgd
 from metalearn.errors import SettingError
-from metalearn.models import MLP, Conv4, LowRank, ResNet12, ViT, load_weights, with_lora
+from metalearn.models import (
+    MLP,
+    Conv4,
+    Ensemble,
+    LowRank,
+    ResNet12,
+    ViT,
+    load_weights,
+    with_lora,
+)
+from metalearn.trainers import ANIL, CAVIA, MetaLearner, ProtoNet, Reptile
+from metalearn.types import TaskBatch
 from tests.support import oracles
 
 NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -82,6 +93,41 @@ def test_meta_gradients(network: nn.Module, shape: tuple[int, ...], engine: Engi
     expected = oracles.maml(case, oracles.sgd_rule(0.1), 2)[0]
     assert any(".down." in name and bool(value.any()) for name, value in expected.items())
     oracles.assert_trees(result.grads, expected, 1e-8)
+
+
+@pytest.mark.parametrize("learner", [MetaLearner, ANIL, Reptile, CAVIA, ProtoNet])
+def test_learners_of_several_networks_share_what_is_fixed(learner: Any) -> None:
+    """Gradients and scores of members with one body are those of each network alone."""
+    body = Conv4((1, 16, 16), 3, filters=3)
+    nets = [moved(with_lora(body, 2, seed=seed)).double() for seed in (0, 1)]
+    tasks = oracles.classification(nets[0], (1, 16, 16), samples=6, classes=3)[2]
+    tasks = TaskBatch(tasks.support, tasks.query, torch.arange(3).expand(len(tasks.query[1]), -1))
+    several = learner(Ensemble.from_modules(nets))
+    found = several.gradient(several.params, tasks)
+    scores = several.score(tasks, inductive=True)
+    fixed = {n for n, p in nets[0].named_parameters() if not p.requires_grad}
+    assert fixed and not any(name.endswith(tuple(fixed)) for name in found.grads)
+    for row, net in enumerate(nets):
+        alone = learner(net, seed=row) if learner is CAVIA else learner(net)
+        expected = alone.gradient(alone.params, tasks)
+        got = {name: value[row] for name, value in found.grads.items()}
+        oracles.assert_trees(got, expected.grads, 1e-9)
+        torch.testing.assert_close(found.loss[row], expected.loss)
+        one = alone.score(tasks, inductive=True)
+        assert scores.members is not None
+        torch.testing.assert_close(scores.members.losses[:, row], one.losses)
+        x = tasks.query[0][0]
+        support = tasks.support[0][0], tasks.support[1][0]
+        torch.testing.assert_close(several.adapt(support)(x)[row], alone.adapt(support)(x))
+
+
+def test_what_is_fixed_has_to_be_the_same_for_all_members() -> None:
+    nets = [with_lora(MLP((4,), 3, hidden=(6,), seed=seed), 2) for seed in (0, 1)]
+    with pytest.raises(SettingError, match=r"model='1.layer.weight': buffers and fixed parameters"):
+        MetaLearner(Ensemble.from_modules(nets))
+    norms = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)) for _ in range(2)]
+    with pytest.raises(SettingError, match="running statistics|track_running_stats"):
+        MetaLearner(Ensemble.from_modules(norms))
 
 
 def test_gradients_of_samples_are_those_of_adapters() -> None:

@@ -8,7 +8,7 @@ Axes: M members, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, get_args
 
 from torch import Tensor, nn
@@ -147,24 +147,26 @@ class OneNetwork:
 class StackedNetworks:
     """An `Ensemble` of M networks of one architecture; parameters are ``[M, ...]``.
 
+    Buffers, and parameters that are fixed, such as those of a body with adapters, are the same for
+    all members, and are none of ``[M, ...]``.
+
     Raises:
-        SettingError: several architectures, or buffers.
+        SettingError: several architectures, buffers that differ or that calls write.
     """
 
     only_loop = ""
 
     def __init__(self, module: Ensemble) -> None:
         self.module, self.count = module, len(module)
-        self.buffers: dict[str, Tensor] = {}
         if len(module.stacks) != 1:
             found = f"{len(module.stacks)} architectures"
             raise SettingError("model", found, "members need to share one")
         (stack,) = module.stacks
         assert isinstance(stack, Stack)
         params, buffers = stack.state()
+        self.buffers = _shared(buffers)
         if buffers:
-            accepted = "members that adapt have no buffers or fixed parameters"
-            raise SettingError("model", sorted(buffers), accepted)
+            functionalize(module.member(0))  # or what its calls write is refused
         self.apply = stack.call
         self.params = {name: p.detach() for name, p in params.items()}
         self.names = {name: f"stacks.0.network.{name}" for name in params}
@@ -236,6 +238,21 @@ def normalized(module: nn.Module, norm: Norm | None) -> nn.Module:
         accepted = "one network is needed for norm='running': members that adapt keep no statistics"
         raise SettingError("module", type(module).__name__, accepted)
     return module if norm is None else convert_norm(module, norm)
+
+
+def _shared(stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of tensors ``[M, ...]`` that are the same for all members, one.
+
+    Raises:
+        SettingError: names those that differ.
+    """
+    rows = {name: value.detach() for name, value in stacked.items()}
+    other = [name for name, value in rows.items() if not value.eq(value[:1]).all()]
+    if other:
+        accepted = "buffers and fixed parameters of members that adapt have to be the same for all"
+        shown = ", ".join(other[:3]) + ", …" * (len(other) > 3)
+        raise SettingError("model", shown, f"{accepted} (init_from=… starts them from one network)")
+    return {name: value[0] for name, value in rows.items()}
 
 
 def _learn(network: OneNetwork | StackedNetworks, values: LearntValues) -> None:
