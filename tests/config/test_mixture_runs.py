@@ -46,7 +46,12 @@ def test_a_run_of_two_sets_goes_on_and_is_scored(run: Run) -> None:
     assert outcome.code == 0, outcome.err
     outcome = run("evaluate", "run=out", "tasks=6")
     assert outcome.code == 0, outcome.err
-    assert "scores" in json.loads(Path("out/evaluation-test.json").read_text())
+    scores = json.loads(Path("out/evaluation-test.json").read_text())["scores"]["transductive"]
+    parts = scores["by_set"]
+    assert list(parts) == ["bright", "dark"] and sum(p["tasks"] for p in parts.values()) == 6
+    mean = sum(p["tasks"] * p["accuracy"]["mean"] for p in parts.values()) / 6
+    assert mean == pytest.approx(scores["accuracy"][-1]["mean"])
+    assert f"{parts['dark']['tasks']} tasks of dark: " in outcome.out
     outcome = run("evaluate", "run=out", "tasks=6", "test_task=folder", "test_task.root=pictures",
                   "test_task.channels=1", "test_task.image_size=16")  # fmt: skip
     assert outcome.code == 0, outcome.err

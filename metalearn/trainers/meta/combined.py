@@ -15,6 +15,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.random_streams import check_split
 from metalearn.tasks.deferred import TaskShapes
+from metalearn.trainers.meta.by_set import by_set
 from metalearn.trainers.meta.nan_scores import check_tasks
 from metalearn.trainers.meta.normalization import common_normalization
 from metalearn.trainers.meta.protocol import Learner
@@ -151,7 +152,8 @@ class CombinedMetaTrainers:
             sets = CalibratedSets(conformal, known.queries)
         few = self.tasks.sample(split, [0], device=self.device)
         found = common_normalization(self.learner.learners, few, inductive=inductive)
-        return task_report(scores, found, inductive=inductive, sets=sets)
+        parts = by_set(self.tasks, split, scores)
+        return task_report(scores, found, inductive=inductive, sets=sets, parts=parts)
 
     def reports(
         self,

@@ -5,12 +5,14 @@ Axes: M members, K inner steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metalearn.trainers.meta.by_set import PartReport
 from metalearn.trainers.meta.normalization import Normalization
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
 from metalearn.trainers.meta.uncertainty import (
@@ -45,6 +47,8 @@ class TestReport:
     """``[2]``: area under the risk–coverage curve of the same (AURC)."""
     sets: SetReport | None = None
     """Of conformal sets, where they were asked for."""
+    by_set: Mapping[str, PartReport] | None = None
+    """Of a mixture, the scores of the tasks of each data set."""
 
     def as_json(self) -> dict[str, Any]:
         """Mean and half-width of the 95 % interval at each inner step, and those of members."""
@@ -63,6 +67,8 @@ class TestReport:
         for name, values in (("calibration", self.calibration), ("aurc", self.risk_coverage)):
             if values is not None:
                 found[name] = _ends(values)
+        if self.by_set is not None:
+            found["by_set"] = {name: part.as_json() for name, part in self.by_set.items()}
         return found if self.sets is None else found | {"sets": self.sets.as_json()}
 
     def headline(self) -> dict[str, float]:
@@ -94,6 +100,7 @@ class TestReport:
             lines.insert(1, f"  normalisation: {self.normalization}")
         if self.members is not None:
             lines += [*self.members.lines(), *self._uncertainty()]
+        lines += [part.line(set_name) for set_name, part in (self.by_set or {}).items()]
         return lines if self.sets is None else [*lines, self.sets.line()]
 
     def _uncertainty(self) -> list[str]:
@@ -166,8 +173,12 @@ def task_report(
     *,
     inductive: bool = False,
     sets: CalibratedSets | None = None,
+    parts: Mapping[str, PartReport] | None = None,
 ) -> TestReport:
-    """Mean and half-width of the 95 % interval over the tasks; ``inductive`` says what they are."""
+    """Mean and half-width of the 95 % interval over the tasks.
+
+    ``inductive`` says what they are, ``parts`` what they are of the sets of a mixture.
+    """
     found, accuracies, queries = scores.members, scores.accuracies, scores.queries
     members = None
     if found is not None:
@@ -188,6 +199,7 @@ def task_report(
         None if queries is None else _interval(task_calibration(queries)),
         None if queries is None else _interval(task_risk_coverage(queries)),
         None if queries is None or sets is None else sets.report(queries),
+        parts,
     )
 
 

@@ -27,6 +27,7 @@ from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
+from metalearn.trainers.meta.by_set import by_set
 from metalearn.trainers.meta.diagnostics import TaskSource, diagnosis_sources
 from metalearn.trainers.meta.evaluator import MetaEvaluator, SelectBy
 from metalearn.trainers.meta.fitting import check_fit
@@ -215,7 +216,8 @@ class MetaTrainer(Trainer):
             sets = self._sets(conformal, len(scores.losses), inductive=inductive)
         few = self.tasks.sample(split, [0], device=self.device)
         found = normalization_in(self.learner, few, inductive=inductive)
-        return task_report(scores, found, inductive=inductive, sets=sets)
+        parts = by_set(self.tasks, split, scores)
+        return task_report(scores, found, inductive=inductive, sets=sets, parts=parts)
 
     def _sets(self, asked: ConformalSets, count: int, *, inductive: bool) -> CalibratedSets:
         first = max(self.evaluator.count, count)
