@@ -78,6 +78,10 @@ def member_lines(names: Sequence[str], members: Sequence[int], report: Any) -> l
     width = max(map(len, names))
     lines = []
     for number, scores in zip(members, report.member_headlines()):
-        shown = ", ".join(f"{name.removeprefix('test/')} {v:.4f}" for name, v in scores.items())
+        shown = ", ".join(_score(name.removeprefix("test/"), v) for name, v in scores.items())
         lines.append(f"  {names[number]:<{width}}  {shown}")
     return lines
+
+
+def _score(name: str, value: float) -> str:
+    return f"{name} {value:.2%}" if name.endswith("accuracy") else f"{name} {value:.4f}"

@@ -12,7 +12,7 @@ from metalearn.evaluation.seeds import mean_over_seeds
 from metalearn.ledger.outcomes import Outcome, Score
 from metalearn.ledger.rows import ROWS, TABLES, Protocol, Reported, Row, Table
 
-__all__ = ["ledger_page", "over_seeds", "verdict"]
+__all__ = ["ledger_page", "over_seeds", "result_line", "verdict"]
 
 _POINTS = 1.0  # of accuracy or error; within it a result counts as reproduced
 _PROTOCOLS: tuple[Protocol, ...] = ("transductive", "inductive")
@@ -52,6 +52,15 @@ def ledger_page(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
         )
     parts.append(_commands())
     return "\n".join(parts)
+
+
+def result_line(row: Row, outcomes: Sequence[Outcome]) -> str:
+    """What a paper has for a row, what the row has, and the verdict, in a line."""
+    table = TABLES[row.table]
+    protocols = {p: _shown(over_seeds(outcomes, p), table) for p in _PROTOCOLS}
+    found = [f"{shown} {protocol}" for protocol, shown in protocols.items() if shown]
+    parts = ["" if row.reported is None else f"paper {_reported(row.reported)}", ", ".join(found)]
+    return "; ".join([*(part for part in parts if part), verdict(row, table, outcomes)])
 
 
 def over_seeds(outcomes: Sequence[Outcome], protocol: Protocol) -> Score | None:

@@ -113,6 +113,7 @@ def test_the_command_lists_rows(run: Callable[..., Outcome]) -> None:
     outcome = run("reproduce", "--list")
     assert outcome.code == 0
     assert outcome.out.startswith(f"{ROW.name} ")  # the cheapest
+    assert "ProtoNet; paper 98.8; not run yet; about" in outcome.out
     assert run("reproduce", "sinusoidal").code == 2
     assert "did you mean sinusoid?" in run("reproduce", "sinusoidal").err
     assert run("reproduce", "--lst").code == 2

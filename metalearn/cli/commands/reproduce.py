@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metalearn.cli.error_messages import one_sentence_errors
@@ -15,11 +15,13 @@ from metalearn.ledger import (
     TABLES,
     Commands,
     Interrupted,
+    Outcome,
     Row,
     RowRunner,
     chosen_rows,
     ledger_page,
     read_outcomes,
+    result_line,
 )
 
 __all__ = ["reproduce"]
@@ -47,7 +49,7 @@ def reproduce(arguments: Sequence[str]) -> None:
     further = [f"device={options.device}"] if options.device else []
     runner = RowRunner(folder, Commands([sys.executable, "-m", "metalearn"]), further)
     if options.list:
-        _print_rows(rows, runner)
+        _print_rows(rows, runner, read_outcomes(folder))
         return
     _write_page(folder)
     for row in [] if options.page else rows:
@@ -77,11 +79,16 @@ def _write_page(folder: Path) -> None:
     replace_file(path, lambda file: file.write(text.encode()))
 
 
-def _print_rows(rows: Sequence[Row], runner: RowRunner) -> None:
+def _print_rows(
+    rows: Sequence[Row], runner: RowRunner, outcomes: Mapping[str, Sequence[Outcome]]
+) -> None:
     for row in rows:
-        states = ", ".join(f"seed {seed} {runner.state(row, seed)}" for seed in row.seeds)
         title = TABLES[row.table].title
-        print(f"{row.name:<28} {title}: {row.method}; about {row.minutes} minutes; {states}")
+        states = {seed: runner.state(row, seed) for seed in row.seeds}
+        left = ", ".join(f"seed {s} {state}" for s, state in states.items() if state != "finished")
+        todo = f"; about {row.minutes} minutes a seed, {left}" if left else ""
+        result = result_line(row, outcomes.get(row.name, ()))
+        print(f"{row.name:<28} {title}: {row.method}; {result}{todo}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -65,6 +65,9 @@ class ConditionalNeuralProcess(ConditionedLearner):
         chunk_size: int | None = None,
         seed: int = 0,
     ) -> None:
+        if kind == "classification":  # before the network is looked at, which may be of pictures
+            accepted = "a conditional neural process needs tasks of regression"
+            raise SettingError("kind", kind, accepted)
         check_seed(seed)
 
         def around(network: nn.Module, index: int) -> NeuralProcess:
@@ -78,9 +81,6 @@ class ConditionalNeuralProcess(ConditionedLearner):
 
         made = wrapped(module, NeuralProcess, around)
         super().__init__(made, kind=kind, engine=engine, chunk_size=chunk_size)
-        if kind != "regression":
-            accepted = "a conditional neural process needs tasks of regression"
-            raise SettingError("kind", kind, accepted)
         self.variance = "spread" in {name.split(".")[0] for name in self.names}
 
     def predict(self, state: Conditioned, inputs: Tensor) -> Tensor:
