@@ -79,7 +79,7 @@ def _unused(config: DictConfig, given: set[str]) -> Iterator[tuple[str, str]]:
             yield "maml.first_order", f"learner.first_order={str(asked).lower()} contradicts it"
         yield from _unused_rates(config.get("learner") or {})
         if _method(config) != "implicit":
-            for name in ("regularization", "cg_iterations"):
+            for name in ("regularization", "cg_iterations", "cg_damping"):
                 yield f"maml.{name}", "learner=imaml, or maml.method=implicit, is needed for it"
         yield from _unused_inner(maml)
         if maml.get("method") == "first_order" and not maml.get("first_order"):

@@ -175,6 +175,11 @@ CORE: list[Row] = [
     ),
     (
         "core.meta_gradient",
+        {"method": "implicit", "implicit": core.Implicit(1.0, 5, -1.0)},
+        "damping=-1.0: a finite number of at least 0",
+    ),
+    (
+        "core.meta_gradient",
         {"method": "implicit", "implicit": core.Implicit(1.0, 0)},
         "iterations=0: a whole number of at least 1",
     ),

@@ -29,6 +29,8 @@ class Implicit(NamedTuple):
     """λ of the inner loss L(φ) + λ/2·‖φ − θ‖²."""
     iterations: int = 5
     """Of conjugate gradients."""
+    damping: float = 0.0
+    """δ, at least 0, of the system I + H/(λ + δ): above 0 it is definite where H + λI is not."""
 
 
 class TaskGradient(NamedTuple):

@@ -215,5 +215,6 @@ def _check_implicit(implicit: Implicit, fixed: Sequence[bool], optimizer: InnerO
         )
     check_number("regularization", implicit.regularization, above=0)
     check_whole("iterations", implicit.iterations, 1)
+    check_number("damping", implicit.damping, least=0)
     if all(fixed):
         raise SettingError("frozen", "every parameter", "method=implicit needs one that adapts")

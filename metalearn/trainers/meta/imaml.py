@@ -28,16 +28,18 @@ class ImplicitMAML(MetaLearner):
 
     Args:
         module: as for `MetaLearner`.
-        maml: as for `MetaLearner`: λ is ``regularization``, and ``cg_iterations`` are those of
-            conjugate gradients; ``method`` is implicit, and nothing of the inner loop is learnt.
+        maml: as for `MetaLearner`: λ is ``regularization``, ``cg_iterations`` and ``cg_damping``
+            are of conjugate gradients; ``method`` is implicit, and nothing of the inner loop is
+            learnt.
         kind: as for `MetaLearner`.
 
     Raises:
         SettingError: as `MetaLearner`; settings of ``maml`` that contradict.
 
     Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients", NeurIPS
-    2019. This is its gradient descent variant (16 inner steps, λ = 2 and 5 iterations on Omniglot,
-    5 ways); the Hessian-free one takes Newton steps in the inner loop, which are not here.
+    2019. This is its gradient descent variant (16 inner steps, λ = 2, 5 iterations and a damping
+    of 10 on Omniglot, 5 ways); the Hessian-free one takes Newton steps in the inner loop, which
+    are not here.
     """
 
     method: ClassVar[Method] = "implicit"

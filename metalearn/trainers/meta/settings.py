@@ -70,6 +70,7 @@ class MAML:
             free. With ``method="auto"`` it decides between reverse and mixed.
         regularization: λ of the implicit method's inner loss L(φ) + λ/2·‖φ − θ‖², above 0.
         cg_iterations: conjugate gradient iterations of the implicit method, at least 1.
+        cg_damping: δ of their system I + H/(λ + δ), at least 0; see `metalearn.core.Implicit`.
 
     Raises:
         SettingError: a value out of range.
@@ -96,6 +97,7 @@ class MAML:
     memory: str | int | None = None
     regularization: float = 1.0
     cg_iterations: int = 5
+    cg_damping: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -108,6 +110,7 @@ class MAML:
             raise SettingError("inner_lr", type(self.inner_lr).__name__, accepted)
         check_number("inner_lr", self.inner_lr, above=0)
         check_whole("cg_iterations", self.cg_iterations, 1)
+        check_number("cg_damping", self.cg_damping, least=0)
         check_number("regularization", self.regularization, above=0)
         if self.memory is not None:
             parse_bytes(self.memory)
@@ -158,7 +161,7 @@ class MAML:
     @property
     def implicit(self) -> Implicit:
         """Settings of the implicit method."""
-        return Implicit(self.regularization, self.cg_iterations)
+        return Implicit(self.regularization, self.cg_iterations, self.cg_damping)
 
     @property
     def hyperparameters(self) -> dict[str, float]:

@@ -102,6 +102,27 @@ def test_quadratic_bowls(engine: str, strength: float) -> None:
 
 
 @engines
+def test_damping_is_a_stronger_pull_in_the_system_alone(engine: str) -> None:
+    """(I + A/(λ + δ))⁻¹·A_q·(φ* − q) at the minimum for λ; frozen leaves have λ + δ too."""
+    slope = apply(BOWLS.a_query, minimum(1.0, THETA) - BOWLS.q)
+    result = run(engine, steps=120, implicit=Implicit(1.0, D, 3.0))
+    expected = solve(EYE + BOWLS.a / 4.0, slope)
+    torch.testing.assert_close(result.grads, expected.mean(0), rtol=1e-10, atol=1e-10)
+    assert float(result.diagnostics["cg_residual"].max()) < 1e-10
+
+
+@engines
+def test_damping_makes_a_system_definite(engine: str) -> None:
+    """Of a saddle, H + λI indefinite: solved with δ above the least eigenvalue, not without."""
+    hills = TaskBatch((BOWLS.a - 2.5 * EYE, BOWLS.s), (BOWLS.a_query, BOWLS.q))
+    few: dict[str, Any] = {"tasks": hills, "steps": 1, "optimizer": sgd(1e-3)}
+    plain = run(engine, implicit=Implicit(1.0, D), **few)
+    damped = run(engine, implicit=Implicit(1.0, D, 6.0), **few)
+    assert float(plain.diagnostics["cg_residual"].max()) > 0.1
+    assert float(damped.diagnostics["cg_residual"].max()) < 1e-8
+
+
+@engines
 def test_the_gradient_is_that_of_the_minimum(engine: str) -> None:
     """d/dθ of L_query(φ*(θ)), by differentiating the closed form."""
     theta = THETA.clone().requires_grad_()
