@@ -95,9 +95,9 @@ TABLES = {
             "omniglot_within",
             "Omniglot within alphabets, 20-way 1-shot",
             "error",
-            "All characters of a task are of one alphabet. Trained on the 30 background alphabets, "
-            "five of which choose the state where one is chosen; tested on the 20 others, which "
-            "nothing was chosen by. Inductive numbers alone count here.",
+            "All characters of a task are of one alphabet. Trained on the 30 background alphabets "
+            "(or five, of the minimal sets), five of which choose the state where one is chosen; "
+            "tested on the 20 others, which nothing was chosen by. Inductive numbers alone count.",
         ),
         Table(
             "mini_imagenet_5w1s",
@@ -187,6 +187,8 @@ ROWS = {
         Row("within_r2d2", _WITHIN, "R2D2", 15),
         Row("within_protonet_wide", _WITHIN, "ProtoNet, wide", 30),
         Row("within_protonet_ensemble", _WITHIN, "five of ProtoNet, wide", 75),
+        Row("within_protonet_small1", _WITHIN, "ProtoNet, wide, of five alphabets (small 1)", 15),
+        Row("within_protonet_small2", _WITHIN, "ProtoNet, wide, of five alphabets (small 2)", 15),
         _not_run("mini_imagenet_maml", _MINI, "MAML", 2000, Reported(48.70, _FINN)),
         _not_run("mini_imagenet_protonet", _MINI, "ProtoNet", 900, Reported(49.42, _SNELL)),
         _not_run("mini_imagenet_r2d2", _MINI, "wide R2D2", 1500, Reported(51.2, _BERTINETTO)),
