@@ -21,6 +21,7 @@ from metalearn.trainers import (
     ProtoNet,
 )
 from metalearn.trainers.meta.feature_learner import FeatureLearner
+from metalearn.trainers.meta.uncertainty import ConformalSets
 from metalearn.types import Split, TaskBatch
 from tests.support.builders import labelled
 
@@ -160,6 +161,7 @@ def gradient_alone(made: MetaTrainer, batch: TaskBatch) -> tuple[torch.Tensor, t
 
 
 FEATURES = ("protonet", "cosine", "protomaml", "r2d2", "metaoptnet", "logistic", "own")
+"""The last one reads labels alone."""
 
 
 class Nearest(FeatureLearner):
@@ -189,7 +191,7 @@ def made_learner(name: str) -> Any:
 
 
 @pytest.mark.parametrize("learner", ["maml", "fomaml", "anil", *FEATURES])
-@pytest.mark.parametrize("engine", ["auto", "vmap"])
+@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
 def test_padding_has_no_part_in_training(learner: str, engine: Any) -> None:
     made = trainer(LEAST, learner=made_learner(learner))
     made.learner._engine = engine
@@ -209,8 +211,12 @@ def test_a_learner_trains_and_is_scored_on_classes_that_vary() -> None:
 
 @pytest.mark.parametrize("learner", [*FEATURES, "rfs", "baseline_pp"])
 @pytest.mark.parametrize("inductive", [False, True])
-def test_scores_are_those_of_tasks_without_padding(learner: str, inductive: bool) -> None:
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_scores_are_those_of_tasks_without_padding(
+    learner: str, inductive: bool, engine: Any
+) -> None:
     made = trainer(LEAST, learner=made_learner(learner)).learner
+    made._engine = engine
     batch = tasks().sample("test", range(9))
     found = made.score(batch, inductive=inductive)
     present = (batch.support[1][..., None] == torch.arange(4)).any(1)
@@ -242,6 +248,38 @@ def test_a_class_that_queries_alone_have_is_refused() -> None:
         task = TaskBatch((x, torch.tensor(support)), (x, torch.tensor(query)), torch.zeros(1, 4))
         with pytest.raises(SettingError, match=message):
             made.score(task)
+
+
+SOFT = torch.tensor([[0.5, 0, 0.5, 0], [1, 0, 0, 0], [0, 0, 1, 0]])
+
+
+@pytest.mark.parametrize("learner", [*FEATURES[:-1], "rfs", "baseline_pp"])
+def test_probabilities_may_lack_any_class(learner: str) -> None:
+    """As scores do, the module that is adapted predicts among the classes that are there."""
+    made = trainer(LEAST, learner=made_learner(learner)).learner
+    source = torch.Generator().manual_seed(0)
+    x, queries = (torch.randn(n, 1, 4, 4, generator=source) for n in (3, 40))
+    logits = made.adapt((x, SOFT))(queries)
+    assert set(logits.argmax(-1).tolist()) <= {0, 2} and bool(torch.isfinite(logits).all())
+    asked = SOFT[None].repeat(1, 14, 1)[:, :40]
+    found = made.score(TaskBatch((x[None], SOFT[None]), (queries[None], asked)))
+    assert found.queries is not None
+    torch.testing.assert_close(found.queries.probabilities[0], logits.softmax(-1))
+    unknown = torch.full((1, 40, 4), 0.25)
+    with pytest.raises(SettingError, match="none of class [13].: every class of a task needs a"):
+        made.score(TaskBatch((x[None], SOFT[None]), (queries[None], unknown)))
+
+
+@pytest.mark.parametrize("rule", ["thr", "aps", "raps"])
+@pytest.mark.parametrize("coverage", [0.8, 0.999])
+def test_sets_hold_classes_of_the_task_alone(rule: Any, coverage: float) -> None:
+    """Where all classes are in every set, the sizes are the ways of the tasks."""
+    made = trainer(LEAST, learner="protonet", validation_tasks=10)
+    sets = made.test(10, conformal=ConformalSets(coverage, rule)).sets
+    present = (tasks().sample("test", range(10)).support[1][..., None] == torch.arange(4)).any(1)
+    ways = present.sum(1).double().mean()
+    assert sets is not None and bool(sets.size[0] <= ways + 1e-9)
+    assert bool(sets.size[0] == ways) == (coverage > 0.9)
 
 
 def test_features_of_tasks_that_vary_are_padded_by_their_first() -> None:

@@ -12,9 +12,16 @@ from torch import nn
 
 from metalearn.core.checks import check_pair, check_samples
 from metalearn.core.chunking import sample_count
+from metalearn.core.targets import is_label
 from metalearn.core.tree import check_tensors, tree_map
+from metalearn.trainers.meta.absent_classes import AmongPresent, absent
 from metalearn.trainers.meta.inductive import beside_support
-from metalearn.trainers.meta.method_checks import CheckedLearner, check_module, states_of
+from metalearn.trainers.meta.method_checks import (
+    CheckedLearner,
+    check_module,
+    made_of_features,
+    states_of,
+)
 from metalearn.types import Batch, TaskBatch
 
 __all__ = ["AdaptedLearner", "adapted"]
@@ -52,8 +59,20 @@ def adapted(
     for copy, row in zip(learner.network.copies(), learner.network.rows()):
         with learner.refusing_inputs(tasks):
             state = deque(states_of(learner, row, support, count), maxlen=1).pop()
-        module = check_module(learner, learner.as_module(copy, state)).eval()
+        module = check_module(learner, learner.as_module(copy, state))
+        module = _of_task(learner, module, support[1]).eval()
         if not transductive:
             module = beside_support(module, support[0], vectorize=learner.vectorized)
         modules.append(module)
     return learner.network.joined(modules)
+
+
+def _of_task(learner: AdaptedLearner, module: nn.Module, targets: Any) -> nn.Module:
+    """The module, for the classes of a support set alone where `of_task` predicts among them.
+
+    Labels have no class above their largest; probabilities may lack any.
+    """
+    if not made_of_features(learner) or is_label(targets):
+        return module
+    missing = absent(targets)
+    return AmongPresent(module, missing) if bool(missing.any()) else module

@@ -58,7 +58,9 @@ class Criterion:
         return self._classes
 
     def classes_of(self, targets: Tensor) -> int:
-        """C of one task's targets; inside transforms, that of the tasks that were checked last.
+        """C of one task's targets, at least that of the tasks that were checked last.
+
+        Inside transforms it is that.
 
         Raises:
             SettingError: labels that cannot be read, before any tasks were checked.
@@ -67,7 +69,7 @@ class Criterion:
             return targets.shape[-1]
         readable = targets.device.type == "cpu" and not is_functorch_wrapped_tensor(targets)
         if self._logits is None and readable:
-            return int(targets.max()) + 1
+            return max(int(targets.max()) + 1, self._classes or 0)
         if self._classes is None:
             raise SettingError("tasks", "unknown", "check(tasks) is needed before a transform")
         return self._classes
@@ -98,8 +100,6 @@ class Criterion:
                 continue
             if self._logits is None:
                 self._classes = way_of(tasks)
-                if name == "query" and targets.device.type == "cpu" and is_label(targets):
-                    check_present(tasks.support[1], targets, self._classes)
             elif self._classes is None:
                 with torch.no_grad(), module_takes(f"{name} inputs", inputs):
                     outputs = self._logits(tree_map(lambda x: x[0], inputs))
@@ -107,6 +107,8 @@ class Criterion:
             check_form(True, (len(targets[0]), self._classes), targets[0])
             if targets.device.type == "cpu" or name not in self._read:
                 check_values(targets, self._classes, f"targets of the {name} set")
+                if self._logits is None and name == "query":
+                    check_present(tasks.support[1], targets, self._classes)
                 self._read.add(name)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "check_methods",
     "check_module",
     "check_outputs",
+    "made_of_features",
     "named_by_class",
     "of_task",
     "predicted",
@@ -136,8 +137,12 @@ def of_task(learner: CheckedLearner, outputs: Tensor, targets: Tensor) -> Tensor
     The head of a network has an output for every class; one that features make, for those that
     are there.
     """
-    made = learner.needs == "features" and learner.kind == "classification"
-    return among_present(outputs, targets) if made else outputs
+    return among_present(outputs, targets) if made_of_features(learner) else outputs
+
+
+def made_of_features(learner: CheckedLearner) -> bool:
+    """Whether features make the head of a learner of classes."""
+    return learner.needs == "features" and learner.kind == "classification"
 
 
 def check_methods(learner: CheckedLearner, tasks: TaskBatch) -> None:

@@ -107,7 +107,8 @@ class CalibratedSets:
     def report(self, queries: QueryOutcomes) -> SetReport:
         """How often the sets of T tasks hold the right class; NaN where a prediction is NaN."""
         lost = queries.probabilities.isnan().flatten(1).any(-1)
-        held = self.predictor.sets(queries.probabilities.nan_to_num(0.0))
+        probabilities = queries.probabilities.nan_to_num(0.0)
+        held = self.predictor.sets(probabilities) & _there(probabilities, queries.labels)
         rows = zip(held, queries.labels, queries.labels >= 0)
         scores = [set_scores(sets[real], labels[real]) for sets, labels, real in rows]
         ends = []
@@ -115,6 +116,15 @@ class CalibratedSets:
             values = torch.stack([getattr(score, name) for score in scores]).cpu()
             ends.append(torch.stack(mean_interval(values.masked_fill(lost.cpu(), math.nan))))
         return SetReport(self.asked, *ends)
+
+
+def _there(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Bool ``[T, 1, C]``: classes that a task has; one that it lacks is none that a set can hold.
+
+    That is one which no query is of, and all have the probability 0 of.
+    """
+    classes = torch.arange(probabilities.shape[-1], device=labels.device)
+    return ((probabilities > 0) | (labels[..., None] == classes)).any(1, keepdim=True)
 
 
 def check_has_classes(queries: QueryOutcomes | None, asked: ConformalSets) -> None:
