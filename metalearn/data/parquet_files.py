@@ -14,7 +14,7 @@ from typing import Any
 
 from metalearn.errors import DataError
 
-__all__ = ["find_parquet", "list_parquet", "parquet_rows"]
+__all__ = ["check_once", "find_parquet", "list_parquet", "parquet_rows"]
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "class")
 _SPLIT = re.compile(r"(train|validation|val|test)(?![a-z])")
@@ -63,21 +63,37 @@ def list_parquet(
     return splits, labels, names, lambda: _pictures(files), named
 
 
-def parquet_rows(path: Path) -> list[dict[str, Any]]:
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of a table, with the names of labels where the file's description has them.
 
+    Args:
+        path: of the file.
+        columns: that are read, where they are there; the others are None in every row.
+
     Raises:
-        DataError: pyarrow is missing, or the file is damaged.
+        DataError: pyarrow is missing, the file is damaged, or a column is there twice.
     """
     with _opened(path) as file:
+        every = file.schema_arrow.names
+        check_once(path, every, columns)
+        wanted = [name for name in columns if name in every]
         with _failures_named(path):
-            rows: list[dict[str, Any]] = file.read().to_pylist()
-        for column in file.schema_arrow.names:
-            known = _class_names(file, column)
-            if known is not None:
-                for row in rows:
-                    row[column] = _label(path, row[column], known)
-    return rows
+            rows: list[dict[str, Any]] = file.read(wanted).to_pylist()
+        known = {name: _class_names(file, name) for name in wanted}
+    for row in rows:
+        named = {n: _label(path, row[n], names) for n, names in known.items() if names is not None}
+        yield {**dict.fromkeys(every), **row, **named}
+
+
+def check_once(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse a table in which a column that is read has the name of another.
+
+    Raises:
+        DataError: names it.
+    """
+    for name in columns:
+        if list(names).count(name) > 1:
+            raise DataError(f"{path}: the column {name} is there more than once")
 
 
 def _read_labels(path: Path) -> tuple[list[Any], list[str] | None]:

@@ -8,22 +8,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metalearn.data.folder_reading import existing_folder
 from metalearn.data.folder_tree import SPLIT_NAMES, TEXTS, find_classes
-from metalearn.data.parquet_files import parquet_rows
+from metalearn.data.parquet_files import check_once, parquet_rows
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular
 
 __all__ = ["LabelledText", "read_texts"]
 
+_Reader = Callable[[Path, Sequence[str]], Iterable[Mapping[str, Any]]]
+
 _LARGEST_TEXT = 2**20  # bytes of a file that is one text
 _LARGEST_TABLE = 2**31
 _GROUP, _SPLIT = "group", "split"
+_BEYOND: Any = None  # under which Python's reader has the cells that no column is named for
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,13 @@ def read_texts(root: str | Path, *, text: str, label: str) -> list[LabelledText]
     if path.is_file():
         return _rows(path, columns, "")
     folder = existing_folder(root)
-    tables = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in _READERS and p.is_file()]
+    tables = [p for p in sorted(folder.iterdir()) if _is_table(p)]
     return _of_tables(folder, tables, columns) if tables else _of_folders(folder)
+
+
+def _is_table(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return not hidden and path.suffix.lower() in _READERS and path.is_file()
 
 
 def _of_folders(root: Path) -> list[LabelledText]:
@@ -73,7 +82,7 @@ def _of_folders(root: Path) -> list[LabelledText]:
         for file in folder.files:
             where = str(file.relative_to(root))
             try:
-                text = read_regular(file, _LARGEST_TEXT).decode()
+                text = read_regular(file, _LARGEST_TEXT).decode("utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{root}: {where} cannot be read as a text ({error})") from error
             found.append(LabelledText(where, text, folder.name, folder.group, folder.split))
@@ -104,20 +113,21 @@ def _rows(path: Path, columns: _Columns, split: str) -> list[LabelledText]:
     if reader is None:
         accepted = f"a folder or a table ({', '.join(_READERS)}) is needed"
         raise SettingError("root", str(path), accepted)
-    found = []
-    for number, row in enumerate(reader(path), start=1):
+    found, asked = [], (columns.text, columns.label)
+    read = tuple(dict.fromkeys((*asked, _GROUP, _SPLIT)))
+    for number, row in enumerate(reader(path, read), start=1):
         where = f"{path.name}, row {number}"
-        for column in (columns.text, columns.label):
-            if row.get(column) is None:
-                there = ", ".join(str(name) for name in row if name is not None)
+        cells = {n: _cell(path, number, n, row.get(n)) for n in read}
+        for column in asked:
+            if cells[column] is None:
+                there = ", ".join(str(name) for name in row)
                 raise DataError(f"{path}: row {number} has no {column}; its columns are {there}")
-        own = split or _split_of(path, number, row.get(_SPLIT))
-        group = "" if row.get(_GROUP) is None else str(row[_GROUP])
-        label = str(row[columns.label]).strip()
+        own = split or _split_of(path, number, cells[_SPLIT])
+        group, label = (_name(path, number, n, cells[n]) for n in (_GROUP, columns.label))
         if not label:
             raise DataError(f"{path}: the {columns.label} of row {number} is empty")
         name = f"{group}/{label}" if group else label
-        found.append(LabelledText(where, str(row[columns.text]), name, group, own))
+        found.append(LabelledText(where, cells[columns.text] or "", name, group, own))
     if not found:
         raise DataError(f"{path}: this table has no rows")
     if len({bool(text.split) for text in found}) > 1:
@@ -126,29 +136,58 @@ def _rows(path: Path, columns: _Columns, split: str) -> list[LabelledText]:
     return found
 
 
-def _split_of(path: Path, number: int, value: Any) -> str:
-    if value is None or not str(value).strip():
+def _cell(path: Path, number: int, column: str, value: Any) -> str | None:
+    """What a cell says; None of one with nothing in it, which is NaN in tables of numbers."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, str | int | float):
+        shown = type(value).__name__
+        raise DataError(f"{path}: the {column} of row {number} is no text or number ({shown})")
+    return str(value)
+
+
+def _name(path: Path, number: int, column: str, cell: str | None) -> str:
+    """A cell that is a name, of a class or group, without blanks around it."""
+    name = (cell or "").strip()
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: the {column} of row {number} is no Unicode ({error})") from error
+    return name
+
+
+def _split_of(path: Path, number: int, value: str | None) -> str:
+    if value is None or not value.strip():
         return ""
-    split = SPLIT_NAMES.get(str(value).strip())
+    split = SPLIT_NAMES.get(value.strip())
     if split is None:
         known = ", ".join(SPLIT_NAMES)
         raise DataError(f"{path}: row {number} has the {_SPLIT} {value}; known are {known}")
     return split
 
 
-def _separated(separator: str) -> Callable[[Path], Iterator[Mapping[str, Any]]]:
-    def read(path: Path) -> Iterator[Mapping[str, Any]]:
-        lines = io.StringIO(_decoded(path), newline="")
+def _separated(separator: str) -> _Reader:
+    def read(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        rows = csv.DictReader(
+            io.StringIO(_decoded(path), newline=""), delimiter=separator, strict=True
+        )
         try:
-            yield from csv.DictReader(lines, delimiter=separator, strict=True)
+            check_once(path, rows.fieldnames or (), columns)
+            for number, row in enumerate(rows, start=1):
+                if any(row.pop(_BEYOND, ())):
+                    raise DataError(
+                        f"{path}: row {number} has more cells than there are columns; a text with "
+                        f"{separator!r} in it needs quotes"
+                    )
+                yield row
         except csv.Error as error:
             raise DataError(f"{path} cannot be read as a table ({error})") from error
 
     return read
 
 
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(_decoded(path).splitlines(), start=1):
+def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(_decoded(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -167,10 +206,10 @@ def _decoded(path: Path) -> str:
         raise DataError(f"{path} cannot be read as a table ({error})") from error
 
 
-_READERS: dict[str, Callable[[Path], Any]] = {
+_READERS: dict[str, _Reader] = {
     ".csv": _separated(","),
     ".tsv": _separated("\t"),
     ".jsonl": _json_lines,
     ".parquet": parquet_rows,
 }
-"""By the end of a table's name, what reads its rows."""
+"""By the end of a table's name, what reads its rows, at least the columns asked for."""

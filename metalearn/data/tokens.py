@@ -5,11 +5,15 @@ Axes: L tokens of a text, V numbers of tokens.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,14 +32,14 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 class Tokenizer:
     """From a text to the numbers of its first L tokens, followed by zeros.
 
-    ``words``: runs of letters and digits in lower case, and each other sign by itself, as
-    1 + CRC-32(word) mod (V − 1): words may share a number, and no table has to be kept (Weinberger
-    et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009). ``bytes``: 1 + each
-    byte of the text in UTF-8, with V = 257. A function: its numbers, in 1..V-1.
+    ``words``: runs of letters and digits in lower case, and each other sign by itself, composed
+    (Unicode's NFC), as 1 + CRC-32(word) mod (V − 1): words may share a number, and no table has to
+    be kept (Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009).
+    ``bytes``: 1 + each byte of the text in UTF-8, with V = 257. A function: its numbers, in 1..V-1.
 
     Attributes:
         tokens: which of these.
-        vocabulary: V, at least 2; of bytes it is 257 whatever is given.
+        vocabulary: V, 2 to 2^31; of bytes it is 257 whatever is given.
         length: L, at least 1.
 
     Raises:
@@ -50,7 +54,7 @@ class Tokenizer:
         if not callable(self.tokens) and self.tokens not in ("words", "bytes"):
             accepted = "words, bytes or a function from a text to numbers is needed"
             raise SettingError("tokens", self.tokens, accepted)
-        check_whole("vocabulary", self.vocabulary, 2)
+        check_whole("vocabulary", self.vocabulary, 2, 2**31)  # numbers are kept as int32
         check_whole("length", self.length, 1)
 
     @property
@@ -65,27 +69,34 @@ class Tokenizer:
             SettingError: a function that gives something else than numbers in 1..V-1.
         """
         if self.tokens == "bytes":
-            found = [1 + byte for byte in text.encode()[: self.length]]
+            found = [1 + byte for byte in _utf8(text)[: self.length]]
         elif callable(self.tokens):
             found = self._checked(self.tokens(text))[: self.length]
         else:
-            words = _WORD.findall(text.lower())[: self.length]
-            found = [1 + zlib.crc32(word.encode()) % (self.vocabulary - 1) for word in words]
+            words = _WORD.findall(unicodedata.normalize("NFC", text).lower())[: self.length]
+            found = [1 + zlib.crc32(_utf8(word)) % (self.vocabulary - 1) for word in words]
         return found + [0] * (self.length - len(found))
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Int64 ``[N, L]`` of N texts, as networks of texts take them."""
-        return torch.tensor([self.numbers(text) for text in texts]).view(len(texts), self.length)
+        every = itertools.chain.from_iterable(map(self.numbers, texts))
+        numbers = np.fromiter(every, np.int64, len(texts) * self.length)  # lists take far more
+        return torch.from_numpy(numbers).view(len(texts), self.length)
 
     def _checked(self, numbers: object) -> list[int]:
         """Numbers that a function gave."""
         try:
-            found = [int(number) for number in numbers]  # type: ignore[attr-defined]
-        except (TypeError, ValueError) as error:
-            accepted = "a function from a text to a sequence of numbers is needed"
+            found = [operator.index(number) for number in numbers]  # type: ignore[attr-defined]
+        except TypeError as error:
+            accepted = "a function from a text to a sequence of whole numbers is needed"
             raise SettingError("tokens", numbers, accepted) from error
         wrong = [number for number in found if not 0 < number < self.vocabulary]
         if wrong:
             accepted = f"numbers in 1..{self.vocabulary - 1} are needed, or a larger vocabulary"
             raise SettingError("tokens", wrong[0], accepted)
         return found
+
+
+def _utf8(text: str) -> bytes:
+    """Half a surrogate pair, which JSON can hold, has bytes too."""
+    return text.encode(errors="surrogatepass")

@@ -81,6 +81,14 @@ def test_words_have_hashed_numbers_and_padding_is_zero() -> None:
     assert set(many) == {1, 2, 3, 4}
 
 
+def test_a_letter_with_its_accent_apart_and_half_of_a_pair() -> None:
+    words = Tokenizer("words", 8192, 3)
+    composed = [number("café"), number("!"), 0]
+    assert words.numbers("cafe\u0301!") == words.numbers("Caf\u00e9!") == composed
+    assert words.numbers("a \ud83d b")[::2] == [number("a"), number("b")]
+    assert Tokenizer("bytes", 2, 4).numbers("\ud83d") == [0xED + 1, 0xA0 + 1, 0xBD + 1, 0]
+
+
 def test_bytes_are_those_of_utf8() -> None:
     tokenizer = Tokenizer("bytes", 2, 4)
     assert tokenizer.size == 257
@@ -94,8 +102,9 @@ def test_a_function_gives_numbers_of_its_own() -> None:
     assert tokenizer.encode([]).shape == (0, 2)
     with pytest.raises(SettingError, match=r"tokens=9: numbers in 1\.\.8 are needed"):
         tokenizer.numbers("a ninechars")
-    with pytest.raises(SettingError, match="tokens=None: a function from a text to a sequence"):
-        Tokenizer(lambda text: None, 9, 2).numbers("a")  # type: ignore[arg-type, return-value]
+    for wrong, shown in ((None, "None"), ([1.5], r".1\.5."), ("12", "'12'")):
+        with pytest.raises(SettingError, match=f"tokens={shown}: a function from a text to a seq"):
+            Tokenizer(lambda text, wrong=wrong: wrong, 9, 2).numbers("a")  # type: ignore
 
 
 @pytest.mark.parametrize(
@@ -103,6 +112,7 @@ def test_a_function_gives_numbers_of_its_own() -> None:
     [
         (("letters", 9, 9), "tokens='letters': words, bytes or a function"),
         (("words", 1, 9), "vocabulary=1: a whole number of at least 2"),
+        (("words", 2**31 + 1, 9), "vocabulary=2147483649: a whole number of at most 2147483648"),
         (("words", 9, 0), "length=0: a whole number of at least 1"),
     ],
 )
@@ -182,6 +192,54 @@ def test_a_byte_order_mark_and_quotes_of_a_spreadsheet(tmp_path: Path) -> None:
     assert load_texts(path, length=6).tokens[0].tolist() == [number(w) for w in words]
 
 
+def test_a_byte_order_mark_of_a_text_file_is_no_token(tmp_path: Path) -> None:
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"{name} one", encoding="utf-8-sig")
+    assert load_texts(tmp_path, length=2).tokens[0].tolist() == [number("ant"), number("one")]
+
+
+def test_signs_that_end_a_line_elsewhere_are_part_of_a_text(tmp_path: Path) -> None:
+    table = [{**row, "text": "one\u2028two\x85three"} for row in rows()]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in table)
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(lines.encode())
+    words = [number(word) for word in ("one", "two", "three")]
+    assert load_texts(path, length=3).tokens[0].tolist() == words
+
+
+def test_labels_that_are_numbers_and_groups_with_blanks(tmp_path: Path) -> None:
+    table = [row | {"label": CLASSES.index(row["label"]), "group": " g "} for row in rows()]
+    data = load_texts(as_jsonl(tmp_path / "t.jsonl", table))
+    assert data.class_names == tuple(f"g/{c}" for c in range(6))
+    table[3]["group"], table[2]["group"] = None, float("nan")
+    with pytest.raises(DataError, match="no class|leave|too few|needs at least"):
+        load_texts(as_jsonl(tmp_path / "t.jsonl", table[:4]))
+
+
+def test_files_that_a_system_hides_are_no_tables(tmp_path: Path) -> None:
+    for name, part in (("train", rows()[:4]), ("val", rows()[4:8]), ("test", rows()[8:])):
+        as_separated(tmp_path / f"{name}.csv", part)
+        (tmp_path / f"._{name}.csv").write_bytes(b"\x00\xff")
+    assert load_texts(tmp_path).class_names == CLASSES
+
+
+def test_other_columns_of_parquet_may_be_anything(tmp_path: Path) -> None:
+    """Times that Python cannot hold stand beside what is read, which stands there once."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist(rows())
+    when = pyarrow.array([1] * len(rows()), pyarrow.timestamp("ns"))
+    parquet.write_table(table.append_column("when", when), tmp_path / "t.parquet")
+    assert load_texts(tmp_path / "t.parquet").class_names == CLASSES
+    with pytest.raises(DataError, match="row 1 has no said; its columns are text, label, when"):
+        load_texts(tmp_path / "t.parquet", text="said")
+    parquet.write_table(table.append_column("label", table["text"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="the column label is there more than once"):
+        load_texts(tmp_path / "t.parquet")
+
+
 def test_names_of_labels_in_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -222,6 +280,13 @@ TABLES: dict[str, tuple[str, str]] = {
     "broken.jsonl": ('{"text": "a"', "line 1 is no JSON"),
     "deep.jsonl": ("[" * 100_000, "line 1 is no JSON"),
     "list.jsonl": ("[1, 2]", "line 1 is no JSON object"),
+    "more.csv": ("text,label\na,b\nno, wait,b\n", "row 2 has more cells than there are columns; a"),
+    "more.tsv": ("text\tlabel\na\tb\tc\n", "row 1 has more cells"),
+    "twice.csv": ("text,label,label\na,b,c\n", "the column label is there more than once"),
+    "tokens.jsonl": ('{"text": ["a"], "label": "a"}', "the text of row 1 is no text or number"),
+    "nested.jsonl": ('{"text": "a", "label": {"a": 1}}', "the label of row 1 is no text or num"),
+    "nan.jsonl": ('{"text": "a", "label": NaN}', "row 1 has no label"),
+    "half.jsonl": ('{"text": "a", "label": "\\ud83d"}', "the label of row 1 is no Unicode"),
     "quote.csv": ('text,label\n"a"b,c\n', "cannot be read as a table"),
     "split.csv": ("text,label,split\na,b,dev\n", "row 1 has the split dev; known are train"),
     "part.csv": ("text,label,split\na,b,test\nc,d,\n", "part.csv, row 2 names no split, and"),
