@@ -16,7 +16,6 @@ __all__ = ["ledger_page", "over_seeds", "result_line", "verdict"]
 
 _POINTS = 1.0  # of accuracy or error; within it a result counts as reproduced
 _PROTOCOLS: tuple[Protocol, ...] = ("transductive", "inductive")
-_TIMES = ("minutes", "CPU minutes")
 _HEAD = """# Ledger of reproductions
 
 What published results of few-shot learning become in this project, on two CPU cores. Each row is
@@ -32,8 +31,8 @@ tested is the best on the validation tasks; no setting was chosen by a test. *Tr
 queries of a task share the statistics of normalisation; *inductive*: each is predicted alone,
 beside the support set. ± is half of the 95 % interval, over test tasks for one seed and over
 seeds for several. *Reproduced* is at most one point behind the paper, *ahead* is above it by more
-than the interval. Minutes are those of training and validation of a seed: of the clock,
-other work on the machine included, and of the processor in all threads.
+than the interval. Minutes are those of training and validation of a seed, of the clock, other work
+on the machine included, and in brackets of the processor in all threads, where they were counted.
 """
 
 
@@ -43,7 +42,7 @@ def ledger_page(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     for table in TABLES.values():
         rows = [row for row in ROWS.values() if row.table == table.name]
         unit = "" if table.measure == "loss" else ", %"
-        names = ["method", f"paper{unit}", *_PROTOCOLS, "seeds", "steps", *_TIMES, "verdict"]
+        names = ["method", f"paper{unit}", *_PROTOCOLS, "verdict", "seeds", "steps", "minutes"]
         head = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
         lines = [_line(row, table, outcomes.get(row.name, ())) for row in rows]
         notes = _notes(rows, outcomes)
@@ -96,17 +95,18 @@ def _line(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:
     shown = [_shown(over_seeds(outcomes, protocol), table) for protocol in _PROTOCOLS]
     last = outcomes[0] if outcomes else None
     minutes = _minutes([o.seconds for o in outcomes]) if outcomes else f"≈ {row.minutes}"
+    of_processor = _minutes([o.cpu_seconds for o in outcomes])
+    minutes += f" ({of_processor})" if of_processor else ""
     return "| {} |".format(
         " | ".join(
             [
                 row.method,
                 _reported(row.reported),
                 *shown,
+                verdict(row, table, outcomes),
                 str(len(outcomes)) if outcomes else "",
                 f"{last.steps:,}" if last else "",
                 minutes,
-                _minutes([o.cpu_seconds for o in outcomes]),
-                verdict(row, table, outcomes),
             ]
         )
     )
