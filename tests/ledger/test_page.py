@@ -123,7 +123,7 @@ def test_outcomes_are_kept_and_read(tmp_path: Path) -> None:
     line = next(
         line for line in ledger_page(found).splitlines() if line.startswith("| MAML | 98.7")
     )
-    assert "| 97.5 ± 6.4 | 95.5 ± 6.4 | 2 | 10 | 2 |" in line
+    assert "| 97.5 ± 6.4 | 95.5 ± 6.4 | behind by 1.2 points | 2 | 10 | 2 (2) |" in line
     notes = next(line for line in ledger_page(found).splitlines() if line.startswith("Papers: "))
     assert "Finn et al. 2017 (MAML, first-order MAML); " in notes
     assert "; Snell et al. 2017 (ProtoNet)" in notes
