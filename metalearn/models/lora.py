@@ -71,6 +71,18 @@ class LowRank(nn.Module):
         for part in (self.down, self.up):
             part.to(layer.weight)
 
+    @property
+    def weight(self) -> Tensor:
+        """W + (α/r) B A, for networks that read a layer's weight in place of calling the layer."""
+        up, down = self.up.weight.flatten(1), self.down.weight
+        change = (up @ down.flatten(1)).view(len(up), *down.shape[1:])
+        return self.layer.weight + self.scale * change
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of the layer."""
+        return self.layer.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """As the layer, ``[N, ...]``."""
         y: Tensor = self.layer(x) + self.scale * self.up(self.down(x))

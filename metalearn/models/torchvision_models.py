@@ -5,8 +5,12 @@ Axes: N pictures, [channels, height, width] of a picture, C classes.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +27,13 @@ from metalearn.near_names import check_known
 from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 
-__all__ = ["torchvision_model"]
+__all__ = ["put_saved", "standardisation", "torchvision_model"]
 
 _BESIDE = ("aux", "AuxLogits")
 """Layers of googlenet and inception_v3 for their training alone, which are left out."""
 
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the channels of ImageNet's training pictures, by which torchvision standardises."""
+_OLD_NAMES = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""Of layers in the files that torchvision offers for its densenets."""
 
 
 @checked
@@ -60,8 +64,9 @@ def torchvision_model(
         name: one of ``torchvision.models.list_models(module=torchvision.models)``.
         weights: a file with a ``state_dict`` of that network, see `metalearn.models.read_weights`.
         download: take the weights that torchvision offers as its default, over the network.
-        standardise: whether pictures, in [0, 1], are brought to what torchvision's weights expect:
-            standardised by ImageNet's channels, one channel repeated. None: with weights alone.
+        standardise: whether pictures, in [0, 1], are brought to what torchvision's weights of that
+            network expect: each channel standardised, one channel repeated. None: with weights
+            alone.
         head: False leaves out the last layer, for learners that need features.
         dropout: rate of the network's dropout layers, in [0, 1); 0 switches them off.
         seed: of the weights and of the masks of dropout.
@@ -81,50 +86,74 @@ def torchvision_model(
         standardise = weights is not None or download
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        saved = None if weights is None else read_weights(weights)
-        network = _network(name, input_shape, saved, download=download)
+        saved = _saved(name, weights, download=download)
+        network = _network(name, _settings(name, input_shape, standardise), saved)
         if not standardise:
             _take_channels(network, input_shape[0])
     if standardise:
         if input_shape[0] not in (1, 3):
             accepted = "1 or 3 channels are needed for weights of torchvision's"
             raise SettingError("input_shape", tuple(input_shape), accepted)
-        network.register_forward_pre_hook(_standardised)
+        network.register_forward_pre_hook(standardisation(name))
     put_head(network, outputs if head else None, head_of(network), seed=seed)
     return _without_noise(network, dropout, seed)
 
 
-def _network(
-    name: str, input_shape: Sequence[int], saved: SavedWeights | None, *, download: bool
-) -> nn.Module:
+def _network(name: str, settings: Mapping[str, Any], saved: SavedWeights | None) -> nn.Module:
     """The network as torchvision makes it, with the weights that were asked for."""
-    from torchvision import models  # an import of seconds
+    from torchvision import models
 
-    check_known("name", name, models.list_models(module=models))
-    settings = _settings(models.get_model_builder(name), name, input_shape)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # how googlenet and inception draw their weights
-            network: nn.Module
-            if download:
-                network = models.get_model(name, weights="DEFAULT", **settings)
-                return network
-            network = models.get_model(name, weights=None, **settings)
+            network: nn.Module = models.get_model(name, weights=None, **settings)
             if saved is None:
                 return network
-            last = f"{head_of(network)}.weight"
-            classes = len(saved.entries[last]) if last in saved.entries else 1000
-            if classes != 1000:
-                network = models.get_model(name, weights=None, num_classes=classes, **settings)
-    except (ValueError, AssertionError, OSError) as error:
+            last = next(network.get_submodule(head_of(network)).parameters())
+            given = saved.entries.get(f"{head_of(network)}.weight", last)
+            fits = given.dim() and given.shape[1:] == last.shape[1:]
+            if fits and len(given) not in (0, len(last)):
+                network = models.get_model(name, weights=None, num_classes=len(given), **settings)
+    except (ValueError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise SettingError("name", name, f"torchvision cannot make it: {reason}") from error
-    entries = {n: v for n, v in saved.entries.items() if not n.startswith(_BESIDE)}
-    put_entries(network.state_dict(), entries, (), path=saved.path)
+    put_saved(network, saved)
     return network
 
 
-def _settings(make: Any, name: str, input_shape: Sequence[int]) -> dict[str, Any]:
+def _saved(name: str, weights: str | None, *, download: bool) -> SavedWeights | None:
+    """The weights of a file, or those that torchvision offers as its default."""
+    from torchvision import models  # an import of seconds
+
+    check_known("name", name, models.list_models(module=models))
+    if weights is not None:
+        return read_weights(weights)
+    if not download:
+        return None
+    offered = models.get_model_weights(name).DEFAULT
+    try:
+        return SavedWeights(Path(name), offered.get_state_dict(check_hash=True), {}, "")
+    except (OSError, RuntimeError) as error:
+        accepted = "torchvision cannot fetch it: " + str(error).partition("\n")[0]
+        raise SettingError("download", True, accepted) from error
+
+
+def put_saved(network: nn.Module, saved: SavedWeights) -> None:
+    """Put weights into a network, in the names of earlier releases of torchvision too.
+
+    Layers take what they had then: no counters of batches, other names of an MLP's layers.
+    """
+    entries = {_OLD_NAMES.sub(r"\1\2", n): v for n, v in saved.entries.items()}
+    entries = {n: v for n, v in entries.items() if not n.startswith(_BESIDE)}
+    state: Any = OrderedDict(entries)
+    state._metadata = {"": network.state_dict()._metadata[""]}  # type: ignore[attr-defined]
+    try:
+        network.load_state_dict(state)
+    except RuntimeError:
+        put_entries(network.state_dict(), entries, (), path=saved.path)  # or says what is amiss
+
+
+def _settings(name: str, input_shape: Sequence[int], standardise: bool) -> dict[str, Any]:
     """Arguments of a network that are not left to torchvision."""
     _, height, width = input_shape
     if name.startswith("vit_"):
@@ -135,15 +164,29 @@ def _settings(make: Any, name: str, input_shape: Sequence[int]) -> dict[str, Any
         return {"image_size": height}
     if name.startswith("maxvit"):
         return {"input_size": (height, width)}
-    beside = name in ("googlenet", "inception_v3")
-    return {"aux_logits": False, "init_weights": True} if beside else {}
+    if name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True, "transform_input": standardise}
+    return {}
 
 
-def _standardised(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The pictures as torchvision's weights expect them."""
+def standardisation(name: str) -> Any:
+    """What brings pictures to what torchvision's weights of a network expect."""
+    from torchvision import models
+
+    offered = models.get_model_weights(name).DEFAULT.transforms()
+    return partial(_standardised, mean=tuple(offered.mean), deviation=tuple(offered.std))
+
+
+def _standardised(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    mean: Sequence[float],
+    deviation: Sequence[float],
+) -> tuple[Tensor, ...]:
     pictures, *rest = inputs
-    mean, deviation = pictures.new_tensor(_MEAN), pictures.new_tensor(_DEVIATION)
-    return (pictures - mean[:, None, None]) / deviation[:, None, None], *rest
+    shift, scale = (pictures.new_tensor(v)[:, None, None] for v in (mean, deviation))
+    return (pictures - shift) / scale, *rest
 
 
 def _take_channels(network: nn.Module, channels: int) -> None:

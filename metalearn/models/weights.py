@@ -32,6 +32,8 @@ _STACKED = re.compile(r"stacks\.\d+\.network\.")
 """What names of entries of an `Ensemble` begin with."""
 _OF_DROPOUT = ("p", "key", "draw")
 """Buffers of a `Dropout`."""
+_COUNTER = "num_batches_tracked"
+"""Of a batch norm; files of torch before 0.4.1, of torchvision's networks too, have none."""
 _SHOWN = 4  # names that a sentence lists of a kind
 
 
@@ -83,7 +85,8 @@ def same_entries(module: nn.Module, weights: SavedWeights, skip: Sequence[str] =
     given = set(weights.entries)
     if isinstance(module, Ensemble) and not of_members(weights.entries):
         given = {name for names in _stack_names(module, given).values() for name in names}
-    return _taken(own, skip) == _taken(given, skip)
+    differing = _taken(own, skip) ^ _taken(given, skip)
+    return all(name.endswith(_COUNTER) for name in differing)
 
 
 def put_entries(
@@ -100,7 +103,11 @@ def put_entries(
     given = {name: value for name, value in entries.items() if name in taken[1]}
     both = {name: given[name] for name in wanted if name in given}
     filled = {_place(wanted[name]) for name in both}
-    missing = [n for n, v in wanted.items() if n not in both and _place(v) not in filled]
+    missing = [
+        name
+        for name, value in wanted.items()
+        if name not in both and _place(value) not in filled and not name.endswith(_COUNTER)
+    ]
     unknown = [name for name in given if name not in own]
     other = [
         f"{_plain(name)} is {list(value.shape)}, not {list(wanted[name].shape)}"

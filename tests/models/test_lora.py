@@ -165,6 +165,29 @@ def test_attention_of_torch_is_left() -> None:
     assert adapted == ["0.linear1", "0.linear2"]
 
 
+class ReadsWeights(nn.Module):
+    """A network that reads its layers' weights in place of calling them, as torchvision's Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.conv = nn.Linear(4, 3), nn.Conv2d(2, 4, (3, 1), padding=(1, 0))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.conv2d(x, self.conv.weight, self.conv.bias, padding=(1, 0)).mean((2, 3))
+        return self.head(nn.functional.linear(x, self.linear.weight, self.linear.bias))
+
+
+def test_layers_whose_weights_are_read_are_adapted_too() -> None:
+    net, x = ReadsWeights().double(), noise(3, 2, 5, 5)
+    adapted = with_lora(net, 2, alpha=3.0)
+    torch.testing.assert_close(adapted(x), net(x))
+    moved(adapted)
+    called = adapted.head(adapted.linear(adapted.conv(x).mean((2, 3))))
+    torch.testing.assert_close(adapted(x), called)
+    assert not torch.allclose(adapted(x), net(x))
+
+
 def test_convolutions_with_groups_are_left_and_refused_by_name() -> None:
     grouped = nn.Conv2d(2, 2, 3, groups=2)
     net = with_lora(nn.Sequential(nn.Conv2d(1, 2, 3), grouped, nn.Flatten(), nn.Linear(8, 2)), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from metalearn.errors import DataError, SettingError
 from metalearn.models import MLP, Conv4, Ensemble, load_weights, read_weights
+from metalearn.models.weights import same_entries
 
 
 def small(seed: int = 0, outputs: int = 3) -> nn.Module:
@@ -82,6 +84,27 @@ def test_tied_weights_of_which_a_file_has_one(tmp_path: Path) -> None:
     save_file(state, tmp_path / "tied.safetensors")
     load_weights(target, tmp_path / "tied.safetensors")
     assert same(source, target)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_files_without_counters_of_batches(members: int | None, tmp_path: Path) -> None:
+    """As torch wrote them before 0.4.1, and torchvision offers them still."""
+    source = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    state = source.state_dict()
+    state["1.running_mean"] += 1
+    del state["1.num_batches_tracked"]
+    torch.save(state, tmp_path / "old.pt")
+    nets = [copy.deepcopy(source) for _ in range(members or 1)]
+    module = nets[0] if members is None else Ensemble.from_modules(nets)
+    load_weights(module, tmp_path / "old.pt")
+    for name, value in module.state_dict().items():
+        if name.endswith("running_mean"):
+            assert (value == 1).all()
+    assert same_entries(module, read_weights(tmp_path / "old.pt"))
+    del state["1.running_mean"]
+    torch.save(state, tmp_path / "old.pt")
+    with pytest.raises(DataError, match="it has no 1.running_mean;"):
+        load_weights(module, tmp_path / "old.pt")
 
 
 def test_rates_and_keys_of_dropout_are_no_weights(tmp_path: Path) -> None:
