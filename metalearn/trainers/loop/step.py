@@ -55,7 +55,8 @@ class StepGradient:
 def added(one: StepGradient, other: StepGradient) -> StepGradient:
     """Sums over two batches of a step, so that each counts by its size: a divisor of 1.
 
-    Normalisers add up; scalars are means weighted by the counts; new buffers are the later ones.
+    Normalisers add up. Scalars, and new values of buffers, which were all computed from those of
+    before the step, are means weighted by the counts; of buffers that are whole numbers, the later.
     """
     sizes = one.count, other.count
 
@@ -78,7 +79,7 @@ def added(one: StepGradient, other: StepGradient) -> StepGradient:
         sum(sizes),
         normalizer=expected(one) + expected(other) if fixed else None,
         noise=one.noise,
-        buffers={**one.buffers, **other.buffers},
+        buffers=_means(one.buffers, other.buffers, sizes),
         scalars=_means(one.scalars, other.scalars, sizes),
         processed=sum(p.count if p.processed is None else p.processed for p in (one, other)),
         suspects=suspects,
@@ -88,9 +89,13 @@ def added(one: StepGradient, other: StepGradient) -> StepGradient:
 def _means(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], sizes: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Weighted by sizes; what one of both does not have is the other's."""
+    """Weighted by sizes; what one of both does not have, and what is whole, is the other's."""
     share = sizes[1] / max(sum(sizes), 1)
-    both = {name: v + share * (other[name] - v) for name, v in one.items() if name in other}
+    both = {
+        name: value + share * (other[name] - value)
+        for name, value in one.items()
+        if name in other and value.is_floating_point()
+    }
     return {**one, **other, **both}
 
 

@@ -82,7 +82,8 @@ class Uneven:
         total = torch.full((2,), size * (index + 1.0))
         grads, losses = {"weight": total / divisor}, total[:1] * 10 / divisor
         numbers = {"share": torch.tensor(float(index))}
-        return StepGradient(grads, losses, size, divisor, scalars=numbers)
+        moved = {"mean": torch.full((2,), float(index)), "counter": torch.tensor(index)}
+        return StepGradient(grads, losses, size, divisor, scalars=numbers, buffers=moved)
 
 
 @pytest.mark.parametrize("divisor", ["means", "sums"])
@@ -99,6 +100,8 @@ def test_batches_count_by_their_size(sizes: tuple[int, ...], divisor: str) -> No
     assert found.count == sum(sizes) and found.processed == sum(sizes)
     share = sum(size * i for i, size in enumerate(sizes)) / sum(sizes)
     assert float(found.scalars["share"]) == pytest.approx(share)
+    torch.testing.assert_close(found.buffers["mean"], torch.full((2,), share))
+    assert int(found.buffers["counter"]) == len(sizes) - 1
 
 
 def test_batches_of_chance_are_divided_by_what_is_expected_of_all() -> None:

@@ -85,6 +85,13 @@ def test_a_training_step_moves_statistics_by_all_inputs_of_its_tasks() -> None:
     assert not torch.equal(one.module[1].weight, before[1].weight)  # type: ignore[index]
 
 
+def test_statistics_of_several_batches_a_step_are_those_of_all_their_tasks() -> None:
+    whole, parts = trainer(steps=1), trainer(steps=1, meta_batch=2, accumulate=2)
+    whole.fit(), parts.fit()
+    one, other = (found.module.state_dict()["2.running_mean"] for found in (whole, parts))
+    torch.testing.assert_close(one, other)
+
+
 def test_statistics_stay_as_they_are_in_adaptation_and_scores() -> None:
     one = trainer()
     one.fit()
