@@ -36,7 +36,7 @@ _RECORD = 2 + 3 * _SIDE * _SIDE  # superclass, class, and the pixels red, green,
 _LARGEST = 2**28  # bytes of a part; that of training has 154 million
 _LARGEST_SIDE = 256
 _AT_ONCE = 2000  # pictures resized together
-_UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error)
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, tarfile.TarError, zlib.error)
 
 
 @checked

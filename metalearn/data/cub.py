@@ -33,7 +33,7 @@ _CLASSES = 200
 _FOLDER = "CUB_200_2011"
 _PICTURE = re.compile(rf"(?:\./)?{_FOLDER}/images/(\d{{3}}\.[^/]+)/([^/]+\.jpe?g)")
 _LARGEST_SIDE = 512
-_UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error)
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, tarfile.TarError, zlib.error)
 
 
 @checked

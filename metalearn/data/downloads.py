@@ -46,7 +46,8 @@ def download(remote: RemoteFile, path: Path) -> Path:
         held = lock(file)
         if held is False:
             raise DataError(f"{path} is being downloaded by another process")
-        if path.exists():  # whoever had the lock was faster, and ``file`` is now ``path``
+        if path.exists():  # whoever had the lock was faster, and ``file`` may now be ``path``
+            remove_part(part)
             return _checked(remote, path)
         try:
             Transfer(remote, file, part).run()

@@ -144,7 +144,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
         text = read_regular(path, _LARGEST_LIST).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    lines = csv.reader(io.StringIO(text))
+    lines = _lines(path, text)
     header = [column.strip().lower() for column in next(lines, [])]
     label = next((header.index(name) for name in _LABELS if name in header), None)
     if "filename" not in header or label is None:
@@ -157,6 +157,13 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
         if len(row) != len(header) or not row[name] or not row[label]:
             raise DataError(f"{path}: line {number} has no {len(header)} columns")
         yield row[name].strip(), row[label].strip()
+
+
+def _lines(path: Path, text: str) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(io.StringIO(text))
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _place(root: Path, name: str, label: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
         SettingError, match=r"root=.*CUB_200_2011\.tgz, or what it unpacks to, is n"
     ):
         load_cub(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("number", ["GNU.sparse.map", "size"])
+def test_numbers_of_an_archive_that_are_none_are_its_damage(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "CUB_200_2011.tgz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("CUB_200_2011/images/001.Bird_1/bird.jpg")
+        member.pax_headers = {number: "9" * 30 if number == "size" else "many"}
+        archive.addfile(member)
+    with pytest.raises(DataError, match=r"tgz cannot be read \(.*\): remove it and fetch|001.*CUB"):
+        load_cub(path, cache=tmp_path)
 
 
 def test_the_archive_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

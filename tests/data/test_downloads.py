@@ -6,9 +6,11 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from metalearn.data import downloads
 from metalearn.data.downloads import RemoteFile, download
 from metalearn.errors import DataError
 from metalearn.files import lock
@@ -193,6 +195,20 @@ def test_one_process_at_a_time(server: FileServer, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"a\.bin is being downloaded by another process$"):
             download(remote(server), tmp_path / "a.bin")
     assert server.asked == []
+
+
+def test_a_file_that_another_process_has_finished_leaves_no_part(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.bin"
+
+    def other_was_faster(file: Any) -> bool:
+        path.write_bytes(CONTENT)
+        return True
+
+    monkeypatch.setattr(downloads, "lock", other_was_faster)
+    assert downloads.download(remote(server), path) == path
+    assert names(tmp_path) == ["file.bin"]
 
 
 def test_a_full_disk_is_an_error_of_the_disk(server: FileServer, tmp_path: Path) -> None:

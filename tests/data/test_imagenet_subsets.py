@@ -204,6 +204,10 @@ def _missing(text: str) -> str:
     return text + f"other.png,{FIRST}\n"
 
 
+def _endless(text: str) -> str:
+    return text + "x" * 200_000 + f",{FIRST}\n"
+
+
 def _outside(text: str) -> str:
     return text + f"../../x.png,{FIRST}\n"
 
@@ -214,6 +218,7 @@ def _outside(text: str) -> str:
         (_no_header, r"train\.csv: its first line needs the columns filename and label, not n"),
         (_short_line, r"train\.csv: line 130 has no 2 columns"),
         (_missing, rf"the listed picture other\.png of {FIRST} is neither in images nor beside"),
+        (_endless, r"train\.csv cannot be read: field larger than field limit"),
         (_outside, r"\.\./\.\./x\.png would lie outside of the folder"),
     ],
 )
