@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metalearn.cli.combining import combine
-    from metalearn.cli.exporting import export, load_export
+    from metalearn.cli.exported import load_export
+    from metalearn.cli.exporting import export
     from metalearn.cli.loading import load
     from metalearn.models import Ensemble
 
@@ -19,7 +20,7 @@ _PLACES = {
     "combine": "metalearn.cli.combining",
     "export": "metalearn.cli.exporting",
     "load": "metalearn.cli.loading",
-    "load_export": "metalearn.cli.exporting",
+    "load_export": "metalearn.cli.exported",
 }
 _ROOMS = (
     "core",

@@ -101,6 +101,8 @@ def config_to_read(config: DictConfig, run: str | None = None) -> DictConfig:
 
 def _check_form(text: str) -> None:
     """Refuse YAML that is small on the disk and large, or without end, in memory."""
+    if len(text) > _LARGEST:
+        raise ValueError(f"more than {_LARGEST} characters")
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import metalearn
 from metalearn.errors import DataError, SettingError
-from metalearn.models import Ensemble
+from metalearn.models import MLP, Ensemble
 from metalearn.trainers import InductiveModule
 from tests.support.commands import ROOT, Outcome
 
@@ -212,6 +213,106 @@ def _notes(path: Path) -> dict[str, str]:
 
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata())
+
+
+def test_parts_of_a_file_that_do_not_belong_together(
+    copied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "it.safetensors", copied("v1/meta_pictures-finished")
+    support, _ = first_task(folder)
+    metalearn.export(folder, path, support=support)
+    tensors, notes = load_file(path), _notes(path)
+    inputs, targets = "support.inputs", "support.targets"
+    for changed, message in (
+        ({n: v for n, v in tensors.items() if n != inputs}, "part of a support set"),
+        ({**tensors, targets: tensors[targets] + 10}, "cannot adapt to its support set"),
+        ({**tensors, inputs: tensors[inputs].flatten()}, "cannot adapt to its support set"),
+        ({**tensors, "more": torch.ones(1)}, "its weights do not fit its settings"),
+    ):
+        save_file(changed, path, metadata=notes)
+        with pytest.raises(DataError, match=message):
+            metalearn.load_export(path)
+    metalearn.export(copied("v1/per_sample-finished"), path)
+    tensors, notes = load_file(path), _notes(path)
+    name = next(iter(tensors))
+    for changed, noted in (
+        (tensors, {n: v for n, v in notes.items() if n != "data"}),
+        (tensors, {**notes, "data": "5"}),
+        (tensors, {**notes, "data": '{"kind": "classification", "outputs": 10}'}),
+        (tensors, {**notes, "config": notes["config"] + "#" * 2**18}),
+        ({**tensors, name: tensors[name].long()}, notes),
+        ({**tensors, inputs: torch.ones(2)}, notes),
+    ):
+        save_file(changed, path, metadata=noted)
+        with pytest.raises(DataError):
+            metalearn.load_export(path)
+
+
+def test_a_program_is_written_whole_or_not_at_all(
+    copied: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "there" / "it.pt2"
+    path.parent.mkdir()
+    path.write_bytes(b"before")
+
+    def fail(program: Any, file: Any) -> None:
+        file.write(b"a part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", fail)
+    with pytest.raises(OSError, match=r"No space.*it\.pt2"):
+        metalearn.export(copied(ON_SAMPLES[0]), path, format="torch_export")
+    assert path.read_bytes() == b"before" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "model=conv4 model.filters=2 model.halvings=1 trainer.batch_norm=groupnorm",
+        "model=vit model.patch=4 model.width=8 model.depth=1 model.heads=2 "
+        "model.frozen_features=true",
+    ],
+    ids=["conv4", "vit"],
+)
+def test_networks_that_were_converted_or_learnt_on_features(
+    given: str, run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    quiet = ["trainer.steps=1", "trainer.batch_size=4", "trainer.progress=false"]
+    rest = ["trainer=per_sample", "data=digits", "trainer.diagnostics=[]"]
+    outcome = run("train", *rest, *quiet, f"hydra.run.dir={folder}", *given.split())
+    assert outcome.code == 0, outcome.err
+    trained: Any = metalearn.load(folder)
+    inputs = torch.rand(3, *trained.data.input_shape)
+    wanted = outputs(trained.module.eval(), inputs)
+    path = metalearn.export(folder, tmp_path / "it.safetensors")
+    without_data(monkeypatch)
+    assert torch.equal(outputs(metalearn.load_export(path), inputs), wanted)
+
+
+def test_files_of_weights_are_not_looked_for(
+    copied: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network of torchvision's that began with a file is made anew without that file."""
+    seen: list[Any] = []
+
+    def network(node: Any, *_: Any) -> nn.Module:
+        seen.append((node.weights, node.standardise))
+        return MLP((64,), 10, hidden=(4,))
+
+    path = metalearn.export(copied("v1/per_sample-finished"), tmp_path / "it.safetensors")
+    net = MLP((64,), 10, hidden=(4,))
+    config = OmegaConf.create(_notes(path)["config"])
+    config.model = {
+        "_target_": "metalearn.models.torchvision_model", "weights": "gone.pt", "standardise": None
+    }  # fmt: skip
+    save_file(
+        net.state_dict(), path, metadata={**_notes(path), "config": OmegaConf.to_yaml(config)}
+    )
+    monkeypatch.setattr("metalearn.cli.networks._network", network)
+    found: Any = metalearn.load_export(path)
+    assert seen == [(None, True)]
+    assert torch.equal(found(torch.ones(1, 64)), net(torch.ones(1, 64)))
 
 
 def test_the_command(
