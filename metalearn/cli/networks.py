@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from metalearn.cli.given_settings import plain_value
 from metalearn.cli.targets import AROUND, accepted_of, made, placed, target_of
@@ -99,11 +99,10 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
         return started_network(config, own, start, seed=seed)
 
     seeds = network_seeds(config)
-    if (plain_value(config.model.get("lora")) or {}).get("rank") is not None:
-        return Ensemble.from_modules(_sharing_what_is_fixed([make(seed) for seed in seeds]))
     size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
     check_memory("trainer.members", members, 2 * size * len(seeds))  # with their gradients
-    return Ensemble.from_factory(make, seeds)
+    adapted = (plain_value(config.model.get("lora")) or {}).get("rank") is not None
+    return Ensemble.from_factory(_on_one_body(make) if adapted else make, seeds)
 
 
 def inputs_of(source: Any) -> dict[str, Any]:
@@ -113,12 +112,19 @@ def inputs_of(source: Any) -> dict[str, Any]:
     return shape if vocabulary is None else {**shape, "vocabulary": vocabulary}
 
 
-def _sharing_what_is_fixed(networks: list[nn.Module]) -> list[nn.Module]:
-    """Networks with adapters of their own, of the body of the first."""
-    fixed = {n: p for n, p in networks[0].named_parameters() if not p.requires_grad}
-    for network in networks[1:]:
-        network.load_state_dict(fixed, strict=False)
-    return networks
+def _on_one_body(make: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+    """Networks with adapters of their own, on what is fixed in the first, and with its buffers."""
+    body: dict[str, Tensor] = {}
+
+    def made(seed: int) -> nn.Module:
+        network = make(seed)
+        fixed = {n: p.detach() for n, p in network.named_parameters() if not p.requires_grad}
+        fixed |= dict(network.named_buffers())
+        for name, value in fixed.items():
+            value.copy_(body.setdefault(name, value))
+        return network
+
+    return made
 
 
 def network_seeds(config: DictConfig) -> Sequence[int]:

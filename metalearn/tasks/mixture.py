@@ -64,6 +64,7 @@ class MixtureTasks:
         first = next(iter(self.sets.values()))
         self.kind: Literal["classification", "regression"] = first.kind
         self.input_shape, self.outputs = first.input_shape, first.outputs
+        self.vocabulary: int | None = getattr(first, "vocabulary", None)
         self.outputs_by_split = outputs_by_split(first)
         self._check_alike()
 
@@ -71,7 +72,9 @@ class MixtureTasks:
         """The same draws from other sets of the same names, such as those of features."""
         found = copy.copy(self)
         found.sets = {name: sets[name] for name in self.sets}
-        found.input_shape = next(iter(found.sets.values())).input_shape
+        first = next(iter(found.sets.values()))
+        found.input_shape = first.input_shape
+        found.vocabulary = getattr(first, "vocabulary", None)
         return found
 
     @checked
@@ -138,9 +141,10 @@ class MixtureTasks:
 
 def _shapes(source: TaskDistribution, splits: Mapping[str, int]) -> dict[str, Any]:
     """What tasks have to have in common to stand in one batch."""
-    shapes = {
+    shapes: dict[str, Any] = {
         "kind": source.kind,
         "inputs": tuple(source.input_shape),
+        "vocabulary": getattr(source, "vocabulary", None),
         "outputs": outputs_by_split(source),
     }
     if set(shapes["outputs"]) == set(splits):

@@ -22,6 +22,7 @@ LETTERS = [
 ]  # fmt: skip
 SQUEEZED = ["model=torchvision", "model.name=squeezenet1_1"]
 MINE = """
+import torch
 from torch import nn
 
 class Net(nn.Module):
@@ -32,6 +33,14 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.out(self.body(x))
+
+class Projected(Net):
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.register_buffer("scales", torch.rand(1, 1, 32, 32))
+
+    def forward(self, x):
+        return super().forward(x * self.scales)
 
 class Headless(Net):
     def __init__(self):
@@ -83,8 +92,8 @@ def test_a_network_of_ones_own_has_a_new_last_layer(learner: str, run: Run) -> N
     assert module.get_submodule("out").weight.shape == (3 if learner == "maml" else 5, 128)
 
 
-def test_heads_and_adapters_of_members_differ(run: Run) -> None:
-    own = ["model._target_=mine_networks.Net", "~model.filters", "~model.downsample"]
+def test_members_have_heads_and_adapters_of_their_own_on_one_body(run: Run) -> None:
+    own = ["model._target_=mine_networks.Projected", "~model.filters", "~model.downsample"]
     own += ["~model.halvings", "~model.pool", "~model.head", "~model.seed", "model.lora.rank=1"]
     data = ["trainer=ensemble", "trainer.members=2", "data=glyphs", "data.image_size=32"]
     few = ["trainer.steps=1", "trainer.progress=false", "test_tasks=0", "trainer.batch_size=8"]
@@ -93,6 +102,12 @@ def test_heads_and_adapters_of_members_differ(run: Run) -> None:
     for name, value in load("run", trust=True).module.named_parameters():
         if name.endswith(("out.weight", "down.weight")):
             assert float((value[0] - value[1]).detach().abs().mean()) > 0.01, name
+    body = load("run", trust=True).module
+    fixed = [value for value in body.parameters() if not value.requires_grad]
+    for value in (*fixed, *body.buffers()):
+        assert torch.equal(value[0], value[1]) and bool(value.any())
+    outcome = run("train", *data, "model=conv4", *own, *few, "trainer.members=1000000000000")
+    assert outcome.code == 2 and "trainer.members=1000000000000: what fits" in outcome.err
 
 
 def test_a_network_without_a_last_layer_is_refused(run: Run) -> None:

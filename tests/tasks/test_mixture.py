@@ -11,12 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from metalearn.data import LabelledTexts
+from metalearn.data.feature_table import FeatureTable
 from metalearn.errors import SettingError
 from metalearn.tasks import FewShotTasks, MixtureTasks, SinusoidTasks, mixture_tasks
 from metalearn.types import Split, TaskBatch, TaskDistribution
 from tests.support.builders import labelled
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+TABLE = FeatureTable(torch.zeros(1, 8, 3), torch.nn.Identity())
 SIZES: dict[str, Any] = {"way": 3, "shot": 2, "query": 1}
 
 
@@ -89,6 +92,25 @@ def test_splits_and_seeds_draw_sets_of_their_own() -> None:
     assert MixtureTasks(sets(), seed=7).set_names("test", range(60)) == other.set_names(
         "test", range(60)
     )
+
+
+def texts(vocabulary: int) -> FewShotTasks:
+    """Tasks of texts of four classes, two a split."""
+    tokens = torch.tensor([[1, 2], [3, 0], [2, 2], [1, 1]] * 2).int()
+    labels, names = torch.arange(4).repeat(2), tuple("abcd")
+    splits = {"train": (0, 1), "test": (2, 3)}
+    data = LabelledTexts(tokens, vocabulary, labels, names, ("",) * 4, splits)
+    return FewShotTasks(data, way=2, shot=1, query=1)
+
+
+def test_sets_of_texts_have_their_vocabulary_in_common() -> None:
+    tasks = MixtureTasks({"a": texts(5), "b": texts(5)})
+    assert tasks.vocabulary == 5 and tasks.sample("test", [0]).support[0].dtype == torch.int64
+    assert MixtureTasks(sets()).vocabulary is None
+    features = {n: t.with_features(TABLE) for n, t in (("a", texts(5)), ("b", texts(5)))}
+    assert tasks.with_sets(features).vocabulary is None
+    with pytest.raises(SettingError, match=r"sets\.b='vocabulary 6': .*; a has vocabulary 5"):
+        MixtureTasks({"a": texts(5), "b": texts(6)})
 
 
 def test_sets_of_regression_have_no_class_ids() -> None:
