@@ -28,6 +28,9 @@ __all__ = ["ClassTable", "any_converted", "converted"]
 
 _VERSION = 1  # raise it when pictures are brought to their size in another way
 _LARGEST_HEADER = 2**24
+_UNREADABLE = (
+    OSError, EOFError, ValueError, TypeError, OverflowError, RuntimeError, Misfit, SettingError,
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -151,7 +154,7 @@ def _opened(path: Path, size: int) -> LabelledImages | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, Misfit, SettingError) as error:
+    except _UNREADABLE as error:
         _log.warning("%s is damaged and is made again: %s", path, error)
         return None
 

@@ -94,13 +94,15 @@ def test_other_files_or_another_size_are_converted_anew(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "gone", "version", "text", "splits"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "header", "gone", "version", "text", "splits"])
 def test_a_damaged_array_is_made_again(damage: str, tmp_path: Path) -> None:
     root = lists(tmp_path / "set")
     load(root)
     header, array = sorted((tmp_path / "cache").iterdir())
     if damage == "cut":
         array.write_bytes(array.read_bytes()[:-5])
+    elif damage == "empty":
+        array.write_bytes(b"")
     elif damage == "header":
         array.write_bytes(b"nothing")
     elif damage == "gone":
