@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig
 from torch import nn
@@ -37,6 +37,7 @@ from metalearn.tasks.deferred import DeferredTasks
 from metalearn.trainers import Trainer
 from metalearn.trainers.loop.initial_weights import start_beside
 from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.meta.criterion import Kind
 
 __all__ = ["GROUPS", "build", "check_settings_of", "groups_of"]
 
@@ -162,12 +163,16 @@ def _check_learner(config: DictConfig) -> None:
     if inner and learner.get("first_order") and inner["maml"].method not in ("auto", "first_order"):
         accepted = "auto is needed with a learner of first order"
         raise SettingError("maml.method", inner["maml"].method, accepted)
-    try:
-        made(learner, "learner")(nn.Linear(1, 1), kind="classification", **inner)
-    except SettingError as error:
-        own = error.setting.partition("[")[0] in learner
-        if own:  # what is said of such a network is of no concern
-            raise placed(error, "learner") from error
+    for kind in get_args(Kind):
+        try:
+            made(learner, "learner")(nn.Linear(1, 1), kind=kind, **inner)
+        except SettingError as error:
+            if error.setting == "kind":  # it is for tasks of the other
+                continue
+            own = error.setting.partition("[")[0] in learner
+            if own:  # what is said of such a network is of no concern
+                raise placed(error, "learner") from error
+        return
 
 
 def _second_data(node: DictConfig, first: Any) -> ClassificationData:

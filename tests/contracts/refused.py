@@ -461,7 +461,11 @@ DATA: list[Row] = [
     ("data.resized", {"image_size": 0}, "image_size=0: a whole number of at least 1"),
     ("data.resized", {"data": None}, "data=None: "),
     ("tasks.FewShotTasks", {"way": 1}, "way=1: a whole number of at least 2"),
-    ("tasks.FewShotTasks", {"data": None}, "data=None: a LabelledImages is needed"),
+    (
+        "tasks.FewShotTasks",
+        {"data": None},
+        "data=None: a LabelledImages or a LabelledTexts is needed",
+    ),
     ("tasks.FewShotTasks", {"way": 10**9}, "way=1000000000"),
     ("tasks.SinusoidTasks", {"shot": 0}, "shot=0: a whole number of at least 1"),
     ("FewShotTasks.sample", {"indices": []}, r"indices=\[\]: at least one task index"),

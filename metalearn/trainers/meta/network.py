@@ -164,8 +164,8 @@ class StackedNetworks:
         (stack,) = module.stacks
         assert isinstance(stack, Stack)
         params, buffers = stack.state()
-        self.buffers = _shared(buffers)
-        if buffers:
+        self.buffers = _shared(buffers) if params else {}  # else it is refused for that
+        if self.buffers:
             functionalize(module.member(0))  # or what its calls write is refused
         self.apply = stack.call
         self.params = {name: p.detach() for name, p in params.items()}
