@@ -59,7 +59,7 @@ def read_texts(root: str | Path, *, text: str, label: str) -> list[LabelledText]
         label: the column of classes.
 
     Raises:
-        SettingError: nothing at ``root``.
+        SettingError: nothing at ``root``, columns of what is no table.
         DataError: no texts, a file that cannot be read, a column that is missing.
     """
     columns = _Columns(text, label)
@@ -68,7 +68,13 @@ def read_texts(root: str | Path, *, text: str, label: str) -> list[LabelledText]
         return _rows(path, columns, "")
     folder = existing_folder(root)
     tables = [p for p in sorted(folder.iterdir()) if _is_table(p)]
-    return _of_tables(folder, tables, columns) if tables else _of_folders(folder)
+    if tables:
+        return _of_tables(folder, tables, columns)
+    for name in ("text", "label"):
+        if getattr(columns, name) != name:
+            accepted = "a table is needed for it: texts of class folders have no columns"
+            raise SettingError(name, getattr(columns, name), accepted)
+    return _of_folders(folder)
 
 
 def _is_table(path: Path) -> bool:

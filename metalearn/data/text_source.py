@@ -31,7 +31,7 @@ def load_texts(
     root: str | Path,
     *,
     tokens: Tokens = "words",
-    vocabulary: int = 8192,
+    vocabulary: int | None = None,
     length: int = 64,
     text: str = "text",
     label: str = "label",
@@ -50,7 +50,7 @@ def load_texts(
     Args:
         root: the folder, or the table.
         tokens: ``words``, ``bytes``, or a function from a text to numbers; see `Tokenizer`.
-        vocabulary: V, of words and functions; bytes have 257.
+        vocabulary: V, of words and functions; None is 8,192. Bytes have 257.
         length: L; what is longer is cut off, what is shorter is padded with 0.
         text: the column of texts.
         label: the column of classes.

@@ -25,6 +25,7 @@ Tokens = str | Callable[[str], Sequence[int]]
 """``"words"``, ``"bytes"``, or a function from a text to numbers of at least 1."""
 
 _BYTES = 257  # and padding
+_WORDS = 8192  # where nothing else is said
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -39,7 +40,7 @@ class Tokenizer:
 
     Attributes:
         tokens: which of these.
-        vocabulary: V, 2 to 2^31; of bytes it is 257 whatever is given.
+        vocabulary: V, 2 to 2^31; None is 8,192, of bytes 257, which have no other.
         length: L, at least 1.
 
     Raises:
@@ -47,20 +48,26 @@ class Tokenizer:
     """
 
     tokens: Tokens
-    vocabulary: int
+    vocabulary: int | None
     length: int
 
     def __post_init__(self) -> None:
         if not callable(self.tokens) and self.tokens not in ("words", "bytes"):
             accepted = "words, bytes or a function from a text to numbers is needed"
             raise SettingError("tokens", self.tokens, accepted)
-        check_whole("vocabulary", self.vocabulary, 2, 2**31)  # numbers are kept as int32
+        if self.tokens == "bytes" and self.vocabulary not in (None, _BYTES):
+            raise SettingError(
+                "vocabulary", self.vocabulary, f"null is needed: bytes have {_BYTES}"
+            )
+        check_whole("vocabulary", self.size, 2, 2**31)  # numbers are kept as int32
         check_whole("length", self.length, 1)
 
     @property
     def size(self) -> int:
         """V."""
-        return _BYTES if self.tokens == "bytes" else self.vocabulary
+        if self.vocabulary is not None:
+            return self.vocabulary
+        return _BYTES if self.tokens == "bytes" else _WORDS
 
     def numbers(self, text: str) -> list[int]:
         """L numbers; all of them 0 for a text without tokens.
@@ -74,7 +81,7 @@ class Tokenizer:
             found = self._checked(self.tokens(text))[: self.length]
         else:
             words = _WORD.findall(unicodedata.normalize("NFC", text).lower())[: self.length]
-            found = [1 + zlib.crc32(_utf8(word)) % (self.vocabulary - 1) for word in words]
+            found = [1 + zlib.crc32(_utf8(word)) % (self.size - 1) for word in words]
         return found + [0] * (self.length - len(found))
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -90,9 +97,9 @@ class Tokenizer:
         except TypeError as error:
             accepted = "a function from a text to a sequence of whole numbers is needed"
             raise SettingError("tokens", numbers, accepted) from error
-        wrong = [number for number in found if not 0 < number < self.vocabulary]
+        wrong = [number for number in found if not 0 < number < self.size]
         if wrong:
-            accepted = f"numbers in 1..{self.vocabulary - 1} are needed, or a larger vocabulary"
+            accepted = f"numbers in 1..{self.size - 1} are needed, or a larger vocabulary"
             raise SettingError("tokens", wrong[0], accepted)
         return found
 

@@ -116,7 +116,7 @@ def text_tasks(
     root: str | Path,
     *,
     tokens: Tokens = "words",
-    vocabulary: int = 8192,
+    vocabulary: int | None = None,
     length: int = 64,
     text: str = "text",
     label: str = "label",
@@ -136,7 +136,7 @@ def text_tasks(
     Args:
         root: the folder or the table; see `metalearn.data.load_texts` for layouts.
         tokens: ``"words"``, ``"bytes"``, or a function from a text to numbers of at least 1.
-        vocabulary: how many numbers tokens have, padding (0) included; bytes have 257.
+        vocabulary: how many numbers tokens have, padding (0) included; None: 8,192, of bytes 257.
         length: tokens of a text; longer ones are cut off, shorter ones padded.
         text: the column of texts, of a table.
         label: the column of classes.

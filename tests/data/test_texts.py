@@ -86,11 +86,11 @@ def test_a_letter_with_its_accent_apart_and_half_of_a_pair() -> None:
     composed = [number("café"), number("!"), 0]
     assert words.numbers("cafe\u0301!") == words.numbers("Caf\u00e9!") == composed
     assert words.numbers("a \ud83d b")[::2] == [number("a"), number("b")]
-    assert Tokenizer("bytes", 2, 4).numbers("\ud83d") == [0xED + 1, 0xA0 + 1, 0xBD + 1, 0]
+    assert Tokenizer("bytes", None, 4).numbers("\ud83d") == [0xED + 1, 0xA0 + 1, 0xBD + 1, 0]
 
 
 def test_bytes_are_those_of_utf8() -> None:
-    tokenizer = Tokenizer("bytes", 2, 4)
+    tokenizer = Tokenizer("bytes", None, 4)
     assert tokenizer.size == 257
     assert tokenizer.numbers("é!") == [0xC3 + 1, 0xA9 + 1, ord("!") + 1, 0]
 
@@ -111,6 +111,7 @@ def test_a_function_gives_numbers_of_its_own() -> None:
     ("given", "message"),
     [
         (("letters", 9, 9), "tokens='letters': words, bytes or a function"),
+        (("bytes", 300, 9), "vocabulary=300: null is needed: bytes have 257"),
         (("words", 1, 9), "vocabulary=1: a whole number of at least 2"),
         (("words", 2**31 + 1, 9), "vocabulary=2147483649: a whole number of at most 2147483648"),
         (("words", 9, 0), "length=0: a whole number of at least 1"),
@@ -253,6 +254,12 @@ def test_names_of_labels_in_parquet(tmp_path: Path) -> None:
 
 
 # --- what is refused ------------------------------------------------------------------------
+
+
+def test_columns_of_class_folders_are_refused(tmp_path: Path) -> None:
+    for name in ("text", "label"):
+        with pytest.raises(SettingError, match=f"{name}='said': a table is needed for it"):
+            load_texts(six(tmp_path / name), **{name: "said"})  # type: ignore[arg-type]
 
 
 def test_texts_without_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
