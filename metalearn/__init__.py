@@ -23,6 +23,7 @@ _PLACES = {
     "load_export": "metalearn.cli.exported",
 }
 _ROOMS = (
+    "attribution",
     "core",
     "data",
     "errors",

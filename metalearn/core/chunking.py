@@ -21,24 +21,25 @@ __all__ = ["ChunkSize", "chunks", "resolve_chunk", "sample_count"]
 ChunkSize = int | Literal["auto"] | None
 
 
-def sample_count(batch: Batch) -> int:
+def sample_count(batch: Batch, setting: str = "batch") -> int:
     """N, the length of the leading axis of all leaves.
 
     Raises:
-        SettingError: no leaves, leaves that are not tensors, different lengths.
+        SettingError: no leaves, leaves that are not tensors, different lengths; ``setting`` is
+            what the sentence calls the batch.
     """
     values, _ = flatten(batch)
-    check_tensors(batch, "batch")
+    check_tensors(batch, setting)
     counts: dict[int, str] = {}
     for i, value in enumerate(values):
         if value.dim() == 0:
             got, needed = "a scalar", "a tensor with a leading sample axis is needed"
             name = leaf_names(batch)[i]
-            raise SettingError(f"batch[{name}]" if name else "batch", got, needed)
+            raise SettingError(f"{setting}[{name}]" if name else setting, got, needed)
         counts.setdefault(value.shape[0], leaf_names(batch)[i])
     if len(counts) != 1 or 0 in counts:
         found = {name: count for count, name in counts.items()}
-        raise SettingError("batch", found, "the same number of samples, at least 1, is needed")
+        raise SettingError(setting, found, "the same number of samples, at least 1, is needed")
     return next(iter(counts))
 
 

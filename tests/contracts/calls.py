@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn import core, data, evaluation, models, tasks, trainers
+from metalearn import attribution, core, data, evaluation, models, tasks, trainers
 from metalearn.core import functionalize
 from metalearn.types import TaskBatch
 from tests.support.builders import labelled
@@ -23,7 +23,7 @@ from tests.support.small_data import blobs, regressors, waves
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 
-FACES = ("core", "models", "data", "tasks", "evaluation", "trainers")
+FACES = ("core", "models", "data", "tasks", "evaluation", "trainers", "attribution")
 FILES = {
     "load_folder",
     "load_texts",
@@ -622,6 +622,41 @@ def _trainers() -> dict[str, Callable[[], Call]]:
     }
 
 
+def _attribution() -> dict[str, Callable[[], Call]]:
+    batch = _fresh(lambda: problem()["batch"])
+    models = _fresh(lambda: [problem()["params"]] * 2)
+    pair = {"targets": batch, "examples": batch}
+    return {
+        "el2n_scores": _of(attribution, "el2n_scores", "outputs_fn", models=models, examples=batch),
+        "gradient_similarity": _of(attribution, "gradient_similarity", "loss_fn", "params", **pair),
+        "grand_scores": _of(attribution, "grand_scores", "loss_fn", models=models, examples=batch),
+        "representation_similarity": _of(
+            attribution,
+            "representation_similarity",
+            "params",
+            features_fn=_fresh(lambda: problem()["outputs_fn"]),
+            targets=draw(2, 3),
+            examples=draw(4, 3),
+        ),
+        "tracin_scores": _of(
+            attribution,
+            "tracin_scores",
+            "loss_fn",
+            checkpoints=models,
+            learning_rates=[0.1, 0.2],
+            **pair,
+        ),
+        "tracin_self_influence": _of(
+            attribution,
+            "tracin_self_influence",
+            "loss_fn",
+            checkpoints=models,
+            examples=batch,
+            learning_rates=[0.1, 0.2],
+        ),
+    }
+
+
 CALLS: dict[str, Callable[[], Call]] = {
     f"{face}.{name}": make
     for face, found in (
@@ -631,6 +666,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         ("data", _data()),
         ("tasks", _tasks()),
         ("trainers", _trainers()),
+        ("attribution", _attribution()),
     )
     for name, make in found.items()
 }

@@ -17,7 +17,12 @@ __all__ = ["add_multiple", "conjugate_gradients", "difference", "euclidean_norm"
 
 
 def conjugate_gradients(
-    product: Callable[[Values], Values], target: Values, like: Tensor, iterations: int
+    product: Callable[[Values], Values],
+    target: Values,
+    like: Tensor,
+    iterations: int,
+    *,
+    tolerance: float | None = None,
 ) -> tuple[Values, Tensor]:
     """Solve product(x) = target; x and ‖product(x) − target‖ / ‖target‖, each task by itself.
 
@@ -26,6 +31,8 @@ def conjugate_gradients(
         target: leaves of one task, or ``[T, ...]`` of T tasks.
         like: a scalar, or ``[T]``: the shape of an inner product.
         iterations: at most P of them are of use.
+        tolerance: end before that once the residuals of all tasks, as the iteration knows them, are
+            as small; reads values after every iteration, so that it is not for use inside vmap.
 
     A task whose curvature along a direction is not positive stays where it is from then on.
     """
@@ -34,6 +41,7 @@ def conjugate_gradients(
     square = inner_product(residual, residual, like)
     tiny = torch.finfo(like.dtype).tiny
     going = torch.ones_like(like, dtype=torch.bool)
+    enough = square * (tolerance or 0.0) ** 2
     for _ in range(iterations):
         curved = product(direction)
         curvature = inner_product(direction, curved, like)
@@ -44,6 +52,8 @@ def conjugate_gradients(
         following = inner_product(residual, residual, like)
         beta = following / square.clamp_min(tiny)
         direction, square = add_multiple(residual, beta, direction), following
+        if tolerance is not None and bool((~going | (square <= enough)).all()):
+            break
     error = difference(product(x), target)
     return x, euclidean_norm(error, like) / euclidean_norm(target, like).clamp_min(tiny)
 

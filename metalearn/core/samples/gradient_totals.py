@@ -1,10 +1,11 @@
 """Gradients of parameters that several calls use, whole or by their rows.
 
-Axes: N samples.
+Axes: N samples, R other samples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from itertools import combinations
@@ -19,6 +20,7 @@ from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradi
 __all__ = [
     "RowSlice",
     "formed_total",
+    "gram_of_totals",
     "inner_products",
     "squared_norms_of_total",
     "sum_of_squares_of_total",
@@ -52,6 +54,19 @@ def weighted_total(parts: Sequence[SampleGradients], weights: Tensor) -> Tensor:
 def formed_total(parts: Sequence[SampleGradients]) -> Tensor:
     """Σ_k g_ik, ``[N, *shape]``."""
     return reduce(torch.add, [part.formed() for part in parts])
+
+
+def gram_of_totals(parts: Sequence[SampleGradients], others: Sequence[SampleGradients]) -> Tensor:
+    """⟨Σ_k g_rk, Σ_k h_ik⟩ ``[R, N]`` with the parts of other samples' gradients."""
+    ours, theirs = _joined(parts), _joined(others)
+    met = [(a, b) for a in ours for b in theirs if not a.is_apart_from(b)]
+    found = [a.gram(b) for a, b in met]
+    known = [gram for gram in found if gram is not None]
+    if known and len(known) == len(found):
+        return reduce(torch.add, known)
+    size = math.prod(ours[0].shape)
+    left, right = (widened(formed_total(x)).reshape(x[0].count, size) for x in (ours, theirs))
+    return left @ right.mT
 
 
 def _joined(parts: Sequence[SampleGradients]) -> list[SampleGradients]:

@@ -3,7 +3,7 @@
 The loss runs inside ``vmap(grad(...))`` over samples; a layer's input and the gradient of its
 output leave both by a hook, as tensors that show their sample axis, so that the gradients of its
 parameters need not be taken by torch.
-Axes: N samples.
+Axes: N samples, R other samples.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from metalearn.core.ops.decomposed_norms import decomposed_norms
 from metalearn.core.precision import norms_of, widened
 from metalearn.core.samples.gradient_totals import (
     formed_total,
+    gram_of_totals,
     squared_norms_of_total,
     sum_of_squares_of_total,
     weighted_total,
@@ -86,6 +87,14 @@ class Collected(NamedTuple):
             weighted_total(parts, weights).to(p.dtype) if parts else torch.zeros_like(p)
             for parts, p in zip(self.parts, self.params)
         ]
+
+    def gram(self, other: Collected) -> Tensor:
+        """⟨g_r, h_i⟩ ``[R, N]`` with the gradients of other samples, in float32 at least."""
+        total = widened(self.losses.new_zeros(len(self.losses), len(other.losses)))
+        for parts, others in zip(self.parts, other.parts):
+            if parts and others:
+                total = total + gram_of_totals(parts, others)
+        return total
 
     def gradients(self) -> list[Tensor]:
         """``[N, *shape]`` of each parameter; zeros take no memory."""

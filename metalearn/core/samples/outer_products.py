@@ -1,7 +1,7 @@
 """Gradients of matrices for many samples, as sums of outer products or of rows by index.
 
-Axes: N samples, S and T positions of a sample, O rows and I columns of a matrix, V rows of a table,
-D numbers of a row.
+Axes: N samples, R other samples, S and T positions of a sample, O rows and I columns of a matrix, V
+rows of a table, D numbers of a row.
 """
 
 from __future__ import annotations
@@ -80,6 +80,17 @@ class OuterProducts(SampleGradients):
             right = right * by_sample
         return left.flatten(0, 1).mT @ right.flatten(0, 1)
 
+    def gram(self, other: SampleGradients) -> Tensor | None:
+        """With others of the kind: Σ_st ⟨l_rs, l_it⟩·⟨r_rs, r_it⟩, where that takes less."""
+        if not isinstance(other, OuterProducts):
+            return None
+        places, sizes = self.left.shape[1] * other.left.shape[1], self.shape
+        if places * sum(sizes) > math.prod(sizes):
+            return None
+        left, right = widened(self.left), widened(self.right)
+        pieces = split_together(places * self.count, widened(other.left), widened(other.right))
+        return torch.cat([(_pairs(left, a) * _pairs(right, b)).sum((1, 3)) for a, b in pieces], 1)
+
     def joins(self, other: SampleGradients) -> bool:  # noqa: D102
         return isinstance(other, OuterProducts)
 
@@ -152,6 +163,14 @@ class IndexedRows(SampleGradients):
         pieces = split_together(places, self.index, self.rows, other.left, other.right)
         return torch.cat([_rows_with_products(*piece) for piece in pieces])
 
+    def gram(self, other: SampleGradients) -> Tensor | None:
+        """With others of the kind: the products of rows that have one index."""
+        if not isinstance(other, IndexedRows):
+            return None
+        rows, size = widened(self.rows), self.index.numel() * other.index.shape[1]
+        pieces = split_together(size, other.index, widened(other.rows))
+        return torch.cat([_same_rows(self.index, rows, *piece) for piece in pieces], 1)
+
     def joins(self, other: SampleGradients) -> bool:  # noqa: D102
         return isinstance(other, IndexedRows)
 
@@ -204,6 +223,17 @@ def _gram_norms(left: Tensor, right: Tensor) -> Tensor:
 
 def _product_norms(left: Tensor, right: Tensor) -> Tensor:
     return squared_lengths(torch.bmm(left.mT, right))
+
+
+def _pairs(x: Tensor, y: Tensor) -> Tensor:
+    """⟨x_rs, y_it⟩ ``[R, S, N, T]``."""
+    found: Tensor = torch.tensordot(x, y, dims=([2], [2]))
+    return found
+
+
+def _same_rows(index: Tensor, rows: Tensor, other: Tensor, others: Tensor) -> Tensor:
+    same = index[:, :, None, None] == other[None, None]
+    return torch.where(same, _pairs(rows, others), 0.0).sum((1, 3))
 
 
 def _norms_of_rows(index: Tensor, rows: Tensor) -> Tensor:

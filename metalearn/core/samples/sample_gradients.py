@@ -1,8 +1,8 @@
 """Gradients of one parameter for many samples, as what makes them up.
 
-Norms, weighted sums and inner products follow from the factors that a layer gives; the gradients
-themselves, N times as large as the parameter, need not be formed.
-Axes: N samples.
+Norms, weighted sums, inner products and Gram matrices follow from the factors that a layer gives;
+the gradients themselves, N times as large as the parameter, need not be formed.
+Axes: N samples, R other samples.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ class SampleGradients(ABC):
 
     def inner_products(self, other: SampleGradients) -> Tensor | None:
         """⟨g_i, h_i⟩ ``[N]`` with other gradients of the parameter; None to have both formed."""
+        return None
+
+    def gram(self, other: SampleGradients) -> Tensor | None:
+        """⟨g_r, h_i⟩ ``[R, N]`` with those of other samples; None to have both formed."""
         return None
 
     def is_apart_from(self, other: SampleGradients) -> bool:

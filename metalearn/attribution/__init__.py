@@ -1,0 +1,23 @@
+"""Which training examples made a model what it is: scores of examples, and whether they are right.
+
+A score of example i for target r is positive where the example helps: leaving it out raises the
+target's loss.
+"""
+
+# Scores of examples for targets
+from metalearn.attribution.similarity import gradient_similarity, representation_similarity
+from metalearn.attribution.tracin import tracin_scores, tracin_self_influence
+
+# Scores of examples by themselves
+from metalearn.attribution.pruning import el2n_scores, grand_scores
+
+__all__ = [
+    # Scores of examples for targets
+    "gradient_similarity",
+    "representation_similarity",
+    "tracin_scores",
+    "tracin_self_influence",
+    # Scores of examples by themselves
+    "el2n_scores",
+    "grand_scores",
+]
