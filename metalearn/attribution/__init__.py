@@ -5,6 +5,9 @@ target's loss.
 """
 
 # Scores of examples for targets
+from metalearn.attribution.curvature_choice import Curvature
+from metalearn.attribution.influence import Influence, conjugate_gradient_influence
+from metalearn.attribution.kronecker import kronecker_influence, kronecker_self_influence
 from metalearn.attribution.similarity import gradient_similarity, representation_similarity
 from metalearn.attribution.tracin import tracin_scores, tracin_self_influence
 
@@ -13,7 +16,12 @@ from metalearn.attribution.pruning import el2n_scores, grand_scores
 
 __all__ = [
     # Scores of examples for targets
+    "Curvature",
+    "Influence",
+    "conjugate_gradient_influence",
     "gradient_similarity",
+    "kronecker_influence",
+    "kronecker_self_influence",
     "representation_similarity",
     "tracin_scores",
     "tracin_self_influence",

@@ -127,6 +127,10 @@ class GradientPasses:
             for part in chunks(batch, size):
                 yield tree_map(widened, take(part))
 
+    def whole(self, batch: Batch) -> Params:
+        """All gradients of a batch, leaves ``[N, ...]``, in float32 at least."""
+        return tree_map(lambda *pieces: torch.cat(pieces), *self.formed(batch))
+
     def products(self, vectors: Params, batch: Batch) -> Tensor:
         """⟨v_r, g_i⟩ ``[R, N]`` for R vectors, a tree with leaves ``[R, ...]``."""
         return torch.cat([_products(vectors, grads) for grads in self.formed(batch)], dim=1)

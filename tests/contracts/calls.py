@@ -622,11 +622,45 @@ def _trainers() -> dict[str, Callable[[], Call]]:
     }
 
 
+def _factors() -> Any:
+    known = problem()
+    return core.fisher_kfac(known["module"], known["params"], known["batch"], **_FISHER)
+
+
 def _attribution() -> dict[str, Callable[[], Call]]:
     batch = _fresh(lambda: problem()["batch"])
     models = _fresh(lambda: [problem()["params"]] * 2)
     pair = {"targets": batch, "examples": batch}
+    fisher = _fresh(_factors)
     return {
+        "Curvature": _of(
+            attribution,
+            "Curvature",
+            "outputs_fn",
+            kind="fisher",
+            likelihood="categorical",
+        ),
+        "conjugate_gradient_influence": _of(
+            attribution, "conjugate_gradient_influence", "loss_fn", "params", damping=1.0, **pair
+        ),
+        "kronecker_influence": _of(
+            attribution,
+            "kronecker_influence",
+            "loss_fn",
+            "params",
+            fisher=fisher,
+            damping=0.1,
+            **pair,
+        ),
+        "kronecker_self_influence": _of(
+            attribution,
+            "kronecker_self_influence",
+            "loss_fn",
+            "params",
+            examples=batch,
+            fisher=fisher,
+            damping=0.1,
+        ),
         "el2n_scores": _of(attribution, "el2n_scores", "outputs_fn", models=models, examples=batch),
         "gradient_similarity": _of(attribution, "gradient_similarity", "loss_fn", "params", **pair),
         "grand_scores": _of(attribution, "grand_scores", "loss_fn", models=models, examples=batch),

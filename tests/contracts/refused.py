@@ -616,7 +616,33 @@ TRAINERS: list[Row] = [
     ("save_checkpoint", {"state": None}, "state=None: a mapping is needed"),
 ]
 
-REFUSED = [*LOSSES, *TREES, *CORE, *MODELS, *DATA, *EVALUATION, *TRAINERS]
+ATTRIBUTION: list[Row] = [
+    (f"attribution.{call}", changes, message)
+    for call in (
+        "conjugate_gradient_influence",
+        "gradient_similarity",
+        "kronecker_influence",
+        "tracin_scores",
+    )
+    for changes, message in (
+        ({"loss_fn": None}, "loss_fn=None: a function of 2 arguments is needed"),
+        ({"loss_fn": vector_loss}, rf"loss_fn=.*: {SCALAR}"),
+        ({"loss_fn": detached_loss}, "loss_fn=.*no parameter reached"),
+        ({"targets": None}, "targets='NoneType': a torch.Tensor is needed"),
+        ({"examples": ()}, f"examples={{}}: {LENGTHS}"),
+        (
+            {"examples": Changed(lambda b: (b[0], b[1][:2]))},
+            f"examples={{'0': 4, '1': 2}}: {LENGTHS}",
+        ),
+        ({"examples": SPARSE}, rf"examples\[0\]='torch.sparse_coo': {DENSE}"),
+        ({"parameters": "head.*"}, r"parameters='head.\*': a pattern that matches a parameter"),
+        ({"chunk_size": 0}, "chunk_size=0: a whole number of at least 1"),
+        ({"chunk_size": 2, "memory": "1GB"}, "memory='1GB': it goes with chunk_size"),
+        ({"method": "hooks"}, "method='hooks': one of layers, vmap, loop"),
+    )
+]
+
+REFUSED = [*LOSSES, *TREES, *CORE, *MODELS, *DATA, *EVALUATION, *TRAINERS, *ATTRIBUTION]
 
 ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("core.adapt", {"steps": 0}),

@@ -133,8 +133,10 @@ class KroneckerFisher(NamedTuple):
         self, vector: Mapping[str, Tensor], factors: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         check_floating(dict(vector), "vector")
+        check_floating(self.blocks, "fisher")
         parts: dict[str, Tensor] = {}
         for name, block in self.blocks.items():
+            _check_sizes(name, block)
             names = layer_parameters(name, vector)
             if names is None or vector[names.weight].dim() < 2 or not vector[names.weight].numel():
                 needed = f"{name}.weight".lstrip(".")
@@ -249,6 +251,17 @@ def _squares(a: Tensor, g: Tensor, block: KroneckerBlock | TransposedBlock) -> T
     if a.shape[1] == 1:  # the square of a product of two numbers: no gradient of a sample is held
         return g.square().sum(0)[:, 0].mT @ a.square()[:, 0]
     return (g.mT @ a).square().sum((0, 1))
+
+
+def _check_sizes(name: str, block: KroneckerBlock | TransposedBlock) -> None:
+    sizes = tuple(block.eigenvalues.shape)
+    if len(sizes) < 2:
+        raise SettingError(f"fisher[{name}]", sizes, "eigenvalues [O, I] are needed")
+    *groups, outputs, inputs = sizes
+    wanted = ((*groups, inputs, inputs), (*groups, outputs, outputs))
+    got = tuple(block.input_basis.shape), tuple(block.gradient_basis.shape)
+    if got != wanted:
+        raise SettingError(f"fisher[{name}]", got, f"bases {wanted} are needed for its eigenvalues")
 
 
 def _grouped(weight: Tensor, eigenvalues: Tensor) -> Tensor:
