@@ -30,6 +30,7 @@ Purpose = Literal[
     "rates",
     "mixture",
     "sizes",
+    "subsets",
 ]
 """What random numbers beside those of tasks are for."""
 

@@ -14,6 +14,9 @@ from metalearn.attribution.tracin import tracin_scores, tracin_self_influence
 # Scores of examples by themselves
 from metalearn.attribution.pruning import el2n_scores, grand_scores
 
+# Retraining, the test of every score
+from metalearn.trainers.supervised.member_weights import random_subsets
+
 __all__ = [
     # Scores of examples for targets
     "Curvature",
@@ -28,4 +31,6 @@ __all__ = [
     # Scores of examples by themselves
     "el2n_scores",
     "grand_scores",
+    # Retraining, the test of every score
+    "random_subsets",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -32,12 +33,13 @@ from metalearn.cli.targets import (
 )
 from metalearn.data import ClassificationData, resized
 from metalearn.errors import SettingError, check_whole
-from metalearn.signatures import accepted_settings
+from metalearn.signatures import accepted_settings, check_settings
 from metalearn.tasks.deferred import DeferredTasks
 from metalearn.trainers import Trainer
 from metalearn.trainers.loop.initial_weights import start_beside
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.meta.criterion import Kind
+from metalearn.trainers.supervised.member_weights import random_subsets
 
 __all__ = ["GROUPS", "build", "check_settings_of", "groups_of"]
 
@@ -78,6 +80,7 @@ def check_settings_of(config: DictConfig) -> None:
     for group in groups_of(config):
         check_node(group_node(config, group), group)
     check_around(config.model)
+    _check_member_weights(config, arguments)
     _check_learner(config)
     loop = {
         f.name: config.trainer[f.name] for f in fields(LoopSettings) if f.name in config.trainer
@@ -130,7 +133,7 @@ def build(
         source = objects["tasks"] = DeferredTasks.scored(objects["tasks"], training_classes)
     if "seeds" in accepted_of(config.trainer, "trainer"):
         objects["seeds"] = network_seeds(config)
-    objects |= {"optimizer": optimizer, "folder": folder, "device": device}
+    objects |= {"optimizer": optimizer, "folder": folder, "device": device, **_weights(config)}
     objects["deterministic"] = config.get("deterministic", False)
 
     def assembled(start: InitialWeights | None) -> Trainer:
@@ -151,6 +154,32 @@ def build(
         name = {"source": "init_from", "skip": "init_skip"}.get(error.setting, error.setting)
         raise SettingError(name, error.value, error.accepted) from error
     return trainer
+
+
+def _weights(config: DictConfig) -> dict[str, Any]:
+    """Weights of the examples, as an argument of the trainer, where the data have some."""
+    data = config.data if "data" in groups_of(config) else {}
+    given = plain_value(data.get("member_weights"), resolve=True)
+    return {} if given is None else {"member_weights": given}
+
+
+def _check_member_weights(config: DictConfig, arguments: Mapping[str, Any]) -> None:
+    """Refuse weights of examples that are not trained on, or for a trainer that takes none."""
+    for group in sorted({"data", "ood"} & set(groups_of(config))):
+        given = plain_value(config[group].get("member_weights"))
+        name = f"{group}.member_weights"
+        if given is None:
+            continue
+        if group == "ood":
+            raise SettingError(name, given, "null is needed: nothing is trained on these data")
+        if "member_weights" not in arguments:
+            raise SettingError(name, given, "null is needed: this trainer weights no examples")
+        if isinstance(given, dict):
+            unset = {"members", "examples"}
+            check_settings(random_subsets, given, f"{name}.", without=unset)
+        elif not isinstance(given, str):
+            accepted = "{leave_out: 0.05, seed: 0}, or a file .npy or .csv, is needed"
+            raise SettingError(name, given, accepted)
 
 
 def _check_learner(config: DictConfig) -> None:

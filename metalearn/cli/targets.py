@@ -24,6 +24,7 @@ from metalearn.types import TaskDistribution
 
 __all__ = [
     "AROUND",
+    "OF_EXAMPLES",
     "SOURCES",
     "accepted_of",
     "check_node",
@@ -37,9 +38,12 @@ __all__ = [
 _FULL_NAMES = ("maml.", "task.", "learner.", "model", "module", "optimizer")
 SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml", "learner": "learner"}
 """Groups that become an argument of the trainer, where it has such an argument."""
-_GROUP_OF = {argument: group for group, argument in SOURCES.items()} | {"kind": "task"}
+_GROUP_OF = {argument: group for group, argument in SOURCES.items()} | {
+    "kind": "task",
+    "member_weights": "data.member_weights",
+}
 """By what a trainer refuses of its arguments, the group in which it is chosen."""
-_HANDED = ("model", "optimizer", "tracker", "folder", "device", "deterministic")
+_HANDED = ("model", "optimizer", "tracker", "folder", "device", "deterministic", "member_weights")
 _SUPPLIED = {
     "model": {"input_shape", "outputs", "vocabulary"},
     "learner": {"module", "maml", "kind"},
@@ -62,7 +66,9 @@ _MADE = {**_CLASSES, "task": (TaskDistribution,)}
 _KEYWORDS = ("_target_", "_partial_")
 AROUND = ("frozen_features", "lora")
 """Settings of ``model`` that are no arguments of the network, but say what becomes of it."""
-_BESIDE = {"optimizer": ("groups",), "model": AROUND}
+OF_EXAMPLES = ("member_weights",)
+"""Settings of ``data`` that are no arguments of it, but of the trainer: of its examples."""
+_BESIDE = {"optimizer": ("groups",), "model": AROUND, "data": OF_EXAMPLES, "ood": OF_EXAMPLES}
 """Settings of a group that are none of its target's."""
 
 
@@ -181,10 +187,12 @@ def placed(error: SettingError, group: str) -> SettingError:
     """The error under its full name, where it does not have one already."""
     if error.setting.startswith(_FULL_NAMES):
         return error
-    chosen = _GROUP_OF.get(error.setting) if group == "trainer" else None
+    first, dot, rest = error.setting.partition(".")
+    chosen = _GROUP_OF.get(first) if group == "trainer" else None
     around = error.setting.rpartition(".")[0]
     hint = f"did you mean {around}."  # of a nested name
     accepted = error.accepted
     if around:
         accepted = accepted.replace(hint, f"did you mean {group}.{around}.")
-    return SettingError(chosen or f"{group}.{error.setting}", error.value, accepted)
+    name = f"{chosen}{dot}{rest}" if chosen else f"{group}.{error.setting}"
+    return SettingError(name, error.value, accepted)

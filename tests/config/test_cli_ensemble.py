@@ -227,3 +227,61 @@ def test_bad_settings_end_in_one_sentence(
     lines = outcome.err.splitlines()
     assert len(lines) == 1, outcome.err
     assert "Traceback" not in outcome.out + outcome.err
+
+
+# --- members on weighted examples ---------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_members_on_subsets_go_on_and_are_scored(run: Run, tmp_path: Path) -> None:
+    folder, setting = tmp_path / "out", "data.member_weights={leave_out:0.2,seed:3}"
+    where = f"hydra.run.dir={folder}"
+    assert run("train", *ENSEMBLE, setting, where, "trainer.steps=2").code == 0
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.data.member_weights == {"leave_out": 0.2, "seed": 3}
+    outcome = run("train", f"resume={folder}", "trainer.steps=4")
+    assert outcome.code == 0, outcome.err
+    whole = tmp_path / "whole"
+    assert run("train", *ENSEMBLE, setting, f"hydra.run.dir={whole}").code == 0
+    for name, value in saved(whole).items():
+        assert torch.equal(saved(folder)[name], value)
+    assert run("evaluate", f"run={folder}").code == 0
+    without = tmp_path / "without"
+    assert run("train", *ENSEMBLE, f"hydra.run.dir={without}").code == 0
+    assert any(not torch.equal(v, saved(whole)[name]) for name, v in saved(without).items())
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_weights_of_a_file_that_changes(run: Run, tmp_path: Path) -> None:
+    path, folder = tmp_path / "weights.csv", tmp_path / "out"
+    row = ",".join(["1"] * 1078)
+    path.write_text("\n".join([row, row, row.replace("1", "0.5", 1)]))
+    given = [f"data.member_weights={path}", "data.seed=0", f"hydra.run.dir={folder}"]
+    outcome = run("train", *ENSEMBLE, *given)
+    assert outcome.code == 0, outcome.err
+    path.write_text("\n".join([row] * 3))
+    outcome = run("train", f"resume={folder}", "trainer.steps=6")
+    assert outcome.code == 2 and "member_weights" in outcome.err
+    assert "the weights the run began with" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["data.member_weights={leave_out:2}"], "data.member_weights.leave_out=2: a number in (0,"),
+        (["data.member_weights={leaveout:0.1}"], "data.member_weights.leaveout=0.1: there is no"),
+        (["data.member_weights=[1,0]"], "data.member_weights=[1, 0]: {leave_out: 0.05, seed: 0}"),
+        (["data.member_weights=0.5"], "data.member_weights=0.5: {leave_out: 0.05, seed: 0}, or a"),
+        (["data.member_weights=w.txt"], "data.member_weights='w.txt': a file .npy or .csv"),
+        (["data.member_weights=w.csv"], "w.csv: these weights cannot be read"),
+        (["+data.weights=1"], "data.weights=1: there is no such setting"),
+        (
+            ["ood=glyphs", "ood.member_weights={leave_out:0.1}"],
+            "ood.member_weights={'leave_out': 0.1}: null is needed: nothing is trained on these",
+        ),
+    ],
+)  # fmt: skip
+def test_weights_that_cannot_work(run: Run, given: list[str], said: str, tmp_path: Path) -> None:
+    outcome = run("train", *ENSEMBLE, *given, f"hydra.run.dir={tmp_path / 'out'}")
+    assert outcome.code == 2 and said in outcome.err
+    assert "Traceback" not in outcome.err and not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.cli.building import groups_of
-from metalearn.cli.targets import AROUND
+from metalearn.cli.targets import AROUND, OF_EXAMPLES
 from metalearn.signatures import accepted_settings, check_settings
 from metalearn.trainers import LEARNERS
 from tests.support.commands import ROOT
@@ -27,7 +27,7 @@ GIVEN_BY_THE_PROGRAM = {
     "task": {"data"},
     "trainer": {
         "model", "tasks", "data", "ood", "learner", "maml", "optimizer", "tracker", "folder",
-        "device", "deterministic", "metrics",
+        "device", "deterministic", "metrics", "member_weights",
     },
 }  # fmt: skip
 
@@ -47,7 +47,7 @@ def test_a_node_binds_to_its_constructor(path: Path) -> None:
     target = get_object(values.pop("_target_"))
     partial = values.pop("_partial_", False)
     assert path.parent.name != "optimizer" or values.pop("groups") is None  # see ParameterGroups
-    for name in AROUND if path.parent.name == "model" else ():
+    for name in {"model": AROUND, "data": OF_EXAMPLES}.get(path.parent.name, ()):
         values.pop(name, None)
     check_settings(target, values, "")
     accepted = set(accepted_settings(target)) - GIVEN_BY_THE_PROGRAM.get(path.parent.name, set())

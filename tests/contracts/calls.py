@@ -664,6 +664,7 @@ def _attribution() -> dict[str, Callable[[], Call]]:
         "el2n_scores": _of(attribution, "el2n_scores", "outputs_fn", models=models, examples=batch),
         "gradient_similarity": _of(attribution, "gradient_similarity", "loss_fn", "params", **pair),
         "grand_scores": _of(attribution, "grand_scores", "loss_fn", models=models, examples=batch),
+        "random_subsets": _of(attribution, "random_subsets", members=3, examples=8, leave_out=0.3),
         "representation_similarity": _of(
             attribution,
             "representation_similarity",

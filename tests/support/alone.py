@@ -52,9 +52,12 @@ def train_alone(
     network: nn.Module, data: SupervisedData, seed: int, optimizer: Optimizer, *,
     steps: int, batch_size: int = 8, schedule: str = "constant", clip: float | None = None,
     label_smoothing: float = 0.0, bootstrap: bool = False, augmentation: Augmentation | None = None,
-    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None, weights: Tensor | None = None,
 ) -> torch.optim.Optimizer:  # fmt: skip
-    """Train the network in place, as anyone would write it."""
+    """Train the network in place, as anyone would write it.
+
+    Weights are of the training part, in its order; with them a criterion gives losses of samples.
+    """
     order = MemberBatches(
         data.splits["train"], batch_size=batch_size, seeds=[seed], bootstrap=bootstrap
     )
@@ -65,9 +68,18 @@ def train_alone(
         for layer in network.modules():
             if isinstance(layer, Dropout):
                 layer.draw.fill_(step)
-        x, y = data.take(order.indices(step))
+        indices = order.indices(step)
+        x, y = data.take(indices)
         x = augment(x, augmentation or Augmentation(), seeds=[seed], step=step)
-        if criterion is None:
+        if weights is not None:
+            places = [data.splits["train"].tolist().index(int(i)) for i in indices]
+            losses = (
+                F.cross_entropy(network(x), y, label_smoothing=label_smoothing, reduction="none")
+                if criterion is None
+                else criterion(network(x), y)
+            )
+            loss = (weights[places] * losses).sum() / batch_size
+        elif criterion is None:
             loss = F.cross_entropy(network(x), y, label_smoothing=label_smoothing)
         else:
             loss = criterion(network(x), y)

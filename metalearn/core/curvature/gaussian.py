@@ -20,7 +20,13 @@ from torch import Tensor
 
 from metalearn.errors import SettingError
 
-__all__ = ["gaussian_nll", "means_and_log_variances", "output_factor", "output_score"]
+__all__ = [
+    "gaussian_nll",
+    "gaussian_nll_of_samples",
+    "means_and_log_variances",
+    "output_factor",
+    "output_score",
+]
 
 _LOG_FLOOR = math.log(1e-6)
 
@@ -44,6 +50,16 @@ def gaussian_nll(outputs: Tensor, targets: Tensor) -> Tensor:
     Args:
         outputs: ``[..., B, 2·D]``; the mean is over further axes too.
         targets: y, ``[B, D]``.
+    """
+    return gaussian_nll_of_samples(outputs, targets).mean()
+
+
+def gaussian_nll_of_samples(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Σ_d ½·((y − μ)²/σ² + log σ² + log 2π) of each sample, ``[..., B]``, in nats.
+
+    Args:
+        outputs: ``[..., B, 2·D]``.
+        targets: y, ``[B, D]``.
 
     Source: Nix and Weigend, "Estimating the Mean and Variance of the Target Probability
     Distribution", ICNN 1994. The floor of the variance is that of Lakshminarayanan et al., "Simple
@@ -51,7 +67,7 @@ def gaussian_nll(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     means, logs = means_and_log_variances(outputs)
     terms = (targets - means).square() * (-logs).exp() + logs + math.log(2 * math.pi)
-    return 0.5 * terms.sum(-1).mean()
+    return 0.5 * terms.sum(-1)
 
 
 def output_score(outputs: Tensor, target: Tensor) -> Tensor:

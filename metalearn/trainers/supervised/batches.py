@@ -13,13 +13,15 @@ from torch import Tensor
 from metalearn.data import Augmentation, MemberBatches, augment
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
+from metalearn.trainers.supervised.member_weights import ExampleWeights
 
 __all__ = ["LabelledBatch", "TrainingBatches", "have_member_axis"]
 
-LabelledBatch = tuple[Tensor, Tensor]
+LabelledBatch = tuple[Tensor, ...]
 """Inputs ``[B, ...]`` and targets, or with M in front of both where members differ.
 
-Targets are classes ``[B]``, or real numbers ``[B, D]``.
+Targets are classes ``[B]``, or real numbers ``[B, D]``. Where examples are weighted, their weights
+stand after them: ``[M, B]``, or ``[B]`` of a single network.
 """
 
 
@@ -37,6 +39,7 @@ class TrainingBatches:
         augmentation: of pictures.
         seeds: of each member's augmentation; the first one's where all see the same samples.
         device: where batches are put.
+        weights: of the examples in each member's loss; None weights none.
 
     Raises:
         SettingError: augmentation of what are no pictures.
@@ -49,19 +52,22 @@ class TrainingBatches:
         augmentation: Augmentation,
         seeds: Sequence[int],
         device: torch.device,
+        weights: ExampleWeights | None = None,
     ) -> None:
         if augmentation.active and len(data.input_shape) != 3:
             asked = {name: value for name, value in vars(augmentation).items() if value}
             accepted = f"pictures are needed for it, and inputs are {list(data.input_shape)}"
             raise SettingError(*next(iter(asked.items())), accepted)
         self.data, self.order, self.augmentation = data, order, augmentation
-        self.seeds, self.device = list(seeds), device
+        self.seeds, self.device, self.weights = list(seeds), device, weights
 
     def __call__(self, step: int) -> LabelledBatch:
-        """Inputs and targets of a step."""
-        x, y = self.data.take(self.order.indices(step), device=self.device)
+        """Inputs and targets of a step, and weights where there are some."""
+        indices = self.order.indices(step)
+        x, y = self.data.take(indices, device=self.device)
         seeds = self.seeds if have_member_axis(y) else self.seeds[:1]
-        return augment(x, self.augmentation, seeds=seeds, step=step), y
+        shown = augment(x, self.augmentation, seeds=seeds, step=step), y
+        return shown if self.weights is None else (*shown, self.weights.of(indices))
 
     @property
     def batch_size(self) -> int:

@@ -39,6 +39,11 @@ class EnsembleTrainer(Trainer):
         lr: learning rate of each member; None is the optimiser's.
         weight_decay: of each member; None is the optimiser's.
         label_smoothing: of each member, in [0, 1); cross-entropy alone has it.
+        member_weights: w on the training examples in each member's loss, (1/B)·Σ w_i·ℓ_i on a batch
+            of B, in the order of ``data.splits["train"]``: ``[M, N]``; a file ``.npy`` or ``.csv``
+            of M rows; or ``{leave_out: 0.05, seed: 0}``, see
+            `metalearn.attribution.random_subsets`. A weight of 0 leaves an example out. None
+            weights none.
         dropout: rate of each member's `Dropout` layers, in [0, 1); None leaves them.
         loss: what is descended: ``"cross_entropy"`` of classes; of `RegressionData`
             ``"gaussian_nll"``, outputs ``[B, 2·D]`` are means and logarithms s of variances

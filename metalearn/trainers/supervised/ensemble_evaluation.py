@@ -36,6 +36,8 @@ class Validation:
     """Whether what is scored shares weights, so that one score, the mean, decides for all."""
     kept: Literal["best", "newest"] = "best"
     """See `Population`."""
+    skipped: bool = False
+    """Whether nothing is scored, and the last state counts as the best."""
 
 
 class EnsembleEvaluator:

@@ -31,6 +31,7 @@ from metalearn.trainers.supervised.member_gradients import (
     unused_by_stacks,
 )
 from metalearn.trainers.supervised.member_planner import MemberPlanner
+from metalearn.trainers.supervised.member_weights import same_weights
 from metalearn.types import Params
 
 __all__ = ["EnsembleObjective"]
@@ -123,12 +124,14 @@ class EnsembleObjective:
         return numbers
 
     def state(self) -> dict[str, Any]:
-        """How gradients are taken."""
-        return self.planner.state()
+        """How gradients are taken, and the checksum of the examples' weights if there are some."""
+        weights = self.batches.weights
+        own = {} if weights is None else {"member_weights": weights.checksum}
+        return self.planner.state() | own
 
     def state_kinds(self) -> list[Kind]:
-        """As of the planner."""
-        return self.planner.state_kinds()
+        """As of the planner, and the same weights."""
+        return [*self.planner.state_kinds(), same_weights(self.batches.weights)]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take the plan; rates and seeds of dropout are those of now."""

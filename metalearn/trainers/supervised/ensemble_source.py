@@ -103,29 +103,30 @@ def member_source(
 def member_samples(
     objective: EnsembleObjective, batch: LabelledBatch, active: Tensor
 ) -> GradientUnits:
-    """Each sample of each active member's batch, by the member's own loss.
+    """Each sample of each active member's batch, by the member's own loss and its weight there.
 
     `Dropout` layers drop of every sample what they drop of the first one of a batch.
     """
-    stack, params, buffers, rows, (x, y) = _shown(objective.ensemble, batch, active)
+    stack, params, buffers, rows, shown = _shown(objective.ensemble, batch, active)
+    shown = (*shown, *(weights[rows] for weights in batch[2:]))
     loss = member_loss(stack, objective.criterion)
 
     def loss_of(extra: Any) -> LossFn:
         buffers, share = extra
-        return lambda params, part: loss(params, buffers, *part, share)
+        return lambda params, part: loss(params, buffers, *part[:2], share, *part[2:])
 
     extra = (buffers, objective.smoothing[rows])
 
     def blocks() -> Iterator[Iterator[Mapping[str, Tensor]]]:
-        return sample_blocks(loss_of, params, extra, (x, y))
+        return sample_blocks(loss_of, params, extra, shown)
 
-    return GradientUnits("sample", blocks, int(y.shape[1]))
+    return GradientUnits("sample", blocks, int(shown[1].shape[1]))
 
 
 def member_models(
     ensemble: Ensemble, batch: LabelledBatch, active: Tensor, loss: SupervisedLoss
 ) -> Iterator[PredictiveModels]:
-    """The active members, each on its batch."""
+    """The active members, each on its batch, whose samples count alike here."""
     stack, params, buffers, _, shown = _shown(ensemble, batch, active)
     outputs_of: Callable[[Any], OutputsFn] = lambda buffers: (  # noqa: E731
         lambda params, inputs: stack.call(params, buffers, inputs)
@@ -136,12 +137,12 @@ def member_models(
 def _shown(
     ensemble: Ensemble, batch: LabelledBatch, active: Tensor
 ) -> tuple[Stack, dict[str, Tensor], dict[str, Tensor], Tensor, LabelledBatch]:
-    """The one stack, what it has of the active members, which these are, their batches."""
+    """The one stack, what it has of the active members, which these are, inputs and targets."""
     (stack,) = ensemble.stacks
     assert isinstance(stack, Stack)
     rows = active.nonzero().flatten().to(batch[1].device)  # one stack: in the order of members
     params, buffers = tree_map(lambda v: v.detach()[rows], stack.state())
-    x, y = batch
+    x, y = batch[:2]
     if not have_member_axis(y):
         x, y = x.expand(len(rows), *x.shape), y.expand(len(rows), *y.shape)
     else:

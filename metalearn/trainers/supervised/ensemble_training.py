@@ -29,6 +29,7 @@ from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.protocols import Callback, Evaluator
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
+from metalearn.trainers.loop.unvalidated import Unvalidated
 from metalearn.trainers.members.population import Population
 from metalearn.trainers.members.settings import PerMember
 from metalearn.trainers.supervised.batches import TrainingBatches
@@ -47,6 +48,7 @@ from metalearn.trainers.supervised.ensemble_settings import (
 from metalearn.trainers.supervised.ensemble_source import EnsembleSource, member_source
 from metalearn.trainers.supervised.losses import LossSetting, chosen_loss
 from metalearn.trainers.supervised.member_planner import PlannedEngine
+from metalearn.trainers.supervised.member_weights import MemberWeights, example_weights
 from metalearn.trainers.supervised.metrics import Metrics, check_metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import Monitor
 from metalearn.trainers.supervised.predictions import MemberLogits, logits_of, report_of
@@ -92,6 +94,7 @@ class EnsembleTraining:
         weight_decay: PerMember = None,
         label_smoothing: PerMember = 0.0,
         dropout: PerMember = None,
+        member_weights: MemberWeights = None,
         loss: LossSetting = None,
         metrics: Metrics | None = None,
         monitor: Monitor = "loss",
@@ -112,8 +115,7 @@ class EnsembleTraining:
         self.settings = LoopSettings(steps=steps, **settings)
         self.device = place(model, device)
         self.ensemble, self.data, self.ood = model, data, ood
-        self.seeds = checked_seeds(seeds, len(model))
-        self.stop = StopSignal()
+        self.seeds, self.stop = checked_seeds(seeds, len(model)), StopSignal()
         self.own = own_settings(len(model), lr, weight_decay, label_smoothing, dropout)
         check_beside_loss(self.loss, data, self.own["label_smoothing"], ood)
         self.batches = TrainingBatches(
@@ -127,6 +129,7 @@ class EnsembleTraining:
             Augmentation(max_shift=max_shift, flip=flip, rotate=rotate),
             self.seeds,
             self.device,
+            example_weights(member_weights, len(model), data, self.device),
         )
         self.planner = made_planner(engine, chunk_size, memory, self.settings, self.device)
         self.logits = MemberLogits(self.planner, self.stop)
@@ -166,6 +169,8 @@ class EnsembleTraining:
         """What scores the validation split, and what is measured there beside the scores."""
         data, device, together = self.data, self.device, validation.together
         members = len(validation.scored(self.ensemble))
+        if validation.skipped:
+            return Unvalidated(members)
 
         def predict(inputs: Tensor) -> Tensor:
             return self.logits(validation.scored(self.ensemble), inputs)
@@ -258,7 +263,8 @@ class EnsembleTraining:
     def _check_outputs(self, model: Predictor) -> None:
         """Run a few samples through the members before any training."""
         name, shape = type(self.ensemble.member(0)).__name__, list(self.data.input_shape)
-        predict = partial(self.logits, model)
-        check_outputs(name, predict, self.data, self.loss, members=len(model), device=self.device)
+        predict, weighted = partial(self.logits, model), self.batches.weights is not None
+        how: Any = {"members": len(model), "device": self.device, "weighted": weighted}
+        check_outputs(name, predict, self.data, self.loss, **how)
         if self.ood is not None and self.ood.input_shape != self.data.input_shape:
             raise SettingError("ood", list(self.ood.input_shape), f"inputs {shape} are needed")

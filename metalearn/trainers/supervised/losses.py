@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.core.curvature.gaussian import gaussian_nll
+from metalearn.core.curvature.gaussian import gaussian_nll, gaussian_nll_of_samples
 from metalearn.core.curvature.likelihood import LikelihoodName
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
@@ -43,14 +43,24 @@ class SupervisedLoss:
     name: str
     mean: LossFunction
     """From outputs ``[..., B, C]`` and targets to a scalar, the mean also over further axes."""
+    each: LossFunction
+    """From the same to the losses of samples, ``[..., B]``."""
     criterion: Criterion
-    """The same with smoothing of labels, which only cross-entropy knows."""
+    """The mean with weights of samples, and smoothing of labels, which only cross-entropy knows."""
     widths: tuple[int, ...]
     """How many outputs of a sample it takes, any of these."""
     likelihood: LikelihoodName | None = None
     """Of which it is −log p up to constants; None of a function of one's own."""
     variance: float = 1.0
     """σ² of a gaussian likelihood."""
+
+    def weighted_mean(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """(1/B)·Σ w_i·ℓ_i, a scalar, the mean also over further axes; ``mean`` without weights."""
+        if weights is None:
+            return self.mean(outputs, targets)
+        return _weighted(self.each(outputs, targets), weights)
 
     @property
     def own(self) -> bool:
@@ -68,8 +78,14 @@ class SupervisedLoss:
         return {"likelihood": self.likelihood, "variance": self.variance, "criterion": criterion}
 
 
+def _cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
+    rows, labels = outputs.flatten(0, -2), targets.expand(outputs.shape[:-1])
+    found = F.cross_entropy(rows, labels.flatten(), reduction="none")
+    return found.reshape(labels.shape)
+
+
 CROSS_ENTROPY = SupervisedLoss(
-    "cross_entropy", F.cross_entropy, smoothed_cross_entropy, (), "categorical"
+    "cross_entropy", F.cross_entropy, _cross_entropies, smoothed_cross_entropy, (), "categorical"
 )
 """That of any number of classes."""
 
@@ -101,7 +117,11 @@ def chosen_loss(loss: LossSetting, data: SupervisedData) -> SupervisedLoss:
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean of (y − f)² over samples and targets, a scalar; ``[..., B, D]`` and ``[B, D]``."""
-    return (outputs - targets).square().mean()
+    return _squared_errors(outputs, targets).mean()
+
+
+def _squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean(-1)
 
 
 def _named(name: LossName, outputs: int) -> SupervisedLoss:
@@ -109,10 +129,12 @@ def _named(name: LossName, outputs: int) -> SupervisedLoss:
     if name == "cross_entropy":
         return replace(CROSS_ENTROPY, widths=(outputs,))
     if name == "gaussian_nll":
-        criterion, width = _without_smoothing(gaussian_nll), 2 * outputs
-        return SupervisedLoss(name, gaussian_nll, criterion, (width,), "heteroscedastic_gaussian")
-    criterion = _without_smoothing(squared_error)
-    return SupervisedLoss(name, squared_error, criterion, (outputs,), "gaussian", outputs / 2)
+        both = (gaussian_nll, gaussian_nll_of_samples)
+        criterion, width = _without_smoothing(*both), 2 * outputs
+        return SupervisedLoss(name, *both, criterion, (width,), "heteroscedastic_gaussian")
+    both = (squared_error, _squared_errors)
+    criterion = _without_smoothing(*both)
+    return SupervisedLoss(name, *both, criterion, (outputs,), "gaussian", outputs / 2)
 
 
 def _of_function(loss: LossFunction, data: SupervisedData) -> SupervisedLoss:
@@ -123,14 +145,27 @@ def _of_function(loss: LossFunction, data: SupervisedData) -> SupervisedLoss:
     """
     if not takes_arguments(loss, 2):
         raise SettingError("loss", loss, "a function of two, outputs and targets, is needed")
-    mean, outputs = _mean_of(loss), data.outputs
+    outputs = data.outputs
+    both = (_mean_of(loss), _each_of(loss))
     widths = (outputs, 2 * outputs) if data.kind == "regression" else (outputs,)
     name = getattr(loss, "__name__", type(loss).__name__)
-    return SupervisedLoss(name, mean, _without_smoothing(mean), widths)
+    return SupervisedLoss(name, *both, _without_smoothing(*both), widths)
 
 
-def _without_smoothing(mean: LossFunction) -> Criterion:
-    return lambda outputs, targets, smoothing: mean(outputs, targets)
+def _without_smoothing(mean: LossFunction, each: LossFunction) -> Criterion:
+    def criterion(
+        outputs: Tensor, targets: Tensor, smoothing: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        if weights is None:
+            return mean(outputs, targets)
+        return _weighted(each(outputs, targets), weights)
+
+    return criterion
+
+
+def _weighted(losses: Tensor, weights: Tensor) -> Tensor:
+    """(1/B)·Σ w_i·ℓ_i of losses ``[..., B]`` and weights ``[B]``, the mean over further axes."""
+    return (losses * weights.to(losses.dtype)).mean()
 
 
 def _mean_of(loss: LossFunction) -> LossFunction:
@@ -140,15 +175,41 @@ def _mean_of(loss: LossFunction) -> LossFunction:
     """
 
     def mean(outputs: Tensor, targets: Tensor) -> Tensor:
-        ahead = outputs.shape[:-2]
-        rows = outputs.flatten(0, -2)
-        found = loss(rows, targets.expand(*ahead, *targets.shape).flatten(0, len(ahead)))
-        if not isinstance(found, Tensor) or found.shape not in ((), rows.shape[:1]):
-            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            accepted = f"losses [{len(rows)}], one for each sample, or their mean [] are needed"
-            raise SettingError("shape of loss", shape, accepted)
-        if not found.is_floating_point():
-            raise SettingError("type of loss", found.dtype, "a floating-point type is needed")
+        found = _called(loss, outputs, targets)
         return found.mean() if found.dim() else found
 
     return mean
+
+
+def _each_of(loss: LossFunction) -> LossFunction:
+    """The losses of samples of a function of the user's, ``[..., B]``, which a mean cannot tell."""
+
+    def each(outputs: Tensor, targets: Tensor) -> Tensor:
+        found = _called(loss, outputs, targets)
+        if not found.dim():
+            accepted = (
+                f"losses [{outputs.shape[-2]}], one for each sample, are needed where samples are "
+                "weighted or scored one by one, not their mean"
+            )
+            raise SettingError("shape of loss", [], accepted)
+        return found.reshape(outputs.shape[:-1])
+
+    return each
+
+
+def _called(loss: LossFunction, outputs: Tensor, targets: Tensor) -> Tensor:
+    """What a function of the user's gives of outputs ``[..., B, C]``: ``[...·B]``, or their mean.
+
+    Raises:
+        SettingError: anything else.
+    """
+    ahead = outputs.shape[:-2]
+    rows = outputs.flatten(0, -2)
+    found = loss(rows, targets.expand(*ahead, *targets.shape).flatten(0, len(ahead)))
+    if not isinstance(found, Tensor) or found.shape not in ((), rows.shape[:1]):
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        accepted = f"losses [{len(rows)}], one for each sample, or their mean [] are needed"
+        raise SettingError("shape of loss", shape, accepted)
+    if not found.is_floating_point():
+        raise SettingError("type of loss", found.dtype, "a floating-point type is needed")
+    return found

@@ -16,7 +16,7 @@ from metalearn.core.ensemble.stacking import MemberEngine, member_gradients
 from metalearn.core.loss_checks import unused_parameters
 from metalearn.core.tree import tree_map
 from metalearn.models import Ensemble, Stack
-from metalearn.trainers.supervised.batches import have_member_axis
+from metalearn.trainers.supervised.batches import LabelledBatch, have_member_axis
 
 __all__ = [
     "Criterion",
@@ -26,20 +26,24 @@ __all__ = [
     "unused_by_stacks",
 ]
 
-Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From one member's outputs ``[..., B, C]``, targets ``[B]`` or ``[B, D]`` and label smoothing to a
-mean loss."""
+Criterion = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""From one member's outputs ``[..., B, C]``, targets ``[B]`` or ``[B, D]``, label smoothing and
+weights ``[B]`` or None to a mean loss, (1/B)·Σ w_i·ℓ_i."""
 
 
-def smoothed_cross_entropy(outputs: Tensor, targets: Tensor, smoothing: Tensor) -> Tensor:
+def smoothed_cross_entropy(
+    outputs: Tensor, targets: Tensor, smoothing: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """(1 − s)·CE + s·mean over classes of −log p, s the smoothing of labels.
 
-    Where outputs have further axes before ``[B, C]``, as those of a `BatchEnsemble`, it is the mean
-    over them.
+    Of weighted samples it is (1/B)·Σ w_i·ℓ_i. Where outputs have further axes before ``[B, C]``, as
+    those of a `BatchEnsemble`, it is the mean over them.
 
     Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
     """
     log_p = outputs.log_softmax(-1)
+    if weights is not None:  # the loss is linear in it
+        log_p = log_p * weights.to(log_p.dtype).unsqueeze(-1)
     rows, labels = log_p.flatten(0, -2), targets.expand(log_p.shape[:-1]).flatten()
     value: Tensor = (1 - smoothing) * F.nll_loss(rows, labels) - smoothing * log_p.mean()
     return value
@@ -47,7 +51,7 @@ def smoothed_cross_entropy(outputs: Tensor, targets: Tensor, smoothing: Tensor) 
 
 def supervised_gradients(
     ensemble: Ensemble,
-    batch: tuple[Tensor, Tensor],
+    batch: LabelledBatch,
     *,
     chosen: Tensor,
     smoothing: Tensor,
@@ -61,7 +65,8 @@ def supervised_gradients(
 
     Args:
         ensemble: in training mode.
-        batch: inputs ``[B, ...]`` and targets ``[B]`` or ``[B, D]``, or with M in front of both.
+        batch: inputs ``[B, ...]`` and targets ``[B]`` or ``[B, D]``, or with M in front of both,
+            and weights ``[M, B]`` where there are some.
         chosen: ``[M]``, on the CPU.
         smoothing: ``[M]``, in [0, 1).
         engine: see `MemberEngine`.
@@ -98,7 +103,7 @@ def supervised_gradients(
 
 def unused_by_stacks(
     ensemble: Ensemble,
-    batch: tuple[Tensor, Tensor],
+    batch: LabelledBatch,
     smoothing: Tensor,
     criterion: Criterion,
 ) -> list[str]:
@@ -111,9 +116,10 @@ def unused_by_stacks(
         assert isinstance(stack, Stack)
         first, own = stack.indices[0], have_member_axis(batch[1])
         params, buffers = tree_map(lambda value: value.detach()[0].clone(), stack.state())
-        x, y = (part[first] for part in batch) if own else batch
+        x, y = (part[first] for part in batch[:2]) if own else batch[:2]
+        weights = [part[first] for part in batch[2:]]
         loss = member_loss(stack, criterion)
-        names = unused_parameters(loss, params, buffers, x, y, smoothing[first])
+        names = unused_parameters(loss, params, buffers, x, y, smoothing[first], *weights)
         found += [f"stacks.{number}.network.{name}" for name in names]
     return found
 
@@ -122,7 +128,7 @@ def _of_stack(
     stack: Stack,
     rows: Tensor,
     members: Tensor,
-    batch: tuple[Tensor, Tensor],
+    batch: LabelledBatch,
     smoothing: Tensor,
     *,
     engine: MemberEngine,
@@ -134,7 +140,8 @@ def _of_stack(
     params, buffers = stack.state()
     if not every:
         params, buffers = tree_map(lambda v: v.detach()[rows], (params, buffers))
-    x, y = (part[members] for part in batch) if own else batch
+    x, y = (part[members] for part in batch[:2]) if own else batch[:2]
+    weights = [part[members] for part in batch[2:]]
     found = member_gradients(
         loss,
         params,
@@ -142,7 +149,8 @@ def _of_stack(
         x,
         y,
         smoothing,
-        in_dims=(0, 0 if own else None, 0 if own else None, 0),
+        *weights,
+        in_dims=(0, 0 if own else None, 0 if own else None, 0, *(0 for _ in weights)),
         engine=engine,
         chunk_size=chunk_size,
     )
@@ -158,11 +166,16 @@ def _of_stack(
 def member_loss(
     stack: Stack, criterion: Criterion = smoothed_cross_entropy
 ) -> Callable[..., Tensor]:
-    """Loss of one member's parameters, buffers, inputs, targets and smoothing."""
+    """Loss of one member's parameters, buffers, inputs, targets, smoothing, perhaps weights."""
 
     def loss(
-        params: Mapping[str, Tensor], buffers: Any, x: Tensor, y: Tensor, smoothing: Tensor
+        params: Mapping[str, Tensor],
+        buffers: Any,
+        x: Tensor,
+        y: Tensor,
+        smoothing: Tensor,
+        weights: Tensor | None = None,
     ) -> Tensor:
-        return criterion(stack.call(params, buffers, x), y, smoothing)
+        return criterion(stack.call(params, buffers, x), y, smoothing, weights)
 
     return loss

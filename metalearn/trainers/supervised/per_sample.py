@@ -41,6 +41,7 @@ from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.batches import LabelledBatch, TrainingBatches
 from metalearn.trainers.supervised.ensemble_settings import check_monitor
 from metalearn.trainers.supervised.losses import LossSetting, SupervisedLoss, chosen_loss
+from metalearn.trainers.supervised.member_weights import MemberWeights, example_weights
 from metalearn.trainers.supervised.metrics import Metrics, check_metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import ModelEvaluator, Monitor
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
@@ -82,6 +83,8 @@ class PerSampleTrainer(Trainer):
         method: of per-sample gradients, see `metalearn.core.per_sample_gradients`; ``"loop"`` takes
             modules that vmap cannot take.
         max_shift, flip, rotate: augmentation of pictures; see `metalearn.data.Augmentation`.
+        member_weights: w ``[N]`` on the training examples, whose loss is (1/N)·Σ w_i·ℓ_i on a batch
+            of N: clipped are the gradients of w_i·ℓ_i. See `EnsembleTrainer`.
         loss: what is descended: ``"cross_entropy"`` of classes; of `RegressionData`
             ``"gaussian_nll"``, outputs ``[B, 2·D]`` are means and logarithms s of variances
             e^s + 10⁻⁶, or ``"mse"``, outputs ``[B, D]`` are means, scored with variances of 1; or a
@@ -121,6 +124,7 @@ class PerSampleTrainer(Trainer):
         max_shift: int = 0,
         flip: bool = False,
         rotate: float = 0.0,
+        member_weights: MemberWeights = None,
         loss: LossSetting = None,
         metrics: Metrics | None = None,
         monitor: Monitor = "loss",
@@ -131,21 +135,21 @@ class PerSampleTrainer(Trainer):
         device: torch.device | str = "cpu",
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
-        _check(max_norm, noise_multiplier, chunk_size)
+        _check(max_norm, noise_multiplier, chunk_size, seed)
         check_monitor(monitor, data)
         chosen, self.metrics = chosen_loss(loss, data), check_metrics(metrics)
         check_mode("method", method, get_args(SampleMethod))
         model = _without_mixing(model, batch_norm)
         limits = LoopSettings(steps=steps, diagnostics=diagnostics, **settings)
         where = place(model, device)
-        check_whole("seed", seed, 0, 2**63 - 1)
         self.data, self.seed, stop = data, seed, StopSignal()
         pure = PureModel(model, vectorize=method != "loop", device=where, stop=stop)
         order = MemberBatches(data.splits["train"], batch_size=batch_size, seeds=[seed])
         augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
+        weights = example_weights(member_weights, 1, data, where)
         self.objective = PerSampleObjective(
             pure,
-            TrainingBatches(data, order, augmentation, [seed], where),
+            TrainingBatches(data, order, augmentation, [seed], where, weights),
             expected=batch_size,
             max_norm=float(max_norm),
             noise_multiplier=float(noise_multiplier),
@@ -153,14 +157,14 @@ class PerSampleTrainer(Trainer):
             chunk_size=chunk_size,
             method=method,
             deterministic=limits.deterministic,
-            criterion=chosen.mean,
+            criterion=chosen.weighted_mean,
+            weights=weights,
         )
         self.source = PerSampleSource(self.objective, chosen)
-        _check_outputs(pure, data, chosen)
+        _check_outputs(pure, data, chosen, weighted=weights is not None)
         _seed_dropout(model, seed)
         rest: Any = {"tracker": tracker, "folder": folder, "device": where, "stop": stop}
-        evaluator = _evaluator(pure, data, monitor, chosen, self.metrics)
-        parts = (model, self.objective, evaluator)
+        parts = (model, self.objective, _evaluator(pure, data, monitor, chosen, self.metrics))
         super().__init__(
             assemble(*parts, settings=limits, optimizer=optimizer, source=self.source, **rest)
         )
@@ -224,10 +228,13 @@ def _without_mixing(model: nn.Module, policy: BatchNormPolicy | None) -> nn.Modu
     return model
 
 
-def _check_outputs(model: PureModel, data: SupervisedData, loss: SupervisedLoss) -> None:
+def _check_outputs(
+    model: PureModel, data: SupervisedData, loss: SupervisedLoss, *, weighted: bool
+) -> None:
     """Run two samples through the module before any training, and one alone."""
     name = type(model.module).__name__
-    check_outputs(name, model.predict, data, loss, members=None, device=model.device)
+    how: Any = {"members": None, "device": model.device, "weighted": weighted}
+    check_outputs(name, model.predict, data, loss, **how)
     x, _ = data.take(data.splits["train"][:1], device=model.device)
     try:
         with torch.no_grad():
@@ -260,7 +267,8 @@ def _seed_dropout(module: nn.Module, seed: int) -> None:
         layer.key.copy_(torch.tensor(seed) * 65537 + number)
 
 
-def _check(max_norm: float, noise: float, chunk_size: ChunkSize) -> None:
+def _check(max_norm: float, noise: float, chunk_size: ChunkSize, seed: int) -> None:
+    check_whole("seed", seed, 0, 2**63 - 1)
     accepted = "a number above 0 is needed, or infinity"
     check_number("max_norm", max_norm, above=0, infinite=True, accepted=accepted)
     check_number("noise_multiplier", noise, least=0)

@@ -24,6 +24,7 @@ from metalearn.random_streams import AddressedStream
 from metalearn.schema import Kind, mapping, maybe, text, whole
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.member_weights import ExampleWeights, same_weights
 from metalearn.trainers.supervised.plans import SamplePlan
 from metalearn.trainers.supervised.pure_model import PureModel
 from metalearn.types import Params
@@ -49,7 +50,9 @@ class PerSampleObjective:
         chunk_size: samples at a time; ``"auto"`` is decided once.
         method: of per-sample gradients.
         deterministic: measure nothing for the decision.
-        criterion: mean loss of outputs ``[N, C]`` and targets, cross-entropy by default.
+        criterion: mean loss of outputs ``[N, C]``, targets and, where samples are weighted, their
+            weights ``[N]``; cross-entropy by default.
+        weights: of the examples, which `batches` gives; their checksum is saved.
     """
 
     unit = "samples"
@@ -66,18 +69,19 @@ class PerSampleObjective:
         chunk_size: ChunkSize = None,
         method: SampleMethod = "layers",
         deterministic: bool = False,
-        criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        criterion: Callable[..., Tensor] = F.cross_entropy,
+        weights: ExampleWeights | None = None,
     ) -> None:
         self.model, self.batches, self.expected = model, batches, expected
         self.max_norm, self.noise_multiplier, self.seed = max_norm, noise_multiplier, seed
         self.chunk_size, self.method, self.deterministic = chunk_size, method, deterministic
-        self.criterion = criterion
+        self.criterion, self.weights = criterion, weights
         self.plan: SamplePlan | None = None
 
     def loss(self, params: Params, batch: LabelledBatch) -> Tensor:
         """Mean loss of a batch at given parameters, a scalar."""
-        inputs, targets = batch
-        return self.criterion(self.model.outputs(params, inputs), targets)
+        inputs, *rest = batch
+        return self.criterion(self.model.outputs(params, inputs), *rest)
 
     def prepare(self) -> None:
         """Decide how many samples are taken at a time."""
@@ -87,8 +91,9 @@ class PerSampleObjective:
                 log.info("%s", self.plan)
 
     def batch(self, step: int) -> LabelledBatch:
-        """Inputs and targets of a step."""
-        return self.batches(step)
+        """Inputs and targets of a step, and weights ``[N]`` where there are some."""
+        batch = self.batches(step)
+        return (*batch[:2], *(weights[0] for weights in batch[2:]))
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """Mean of the clipped gradients of a batch; noise comes after ranks are summed."""
@@ -119,14 +124,16 @@ class PerSampleObjective:
 
     def state(self) -> dict[str, Any]:
         """How gradients are taken, so that a resumed run goes on in the same way."""
+        own = {} if self.weights is None else {"member_weights": self.weights.checksum}
         if self.plan is None:
-            return {}
-        return {"plan": {"chunk_size": self.plan.chunk_size, "device": self.model.device.type}}
+            return own
+        plan = {"chunk_size": self.plan.chunk_size, "device": self.model.device.type}
+        return {"plan": plan, **own}
 
     def state_kinds(self) -> list[Kind]:
-        """The plan, where there is one."""
+        """The plan, where there is one, and the same weights."""
         plan = mapping({"chunk_size": maybe(whole(1)), "device": text})
-        return [mapping({}, {"plan": maybe(plan)})]
+        return [mapping({}, {"plan": maybe(plan)}), same_weights(self.weights)]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take the plan of the run, unless it was made for another kind of device."""

@@ -38,18 +38,17 @@ class PerSampleSource:
         self, kind: str, batch: LabelledBatch, grads: Mapping[str, Tensor]
     ) -> GradientUnits:
         """The samples of a batch."""
-        x, y = batch
         loss, method = self._objective.loss, self._objective.method
 
         def blocks() -> Iterator[Iterator[Mapping[str, Tensor]]]:
-            shown = (x[None], y[None])
+            shown = tree_map(lambda part: part[None], batch)
             return sample_blocks(lambda _: loss, self._model.alone(), {}, shown, method=method)
 
-        return GradientUnits("sample", blocks, len(y), self._objective.max_norm)
+        return GradientUnits("sample", blocks, len(batch[1]), self._objective.max_norm)
 
     def predictive_models(self, batch: LabelledBatch) -> Iterator[PredictiveModels]:
-        """The module on a batch, as one model."""
-        shown = tree_map(lambda x: x[None], batch)
+        """The module on a batch, as one model; all samples count alike here."""
+        shown = tree_map(lambda x: x[None], batch[:2])
         params = self._model.alone()
         yield PredictiveModels(self._outputs, params, {}, shown, **self._loss.of_models())
 

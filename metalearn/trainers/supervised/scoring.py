@@ -63,6 +63,7 @@ def check_outputs(
     *,
     members: int | None,
     device: torch.device,
+    weighted: bool = False,
 ) -> None:
     """Run two samples through a model and its loss before any training.
 
@@ -73,6 +74,7 @@ def check_outputs(
         loss: says how many outputs it takes; one of the user's is tried.
         members: M; None of a single module, whose outputs are called ``[N, C]``.
         device: where it is.
+        weighted: whether samples are, so that a loss has to give each one's.
 
     Raises:
         SettingError: a model that cannot take the data, or has outputs of another shape; a loss
@@ -94,7 +96,7 @@ def check_outputs(
         accepted = f"outputs {' or '.join(map(str, wanted))} are needed, not {got}"
         raise SettingError("model", name, accepted)
     if loss.own:
-        loss.mean(outputs, y)
+        (loss.each if weighted else loss.mean)(outputs, y)
 
 
 def check_members(logits: Tensor, split: str) -> None:
