@@ -42,6 +42,10 @@ class Backend(Protocol):
         """The product of the transposed Jacobian of ``function`` at ``inputs`` with cotangents."""
         ...
 
+    def pull_many(self, function: Callable[[Values], Values], inputs: Values) -> Pull:
+        """The same with R cotangents of each output, ``[R, ...]``; R of each input come back."""
+        ...
+
     def value_and_pull(
         self, function: Callable[[Values], Values], inputs: Values
     ) -> tuple[Values, Pull]:
@@ -75,6 +79,11 @@ class Functional:
 
         return apply
 
+    def pull_many(self, function: Callable[[Values], Values], inputs: Values) -> Pull:
+        """See `Backend`."""
+        many: Pull = torch.vmap(self.pull(function, inputs))
+        return many
+
     def value_and_pull(
         self, function: Callable[[Values], Values], inputs: Values
     ) -> tuple[Values, Pull]:
@@ -106,19 +115,37 @@ class Eager:
         """See `Backend`."""
         return self.value_and_pull(function, inputs)[1]
 
+    def pull_many(self, function: Callable[[Values], Values], inputs: Values) -> Pull:
+        """See `Backend`."""
+        outputs, inputs = _recorded(function, inputs)
+
+        def pull(cotangents: Sequence[Tensor]) -> Values:
+            how: Any = {"create_graph": False, "retain_graph": True, "is_grads_batched": True}
+            count = len(cotangents[0])
+            found = _found(outputs, cotangents, inputs, **how)
+            every = [v.new_zeros(()).expand(count, *v.shape) for v in inputs]
+            return [zero if g is None else g for g, zero in zip(found, every)]
+
+        return pull
+
     def value_and_pull(
         self, function: Callable[[Values], Values], inputs: Values
     ) -> tuple[Values, Pull]:
         """See `Backend`."""
-        with torch.enable_grad():
-            inputs = [v.detach().requires_grad_() for v in inputs]
-            outputs = function(inputs)
+        outputs, inputs = _recorded(function, inputs)
 
         def pull(cotangents: Sequence[Tensor]) -> Values:
             found = _found(outputs, cotangents, inputs, create_graph=False, retain_graph=True)
             return _filled(found, inputs)
 
         return [y.detach() for y in outputs], pull
+
+
+def _recorded(function: Callable[[Values], Values], inputs: Values) -> tuple[Values, Values]:
+    """Outputs with their graph, and the inputs that it goes back to."""
+    with torch.enable_grad():
+        inputs = [v.detach().requires_grad_() for v in inputs]
+        return function(inputs), inputs
 
 
 def _found(
@@ -128,6 +155,7 @@ def _found(
     *,
     create_graph: bool,
     retain_graph: bool = False,
+    is_grads_batched: bool = False,
 ) -> Sequence[Tensor | None]:
     """Gradients by autograd, None where an input has no part in the outputs."""
     reached = [(y, c) for y, c in zip(outputs, cotangents) if y.requires_grad]
@@ -140,6 +168,7 @@ def _found(
         create_graph=create_graph,
         retain_graph=retain_graph or create_graph,
         allow_unused=True,
+        is_grads_batched=is_grads_batched,
     )
     return found
 

@@ -22,7 +22,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import check_fields
 from metalearn.types import Batch, LossFn, Params
 
-__all__ = ["Adaptation", "InnerLoop", "InnerStep"]
+__all__ = ["Adaptation", "Batches", "InnerLoop", "InnerStep"]
 
 Lift = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes of a function of one task what an engine calls in its place."""
@@ -125,6 +125,14 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
+class Batches:
+    """Data that come step by step, in the place of one support set for all steps."""
+
+    at: Callable[[int], Batch]
+    """The batch of a step, counted from 0; the same whenever it is asked for."""
+
+
+@dataclass(frozen=True)
 class InnerLoop:
     """The inner step (θ, s) → (θ', s') on lists of leaves, s the state of the optimiser."""
 
@@ -139,6 +147,8 @@ class InnerLoop:
 
     def batch(self, support: Batch, step: int) -> Batch:
         """What inner step ``step``, counted from 0, sees of the support set."""
+        if isinstance(support, Batches):
+            return support.at(step)
         size = self.optimizer.support_batch
         return support if size is None else part_of_support(support, size, step, self.lead)
 

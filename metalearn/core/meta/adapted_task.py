@@ -70,12 +70,14 @@ class WalkPoint(NamedTuple):
     """Support loss before the step that led here; None at the start."""
 
 
-def walk(loop: InnerLoop, start: Values, support: Batch, steps: int) -> Iterator[WalkPoint]:
-    """θ_0 … θ_K, nothing of which is differentiable."""
-    values, state = start, loop.start(start)
+def walk(
+    loop: InnerLoop, start: Values, support: Batch, steps: int, *, first: int = 0, state: Any = None
+) -> Iterator[WalkPoint]:
+    """θ_0 … θ_K, nothing of which is differentiable; or θ_first … θ_K, from there and its state."""
+    values, state = start, loop.start(start) if state is None else state
     eager = isinstance(loop.backend, Eager)
     yield WalkPoint(values, state, [], None)
-    for k in range(steps):
+    for k in range(first, steps):
         with torch.no_grad() if eager else nullcontext():
             slope, loss = loop.slope(values, loop.batch(support, k), differentiable=False)
             values, state = loop.advance(values, state, slope)

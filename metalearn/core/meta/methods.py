@@ -17,6 +17,7 @@ from metalearn.core.autodiff.backend import Values
 from metalearn.core.autodiff.linear_solve import difference
 from metalearn.core.meta.adaptation import InnerLoop
 from metalearn.core.meta.adapted_task import AdaptedTask, TaskGradient, query_gradient, walk
+from metalearn.core.meta.backward_walk import BackwardWalk
 from metalearn.core.meta.implicit import implicit
 from metalearn.core.meta.step_weights import weighted, weighted_steps
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
@@ -84,31 +85,22 @@ def mixed(task: AdaptedTask) -> TaskGradient:
     """
     loop, start, support, query, weights, _ = task
     counting = weighted_steps(weights)
-    points, losses = [], []
-    for values, state, _, loss in walk(loop, start, support, len(weights) - 1):
-        points.append((values, state))
-        losses += [] if loss is None else [loss]
-    del points[counting[-1] + 1 :]
-    values, state = points.pop()
-    cotangent, term = query_gradient(loop, values, query, weights[counting[-1]])
+    way = BackwardWalk(loop, support, len(weights) - 1)
+    (values, state), losses = way.forward(start)
+    last = counting[-1]
+    if last < way.steps:  # query losses of later steps have the weight 0
+        values, state = way.kept[last]
+        way.kept = {k: point for k, point in way.kept.items() if k < last}
+    cotangent, term = query_gradient(loop, values, query, weights[last])
+    way.begin(cotangent, state, at=last)
     terms = [term]
-    learnt, spec = flatten(loop.optimizer.learnt)
-    learnt_grads = [torch.zeros_like(v) for v in learnt]
-    state_cotangent = [torch.zeros_like(part) for part in _tensors(state)]
-    while points:
-        values, state = points.pop()
-        tensors = _tensors(state)
-        step = _recomputed(task, len(points), state, spec)
-        pull = loop.backend.pull(step, [*values, *tensors, *learnt])
-        pulled = pull([*cotangent, *state_cotangent])
-        cotangent, rest = pulled[: len(start)], pulled[len(start) :]
-        state_cotangent = rest[: len(tensors)]
-        learnt_grads = [a + b for a, b in zip(learnt_grads, rest[len(tensors) :])]
-        if len(points) in counting:
-            part, term = query_gradient(loop, values, query, weights[len(points)])
-            cotangent = [a + b for a, b in zip(cotangent, part)]
+    while way.position:
+        values, _ = way.back()
+        if way.position in counting:
+            part, term = query_gradient(loop, values, query, weights[way.position])
+            way.add(part)
             terms.append(term)
-    return TaskGradient(cotangent, unflatten(learnt_grads, spec), _total(terms), losses, {})
+    return TaskGradient(way.cotangent, way.learnt_grads(), _total(terms), losses, {})
 
 
 def reptile(task: AdaptedTask) -> TaskGradient:
@@ -158,28 +150,8 @@ def _rate_gradients(
     return unflatten(pull([g for k in steps for g in loop.adapting(parts[k])]), spec)
 
 
-def _recomputed(task: AdaptedTask, count: int, state: Any, spec: Any) -> Callable[[Values], Values]:
-    """Inner step ``count`` as a function of leaves, tensors of the state, and what is learnt."""
-    loop, start, support, *_ = task
-    batch = loop.batch(support, count)
-
-    def step(inputs: Values) -> Values:
-        supply = iter(inputs)
-        values = [next(supply) for _ in start]
-        before = tree_map(lambda x: next(supply) if isinstance(x, Tensor) else x, state)
-        moved = loop.with_learnt(unflatten(list(supply), spec))
-        values, after, _ = moved.step(values, before, batch)
-        return [*values, *_tensors(after)]
-
-    return step
-
-
 def _total(terms: list[Tensor]) -> Tensor:
     total = terms[0]
     for term in terms[1:]:
         total = total + term
     return total
-
-
-def _tensors(state: Any) -> Values:
-    return [part for part in leaves(state) if isinstance(part, Tensor)]
