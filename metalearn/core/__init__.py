@@ -33,6 +33,13 @@ from metalearn.core.meta.task_gradient import task_gradient
 from metalearn.core.meta.task_mean import MetaGradient
 from metalearn.core.meta.visits import along_adaptation
 
+# Runs: the gradient through a whole training
+from metalearn.core.hyper.direction_check import DirectionCheck, check_hyper_gradient
+from metalearn.core.hyper.hyper_gradient import HyperMethod, hyper_gradient
+from metalearn.core.hyper.implicit import ImplicitSolver
+from metalearn.core.hyper.plan import HyperPlan, plan_hyper_gradient
+from metalearn.core.hyper.results import HyperGradient, HyperProgress
+
 # Members: stacked networks and their gradients
 from metalearn.core.ensemble.stacking import (
     MemberGradients,
@@ -123,6 +130,16 @@ __all__ = [
     "sgd",
     "task_gradient",
     "task_meta_gradients",
+    # Runs: the gradient through a whole training
+    "DirectionCheck",
+    "HyperGradient",
+    "HyperMethod",
+    "HyperPlan",
+    "HyperProgress",
+    "ImplicitSolver",
+    "check_hyper_gradient",
+    "hyper_gradient",
+    "plan_hyper_gradient",
     # Members: stacked networks and their gradients
     "MemberGradients",
     "map_members",

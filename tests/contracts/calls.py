@@ -41,7 +41,7 @@ FILES |= {"mixture_tasks", "torchvision_model"}
 """Read files, or make large networks: their campaigns are in tests/data and tests/models."""
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
-RESULTS |= {"Confusion", "Episode"}
+RESULTS |= {"Confusion", "Episode", "DirectionCheck", "HyperPlan", "HyperProgress"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
 """What the library gives, never what it is given."""
@@ -129,6 +129,33 @@ _META = ("loss_fn", "params", "tasks")
 _OUT = ("outputs_fn", "params", "batch")
 _FISHER = {"likelihood": "categorical", "kind": "exact"}
 _SPECTRUM = {"matvec": matvec, "like": torch.zeros(5, dtype=torch.float64)}
+
+
+def _run() -> dict[str, Any]:
+    """Two steps on weighted samples, and the loss of one sample."""
+    known = problem()
+    x, y = known["batch"]
+
+    def inner_loss(params: Any, hyper: Any, batch: Any) -> Tensor:
+        losses = F.cross_entropy(known["outputs_fn"](params, x[batch]), y[batch], reduction="none")
+        return (losses * hyper["weights"][batch]).mean()
+
+    def outer_loss(params: Any, hyper: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(known["outputs_fn"](params, batch[0]), batch[1])
+
+    return {
+        "inner_loss": inner_loss,
+        "outer_loss": outer_loss,
+        "params": known["params"],
+        "hyper": {"weights": torch.ones(4, dtype=torch.float64)},
+        "inner_batches": [torch.tensor([0, 1]), torch.tensor([2, 3])],
+        "outer_batch": (x[:1] + 1, y[:1]),
+        "optimizer": core.sgd(0.1),
+    }
+
+
+def _checked_run() -> dict[str, Any]:
+    return {"found": core.hyper_gradient(**_run()), **_run(), "generator": generator()}
 
 
 def _core() -> dict[str, Callable[[], Call]]:
@@ -261,6 +288,10 @@ def _core() -> dict[str, Callable[[], Call]]:
         "member_task_gradient": _of(
             core, "member_task_gradient", "task_loss", "tasks", params=stacked
         ),
+        "hyper_gradient": lambda: (core.hyper_gradient, _run()),
+        "check_hyper_gradient": lambda: (core.check_hyper_gradient, _checked_run()),
+        "plan_hyper_gradient": lambda: (core.plan_hyper_gradient, _run()),
+        "ImplicitSolver": _of(core, "ImplicitSolver", iterations=3, damping=0.1),
         "meta_gradient": _of(core, "meta_gradient", *_META, **inner),
         "task_gradient": _of(core, "task_gradient", "task_loss", "params", "tasks"),
         "task_meta_gradients": _of(core, "task_meta_gradients", *_META, **inner),

@@ -64,10 +64,10 @@ TREES: dict[str, Any] = {
     "of bools": lambda tree: tree_map(lambda x: x > 0, tree),
     "of numpy": lambda tree: tree_map(lambda x: x.numpy(), tree),
     "sparse": lambda tree: tree_map(lambda x: x.to_sparse(), tree),
-    "without elements": lambda tree: tree_map(lambda x: x[:0], tree),
+    "without elements": lambda tree: tree_map(lambda x: x[:0] if x.dim() else x, tree),
     "without axes": lambda tree: tree_map(lambda x: x.sum(), tree),
     "one axis more": lambda tree: tree_map(lambda x: x[None], tree),
-    "cut": lambda tree: tree_map(lambda x: x[..., :1], tree),
+    "cut": lambda tree: tree_map(lambda x: x[..., :1] if x.dim() else x, tree),
     "one leaf missing": lambda tree: dict(list(tree.items())[1:]) if isinstance(tree, dict) else (),
     "one leaf longer": lambda tree: _longer(tree),
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 from metalearn.core._functorch import transforms_active
 from metalearn.core.autodiff.backend import Backend, Eager, Functional, Values
 from metalearn.core.checks import call_given
-from metalearn.core.loss_checks import scalar_loss
+from metalearn.core.loss_checks import UnreachedError, check_reached, scalar_loss
 from metalearn.core.meta.adaptation import Batches, InnerLoop
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.ops import decomposed_operations_in_loss
@@ -54,6 +54,16 @@ class Run:
     specs: tuple[Any, Any]
     """Of the trees of parameters and of ``hyper``."""
 
+    def reached(self, value: Tensor) -> Tensor:
+        """The outer loss, refused where no leaf has a part in it; not inside a transform."""
+        if transforms_active():
+            return value
+        try:
+            return check_reached(value, "outer_loss")
+        except UnreachedError as error:
+            accepted = "a loss is needed that is computed from the parameters, or from hyper"
+            raise SettingError("outer_loss", "nothing of them in it", accepted) from error
+
     def apart(self, values: Sequence[Any]) -> tuple[Any, Any]:
         """Trees like the parameters and like ``hyper``."""
         own, shaping = values[: self.count], values[self.count :]
@@ -89,10 +99,6 @@ def run_of(
         named = zip(leaf_names(params), own, moving)
         adapting = [(name, value) for name, value, moves in named if moves]
         optimizer = optimizer.match([n for n, _ in adapting], [v for _, v in adapting])
-    for length in optimizer.schedule_lengths:
-        if length != count:
-            accepted = f"{count} are needed, one for each step"
-            raise SettingError("lr", f"{length} values", accepted)
 
     def trees(values: Values) -> tuple[Any, Any]:
         return unflatten(values[: len(own)], spec), unflatten(values[len(own) :], other)
@@ -112,12 +118,14 @@ def run_of(
     loop = InnerLoop(descended, [*moving, *[False] * len(shaping)], optimizer, backend)
     start = [*own, *shaping]
     fresh = loop.start(start)
+    state = fresh if state is None else _checked_state(state, fresh)
+    _check_schedules(optimizer, count, state)
     return Run(
         loop,
         batches,
         count,
         start,
-        fresh if state is None else _checked_state(state, fresh),
+        state,
         outer,
         len(own),
         (spec, other),
@@ -142,11 +150,21 @@ def batches_of(given: Any, steps: int | None) -> tuple[Batches, int]:
         accepted = "a sequence of batches, or a function from the number of a step to its batch,"
         raise SettingError("inner_batches", type(given).__name__, f"{accepted} is needed")
     count = len(given)
-    if steps is not None and steps != count:
+    if steps is not None and (type(steps) is not int or steps != count):
         raise SettingError("steps", steps, f"None is needed, or {count}, as many as batches")
     if not count:
         raise SettingError("inner_batches", "no batch", "at least one step is needed")
     return Batches(given.__getitem__), count
+
+
+def _check_schedules(optimizer: InnerOptimizer, steps: int, state: Any) -> None:
+    """One step size for each step; those before an optimiser's state are counted in it."""
+    counts = [v for v in leaves(state) if not _is_floating(v)]
+    wanted = steps + (counts[0] if counts and isinstance(counts[0], int) else 0)
+    for length in optimizer.schedule_lengths:
+        if length != wanted:
+            accepted = f"{wanted} are needed, one for each step"
+            raise SettingError("lr", f"{length} values", accepted)
 
 
 def _check_addressed(batch_of: Callable[[int], Batch]) -> None:
@@ -172,19 +190,30 @@ def _outer_value(value: Any) -> Tensor:
 
 def _checked_state(state: Any, like: Any) -> Any:
     """The state of an earlier run; counts of steps may be tensors."""
-    given, wanted = leaves(state), leaves(like)
+    wanted = "the state that a run with this optimiser and these parameters gave is needed"
+    given, own = leaves(state), leaves(like)
     try:
         check_like(
-            [v for v in given if _counts_nothing(v)],
-            [v for v in wanted if isinstance(v, Tensor)],
-            "state",
+            [v for v in given if _is_floating(v)], [v for v in own if _is_floating(v)], "state"
         )
     except SettingError as error:
-        accepted = "the state that a run with this optimiser and these parameters gave"
-        raise SettingError("state", error.value, f"{accepted} is needed") from error
-    supply = iter([v.detach() if _counts_nothing(v) else int(v) for v in given])
-    return tree_map(lambda _: next(supply), like)
+        raise SettingError("state", error.value, wanted) from error
+    supply = iter(given)
+    if [_is_floating(v) or _is_count(v) for v in given] != [True] * len(own):
+        raise SettingError("state", [type(v).__name__ for v in given], wanted)
+    return tree_map(lambda _: _taken(next(supply)), like)
 
 
-def _counts_nothing(leaf: Any) -> bool:
+def _taken(leaf: Any) -> Any:
+    return leaf.detach() if _is_floating(leaf) else int(leaf)
+
+
+def _is_floating(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _is_count(leaf: Any) -> bool:
+    """Whether it is a number of steps."""
+    if isinstance(leaf, Tensor):
+        return not leaf.dim() and leaf.dtype == torch.int64
+    return isinstance(leaf, int) and not isinstance(leaf, bool)

@@ -5,7 +5,7 @@ Axes: K inner steps, R cotangents that are carried at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,13 @@ from metalearn.core.meta.kept_states import places_to_keep
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch
 
-__all__ = ["BackwardWalk"]
+__all__ = ["BackwardWalk", "State"]
 
 State = tuple[Values, Any]
 """Leaves, and the state of the optimiser."""
+
+After = Callable[[int, State, list[Tensor]], None]
+"""Told of k, the state there, and the losses so far."""
 
 
 @dataclass
@@ -56,12 +59,27 @@ class BackwardWalk:
     """Of the tensors of the optimiser's state there."""
     learnt: Values = field(default_factory=list)
     """Gradients of what the optimiser learns, of the steps gone back over."""
-    kept: dict[int, State] = field(default_factory=dict)
+    kept: MutableMapping[int, State] = field(default_factory=dict)
+    """States by k; a mapping of one's own may keep them elsewhere than in memory."""
 
-    def forward(self, start: Values, state: Any = None) -> tuple[State, list[Tensor]]:
-        """From θ_0 to θ_K; gives the last state, and the loss before each step."""
-        self.kept = {0: (start, self.loop.start(start) if state is None else state)}
-        return self._advance(0, self.steps, self.steps)
+    def forward(
+        self, start: Values, state: Any = None, *, at: int = 0, after: After | None = None
+    ) -> tuple[State, list[Tensor]]:
+        """From θ_0 to θ_K; gives the last state, and the loss before each step.
+
+        Args:
+            start: leaves of θ_0.
+            state: of the optimiser there; None starts anew.
+            at: k, where ``start`` and ``state`` are those of θ_k, and what was to be kept before it
+                is in ``kept``.
+            after: told of every state on the way, and of the losses since ``at``.
+        """
+        begin = start, self.loop.start(start) if state is None else state
+        if not at:
+            self.kept[0] = begin
+        free = self.steps if self.states is None else self.states - 1
+        places = set(places_to_keep(self.steps, free))
+        return self._advance(begin, at, self.steps, places, after)
 
     def begin(self, cotangent: Values, state: Any, *, at: int | None = None) -> None:
         """Take the cotangent of all leaves at θ_K, or θ_at, where that of the state is zero."""
@@ -100,24 +118,25 @@ class BackwardWalk:
         first = max(self.kept)
         if first == self.position:
             return self.kept.pop(first)
-        state, _ = self._advance(first, self.position, self.position + 1)
+        free = self.steps if self.states is None else self.states - len(self.kept)
+        places = {first + place for place in places_to_keep(self.position + 1 - first, free)}
+        state, _ = self._advance(self.kept[first], first, self.position, places)
         self.kept.pop(self.position, None)
         return state
 
-    def _advance(self, first: int, last: int, end: int) -> tuple[State, list[Tensor]]:
-        """From a kept state to that after ``last`` steps.
-
-        Kept on the way are states that the way back from ``end`` needs.
-        """
-        free = self.steps if self.states is None else self.states - len(self.kept)
-        places = {first + place for place in places_to_keep(end - first, free)}
-        values, state = self.kept[first]
+    def _advance(
+        self, begin: State, first: int, last: int, places: set[int], after: After | None = None
+    ) -> tuple[State, list[Tensor]]:
+        """From the state at ``first`` to that at ``last``, keeping those at ``places``."""
+        values, state = begin
         losses: list[Tensor] = []
         points = walk(self.loop, values, self.support, last, first=first, state=state)
         for k, (values, state, _, loss) in enumerate(points, start=first):
             if k in places:
                 self.kept[k] = values, state
             losses += [] if loss is None else [loss]
+            if after is not None:
+                after(k, (values, state), losses)
         return (values, state), losses
 
     def _zeros(self, like: Tensor, cotangent: Values) -> Tensor:

@@ -34,15 +34,17 @@ def places_to_keep(steps: int, free: int) -> list[int]:
     return found
 
 
-def forward_steps(steps: int, states: int) -> int:
-    """How many steps are taken forward, the first K among them, for the way back over K.
+def forward_steps(steps: int, states: int, back: int | None = None) -> int:
+    """How many steps are taken forward, the first K among them, for the way back.
 
     Args:
         steps: K.
         states: S, at least 1.
+        back: over how many steps the way back goes; None is all K.
     """
     kept, total, first = [0, *places_to_keep(steps, states - 1)], steps, steps
-    while first:  # the way back has come to the state before this step
+    end = 0 if back is None else steps - back
+    while first > end:  # the way back has come to the state before this step
         last = kept[-1]
         if last < first - 1:
             total += first - 1 - last

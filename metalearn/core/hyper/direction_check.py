@@ -1,0 +1,154 @@
+"""Whether a gradient through a run is what the run does: two runs a little apart, as one stack.
+
+Axes: R outer losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core.autodiff.backend import Functional, Values
+from metalearn.core.checks import check_number
+from metalearn.core.hyper.results import HyperGradient
+from metalearn.core.hyper.run import Loss, Run, run_of
+from metalearn.core.loss_checks import outside_inference_mode
+from metalearn.core.meta.adapted_task import walk
+from metalearn.core.meta.inner_optimizers import InnerOptimizer
+from metalearn.core.random_tensors import signs
+from metalearn.core.tree import check_floating, flatten, leaves, unflatten
+from metalearn.errors import SettingError
+from metalearn.signatures import checked
+from metalearn.types import Batch, Params
+
+__all__ = ["DirectionCheck", "check_hyper_gradient"]
+
+
+@dataclass(frozen=True)
+class DirectionCheck:
+    """A derivative along a random direction: by the gradient, and by two runs."""
+
+    predicted: Tensor
+    """The gradient's, a scalar or ``[R]``."""
+    measured: Tensor
+    """(L_out(h + ε·d) − L_out(h − ε·d)) / 2ε."""
+    error: Tensor
+    """Of their difference, relative to the larger of both and of the root mean square that the
+    gradient has along such directions, which a sum that happens to cancel does not lower."""
+    spacing: float
+    """ε."""
+
+    def agrees(self, tolerance: float = 0.05) -> bool:
+        """Whether no error is larger; never where one is not finite."""
+        return bool((self.error <= tolerance).all())
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        worst, count = float(self.error.max()), self.error.numel()
+        of = f" (the largest of {count} outer losses)" if count > 1 else ""
+        return (
+            f"along a random direction the gradient and two runs differ by {worst:.2g} of its "
+            f"size{of}"
+        )
+
+
+@outside_inference_mode
+@checked
+def check_hyper_gradient(
+    found: HyperGradient,
+    inner_loss: Loss,
+    outer_loss: Loss,
+    params: Params,
+    hyper: Any,
+    inner_batches: Any,
+    outer_batch: Batch,
+    *,
+    optimizer: InnerOptimizer,
+    steps: int | None = None,
+    frozen: str | Sequence[str] | None = None,
+    state: Any = None,
+    generator: torch.Generator,
+    spacing: float | None = None,
+    stacked: bool = True,
+) -> DirectionCheck:
+    """Compare a gradient with two runs, at h ± ε·d.
+
+    The direction d has in every element of ``hyper``, and of what the optimiser learns, the root
+    mean square of its leaf (1 where that is 0) with a random sign; where there is neither, in the
+    initial parameters. A run whose curvature is too large for its rate, or a precision that is too
+    low for its length, shows here: then the gradient is that of rounding errors.
+
+    ``found`` is what `hyper_gradient` gave for the arguments that both have; ``generator`` draws
+    the signs; ``spacing`` is ε, None the cube root of the precision of ``hyper``, 5e-3 in float32.
+    Both runs are one stack by ``vmap``, or with ``stacked=False`` one after the other.
+
+    Raises:
+        SettingError: what `hyper_gradient` refuses; a gradient of other trees.
+    """
+    run = run_of(
+        inner_loss, outer_loss, params, hyper, inner_batches, outer_batch,
+        optimizer=optimizer, steps=steps, frozen=frozen, state=state,
+    )  # fmt: skip
+    values, grads = _of_interest(run, found)
+    if spacing is None:
+        spacing = torch.finfo(values[0].dtype).eps ** (1 / 3)
+    check_number("spacing", spacing, above=0)
+    direction = [_scale(v) * signs(v.shape, v, generator) for v in values]
+    ends = _ends(run, direction, spacing, stacked=stacked)
+    measured = (ends[0] - ends[1]) / (2 * spacing)
+    lead = found.loss.shape
+    parts = [(g * d).reshape(*lead, -1) for g, d in zip(grads, direction)]
+    predicted = torch.stack([p.sum(-1) for p in parts]).sum(0)
+    typical = torch.stack([(p * p).sum(-1) for p in parts]).sum(0).sqrt()
+    size = torch.maximum(torch.maximum(predicted.abs(), measured.abs()), typical)
+    error = (predicted - measured).abs() / size.clamp_min(torch.finfo(size.dtype).tiny)
+    return DirectionCheck(predicted, measured, error, spacing)
+
+
+def _of_interest(run: Run, found: HyperGradient) -> tuple[Values, Values]:
+    """What is moved, and its gradients."""
+    learnt = leaves(run.loop.optimizer.learnt)
+    shaping = run.start[run.count :]
+    values = [*shaping, *learnt] or run.start[: run.count]
+    trees = (found.hyper_grads, found.optimizer_grads) if shaping or learnt else (found.grads,)
+    check_floating([found.loss, *trees], "found")
+    grads = [g for tree in trees for g in leaves(tree)]
+    lead = found.loss.shape
+    if len(lead) > 1 or [g.shape for g in grads] != [(*lead, *v.shape) for v in values]:
+        accepted = "what hyper_gradient gave for these arguments is needed"
+        raise SettingError("found", [list(g.shape) for g in grads], accepted)
+    return values, grads
+
+
+def _ends(run: Run, direction: Values, spacing: float, *, stacked: bool) -> Tensor:
+    """The outer losses of both runs, ``[2]`` or ``[2, R]``."""
+    loop = replace(run.loop, backend=Functional()) if stacked else run.loop
+    learnt, spec = flatten(loop.optimizer.learnt)
+    shaping = run.start[run.count :]
+
+    def end(shift: Tensor) -> Tensor:
+        moved = iter([shift.to(d.dtype) * d for d in direction])
+        if shaping or learnt:
+            values = [*run.start[: run.count], *(v + next(moved) for v in shaping)]
+        else:
+            values = [v + next(moved) for v in run.start]
+        own = loop.with_learnt(unflatten([v + next(moved) for v in learnt], spec))
+        for point in walk(own, values, run.batches, run.steps, state=run.state):
+            values = point.values
+        return run.outer(values)
+
+    shifts = direction[0].new_tensor([spacing, -spacing])
+    if stacked:
+        ends: Tensor = torch.vmap(end)(shifts)
+        return ends.detach()
+    return torch.stack([end(shift).detach() for shift in shifts])
+
+
+def _scale(value: Tensor) -> Tensor:
+    """The root mean square, 1 where that is 0."""
+    size = value.square().mean().sqrt()
+    return torch.where(size > 0, size, torch.ones_like(size))

@@ -1,0 +1,151 @@
+"""A gradient that stops on its way and goes on: bit for bit as if it had not."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import pytest
+import torch
+
+from metalearn.core import HyperGradient, HyperProgress, adam, hyper_gradient, sgd
+from metalearn.core.tree import leaves
+from metalearn.errors import SettingError
+from tests.support.weighted_run import HYPER, OUTER, K, batch, each, found_by, inner, start
+
+
+class Stopped(Exception):
+    """Raised where a walk is to stop."""
+
+
+def saved(tree: Any) -> Any:
+    """Through a file, as a checkpoint would be, with no more than torch's safe loader takes."""
+    file = io.BytesIO()
+    torch.save(tree, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def gradient(**more: Any) -> HyperGradient:
+    rates = torch.linspace(0.3, 0.1, K, dtype=torch.float64)
+    given: dict[str, Any] = {"optimizer": adam(rates), "memory": 2000, **more}
+    return found_by(given.pop("method", "mixed"), each, **given)
+
+
+def stopped_at(phase: str, step: int, **more: Any) -> dict[str, Any]:
+    taken: dict[str, Any] = {}
+
+    def told(progress: HyperProgress) -> None:
+        if (progress.phase, progress.step) == (phase, step):
+            taken.update(saved(progress.snapshot()))
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        gradient(progress=told, **more)
+    return taken
+
+
+def assert_same(one: HyperGradient, other: HyperGradient) -> None:
+    found, expected = leaves(one), leaves(other)
+    assert len(found) == len(expected) > 10
+    for a, b in zip(found, expected):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("phase", ["forward", "back"])
+@pytest.mark.parametrize("step", [0, 1, 3, 6])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"method": "truncated", "truncation": K - 1}, {"method": "first_order"}],
+    ids=["mixed", "truncated", "first_order"],
+)
+def test_it_goes_on_as_if_it_had_not_stopped(
+    phase: str, step: int, settings: dict[str, Any]
+) -> None:
+    if phase == "back" and step == 0 and settings.get("method") == "truncated":
+        step = 1
+    assert_same(
+        gradient(**settings), gradient(resume=stopped_at(phase, step, **settings), **settings)
+    )
+
+
+def test_progress_is_of_every_step() -> None:
+    seen: list[tuple[str, int]] = []
+    gradient(progress=lambda p: seen.append((p.phase, p.step)))
+    forward = [("forward", k) for k in range(K + 1)]
+    assert seen == forward + [("back", k) for k in reversed(range(K))]
+
+
+class Elsewhere(MutableMapping[int, Any]):
+    """States as bytes; counts how many there are at once."""
+
+    def __init__(self) -> None:
+        self.files: dict[int, bytes] = {}
+        self.most = 0
+
+    def __setitem__(self, k: int, value: Any) -> None:
+        file = io.BytesIO()
+        torch.save(value, file)
+        self.files[k] = file.getvalue()
+        self.most = max(self.most, len(self.files))
+
+    def __getitem__(self, k: int) -> Any:
+        return torch.load(io.BytesIO(self.files[k]), weights_only=True)
+
+    def __delitem__(self, k: int) -> None:
+        del self.files[k]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def test_states_may_be_kept_elsewhere() -> None:
+    place = Elsewhere()
+    assert_same(gradient(kept=place, memory=None), gradient(memory=None))
+    assert not place.files and place.most == 4  # ⌈√(2·7)⌉
+
+
+def test_a_walk_with_states_elsewhere_goes_on_from_there() -> None:
+    place = Elsewhere()
+    snapshot = stopped_at("back", 4, kept=place, memory=None)
+    assert snapshot["kept"] == {} and place.files
+    assert_same(gradient(kept=place, memory=None, resume=snapshot), gradient(memory=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": K + 1, "optimizer": sgd(0.1)}, "resume='steps: 7': .* with the same steps"),
+        ({"memory": "1MB"}, "resume='states: .*': .* with the same states"),
+        ({"method": "truncated", "truncation": 2}, "resume='back_to: 0'"),
+        ({"method": "first_order"}, "resume='first_order: False'"),
+        ({"params": start(9)}, "resume='start: other parameters': the snapshot of a gradient"),
+    ],
+)
+def test_the_snapshot_of_another_gradient_is_refused(changes: dict[str, Any], message: str) -> None:
+    snapshot = stopped_at("back", 4)
+    params = changes.pop("params", None)
+    with pytest.raises(SettingError, match=message):
+        if params is None:
+            gradient(resume=snapshot, **changes)
+        else:
+            hyper_gradient(
+                inner, each, params, HYPER, batch, OUTER, optimizer=adam(0.1), steps=K,
+                memory=2000, frozen="unmoved", resume=snapshot,
+            )  # fmt: skip
+
+
+def test_inside_a_transform_there_is_no_progress() -> None:
+    params = start()
+
+    def of(rate: Any) -> Any:
+        return hyper_gradient(
+            inner, each, params, HYPER, batch, OUTER, optimizer=sgd(rate), steps=K, progress=print
+        ).loss
+
+    with pytest.raises(SettingError, match="progress=.*None is needed inside a transform"):
+        torch.vmap(of)(torch.tensor([0.1, 0.2], dtype=torch.float64))
