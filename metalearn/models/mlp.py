@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,14 +17,18 @@ from metalearn.core.checks import check_number
 from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError, check_whole
 from metalearn.models.dropout import Dropout
+from metalearn.models.settings import check_choice
 from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 
 __all__ = ["MLP"]
 
+Activation = Literal["relu", "gelu", "tanh"]
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
 
 class MLP(nn.Sequential):
-    """Linear layers with ReLU between them; inputs ``[N, *input_shape]`` are flattened first.
+    """Linear layers with a nonlinearity between them; inputs ``[N, *input_shape]`` are flattened first.
 
     The weights are drawn from a generator of their own, seeded by ``seed`` (He normal for ReLU,
     times ``init_scale``, biases N(0, ``init_bias**2``); Glorot normal and 0 for the last layer).
@@ -38,6 +43,8 @@ class MLP(nn.Sequential):
         hidden: H of each hidden layer; the MAML paper's sinusoid network has ``(40, 40)``.
         init_scale: factor of the hidden layers' weights, above 0.
         init_bias: standard deviation of the hidden layers' biases, at least 0.
+        activation: ``"relu"``, or ``"gelu"`` or ``"tanh"``, which are smooth: what differentiates
+            through a training, or by second derivatives, finds more in them.
         dropout: rate of a `Dropout` after each hidden layer, in [0, 1); 0 puts none there.
         seed: of the weights.
 
@@ -54,6 +61,7 @@ class MLP(nn.Sequential):
         hidden: Sequence[int] = (40, 40),
         init_scale: float = 1.0,
         init_bias: float = 0.0,
+        activation: Activation = "relu",
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -61,6 +69,7 @@ class MLP(nn.Sequential):
             for size in sizes:
                 check_whole(name, size, 1)
         check_whole("outputs", outputs, 1)
+        check_choice("activation", activation, Activation)
         check_number("dropout", dropout, least=0, below=1)
         check_number("init_scale", init_scale, above=0)
         check_number("init_bias", init_bias, least=0)
@@ -73,7 +82,7 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = [nn.Flatten()]
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation, overwritten below
             for wide, narrow in itertools.pairwise(widths):
-                layers += [nn.Linear(wide, narrow), nn.ReLU()]
+                layers += [nn.Linear(wide, narrow), _ACTIVATIONS[activation]()]
                 if dropout:
                     layers.append(Dropout(dropout, key=(seed * 65537 + len(layers)) % 2**63))
             layers.append(nn.Linear(widths[-1], outputs))

@@ -416,6 +416,7 @@ MODELS: list[Row] = [
     ("Stack.member", {"row": 99}, "row=99: a whole number of at most 1"),
     ("models.MLP", {"outputs": 0}, "outputs=0: a whole number of at least 1"),
     ("models.MLP", {"hidden": (0,)}, "hidden"),
+    ("models.MLP", {"activation": "swish"}, "activation='swish': one of relu, gelu, tanh"),
     ("models.MLP", {"hidden": 4}, "hidden=4: a list of whole numbers"),
     ("models.MLP", {"input_shape": (2.0,)}, r"input_shape=\(2.0,\): a list of whole numbers"),
     ("models.MLP", {"dropout": 1.0}, r"dropout=1.0: a number in \[0, 1\)"),

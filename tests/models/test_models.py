@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.core import functionalize, meta_gradient, sgd
@@ -29,6 +30,7 @@ from tests.support import oracles
 MAKERS: dict[str, Callable[[int], nn.Module]] = {
     "conv4": lambda seed: Conv4((1, 28, 28), 5, filters=8, seed=seed),
     "mlp": lambda seed: MLP((1, 4, 4), 5, seed=seed),
+    "smooth mlp": lambda seed: MLP((1, 4, 4), 5, activation="gelu", seed=seed),
     "resnet12": lambda seed: ResNet12((1, 16, 16), 5, filters=4, dropout=0.1, seed=seed),
     "vit": lambda seed: ViT((1, 8, 8), 5, patch=4, width=8, depth=1, seed=seed),
     "gru": lambda seed: Recurrent((4, 3), 5, hidden=6, layers=2, seed=seed),
@@ -57,6 +59,14 @@ def test_same_seed_same_weights(make: Callable[[int], nn.Module]) -> None:
     torch.rand(7)
     assert torch.equal(one, weights(make(3)))
     assert not torch.equal(one, weights(make(4)))
+
+
+@pytest.mark.parametrize(("name", "function"), [("gelu", F.gelu), ("tanh", torch.tanh)])
+def test_an_activation_is_all_that_differs(name: Any, function: Any) -> None:
+    smooth, plain = (MLP((3,), 2, hidden=(4,), activation=a) for a in (name, "relu"))
+    assert torch.equal(weights(smooth), weights(plain))
+    x, (first, last) = torch.ones(5, 3), (smooth[1], smooth[3])
+    torch.testing.assert_close(smooth(x), last(function(first(x))))
 
 
 @makers

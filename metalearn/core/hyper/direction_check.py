@@ -143,7 +143,7 @@ def _ends(run: Run, direction: Values, spacing: float, *, stacked: bool) -> Tens
 
     shifts = direction[0].new_tensor([spacing, -spacing])
     if stacked:
-        ends: Tensor = torch.vmap(end)(shifts)
+        ends: Tensor = torch.vmap(end, randomness="same")(shifts)
         return ends.detach()
     return torch.stack([end(shift).detach() for shift in shifts])
 

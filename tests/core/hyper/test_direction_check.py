@@ -68,6 +68,18 @@ def test_a_run_whose_rate_is_too_large_is_found_out() -> None:
     assert float(norms[-1] / norms[0]) > 1e6
 
 
+def test_both_runs_draw_the_same_batches() -> None:
+    def drawn(k: int) -> Tensor:
+        return torch.randperm(12, generator=torch.Generator().manual_seed(k))[:4]
+
+    found = found_by("mixed", batches=drawn)
+    report = check_hyper_gradient(
+        found, inner, outer, start(), HYPER, drawn, OUTER, optimizer=sgd(0.3), steps=K,
+        frozen="unmoved", generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert report.agrees(1e-6)
+
+
 def test_numbers_that_are_not_finite_never_agree() -> None:
     nan = torch.tensor(float("nan"))
     assert not DirectionCheck(nan, nan, nan, 0.1).agrees()
