@@ -28,7 +28,7 @@ _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
 class MLP(nn.Sequential):
-    """Linear layers with a nonlinearity between them; inputs ``[N, *input_shape]`` are flattened first.
+    """Linear layers, a nonlinearity between them; inputs ``[N, *input_shape]`` are flattened first.
 
     The weights are drawn from a generator of their own, seeded by ``seed`` (He normal for ReLU,
     times ``init_scale``, biases N(0, ``init_bias**2``); Glorot normal and 0 for the last layer).
