@@ -12,7 +12,7 @@ from metalearn.core._functorch import transforms_active
 from metalearn.core.autodiff.products import check_mode
 from metalearn.core.hyper.implicit import ImplicitSolver, implicit_gradient
 from metalearn.core.hyper.results import HyperGradient, HyperProgress
-from metalearn.core.hyper.run import Loss, run_of
+from metalearn.core.hyper.run import Loss, Run, run_of
 from metalearn.core.hyper.unrolled import unrolled
 from metalearn.core.hyper.walked import WalkedRun, states_kept
 from metalearn.core.loss_checks import outside_inference_mode
@@ -65,13 +65,11 @@ def hyper_gradient(
         outer_loss: ``outer_loss(params, hyper, batch)``, a scalar, or a vector of R losses, whose
             gradients are carried back together.
         params: θ_0, any tree of floating-point tensors.
-        hyper: h, any tree of floating-point tensors (weights of examples, of a regulariser, labels,
-            inputs); ``()`` where the optimiser alone learns.
-        inner_batches: K batches, a sequence, or a function from the number of a step, from 0 on, to
-            its batch, with ``steps``; the way back asks for each again.
+        hyper: h, such a tree too; ``()`` where the optimiser alone learns.
+        inner_batches: K batches, or a function from a step's number, from 0 on, to its batch.
         outer_batch: of the outer loss.
-        optimizer: for example ``sgd(0.1, momentum=0.9)`` or ``adam(1e-3)``; hyperparameters that
-            are tensors, also ``[K]`` step sizes, have gradients in ``optimizer_grads``.
+        optimizer: ``sgd(0.1, momentum=0.9)``, ``adam(1e-3)``; hyperparameters that are tensors,
+            also ``[K]`` step sizes, have gradients in ``optimizer_grads``.
         steps: K, where batches are a function.
         method: see `HyperMethod`.
         frozen: patterns over names of parameters that stay as they are.
@@ -86,34 +84,37 @@ def hyper_gradient(
             arguments have to be the same, ``kept`` as it was then.
 
     Raises:
-        SettingError: arguments that do not fit; an outer loss in which neither parameters nor
-            ``hyper`` have a part, an inner loss without a parameter, K = 0, a function that does
-            not give the same batch when it is asked again, a snapshot of another gradient.
+        SettingError: arguments that do not fit; a loss without what it is to be differentiated by,
+            a function that gives another batch when it is asked again, another's snapshot.
 
-    Sources: Maclaurin, Duvenaud and Adams, "Gradient-based Hyperparameter Optimization through
-    Reversible Learning", ICML 2015; Franceschi, Donini, Frasconi and Pontil, "Forward and Reverse
-    Gradient-Based Hyperparameter Optimization", ICML 2017; Shaban, Cheng, Hatch and Boots,
-    "Truncated Back-propagation for Bilevel Optimization", AISTATS 2019; Lorraine, Vicol and
-    Duvenaud, "Optimizing Millions of Hyperparameters by Implicit Differentiation", AISTATS 2020.
+    Sources: Maclaurin et al., "Gradient-based Hyperparameter Optimization through Reversible
+    Learning", ICML 2015; Shaban et al., "Truncated Back-propagation for Bilevel Optimization",
+    AISTATS 2019.
     """
     run = run_of(
         inner_loss, outer_loss, params, hyper, inner_batches, outer_batch,
         optimizer=optimizer, steps=steps, frozen=frozen, state=state,
     )  # fmt: skip
     check_choices(method, run.steps, memory, truncation)
-    walk_only = {"kept": kept, "progress": progress, "resume": resume}
-    _check_for(method, implicit, walk_only)
+    _check_for(method, implicit, {"kept": kept, "progress": progress, "resume": resume})
     if method == "reverse":
         return unrolled(run)
     if method == "implicit":
         return implicit_gradient(run, implicit or ImplicitSolver())
-    way: dict[str, Any] = {"kept": kept, "progress": progress}
+    way = _way_back(run, method, memory, truncation, kept=kept, progress=progress)
+    return way.gradient(resume)
+
+
+def _way_back(
+    run: Run, method: str, memory: str | int | None, truncation: int | None, **how: Any
+) -> WalkedRun:
+    """As far as the method goes back."""
     if method == "first_order":
         learns = bool(leaves(run.loop.optimizer.learnt))
         states, end = (states_kept(run, memory), 0) if learns else (1, run.steps)
-        return WalkedRun(run, states, end, first_order=True, **way).gradient(resume)
+        return WalkedRun(run, states, end, first_order=True, **how)
     end = run.steps - truncation if truncation is not None else 0
-    return WalkedRun(run, states_kept(run, memory), end, **way).gradient(resume)
+    return WalkedRun(run, states_kept(run, memory), end, **how)
 
 
 def check_choices(
