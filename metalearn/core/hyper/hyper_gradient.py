@@ -73,23 +73,20 @@ def hyper_gradient(
         steps: K, where batches are a function.
         method: see `HyperMethod`.
         frozen: patterns over names of parameters that stay as they are.
-        memory: what the states that are kept may take, ``"1GB"``; None keeps about √(2K), with
-            which no step is taken forward more than twice. Where all K fit, none is.
+        memory: of the states that are kept, ``"1GB"``; None keeps √(2K): no step is taken thrice.
         truncation: how many steps ``truncated`` goes back over, 1 to K.
         implicit: how ``implicit`` solves its system; None is ``ImplicitSolver()``.
         state: of the optimiser, of an earlier run whose ``params`` these are; None starts anew.
         kept: an empty mapping that keeps states by k, on a disk for example; None is memory.
         progress: called after every step forward to θ_K and every step back.
-        resume: what ``progress.snapshot()`` gave: the gradient goes on from there. The other
-            arguments have to be the same, ``kept`` as it was then.
+        resume: ``progress.snapshot()``; other arguments, and ``kept``, as they were then.
 
     Raises:
-        SettingError: arguments that do not fit; a loss without what it is to be differentiated by,
-            a function that gives another batch when it is asked again, another's snapshot.
+        SettingError: arguments that do not fit; a loss without a part of what it is of; a function
+            that gives another batch when it is asked again; another gradient's snapshot.
 
-    Sources: Maclaurin et al., "Gradient-based Hyperparameter Optimization through Reversible
-    Learning", ICML 2015; Shaban et al., "Truncated Back-propagation for Bilevel Optimization",
-    AISTATS 2019.
+    Source: Maclaurin et al., "Gradient-based Hyperparameter Optimization through Reversible
+    Learning", ICML 2015.
     """
     run = run_of(
         inner_loss, outer_loss, params, hyper, inner_batches, outer_batch,
