@@ -62,14 +62,12 @@ def hyper_gradient(
 
     Args:
         inner_loss: ``inner_loss(params, hyper, batch)``, a scalar.
-        outer_loss: ``outer_loss(params, hyper, batch)``, a scalar, or a vector of R losses, whose
-            gradients are carried back together.
+        outer_loss: ``outer_loss(params, hyper, batch)``, a scalar, or R losses carried together.
         params: θ_0, any tree of floating-point tensors.
         hyper: h, such a tree too; ``()`` where the optimiser alone learns.
         inner_batches: K batches, or a function from a step's number, from 0 on, to its batch.
         outer_batch: of the outer loss.
-        optimizer: ``sgd(0.1, momentum=0.9)``, ``adam(1e-3)``; hyperparameters that are tensors,
-            also ``[K]`` step sizes, have gradients in ``optimizer_grads``.
+        optimizer: such as ``adam(1e-3)``; what is a tensor, also ``[K]`` step sizes, is learnt.
         steps: K, where batches are a function.
         method: see `HyperMethod`.
         frozen: patterns over names of parameters that stay as they are.
