@@ -15,6 +15,17 @@ from metalearn.attribution.tracin import tracin_scores, tracin_self_influence
 from metalearn.attribution.pruning import el2n_scores, grand_scores
 
 # Retraining, the test of every score
+from metalearn.attribution.datamodels import (
+    Brittleness,
+    DatamodelingScore,
+    LeaveOutChanges,
+    brittleness,
+    leave_out_changes,
+    leave_top_out,
+    linear_datamodeling_score,
+    rank_correlations,
+)
+from metalearn.attribution.retraining import Retrained, retrain_subsets
 from metalearn.trainers.supervised.member_weights import random_subsets
 
 __all__ = [
@@ -32,5 +43,15 @@ __all__ = [
     "el2n_scores",
     "grand_scores",
     # Retraining, the test of every score
+    "Brittleness",
+    "DatamodelingScore",
+    "LeaveOutChanges",
+    "Retrained",
+    "brittleness",
+    "leave_out_changes",
+    "leave_top_out",
+    "linear_datamodeling_score",
     "random_subsets",
+    "rank_correlations",
+    "retrain_subsets",
 ]

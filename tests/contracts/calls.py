@@ -695,7 +695,6 @@ def _attribution() -> dict[str, Callable[[], Call]]:
         "el2n_scores": _of(attribution, "el2n_scores", "outputs_fn", models=models, examples=batch),
         "gradient_similarity": _of(attribution, "gradient_similarity", "loss_fn", "params", **pair),
         "grand_scores": _of(attribution, "grand_scores", "loss_fn", models=models, examples=batch),
-        "random_subsets": _of(attribution, "random_subsets", members=3, examples=8, leave_out=0.3),
         "representation_similarity": _of(
             attribution,
             "representation_similarity",
@@ -723,6 +722,42 @@ def _attribution() -> dict[str, Callable[[], Call]]:
     }
 
 
+def _retraining() -> dict[str, Callable[[], Call]]:
+    """The other part of the face of attribution."""
+    matrix = {"scores": draw(2, 6)}
+    return {
+        "brittleness": _of(attribution, "brittleness", outputs=draw(5, 2, 3), counts=[1, 3]),
+        "leave_out_changes": _of(
+            attribution, "leave_out_changes", counts=[1, 3], losses=draw(5, 2), **matrix
+        ),
+        "leave_top_out": _of(attribution, "leave_top_out", counts=[1, 3], **matrix),
+        "linear_datamodeling_score": _of(
+            attribution,
+            "linear_datamodeling_score",
+            weights=draw(4, 6).abs(),
+            outcomes=draw(4, 2),
+            **matrix,
+        ),
+        "random_subsets": _of(attribution, "random_subsets", members=3, examples=8, leave_out=0.3),
+        "rank_correlations": _of(
+            attribution, "rank_correlations", predicted=draw(2, 6), real=draw(2, 6, seed=1)
+        ),
+        "retrain_subsets": lambda: (
+            attribution.retrain_subsets,
+            {
+                "network": models.MLP((2,), 3, hidden=(4,)),
+                "data": blobs(),
+                "weights": draw(2, 48).abs(),
+                "targets": blobs().part("test"),
+                "steps": 2,
+                "batch_size": 8,
+                "progress": False,
+                "engine": "batched",
+            },
+        ),
+    }
+
+
 CALLS: dict[str, Callable[[], Call]] = {
     f"{face}.{name}": make
     for face, found in (
@@ -732,7 +767,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         ("data", _data()),
         ("tasks", _tasks()),
         ("trainers", _trainers()),
-        ("attribution", _attribution()),
+        ("attribution", _attribution() | _retraining()),
     )
     for name, make in found.items()
 }
