@@ -31,6 +31,7 @@ Purpose = Literal[
     "mixture",
     "sizes",
     "subsets",
+    "projection",
 ]
 """What random numbers beside those of tasks are for."""
 

@@ -10,6 +10,14 @@ from metalearn.attribution.influence import Influence, conjugate_gradient_influe
 from metalearn.attribution.kronecker import kronecker_influence, kronecker_self_influence
 from metalearn.attribution.similarity import gradient_similarity, representation_similarity
 from metalearn.attribution.tracin import tracin_scores, tracin_self_influence
+from metalearn.attribution.trak import trak_scores
+
+# A stored index of gradients
+from metalearn.attribution.gradient_index import (
+    GradientIndex,
+    build_gradient_index,
+    load_gradient_index,
+)
 
 # Scores of examples by themselves
 from metalearn.attribution.pruning import el2n_scores, grand_scores
@@ -39,6 +47,11 @@ __all__ = [
     "representation_similarity",
     "tracin_scores",
     "tracin_self_influence",
+    "trak_scores",
+    # A stored index of gradients
+    "GradientIndex",
+    "build_gradient_index",
+    "load_gradient_index",
     # Scores of examples by themselves
     "el2n_scores",
     "grand_scores",

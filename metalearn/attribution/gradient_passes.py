@@ -22,6 +22,7 @@ from metalearn.core.samples.gradients import (
 )
 from metalearn.core.samples.layer_io import Collected
 from metalearn.core.samples.norms import collector_of
+from metalearn.core.samples.reductions import Reduction, reduce_per_sample
 from metalearn.core.samples.sample_gradients import FormedGradients
 from metalearn.core.tree import (
     check_floating,
@@ -130,6 +131,14 @@ class GradientPasses:
     def whole(self, batch: Batch) -> Params:
         """All gradients of a batch, leaves ``[N, ...]``, in float32 at least."""
         return tree_map(lambda *pieces: torch.cat(pieces), *self.formed(batch))
+
+    def reduced(self, batch: Batch, reduction: Reduction) -> Any:
+        """What a reduction makes of all gradients of a batch."""
+        found = reduce_per_sample(
+            self.loss_fn, self.params, detached(batch), {"it": reduction},
+            chunk_size=self.chunk_size, memory=self.memory, method=self.method,
+        )  # fmt: skip
+        return found["it"]
 
     def products(self, vectors: Params, batch: Batch) -> Tensor:
         """⟨v_r, g_i⟩ ``[R, N]`` for R vectors, a tree with leaves ``[R, ...]``."""

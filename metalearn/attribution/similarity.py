@@ -8,6 +8,7 @@ Sources: Charpiat et al., "Input Similarity from the Neural Network Perspective"
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "GradientMetric",
     "RepresentationMetric",
     "gradient_similarity",
+    "of_length_one",
     "representation_similarity",
 ]
 
@@ -121,17 +123,7 @@ def representation_similarity(
     check_batches(targets, examples)
     check_floating(params, "params")
 
-    def features(inputs: Any) -> Tensor:
-        count = sample_count(inputs)
-        found = call_given(features_fn, "features_fn", params, inputs)
-        if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 1:
-            shown = type(found).__name__
-            raise SettingError("features_fn", shown, "a floating-point tensor [N, ...] is needed")
-        if len(found) != count:
-            shape = tuple(found.shape)
-            raise SettingError("features_fn", shape, f"features of {count} samples are needed")
-        return widened(found.reshape(count, found[0].numel()))
-
+    features = partial(_features, features_fn, params)
     with torch.no_grad():
         size = resolve_chunk(features, examples, chunk_size, memory)
         left, right = (
@@ -144,8 +136,21 @@ def representation_similarity(
         if metric == "euclidean":
             return -torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
         if metric == "cosine":
-            left, right = (_of_length_one(x) for x in (left, right))
+            left, right = (of_length_one(x) for x in (left, right))
         return left @ right.mT
+
+
+def _features(features_fn: Callable[[Params, Any], Tensor], params: Params, inputs: Any) -> Tensor:
+    """``[N, D]``, in float32 at least; refused where they are none."""
+    count = sample_count(inputs)
+    found = call_given(features_fn, "features_fn", params, inputs)
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 1:
+        shown = type(found).__name__
+        raise SettingError("features_fn", shown, "a floating-point tensor [N, ...] is needed")
+    if len(found) != count:
+        shape = tuple(found.shape)
+        raise SettingError("features_fn", shape, f"features of {count} samples are needed")
+    return widened(found.reshape(count, found[0].numel()))
 
 
 def _check_metric(metric: str, known: Sequence[str]) -> None:
@@ -153,5 +158,6 @@ def _check_metric(metric: str, known: Sequence[str]) -> None:
         raise SettingError("metric", metric, f"one of {', '.join(known)} is needed")
 
 
-def _of_length_one(rows: Tensor) -> Tensor:
+def of_length_one(rows: Tensor) -> Tensor:
+    """Rows divided by their norms; those of zeros stay."""
     return F.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)

@@ -1,4 +1,4 @@
-"""A checksum of data in memory, so that a result can tell what it was found on.
+"""Checksums of data and tensors in memory, so that a result can tell what it was found on.
 
 Axes: N samples.
 """
@@ -17,7 +17,7 @@ from metalearn.data.images import LabelledImages
 from metalearn.data.regression import RegressionData
 from metalearn.data.texts import LabelledTexts
 
-__all__ = ["data_checksum"]
+__all__ = ["data_checksum", "tensors_checksum"]
 
 _ROWS = 4096  # samples at a time: a memory-mapped array is not read whole
 
@@ -33,6 +33,13 @@ def data_checksum(data: object) -> str | None:
     for name, value in vars(data).items():
         if not name.startswith("_"):
             _add(digest, name, value)
+    return digest.hexdigest()
+
+
+def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors by name, in whatever order they are given."""
+    digest = hashlib.sha256()
+    _add(digest, "", tensors)
     return digest.hexdigest()
 
 

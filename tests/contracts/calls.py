@@ -6,9 +6,12 @@ Each entry gives fresh arguments, in float64, small enough for hundreds of calls
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from metalearn.core import functionalize
 from metalearn.types import TaskBatch
 from tests.support.builders import labelled
 from tests.support.small_data import blobs, regressors, waves
+
+_FOLDERS = tempfile.TemporaryDirectory()
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 
@@ -41,7 +46,7 @@ FILES |= {"mixture_tasks", "torchvision_model"}
 """Read files, or make large networks: their campaigns are in tests/data and tests/models."""
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
-RESULTS |= {"Confusion", "Episode", "DirectionCheck", "HyperPlan", "HyperProgress"}
+RESULTS |= {"Confusion", "Episode", "DirectionCheck", "HyperPlan", "HyperProgress", "GradientIndex"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
 """What the library gives, never what it is given."""
@@ -658,6 +663,20 @@ def _factors() -> Any:
     return core.fisher_kfac(known["module"], known["params"], known["batch"], **_FISHER)
 
 
+def _new_folder() -> Path:
+    """One that is gone when the process ends."""
+    return Path(tempfile.mkdtemp(dir=_FOLDERS.name))
+
+
+@functools.cache
+def _indexed() -> Path:
+    known, folder = problem(), _new_folder()
+    attribution.build_gradient_index(
+        folder, known["loss_fn"], known["params"], known["batch"], size=3, seed=0
+    )
+    return folder
+
+
 def _attribution() -> dict[str, Callable[[], Call]]:
     batch = _fresh(lambda: problem()["batch"])
     models = _fresh(lambda: [problem()["params"]] * 2)
@@ -691,6 +710,29 @@ def _attribution() -> dict[str, Callable[[], Call]]:
             examples=batch,
             fisher=fisher,
             damping=0.1,
+        ),
+        "trak_scores": _of(
+            attribution,
+            "trak_scores",
+            "outputs_fn",
+            models=models,
+            size=3,
+            seed=0,
+            damping=0.1,
+            **pair,
+        ),
+        "build_gradient_index": _of(
+            attribution,
+            "build_gradient_index",
+            "loss_fn",
+            "params",
+            folder=_fresh(_new_folder),
+            examples=batch,
+            size=3,
+            seed=0,
+        ),
+        "load_gradient_index": _of(
+            attribution, "load_gradient_index", "loss_fn", "params", folder=_fresh(_indexed)
         ),
         "el2n_scores": _of(attribution, "el2n_scores", "outputs_fn", models=models, examples=batch),
         "gradient_similarity": _of(attribution, "gradient_similarity", "loss_fn", "params", **pair),

@@ -108,6 +108,11 @@ def _tracked(method: str, /, **given: Callable[[], Any]) -> Callable[[], Call]:
     return _function(call, **given)
 
 
+def _index() -> Any:
+    function, given = CALLS["attribution.load_gradient_index"]()
+    return function(**given)
+
+
 def _kfac() -> Any:
     function, given = CALLS["core.fisher_kfac"]()
     return function(**given)
@@ -171,6 +176,10 @@ METHODS: dict[str, Callable[[], Call]] = {
     "KroneckerFisher.inverse_product": lambda: (
         _kfac().inverse_product,
         {"vector": ones(problem()["params"]), "damping": 0.1},
+    ),
+    "GradientIndex.query": lambda: (
+        _index().query,
+        {"targets": problem()["batch"], "metric": "influence", "damping": 0.1},
     ),
     "Ensemble.member": _method(pair, "member", index=lambda: 1),
     "Ensemble.place": _method(pair, "place", index=lambda: 1),
