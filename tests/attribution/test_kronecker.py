@@ -167,6 +167,19 @@ def test_mistakes_are_one_sentence(changes: dict[str, Any], message: str) -> Non
         scores(known, **{"fisher": factors(known), **changes})
 
 
+def test_factors_that_do_not_fit_each_other_are_refused_by_layer() -> None:
+    known = network("perceptron")
+    whole = factors(known)
+    block = whole.blocks["2"]
+    for wrong, message in (
+        (block._replace(eigenvalues=block.eigenvalues[0]), r"\(5,\): eigenvalues \[O, I\]"),
+        (block._replace(input_basis=block.gradient_basis), ".*: bases .* are needed for its eigen"),
+        (block._replace(gradient_basis=block.gradient_basis[:2]), ".*: bases .* are needed"),
+    ):
+        with pytest.raises(SettingError, match=rf"fisher\[2\]={message}"):
+            scores(known, type(whole)({**whole.blocks, "2": wrong}))
+
+
 def test_parameters_without_factors_are_named() -> None:
     known = network("perceptron")
     whole = factors(known)
