@@ -18,7 +18,7 @@ from metalearn.core.chunking import ChunkSize, chunks, sample_count
 from metalearn.core.curvature.kfac import KroneckerFisher
 from metalearn.core.curvature.probes import layer_parameters
 from metalearn.core.samples.gradients import SampleMethod
-from metalearn.core.tree import leaves
+from metalearn.core.tree import check_floating, leaves, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
@@ -122,6 +122,7 @@ def kronecker_self_influence(
 def _inverse(fisher: KroneckerFisher, damping: float, params: Params) -> Callable[[Params], Params]:
     """(F + λI)⁻¹ of trees with leaves ``[n, ...]`` like the chosen parameters."""
     check_number("damping", damping, above=0, accepted="a number above 0 is needed")
+    check_floating(fisher.blocks, "fisher")
     if not isinstance(params, dict):
         raise SettingError("params", type(params).__name__, "a dict of parameters is needed")
     found = {name: layer_parameters(name, params) for name in fisher.blocks}
@@ -130,5 +131,6 @@ def _inverse(fisher: KroneckerFisher, damping: float, params: Params) -> Callabl
         if name not in covered:
             accepted = f"factors of {name} are needed, or parameters= without it"
             raise SettingError("fisher", list(fisher.blocks), accepted)
-    chosen = KroneckerFisher({n: b for n, b in fisher.blocks.items() if found[n] is not None})
+    blocks = {n: b for n, b in fisher.blocks.items() if found[n] is not None}
+    chosen = KroneckerFisher(tree_map(torch.detach, blocks))
     return vmap(lambda grads: chosen.inverse_product(grads, damping=damping))
