@@ -4,6 +4,10 @@ A score of example i for target r is positive where the example helps: leaving i
 target's loss.
 """
 
+# Through the whole run
+from metalearn.attribution.training_run import TrainingRun, training_run
+from metalearn.attribution.exact import ExactScores, RunCurvature, exact_scores, run_curvature
+
 # Scores of examples for targets
 from metalearn.attribution.curvature_choice import Curvature
 from metalearn.attribution.influence import Influence, conjugate_gradient_influence
@@ -37,6 +41,13 @@ from metalearn.attribution.retraining import Retrained, retrain_subsets
 from metalearn.trainers.supervised.member_weights import random_subsets
 
 __all__ = [
+    # Through the whole run
+    "ExactScores",
+    "RunCurvature",
+    "TrainingRun",
+    "exact_scores",
+    "run_curvature",
+    "training_run",
     # Scores of examples for targets
     "Curvature",
     "Influence",

@@ -12,11 +12,11 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metalearn.attribution.target_samples import checked_targets
 from metalearn.core.checks import as_device
 from metalearn.core.tree import check_tensors
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import NonFiniteError, SettingError, check_whole
-from metalearn.evaluation.targets import check_sample_targets
 from metalearn.models import Ensemble
 from metalearn.signatures import check_settings, checked
 from metalearn.trainers.loop.plans import memory_budget
@@ -88,7 +88,7 @@ def retrain_subsets(
     count = _count(weights)
     table = made_weights(weights, count, data.size("train"), name="weights")
     assert table is not None
-    x, y = _checked_targets(targets, data)
+    x, y = checked_targets(targets, data)
     check_settings(EnsembleTraining, settings, "", without=(*_GIVEN, *_OF_RUNS))
     streams = _streams(seeds, count)
     own = own_settings(count, *(settings.get(name, value) for name, value in _OF_MEMBERS.items()))
@@ -172,23 +172,3 @@ def _count(weights: Tensor) -> int:
         accepted = "[M, N] is needed, a row for each of at least one subset"
         raise SettingError("shape of weights", list(weights.shape), accepted)
     return len(weights)
-
-
-def _checked_targets(targets: tuple[Tensor, Tensor], data: SupervisedData) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of R samples like those of the data.
-
-    Raises:
-        SettingError: others.
-    """
-    x, y = targets
-    check_tensors((x, y), "targets")
-    if not x.is_floating_point() or x.dim() < 1 or not len(x) or x.shape[1:] != data.input_shape:
-        accepted = f"floats [R, {', '.join(map(str, data.input_shape))}] are needed, R at least 1"
-        raise SettingError("inputs of targets", f"{x.dtype} {list(x.shape)}", accepted)
-    if data.kind == "classification":
-        check_sample_targets(y, samples=len(x), classes=data.outputs)
-        return x, y.long()
-    if not y.is_floating_point() or list(y.shape) != [len(x), data.outputs]:
-        accepted = f"floats [{len(x)}, {data.outputs}] are needed"
-        raise SettingError("targets", f"{y.dtype} {list(y.shape)}", accepted)
-    return x, y

@@ -47,6 +47,7 @@ FILES |= {"mixture_tasks", "torchvision_model"}
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
 RESULTS |= {"Confusion", "Episode", "DirectionCheck", "HyperPlan", "HyperProgress", "GradientIndex"}
+RESULTS |= {"ExactScores", "RunCurvature", "TrainingRun"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
 """What the library gives, never what it is given."""
@@ -677,7 +678,15 @@ def _indexed() -> Path:
     return folder
 
 
+def _trainer() -> Any:
+    model = models.MLP((2,), 3, hidden=(3,), activation="tanh")
+    settings: Any = {"max_norm": float("inf"), "steps": 2, "batch_size": 4, "diagnostics": []}
+    return trainers.PerSampleTrainer(model, blobs(), progress=False, **settings)
+
+
 def _attribution() -> dict[str, Callable[[], Call]]:
+    run = _fresh(lambda: attribution.training_run(_trainer()))
+    two = _fresh(lambda: (draw(2, 2).float(), torch.arange(2)))
     batch = _fresh(lambda: problem()["batch"])
     models = _fresh(lambda: [problem()["params"]] * 2)
     pair = {"targets": batch, "examples": batch}
@@ -734,6 +743,9 @@ def _attribution() -> dict[str, Callable[[], Call]]:
         "load_gradient_index": _of(
             attribution, "load_gradient_index", "loss_fn", "params", folder=_fresh(_indexed)
         ),
+        "training_run": _of(attribution, "training_run", trainer=_fresh(_trainer)),
+        "exact_scores": _of(attribution, "exact_scores", run=run, targets=two),
+        "run_curvature": _of(attribution, "run_curvature", run=run, places=1, iterations=2),
         "el2n_scores": _of(attribution, "el2n_scores", "outputs_fn", models=models, examples=batch),
         "gradient_similarity": _of(attribution, "gradient_similarity", "loss_fn", "params", **pair),
         "grand_scores": _of(attribution, "grand_scores", "loss_fn", models=models, examples=batch),

@@ -28,11 +28,11 @@ class PerSampleSource:
     """
 
     def __init__(self, objective: PerSampleObjective, loss: SupervisedLoss = CROSS_ENTROPY) -> None:
-        self._objective, self._model, self._loss = objective, objective.model, loss
+        self._objective, self._model, self.loss = objective, objective.model, loss
 
     def diagnostic_kinds(self) -> Mapping[str, str]:
         """Samples, and what the module predicts."""
-        return {"sample": "", "predictive": self._loss.no_likelihood, "loss": ""}
+        return {"sample": "", "predictive": self.loss.no_likelihood, "loss": ""}
 
     def gradient_units(
         self, kind: str, batch: LabelledBatch, grads: Mapping[str, Tensor]
@@ -50,7 +50,7 @@ class PerSampleSource:
         """The module on a batch, as one model; all samples count alike here."""
         shown = tree_map(lambda x: x[None], batch[:2])
         params = self._model.alone()
-        yield PredictiveModels(self._outputs, params, {}, shown, **self._loss.of_models())
+        yield PredictiveModels(self._outputs, params, {}, shown, **self.loss.of_models())
 
     def _outputs(self, extra: Any) -> Any:
         return self._model.outputs

@@ -1,0 +1,289 @@
+"""A trainer's run as a function of weights on its examples: what it descended, step by step.
+
+Axes: K steps, N examples of the training part, B samples of a batch, R targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.attribution.target_samples import checked_targets
+from metalearn.core import InnerOptimizer, adam, adamw, functionalize, sgd, with_gradients
+from metalearn.core.hyper.run import run_of
+from metalearn.core.meta.adapted_task import walk
+from metalearn.core.module.copying import copy_module
+from metalearn.data.regression import SupervisedData
+from metalearn.errors import SettingError, check_whole
+from metalearn.models import Dropout
+from metalearn.trainers import EnsembleTrainer, PerSampleTrainer
+from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.supervised.batches import TrainingBatches, have_member_axis
+from metalearn.trainers.supervised.losses import SupervisedLoss
+from metalearn.types import Params
+
+__all__ = ["TrainingRun", "training_run"]
+
+StepBatch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Inputs ``[B, ...]``, targets, which of the N examples they are, and the number of the step."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One network's run, as `metalearn.core.hyper_gradient` wants it: from `training_run`."""
+
+    params: Params
+    """Before the first step."""
+    weights: Tensor
+    """``[N]`` on the training examples, in the order of ``data.splits["train"]``."""
+    optimizer: InnerOptimizer
+    steps: int
+    """K."""
+    batch: Callable[[int], StepBatch]
+    inner_loss: Callable[[Params, Tensor, StepBatch], Tensor]
+    """(1/B)·Σ w_i·ℓ_i of a step's batch, as the trainer descends it."""
+    target_losses: Callable[[Params, Any, tuple[Tensor, Tensor]], Tensor]
+    """``[R]``, each in evaluation mode."""
+    outputs: Callable[[Params, Tensor], Tensor]
+    """In evaluation mode."""
+    loss: SupervisedLoss
+    rates: Tensor
+    """``[K]``, of the optimiser."""
+    data: SupervisedData
+
+    def placed(self, targets: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Targets where the run computes.
+
+        Raises:
+            SettingError: what is no sample of the data's kind.
+        """
+        x, y = checked_targets(targets, self.data)
+        return x.to(self.rates), y.to(self.rates.device)
+
+    def states(self, at: Sequence[int]) -> Iterator[tuple[int, Params]]:
+        """Parameters before step k, for every k of ``at`` in rising order, K the last; made anew.
+
+        Raises:
+            SettingError: numbers that do not rise from 0 to K.
+        """
+        if list(at) != sorted(set(at)) or not at or at[0] < 0 or at[-1] > self.steps:
+            raise SettingError("at", list(at), f"rising numbers from 0 to {self.steps} are needed")
+        wanted = set(at)
+        run = run_of(
+            self.inner_loss, self.target_losses, self.params, self.weights, self.batch, None,
+            optimizer=self.optimizer, steps=self.steps, frozen=None, state=None,
+        )  # fmt: skip
+        points = walk(run.loop, run.start, run.batches, at[-1])
+        for k, point in enumerate(points):
+            if k in wanted:
+                yield k, run.apart([value.detach() for value in point.values])[0]
+
+    def sample_loss(self, params: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean loss in evaluation mode: what scores at one state of the network take."""
+        return self.target_losses(params, None, batch).mean()
+
+    def arguments(self, targets: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        """Those of `metalearn.core.hyper_gradient`, for the losses of targets."""
+        return {
+            "inner_loss": self.inner_loss,
+            "outer_loss": self.target_losses,
+            "params": self.params,
+            "hyper": self.weights,
+            "inner_batches": self.batch,
+            "outer_batch": self.placed(targets),
+            "optimizer": self.optimizer,
+            "steps": self.steps,
+        }
+
+
+def training_run(
+    trainer: EnsembleTrainer | PerSampleTrainer, *, member: int = 0, steps: int | None = None
+) -> TrainingRun:
+    """The run that a trainer is about to make, of one of its networks.
+
+    The trainer is one that has not begun: its weights are those that the run starts with. The run
+    is its optimiser, schedule, batches, augmentation, dropout masks, clipping and weights on
+    examples, computed again.
+
+    Args:
+        trainer: of one network whose samples are not clipped one by one, or of an ensemble.
+        member: which of an ensemble's.
+        steps: K; None is all steps of the trainer.
+
+    Raises:
+        SettingError: a trainer that has begun, or a run that is not a function of this kind:
+            clipped or noisy gradients of samples, an average of the weights, accumulated batches,
+            a lower precision, several groups of parameters, another optimiser than SGD, Adam or
+            AdamW, running statistics.
+    """
+    if not isinstance(trainer, EnsembleTrainer | PerSampleTrainer):
+        accepted = "an EnsembleTrainer or a PerSampleTrainer is needed"
+        raise SettingError("trainer", type(trainer).__name__, accepted)
+    if trainer.step:
+        raise SettingError("trainer", f"at step {trainer.step}", "one that has not begun is needed")
+    settings: LoopSettings = trainer.loop.settings
+    count = settings.steps if steps is None else steps
+    check_whole("steps", count, 1, settings.steps)
+    _check_settings(settings)
+    parts = _of_member(trainer, member) if isinstance(trainer, EnsembleTrainer) else _own(trainer)
+    _check_module(parts.module)
+    optimizer, rates = _inner_optimizer(trainer, parts, settings, count)
+    training, params, buffers = functionalize(copy_module(parts.module).train())
+    evaluation, _, _ = functionalize(copy_module(parts.module).eval())
+    draws = _draws(parts.module)
+    loss, smoothing = parts.loss, parts.smoothing
+
+    def inner_loss(params: Params, weights: Tensor, batch: StepBatch) -> Tensor:
+        x, y, rows, step = batch
+        masks = {name: step.to(buffers[name]) for name in draws}
+        outputs = training(params, {**buffers, **masks}, x)
+        return loss.criterion(outputs, y, smoothing, weights[rows])
+
+    def outputs(params: Params, inputs: Tensor) -> Tensor:
+        found: Tensor = evaluation(params, buffers, inputs)
+        return found
+
+    def target_losses(params: Params, hyper: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return loss.each(outputs(params, batch[0]), batch[1])
+
+    params = {name: value.clone() for name, value in params.items()}
+    return TrainingRun(
+        params, parts.weights, optimizer, count, parts.batch, inner_loss, target_losses, outputs,
+        loss, rates, trainer.data,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What differs between kinds of trainers."""
+
+    module: nn.Module
+    weights: Tensor
+    batch: Callable[[int], StepBatch]
+    loss: SupervisedLoss
+    smoothing: Tensor
+    rate: float | None = None
+    decay: float | None = None
+
+
+def _own(trainer: PerSampleTrainer) -> _Parts:
+    objective = trainer.objective
+    for name, plain in (("max_norm", float("inf")), ("noise_multiplier", 0.0)):
+        if getattr(objective, name) != plain:
+            accepted = f"{name}={plain:g} is needed, an ordinary step"
+            raise SettingError(f"trainer.{name}", getattr(objective, name), accepted)
+    batches = objective.batches
+    assert isinstance(batches, TrainingBatches)
+    smoothing = torch.zeros((), device=trainer.device)
+    weights = _weights(batches, 0)
+    return _Parts(
+        trainer.module, weights, _step_batches(batches, 0), trainer.source.loss, smoothing
+    )
+
+
+def _of_member(trainer: EnsembleTrainer, member: int) -> _Parts:
+    training, update = trainer.training, trainer.loop.update
+    module = trainer.ensemble.member(member)
+    decays = getattr(update, "decays", None)
+    return _Parts(
+        module,
+        _weights(training.batches, member),
+        _step_batches(training.batches, member),
+        training.loss,
+        training.objective.smoothing[member],
+        float(update.rates[member]),  # type: ignore[attr-defined]
+        None if decays is None else float(decays[member]),
+    )
+
+
+def _weights(batches: TrainingBatches, member: int) -> Tensor:
+    """Of all examples, 1 where none are given."""
+    samples = batches.data.splits["train"]
+    if batches.weights is None:
+        return torch.ones(len(samples), device=batches.device)
+    return batches.weights.of(samples)[member].clone()
+
+
+def _step_batches(batches: TrainingBatches, member: int) -> Callable[[int], StepBatch]:
+    """Batches of one member, with the numbers of their examples."""
+    samples = batches.data.splits["train"]
+    columns = torch.zeros(len(batches.data.inputs), dtype=torch.int64)
+    columns[samples] = torch.arange(len(samples))
+
+    def batch(step: int) -> StepBatch:
+        x, y, *_ = batches(step)
+        rows = columns[batches.order.indices(step).cpu()]
+        if have_member_axis(y):
+            x, y, rows = x[member], y[member], rows[member]
+        return x, y, rows.to(batches.device), torch.tensor(step, device=batches.device)
+
+    return batch
+
+
+def _check_settings(settings: LoopSettings) -> None:
+    """Refuse runs that are more than steps of an optimiser on batches."""
+    for name, plain in (("accumulate", 1), ("average", None), ("precision", "float32")):
+        if getattr(settings, name) != plain:
+            accepted = f"{plain} is needed where a run is differentiated"
+            raise SettingError(f"trainer.{name}", getattr(settings, name), accepted)
+
+
+def _check_module(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if getattr(layer, "running_mean", None) is not None:
+            accepted = (
+                "a norm without running statistics is needed where a run is differentiated, such "
+                "as convert_norm(model, 'group') makes"
+            )
+            raise SettingError("model", f"{name}: {type(layer).__name__}", accepted)
+
+
+def _inner_optimizer(
+    trainer: EnsembleTrainer | PerSampleTrainer, parts: _Parts, settings: LoopSettings, steps: int
+) -> tuple[InnerOptimizer, Tensor]:
+    """The torch optimiser as a pure function, and its rate at each step."""
+    given = trainer.loop.update.optimizer
+    if len(given.param_groups) != 1:
+        accepted = "one group of parameters is needed where a run is differentiated"
+        raise SettingError("optimizer.groups", len(given.param_groups), accepted)
+    group = given.param_groups[0]
+    base = float(group["lr"]) if parts.rate is None else parts.rate
+    decay = float(group.get("weight_decay", 0.0)) if parts.decay is None else parts.decay
+    like = next(iter(trainer.module.parameters()))
+    rates = like.new_tensor([base * settings.rate(k) for k in range(steps)])
+    made = _translated(given, group, rates, decay)
+    if settings.clip is not None:
+        made = with_gradients(made, clip_norm=float(settings.clip))
+    return made, rates
+
+
+def _translated(
+    given: torch.optim.Optimizer, group: Mapping[str, Any], rates: Tensor, decay: float
+) -> InnerOptimizer:
+    kind = type(given)
+    for name in ("dampening", "maximize", "amsgrad"):
+        if group.get(name):
+            accepted = f"an optimiser without {name} is needed where a run is differentiated"
+            raise SettingError(f"optimizer.{name}", group[name], accepted)
+    if kind is torch.optim.SGD:
+        momentum, nesterov = float(group["momentum"]), bool(group["nesterov"])
+        return sgd(rates, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+    if kind in (torch.optim.Adam, torch.optim.AdamW):
+        decoupled = kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
+        betas = tuple(float(beta) for beta in group["betas"])
+        make = adamw if decoupled else adam
+        return make(rates, betas=betas, eps=float(group["eps"]), weight_decay=decay)  # type: ignore[arg-type]
+    raise SettingError("optimizer", kind.__name__, "SGD, Adam or AdamW of torch.optim is needed")
+
+
+def _draws(module: nn.Module) -> list[str]:
+    """Buffers that say which masks of dropout a step has."""
+    return [
+        f"{name}.draw" if name else "draw"
+        for name, layer in module.named_modules()
+        if isinstance(layer, Dropout)
+    ]
