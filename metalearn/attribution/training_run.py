@@ -20,16 +20,13 @@ from metalearn.core.module.copying import copy_module
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Dropout
-from metalearn.trainers import EnsembleTrainer, PerSampleTrainer
 from metalearn.trainers.loop.settings import LoopSettings
-from metalearn.trainers.supervised.batches import TrainingBatches, have_member_axis
 from metalearn.trainers.supervised.losses import SupervisedLoss
+from metalearn.trainers.supervised.network_run import NetworkRun, StepBatch
+from metalearn.trainers.trainer import Trainer
 from metalearn.types import Params
 
 __all__ = ["TrainingRun", "training_run"]
-
-StepBatch = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Inputs ``[B, ...]``, targets, which of the N examples they are, and the number of the step."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +97,7 @@ class TrainingRun:
         }
 
 
-def training_run(
-    trainer: EnsembleTrainer | PerSampleTrainer, *, member: int = 0, steps: int | None = None
-) -> TrainingRun:
+def training_run(trainer: Trainer, *, member: int = 0, steps: int | None = None) -> TrainingRun:
     """The run that a trainer is about to make, of one of its networks.
 
     The trainer is one that has not begun: its weights are those that the run starts with. The run
@@ -110,7 +105,7 @@ def training_run(
     examples, computed again.
 
     Args:
-        trainer: of one network whose samples are not clipped one by one, or of an ensemble.
+        trainer: an `EnsembleTrainer`, or a `PerSampleTrainer` that does not clip samples.
         member: which of an ensemble's.
         steps: K; None is all steps of the trainer.
 
@@ -120,16 +115,17 @@ def training_run(
             a lower precision, several groups of parameters, another optimiser than SGD, Adam or
             AdamW, running statistics.
     """
-    if not isinstance(trainer, EnsembleTrainer | PerSampleTrainer):
+    network_run = getattr(trainer, "network_run", None)
+    if network_run is None:
         accepted = "an EnsembleTrainer or a PerSampleTrainer is needed"
         raise SettingError("trainer", type(trainer).__name__, accepted)
     if trainer.step:
         raise SettingError("trainer", f"at step {trainer.step}", "one that has not begun is needed")
-    settings: LoopSettings = trainer.loop.settings
+    settings = trainer.settings
     count = settings.steps if steps is None else steps
     check_whole("steps", count, 1, settings.steps)
     _check_settings(settings)
-    parts = _of_member(trainer, member) if isinstance(trainer, EnsembleTrainer) else _own(trainer)
+    parts: NetworkRun = network_run(member)
     _check_module(parts.module)
     optimizer, rates = _inner_optimizer(trainer, parts, settings, count)
     training, params, buffers = functionalize(copy_module(parts.module).train())
@@ -153,75 +149,8 @@ def training_run(
     params = {name: value.clone() for name, value in params.items()}
     return TrainingRun(
         params, parts.weights, optimizer, count, parts.batch, inner_loss, target_losses, outputs,
-        loss, rates, trainer.data,
+        loss, rates, parts.data,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What differs between kinds of trainers."""
-
-    module: nn.Module
-    weights: Tensor
-    batch: Callable[[int], StepBatch]
-    loss: SupervisedLoss
-    smoothing: Tensor
-    rate: float | None = None
-    decay: float | None = None
-
-
-def _own(trainer: PerSampleTrainer) -> _Parts:
-    objective = trainer.objective
-    for name, plain in (("max_norm", float("inf")), ("noise_multiplier", 0.0)):
-        if getattr(objective, name) != plain:
-            accepted = f"{name}={plain:g} is needed, an ordinary step"
-            raise SettingError(f"trainer.{name}", getattr(objective, name), accepted)
-    batches = objective.batches
-    assert isinstance(batches, TrainingBatches)
-    smoothing = torch.zeros((), device=trainer.device)
-    weights = _weights(batches, 0)
-    return _Parts(
-        trainer.module, weights, _step_batches(batches, 0), trainer.source.loss, smoothing
-    )
-
-
-def _of_member(trainer: EnsembleTrainer, member: int) -> _Parts:
-    training, update = trainer.training, trainer.loop.update
-    module = trainer.ensemble.member(member)
-    decays = getattr(update, "decays", None)
-    return _Parts(
-        module,
-        _weights(training.batches, member),
-        _step_batches(training.batches, member),
-        training.loss,
-        training.objective.smoothing[member],
-        float(update.rates[member]),  # type: ignore[attr-defined]
-        None if decays is None else float(decays[member]),
-    )
-
-
-def _weights(batches: TrainingBatches, member: int) -> Tensor:
-    """Of all examples, 1 where none are given."""
-    samples = batches.data.splits["train"]
-    if batches.weights is None:
-        return torch.ones(len(samples), device=batches.device)
-    return batches.weights.of(samples)[member].clone()
-
-
-def _step_batches(batches: TrainingBatches, member: int) -> Callable[[int], StepBatch]:
-    """Batches of one member, with the numbers of their examples."""
-    samples = batches.data.splits["train"]
-    columns = torch.zeros(len(batches.data.inputs), dtype=torch.int64)
-    columns[samples] = torch.arange(len(samples))
-
-    def batch(step: int) -> StepBatch:
-        x, y, *_ = batches(step)
-        rows = columns[batches.order.indices(step).cpu()]
-        if have_member_axis(y):
-            x, y, rows = x[member], y[member], rows[member]
-        return x, y, rows.to(batches.device), torch.tensor(step, device=batches.device)
-
-    return batch
 
 
 def _check_settings(settings: LoopSettings) -> None:
@@ -243,10 +172,10 @@ def _check_module(module: nn.Module) -> None:
 
 
 def _inner_optimizer(
-    trainer: EnsembleTrainer | PerSampleTrainer, parts: _Parts, settings: LoopSettings, steps: int
+    trainer: Trainer, parts: NetworkRun, settings: LoopSettings, steps: int
 ) -> tuple[InnerOptimizer, Tensor]:
     """The torch optimiser as a pure function, and its rate at each step."""
-    given = trainer.loop.update.optimizer
+    given = trainer.optimizer
     if len(given.param_groups) != 1:
         accepted = "one group of parameters is needed where a run is differentiated"
         raise SettingError("optimizer.groups", len(given.param_groups), accepted)

@@ -13,6 +13,7 @@ from metalearn.models import Ensemble
 from metalearn.signatures import checked
 from metalearn.trainers.supervised import ensemble_methods as methods
 from metalearn.trainers.supervised.ensemble_training import EnsembleTraining
+from metalearn.trainers.supervised.network_run import NetworkRun
 from metalearn.trainers.trainer import Trainer
 
 __all__ = ["EnsembleTrainer"]
@@ -97,6 +98,10 @@ class EnsembleTrainer(Trainer):
     def member_settings(self) -> list[dict[str, float]]:
         """What was set for each member: its seed, and what was given as a list."""
         return self.training.member_settings()
+
+    def network_run(self, member: int = 0) -> NetworkRun:
+        """What one member descends at every step."""
+        return self.training.network_run(member, self.loop.update)
 
     plan, predict, test = methods.plan, methods.predict, methods.score
     reports, diagnosis_sources = methods.reports, methods.diagnosis_sources

@@ -51,6 +51,11 @@ from metalearn.trainers.supervised.member_planner import PlannedEngine
 from metalearn.trainers.supervised.member_weights import MemberWeights, example_weights
 from metalearn.trainers.supervised.metrics import Metrics, check_metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import Monitor
+from metalearn.trainers.supervised.network_run import (
+    NetworkRun,
+    example_weights_of,
+    step_batches,
+)
 from metalearn.trainers.supervised.predictions import MemberLogits, logits_of, report_of
 from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
@@ -244,6 +249,19 @@ class EnsembleTraining:
             swept = {n: v for n, v in self.own.items() if v and len(set(v)) > 1}
             draw_sweeps(tracker, step, swept, found.report)
         return replace(found, ood=scores) if isinstance(found, EnsembleTest) else found
+
+    def network_run(self, member: int, update: Any) -> NetworkRun:
+        """What one member descends at every step; ``update`` knows its rate and decay."""
+        return NetworkRun(
+            self.ensemble.member(member),
+            self.data,
+            example_weights_of(self.batches, member),
+            step_batches(self.batches, member),
+            self.loss,
+            self.objective.smoothing[member],
+            float(update.rates[member]),
+            None if update.decays is None else float(update.decays[member]),
+        )
 
     def member_settings(self) -> list[dict[str, float]]:
         """What was set for each member: its seed, and what was given as a list."""

@@ -44,6 +44,7 @@ from metalearn.trainers.supervised.losses import LossSetting, SupervisedLoss, ch
 from metalearn.trainers.supervised.member_weights import MemberWeights, example_weights
 from metalearn.trainers.supervised.metrics import Metrics, check_metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import ModelEvaluator, Monitor
+from metalearn.trainers.supervised.network_run import NetworkRun, ordinary_run
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 from metalearn.trainers.supervised.per_sample_source import PerSampleSource
 from metalearn.trainers.supervised.plans import SamplePlan
@@ -147,9 +148,10 @@ class PerSampleTrainer(Trainer):
         order = MemberBatches(data.splits["train"], batch_size=batch_size, seeds=[seed])
         augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
         weights = example_weights(member_weights, 1, data, where)
+        self._batches = TrainingBatches(data, order, augmentation, [seed], where, weights)
         self.objective = PerSampleObjective(
             pure,
-            TrainingBatches(data, order, augmentation, [seed], where, weights),
+            self._batches,
             expected=batch_size,
             max_norm=float(max_norm),
             noise_multiplier=float(noise_multiplier),
@@ -172,6 +174,17 @@ class PerSampleTrainer(Trainer):
     def loss(self, params: Params, batch: LabelledBatch) -> Tensor:
         """Mean loss of a batch ``(inputs, targets)`` at given parameters, a scalar."""
         return self.objective.loss(params, batch)
+
+    def network_run(self, member: int = 0) -> NetworkRun:
+        """What the network descends at every step, where it is an ordinary one.
+
+        Raises:
+            SettingError: gradients of samples that are clipped or noisy, another member than 0.
+        """
+        check_whole("member", member, 0, 0)
+        objective = self.objective
+        steps = {"max_norm": objective.max_norm, "noise_multiplier": objective.noise_multiplier}
+        return ordinary_run(self.module, self._batches, self.source.loss, steps)
 
     @checked
     def predict(self, inputs: Tensor) -> Tensor:
