@@ -146,9 +146,9 @@ class PerSampleTrainer(Trainer):
         self.data, self.seed, stop = data, seed, StopSignal()
         pure = PureModel(model, vectorize=method != "loop", device=where, stop=stop)
         order = MemberBatches(data.splits["train"], batch_size=batch_size, seeds=[seed])
-        augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
+        shown = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
         weights = example_weights(member_weights, 1, data, where)
-        self._batches = TrainingBatches(data, order, augmentation, [seed], where, weights)
+        self._batches = TrainingBatches(data, order, shown, [seed], where, weights)
         self.objective = PerSampleObjective(
             pure,
             self._batches,
@@ -166,10 +166,9 @@ class PerSampleTrainer(Trainer):
         _check_outputs(pure, data, chosen, weighted=weights is not None)
         _seed_dropout(model, seed)
         rest: Any = {"tracker": tracker, "folder": folder, "device": where, "stop": stop}
-        parts = (model, self.objective, _evaluator(pure, data, monitor, chosen, self.metrics))
-        super().__init__(
-            assemble(*parts, settings=limits, optimizer=optimizer, source=self.source, **rest)
-        )
+        rest |= {"settings": limits, "optimizer": optimizer, "source": self.source}
+        evaluator = _evaluator(pure, data, monitor, chosen, self.metrics)
+        super().__init__(assemble(model, self.objective, evaluator, **rest))
 
     def loss(self, params: Params, batch: LabelledBatch) -> Tensor:
         """Mean loss of a batch ``(inputs, targets)`` at given parameters, a scalar."""
