@@ -79,6 +79,7 @@ def retrain_subsets(
             for. The outcomes are the same, to rounding.
         settings: the others of `metalearn.trainers.EnsembleTrainer`, as the network was trained:
             ``steps``, ``batch_size``, ``lr``, ``optimizer``, ``loss``, ``schedule``, …
+            ``engine="auto"`` is batched wherever vmap can take the network.
 
     Raises:
         SettingError: a setting that cannot work, or that retraining has no use for; weights or
@@ -92,9 +93,8 @@ def retrain_subsets(
     check_settings(EnsembleTraining, settings, "", without=(*_GIVEN, *_OF_RUNS))
     streams = _streams(seeds, count)
     own = own_settings(count, *(settings.get(name, value) for name, value in _OF_MEMBERS.items()))
-    starts = _starts(network, streams)
-    size = _stack_size(at_once, starts[0], count, settings)
-    parts = []
+    starts, free, parts = _starts(network, streams), _free_memory(settings), []
+    size = _stack_size(at_once, starts[0], count, free)
     for first in range(0, count, size):
         rows = slice(first, first + size)
         mine = {name: values[rows] for name, values in own.items() if values is not None}
@@ -104,7 +104,7 @@ def retrain_subsets(
             Validation(skipped=True),
             seeds=streams[rows],
             member_weights=table[rows],
-            **{**settings, **mine, **_without_records(settings)},
+            **{**settings, **mine, **_of_loops(settings, free)},
         )
         parts.append(_outcomes(training, x, y, first))
     return Retrained(*(torch.cat(part) for part in zip(*parts)))
@@ -143,16 +143,17 @@ def _starts(network: Any, seeds: Sequence[int]) -> list[nn.Module]:
     return [members[seed] for seed in seeds]
 
 
-def _stack_size(
-    at_once: int | None, network: nn.Module, count: int, settings: dict[str, Any]
-) -> int:
+def _free_memory(settings: dict[str, Any]) -> int | None:
+    """Bytes that a stack may take; None where that does not matter or is not known."""
+    fixed = settings.get("deterministic") is True
+    return memory_budget(None, as_device(settings.get("device", "cpu")), deterministic=fixed)
+
+
+def _stack_size(at_once: int | None, network: nn.Module, count: int, free: int | None) -> int:
     """How many subsets are trained at once."""
     if at_once is not None:
         check_whole("at_once", at_once, 1)
         return min(at_once, count)
-    fixed = settings.get("deterministic") is True
-    device = as_device(settings.get("device", "cpu"))
-    free = memory_budget(None, device, deterministic=fixed)
     size = _COPIES * sum(p.numel() * p.element_size() for p in network.parameters())
     if free is None or size * count <= free:
         return count
@@ -160,10 +161,11 @@ def _stack_size(
     return math.ceil(count / stacks)
 
 
-def _without_records(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by which a loop looks at nothing before its last step."""
+def _of_loops(settings: dict[str, Any], free: int | None) -> dict[str, Any]:
+    """Settings by which a loop times nothing, and looks at nothing before its last step."""
     steps = settings.get("steps", 1000)
-    return {"eval_every": steps, "log_every": steps, "checkpoint_every": steps}
+    plan = {"deterministic": True, "memory": settings.get("memory", free)}
+    return {**plan, "eval_every": steps, "log_every": steps, "checkpoint_every": steps}
 
 
 def _count(weights: Tensor) -> int:

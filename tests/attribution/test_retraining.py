@@ -120,6 +120,7 @@ def test_little_memory_makes_several_stacks(monkeypatch: pytest.MonkeyPatch) -> 
     sizes = []
     room = "metalearn.attribution.retraining"
     monkeypatch.setattr(f"{room}.memory_budget", lambda *a, **k: 2 * 6 * size)
+    how = {**HOW, "memory": "1GB"}
     original = ExampleWeights.__init__
 
     def noted(self: Any, values: Tensor, *rest: Any) -> None:
@@ -127,9 +128,20 @@ def test_little_memory_makes_several_stacks(monkeypatch: pytest.MonkeyPatch) -> 
         original(self, values, *rest)
 
     monkeypatch.setattr(ExampleWeights, "__init__", noted)
-    parts = retrain_subsets(*given, **HOW)
+    parts = retrain_subsets(*given, **how)
     assert sizes == [2, 2, 1]
     torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_of_a_stack_keep_to_the_memory_that_is_given() -> None:
+    data = samples()
+    weights = random_subsets(5, data.size("train"), leave_out=0.2)
+    given = (mlp_network(0), data, weights, targets_of(data))
+    whole = retrain_subsets(*given, **HOW)
+    few = retrain_subsets(*given, **{**HOW, "engine": "auto", "memory": "40kB"})
+    torch.testing.assert_close(few.losses, whole.losses, rtol=1e-10, atol=1e-10)
+    with pytest.raises(SettingError, match="memory='100 bytes': at least .* is needed"):
+        retrain_subsets(*given, **{**HOW, "memory": 100})
 
 
 def test_what_an_example_is_does_not_matter_where_it_is_left_out() -> None:
