@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metalearn.data.packed import Pack, read_pack, write_pack
+from metalearn.data.packed import Pack, load_pack, read_pack, save_pack, write_pack
+from metalearn.errors import DataError
 
 ARRAYS = {"images": np.arange(600, dtype=np.uint8).reshape(6, 10, 10), "names": np.array(["a"])}
 
@@ -83,3 +84,17 @@ def test_interrupted_write_leaves_the_old_pack(
     pack = read_pack(path)
     assert pack is not None and pack.source == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["things.npz"]
+
+
+def test_a_pack_that_is_needed_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "things.npz"
+    with pytest.raises(FileNotFoundError):
+        load_pack(path)
+    save_pack(path, Pack(ARRAYS, "a source"))
+    assert load_pack(path).source == "a source"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"things.npz is damaged: "):
+        load_pack(path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        save_pack(tmp_path / "file" / "things.npz", Pack(ARRAYS, ""))
