@@ -3,6 +3,7 @@
 Axes: T tasks, N samples of a task, K inner steps, C classes.
 """
 
+from metalearn.tracking.attribution_figures import ShownExample, examples_figure, target_figure
 from metalearn.tracking.diagnostic_figures import (
     matrix_figure,
     quantile_bands_figure,
@@ -19,15 +20,23 @@ from metalearn.tracking.gradient_figures import layers_figure, noise_scale_figur
 from metalearn.tracking.progress import Progress
 from metalearn.tracking.provenance import provenance, write_json
 from metalearn.tracking.run_tracker import RunTracker
+from metalearn.tracking.score_figures import (
+    foretold_figure,
+    run_smoothness_figure,
+    self_scores_figure,
+)
 from metalearn.tracking.tracker import NullTracker, Tracker
 
 __all__ = [
     "NullTracker",
     "Progress",
     "RunTracker",
+    "ShownExample",
     "Tracker",
     "adaptation_figure",
     "ensemble_size_figure",
+    "examples_figure",
+    "foretold_figure",
     "layers_figure",
     "matrix_figure",
     "noise_scale_figure",
@@ -35,8 +44,11 @@ __all__ = [
     "quantile_bands_figure",
     "regression_figure",
     "reliability_figure",
+    "run_smoothness_figure",
+    "self_scores_figure",
     "spectrum_figure",
     "sweep_figure",
+    "target_figure",
     "task_figure",
     "uncertainty_figure",
     "write_json",

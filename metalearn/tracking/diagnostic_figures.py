@@ -19,6 +19,7 @@ from metalearn.tracking.style import (
     legend_below,
     numpy_of,
     one_panel,
+    quantiles_over_rows,
     spans_decades,
 )
 
@@ -67,7 +68,7 @@ def quantile_bands_figure(
     figure, axes = one_panel(title)
     x, y = numpy_of(steps), numpy_of(values)
     y = np.where(np.isfinite(y), y, np.nan)
-    low, first, median, third, high = _quantiles(y)
+    low, first, median, third, high = quantiles_over_rows(y)
     if len(y) > 1:
         axes.fill_between(x, low, high, color=BLUE, alpha=0.15, lw=0, label="extremes")
     if len(y) >= _QUARTILES:
@@ -172,12 +173,3 @@ def spectrum_figure(grid: Tensor, density: Tensor, *, title: str) -> Figure:
     axes.set(xlabel="size of the eigenvalue |λ|", ylabel="spectral density")
     legend_below(figure, columns=2)
     return figure
-
-
-def _quantiles(values: np.ndarray) -> np.ndarray:
-    """Least, quartiles and largest over rows, NaN aside: ``[5, S]``; NaN where nothing is left."""
-    found = np.full((5, values.shape[1]), np.nan)
-    some = np.isfinite(values).any(axis=0)
-    if some.any():
-        found[:, some] = np.nanquantile(values[:, some], (0, 0.25, 0.5, 0.75, 1), axis=0)
-    return found

@@ -30,6 +30,7 @@ __all__ = [
     "one_panel",
     "panels",
     "plain_axes",
+    "quantiles_over_rows",
     "spans_decades",
 ]
 
@@ -99,3 +100,12 @@ def spans_decades(values: np.ndarray) -> bool:
 def numpy_of(values: Tensor) -> np.ndarray:
     """Detached, on the CPU, in float64."""
     return values.detach().cpu().double().numpy()
+
+
+def quantiles_over_rows(values: np.ndarray) -> np.ndarray:
+    """Least, quartiles and largest over rows, NaN aside: ``[5, S]``; NaN where nothing is left."""
+    found = np.full((5, values.shape[1]), np.nan)
+    some = np.isfinite(values).any(axis=0)
+    if some.any():
+        found[:, some] = np.nanquantile(values[:, some], (0, 0.25, 0.5, 0.75, 1), axis=0)
+    return found
