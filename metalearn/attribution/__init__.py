@@ -40,6 +40,14 @@ from metalearn.attribution.datamodels import (
 from metalearn.attribution.retraining import Retrained, retrain_subsets
 from metalearn.trainers.supervised.member_weights import random_subsets
 
+# What was found, and what people look at
+from metalearn.attribution.findings import CurvatureTrace, Findings
+from metalearn.attribution.findings_figures import track_findings
+from metalearn.attribution.findings_file import load_findings, save_findings
+from metalearn.attribution.found_samples import TargetSamples, TrainingExamples
+from metalearn.attribution.report_page import write_page
+from metalearn.attribution.subset_outcomes import SubsetOutcomes, subset_outcomes
+
 __all__ = [
     # Through the whole run
     "ExactScores",
@@ -78,4 +86,15 @@ __all__ = [
     "random_subsets",
     "rank_correlations",
     "retrain_subsets",
+    # What was found, and what people look at
+    "CurvatureTrace",
+    "Findings",
+    "SubsetOutcomes",
+    "TargetSamples",
+    "TrainingExamples",
+    "load_findings",
+    "save_findings",
+    "subset_outcomes",
+    "track_findings",
+    "write_page",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "leave_out_changes",
     "leave_top_out",
     "linear_datamodeling_score",
+    "predicted_outcomes",
     "rank_correlations",
 ]
 
@@ -97,14 +98,18 @@ def linear_datamodeling_score(
         raise SettingError("subsets", subsets, "at least 2 are needed for a correlation")
     _check_matrix("outcomes", outcomes, (subsets, targets))
     real = outcomes.detach().cpu().double().T
-    predicted = scores.detach().cpu().double() @ (1 - weights.detach().cpu().double()).T
-    found = rank_correlations(predicted, real)
+    found = rank_correlations(predicted_outcomes(scores, weights), real)
     known = found[~found.isnan()]
     if not len(known):
         accepted = "a target is needed whose outcomes differ between subsets"
         raise SettingError("outcomes", "all equal", accepted)
     summary = mean_over_seeds(known.tolist())
     return DatamodelingScore(found, summary.mean, summary.interval95)
+
+
+def predicted_outcomes(scores: Tensor, weights: Tensor) -> Tensor:
+    """Σ_i (1 − w[m, i])·s[r, i]: ``[R, N]`` and ``[M, N]`` → ``[R, M]``, float64."""
+    return scores.detach().cpu().double() @ (1 - weights.detach().cpu().double()).T
 
 
 @checked

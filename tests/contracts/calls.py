@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from metalearn import attribution, core, data, evaluation, models, tasks, trainers
 from metalearn.core import functionalize
+from metalearn.tracking import NullTracker
 from metalearn.types import TaskBatch
 from tests.support.builders import labelled
+from tests.support.found import found
 from tests.support.small_data import blobs, regressors, waves
 
 _FOLDERS = tempfile.TemporaryDirectory()
@@ -47,7 +49,7 @@ FILES |= {"mixture_tasks", "torchvision_model"}
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
 RESULTS |= {"Confusion", "Episode", "DirectionCheck", "HyperPlan", "HyperProgress", "GradientIndex"}
-RESULTS |= {"ExactScores", "RunCurvature", "TrainingRun"}
+RESULTS |= {"ExactScores", "RunCurvature", "SubsetOutcomes", "TrainingRun"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
 """What the library gives, never what it is given."""
@@ -812,6 +814,46 @@ def _retraining() -> dict[str, Callable[[], Call]]:
     }
 
 
+def _looked_at() -> dict[str, Callable[[], Call]]:
+    """What is shown of attributions."""
+
+    def fields(record: str) -> Callable[[], dict[str, Any]]:
+        return lambda: vars(found() if record == "Findings" else getattr(found(), record))
+
+    def kept() -> Path:
+        path = _new_folder() / "findings.npz"
+        attribution.save_findings(path, found())
+        return path
+
+    def new_file(name: str) -> Path:
+        return _new_folder() / name
+
+    files = {"save_findings": "findings.npz", "write_page": "page.html"}
+    return {
+        "CurvatureTrace": lambda: (attribution.CurvatureTrace, fields("curvature")()),
+        "Findings": lambda: (attribution.Findings, fields("Findings")()),
+        "TargetSamples": lambda: (attribution.TargetSamples, fields("targets")()),
+        "TrainingExamples": lambda: (attribution.TrainingExamples, fields("examples")()),
+        "load_findings": lambda: (attribution.load_findings, {"path": kept()}),
+        "subset_outcomes": _of(
+            attribution,
+            "subset_outcomes",
+            scores={"exact": draw(2, 6)},
+            weights=draw(4, 6).abs(),
+            outcomes=draw(4, 2),
+        ),
+        "track_findings": lambda: (
+            attribution.track_findings,
+            {"tracker": NullTracker(), "findings": found(1), "step": 1, "most_targets": 1},
+        ),
+    } | {
+        name: _of(
+            attribution, name, path=_fresh(lambda f=file: _new_folder() / f), findings=found(1)
+        )
+        for name, file in files.items()
+    }
+
+
 CALLS: dict[str, Callable[[], Call]] = {
     f"{face}.{name}": make
     for face, found in (
@@ -821,7 +863,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         ("data", _data()),
         ("tasks", _tasks()),
         ("trainers", _trainers()),
-        ("attribution", _attribution() | _retraining()),
+        ("attribution", _attribution() | _retraining() | _looked_at()),
     )
     for name, make in found.items()
 }

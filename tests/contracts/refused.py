@@ -667,7 +667,31 @@ ATTRIBUTION: list[Row] = [
     )
 ]
 
-REFUSED = [*LOSSES, *TREES, *CORE, *MODELS, *DATA, *EVALUATION, *TRAINERS, *ATTRIBUTION]
+LOOKED_AT: list[Row] = [
+    ("attribution.Findings", {"scores": {}, "self_scores": {}}, "at least one method is needed"),
+    ("attribution.Findings", {"targets": None}, "targets=None: a TargetSamples is needed"),
+    ("attribution.Findings", {"retrained": [1]}, r"retrained=\[1\]"),
+    (
+        "attribution.TargetSamples",
+        {"losses": torch.ones(2)},
+        r"targets.losses=\[2\]: \[3\] is needed",
+    ),
+    ("attribution.TargetSamples", {"rows": torch.ones(3)}, "rows=.*: whole numbers are needed"),
+    ("attribution.CurvatureTrace", {"rates": 1.0}, "curvature='list': lists of numbers are needed"),
+    ("attribution.CurvatureTrace", {"rates": []}, "as many eigenvalues and rates as steps"),
+    (
+        "attribution.load_findings",
+        {"path": "nowhere.npz"},
+        "there are no such findings",
+    ),
+    ("attribution.save_findings", {"path": "a.pt"}, "path='a.pt': the name of a file .npz"),
+    ("attribution.subset_outcomes", {"outcomes": torch.ones(4, 2)}, "outcomes='all equal'"),
+    ("attribution.track_findings", {"tracker": None}, "tracker=None: a Tracker is needed"),
+    ("attribution.write_page", {"path": ""}, "path='': the name of a file is needed"),
+    ("attribution.write_page", {"top": 0}, "top=0: a whole number of at least 1"),
+]
+
+REFUSED = [*LOSSES, *TREES, *CORE, *MODELS, *DATA, *EVALUATION, *TRAINERS, *ATTRIBUTION, *LOOKED_AT]
 
 ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("core.adapt", {"steps": 0}),

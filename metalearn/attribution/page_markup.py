@@ -1,0 +1,101 @@
+"""Pieces of an HTML page: texts that stay texts, pictures inside the page, tables.
+
+Axes: pictures [channels, height, width] in 0..1.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from metalearn.tracking.attribution_figures import readable, shortened
+
+__all__ = ["chart", "escaped", "facts_table", "picture_tag", "table"]
+
+_SIDE = 96  # pixels, of the longer side of a picture; larger ones are shrunk
+_SMALL = 48  # pixels, below which single ones are shown as squares
+_RESOLUTION = 144  # dots per inch of a chart
+
+
+def escaped(text: object) -> str:
+    """A text that is no markup, whatever stands in it."""
+    return html.escape(readable(str(text)), quote=True)
+
+
+def picture_tag(picture: Tensor, words: str, *, kind: str = "") -> str:
+    """A picture as an ``<img>`` that needs no other file.
+
+    Args:
+        picture: one or three channels; of others the mean is shown.
+        words: for who cannot see it.
+        kind: further classes of the style.
+    """
+    values = (255 * picture.detach().cpu().float().clamp(0, 1)).round().byte()
+    if len(values) == 3:
+        image = Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+    else:
+        image = Image.fromarray(values.float().mean(0).round().byte().numpy())
+    small = " small" if max(image.size) <= _SMALL else ""
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    source = _data(file)
+    return f'<img class="picture{small} {kind}" alt="{escaped(words)}" src="{source}">'
+
+
+def chart(figure: Figure, words: str) -> str:
+    """A figure inside the page, on white; its memory is given back.
+
+    Args:
+        figure: is emptied.
+        words: for who cannot see it.
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=_RESOLUTION, facecolor="white")
+    figure.clear()
+    return f'<div class="chart"><img alt="{escaped(words)}" src="{_data(file)}"></div>'
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is of texts and whose others are of numbers; all are escaped."""
+    kinds = ["", *[' class="number"'] * (len(heads) - 1)]
+    head = "".join(f"<th{kind}>{escaped(text)}</th>" for kind, text in zip(kinds, heads))
+    body = "".join(
+        "<tr>" + "".join(f"<td{k}>{escaped(text)}</td>" for k, text in zip(kinds, row)) + "</tr>"
+        for row in rows
+    )
+    return _scrolling(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>")
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Nested settings as a table of two columns, names joined by dots."""
+    rows = "".join(
+        f'<tr><td>{escaped(name)}</td><td class="long">{escaped(value)}</td></tr>'
+        for name, value in _flat(facts, "")
+    )
+    return _scrolling(f"<tbody>{rows}</tbody>")
+
+
+def _scrolling(inner: str) -> str:
+    return f'<div class="wide"><table>{inner}</table></div>'
+
+
+def _flat(facts: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{name}", shortened(text, 400)
+
+
+def _data(file: io.BytesIO) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
