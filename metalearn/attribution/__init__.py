@@ -41,7 +41,7 @@ from metalearn.attribution.retraining import Retrained, retrain_subsets
 from metalearn.trainers.supervised.member_weights import random_subsets
 
 # What was found, and what people look at
-from metalearn.attribution.findings import CurvatureTrace, Findings
+from metalearn.attribution.findings import Findings
 from metalearn.attribution.findings_figures import track_findings
 from metalearn.attribution.findings_file import load_findings, save_findings
 from metalearn.attribution.found_samples import TargetSamples, TrainingExamples
@@ -87,7 +87,6 @@ __all__ = [
     "rank_correlations",
     "retrain_subsets",
     # What was found, and what people look at
-    "CurvatureTrace",
     "Findings",
     "SubsetOutcomes",
     "TargetSamples",

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metalearn.attribution.exact import RunCurvature
 from metalearn.attribution.found_samples import TargetSamples, TrainingExamples, check_shape
 from metalearn.attribution.ranking import (
     Ranked,
@@ -28,33 +29,9 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import check_fields
 from metalearn.tracking.provenance import plain
 
-__all__ = ["SIGN", "CurvatureTrace", "Findings"]
+__all__ = ["SIGN", "Findings"]
 
 SIGN = "positive: leaving the example out raises the loss of the target"
-
-
-@dataclass(frozen=True)
-class CurvatureTrace:
-    """How curved the losses of a run's steps are, beside how far the steps go.
-
-    Raises:
-        SettingError: what are no lists of numbers, or lists of different lengths.
-    """
-
-    steps: Sequence[int]
-    """S places, in order."""
-    eigenvalues: Sequence[float]
-    """The largest of the Hessian of each step's loss."""
-    rates: Sequence[float]
-    """The learning rates."""
-
-    def __post_init__(self) -> None:
-        steps, others = self.steps, (self.eigenvalues, self.rates)
-        if not _are_numbers(steps) or not all(map(_are_numbers, others)):
-            raise SettingError("curvature", type(steps).__name__, "lists of numbers are needed")
-        if not len(steps) or {len(values) for values in others} != {len(steps)}:
-            accepted = "as many eigenvalues and rates as steps are needed, at least one"
-            raise SettingError("curvature", [len(steps), *map(len, others)], accepted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +59,7 @@ class Findings:
     class_names: Sequence[str] | None = None
     retrained: Sequence[SubsetOutcomes] = ()
     """One for each share that was left out."""
-    curvature: CurvatureTrace | None = None
+    curvature: RunCurvature | None = None
     walk_norms: Tensor | None = None
     """``[K + 1]`` or ``[R, K + 1]``: size of the gradient from the end of the run back to its
     start, as `metalearn.core.hyper_gradient` gives it."""
@@ -106,6 +83,8 @@ class Findings:
         if self.walk_norms is not None:
             rows = (self.target_count,) if self.walk_norms.dim() > 1 else ()
             check_shape("walk_norms", self.walk_norms, (*rows, "K + 1"))
+        if self.curvature is not None:
+            _check_curvature(self.curvature)
         self._check_names()
 
     @property
@@ -243,11 +222,18 @@ class Findings:
             raise SettingError("class_names", list(names), accepted)
 
 
-def _are_numbers(values: Any) -> bool:
-    """Whether it is a list of numbers, NaN among them: a run that explodes has those."""
-    return isinstance(values, list | tuple) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values
-    )
+def _check_curvature(curvature: RunCurvature) -> None:
+    """Refuse what are no lists of numbers of one length; NaN may be among them."""
+    parts = (curvature.steps, curvature.eigenvalues, curvature.rates)
+    for values in parts:
+        if not isinstance(values, list | tuple) or any(
+            isinstance(value, bool) or not isinstance(value, int | float) for value in values
+        ):
+            raise SettingError("curvature", type(values).__name__, "lists of numbers are needed")
+    lengths = [len(values) for values in parts]
+    if len(set(lengths)) != 1 or not lengths[0]:
+        accepted = "as many eigenvalues and rates as steps are needed, at least one"
+        raise SettingError("curvature", lengths, accepted)
 
 
 def _check_plain(name: str, values: Mapping[str, Any]) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from metalearn.attribution.datamodels import DatamodelingScore
-from metalearn.attribution.findings import CurvatureTrace, Findings
+from metalearn.attribution.exact import RunCurvature
+from metalearn.attribution.findings import Findings
 from metalearn.attribution.found_samples import TargetSamples, TrainingExamples
 from metalearn.attribution.subset_outcomes import SubsetOutcomes
 from metalearn.data.packed import Pack, load_pack, save_pack
@@ -158,7 +159,7 @@ def _findings(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Findi
         targets=TargetSamples(**part("targets")),
         examples=TrainingExamples(**part("examples")),
         retrained=retrained,
-        curvature=header["curvature"] and CurvatureTrace(**header["curvature"]),
+        curvature=header["curvature"] and RunCurvature(**header["curvature"]),
         walk_norms=tensors.get("walk_norms"),
     )
 

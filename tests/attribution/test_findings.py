@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from metalearn.attribution import (
-    CurvatureTrace,
     Findings,
+    RunCurvature,
     SubsetOutcomes,
     TargetSamples,
     TrainingExamples,
@@ -91,6 +91,13 @@ def test_outcomes_of_subsets_are_held_against_every_method_that_is_finite() -> N
         ({"class_names": [1, 2, 3]}, "class_names="),
         ({"walk_norms": torch.ones(2, 5)}, r"walk_norms=\[2, 5\]: \[3, K \+ 1\] is needed"),
         ({"walk_norms": torch.ones(())}, r"walk_norms=\[\]: \[K \+ 1\] is needed"),
+        (
+            {"curvature": RunCurvature([1, 2], [1.0], [1.0])},
+            "as many eigenvalues and rates as steps",
+        ),
+        ({"curvature": RunCurvature([], [], [])}, "at least one"),
+        ({"curvature": RunCurvature([1], ["a"], [1.0])}, "lists of numbers are needed"),  # type: ignore[list-item]
+        ({"curvature": RunCurvature(1, 2.0, 3.0)}, "lists of numbers are needed"),  # type: ignore[arg-type]
         ({"settings": {"a": object()}}, "settings='dict': JSON's own types"),
         ({"provenance": {"a": {1, 2}}}, "provenance='dict': JSON's own types"),
         ({"warnings": "one"}, "warnings='one'"),
@@ -116,14 +123,11 @@ def test_findings_that_do_not_fit_are_refused(changes: dict[str, Any], message: 
             r"probabilities=\[3\]: \[3, C\] is needed",
         ),
         (lambda t: TrainingExamples(t(3), t(4, 2)), r"examples.inputs=\[4, 2\]: \[3, ...\] is"),
-        (lambda t: CurvatureTrace([1, 2], [1.0], [1.0]), "as many eigenvalues and rates"),
-        (lambda t: CurvatureTrace([1], ["a"], [1.0]), "lists of numbers are needed"),  # type: ignore[list-item]
         (
             lambda t: SubsetOutcomes(0.1, t(4, 2), {"a": t(4, 2)}, {}),
             r"predicted\[a\]=\[4, 2\]: \[2, 4\]",
         ),
         (lambda t: SubsetOutcomes(0.1, t(4, 2), {"a": t(2, 4)}, {}), "lds=.*one for each of"),
-        (lambda t: CurvatureTrace([], [], []), "at least one"),
     ],
 )
 def test_samples_that_do_not_fit_are_refused(make: Any, message: str) -> None:
@@ -215,7 +219,7 @@ def test_a_file_of_little_and_without_inputs(tmp_path: Path) -> None:
     assert math.isnan(one.retrained[0].lds["exact"].interval95)
     save_findings(path, one)
     assert math.isnan(load_findings(path).retrained[0].lds["exact"].interval95)
-    save_findings(path, found(curvature=CurvatureTrace([1], [math.nan], [0.1])))
+    save_findings(path, found(curvature=RunCurvature([1], [math.nan], [0.1])))
     trace = load_findings(path).curvature
     assert trace is not None and math.isnan(trace.eigenvalues[0])
 

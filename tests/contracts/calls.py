@@ -830,7 +830,6 @@ def _looked_at() -> dict[str, Callable[[], Call]]:
 
     files = {"save_findings": "findings.npz", "write_page": "page.html"}
     return {
-        "CurvatureTrace": lambda: (attribution.CurvatureTrace, fields("curvature")()),
         "Findings": lambda: (attribution.Findings, fields("Findings")()),
         "TargetSamples": lambda: (attribution.TargetSamples, fields("targets")()),
         "TrainingExamples": lambda: (attribution.TrainingExamples, fields("examples")()),

@@ -677,8 +677,6 @@ LOOKED_AT: list[Row] = [
         r"targets.losses=\[2\]: \[3\] is needed",
     ),
     ("attribution.TargetSamples", {"rows": torch.ones(3)}, "rows=.*: whole numbers are needed"),
-    ("attribution.CurvatureTrace", {"rates": 1.0}, "curvature='list': lists of numbers are needed"),
-    ("attribution.CurvatureTrace", {"rates": []}, "as many eigenvalues and rates as steps"),
     (
         "attribution.load_findings",
         {"path": "nowhere.npz"},

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from metalearn.attribution import (
-    CurvatureTrace,
     Findings,
+    RunCurvature,
     TargetSamples,
     TrainingExamples,
     subset_outcomes,
@@ -51,7 +51,7 @@ def found(
         "seconds": {"exact": 1.5},
         "class_names": None if regression else ("ant", "bee", "cat"),
         "retrained": [subset_outcomes(scores, weights, draw(6, targets))],
-        "curvature": CurvatureTrace([0, 20, 39], [5.0, 12.0, 30.0], [0.1, 0.1, 0.05]),
+        "curvature": RunCurvature([0, 20, 39], [5.0, 12.0, 30.0], [0.1, 0.1, 0.05]),
         "walk_norms": draw(targets, 41),
         "warnings": ["the run is not smooth"],
         "settings": {"damping": 0.1, "subsets": {"count": 6}},
