@@ -23,6 +23,7 @@ __all__ = [
     "DatamodelingScore",
     "LeaveOutChanges",
     "brittleness",
+    "centred_midranks",
     "leave_out_changes",
     "leave_top_out",
     "linear_datamodeling_score",
@@ -127,11 +128,24 @@ def rank_correlations(predicted: Tensor, real: Tensor) -> Tensor:
     """
     _check_matrix("predicted", predicted, ("R", "M"))
     _check_matrix("real", real, tuple(predicted.shape))
-    one, other = _centred_midranks(predicted), _centred_midranks(real)
+    one, other = centred_midranks(predicted), centred_midranks(real)
     products = (one * other).sum(1)
     sizes = one.norm(dim=1) * other.norm(dim=1)
     found = torch.where(sizes > 0, products / sizes, 0.0).clamp(-1, 1)
     return torch.where(other.norm(dim=1) > 0, found, torch.nan)
+
+
+def centred_midranks(values: Tensor) -> Tensor:
+    """Ranks from 1 of each row ``[R, M]``, equal values at the mean of theirs, minus their mean."""
+    ordered, order = values.detach().cpu().double().sort(dim=1)
+    group = torch.zeros_like(order)
+    group[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+    places = torch.arange(1.0, values.shape[1] + 1, dtype=torch.float64).expand_as(ordered)
+    zeros = torch.zeros_like(ordered)
+    sums = zeros.scatter_add(1, group, places)
+    sizes = zeros.scatter_add(1, group, torch.ones_like(ordered))
+    ranks = (sums / sizes).gather(1, group)
+    return zeros.scatter(1, order, ranks) - (values.shape[1] + 1) / 2
 
 
 @checked
@@ -221,14 +235,6 @@ def brittleness(outputs: Tensor, counts: Sequence[int]) -> Brittleness:
 def _own_columns(rows: Tensor, targets: int) -> Tensor:
     """Of rows r·K + j and R columns the column r: ``[R·K, R]`` → ``[R, K]``."""
     return rows.reshape(targets, -1, targets).diagonal(dim1=0, dim2=2).T
-
-
-def _centred_midranks(values: Tensor) -> Tensor:
-    """Ranks from 1 of each row ``[R, M]``, equal values at the mean of theirs, minus their mean."""
-    values = values.detach().cpu().double().contiguous()
-    ordered = values.sort(dim=1).values
-    below, upto = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
-    return (below + upto + 1).double() / 2 - (values.shape[1] + 1) / 2
 
 
 def _wilson(share: float, count: int) -> Tensor:

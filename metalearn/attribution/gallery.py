@@ -5,6 +5,8 @@ Axes: R targets, N training examples; pictures [channels, height, width] in 0..1
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,8 +55,8 @@ class Gallery:
         targets = self.findings.targets
         lines = [f"label {self.findings.label(targets.labels[row])}"]
         if targets.probabilities is not None:
-            share = float(targets.probabilities[row].max())
-            lines.append(f"predicted {self.findings.prediction(row)} ({share:.2f})")
+            lines.append(f"predicted {self.findings.prediction(row)}")
+            lines.append(f"probability {float(targets.probabilities[row].max()):.2f}")
         return [*lines, f"loss {float(targets.losses[row]):.3g}"]
 
     def is_wrong(self, row: int) -> bool:
@@ -105,12 +107,17 @@ def _range(pictures: list[Tensor]) -> tuple[float, float]:
     """What is black and what is white in all of them: bytes and 0..1 as they are."""
     if all(values.dtype is torch.uint8 for values in pictures):
         return 0.0, 255.0
-    finite = [values[values.isfinite()].float() for values in pictures]
-    found = torch.cat(
-        [values.aminmax()[k].view(1) for values in finite if len(values) for k in (0, 1)]
-        or [torch.zeros(1)]
-    )
-    low, high = float(found.min()), float(found.max())
+    ends = [_ends(values) for values in pictures]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     return low, high if high > low else low + 1
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    """The least and the largest finite number; 0 and 1 of none."""
+    low, high = (float(end) for end in values.detach().aminmax())
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    finite = values[values.isfinite()]
+    return _ends(finite) if finite.numel() else (0.0, 1.0)

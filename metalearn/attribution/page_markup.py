@@ -43,12 +43,11 @@ def picture_tag(picture: Tensor, words: str, *, kind: str = "") -> str:
         image = Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
     else:
         image = Image.fromarray(values.float().mean(0).round().byte().numpy())
-    small = " small" if max(image.size) <= _SMALL else ""
+    small = max(image.size) <= _SMALL
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
-    file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    source = _data(file)
-    return f'<img class="picture{small} {kind}" alt="{escaped(words)}" src="{source}">'
+    source = _encoded(image, lossless=small)
+    kinds = " ".join(["picture", *["small"] * small, *[kind] * bool(kind)])
+    return f'<img class="{kinds}" alt="{escaped(words)}" src="{source}">'
 
 
 def chart(figure: Figure, words: str) -> str:
@@ -61,7 +60,7 @@ def chart(figure: Figure, words: str) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_RESOLUTION, facecolor="white")
     figure.clear()
-    return f'<div class="chart"><img alt="{escaped(words)}" src="{_data(file)}"></div>'
+    return f'<div class="chart"><img alt="{escaped(words)}" src="{_data(file, "png")}"></div>'
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -97,5 +96,16 @@ def _flat(facts: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, str]]:
             yield f"{prefix}{name}", shortened(text, 400)
 
 
-def _data(file: io.BytesIO) -> str:
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+def _encoded(image: Image.Image, *, lossless: bool) -> str:
+    """As PNG; photographs as JPEG where that halves them."""
+    exact, short = io.BytesIO(), io.BytesIO()
+    image.save(exact, format="PNG", optimize=True)
+    if not lossless:
+        image.save(short, format="JPEG", quality=88)
+        if 2 * short.tell() < exact.tell():
+            return _data(short, "jpeg")
+    return _data(exact, "png")
+
+
+def _data(file: io.BytesIO, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -40,16 +40,20 @@ th.number { white-space: normal; max-width: 9rem; }
 .facts span { display: block; }
 .wrong { font-weight: 700; }
 img.picture { display: block; width: 4.5rem; height: 4.5rem; object-fit: contain;
-  background: #000; border: 2px solid var(--line); border-radius: 3px; }
+  border: 2px solid var(--line); border-radius: 3px; }
 img.picture.small { image-rendering: pixelated; }
 img.picture.of-target { width: 8rem; height: 8rem; }
 .row { display: grid; grid-template-columns: repeat(auto-fill, 4.75rem); gap: .5rem; }
 .row figure { margin: 0; font-size: .8rem; line-height: 1.3; }
 .row img.picture { width: 100%; height: auto; aspect-ratio: 1; }
-.row figcaption b { display: block; font-size: .9rem; }
+.row figcaption b { font-size: .9rem; display: -webkit-box; -webkit-box-orient: vertical;
+  -webkit-line-clamp: 2; overflow: hidden; }
 .row .no { display: block; color: var(--soft); }
 .helps img { border-color: var(--helps); } .harms img { border-color: var(--harms); }
 .bars td { padding: .15rem .75rem .15rem 0; border: 0; }
+.bars td:first-child { white-space: nowrap; min-width: 4.5rem; }
+.bars td.name { max-width: 10rem; overflow-wrap: break-word; }
+.bars td.number { min-width: 4.5rem; }
 .bars td.bar { width: 12rem; min-width: 6rem; padding-right: 0; vertical-align: middle; }
 .bars i { display: block; height: .75rem; background: var(--helps); border-radius: 2px; }
 .harms .bars i { background: var(--harms); }

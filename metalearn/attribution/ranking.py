@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.attribution.datamodels import rank_correlations
+from metalearn.attribution.datamodels import centred_midranks
 
 __all__ = ["Ranked", "agreement", "highest", "most_harmful", "most_helpful"]
 
@@ -43,8 +44,10 @@ def highest(scores: Tensor, count: int) -> Ranked:
     """
     values = scores.detach().cpu().double()
     known = (~values.isnan()).nonzero().flatten()
-    order = values[known].sort(descending=True, stable=True).indices[:count]
-    return Ranked(known[order].tolist(), values[known[order]].tolist())
+    if len(known) > count:  # a sort of few is sooner done than of all
+        known = known[values[known] >= values[known].topk(count).values[-1]]
+    order = known[values[known].sort(descending=True, stable=True).indices[:count]]
+    return Ranked(order.tolist(), values[order].tolist())
 
 
 def agreement(scores: Mapping[str, Tensor]) -> Tensor:
@@ -56,11 +59,11 @@ def agreement(scores: Mapping[str, Tensor]) -> Tensor:
         scores: S of ``[R, N]``.
     """
     methods = [values.detach().cpu().double() for values in scores.values()]
-    known = [values.isfinite().all(1) & (values != values[:, :1]).any(1) for values in methods]
-    found = torch.full((len(methods), len(methods)), torch.nan, dtype=torch.float64)
-    for i, one in enumerate(methods):
-        for j, other in enumerate(methods[: i + 1]):
-            both = known[i] & known[j]
-            if bool(both.any()):
-                found[i, j] = found[j, i] = rank_correlations(one[both], other[both]).mean()
-    return found
+    sums = torch.zeros(len(methods), len(methods), dtype=torch.float64)
+    counts = torch.zeros_like(sums)
+    for rows in map(torch.stack, zip(*methods)):  # one target after another: ranks are large
+        known = rows.isfinite().all(1) & (rows != rows[:, :1]).any(1)
+        ranks = F.normalize(centred_midranks(rows.nan_to_num()), dim=1) * known[:, None]
+        sums += ranks @ ranks.T
+        counts += known[:, None] & known
+    return sums / counts

@@ -131,8 +131,11 @@ def _targets(gallery: Gallery) -> Iterator[str]:
     which = (
         "" if shown == count else f" {shown} of {count} are shown, those with the highest losses."
     )
-    why = " It foretold retraining best." if findings.retrained and len(findings.scores) > 1 else ""
-    yield f"<p>Scores are by <b>{escaped(best)}</b>.{why}{which}</p>"
+    why = ""
+    if findings.retrained and best in findings.retrained[0].lds:
+        known = findings.retrained[0].lds[best]
+        why = f", which foretold retraining best ({_with_interval(known.mean, known.interval95)})"
+    yield f"<p>Scores are by <b>{escaped(best)}</b>{why}.{which}</p>"
     others = [name for name in findings.scores if name != best]
     for row in gallery.targets:
         words = " ".join([gallery.title(row), *gallery.lines(row)])
@@ -198,7 +201,7 @@ def _examples(examples: list[ShownExample], *, signs: bool = True) -> str:
             share = min(100 * abs(score) / largest, 100)
             bar = f'<td class="bar"><i style="width:{share:.1f}%"></i></td>'
             number = f'<td class="number">{form(score)}</td>'
-            cells.append(f"<tr><td>no. {row}</td><td>{name}</td>{number}{bar}</tr>")
+            cells.append(f'<tr><td>no. {row}</td><td class="name">{name}</td>{number}{bar}</tr>')
             continue
         tag = picture_tag(picture, f"example {row}, label {label}, score {form(score)}")
         caption = f"<b>{name}</b>{form(score)}<span class='no'>no. {row}</span>"
@@ -217,4 +220,4 @@ def _with_interval(mean: float, half: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−") if math.isfinite(value) else "–"
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−") if math.isfinite(value) else "–"

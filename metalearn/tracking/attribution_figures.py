@@ -78,7 +78,7 @@ def target_figure(
     axes.set(xlim=(0, 1), ylim=(1, 0))
     below = height - _TITLE - _HEADING - side - 0.12
     for number, line in enumerate(lines):
-        _text(figure, 0.15, below - 0.2 * number, shortened(line), size=10.5)
+        _text(figure, 0.15, below - 0.2 * number, shortened(line), size=10)
     return figure
 
 
@@ -161,10 +161,8 @@ def _row(
         assert example.picture is not None
         _draw(axes, example.picture, number * step, 1.0, colour)
         at = left + number * step * _PICTURE
-        _text(
-            figure, at, top - _PICTURE - 0.05, shortened(example.label, 12), size=10, weight="bold"
-        )
-        _text(figure, at, top - _PICTURE - 0.21, form(example.score), size=9)
+        _text(figure, at, top - _PICTURE - 0.05, shortened(example.label, 11), size=9)
+        _text(figure, at, top - _PICTURE - 0.2, form(example.score), size=9, weight="bold")
         _text(figure, at, top - _PICTURE - 0.35, f"no. {example.row}", size=8, color=GREY)
     axes.set(xlim=(0, span), ylim=(1, 0))
 

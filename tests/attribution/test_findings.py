@@ -49,7 +49,7 @@ def test_agreement_is_the_mean_over_targets_that_have_ranks() -> None:
     wanted = rank_correlations(one[[0, 3]], other[[0, 3]]).mean()
     matrix = agreement({"a": one, "b": other, "c": torch.full_like(one, math.inf)})
     assert matrix[0, 0] == pytest.approx(1.0)
-    assert matrix[0, 1] == matrix[1, 0] == wanted
+    assert matrix[0, 1] == matrix[1, 0] == pytest.approx(float(wanted))
     assert bool(matrix[2].isnan().all())
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from metalearn.attribution import TargetSamples, TrainingExamples, track_findings, write_page
 from metalearn.attribution.gallery import Gallery
+from metalearn.attribution.page_markup import picture_tag
 from metalearn.attribution.report_page import page_of
 from metalearn.errors import SettingError
 from metalearn.tracking import NullTracker
@@ -72,7 +77,7 @@ def test_the_page_begins_with_what_was_done_and_with_warnings() -> None:
     assert "Warning" not in Read(page_of(found(warnings=[]))).text
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 12), (2, 9, 9), (4,), (5, 3)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 90, 120), (2, 9, 9), (4,), (5, 3)])
 @pytest.mark.parametrize("regression", [False, True])
 def test_nothing_of_the_page_lies_elsewhere(shape: tuple[int, ...], regression: bool) -> None:
     page = page_of(found(shape=shape, regression=regression))
@@ -84,12 +89,26 @@ def test_nothing_of_the_page_lies_elsewhere(shape: tuple[int, ...], regression: 
     for tag, attributes in read.tags:
         assert not any(name.startswith("on") for name in attributes)
         for name in outside & set(attributes):
-            assert tag == "img" and (attributes[name] or "").startswith("data:image/png;base64,")
+            assert tag == "img" and (attributes[name] or "").startswith("data:image/")
         assert tag != "img" or attributes["alt"]
     assert not re.search(r"url\(|@import|https?:", page)
     pictures = [img for img in read.named("img") if "picture" in (img.get("class") or "")]
     assert bool(pictures) == (len(shape) == 3)
     assert ("bars" in {row.get("class") for row in read.named("table")}) == (len(shape) != 3)
+
+
+def test_large_pictures_are_shrunk_and_small_ones_exact() -> None:
+    def opened(picture: torch.Tensor) -> Image.Image:
+        (img,) = Read(picture_tag(picture, "words")).named("img")
+        content = base64.b64decode((img["src"] or "").partition(",")[2])
+        return Image.open(io.BytesIO(content))
+
+    small = torch.linspace(0, 1, 3 * 8 * 6).view(3, 8, 6)
+    back = torch.from_numpy(np.asarray(opened(small)).copy()).permute(2, 0, 1)
+    assert torch.equal(back, (255 * small).round().byte())
+    large = opened(torch.rand(3, 200, 400, generator=torch.Generator().manual_seed(0)))
+    assert large.size == (96, 48) and large.format == "JPEG"
+    assert opened(torch.zeros(1, 200, 400)).format == "PNG"  # nothing is won
 
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\ud800$\\frac'
