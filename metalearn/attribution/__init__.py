@@ -16,6 +16,11 @@ from metalearn.attribution.similarity import gradient_similarity, representation
 from metalearn.attribution.tracin import tracin_scores, tracin_self_influence
 from metalearn.attribution.trak import trak_scores
 
+# Of meta-learners: support examples and tasks
+from metalearn.attribution.support_left_out import leave_one_support_out
+from metalearn.attribution.support_examples import learner_support_scores, support_example_scores
+from metalearn.attribution.training_tasks import task_scores
+
 # A stored index of gradients
 from metalearn.attribution.gradient_index import (
     GradientIndex,
@@ -67,6 +72,11 @@ __all__ = [
     "tracin_scores",
     "tracin_self_influence",
     "trak_scores",
+    # Of meta-learners: support examples and tasks
+    "learner_support_scores",
+    "leave_one_support_out",
+    "support_example_scores",
+    "task_scores",
     # A stored index of gradients
     "GradientIndex",
     "build_gradient_index",

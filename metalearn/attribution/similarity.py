@@ -29,6 +29,7 @@ from metalearn.types import Batch, LossFn, Params
 __all__ = [
     "GradientMetric",
     "RepresentationMetric",
+    "check_metric",
     "gradient_similarity",
     "of_length_one",
     "representation_similarity",
@@ -71,7 +72,7 @@ def gradient_similarity(
     Raises:
         SettingError: an unknown metric; what `metalearn.core.per_sample_gradients` refuses.
     """
-    _check_metric(metric, get_args(GradientMetric))
+    check_metric(metric, get_args(GradientMetric))
     check_batches(targets, examples)
     passes = GradientPasses.of(loss_fn, params, parameters, chunk_size, memory, method)
     gram = passes.gram(targets, examples)
@@ -119,7 +120,7 @@ def representation_similarity(
     Raises:
         SettingError: an unknown metric, features without a sample axis.
     """
-    _check_metric(metric, get_args(RepresentationMetric))
+    check_metric(metric, get_args(RepresentationMetric))
     check_batches(targets, examples)
     check_floating(params, "params")
 
@@ -153,7 +154,8 @@ def _features(features_fn: Callable[[Params, Any], Tensor], params: Params, inpu
     return widened(found.reshape(count, found[0].numel()))
 
 
-def _check_metric(metric: str, known: Sequence[str]) -> None:
+def check_metric(metric: str, known: Sequence[str]) -> None:
+    """Refuse an unknown one."""
     if metric not in known:
         raise SettingError("metric", metric, f"one of {', '.join(known)} is needed")
 

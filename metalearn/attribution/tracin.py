@@ -22,7 +22,7 @@ from metalearn.errors import SettingError
 from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
-__all__ = ["tracin_scores", "tracin_self_influence"]
+__all__ = ["check_checkpoints", "tracin_scores", "tracin_self_influence"]
 
 
 @checked
@@ -63,7 +63,7 @@ def tracin_scores(
         SettingError: no checkpoint, another number of learning rates; what
             `metalearn.core.per_sample_gradients` refuses.
     """
-    _check_checkpoints(checkpoints, learning_rates)
+    check_checkpoints(checkpoints, learning_rates)
     check_batches(targets, examples)
 
     def at(params: Params, rate: float) -> Tensor:
@@ -103,7 +103,7 @@ def tracin_self_influence(
     Raises:
         SettingError: as `tracin_scores`.
     """
-    _check_checkpoints(checkpoints, learning_rates)
+    check_checkpoints(checkpoints, learning_rates)
     sample_count(examples, "examples")
 
     def at(params: Params, rate: float) -> Tensor:
@@ -117,7 +117,8 @@ def tracin_self_influence(
     return reduce(torch.add, map(at, checkpoints, learning_rates))
 
 
-def _check_checkpoints(checkpoints: Sequence[Params], learning_rates: Sequence[float]) -> None:
+def check_checkpoints(checkpoints: Sequence[Params], learning_rates: Sequence[float]) -> None:
+    """Refuse no checkpoint, and another number of learning rates than there are of them."""
     if not len(checkpoints):
         raise SettingError("checkpoints", 0, "at least one is needed")
     if len(learning_rates) != len(checkpoints):

@@ -56,11 +56,13 @@ def resolve_chunk(
     batch: Batch,
     chunk_size: ChunkSize,
     memory: int | str | None = None,
+    *,
+    of: str = "sample",
 ) -> int | None:
     """The chunk size as a number, or None for all samples at once.
 
     ``"auto"`` runs ``function`` on one and on two samples to see how its memory grows; it is not
-    for use inside vmap.
+    for use inside vmap. ``of`` is what an error calls a sample.
 
     Raises:
         SettingError: a chunk size that is no whole number above 0, a budget without ``"auto"``, a
@@ -83,5 +85,5 @@ def resolve_chunk(
     function(few[0])  # a module's first call is tried beside, which later ones are not
     one, two = (peak_memory(partial(function, samples), device) for samples in few)
     if one > budget:
-        raise SettingError("memory", memory, f"one sample takes {one} bytes")
+        raise SettingError("memory", memory, f"one {of} takes {one} bytes")
     return min(count, 1 + (budget - one) // max(two - one, 1)) if count > 1 else 1

@@ -778,6 +778,50 @@ def _attribution() -> dict[str, Callable[[], Call]]:
     }
 
 
+def _of_tasks() -> dict[str, Callable[[], Call]]:
+    """The part of the face of attribution that is of meta-learners."""
+
+    known = problem()
+
+    def losses_fn(params: Any, batch: Any) -> Tensor:
+        outputs: Tensor = known["outputs_fn"](params, batch[0])
+        return F.cross_entropy(outputs, batch[1], reduction="none")
+
+    def gradients_fn(params: Any, tasks: Any) -> Any:
+        return core.task_meta_gradients(
+            known["loss_fn"], params, tasks, optimizer=core.sgd(0.1), steps=1
+        )
+
+    some = _fresh(lambda: problem()["tasks"])
+    inner = {"optimizer": _sgd, "steps": 2}
+    learner = _fresh(lambda: trainers.MetaLearner(network(), trainers.MAML(inner_steps=1)))
+    return {
+        "learner_support_scores": _of(
+            attribution, "learner_support_scores", "tasks", learner=learner, steps=2
+        ),
+        "leave_one_support_out": _of(
+            attribution, "leave_one_support_out", "tasks", learner=learner, steps=2
+        ),
+        "support_example_scores": _of(
+            attribution,
+            "support_example_scores",
+            "params",
+            "tasks",
+            losses_fn=losses_fn,
+            **inner,
+        ),
+        "task_scores": _of(
+            attribution,
+            "task_scores",
+            "tasks",
+            gradients_fn=gradients_fn,
+            checkpoints=_fresh(lambda: [problem()["params"]] * 2),
+            targets=some,
+            learning_rates=[0.1, 0.2],
+        ),
+    }
+
+
 def _retraining() -> dict[str, Callable[[], Call]]:
     """The other part of the face of attribution."""
     matrix = {"scores": draw(2, 6)}
@@ -862,7 +906,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         ("data", _data()),
         ("tasks", _tasks()),
         ("trainers", _trainers()),
-        ("attribution", _attribution() | _retraining() | _looked_at()),
+        ("attribution", _attribution() | _of_tasks() | _retraining() | _looked_at()),
     )
     for name, make in found.items()
 }

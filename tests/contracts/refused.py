@@ -689,7 +689,40 @@ LOOKED_AT: list[Row] = [
     ("attribution.write_page", {"top": 0}, "top=0: a whole number of at least 1"),
 ]
 
-REFUSED = [*LOSSES, *TREES, *CORE, *MODELS, *DATA, *EVALUATION, *TRAINERS, *ATTRIBUTION, *LOOKED_AT]
+OF_TASKS: list[Row] = [
+    (f"attribution.{call}", changes, message)
+    for call in ("learner_support_scores", "leave_one_support_out", "support_example_scores")
+    for changes, message in (
+        ({"tasks": None}, "tasks=None: a TaskBatch is needed"),
+        ({"tasks": (1, 2)}, "tasks=.*: a TaskBatch is needed"),
+        ({"steps": -1}, "steps=-1: a whole number of at least 0"),
+        ({"reduction": "sum"}, "reduction='sum': one of none, mean is needed"),
+        ({"chunk_size": 0}, "chunk_size=0: a whole number of at least 1"),
+        ({"chunk_size": 2, "memory": "1GB"}, "memory='1GB': it goes with chunk_size"),
+    )
+]
+OF_TASKS += [
+    ("attribution.support_example_scores", {"losses_fn": None}, "losses_fn=None: a function of 2"),
+    ("attribution.support_example_scores", {"losses_fn": detached_loss}, r"losses_fn=\(\): losses"),
+    ("attribution.support_example_scores", {"params": SPARSE}, rf"params\[0.weight\]=.*: {DENSE}"),
+    ("attribution.support_example_scores", {"engine": "batched"}, "engine='batched': one of vmap"),
+    ("attribution.support_example_scores", {"frozen": "head.*"}, "frozen='head.*': a pattern that"),
+    ("attribution.learner_support_scores", {"learner": None}, "learner=None: a Learner is needed"),
+    ("attribution.leave_one_support_out", {"learner": None}, "learner=None: a Learner is needed"),
+    ("attribution.task_scores", {"gradients_fn": None}, "gradients_fn=None: a function of 2"),
+    ("attribution.task_scores", {"gradients_fn": lambda p, t: p}, "gradients_fn='leaves of length"),
+    ("attribution.task_scores", {"checkpoints": []}, "checkpoints=0: at least one is needed"),
+    ("attribution.task_scores", {"learning_rates": [1.0]}, "learning_rates=1: one for each of 2"),
+    ("attribution.task_scores", {"metric": "l2"}, "metric='l2': one of cosine, dot is needed"),
+    ("attribution.task_scores", {"targets": None}, "targets=None: a TaskBatch is needed"),
+    ("attribution.task_scores", {"parameters": "head.*"}, r"parameters='head.\*': a pattern that"),
+    ("attribution.task_scores", {"parameters": []}, r"parameters=\[\]: a pattern that matches"),
+]
+
+REFUSED = [
+    *LOSSES, *TREES, *CORE, *MODELS, *DATA, *EVALUATION, *TRAINERS, *ATTRIBUTION, *LOOKED_AT,
+    *OF_TASKS,
+]  # fmt: skip
 
 ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("core.adapt", {"steps": 0}),

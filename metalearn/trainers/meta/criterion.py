@@ -81,6 +81,13 @@ class Criterion:
         check_form(True, outputs.shape, targets)
         return F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="sum")
 
+    def of_samples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses ``[N]`` of samples, 0 for padding; their mean without padding is the loss."""
+        check_form(self.kind == "classification", outputs.shape, targets)
+        if self.kind == "classification":
+            return F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="none")
+        return F.mse_loss(outputs, targets, reduction="none").reshape(len(targets), -1).mean(1)
+
     def check(self, tasks: TaskBatch) -> None:
         """Refuse class targets that are out of range, and sets of padding alone.
 
