@@ -51,6 +51,8 @@ class TrainingRun:
     rates: Tensor
     """``[K]``, of the optimiser."""
     data: SupervisedData
+    network: nn.Module
+    """In evaluation mode, as it stood before the first step."""
 
     def placed(self, targets: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Targets where the run computes.
@@ -149,7 +151,7 @@ def training_run(trainer: Trainer, *, member: int = 0, steps: int | None = None)
     params = {name: value.clone() for name, value in params.items()}
     return TrainingRun(
         params, parts.weights, optimizer, count, parts.batch, inner_loss, target_losses, outputs,
-        loss, rates, parts.data,
+        loss, rates, parts.data, copy_module(parts.module).eval(),
     )  # fmt: skip
 
 
