@@ -107,17 +107,18 @@ class ScoredNetwork:
         """Eigenvalue-corrected Kronecker factors on all examples."""
         if self.run.loss.likelihood is None:
             raise SettingError("loss", self.run.loss.name, "a loss that is a likelihood is needed")
-        module = self.module
-        params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
         return fisher_kfac(
-            module, params, self.examples, likelihood=self.run.loss.likelihood, kind="exact",
+            self.module, self.params, self.examples, likelihood=self.run.loss.likelihood, kind="exact",
             corrected=True, chunk_size=1024, **self._variance,
         )  # fmt: skip
 
     @property
     def module(self) -> nn.Module:
         """The network in evaluation mode, in the state that is explained."""
-        return copy_module(self.run.network, self.params).eval()
+        module = copy_module(self.run.network, self.params).eval()
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in self.params)
+        return module
 
     @property
     def _variance(self) -> dict[str, Any]:

@@ -119,13 +119,13 @@ class Eager:
         """See `Backend`."""
         outputs, inputs = _recorded(function, inputs)
 
-        def pull(cotangents: Sequence[Tensor]) -> Values:
-            how: Any = {"create_graph": False, "retain_graph": True, "is_grads_batched": True}
-            count = len(cotangents[0])
-            found = _found(outputs, cotangents, inputs, **how)
-            every = [v.new_zeros(()).expand(count, *v.shape) for v in inputs]
-            return [zero if g is None else g for g, zero in zip(found, every)]
+        def one(cotangents: Sequence[Tensor]) -> Values:
+            found = _found(outputs, cotangents, inputs, create_graph=False, retain_graph=True)
+            return [torch.zeros_like(v) if g is None else g for v, g in zip(inputs, found)]
 
+        # not is_grads_batched of autograd.grad, whose vmap of before torch.func goes row by row
+        # through matrix products and most backward passes
+        pull: Pull = torch.vmap(one)
         return pull
 
     def value_and_pull(
@@ -155,7 +155,6 @@ def _found(
     *,
     create_graph: bool,
     retain_graph: bool = False,
-    is_grads_batched: bool = False,
 ) -> Sequence[Tensor | None]:
     """Gradients by autograd, None where an input has no part in the outputs."""
     reached = [(y, c) for y, c in zip(outputs, cotangents) if y.requires_grad]
@@ -168,7 +167,6 @@ def _found(
         create_graph=create_graph,
         retain_graph=retain_graph or create_graph,
         allow_unused=True,
-        is_grads_batched=is_grads_batched,
     )
     return found
 

@@ -27,8 +27,8 @@ def test_exact_gradients_agree(stacked: bool, outer_loss: Any, learns: bool) -> 
     rate: Any = torch.tensor(0.05, dtype=torch.float64) if learns else 0.05
     found = found_by("mixed", outer_loss, optimizer=adam(rate))
     report = check(found, outer_loss, optimizer=adam(rate), stacked=stacked)
-    assert report.error.shape == found.loss.shape == report.predicted.shape
-    assert float(report.error.max()) < 1e-6 and report.agrees(1e-6)
+    assert report.errors.shape == found.loss.shape == report.predicted.shape
+    assert float(report.errors.max()) < 1e-6 and report.agrees(1e-6)
     assert "differ by" in str(report)
 
 
@@ -78,6 +78,13 @@ def test_both_runs_draw_the_same_batches() -> None:
         frozen="unmoved", generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert report.agrees(1e-6)
+
+
+def test_losses_that_hardly_depend_on_it_do_not_decide() -> None:
+    ones, small = torch.tensor([1.0, 1e-9]), torch.tensor([1.01, -1e-9])
+    report = DirectionCheck(ones, small, torch.tensor([1.0, 1e-9]), 0.1)
+    assert report.agrees() and float(report.errors.max()) == pytest.approx(2)
+    assert not DirectionCheck(ones, -ones, ones, 0.1).agrees()
 
 
 def test_numbers_that_are_not_finite_never_agree() -> None:

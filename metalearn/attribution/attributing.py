@@ -1,0 +1,124 @@
+"""Scores of all examples by every method that is asked for, of one network or of members.
+
+Axes: M members, R targets, N training examples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from metalearn.attribution.scored_network import METHODS, SELF_METHODS, ScoredNetwork
+from metalearn.errors import SettingError
+from metalearn.near_names import check_known
+
+__all__ = ["Attributed", "attribute"]
+
+
+@dataclass
+class Attributed:
+    """What `attribute` found."""
+
+    by_member: dict[str, Tensor] = field(default_factory=dict)
+    """Method to ``[M, R, N]``."""
+    self_scores: dict[str, Tensor] = field(default_factory=dict)
+    """Method to ``[N]``, the mean over members."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each method, all members together."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Methods that this network or its data have nothing for, and why."""
+    warnings: list[str] = field(default_factory=list)
+    """Why some of it should not be trusted."""
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """Method to ``[R, N]``: the mean over members, which is the score for their mean loss."""
+        return {name: found.mean(0) for name, found in self.by_member.items()}
+
+    @property
+    def disagreement(self) -> dict[str, float]:
+        """One minus the mean correlation of two members' scores of a target, by method.
+
+        It is 0 where members agree what mattered, 1 where they have nothing in common.
+        """
+        return {
+            name: 1 - _mean_correlation(found)
+            for name, found in self.by_member.items()
+            if len(found) > 1
+        }
+
+
+def attribute(
+    networks: Sequence[ScoredNetwork],
+    methods: Sequence[str] = tuple(METHODS),
+    self_methods: Sequence[str] = (),
+    *,
+    tell: Callable[[str], None] | None = None,
+) -> Attributed:
+    """Run methods by name; one that cannot be has its reason in ``left_out``.
+
+    Args:
+        networks: M, with the same targets and examples.
+        methods: names of `METHODS`.
+        self_methods: names of `SELF_METHODS`.
+        tell: told which method begins, and of which member.
+
+    Raises:
+        SettingError: no network, or a name that is not known.
+    """
+    if not networks:
+        raise SettingError("networks", [], "at least one network is needed")
+    for setting, names, known in (
+        ("methods", methods, METHODS),
+        ("self_methods", self_methods, SELF_METHODS),
+    ):
+        for name in names:
+            check_known(setting, name, tuple(known))
+    found = Attributed()
+    found.by_member |= _run(networks, {name: METHODS[name] for name in methods}, found, tell)
+    alone = _run(networks, {name: SELF_METHODS[name] for name in self_methods}, found, tell)
+    found.self_scores |= {name: scores.mean(0) for name, scores in alone.items()}
+    if "exact" in found.by_member:
+        for number, network in enumerate(networks):
+            if network.exact.warning:
+                of = f"member {number}: " if len(networks) > 1 else ""
+                found.warnings.append(f"{of}exact: {network.exact.warning}")
+    return found
+
+
+def _run(
+    networks: Sequence[ScoredNetwork],
+    methods: Mapping[str, Callable[[ScoredNetwork], Tensor]],
+    found: Attributed,
+    tell: Callable[[str], None] | None,
+) -> dict[str, Tensor]:
+    """Scores of each method, members in front."""
+    scores: dict[str, Tensor] = {}
+    for name, method in methods.items():
+        started, parts = time.perf_counter(), []
+        try:
+            for number, network in enumerate(networks):
+                if tell is not None:
+                    of = f", member {number}" if len(networks) > 1 else ""
+                    tell(f"{name}{of}")
+                parts.append(method(network).cpu())
+        except SettingError as error:
+            found.left_out[name] = str(error)
+            continue
+        found.seconds[name] = time.perf_counter() - started
+        scores[name] = torch.stack(parts)
+    return scores
+
+
+def _mean_correlation(scores: Tensor) -> float:
+    """Of all pairs of members, over targets, ``[M, R, N]``."""
+    centred = scores - scores.mean(-1, keepdim=True)
+    rows = centred / centred.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    gram = torch.einsum("mrn,krn->rmk", rows, rows)
+    count = len(scores)
+    off = gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(-1)
+    return float((off / (count * (count - 1))).mean())
