@@ -82,7 +82,7 @@ class WalkCheckpoint:
         tell: Callable[[HyperProgress], Any] | None = None,
     ) -> None:
         check_number("seconds", seconds, least=0)
-        self.path, self.seconds, self._tell = Path(path), seconds, tell
+        self.path, self.seconds, self.tell = Path(path), seconds, tell
         self._last = time.monotonic()
 
     def __call__(self, progress: HyperProgress) -> None:
@@ -90,8 +90,8 @@ class WalkCheckpoint:
         if time.monotonic() - self._last >= self.seconds:
             save_checkpoint(self.path, progress.snapshot())
             self._last = time.monotonic()
-        if self._tell is not None:
-            self._tell(progress)
+        if self.tell is not None:
+            self.tell(progress)
 
     def snapshot(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """What was saved, for ``resume``; None where nothing was.

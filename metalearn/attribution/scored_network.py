@@ -107,10 +107,9 @@ class ScoredNetwork:
         """Eigenvalue-corrected Kronecker factors on all examples."""
         if self.run.loss.likelihood is None:
             raise SettingError("loss", self.run.loss.name, "a loss that is a likelihood is needed")
-        return fisher_kfac(
-            self.module, self.params, self.examples, likelihood=self.run.loss.likelihood, kind="exact",
-            corrected=True, chunk_size=1024, **self._variance,
-        )  # fmt: skip
+        how: Any = {"likelihood": self.run.loss.likelihood, "kind": "exact", **self._variance}
+        how |= {"corrected": True, "chunk_size": 1024}
+        return fisher_kfac(self.module, self.params, self.examples, **how)
 
     @property
     def module(self) -> nn.Module:

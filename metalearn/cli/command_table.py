@@ -54,6 +54,7 @@ COMMANDS = {
         _command("train", "train a meta-learner, an ensemble or a network", "train", "train"),
         _command("evaluate", "score a trained run", "evaluate", "evaluate"),
         _command("diagnose", "gradients and curvature of a trained run", "diagnose", "diagnose"),
+        _command("attribute", "which examples made a run's network", "attribute_run", "attribute"),
         _command("export", "write a trained run as one file", "export_run", "export"),
         _command("benchmark", "measure speed and memory beside peers", "benchmark", "benchmark"),
         _command("reproduce", "train and test rows of the ledger of reproductions", "reproduce"),

@@ -257,6 +257,7 @@ class EnsembleTraining:
             self.data,
             example_weights_of(self.batches, member),
             step_batches(self.batches, member),
+            self.batches,
             self.loss,
             self.objective.smoothing[member],
             float(update.rates[member]),

@@ -33,6 +33,8 @@ class NetworkRun:
     weights: Tensor
     """``[N]``, in the order of ``data.splits["train"]``; 1 where none are given."""
     batch: Callable[[int], StepBatch]
+    batches: TrainingBatches
+    """Of all members, from which they are."""
     loss: SupervisedLoss
     smoothing: Tensor
     """Of labels, a scalar."""
@@ -57,7 +59,7 @@ def ordinary_run(
             raise SettingError(f"trainer.{name}", steps[name], accepted)
     weights, smoothing = example_weights_of(batches, 0), torch.zeros((), device=batches.device)
     rows = step_batches(batches, 0)
-    return NetworkRun(module, batches.data, weights, rows, loss, smoothing)
+    return NetworkRun(module, batches.data, weights, rows, batches, loss, smoothing)
 
 
 def example_weights_of(batches: TrainingBatches, member: int) -> Tensor:

@@ -1,0 +1,105 @@
+"""What ``attribute`` explains: the networks of a run's folder, with the run that made them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from metalearn.attribution.kept_on_disk import StatesOnDisk, WalkCheckpoint
+from metalearn.attribution.scored_network import ScoredNetwork, ScoreSettings
+from metalearn.attribution.training_run import training_run
+from metalearn.cli.given_settings import plain_value
+from metalearn.errors import SettingError, check_whole
+from metalearn.trainers import Trainer
+
+__all__ = ["AttributedNetwork", "members_of", "network_of", "targets_of"]
+
+_FAR = 1e-3  # of the parameters' size: what a run that is made again may differ by
+
+
+@dataclass(frozen=True)
+class AttributedNetwork:
+    """A network, what saves the walk through its run, and what speaks against it."""
+
+    network: ScoredNetwork
+    saver: WalkCheckpoint
+    warning: str
+    """Empty, or by how much the run, made again, ends elsewhere than it did."""
+
+
+def targets_of(trainer: Trainer, config: DictConfig) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Samples of the split, and their places in it."""
+    data = trainer.data  # type: ignore[attr-defined]
+    x, y = data.part(config.split)
+    asked = plain_value(config.targets)
+    rows = torch.tensor(asked) if isinstance(asked, list) else torch.arange(min(asked, len(x)))
+    if int(rows.max()) >= len(x):
+        accepted = f"places from 0 to {len(x) - 1} of the {config.split} split are needed"
+        raise SettingError("targets", int(rows.max()), accepted)
+    return (x[rows], y[rows]), rows
+
+
+def members_of(trainer: Trainer, config: DictConfig) -> list[int]:
+    """Which networks of the run."""
+    count = len(trainer.active)
+    asked = plain_value(config.members)
+    for member in asked or []:
+        check_whole("members", member, 0, count - 1)
+    return list(range(count)) if asked is None else asked
+
+
+def network_of(
+    fresh: Trainer, loaded: Trainer, config: DictConfig, member: int, targets: Any, folder: Path
+) -> AttributedNetwork:
+    """One network of a run.
+
+    Args:
+        fresh: the run's trainer before its first step.
+        loaded: in the state that is explained.
+        config: of the command.
+        member: which network.
+        targets: that are to be explained.
+        folder: of the run.
+
+    Raises:
+        SettingError: a run that is more than steps of an optimiser, or a state before the first.
+    """
+    steps = loaded.step
+    if config.checkpoint == "best":
+        steps = int(loaded.loop.population.best_steps[member])
+    if steps < 1:
+        accepted = "checkpoint=last is needed: the best state is that before the first step"
+        raise SettingError("checkpoint", config.checkpoint, accepted)
+    run = training_run(fresh, member=member, steps=steps)
+    module = loaded.network_run(member).module  # type: ignore[attr-defined]
+    params = {n: p.detach() for n, p in module.named_parameters() if n in run.params}
+    settings = {name: plain_value(config[name]) for name in ScoreSettings.__dataclass_fields__}
+    saver = WalkCheckpoint(folder / "attribution" / f"member-{member}" / "walk.pt")
+    network = ScoredNetwork(
+        run, params, targets, ScoreSettings(**settings), _walk(config, saver, fresh.device)
+    )
+    ((_, again),) = run.states([steps])
+    apart = sum(float((again[n] - p).square().sum()) for n, p in params.items()) ** 0.5
+    apart /= sum(float(p.square().sum()) for p in params.values()) ** 0.5
+    warning = (
+        f"the run of network {member}, made again, ends {apart:.2g} of its size away from the "
+        "weights that were saved: its data, its code or its machine are not those of then"
+    )
+    return AttributedNetwork(network, saver, warning if apart > _FAR else "")
+
+
+def _walk(config: DictConfig, saver: WalkCheckpoint, device: torch.device) -> dict[str, Any]:
+    """Where states of the walk are kept, and where it goes on."""
+    place = saver.path.parent
+    found: dict[str, Any] = {"progress": saver, "resume": saver.snapshot(device)}
+    if found["resume"] is None and place.is_dir():
+        shutil.rmtree(place)
+    if config.spill:
+        found["kept"] = StatesOnDisk(place / "states", device)
+    return found
