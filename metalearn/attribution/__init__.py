@@ -45,6 +45,17 @@ from metalearn.attribution.datamodels import (
 from metalearn.attribution.retraining import Retrained, retrain_subsets
 from metalearn.trainers.supervised.member_weights import random_subsets
 
+# All methods by name, of a network and the run that made it
+from metalearn.attribution.attributing import Attributed, attribute
+from metalearn.attribution.kept_on_disk import StatesOnDisk, WalkCheckpoint
+from metalearn.attribution.retraining_settings import retraining_settings
+from metalearn.attribution.scored_network import (
+    METHODS,
+    SELF_METHODS,
+    ScoredNetwork,
+    ScoreSettings,
+)
+
 # What was found, and what people look at
 from metalearn.attribution.findings import Findings
 from metalearn.attribution.findings_figures import track_findings
@@ -96,6 +107,16 @@ __all__ = [
     "random_subsets",
     "rank_correlations",
     "retrain_subsets",
+    # All methods by name, of a network and the run that made it
+    "METHODS",
+    "SELF_METHODS",
+    "Attributed",
+    "ScoreSettings",
+    "ScoredNetwork",
+    "StatesOnDisk",
+    "WalkCheckpoint",
+    "attribute",
+    "retraining_settings",
     # What was found, and what people look at
     "Findings",
     "SubsetOutcomes",

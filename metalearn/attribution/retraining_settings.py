@@ -22,8 +22,9 @@ _LOOKING = (
 
 
 def retraining_settings(trainer: Trainer, *, member: int = 0) -> dict[str, Any]:
-    """Arguments with which `retrain_subsets` trains a network as this trainer does, all but targets
-    and weights: ``network``, ``data``, ``seeds`` and the settings of the training.
+    """Arguments with which `retrain_subsets` trains a network as this trainer does.
+
+    They are all but weights and targets: ``network``, ``data``, ``seeds``, and the settings.
 
     Args:
         trainer: that has not begun, whose weights are those that subsets begin with.

@@ -57,6 +57,11 @@ from metalearn.trainers.supervised.member_weights import random_subsets
 
 __all__ = ["attribute_run", "check"]
 
+_USERS = {
+    "damping": ("influence", "kronecker", "trak", "self_influence"),
+    "projection": ("trak",),
+    "checkpoints": ("tracin", "tracin_self", "el2n", "grand"),
+} | dict.fromkeys(("memory", "spill", "check", "progress"), ("exact",))
 _SETTINGS = tuple(field.name for field in fields(ScoreSettings))
 
 
@@ -112,6 +117,21 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         raise SettingError("subsets", 1, "0, or at least 2, are needed for a correlation")
     for name in ("targets", "members"):
         _check_numbers(name, plain_value(config[name]))
+    unused = _unused(config)
+    for entry in given:
+        if entry.name in unused:
+            raise entry.refusal(unused[entry.name])
+
+
+def _unused(config: DictConfig) -> dict[str, str]:
+    """Settings that nothing that is asked for has a use for, and why."""
+    asked = {*config.methods, *config.self_methods}
+    found = {
+        name: f"one of {', '.join(users)} is needed for it"
+        for name, users in _USERS.items()
+        if not asked & set(users)
+    }
+    return found if config.subsets else found | {"leave_out": "subsets=64 is needed for it"}
 
 
 def _check_shares(shares: Any) -> None:
@@ -221,7 +241,7 @@ def _findings(
         scores=found.scores,
         self_scores=found.self_scores,
         seconds=found.seconds,
-        class_names=run.data.class_names if classes else None,
+        class_names=getattr(run.data, "class_names", None),
         retrained=retrained,
         curvature=curvature,
         walk_norms=norms,
