@@ -15,6 +15,7 @@ from torch import Tensor
 from metalearn.attribution.scored_network import METHODS, SELF_METHODS, ScoredNetwork
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
+from metalearn.signatures import checked
 
 __all__ = ["Attributed", "attribute"]
 
@@ -52,12 +53,11 @@ class Attributed:
         }
 
 
+@checked
 def attribute(
     networks: Sequence[ScoredNetwork],
     methods: Sequence[str] = tuple(METHODS),
     self_methods: Sequence[str] = (),
-    *,
-    tell: Callable[[str], None] | None = None,
 ) -> Attributed:
     """Run methods by name; one that cannot be has its reason in ``left_out``.
 
@@ -65,7 +65,6 @@ def attribute(
         networks: M, with the same targets and examples.
         methods: names of `METHODS`.
         self_methods: names of `SELF_METHODS`.
-        tell: told which method begins, and of which member.
 
     Raises:
         SettingError: no network, or a name that is not known.
@@ -79,8 +78,8 @@ def attribute(
         for name in names:
             check_known(setting, name, tuple(known))
     found = Attributed()
-    found.by_member |= _run(networks, {name: METHODS[name] for name in methods}, found, tell)
-    alone = _run(networks, {name: SELF_METHODS[name] for name in self_methods}, found, tell)
+    found.by_member |= _run(networks, {name: METHODS[name] for name in methods}, found)
+    alone = _run(networks, {name: SELF_METHODS[name] for name in self_methods}, found)
     found.self_scores |= {name: scores.mean(0) for name, scores in alone.items()}
     if "exact" in found.by_member:
         for number, network in enumerate(networks):
@@ -94,17 +93,13 @@ def _run(
     networks: Sequence[ScoredNetwork],
     methods: Mapping[str, Callable[[ScoredNetwork], Tensor]],
     found: Attributed,
-    tell: Callable[[str], None] | None,
 ) -> dict[str, Tensor]:
     """Scores of each method, members in front."""
     scores: dict[str, Tensor] = {}
     for name, method in methods.items():
         started, parts = time.perf_counter(), []
         try:
-            for number, network in enumerate(networks):
-                if tell is not None:
-                    of = f", member {number}" if len(networks) > 1 else ""
-                    tell(f"{name}{of}")
+            for network in networks:
                 parts.append(method(network).cpu())
         except SettingError as error:
             found.left_out[name] = str(error)

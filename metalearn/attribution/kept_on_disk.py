@@ -16,6 +16,7 @@ import torch
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core import HyperProgress
 from metalearn.core.checks import check_number
+from metalearn.signatures import checked
 
 __all__ = ["StatesOnDisk", "WalkCheckpoint"]
 
@@ -28,6 +29,7 @@ class StatesOnDisk(MutableMapping[int, Any]):
         device: where states are put when they are read.
     """
 
+    @checked
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
         self.folder, self.device = Path(folder), device
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,7 @@ class WalkCheckpoint:
         tell: told of every step too.
     """
 
+    @checked
     def __init__(
         self,
         path: str | Path,

@@ -52,6 +52,7 @@ RESULTS |= {"Confusion", "Episode", "DirectionCheck", "HyperPlan", "HyperProgres
 RESULTS |= {"ExactScores", "RunCurvature", "SubsetOutcomes", "TrainingRun"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
+RESULTS |= {"Attributed", "ScoredNetwork"}
 """What the library gives, never what it is given."""
 
 
@@ -686,6 +687,11 @@ def _trainer() -> Any:
     return trainers.PerSampleTrainer(model, blobs(), progress=False, **settings)
 
 
+def _scored() -> list[Any]:
+    run = attribution.training_run(_trainer())
+    return [attribution.ScoredNetwork(run, run.params, (draw(2, 2).float(), torch.arange(2)))]
+
+
 def _attribution() -> dict[str, Callable[[], Call]]:
     run = _fresh(lambda: attribution.training_run(_trainer()))
     two = _fresh(lambda: (draw(2, 2).float(), torch.arange(2)))
@@ -746,6 +752,11 @@ def _attribution() -> dict[str, Callable[[], Call]]:
             attribution, "load_gradient_index", "loss_fn", "params", folder=_fresh(_indexed)
         ),
         "training_run": _of(attribution, "training_run", trainer=_fresh(_trainer)),
+        "attribute": _of(attribution, "attribute", networks=_fresh(_scored), methods=["cosine"]),
+        "retraining_settings": _of(attribution, "retraining_settings", trainer=_fresh(_trainer)),
+        "ScoreSettings": _of(attribution, "ScoreSettings", damping=0.1),
+        "StatesOnDisk": _of(attribution, "StatesOnDisk", folder=_fresh(_new_folder)),
+        "WalkCheckpoint": _of(attribution, "WalkCheckpoint", path="walk.pt", seconds=1.0),
         "exact_scores": _of(attribution, "exact_scores", run=run, targets=two),
         "run_curvature": _of(attribution, "run_curvature", run=run, places=1, iterations=2),
         "el2n_scores": _of(attribution, "el2n_scores", "outputs_fn", models=models, examples=batch),
