@@ -32,6 +32,9 @@ Purpose = Literal[
     "sizes",
     "subsets",
     "projection",
+    "labels",
+    "runs",
+    "distilled",
 ]
 """What random numbers beside those of tasks are for."""
 

@@ -31,7 +31,8 @@ from metalearn.cli.targets import (
     placed,
     target_of,
 )
-from metalearn.data import ClassificationData, resized
+from metalearn.data import ClassificationData, mislabelled, resized
+from metalearn.data.division import check_fraction
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import accepted_settings, check_settings
 from metalearn.tasks.deferred import DeferredTasks
@@ -81,6 +82,7 @@ def check_settings_of(config: DictConfig) -> None:
         check_node(group_node(config, group), group)
     check_around(config.model)
     _check_member_weights(config, arguments)
+    _check_wrong_labels(config)
     _check_learner(config)
     loop = {
         f.name: config.trainer[f.name] for f in fields(LoopSettings) if f.name in config.trainer
@@ -121,6 +123,8 @@ def build(
     for group in groups:
         if group in SOURCES and group != "ood" and SOURCES[group] not in objects:
             objects[SOURCES[group]] = made(config[group], group)
+    if "data" in objects:
+        objects["data"] = _with_wrong_labels(config.data, objects["data"])
     source = objects.get("tasks") or objects["data"]
     if "ood" in groups:
         objects["ood"] = _second_data(config.ood, source)
@@ -161,6 +165,32 @@ def _weights(config: DictConfig) -> dict[str, Any]:
     data = config.data if "data" in groups_of(config) else {}
     given = plain_value(data.get("member_weights"), resolve=True)
     return {} if given is None else {"member_weights": given}
+
+
+def _with_wrong_labels(node: DictConfig, data: Any) -> Any:
+    """The data as they are, or with wrong labels planted among those of training."""
+    share = plain_value(node.get("wrong_labels"))
+    if share is None:
+        return data
+    if data.kind != "classification":
+        accepted = "null is needed: these data have no classes"
+        raise SettingError("data.wrong_labels", share, accepted)
+    try:
+        return mislabelled(data, fraction=share, seed=node.get("seed", 0))
+    except SettingError as error:
+        name = {"fraction": "wrong_labels"}.get(error.setting, error.setting)
+        raise SettingError(f"data.{name}", error.value, error.accepted) from error
+
+
+def _check_wrong_labels(config: DictConfig) -> None:
+    """Refuse what is no share of the labels, or one of labels that are not trained on."""
+    for group in sorted({"data", "ood"} & set(groups_of(config))):
+        share = plain_value(config[group].get("wrong_labels"))
+        if share is not None and group == "ood":
+            accepted = "null is needed: nothing is trained on these data"
+            raise SettingError("ood.wrong_labels", share, accepted)
+        if share is not None:
+            check_fraction(f"{group}.wrong_labels", share)
 
 
 def _check_member_weights(config: DictConfig, arguments: Mapping[str, Any]) -> None:

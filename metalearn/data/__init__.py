@@ -16,6 +16,7 @@ from metalearn.data.folder import load_folder
 from metalearn.data.glyphs import load_glyphs
 from metalearn.data.imagenet_subsets import load_mini_imagenet, load_tiered_imagenet
 from metalearn.data.images import LabelledImages
+from metalearn.data.mislabelled import MislabelledData, mislabelled
 from metalearn.data.omniglot import load_omniglot
 from metalearn.data.omniglot_layout import OmniglotSplit
 from metalearn.data.regression import RegressionData
@@ -33,6 +34,7 @@ __all__ = [
     "LabelledImages",
     "LabelledTexts",
     "MemberBatches",
+    "MislabelledData",
     "OmniglotSplit",
     "RegressionData",
     "Tokenizer",
@@ -49,6 +51,7 @@ __all__ = [
     "load_omniglot",
     "load_texts",
     "load_tiered_imagenet",
+    "mislabelled",
     "omniglot_data",
     "resized",
     "torchvision_data",

@@ -252,6 +252,20 @@ def test_members_on_subsets_go_on_and_are_scored(run: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_wrong_labels_are_planted_anew_where_a_run_goes_on(run: Run, tmp_path: Path) -> None:
+    folder, whole, without = (tmp_path / name for name in ("out", "whole", "without"))
+    given = [*ENSEMBLE, "data.wrong_labels=0.3"]
+    assert run("train", *given, f"hydra.run.dir={folder}", "trainer.steps=2").code == 0
+    outcome = run("train", f"resume={folder}", "trainer.steps=4")
+    assert outcome.code == 0 and "not the data" not in outcome.out + outcome.err
+    for name, command in ((whole, given), (without, ENSEMBLE)):
+        assert run("train", *command, f"hydra.run.dir={name}").code == 0
+    for name, value in saved(whole).items():
+        assert torch.equal(saved(folder)[name], value)
+    assert any(not torch.equal(v, saved(whole)[name]) for name, v in saved(without).items())
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_weights_of_a_file_that_changes(run: Run, tmp_path: Path) -> None:
     path, folder = tmp_path / "weights.csv", tmp_path / "out"
     row = ",".join(["1"] * 1078)
@@ -274,6 +288,13 @@ def test_weights_of_a_file_that_changes(run: Run, tmp_path: Path) -> None:
         (["data.member_weights=0.5"], "data.member_weights=0.5: {leave_out: 0.05, seed: 0}, or a"),
         (["data.member_weights=w.txt"], "data.member_weights='w.txt': a file .npy or .csv"),
         (["data.member_weights=w.csv"], "w.csv: these weights cannot be read"),
+        (["data.wrong_labels=1"], "data.wrong_labels=1: a number between 0 and 1 is needed"),
+        (["data.wrong_labels=1e-6"], "data.wrong_labels=1e-06: a share is needed that is at least"),
+        (["data=waves", "+data.wrong_labels=0.3"], "data.wrong_labels=0.3: null is needed: these"),
+        (
+            ["ood=glyphs", "ood.wrong_labels=0.3"],
+            "ood.wrong_labels=0.3: null is needed: nothing is trained on these data",
+        ),
         (["+data.weights=1"], "data.weights=1: there is no such setting"),
         (
             ["ood=glyphs", "ood.member_weights={leave_out:0.1}"],

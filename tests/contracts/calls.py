@@ -501,6 +501,14 @@ def _data() -> dict[str, Callable[[], Call]]:
             },
         ),
         "digits_data": _of(data, "digits_data"),
+        "mislabelled": lambda: (data.mislabelled, {"data": blobs(), "fraction": 0.2}),
+        "MislabelledData": lambda: (
+            data.MislabelledData,
+            {
+                name: getattr(data.mislabelled(blobs(), fraction=0.2), name)
+                for name in ("inputs", "targets", "class_names", "splits", "true_targets")
+            },
+        ),
         "resized": lambda: (data.resized, {"data": data.digits_data(), "image_size": 4}),
     }
 
