@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metalearn.attribution.target_samples import checked_targets
-from metalearn.core import InnerOptimizer, adam, adamw, functionalize, sgd, with_gradients
+from metalearn.core import InnerOptimizer, adam, adamw, sgd, with_gradients
 from metalearn.core.hyper.run import run_of
 from metalearn.core.meta.adapted_task import walk
 from metalearn.core.module.copying import copy_module
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
-from metalearn.models import Dropout
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.supervised.losses import SupervisedLoss
 from metalearn.trainers.supervised.network_run import NetworkRun, StepBatch
+from metalearn.trainers.supervised.run_network import RunNetwork
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import Params
 
@@ -128,30 +128,21 @@ def training_run(trainer: Trainer, *, member: int = 0, steps: int | None = None)
     check_whole("steps", count, 1, settings.steps)
     _check_settings(settings)
     parts: NetworkRun = network_run(member)
-    _check_module(parts.module)
+    network = RunNetwork(parts.module)
     optimizer, rates = _inner_optimizer(trainer, parts, settings, count)
-    training, params, buffers = functionalize(copy_module(parts.module).train())
-    evaluation, _, _ = functionalize(copy_module(parts.module).eval())
-    draws = _draws(parts.module)
     loss, smoothing = parts.loss, parts.smoothing
 
     def inner_loss(params: Params, weights: Tensor, batch: StepBatch) -> Tensor:
         x, y, rows, step = batch
-        masks = {name: step.to(buffers[name]) for name in draws}
-        outputs = training(params, {**buffers, **masks}, x)
+        outputs = network.trained(params, x, step)
         return loss.criterion(outputs, y, smoothing, weights[rows])
 
-    def outputs(params: Params, inputs: Tensor) -> Tensor:
-        found: Tensor = evaluation(params, buffers, inputs)
-        return found
-
     def target_losses(params: Params, hyper: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return loss.each(outputs(params, batch[0]), batch[1])
+        return loss.each(network.evaluated(params, batch[0]), batch[1])
 
-    params = {name: value.clone() for name, value in params.items()}
     return TrainingRun(
-        params, parts.weights, optimizer, count, parts.batch, inner_loss, target_losses, outputs,
-        loss, rates, parts.data, copy_module(parts.module).eval(),
+        network.params, parts.weights, optimizer, count, parts.batch, inner_loss, target_losses,
+        network.evaluated, loss, rates, parts.data, copy_module(parts.module).eval(),
     )  # fmt: skip
 
 
@@ -161,16 +152,6 @@ def _check_settings(settings: LoopSettings) -> None:
         if getattr(settings, name) != plain:
             accepted = f"{plain} is needed where a run is differentiated"
             raise SettingError(f"trainer.{name}", getattr(settings, name), accepted)
-
-
-def _check_module(module: nn.Module) -> None:
-    for name, layer in module.named_modules():
-        if getattr(layer, "running_mean", None) is not None:
-            accepted = (
-                "a norm without running statistics is needed where a run is differentiated, such "
-                "as convert_norm(model, 'group') makes"
-            )
-            raise SettingError("model", f"{name}: {type(layer).__name__}", accepted)
 
 
 def _inner_optimizer(
@@ -209,12 +190,3 @@ def _translated(
         make = adamw if decoupled else adam
         return make(rates, betas=betas, eps=float(group["eps"]), weight_decay=decay)  # type: ignore[arg-type]
     raise SettingError("optimizer", kind.__name__, "SGD, Adam or AdamW of torch.optim is needed")
-
-
-def _draws(module: nn.Module) -> list[str]:
-    """Buffers that say which masks of dropout a step has."""
-    return [
-        f"{name}.draw" if name else "draw"
-        for name, layer in module.named_modules()
-        if isinstance(layer, Dropout)
-    ]

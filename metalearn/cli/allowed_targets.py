@@ -68,6 +68,12 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.trainers.Reptile",
     ),
     "maml": ("metalearn.trainers.MAML",),
+    "hyper": (
+        "metalearn.trainers.DistilledExamples",
+        "metalearn.trainers.LearntExampleWeights",
+        "metalearn.trainers.LearntSchedule",
+        "metalearn.trainers.LearntWeightDecay",
+    ),
     "optimizer": (  # elementwise, so that they take the parameters of stacked members
         "torch.optim.ASGD",
         "torch.optim.Adadelta",
@@ -84,6 +90,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "trainer": (
         "metalearn.trainers.BatchEnsembleTrainer",
         "metalearn.trainers.EnsembleTrainer",
+        "metalearn.trainers.HyperTrainer",
         "metalearn.trainers.MCDropoutTrainer",
         "metalearn.trainers.MetaTrainer",
         "metalearn.trainers.PerSampleTrainer",
@@ -93,6 +100,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
 }
 """Group to what may stand as its ``_target_`` in a file; a name that was once here stays here."""
 
+_PARTIAL = ("optimizer._partial_", "learner._partial_", "hyper._partial_")
 _LONGEST = 100  # characters of a file that a sentence repeats
 _HELP = "trust=true (in Python trust=True) builds it all the same: only for files that you trust"
 
@@ -101,9 +109,8 @@ def check_targets(values: Mapping[str, Any], path: Path, *, typed: Collection[st
     """Refuse a configuration that would build, or look up, anything but what is in the table.
 
     Looked at is every entry at any depth: a ``_target_`` outside of its place or not in `TARGETS`,
-    Hydra's other keywords (``_args_``, ``_convert_``, …; ``_partial_`` of optimiser and learner is
-    ours), and interpolations, which a run's file, written resolved, has none of. Nothing is
-    imported.
+    Hydra's other keywords (``_args_``, ``_convert_``, …; ``_partial_`` where we have it is ours),
+    and interpolations, which a run's file, written resolved, has none of. Nothing is imported.
 
     Args:
         values: the configuration as plain containers, with every scalar as it is spelt.
@@ -120,7 +127,7 @@ def check_targets(values: Mapping[str, Any], path: Path, *, typed: Collection[st
             if value not in TARGETS.get(name.removesuffix("._target_"), ()):
                 reason = "this is nothing that a run of metalearn builds there"
                 raise DataError(f"{path}: {_short(name)}={_short(repr(value))}: {reason}; {_HELP}")
-        elif _is_keyword(key) and name not in ("optimizer._partial_", "learner._partial_"):
+        elif _is_keyword(key) and name not in _PARTIAL:
             reason = "a run's configuration has no such keyword"
             raise DataError(f"{path}: {_short(name)}: {reason}; {_HELP}")
         elif isinstance(value, str) and "${" in value:

@@ -18,6 +18,7 @@ from metalearn.cli.networks import (
     InitialWeights,
     check_around,
     made_model,
+    network_factory,
     network_seeds,
 )
 from metalearn.cli.shapes import deferred_tasks
@@ -44,7 +45,7 @@ from metalearn.trainers.supervised.member_weights import random_subsets
 
 __all__ = ["GROUPS", "build", "check_settings_of", "groups_of"]
 
-GROUPS = ("task", "data", "ood", "learner", "maml", "model", "optimizer", "trainer")
+GROUPS = ("task", "data", "ood", "learner", "maml", "hyper", "model", "optimizer", "trainer")
 
 _REQUIRED = ("task", "data")
 
@@ -137,6 +138,8 @@ def build(
         source = objects["tasks"] = DeferredTasks.scored(objects["tasks"], training_classes)
     if "seeds" in accepted_of(config.trainer, "trainer"):
         objects["seeds"] = network_seeds(config)
+    if "factory" in accepted_settings(target_of(config.trainer, "trainer")):
+        objects["factory"] = network_factory(config, source)
     objects |= {"optimizer": optimizer, "folder": folder, "device": device, **_weights(config)}
     objects["deterministic"] = config.get("deterministic", False)
 

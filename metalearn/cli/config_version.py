@@ -57,7 +57,7 @@ _CONFIG: Kind = mapping(
         "test_tasks": whole(),
     },
     {
-        **dict.fromkeys(("task", "data", "ood", "learner", "maml"), maybe(_group)),
+        **dict.fromkeys(("task", "data", "ood", "learner", "maml", "hyper"), maybe(_group)),
         "resume": maybe(text),
         "deterministic": flag,
         "init_from": maybe(text),

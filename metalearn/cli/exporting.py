@@ -148,7 +148,7 @@ def _predictor(
         return module, support[0][:1].repeat(2, *[1] * (support[0].dim() - 1))
     source: Any = trainer.data  # type: ignore[attr-defined]
     predictive: Any = getattr(trainer, "predictive", lambda: trainer.module)()
-    if not isinstance(predictive, nn.Module):
+    if not isinstance(predictive, nn.Module) or hasattr(trainer, "train_network"):
         accepted = "a run of trainer=meta, ensemble or per_sample is needed"
         raise SettingError("format", "torch_export", accepted)
     return predictive.eval(), torch.zeros(2, *source.input_shape)

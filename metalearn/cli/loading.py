@@ -121,6 +121,8 @@ def load_module(
 ) -> nn.Module:
     """The trained network of a run of trainer=per_sample: ``load_module("outputs/…")(x)``.
 
+    Of a run of trainer=hyper, which keeps no network, one is trained anew with what was learnt.
+
     Args:
         run: the folder.
         checkpoint: ``"best"`` or ``"last"``.
@@ -134,6 +136,8 @@ def load_module(
     if hasattr(trainer, "learner") or hasattr(trainer, "predictive"):
         accepted = "a run of trainer=per_sample is needed; see load_learner, load_ensemble"
         raise SettingError("run", str(run), accepted)
+    if hasattr(trainer, "train_network"):
+        return cast("nn.Module", trainer.train_network())
     return trainer.module.eval()
 
 

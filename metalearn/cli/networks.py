@@ -30,6 +30,7 @@ __all__ = [
     "inputs_of",
     "kept_weights",
     "made_model",
+    "network_factory",
     "network_seeds",
     "started_network",
 ]
@@ -83,13 +84,27 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
 
     With ``start`` all of them have those weights.
     """
-    shape = inputs_of(source) | {"outputs": _outputs(config, source)}
-    frozen = plain_value(config.model.get("frozen_features")) or False
     members = config.trainer.get("members")
     if members is None:
+        shape = inputs_of(source) | {"outputs": _outputs(config, source)}
+        frozen = plain_value(config.model.get("frozen_features")) or False
         if frozen:
             return _head_on_features(shape, frozen, config.model.get("seed", config.seed))
         return started_network(config, shape, start)
+    make = network_factory(config, source, start)
+    seeds = network_seeds(config)
+    size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
+    check_memory("trainer.members", members, 2 * size * len(seeds))  # with their gradients
+    adapted = (plain_value(config.model.get("lora")) or {}).get("rank") is not None
+    return Ensemble.from_factory(_on_one_body(make) if adapted else make, seeds)
+
+
+def network_factory(
+    config: DictConfig, source: Any, start: InitialWeights | None = None
+) -> Callable[[int], nn.Module]:
+    """What makes networks like that of ``model``, each with a seed of its own."""
+    shape = inputs_of(source) | {"outputs": _outputs(config, source)}
+    frozen = plain_value(config.model.get("frozen_features")) or False
     seeded = "seed" in accepted_of(config.model, "model")
 
     def make(seed: int) -> nn.Module:
@@ -98,11 +113,7 @@ def made_model(config: DictConfig, source: Any, start: InitialWeights | None = N
         own = shape | {"seed": seed} if seeded else shape
         return started_network(config, own, start, seed=seed)
 
-    seeds = network_seeds(config)
-    size = sum(part.numel() * part.element_size() for part in make(seeds[0]).parameters())
-    check_memory("trainer.members", members, 2 * size * len(seeds))  # with their gradients
-    adapted = (plain_value(config.model.get("lora")) or {}).get("rank") is not None
-    return Ensemble.from_factory(_on_one_body(make) if adapted else make, seeds)
+    return make
 
 
 def inputs_of(source: Any) -> dict[str, Any]:

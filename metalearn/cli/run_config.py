@@ -173,7 +173,8 @@ def _check_kept(saved: DictConfig, given: GivenSetting, config: DictConfig) -> N
             continue
         name = given.name.partition(".")[2]
         default = parameters[name].default if name in parameters else None
-        had = plain_value(saved.trainer.get(name, default))  # of a run before there was one
+        had = OmegaConf.select(saved.trainer, name, default=default)  # of a run before: none
+        had = plain_value(had)
         if plain_value(given.value) != had:
             shown = "null" if had is None else had
             accepted = f"{shown} is needed, as resume={config.resume} has it: {reason}"

@@ -19,12 +19,13 @@ from metalearn.cli.given_settings import plain_value
 from metalearn.data import ClassificationData, RegressionData
 from metalearn.errors import DataError, SettingError
 from metalearn.signatures import accepted_settings, check_settings
-from metalearn.trainers import MAML, Learner, ParameterGroups, Trainer
+from metalearn.trainers import MAML, HyperModule, Learner, ParameterGroups, Trainer
 from metalearn.types import TaskDistribution
 
 __all__ = [
     "AROUND",
     "OF_EXAMPLES",
+    "PARTIAL",
     "SOURCES",
     "accepted_of",
     "check_node",
@@ -36,17 +37,28 @@ __all__ = [
 ]
 
 _FULL_NAMES = ("maml.", "task.", "learner.", "model", "module", "optimizer")
-SOURCES = {"task": "tasks", "data": "data", "ood": "ood", "maml": "maml", "learner": "learner"}
+SOURCES = {
+    "task": "tasks",
+    "data": "data",
+    "ood": "ood",
+    "maml": "maml",
+    "learner": "learner",
+    "hyper": "hyper",
+}
 """Groups that become an argument of the trainer, where it has such an argument."""
 _GROUP_OF = {argument: group for group, argument in SOURCES.items()} | {
     "kind": "task",
     "member_weights": "data.member_weights",
 }
 """By what a trainer refuses of its arguments, the group in which it is chosen."""
-_HANDED = ("model", "optimizer", "tracker", "folder", "device", "deterministic", "member_weights")
+_HANDED = (
+    "model", "factory", "optimizer", "tracker", "folder", "device", "deterministic",
+    "member_weights",
+)  # fmt: skip
 _SUPPLIED = {
     "model": {"input_shape", "outputs", "vocabulary"},
     "learner": {"module", "maml", "kind"},
+    "hyper": {"setup"},
     "optimizer": {"params"},
     "task": {"data"},
     "trainer": {*SOURCES.values(), *_HANDED, "metrics"},
@@ -56,6 +68,7 @@ _CLASSES: dict[str, tuple[type, ...]] = {
     "data": (ClassificationData, RegressionData),
     "ood": (ClassificationData,),
     "learner": (Learner,),
+    "hyper": (HyperModule,),
     "maml": (MAML,),
     "model": (nn.Module,),
     "optimizer": (torch.optim.Optimizer,),
@@ -63,6 +76,8 @@ _CLASSES: dict[str, tuple[type, ...]] = {
 }
 """What the target of a group gives, where that is a class and no protocol."""
 _MADE = {**_CLASSES, "task": (TaskDistribution,)}
+PARTIAL = ("learner", "hyper", "optimizer")
+"""Groups that become what makes something, of arguments that the trainer has."""
 _KEYWORDS = ("_target_", "_partial_")
 AROUND = ("frozen_features", "lora")
 """Settings of ``model`` that are no arguments of the network, but say what becomes of it."""
@@ -125,7 +140,7 @@ def check_node(node: DictConfig, group: str) -> None:
     if inspect.isclass(target) and not issubclass(target, _CLASSES.get(group, object)):
         _refuse_target(node, group)
     check_settings(target, settings, f"{group}.", without=_SUPPLIED.get(group, ()))
-    partial = group in ("learner", "optimizer")
+    partial = group in PARTIAL
     if bool(values.get("_partial_")) != partial:
         accepted = f"{str(partial).lower()} is needed"
         raise SettingError(f"{group}._partial_", values.get("_partial_"), accepted)

@@ -19,6 +19,11 @@ from metalearn.tracking.figures import adaptation_figure, regression_figure, tas
 from metalearn.tracking.gradient_figures import layers_figure, noise_scale_figure
 from metalearn.tracking.progress import Progress
 from metalearn.tracking.provenance import provenance, write_json
+from metalearn.tracking.run_figures import (
+    example_weights_figure,
+    pictures_figure,
+    schedule_figure,
+)
 from metalearn.tracking.run_tracker import RunTracker
 from metalearn.tracking.score_figures import (
     foretold_figure,
@@ -35,16 +40,19 @@ __all__ = [
     "Tracker",
     "adaptation_figure",
     "ensemble_size_figure",
+    "example_weights_figure",
     "examples_figure",
     "foretold_figure",
     "layers_figure",
     "matrix_figure",
     "noise_scale_figure",
+    "pictures_figure",
     "provenance",
     "quantile_bands_figure",
     "regression_figure",
     "reliability_figure",
     "run_smoothness_figure",
+    "schedule_figure",
     "self_scores_figure",
     "spectrum_figure",
     "sweep_figure",

@@ -1,5 +1,14 @@
 """Trainers: import them into your own code, or run them from ``scripts/train.py``."""
 
+from metalearn.trainers.hyper.distilled import DistilledExamples
+from metalearn.trainers.hyper.example_weights import LearntExampleWeights
+from metalearn.trainers.hyper.kinds import HyperModule, RunSetup, RunValues
+from metalearn.trainers.hyper.learning_rates import LearntSchedule
+from metalearn.trainers.hyper.registry import HYPER_KINDS
+from metalearn.trainers.hyper.reports import HyperTest
+from metalearn.trainers.hyper.run_settings import RunSettings
+from metalearn.trainers.hyper.trainer import HyperTrainer
+from metalearn.trainers.hyper.weight_decay import LearntWeightDecay
 from metalearn.trainers.loop.parameter_groups import ParameterGroups
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
@@ -42,6 +51,7 @@ __all__ = [
     "ANIL",
     "BOIL",
     "CAVIA",
+    "HYPER_KINDS",
     "LEARNERS",
     "MAML",
     "R2D2",
@@ -50,13 +60,20 @@ __all__ = [
     "BatchEnsembleTrainer",
     "ConditionalNeuralProcess",
     "ConformalSets",
+    "DistilledExamples",
     "EnsembleTest",
     "EnsembleTrainer",
     "FitResult",
+    "HyperModule",
+    "HyperTest",
+    "HyperTrainer",
     "ImplicitMAML",
     "InContextLearner",
     "InductiveModule",
     "Learner",
+    "LearntExampleWeights",
+    "LearntSchedule",
+    "LearntWeightDecay",
     "LoopSettings",
     "MAMLPlusPlus",
     "MCDropoutTrainer",
@@ -74,6 +91,9 @@ __all__ = [
     "ProtoNet",
     "RegressionTest",
     "Reptile",
+    "RunSettings",
+    "RunSetup",
+    "RunValues",
     "SWAGTrainer",
     "SampleLearner",
     "SnapshotTrainer",

@@ -12,21 +12,23 @@ from omegaconf import DictConfig, OmegaConf
 from metalearn.cli.building import groups_of
 from metalearn.cli.targets import AROUND, OF_EXAMPLES
 from metalearn.signatures import accepted_settings, check_settings
-from metalearn.trainers import LEARNERS
+from metalearn.trainers import HYPER_KINDS, LEARNERS
 from tests.support.commands import ROOT
 
 CONF = ROOT / "conf"
-GROUPS = ("task", "model", "learner", "maml", "optimizer", "trainer")
+GROUPS = ("task", "model", "learner", "maml", "hyper", "optimizer", "trainer")
 SAMPLES = ("data", "model", "optimizer", "trainer")
 NODES = [p for group in GROUPS for p in sorted((CONF / group).glob("*.yaml"))]
 DATA = sorted((CONF / "data").glob("*.yaml"))
 OOD = sorted((CONF / "ood").glob("*.yaml"))
 GIVEN_BY_THE_PROGRAM = {
     "learner": {"module", "maml", "kind"},
+    "hyper": {"setup"},
     "model": {"input_shape", "outputs", "vocabulary"},
     "task": {"data"},
     "trainer": {
-        "model", "tasks", "data", "ood", "learner", "maml", "optimizer", "tracker", "folder",
+        "model", "tasks", "data", "ood", "learner", "maml", "hyper", "factory", "optimizer",
+        "tracker", "folder",
         "device", "deterministic", "metrics", "member_weights",
     },
 }  # fmt: skip
@@ -77,6 +79,14 @@ def test_every_choice_composes_for_an_ensemble(override: str) -> None:
     assert config.trainer._target_ == "metalearn.trainers.EnsembleTrainer"
     expected = ("data", *(["ood"] if "ood" in config and config.ood else []), *SAMPLES[1:])
     assert groups_of(config) == expected
+
+
+def test_every_kind_of_what_shapes_runs_is_a_choice() -> None:
+    assert {path.stem for path in (CONF / "hyper").glob("*.yaml")} == set(HYPER_KINDS)
+    for name, kind in HYPER_KINDS.items():
+        config = composed("trainer=hyper", f"hyper={name}")
+        assert get_object(config.hyper._target_) is kind
+        assert groups_of(config) == ("data", "hyper", "model", "optimizer", "trainer")
 
 
 def test_every_learner_that_is_known_is_a_choice() -> None:

@@ -50,6 +50,7 @@ RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitRe
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
 RESULTS |= {"Confusion", "Episode", "DirectionCheck", "HyperPlan", "HyperProgress", "GradientIndex"}
 RESULTS |= {"ExactScores", "RunCurvature", "SubsetOutcomes", "TrainingRun"}
+RESULTS |= {"HyperTest", "RunSetup"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
 RESULTS |= {"Attributed", "ScoredNetwork"}
@@ -652,6 +653,23 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.PerSampleTrainer,
             {"model": models.MLP((2,), 3, hidden=(4,)), "data": blobs(), "batch_size": 8, **few},
         ),
+        "HyperTrainer": lambda: (
+            trainers.HyperTrainer,
+            {
+                "model": models.MLP((2,), 3, hidden=(4,)),
+                "data": blobs(),
+                "inner": {"steps": 2, "batch_size": 8},
+                **few,
+            },
+        ),
+        "RunSettings": _of(trainers, "RunSettings", steps=3, lr=0.1),
+        "LearntExampleWeights": lambda: (
+            trainers.LearntExampleWeights,
+            {"setup": _setup(), "initial": 0.2},
+        ),
+        "LearntSchedule": lambda: (trainers.LearntSchedule, {"setup": _setup()}),
+        "LearntWeightDecay": lambda: (trainers.LearntWeightDecay, {"setup": _setup()}),
+        "DistilledExamples": lambda: (trainers.DistilledExamples, {"setup": _setup()}),
         "EnsembleTrainer of real targets": lambda: (
             trainers.EnsembleTrainer,
             {
@@ -668,6 +686,13 @@ def _trainers() -> dict[str, Callable[[], Call]]:
         ),
         "mean_interval": _of(trainers, "mean_interval", values=draw(4, 2)),
     }
+
+
+def _setup() -> Any:
+    """Of a run that is to be shaped."""
+    model = models.MLP((2,), 3, hidden=(4,))
+    trainer = trainers.HyperTrainer(model, blobs(), inner={"steps": 2, "batch_size": 8})
+    return trainer.objective.hyper.setup
 
 
 def _factors() -> Any:

@@ -14,7 +14,7 @@ from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.meta.objective import MetaBatch
 from metalearn.trainers.supervised.batches import have_member_axis
 from metalearn.types import TaskBatch
-from tests.contracts.trainers import TRAINERS, Make
+from tests.contracts.trainers import TRAINERS, WITHOUT_DIAGNOSTICS, Make
 from tests.support.builders import Recorder, assert_same
 
 objectives = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
@@ -76,14 +76,12 @@ def test_a_gradient_follows_from_the_step(make: Make) -> None:
     assert one.losses.shape == trainer.active.shape
 
 
-@drawn
-def test_each_batch_is_drawn_once(make: Make) -> None:
+@pytest.mark.parametrize("name", [name for name in TRAINERS if name != "scripted"])
+def test_each_batch_is_drawn_once(name: str) -> None:
     """By gradient, records and diagnostics together; the first one is looked at beforehand."""
-    trainer: Any = make(
-        tracker=Recorder(),
-        log_every=1, diagnostics=["gradient_norms"], diagnostics_every=1,
-        eval_every=100,
-    )  # fmt: skip
+    looked: Any = {"diagnostics": ["gradient_norms"], "diagnostics_every": 1}
+    looked = {} if name in WITHOUT_DIAGNOSTICS else looked
+    trainer: Any = TRAINERS[name](tracker=Recorder(), log_every=1, eval_every=100, **looked)
     objective, counted = trainer.loop.objective, Counter[Any]()
     source = "tasks" if hasattr(objective, "tasks") else "batches"
     original = getattr(objective, source)

@@ -19,7 +19,7 @@ import torch
 from metalearn.checkpoint import load_checkpoint
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.tracking import RunTracker
-from metalearn.trainers import FitResult, Trainer
+from metalearn.trainers import FitResult, HyperTrainer, Trainer
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from metalearn.trainers.supervised import model_evaluation
 from tests.contracts.trainers import TRAINERS
@@ -58,6 +58,7 @@ def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of these tiny runs, and `meta.test_records` looks at it."""
     monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
     monkeypatch.setattr(model_evaluation, "_draw", lambda *given: None)
+    monkeypatch.setattr(HyperTrainer, "_figure", lambda *given: None)
     without_ensemble_figures(monkeypatch)
 
 

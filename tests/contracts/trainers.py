@@ -10,7 +10,15 @@ import torch
 
 from metalearn.models import MLP, Ensemble
 from metalearn.tasks import FewShotTasks, SinusoidTasks
-from metalearn.trainers import MAML, EnsembleTrainer, MetaTrainer, PerSampleTrainer, Trainer
+from metalearn.trainers import (
+    HYPER_KINDS,
+    MAML,
+    EnsembleTrainer,
+    HyperTrainer,
+    MetaTrainer,
+    PerSampleTrainer,
+    Trainer,
+)
 from metalearn.trainers.meta.making import takes_maml
 from metalearn.trainers.meta.registry import LEARNERS
 from tests.support.builders import (
@@ -21,9 +29,9 @@ from tests.support.builders import (
     sinusoid_trainer,
 )
 from tests.support.diagnostic_cases import per_sample
-from tests.support.small_data import waves
+from tests.support.small_data import blobs, waves
 
-__all__ = ["OF_REGRESSION", "OWN_SETTINGS", "TRAINERS", "Make", "network"]
+__all__ = ["OF_REGRESSION", "OWN_SETTINGS", "TRAINERS", "WITHOUT_DIAGNOSTICS", "Make", "network"]
 
 Make = Callable[..., Trainer]
 TASKS = FewShotTasks(patterns(), way=3, shot=2, query=2)
@@ -94,6 +102,18 @@ def _regression_per_sample(**settings: Any) -> Trainer:
     )
 
 
+def _hyper(kind: str, **settings: Any) -> Trainer:
+    """What shapes runs; of each kind with another start."""
+    start = {"example_weights": "warm", "learning_rates": "fresh"}.get(kind, "fixed")
+    inner = {"steps": 3, "batch_size": 8, "lr": 0.1, "start": start}
+    settings = {"steps": 6, "progress": False, "outer_batch": 6, "inner": inner} | settings
+    return HyperTrainer(_planar(), blobs(), hyper=kind, factory=_planar, **settings)
+
+
+def _planar(seed: int = 0) -> MLP:
+    return MLP((2,), 3, hidden=(5,), activation="tanh", seed=seed)
+
+
 OF_REGRESSION = {"cnp"}
 """Learners that take no tasks of classification."""
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
@@ -131,6 +151,9 @@ TRAINERS: dict[str, Make] = {
     "per_sample": _per_sample,
     "regression": _regression,
     "regression_per_sample": _regression_per_sample,
+    **{f"hyper_{kind}": partial(_hyper, kind) for kind in HYPER_KINDS},
     **{name: partial(_learner, name, 0) for name in LEARNERS if name != "maml"},
     **{f"{name}_members": partial(_learner, name, 2) for name in LEARNERS},
 }
+WITHOUT_DIAGNOSTICS = {"scripted", *(name for name in TRAINERS if name.startswith("hyper_"))}
+"""Trainers of which diagnostics have nothing to see."""

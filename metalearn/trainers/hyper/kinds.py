@@ -1,0 +1,101 @@
+"""What is learnt where training runs are shaped, and the run that it shapes.
+
+Axes: N examples of the training part, K steps of a run, B samples of a batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from metalearn.data.regression import SupervisedData
+from metalearn.trainers.supervised.losses import SupervisedLoss
+from metalearn.trainers.supervised.network_run import StepBatch
+from metalearn.trainers.supervised.run_network import RunNetwork
+from metalearn.types import Params
+
+__all__ = ["HyperModule", "RunOptimizer", "RunSetup", "RunValues"]
+
+RunOptimizer = Literal["sgd", "adam", "adamw"]
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """The ordinary run that is to be shaped."""
+
+    data: SupervisedData
+    params: Params
+    """Of the network, before the run."""
+    rates: Tensor
+    """``[K]``, the learning rate of each step."""
+    optimizer: RunOptimizer
+    momentum: float
+    """Of ``sgd``."""
+    loss: SupervisedLoss
+    seed: int
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device of the network's parameters."""
+        return self.rates
+
+
+class RunValues(NamedTuple):
+    """What a run gets of what shapes it, by name."""
+
+    in_loss: dict[str, Tensor]
+    """What the inner loss is computed with."""
+    in_optimizer: dict[str, Tensor]
+    """``lr``, a scalar or ``[K]``, and ``momentum``, in place of those of the ordinary run."""
+
+
+class HyperModule(nn.Module, ABC):
+    """What shapes training runs, as parameters that are learnt; each kind is a subclass.
+
+    Args:
+        setup: the ordinary run.
+    """
+
+    sees_examples: ClassVar[bool] = True
+    """Whether steps of a run have batches of the training examples."""
+
+    def __init__(self, setup: RunSetup) -> None:
+        super().__init__()
+        self.setup = setup
+
+    @abstractmethod
+    def values(self, raw: Mapping[str, Tensor]) -> RunValues:
+        """What a run gets, as a differentiable function of the parameters by name alone."""
+
+    def inner_loss(
+        self, network: RunNetwork, params: Params, in_loss: Mapping[str, Tensor], batch: StepBatch
+    ) -> Tensor:
+        """The loss that a step of a run descends, a scalar; here the mean over its batch."""
+        return self.sample_losses(network, params, batch).mean()
+
+    def sample_losses(self, network: RunNetwork, params: Params, batch: StepBatch) -> Tensor:
+        """Losses ``[B]`` of a step's examples in training mode."""
+        x, y, _, step = batch
+        return self.setup.loss.each(network.trained(params, x, step), y)
+
+    def plain(self) -> RunValues:
+        """Those of an ordinary run, for comparison; here as they begin. Asked before training."""
+        return self.current()
+
+    def current(self) -> RunValues:
+        """What a run gets as the parameters stand, without a graph, and not as they change."""
+        raw = {name: value.detach().clone() for name, value in self.named_parameters()}
+        return self.values(raw)
+
+    def records(self, values: RunValues) -> dict[str, float]:
+        """Numbers that tell what has been learnt, by name."""
+        return {}
+
+    def figure(self, values: RunValues, plain: RunValues, title: str) -> Figure | None:
+        """What has been learnt beside what an ordinary run has; None where there is no picture."""
+        return None

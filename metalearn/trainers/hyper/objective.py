@@ -1,0 +1,132 @@
+"""The objective of a training of what shapes runs: the outer loss after a run.
+
+Axes: K steps of a run, B samples of an outer batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core import HyperGradient, hyper_gradient
+from metalearn.core.tree import tree_map
+from metalearn.trainers.hyper.carried import Carried
+from metalearn.trainers.hyper.combinations import GradientSettings
+from metalearn.trainers.hyper.kinds import HyperModule, RunValues
+from metalearn.trainers.hyper.run_settings import optimizer_gradients
+from metalearn.trainers.hyper.runs import InnerRuns, StartOfRun
+from metalearn.trainers.loop.protocols import Stateless
+from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.types import Params
+
+__all__ = ["HyperObjective"]
+
+_CARRIED = "carried"
+
+
+class HyperObjective(Stateless):
+    """The mean loss of a batch of the validation part after K steps from where a run starts.
+
+    Args:
+        hyper: what is learnt.
+        runs: that it shapes.
+        batches: from an outer step to its inputs and targets.
+        how: of the gradient.
+    """
+
+    unit = "samples"
+
+    def __init__(
+        self,
+        hyper: HyperModule,
+        runs: InnerRuns,
+        batches: Callable[[int], LabelledBatch],
+        how: GradientSettings,
+    ) -> None:
+        self.hyper, self.runs, self.batches, self.how = hyper, runs, batches, how
+
+    def prepare(self) -> None:
+        """Nothing is left to decide."""
+
+    def batch(self, step: int) -> LabelledBatch:
+        """Inputs and targets of the outer loss."""
+        x, y, *_ = self.batches(step)
+        return self.runs.placed(x), y
+
+    def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
+        """Mean loss of the batch after the run, and its gradient of what shapes the run."""
+        values, pull, *_ = torch.func.vjp(self._values, dict(params))
+        values = RunValues(*tree_map(Tensor.detach, tuple(values)))
+        start = self.runs.of_step(step, self.hyper)
+        found = self._through_run(values, start, batch)
+        in_optimizer = optimizer_gradients(found.optimizer_grads, values.in_optimizer)
+        (grads,) = pull(RunValues(found.hyper_grads, in_optimizer))
+        count = len(batch[1])
+        return StepGradient(
+            grads,
+            found.loss[None],
+            count,
+            divisor=count,
+            buffers=self._carried(found),
+            scalars=_scalars(found),
+            suspects=lambda: f"the run of step {step}",
+        )
+
+    def unused_parameters(self) -> list[str]:
+        """None: weights of examples that a run does not see have gradients of 0."""
+        return []
+
+    def records(
+        self, batch: LabelledBatch, gradient: StepGradient, *, step: int
+    ) -> Mapping[str, float]:
+        """What has been learnt, in numbers."""
+        found = self.hyper.records(self.hyper.current())
+        return {f"hyper/{name}": value for name, value in found.items()}
+
+    def outer_loss(self, params: Params, in_loss: Any, batch: LabelledBatch) -> Tensor:
+        """Mean loss of a batch in evaluation mode, a scalar."""
+        return self.runs.loss.mean(self.runs.network.evaluated(params, batch[0]), batch[1])
+
+    def _values(self, raw: Params) -> RunValues:
+        return self.hyper.values(raw)
+
+    def _through_run(
+        self, values: RunValues, start: StartOfRun, batch: LabelledBatch
+    ) -> HyperGradient:
+        settings, like = self.runs.settings, self.runs.like
+        return hyper_gradient(
+            self.runs.inner_loss(self.hyper),
+            self.outer_loss,
+            start.params,
+            values.in_loss,
+            start.batches,
+            batch,
+            optimizer=settings.made_optimizer(values.in_optimizer, settings.steps, like),
+            steps=settings.steps,
+            state=start.state,
+            **vars(self.how),
+        )
+
+    def _carried(self, found: HyperGradient) -> dict[str, Tensor]:
+        """What the next run starts from, by the names of buffers."""
+        carried = getattr(self.hyper, _CARRIED, None)
+        if not isinstance(carried, Carried):
+            return {}
+        after = carried.after(found.params, found.state)
+        return {f"{_CARRIED}.{name}": value for name, value in after.items()}
+
+
+def _scalars(found: HyperGradient) -> dict[str, Tensor]:
+    """How the run went, and whether gradients through it explode on their way back."""
+    scalars = {"train/inner_loss": found.inner_losses[-1]}
+    norms = found.diagnostics.get("walk_norms")
+    if norms is not None and len(norms) > 1:
+        tiny = torch.finfo(norms.dtype).tiny
+        scalars["train/growth_on_the_way_back"] = norms[-1] / norms[0].clamp_min(tiny)
+    if "residual" in found.diagnostics:
+        scalars["train/implicit_residual"] = found.diagnostics["residual"]
+    return scalars

@@ -1,0 +1,42 @@
+"""The report of a test of what shapes runs: networks trained with it, and without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from metalearn.trainers.supervised.regression_reports import RegressionTest
+from metalearn.trainers.supervised.reports import EnsembleTest
+
+__all__ = ["HyperTest"]
+
+NetworkTest = EnsembleTest | RegressionTest
+
+
+@dataclass(frozen=True)
+class HyperTest:
+    """How networks do that whole runs train, from the same starts and with the same batches."""
+
+    learnt: NetworkTest
+    """With what has been learnt."""
+    plain: NetworkTest
+    """By ordinary runs: weights of 1, rates and decays as they were set, or inputs as drawn."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Both, under ``learnt`` and ``plain``."""
+        return {"learnt": self.learnt.as_json(), "plain": self.plain.as_json()}
+
+    def headline(self) -> dict[str, float]:
+        """Scores of both; those of ordinary runs as ``test/plain_<score>``."""
+        plain = self.plain.headline().items()
+        return self.learnt.headline() | {
+            f"test/plain_{name.partition('/')[2]}": value for name, value in plain
+        }
+
+    def member_headlines(self) -> list[dict[str, float]]:
+        """Scores of each network."""
+        return self.learnt.member_headlines()
+
+    def lines(self, name: str) -> list[str]:
+        """Both tables, one after the other."""
+        return [*self.learnt.lines(f"{name}, learnt"), *self.plain.lines(f"{name}, ordinary runs")]
