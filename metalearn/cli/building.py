@@ -120,15 +120,8 @@ def build(
     optimizer = made_optimizer(config.optimizer)
     frozen = config.model.get("frozen_features")
     later = deferred_tasks(config) if deferred and "task" in groups and not frozen else None
-    objects: dict[str, Any] = {} if later is None else {"tasks": later}
-    for group in groups:
-        if group in SOURCES and group != "ood" and SOURCES[group] not in objects:
-            objects[SOURCES[group]] = made(config[group], group)
-    if "data" in objects:
-        objects["data"] = _with_wrong_labels(config.data, objects["data"])
+    objects = _sources(config, later)
     source = objects.get("tasks") or objects["data"]
-    if "ood" in groups:
-        objects["ood"] = _second_data(config.ood, source)
     if frozen:
         network, start = frozen_network(config, source, start), None
         for name in {"tasks", "data", "ood"} & set(objects):
@@ -161,6 +154,20 @@ def build(
         name = {"source": "init_from", "skip": "init_skip"}.get(error.setting, error.setting)
         raise SettingError(name, error.value, error.accepted) from error
     return trainer
+
+
+def _sources(config: DictConfig, later: DeferredTasks | None) -> dict[str, Any]:
+    """Arguments of the trainer that groups become, by name; ``later`` are tasks made already."""
+    groups = groups_of(config)
+    objects: dict[str, Any] = {} if later is None else {"tasks": later}
+    for group in groups:
+        if group in SOURCES and group != "ood" and SOURCES[group] not in objects:
+            objects[SOURCES[group]] = made(config[group], group)
+    if "data" in objects:
+        objects["data"] = _with_wrong_labels(config.data, objects["data"])
+    if "ood" in groups:
+        objects["ood"] = _second_data(config.ood, objects.get("tasks") or objects["data"])
+    return objects
 
 
 def _weights(config: DictConfig) -> dict[str, Any]:
