@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.attribution.target_samples import checked_targets
 from metalearn.core import InnerOptimizer, adam, adamw, sgd, with_gradients

@@ -27,10 +27,10 @@ class HyperTest:
         return {"learnt": self.learnt.as_json(), "plain": self.plain.as_json()}
 
     def headline(self) -> dict[str, float]:
-        """Scores of both; those of ordinary runs as ``test/plain_<score>``."""
-        plain = self.plain.headline().items()
-        return self.learnt.headline() | {
-            f"test/plain_{name.partition('/')[2]}": value for name, value in plain
+        """Means over the networks, which are no ensemble; of ordinary runs ``plain_<score>``."""
+        return _means(self.learnt) | {
+            f"test/plain_{name.partition('/')[2]}": value
+            for name, value in _means(self.plain).items()
         }
 
     def member_headlines(self) -> list[dict[str, float]]:
@@ -40,3 +40,8 @@ class HyperTest:
     def lines(self, name: str) -> list[str]:
         """Both tables, one after the other."""
         return [*self.learnt.lines(f"{name}, learnt"), *self.plain.lines(f"{name}, ordinary runs")]
+
+
+def _means(test: NetworkTest) -> dict[str, float]:
+    rows = test.member_headlines()
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

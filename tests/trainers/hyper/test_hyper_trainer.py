@@ -185,7 +185,7 @@ def test_a_report_has_what_was_learnt_beside_an_ordinary_run(kind: str) -> None:
     if kind != "example_weights":  # which begin below 1
         assert at_first.learnt.headline() == pytest.approx(at_first.plain.headline(), rel=1e-4)
     headline = found.headline()
-    assert headline["test/plain_accuracy"] == found.plain.headline()["test/accuracy"]
+    assert headline["test/plain_accuracy"] == pytest.approx(found.plain.headline()["test/accuracy"])
     assert [line for line in found.lines("test") if "ordinary runs" in line]
     assert set(found.as_json()) == {"learnt", "plain"}
 
@@ -193,7 +193,9 @@ def test_a_report_has_what_was_learnt_beside_an_ordinary_run(kind: str) -> None:
 def test_whole_runs_are_those_of_the_networks_that_are_given_out() -> None:
     trainer = made(inner={"whole_runs": 2, "whole_steps": 9}, factory=network)
     x, y = trainer.data.part("test")
-    rows = trainer.test().learnt.report.members.accuracy
+    found = trainer.test()
+    rows = found.learnt.report.members.accuracy
+    assert found.headline()["test/accuracy"] == pytest.approx(float(rows.mean()))
     for index in range(2):
         model = trainer.train_network(index)
         accuracy = (model(x).argmax(-1) == y).double().mean()
