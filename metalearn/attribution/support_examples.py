@@ -50,6 +50,9 @@ def support_example_scores(
     w = 1. In units of the loss: to first order, by how much the query's loss rises where the
     example's loss no longer counts (w_s = 0, and still divided by S). Positive: a helpful example.
 
+    Derivatives are taken backward for each query or forward for each example, whichever are fewer:
+    memory grows with min(Q, S), backward with K too.
+
     Losses are those of samples that are seen together, so that what a network computes of the whole
     set, such as statistics of batch norms, stays as it is: a weight is on the loss alone.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn.attribution.query_losses import Reduction, check_reduction
+from metalearn.attribution.support_tangents import forward_derivatives
 from metalearn.core import Adaptation, Eager, along_adaptation, sgd
 from metalearn.core._functorch import transforms_active
 from metalearn.core.autodiff.backend import Functional
@@ -69,22 +70,29 @@ class WeightedAdaptation:
         return scores[:, 0] if reduction == "mean" else scores
 
     def _of_task(self, params: Params, support: Batch, query: Batch) -> Tensor:
-        """Scores of one task, ``[R, S]``."""
+        """Scores of one task, ``[R, S]``, backward for R or forward for S, the fewer of them."""
         backend = Functional() if transforms_active() else Eager()
         values, spec = flatten(params)
         loop = self.adaptation.loop(params, backend, _guarded)
-        losses = _guarded(self.query_losses)
-
-        def outcome(inputs: list[Tensor]) -> list[Tensor]:
-            (weights,) = inputs
-            at, state = values, loop.start(values)
-            for k in range(self.adaptation.steps):
-                at, state, _ = loop.step(at, state, loop.batch((support, weights), k))
-            return [losses(unflatten(at, spec), support, query)]
-
         ones = values[0].new_ones(sample_count(support, "support"))
         with torch.no_grad():
-            like = losses(params, support, query)
+            like = self.query_losses(params, support, query)
+        if not self.adaptation.steps or not loop.adapting(values):
+            return torch.zeros(len(like), len(ones), dtype=like.dtype, device=like.device)
+
+        def losses(values: list[Tensor]) -> Tensor:
+            return _guarded(self.query_losses)(unflatten(values, spec), support, query)
+
+        if len(like) > len(ones):
+            given = (values, support, ones, self.adaptation.steps)
+            return -forward_derivatives(loop, losses, *given)
+
+        def outcome(inputs: list[Tensor]) -> list[Tensor]:
+            at, state = values, loop.start(values)
+            for k in range(self.adaptation.steps):
+                at, state, _ = loop.step(at, state, loop.batch((support, *inputs), k))
+            return [losses(at)]
+
         each = torch.eye(len(like), dtype=like.dtype, device=like.device)
         if isinstance(backend, Functional):
             (found,) = backend.pull_many(outcome, [ones])([each])

@@ -18,10 +18,19 @@ from metalearn.core.tree import tree_map
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError
 from metalearn.models import MLP, Ensemble
-from metalearn.trainers import ANIL, MAML, ImplicitMAML, MetaLearner, ProtoNet
+from metalearn.trainers import ANIL, MAML, ImplicitMAML, MAMLPlusPlus, MetaLearner, ProtoNet
 from metalearn.types import TaskBatch
-from tests.support.oracles import adam_rule, sgd_rule, task_list
-from tests.support.task_attribution import FewShot, adapted_losses, few_shot, scores_by_loops
+from tests.contracts.test_learners import INNER, WITH_RATES, doubled
+from tests.contracts.test_learners import learner as table_learner
+from tests.contracts.test_learners import network as table_network
+from tests.support.oracles import adam_rule, draw, sgd_rule, task_list
+from tests.support.task_attribution import (
+    SHAPES,
+    FewShot,
+    adapted_losses,
+    few_shot,
+    scores_by_loops,
+)
 
 close = torch.testing.assert_close
 RULES: dict[str, tuple[Any, Any]] = {
@@ -33,6 +42,9 @@ RULES: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
+both_ways = pytest.mark.parametrize(("support", "query"), SHAPES)
+
+
 def scores(known: FewShot, **settings: Any) -> Tensor:
     given: Any = {"optimizer": sgd(0.4), "steps": 3, **settings}
     return support_example_scores(known.losses_fn, known.params, known.tasks, **given)
@@ -41,10 +53,13 @@ def scores(known: FewShot, **settings: Any) -> Tensor:
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("steps", [0, 1, 4])
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
-def test_they_are_those_of_a_loop(name: str, steps: int, engine: Any) -> None:
-    known, (optimizer, rule) = few_shot(), RULES[name]
+@both_ways
+def test_they_are_those_of_a_loop(
+    name: str, steps: int, engine: Any, support: int, query: int
+) -> None:
+    known, (optimizer, rule) = few_shot(support=support, query=query), RULES[name]
     found = scores(known, optimizer=optimizer, steps=steps, engine=engine)
-    assert found.shape == (3, 4, 5)
+    assert found.shape == (3, query, support)
     assert bool(found.any()) is bool(steps)
     close(found, scores_by_loops(known, rule, steps), rtol=1e-10, atol=1e-14)
 
@@ -60,22 +75,30 @@ def test_they_are_those_of_a_loop(name: str, steps: int, engine: Any) -> None:
     ids=lambda norm: type(norm).__name__,
 )
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
-def test_norms_with_affine_parameters_that_adapt(norm: nn.Module, engine: Any) -> None:
-    known = few_shot(nn.Sequential(nn.Linear(4, 6), norm, nn.Tanh(), nn.Linear(6, 3)))
+@both_ways
+def test_norms_with_affine_parameters_that_adapt(
+    norm: nn.Module, engine: Any, support: int, query: int
+) -> None:
+    layers = nn.Sequential(nn.Linear(4, 6), norm, nn.Tanh(), nn.Linear(6, 3))
+    known = few_shot(layers, support=support, query=query)
     expected = scores_by_loops(known, partial(sgd_rule, 0.4), 3)
     close(scores(known, engine=engine), expected, rtol=1e-10, atol=1e-14)
 
 
-def test_convolutions() -> None:
+@both_ways
+def test_convolutions(support: int, query: int) -> None:
     layers = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
-    known = few_shot(layers, (2, 4, 4))
+    known = few_shot(layers, (2, 4, 4), support=support, query=query)
     close(scores(known), scores_by_loops(known, partial(sgd_rule, 0.4), 3), rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 @pytest.mark.parametrize("chunk_size", [1, 2, 100, "auto", None])
-def test_chunks_of_tasks_are_all_at_once(engine: Any, chunk_size: Any) -> None:
-    known = few_shot(tasks=3)
+@both_ways
+def test_chunks_of_tasks_are_all_at_once(
+    engine: Any, chunk_size: Any, support: int, query: int
+) -> None:
+    known = few_shot(support=support, query=query)
     close(scores(known, engine=engine, chunk_size=chunk_size), scores(known, chunk_size=None))
 
 
@@ -143,8 +166,9 @@ def test_the_first_order_change_where_an_example_counts_less() -> None:
     close(scores(known)[0, :, 2], ((less - whole) / share).detach(), rtol=1e-2, atol=1e-5)
 
 
-def test_parts_of_the_support_set_are_weighted_within_them() -> None:
-    known = few_shot(support=5)
+@pytest.mark.parametrize("query", [4, 7])
+def test_parts_of_the_support_set_are_weighted_within_them(query: int) -> None:
+    known = few_shot(support=5, query=query)
     optimizer = with_gradients(sgd(0.4), support_batch=2)
     seen = scores(known, optimizer=optimizer, steps=1)
     assert (seen.abs().sum((0, 1)) > 0).tolist() == [True, False, False, True, False]
@@ -153,28 +177,30 @@ def test_parts_of_the_support_set_are_weighted_within_them() -> None:
     close(seen[..., [0, 3]], alone)
 
 
-def test_clipped_gradients_differ_and_are_differentiated() -> None:
-    known, width = few_shot(tasks=1), 1e-6
+@both_ways
+def test_clipped_gradients_differ_and_are_differentiated(support: int, query: int) -> None:
+    known, width = few_shot(tasks=1, support=support, query=query), 1e-6
     optimizer = with_gradients(sgd(0.4), clip_norm=0.05)
     found = scores(known, optimizer=optimizer)
-    (support, query) = task_list(known.tasks)[0]
+    examples, asked = task_list(known.tasks)[0]
 
     def after(weights: Tensor) -> Tensor:
         end = adapt(
             lambda p, b: (weights * known.losses_fn(p, b)).mean(),
-            known.params, support, optimizer=optimizer, steps=3,
+            known.params, examples, optimizer=optimizer, steps=3,
         )  # fmt: skip
-        return known.losses_fn(end.params, query)
+        return known.losses_fn(end.params, asked)
 
-    for s in range(5):
-        step = width * torch.eye(5, dtype=torch.float64)[s]
+    for s in range(support):
+        step = width * torch.eye(support, dtype=torch.float64)[s]
         difference = (after(1 - step) - after(1 + step)) / (2 * width)
         close(found[0, :, s], difference, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
-def test_frozen_parameters_stay(engine: Any) -> None:
-    known = few_shot()
+@both_ways
+def test_frozen_parameters_stay(engine: Any, support: int, query: int) -> None:
+    known = few_shot(support=support, query=query)
     found = scores(known, frozen="0.*", engine=engine)
     expected = scores_by_loops(known, partial(sgd_rule, 0.4), 3, frozen=("0.weight", "0.bias"))
     close(found, expected)
@@ -192,8 +218,9 @@ def test_step_sizes_that_are_tensors_are_values() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [adam(0.1), adamw(0.1), sgd(0.4)])
-def test_members_are_scored_under_vmap(optimizer: Any) -> None:
-    known = few_shot()
+@both_ways
+def test_members_are_scored_under_vmap(optimizer: Any, support: int, query: int) -> None:
+    known = few_shot(support=support, query=query)
     many = [known.params, tree_map(lambda p: p + 0.1, known.params)]
     stacked = {n: torch.stack([one[n] for one in many]) for n in known.params}
 
@@ -205,15 +232,19 @@ def test_members_are_scored_under_vmap(optimizer: Any) -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
-def test_it_is_the_same_where_autograd_records_nothing(mode: Any, engine: Any) -> None:
-    known = few_shot()
+@both_ways
+def test_it_is_the_same_where_autograd_records_nothing(
+    mode: Any, engine: Any, support: int, query: int
+) -> None:
+    known = few_shot(support=support, query=query)
     with mode():
         found = scores(known, engine=engine)
     close(found, scores(known))
 
 
-def test_nothing_is_recorded() -> None:
-    known = few_shot()
+@both_ways
+def test_nothing_is_recorded(support: int, query: int) -> None:
+    known = few_shot(support=support, query=query)
     params = {n: p.clone().requires_grad_() for n, p in known.params.items()}
     state = torch.get_rng_state()
     assert not scores(known._replace(params=params)).requires_grad
@@ -221,8 +252,9 @@ def test_nothing_is_recorded() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_float32_is_close_to_float64() -> None:
-    known = few_shot()
+@both_ways
+def test_float32_is_close_to_float64(support: int, query: int) -> None:
+    known = few_shot(support=support, query=query)
     expected = scores(known)
     single = tree_map(lambda x: x.float() if x.is_floating_point() else x, known[1:])
     found = scores(FewShot(known.losses_fn, *single))
@@ -230,8 +262,9 @@ def test_float32_is_close_to_float64() -> None:
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
-def test_what_vmap_cannot_take_is_looped_over() -> None:
-    known = few_shot()
+@both_ways
+def test_what_vmap_cannot_take_is_looped_over(support: int, query: int) -> None:
+    known = few_shot(support=support, query=query)
 
     def losses_fn(params: Any, batch: Any) -> Tensor:
         losses = known.losses_fn(params, batch)
@@ -316,8 +349,10 @@ def of_learner(learner: MetaLearner, tasks: TaskBatch) -> Tensor:
 
 @pytest.mark.parametrize("engine", ["auto", "batched", "vmap", "loop"])
 @pytest.mark.parametrize("kind", [MetaLearner, ANIL])
-def test_those_of_a_learner(kind: Any, engine: Any) -> None:
-    tasks, learner = few_shot().tasks, kind(net(), maml(engine=engine))
+@both_ways
+def test_those_of_a_learner(kind: Any, engine: Any, support: int, query: int) -> None:
+    tasks = few_shot(support=support, query=query).tasks
+    learner = kind(net(), maml(engine=engine))
     found = learner_support_scores(learner, tasks)
     close(found, of_learner(learner, tasks), rtol=1e-10, atol=1e-14)
     close(learner_support_scores(learner, tasks, reduction="mean", chunk_size=2), found.mean(1))
@@ -342,6 +377,36 @@ def test_the_pull_of_implicit_maml_is_in_the_inner_loss() -> None:
         for q, end in enumerate(ends):
             (grad,) = torch.autograd.grad(end, weights, retain_graph=True)
             close(found[t, q], -grad)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize(
+    "name", [name for name in [*INNER, *WITH_RATES] if not name.startswith("protomaml")]
+)
+def test_forward_is_backward_for_every_learner_with_weights(name: str, engine: str) -> None:
+    learner, tasks = table_learner(name, table_network(name, 0), engine), doubled(name, "train")
+    twice = tree_map(lambda x: torch.cat([x, x], 1), tasks.query)
+    backward = learner_support_scores(learner, tasks)
+    forward = learner_support_scores(learner, TaskBatch(tasks.support, twice))
+    assert bool(backward.any())
+    close(forward, torch.cat([backward, backward], 1), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("queries", [2, 9])
+def test_norms_that_move_by_step(queries: int) -> None:
+    norm = nn.BatchNorm1d(6)
+    layers = draw(nn.Sequential(nn.Linear(4, 6), norm, nn.Tanh(), nn.Linear(6, 3)))
+    settings: Any = {"affine_per_step": True, "statistics_per_step": True}
+    learner = MAMLPlusPlus(layers, maml(), **settings)
+    tasks = few_shot(query=9).tasks
+    some = TaskBatch(tasks.support, tree_map(lambda x: x[:, :queries], tasks.query))
+    one_by_one = [
+        learner_support_scores(
+            learner, TaskBatch(tasks.support, tree_map(lambda x, q=q: x[:, q : q + 1], tasks.query))
+        )
+        for q in range(queries)
+    ]
+    close(learner_support_scores(learner, some), torch.cat(one_by_one, 1))
 
 
 def test_padding_counts_nowhere() -> None:

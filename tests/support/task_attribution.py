@@ -19,6 +19,10 @@ from tests.support.oracles import Rule, Tree, draw, generator, inner_loop, task_
 Losses = Callable[[Any, Any], Tensor]
 
 
+SHAPES = [(5, 4), (3, 7)]
+"""Support examples and queries, fewer of either: derivatives are taken backward, or forward."""
+
+
 class FewShot(NamedTuple):
     """Losses ``[N]`` of samples, a start and tasks, all in float64."""
 
