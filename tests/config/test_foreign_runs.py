@@ -146,7 +146,7 @@ def test_what_is_trusted_is_built(
     folder = tmp_path / "run"
     target = own_network(tmp_path)
     typed = [f"model._target_={target}", "~model.hidden", "~model.dropout", "~model.init_scale"]
-    typed += ["~model.init_bias", "~model.seed"]
+    typed += ["~model.init_bias", "~model.seed", "~model.activation"]
     settings = [s for s in TINY if not s.startswith("model.hidden")]
     outcome = run("train", *settings, *typed, f"hydra.run.dir={folder}")
     if outcome.code:  # settings of a function that takes any are not checked by name
