@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from metalearn.attribution.kept_on_disk import StatesOnDisk, WalkCheckpoint
 from metalearn.attribution.scored_network import ScoredNetwork, ScoreSettings
-from metalearn.attribution.training_run import training_run
+from metalearn.attribution.training_run import TrainingRun, training_run
 from metalearn.cli.given_settings import plain_value
 from metalearn.errors import SettingError, check_whole
+from metalearn.tracking import write_json
 from metalearn.trainers import Trainer
 
 __all__ = ["AttributedNetwork", "members_of", "network_of", "targets_of"]
 
+_OF_A_WALK = ("checkpoint", "split", "targets", "memory", "spill")
 _FAR = 1e-3  # of the parameters' size: what a run that is made again may differ by
 
 
@@ -70,19 +73,14 @@ def network_of(
     Raises:
         SettingError: a run that is more than steps of an optimiser, or a state before the first.
     """
-    steps = loaded.step
-    if config.checkpoint == "best":
-        steps = int(loaded.loop.population.best_steps[member])
-    if steps < 1:
-        accepted = "checkpoint=last is needed: the best state is that before the first step"
-        raise SettingError("checkpoint", config.checkpoint, accepted)
+    steps = _steps_of(loaded, config.checkpoint, member)
     run = training_run(fresh, member=member, steps=steps)
     module = loaded.network_run(member).module  # type: ignore[attr-defined]
     params = {n: p.detach() for n, p in module.named_parameters() if n in run.params}
     settings = {name: plain_value(config[name]) for name in ScoreSettings.__dataclass_fields__}
     saver = WalkCheckpoint(folder / "attribution" / f"member-{member}" / "walk.pt")
     network = ScoredNetwork(
-        run, params, targets, ScoreSettings(**settings), _walk(config, saver, fresh.device)
+        run, params, targets, ScoreSettings(**settings), _walk(config, saver, run)
     )
     ((_, again),) = run.states([steps])
     apart = sum(float((again[n] - p).square().sum()) for n, p in params.items()) ** 0.5
@@ -91,15 +89,46 @@ def network_of(
         f"the run of network {member}, made again, ends {apart:.2g} of its size away from the "
         "weights that were saved: its data, its code or its machine are not those of then"
     )
-    return AttributedNetwork(network, saver, warning if apart > _FAR else "")
+    return AttributedNetwork(network, saver, "" if apart <= _FAR else warning)
 
 
-def _walk(config: DictConfig, saver: WalkCheckpoint, device: torch.device) -> dict[str, Any]:
-    """Where states of the walk are kept, and where it goes on."""
-    place = saver.path.parent
-    found: dict[str, Any] = {"progress": saver, "resume": saver.snapshot(device)}
-    if found["resume"] is None and place.is_dir():
-        shutil.rmtree(place)
+def _steps_of(loaded: Trainer, checkpoint: str, member: int) -> int:
+    """After how many steps a network stood where it is explained.
+
+    A member that was frozen stands where it was then, one that diverged at its best.
+    """
+    population = loaded.loop.population
+    steps, best = loaded.step, int(population.best_steps[member])
+    if checkpoint == "best" or population.diverged[member]:
+        steps = best
+    elif not population.active[member] and population.patience is not None:
+        steps = min(steps, best + population.patience * loaded.settings.eval_every)
+    if steps < 1:
+        accepted = "a state after the first step is needed: another checkpoint, or other members"
+        raise SettingError("checkpoint", checkpoint, accepted)
+    return steps
+
+
+def _walk(config: DictConfig, saver: WalkCheckpoint, run: TrainingRun) -> dict[str, Any]:
+    """Where states of the walk are kept, and where it goes on; that of other settings is over."""
+    place, device = saver.path.parent, run.rates.device
+    asked = {name: plain_value(config[name]) for name in _OF_A_WALK} | {"steps": run.steps}
+    resume = saver.snapshot(device) if _read(place / "settings.json") == asked else None
+    if config.spill and not (place / "states" / "state-0.pt").is_file():
+        resume = None  # the walk had come to its end
+    if resume is None:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / "settings.json", asked)
+    found: dict[str, Any] = {"progress": saver, "resume": resume}
     if config.spill:
         found["kept"] = StatesOnDisk(place / "states", device)
     return found
+
+
+def _read(path: Path) -> Any:
+    """What a file of JSON holds; None where there is none, or half of one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

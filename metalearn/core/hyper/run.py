@@ -91,6 +91,8 @@ def run_of(
     own, spec = flatten(tree_map(Tensor.detach, params))
     shaping, other = flatten(tree_map(Tensor.detach, hyper))
     moving = [not fixed for fixed in match_names(params, frozen, "frozen")]
+    if not any(moving):
+        raise SettingError("frozen", frozen, "patterns that leave a parameter to train are needed")
     if optimizer.support_batch is not None:
         accepted = "None is needed: batches come step by step"
         raise SettingError("support_batch", optimizer.support_batch, accepted)

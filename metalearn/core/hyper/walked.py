@@ -103,10 +103,14 @@ class WalkedRun:
     def _taken_up(self, resume: Mapping[str, Any]) -> tuple[RunEnd, Values]:
         """The end of the run and the gradient there; the way back stands where it stood."""
         way, end = self.way, RunEnd(*resume["end"])
+        self._check_outer(end)
         way.many = bool(end.loss.dim())
         for name in _CARRIED:
             setattr(way, name, resume[name])
         way.kept.update(resume["kept"])
+        if way.position > self.back_to and 0 not in way.kept:
+            accepted = "the mapping that the gradient kept its states in, as it was left, is needed"
+            raise SettingError("kept", "no state of step 0", accepted)
         self.norms = list(resume["norms"])
         return end, list(resume["grads"])
 
@@ -141,6 +145,14 @@ class WalkedRun:
                 shown = "other parameters" if name == "start" else resume.get(name)
                 accepted = f"the snapshot of a gradient with the same {name} is needed"
                 raise SettingError("resume", f"{name}: {shown}", accepted)
+
+    def _check_outer(self, end: RunEnd) -> None:
+        """Refuse to go on with the cotangents of another outer loss."""
+        own = self.run.outer(end.values).detach()
+        how: Any = {"rtol": 1e-3, "atol": 1e-6, "equal_nan": True}
+        if own.shape != end.loss.shape or not torch.allclose(own, end.loss.to(own), **how):
+            accepted = "the snapshot of a gradient of the same outer loss is needed"
+            raise SettingError("resume", "another outer_loss or outer_batch", accepted)
 
     def _own_states(self) -> dict[int, State]:
         return dict(self.way.kept) if self.kept is None else {}

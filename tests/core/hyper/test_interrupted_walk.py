@@ -149,3 +149,36 @@ def test_inside_a_transform_there_is_no_progress() -> None:
 
     with pytest.raises(SettingError, match="progress=.*None is needed inside a transform"):
         torch.vmap(of)(torch.tensor([0.1, 0.2], dtype=torch.float64))
+
+
+def small_walk(outer: Any = lambda p, h, batch: (p["w"] - batch) ** 2, **how: Any) -> HyperGradient:
+    """Six steps of one vector towards h, scored by three losses."""
+    params, hyper = {"w": torch.zeros(3)}, torch.tensor([0.5, -1.0, 2.0])
+    return hyper_gradient(
+        lambda p, h, batch: ((p["w"] - h) ** 2).sum() * batch, outer, params, hyper,
+        [torch.tensor(0.1 * k + 0.1) for k in range(6)], torch.ones(3), optimizer=sgd(0.3), **how,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("factor", "rows"), [(3, 3), (1, 2)])
+def test_cotangents_of_another_outer_loss_are_not_gone_on_with(factor: int, rows: int) -> None:
+    stands: list[Any] = []
+    small_walk(progress=lambda p: stands.append((p.phase, p.snapshot())))
+    snapshot = [s for phase, s in stands if phase == "back"][2]
+    with pytest.raises(SettingError, match="a gradient of the same outer loss"):
+        small_walk(lambda p, h, b: factor * ((p["w"] - b) ** 2)[:rows], resume=snapshot)
+
+
+@pytest.mark.parametrize("kept", [None, {}])
+def test_states_that_are_gone_are_said(kept: Any) -> None:
+    stands: list[Any] = []
+    small_walk(kept={}, progress=lambda p: stands.append((p.phase, p.snapshot())))
+    snapshot = [s for phase, s in stands if phase == "back"][2]
+    with pytest.raises(SettingError, match="kept its states in, as it was left"):
+        small_walk(kept=kept, resume=snapshot)
+
+
+@pytest.mark.parametrize("method", ["auto", "reverse", "implicit"])
+def test_a_run_of_which_all_is_frozen_is_refused(method: str) -> None:
+    with pytest.raises(SettingError, match="leave a parameter to train"):
+        small_walk(frozen="*", method=method)
