@@ -109,10 +109,10 @@ class ScoredNetwork:
             raise SettingError("loss", self.run.loss.name, "a loss that is a likelihood is needed")
         how: Any = {"likelihood": self.run.loss.likelihood, "kind": "exact", **self._variance}
         how |= {"corrected": True, "chunk_size": 1024}
-        return fisher_kfac(self.module, self.params, self.examples, **how)
+        return fisher_kfac(self.explained, self.params, self.examples, **how)
 
     @property
-    def module(self) -> nn.Module:
+    def explained(self) -> nn.Module:
         """The network in evaluation mode, in the state that is explained."""
         module = copy_module(self.run.network, self.params).eval()
         for name, parameter in module.named_parameters():
@@ -131,7 +131,7 @@ class ScoredNetwork:
 
     def features(self, params: Params, inputs: Tensor) -> Tensor:
         """What the last linear layer is given, ``[N, D]``."""
-        module = self.module
+        module = self.explained
         last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
         if not last:
             raise SettingError("model", type(module).__name__, "a linear last layer is needed")

@@ -135,6 +135,28 @@ def test_a_walk_that_was_broken_off_goes_on(
 
 
 @only("one")
+def test_a_walk_of_other_targets_is_not_gone_on_with(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [f"run={folder}", "methods=[exact]", "self_methods=[]", "progress=false"]
+    assert run("attribute", *settings, "targets=[4,5]").code == 0
+    expected = load_findings(folder / "attribution-test.npz").scores["exact"]
+    usual = WalkCheckpoint.__call__
+
+    def broken(self: Any, progress: HyperProgress) -> None:
+        self.seconds = 0.0
+        usual(self, progress)
+        if (progress.phase, progress.step) == ("back", 3):
+            raise OSError(28, "no space left", "somewhere")
+
+    monkeypatch.setattr(WalkCheckpoint, "__call__", broken)
+    assert run("attribute", *settings, "targets=[0,1]").code == 1
+    monkeypatch.setattr(WalkCheckpoint, "__call__", usual)
+    assert run("attribute", *settings, "targets=[4,5]").code == 0
+    assert torch.equal(load_findings(folder / "attribution-test.npz").scores["exact"], expected)
+
+
+@only("one")
 def test_weights_that_the_run_does_not_end_at_are_told(run: Run, folder: Path) -> None:
     path = folder / "config.yaml"
     text = path.read_text(encoding="utf-8")

@@ -44,7 +44,7 @@ class DirectionCheck:
 
     @property
     def errors(self) -> Tensor:
-        """|predicted − measured| / size, a scalar or ``[R]``.
+        """``abs(predicted − measured) / size``, a scalar or ``[R]``.
 
         Where an outer loss hardly depends on what is moved, this is the rounding of the runs.
         """

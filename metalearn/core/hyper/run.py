@@ -122,16 +122,7 @@ def run_of(
     fresh = loop.start(start)
     state = fresh if state is None else _checked_state(state, fresh)
     _check_schedules(optimizer, count, state)
-    return Run(
-        loop,
-        batches,
-        count,
-        start,
-        state,
-        outer,
-        len(own),
-        (spec, other),
-    )
+    return Run(loop, batches, count, start, state, outer, len(own), (spec, other))
 
 
 def batches_of(given: Any, steps: int | None) -> tuple[Batches, int]:
