@@ -41,7 +41,7 @@ class ScoreSettings:
     Attributes:
         damping: λ beside the curvature of the mean loss, for influence functions, above 0.
         projection: k, of TRAK; at most N.
-        checkpoints: states along the run that TracIn sums over.
+        checkpoints: states along the run that TracIn sums over; EL2N and GraNd take the first.
         seed: of projections and of the exactness check's direction.
         memory: of the states that exact scores keep; see `metalearn.core.hyper_gradient`.
         check: hold exact scores against two runs.

@@ -44,7 +44,8 @@ class ImplicitSolver:
             series α·Σ_j (I − α·(H + λI))^j, which converges where 0 < α·(μ + λ) < 2 for every
             eigenvalue μ of H.
         iterations: of conjugate gradients, or terms of the series behind the first.
-        damping: λ, at least 0.
+        damping: λ, at least 0. A decay of the optimiser is no part of the inner loss; one that is
+            added to gradients, as that of `sgd`, belongs here.
         scale: α of the series.
         product: ``"exact"``, or ``"difference"``: H·v by gradients at θ_K ± ε·v, ε = ``spacing`` /
             ‖v‖, which needs no second derivative.

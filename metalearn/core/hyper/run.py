@@ -156,7 +156,7 @@ def _check_schedules(optimizer: InnerOptimizer, steps: int, state: Any) -> None:
     wanted = steps + (counts[0] if counts and isinstance(counts[0], int) else 0)
     for length in optimizer.schedule_lengths:
         if length != wanted:
-            accepted = f"{wanted} are needed, one for each step"
+            accepted = f"{wanted} are needed, one for each step, earlier runs' among them"
             raise SettingError("lr", f"{length} values", accepted)
 
 
