@@ -27,13 +27,13 @@ from metalearn.trainers.meta.normalization import common_normalization
 from metalearn.trainers.meta.uncertainty import ConformalSets
 from metalearn.trainers.report import Report
 
-__all__ = ["Findings", "conformal_sets", "episode_findings", "task_findings"]
+__all__ = ["Evaluated", "conformal_sets", "evaluated_episodes", "evaluated_tasks"]
 
 _PROTOCOLS = ("transductive", "inductive")
 
 
 @dataclass
-class Findings:
+class Evaluated:
     """Scores by name, and what stands beside them.
 
     Attributes:
@@ -49,12 +49,12 @@ class Findings:
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
-def task_findings(trainer: Any, config: DictConfig) -> Findings:
+def evaluated_tasks(trainer: Any, config: DictConfig) -> Evaluated:
     """Scores of a split; with ``confusions``, those of its tasks, whose queries are alone."""
     asked = conformal_sets(config)
     if not config.confusions:
         how = {} if asked is None else {"conformal": asked}
-        return Findings(trainer.reports(config.split, tasks=config.tasks, **how))
+        return Evaluated(trainer.reports(config.split, tasks=config.tasks, **how))
     split, count = config.split, config.tasks
     scores = {
         name: trainer.task_scores(count, split=split, inductive=name == "inductive")
@@ -64,7 +64,7 @@ def task_findings(trainer: Any, config: DictConfig) -> Findings:
         name: trainer.report_of(found, split=split, inductive=name == "inductive", conformal=asked)
         for name, found in scores.items()
     }
-    found = Findings(reports)
+    found = Evaluated(reports)
     predictions = scores["inductive"].predictions[:, -1]
     tasks = lambda: named_tasks(trainer.tasks, split, count)  # noqa: E731
     _add_confusions(found, tasks, predictions, config.confusions, f"confusions-{split}")
@@ -89,7 +89,7 @@ def conformal_sets(config: DictConfig) -> ConformalSets | None:
         raise SettingError(f"conformal.{error.setting}", error.value, error.accepted) from None
 
 
-def episode_findings(trainer: Any, saved: DictConfig, config: DictConfig) -> Findings:
+def evaluated_episodes(trainer: Any, saved: DictConfig, config: DictConfig) -> Evaluated:
     """Scores of the episodes in a folder.
 
     Raises:
@@ -114,7 +114,7 @@ def episode_findings(trainer: Any, saved: DictConfig, config: DictConfig) -> Fin
         name: several.report(common_normalization(learners, first, inductive=several.inductive))
         for name, several in scores.items()
     }
-    found = Findings(reports, {"episodes": entries})
+    found = Evaluated(reports, {"episodes": entries})
     if config.confusions:
         named = [NamedTask.of_episode(episode) for episode in episodes]
         name = f"confusions-episodes-{Path(config.episodes).resolve().name}"
@@ -142,7 +142,7 @@ def _reading(trainer: Any, saved: DictConfig, config: DictConfig) -> dict[str, A
 
 
 def _add_confusions(
-    found: Findings,
+    found: Evaluated,
     tasks: Callable[[], Iterable[NamedTask]],
     predictions: Iterable[Tensor],
     most: int,

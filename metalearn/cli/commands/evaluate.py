@@ -19,7 +19,7 @@ from metalearn.cli.loading import trainer_of
 from metalearn.cli.other_tasks import any_way, check_other_tasks, put_other_tasks
 from metalearn.cli.run_config import config_to_read, saved_config
 from metalearn.cli.run_folders import existing_run, writing_to
-from metalearn.cli.scoring import Findings, conformal_sets, episode_findings, task_findings
+from metalearn.cli.scoring import Evaluated, conformal_sets, evaluated_episodes, evaluated_tasks
 from metalearn.cli.targets import target_of
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.files import failures_named
@@ -48,9 +48,9 @@ def evaluate(config: DictConfig) -> None:
         trainer = _trainer(folders, several, config)
         started = time.monotonic()
         if config.episodes is not None:
-            found = episode_findings(trainer, saved, config)
+            found = evaluated_episodes(trainer, saved, config)
         else:
-            found = task_findings(trainer, config)
+            found = evaluated_tasks(trainer, config)
         seconds = time.monotonic() - started
         if not found.reports:
             raise SettingError("run", config.run, "one whose trainer takes tests is needed")
@@ -69,7 +69,7 @@ def evaluate(config: DictConfig) -> None:
         _write(folder, _evaluation_name(config, changes), found, how)
 
 
-def _what(config: DictConfig, saved: DictConfig, found: Findings) -> str:
+def _what(config: DictConfig, saved: DictConfig, found: Evaluated) -> str:
     """What was scored, in words."""
     if config.episodes is not None:
         return f", {len(found.entries['episodes'])} episodes of {config.episodes}"
@@ -85,7 +85,7 @@ def _how(config: DictConfig, saved: DictConfig) -> dict[str, Any]:
     return {"split": config.split, "task": task, **steps}
 
 
-def _write(folder: Path, name: str, found: Findings, how: Mapping[str, Any]) -> None:
+def _write(folder: Path, name: str, found: Evaluated, how: Mapping[str, Any]) -> None:
     """Scores as JSON, and figures, in the run's folder."""
     scores: dict[str, Any] = {name: report.as_json() for name, report in found.reports.items()}
     if "seconds" not in how and len(scores) == 1:  # that of the data set
@@ -193,7 +193,7 @@ def _trainer(folders: Sequence[Path], several: Sequence[DictConfig], config: Dic
     return trainers[0] if len(trainers) == 1 else combined(trainers)
 
 
-def _add_members(found: Findings, trainer: Any, folders: Sequence[Path]) -> None:
+def _add_members(found: Evaluated, trainer: Any, folders: Sequence[Path]) -> None:
     """What each of the combined runs scores alone."""
     names = [str(folder) for folder in folders]
     for name, report in found.reports.items():
