@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metalearn.core.autodiff.backend import Values
 from metalearn.core.hyper.results import HyperGradient, HyperProgress, RunEnd, result_of
+from metalearn.core.hyper.resumed import check_identity, check_same_loss, identity_of
 from metalearn.core.hyper.run import Run
 from metalearn.core.hyper.unrolled import outer_gradient
 from metalearn.core.memory import parse_bytes
@@ -63,7 +64,8 @@ class WalkedRun:
         """
         way, run = self.way, self.run
         if resume is not None:
-            self._check(resume)
+            check_identity(resume.get("identity", {}), self._told_apart())
+            self._check_inner(resume)
         elif way.kept:
             raise SettingError("kept", f"{len(way.kept)} states", "an empty mapping is needed")
         if resume is None or resume["phase"] == "forward":
@@ -103,7 +105,8 @@ class WalkedRun:
     def _taken_up(self, resume: Mapping[str, Any]) -> tuple[RunEnd, Values]:
         """The end of the run and the gradient there; the way back stands where it stood."""
         way, end = self.way, RunEnd(*resume["end"])
-        self._check_outer(end)
+        own = self.run.outer(end.values)
+        check_same_loss("outer_loss", "outer_batch", end.loss, own)
         way.many = bool(end.loss.dim())
         for name in _CARRIED:
             setattr(way, name, resume[name])
@@ -117,42 +120,31 @@ class WalkedRun:
     def _snapshot_forward(self, k: int, here: State, losses: list[Tensor]) -> dict[str, Any]:
         values, state = here
         stands = {"phase": "forward", "position": k, "values": list(values), "state": state}
-        return {**self._told_apart(), **stands, "losses": [*losses], "kept": self._own_states()}
+        return {
+            "identity": self._told_apart(),
+            **stands,
+            "losses": [*losses],
+            "kept": self._own_states(),
+        }
 
     def _snapshot_back(self, end: RunEnd, grads: Values) -> dict[str, Any]:
         carried = {name: getattr(self.way, name) for name in _CARRIED}
         stands = {"phase": "back", "end": tuple(end), "grads": grads if self.first_order else []}
         kept = {"norms": [*self.norms], "kept": self._own_states()}
-        return {**self._told_apart(), **stands, **carried, **kept}
+        return {"identity": self._told_apart(), **stands, **carried, **kept}
 
     def _told_apart(self) -> dict[str, Any]:
         """What has to be the same where a gradient goes on."""
-        start = self.run.start
-        return {
-            "steps": self.run.steps,
-            "states": self.states,
-            "back_to": self.back_to,
-            "first_order": self.first_order,
-            "start": start,
-        }
+        how = {"states": self.states, "back_to": self.back_to, "first_order": self.first_order}
+        return identity_of(self.run) | how
 
-    def _check(self, resume: Mapping[str, Any]) -> None:
-        for name, own in self._told_apart().items():
-            same = name in resume and (
-                _equal(resume[name], own) if name == "start" else resume[name] == own
-            )
-            if not same:
-                shown = "other parameters" if name == "start" else resume.get(name)
-                accepted = f"the snapshot of a gradient with the same {name} is needed"
-                raise SettingError("resume", f"{name}: {shown}", accepted)
-
-    def _check_outer(self, end: RunEnd) -> None:
-        """Refuse to go on with the cotangents of another outer loss."""
-        own = self.run.outer(end.values).detach()
-        how: Any = {"rtol": 1e-3, "atol": 1e-6, "equal_nan": True}
-        if own.shape != end.loss.shape or not torch.allclose(own, end.loss.to(own), **how):
-            accepted = "the snapshot of a gradient of the same outer loss is needed"
-            raise SettingError("resume", "another outer_loss or outer_batch", accepted)
+    def _check_inner(self, resume: Mapping[str, Any]) -> None:
+        """Refuse to go on along the steps of another inner loss."""
+        losses = RunEnd(*resume["end"]).losses if "end" in resume else resume["losses"]
+        if len(losses):
+            with torch.no_grad():
+                own = self.run.loop.loss(list(self.run.start), self.run.batches.at(0))
+            check_same_loss("inner_loss", "inner_batches", losses[0], own)
 
     def _own_states(self) -> dict[int, State]:
         return dict(self.way.kept) if self.kept is None else {}
@@ -189,10 +181,3 @@ def state_bytes(run: Run) -> int:
     """Bytes of what moves, and of the optimiser's state."""
     tensors = [v for v in leaves(run.state) if isinstance(v, Tensor)]
     return sum(v.numel() * v.element_size() for v in [*run.loop.adapting(run.start), *tensors])
-
-
-def _equal(given: Any, own: Values) -> bool:
-    return len(given) == len(own) and all(
-        isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a, b)
-        for a, b in zip(given, own)
-    )

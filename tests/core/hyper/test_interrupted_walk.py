@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn.core import HyperGradient, HyperProgress, adam, hyper_gradient, sgd
+from metalearn.core import (
+    HyperGradient,
+    HyperProgress,
+    adam,
+    adamw,
+    hyper_gradient,
+    sgd,
+    with_gradients,
+)
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 from tests.support.weighted_run import HYPER, OUTER, K, batch, each, found_by, inner, start
@@ -124,6 +132,8 @@ def test_a_walk_with_states_elsewhere_goes_on_from_there() -> None:
         ({"method": "truncated", "truncation": 2}, "resume='back_to: 0'"),
         ({"method": "first_order"}, "resume='first_order: False'"),
         ({"params": start(9)}, "resume='start: other parameters': the snapshot of a gradient"),
+        ({"frozen": None}, "resume=.*frozen: .* with the same frozen"),
+        ({"optimizer": sgd(0.1)}, "resume='optimizer: another one': .* with the same optimizer"),
     ],
 )
 def test_the_snapshot_of_another_gradient_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -139,6 +149,57 @@ def test_the_snapshot_of_another_gradient_is_refused(changes: dict[str, Any], me
             )  # fmt: skip
 
 
+@pytest.mark.parametrize("at", ["forward", "back"])
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        (sgd(0.1), sgd(0.11)),
+        (sgd(0.1, momentum=0.9), sgd(0.1, momentum=0.91)),
+        (sgd(0.1, momentum=0.9), sgd(0.1, momentum=0.9, nesterov=True)),
+        (sgd(0.1), sgd(0.1, weight_decay=1e-3)),
+        (sgd(0.1), adam(0.1)),
+        (sgd(0.1), with_gradients(sgd(0.1), clip_norm=1e6)),
+        (adam(0.1), adamw(0.1, weight_decay=0.01)),
+        (adam(0.1), adam(0.1, betas=(0.9, 0.99))),
+        (adam(0.1), adam(0.1, eps=1e-7)),
+        (sgd(torch.tensor(0.1)), sgd(0.1)),
+        (sgd(torch.linspace(0.3, 0.1, K)), sgd(torch.linspace(0.3, 0.2, K))),
+        (sgd({"w": torch.tensor([0.1, 0.2, 0.3])}), sgd({"w": torch.tensor([0.2, 0.1, 0.3])})),
+    ],
+)
+def test_a_walk_goes_on_with_its_own_optimizer_alone(at: str, then: Any, now: Any) -> None:
+    stands: list[Any] = []
+    how: Any = {"steps": K, "inner_batches": lambda k: torch.tensor(0.1 * k + 0.1)}
+    whole = small_walk(
+        optimizer=then, progress=lambda p: stands.append((p.phase, p.snapshot())), **how
+    )
+    snapshot = [s for phase, s in stands if phase == at][2]
+    resumed = small_walk(optimizer=then, resume=saved(snapshot), **how)
+    for a, b in zip(leaves(whole), leaves(resumed)):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    with pytest.raises(SettingError, match="resume='optimizer: another one': .*same optimizer"):
+        small_walk(optimizer=now, resume=snapshot, **how)
+
+
+@pytest.mark.parametrize("at", ["forward", "back"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inner_batches": lambda k: torch.tensor(0.2)}, "another inner_loss or inner_batches"),
+        ({"inner": lambda p, h, b: p["w"].abs().sum() * b}, "another inner_loss or inner_batches"),
+        ({"state": [torch.ones(3)]}, "state: another one': .* with the same state"),
+    ],
+)
+def test_a_walk_goes_on_along_its_own_steps(at: str, change: Any, message: str) -> None:
+    stands: list[Any] = []
+    how: Any = {"optimizer": sgd(0.1, momentum=0.5), "state": [torch.full((3,), 0.5)], "steps": K}
+    how["inner_batches"] = lambda k: torch.tensor(0.1 * k + 0.1)
+    small_walk(progress=lambda p: stands.append((p.phase, p.snapshot())), **how)
+    snapshot = [s for phase, s in stands if phase == at][2]
+    with pytest.raises(SettingError, match=message):
+        small_walk(resume=snapshot, **(how | change))
+
+
 def test_inside_a_transform_there_is_no_progress() -> None:
     params = start()
 
@@ -152,12 +213,16 @@ def test_inside_a_transform_there_is_no_progress() -> None:
 
 
 def small_walk(outer: Any = lambda p, h, batch: (p["w"] - batch) ** 2, **how: Any) -> HyperGradient:
-    """Six steps of one vector towards h, scored by three losses."""
+    """A few steps of one vector towards h, scored by three losses."""
     params, hyper = {"w": torch.zeros(3)}, torch.tensor([0.5, -1.0, 2.0])
-    return hyper_gradient(
-        lambda p, h, batch: ((p["w"] - h) ** 2).sum() * batch, outer, params, hyper,
-        [torch.tensor(0.1 * k + 0.1) for k in range(6)], torch.ones(3), optimizer=sgd(0.3), **how,
-    )  # fmt: skip
+    six = [torch.tensor(0.1 * k + 0.1) for k in range(6)]
+    given = {"inner_batches": six, "optimizer": sgd(0.3), "inner": towards, **how}
+    inner, batches = given.pop("inner"), given.pop("inner_batches")
+    return hyper_gradient(inner, outer, params, hyper, batches, torch.ones(3), **given)
+
+
+def towards(p: Any, h: Any, batch: Any) -> Any:
+    return ((p["w"] - h) ** 2).sum() * batch
 
 
 @pytest.mark.parametrize(("factor", "rows"), [(3, 3), (1, 2)])

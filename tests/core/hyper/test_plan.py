@@ -56,4 +56,4 @@ def test_progress_and_plan_are_of_one_walk() -> None:
     seen: list[HyperProgress] = []
     found_by("mixed", each, optimizer=adam(0.1), progress=seen.append)
     assert len([p for p in seen if p.phase == "back"]) == plan().back_steps
-    assert torch.is_tensor(seen[-1].snapshot()["start"][0])
+    assert torch.is_tensor(seen[-1].snapshot()["identity"]["start"][0])
