@@ -68,7 +68,7 @@ class DistilledExamples(HyperModule):
             accepted = "cross_entropy of classes is needed where inputs are distilled"
             raise SettingError("loss", setup.loss.name, accepted)
         if rate and bool((setup.rates != setup.rates[0]).any()):
-            accepted = "false is needed beside a schedule, or inner_schedule='constant'"
+            accepted = "false is needed beside a schedule, or inner.schedule='constant'"
             raise SettingError("rate", rate, accepted)
         classes = torch.arange(setup.data.outputs, device=setup.like.device)
         self.classes = classes.repeat_interleave(per_class)

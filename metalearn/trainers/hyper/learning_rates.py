@@ -41,7 +41,7 @@ class LearntSchedule(HyperModule):
             accepted = "rates above 0 are needed, to be learnt as their logarithms"
             raise SettingError("rates", float(setup.rates.min()), accepted)
         if momentum and not (setup.optimizer == "sgd" and setup.momentum > 0):
-            accepted = "inner_optimizer='sgd' with a momentum above 0 to start from is needed"
+            accepted = "inner.optimizer='sgd' with a momentum above 0 to start from is needed"
             raise SettingError("momentum", momentum, accepted)
         self.log_rates = nn.Parameter(setup.rates.log())
         if momentum:

@@ -53,19 +53,20 @@ class HyperObjective(Stateless):
         """Nothing is left to decide."""
 
     def batch(self, step: int) -> LabelledBatch:
-        """Inputs and targets of the outer loss."""
+        """Inputs and targets of the outer loss, and the batch's number, which its run has too."""
         x, y, *_ = self.batches(step)
-        return self.runs.placed(x), y
+        return self.runs.placed(x), y, torch.tensor(step)
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """Mean loss of the batch after the run, and its gradient of what shapes the run."""
         values, pull, *_ = torch.func.vjp(self._values, dict(params))
         values = RunValues(*tree_map(Tensor.detach, tuple(values)))
-        start = self.runs.of_step(step, self.hyper)
-        found = self._through_run(values, start, batch)
+        x, y, number = batch
+        start = self.runs.of_step(int(number), self.hyper)
+        found = self._through_run(values, start, (x, y))
         in_optimizer = optimizer_gradients(found.optimizer_grads, values.in_optimizer)
         (grads,) = pull(RunValues(found.hyper_grads, in_optimizer))
-        count = len(batch[1])
+        count = len(y)
         return StepGradient(
             grads,
             found.loss[None],

@@ -97,7 +97,12 @@ class InnerRuns:
         )
 
     def of_step(self, step: int, hyper: HyperModule) -> StartOfRun:
-        """The run of an outer step; warm ones start at what ``hyper`` carries."""
+        """The run of an outer step, or of each of the batches that a step is accumulated over.
+
+        Args:
+            step: number of the step, or of the batch.
+            hyper: what shapes it; warm runs start at what it carries.
+        """
         count = self.settings.steps
         if self.settings.start == "fresh":
             drawn = AddressedStream(self.seed, "runs", step).with_replacement(_SEEDS, 1)

@@ -166,6 +166,16 @@ def test_fresh_runs_differ_by_step_and_follow_from_the_seed() -> None:
     assert len(set(seeds)) == 5  # of two steps and one, and of both trainers' trials
 
 
+def test_a_step_is_accumulated_over_runs_of_their_own() -> None:
+    """Fresh ones: as many networks, and the mean of their gradients."""
+    settings: dict[str, Any] = {"inner": {"start": "fresh"}, "factory": network, "outer_batch": 6}
+    single = made(**settings)
+    runs = [single.gradient(number).grads["scores"] for number in (2, 3)]
+    both = made(accumulate=2, **settings).gradient(1).grads["scores"]
+    assert not torch.allclose(*runs)
+    torch.testing.assert_close(both, sum(runs) / 2)
+
+
 def test_fixed_runs_are_the_same_at_every_step() -> None:
     trainer = made()
     assert torch.equal(trainer.gradient(0).grads["scores"], trainer.gradient(7).grads["scores"])
@@ -256,10 +266,11 @@ def _one_of_each(data: ClassificationData) -> ClassificationData:
         ({"hyper": lambda: None}, "hyper=.*a function of 1 argument"),
         ({"hyper": partial(LearntExampleWeights, bound="one")}, "hyper.bound='one': one of unit"),
         ({"hyper": partial(LearntSchedule, momentum=True), "inner": {"momentum": 0.0}},
-         "hyper.momentum=True: inner_optimizer"),
+         "hyper.momentum=True: inner.optimizer='sgd'"),
         ({"hyper": partial(LearntWeightDecay, per="task")}, "hyper.per='task'"),
         ({"hyper": partial(DistilledExamples, per_class=99)}, "hyper.per_class=99: at most 16 is"),
-        ({"hyper": "distilled", "inner": SCHEDULE}, "hyper.rate=True: false is needed beside a"),
+        ({"hyper": "distilled", "inner": SCHEDULE},
+         "hyper.rate=True: false is needed beside .*, or inner.schedule='constant'"),
         ({"hyper": "distilled", "data": waves(3), "loss": "mse"}, "loss='mse': cross_entropy"),
         ({"inner": {"steps": 0}}, "inner.steps=0: a whole number"),
         ({"inner": {"lr": 0}}, "inner.lr=0: a finite number above 0"),
