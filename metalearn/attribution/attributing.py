@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from metalearn.attribution.scored_network import METHODS, SELF_METHODS, ScoredNetwork
+from metalearn.attribution.scored_network import DOUBTS, METHODS, SELF_METHODS, ScoredNetwork
+from metalearn.attribution.similarity import of_length_one
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
 from metalearn.signatures import checked
@@ -81,11 +82,11 @@ def attribute(
     found.by_member |= _run(networks, {name: METHODS[name] for name in methods}, found)
     alone = _run(networks, {name: SELF_METHODS[name] for name in self_methods}, found)
     found.self_scores |= {name: scores.mean(0) for name, scores in alone.items()}
-    if "exact" in found.by_member:
+    for name in found.by_member:
         for number, network in enumerate(networks):
-            if network.exact.warning:
+            if name in DOUBTS and (warning := DOUBTS[name](network)):
                 of = f"member {number}: " if len(networks) > 1 else ""
-                found.warnings.append(f"{of}exact: {network.exact.warning}")
+                found.warnings.append(f"{of}{name}: {warning}")
     return found
 
 
@@ -111,8 +112,9 @@ def _run(
 
 def _mean_correlation(scores: Tensor) -> float:
     """Of all pairs of members, over targets, ``[M, R, N]``."""
-    centred = scores - scores.mean(-1, keepdim=True)
-    rows = centred / centred.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    wide = scores.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    rows = of_length_one(centred.flatten(0, 1)).reshape(scores.shape)
     gram = torch.einsum("mrn,krn->rmk", rows, rows)
     count = len(scores)
     off = gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(-1)

@@ -59,6 +59,18 @@ class Influence(NamedTuple):
     """``[R]``, whether that is as small as was asked for; scores of others are not to be used.
     More iterations help, or more damping, without which a Hessian can have negative eigenvalues."""
 
+    @property
+    def warning(self) -> str:
+        """Of which targets scores are not to be used; empty where all can be."""
+        lost = int((~self.converged).sum())
+        if not lost:
+            return ""
+        worst = float(self.residual[~self.converged].max())
+        return (
+            f"the equations of {lost} of {len(self.converged)} targets were not solved (residual "
+            f"{worst:.2g}), their scores are not to be used: more damping is needed"
+        )
+
 
 @checked
 def conjugate_gradient_influence(

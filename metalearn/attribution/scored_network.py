@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metalearn.attribution.curvature_choice import Curvature
 from metalearn.attribution.exact import ExactScores, exact_scores, spread_steps
-from metalearn.attribution.influence import conjugate_gradient_influence
+from metalearn.attribution.influence import Influence, conjugate_gradient_influence
 from metalearn.attribution.kronecker import kronecker_influence, kronecker_self_influence
 from metalearn.attribution.pruning import el2n_scores, grand_scores
 from metalearn.attribution.similarity import gradient_similarity, representation_similarity
@@ -31,7 +31,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import check_seed
 from metalearn.types import Params
 
-__all__ = ["METHODS", "SELF_METHODS", "ScoreSettings", "ScoredNetwork"]
+__all__ = ["DOUBTS", "METHODS", "SELF_METHODS", "ScoreSettings", "ScoredNetwork"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,16 @@ class ScoredNetwork:
         return exact_scores(self.run, self.targets, **how, **self.walk)
 
     @cached_property
+    def influence(self) -> Influence:
+        """By conjugate gradients, with how well their equations were solved."""
+        loss = self.run.loss
+        if loss.likelihood is None:
+            raise SettingError("loss", loss.name, "a loss that is a likelihood is needed")
+        curvature = Curvature("ggn", self.run.outputs, output_loss=loss.mean)
+        how: Any = {"damping": self.settings.damping, "curvature": curvature}
+        return conjugate_gradient_influence(self.run.sample_loss, self.params, **self.pair, **how)
+
+    @cached_property
     def checkpoints(self) -> tuple[list[Params], list[float]]:
         """States along the run, and for each the sum of the rates of the steps up to the next."""
         places = spread_steps(self.run.steps, self.settings.checkpoints + 1)[1:]
@@ -140,17 +150,6 @@ class ScoredNetwork:
         with torch.no_grad():
             module(inputs)
         return seen[-1].flatten(1)
-
-
-def _influence(net: ScoredNetwork) -> Tensor:
-    if net.run.loss.likelihood is None:
-        raise SettingError("loss", net.run.loss.name, "a loss that is a likelihood is needed")
-    curvature = Curvature("ggn", net.run.outputs, output_loss=net.run.loss.mean)
-    found = conjugate_gradient_influence(
-        net.run.sample_loss, net.params, **net.pair, damping=net.settings.damping,
-        curvature=curvature,
-    )  # fmt: skip
-    return found.scores
 
 
 def _kronecker(net: ScoredNetwork) -> Tensor:
@@ -210,7 +209,7 @@ def _early(net: ScoredNetwork) -> Params:
 
 METHODS: dict[str, Callable[[ScoredNetwork], Tensor]] = {
     "exact": lambda net: net.exact.scores,
-    "influence": _influence,
+    "influence": lambda net: net.influence.scores,
     "kronecker": _kronecker,
     "tracin": _tracin,
     "trak": _trak,
@@ -226,3 +225,10 @@ SELF_METHODS: dict[str, Callable[[ScoredNetwork], Tensor]] = {
     "grand": _grand,
 }
 """Scores ``[N]`` of examples by themselves: the highest are suspected of wrong labels."""
+
+DOUBTS: dict[str, Callable[[ScoredNetwork], str]] = {
+    "exact": lambda net: net.exact.warning,
+    "influence": lambda net: net.influence.warning,
+}
+"""By method, why the scores that it gave should not be trusted; empty where nothing speaks against
+them."""

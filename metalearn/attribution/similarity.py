@@ -56,7 +56,8 @@ def gradient_similarity(
 
     Positive: a step on the example lowers the loss of the target. The cosine is between −1 and 1
     and leaves out how large the gradients are, so that examples of a large loss do not come first
-    everywhere; it only ranks. It is 0 where a gradient is.
+    everywhere; it only ranks. It is 0 where a gradient is, or is so small that squares of such
+    numbers are (1e-19 in float32).
 
     Args:
         loss_fn: as for `tracin_scores`, as are ``targets`` and ``examples``.
@@ -85,7 +86,7 @@ def gradient_similarity(
             chunk_size=chunk_size, memory=memory, method=method,
         )  # fmt: skip
         assert isinstance(found, Tensor)
-        return found.clamp_min(torch.finfo(found.dtype).tiny)
+        return torch.where(found < torch.finfo(found.dtype).tiny ** 0.5, torch.inf, found)
 
     return gram / norms(targets)[:, None] / norms(examples)
 
@@ -161,5 +162,6 @@ def check_metric(metric: str, known: Sequence[str]) -> None:
 
 
 def of_length_one(rows: Tensor) -> Tensor:
-    """Rows divided by their norms; those of zeros stay."""
-    return F.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
+    """Rows divided by their norms, however small these are; those of zeros stay."""
+    largest = rows.abs().amax(1, keepdim=True)
+    return F.normalize(rows / torch.where(largest > 0, largest, 1.0), dim=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from metalearn.attribution import (
     METHODS,
     SELF_METHODS,
+    Attributed,
     ScoredNetwork,
     ScoreSettings,
     StatesOnDisk,
@@ -63,6 +64,26 @@ def test_scores_of_members_are_their_mean() -> None:
 def test_a_member_agrees_with_itself() -> None:
     found = attribute([scored(0), scored(0)], ["cosine"])
     assert found.disagreement["cosine"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_disagreement_does_not_depend_on_how_large_scores_are(size: float) -> None:
+    scores = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
+    expected = 1 - float(
+        torch.stack([row.T.corrcoef()[0, 1] for row in scores.permute(1, 2, 0)]).mean()
+    )
+    found = Attributed(by_member={"any": size * scores}).disagreement["any"]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_equations_that_were_not_solved_are_told_of() -> None:
+    network = scored(damping=1e-9)
+    converged = network.influence.converged
+    assert not bool(converged.all())
+    (warning,) = attribute([network], ["influence", "cosine"]).warnings
+    lost = int((~converged).sum())
+    assert warning.startswith(f"influence: the equations of {lost} of 2 targets were not solved")
+    assert not attribute([network], ["cosine"]).warnings
 
 
 def test_checkpoints_of_tracin_have_the_rates_of_their_steps() -> None:

@@ -45,6 +45,33 @@ def test_a_gradient_of_zero_has_a_cosine_of_zero() -> None:
     close(found, torch.tensor([[1.0, 0.0, -1.0, 0.0]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("size", "lost"), [(1e-17, False), (1e-24, True), (1e-40, True), (0, True)]
+)
+def test_no_cosine_is_above_one_however_small_a_gradient(size: float, lost: bool) -> None:
+    """Those of examples that a network has long since learnt, in float32."""
+
+    def loss(params: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return (params["w"] * batch).sum(1).mean()
+
+    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([size, 1.0, size, 1.0, 1.0])
+    examples = inputs * sizes[:, None]
+    found = gradient_similarity(loss, {"w": torch.ones(3)}, examples[2:4], examples)
+    expected = torch.cosine_similarity(inputs[2:4, None], inputs, dim=2)
+    small = sizes != 1
+    close(found, torch.where(lost & (small[2:4, None] | small), 0.0, expected))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-17, 1.0, 1e30])
+def test_features_of_any_size_have_cosines(size: float) -> None:
+    left, right = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    found = representation_similarity(
+        lambda params, inputs: inputs, {"w": torch.ones(1)}, size * left, size * right
+    )
+    close(found, torch.cosine_similarity(left[:, None], right, dim=2))
+
+
 def features_fn(params: Any, inputs: Tensor) -> Tensor:
     return torch.tanh(inputs @ params["0.weight"].mT)
 
