@@ -61,10 +61,13 @@ class Gallery:
 
     def is_wrong(self, row: int) -> bool:
         """Whether another class than that of the label was predicted."""
-        targets = self.findings.targets
-        label = targets.labels[row]
-        known = targets.probabilities is not None and label.dim() == 0
-        return known and self.findings.prediction(row) != self.findings.label(label)
+        probabilities, label = (
+            self.findings.targets.probabilities,
+            self.findings.targets.labels[row],
+        )
+        if probabilities is None or label.dim() or label.is_floating_point():
+            return False
+        return int(probabilities[row].argmax()) != int(label)
 
     def helpful(self, method: str, row: int) -> list[ShownExample]:
         """The most helpful examples of a target."""

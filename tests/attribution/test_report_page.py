@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,15 @@ def test_pictures_are_brought_to_one_range(values: torch.Tensor, wanted: list[fl
     gallery = Gallery(type(findings)(**changed), top=1, most_targets=3)
     shown = [gallery.target_picture(row) for row in range(3)]
     assert [float(one[0, 0, 0]) for one in shown if one is not None] == pytest.approx(wanted)
+
+
+def test_another_class_is_wrong_whatever_both_are_called() -> None:
+    classes = torch.arange(3)
+    predicted = torch.eye(3)[[0, 2, 2]]
+    samples = TargetSamples(classes, torch.ones(3), classes, None, predicted)
+    findings = replace(found(class_names=("ant",) * 3), targets=samples)
+    gallery = Gallery(findings, top=1, most_targets=3)
+    assert [gallery.is_wrong(row) for row in range(3)] == [False, True, False]
 
 
 class Kept(NullTracker):
