@@ -49,7 +49,7 @@ class InnerRuns:
     """Runs of one network on the training part.
 
     Args:
-        model: that a run starts from, left as it is.
+        model: that a run starts from, where runs are computed; left as it is.
         factory: makes further ones; None where all runs start alike.
         data: with the training part.
         loss: of samples.
@@ -74,7 +74,7 @@ class InnerRuns:
         device: torch.device,
         stop: StopSignal,
     ) -> None:
-        self.network = RunNetwork(model.to(device))
+        self.network = RunNetwork(model)
         self.data, self.loss, self.settings = data, loss, settings
         self.seed, self.device, self._stop = seed, device, stop
         self._factory = factory

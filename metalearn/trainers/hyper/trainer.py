@@ -114,11 +114,12 @@ class HyperTrainer(Trainer):
         limits, run = LoopSettings(steps=steps, **settings), RunSettings.of(inner)
         asked: Any = {"truncation": truncation, "memory": memory, "implicit": implicit}
         how = GradientSettings.of(method, run.steps, **asked)
-        self.data, self._model, where = data, model, as_device(device)
+        self.data, where = data, as_device(device)
+        self._model = copy_module(model).to(where)
         outer, self._scored = divided_validation(data)
         rest: Any = {"device": where, "stop": StopSignal()}
         chosen = chosen_loss(loss, data)
-        self._runs = InnerRuns(model, factory, data, chosen, settings=run, seed=seed, **rest)
+        self._runs = InnerRuns(self._model, factory, data, chosen, settings=run, seed=seed, **rest)
         self._check_outputs()
         module = made_hyper(hyper, self._runs.setup())
         self._plain = module.plain()

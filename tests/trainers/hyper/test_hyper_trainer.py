@@ -239,6 +239,19 @@ def test_real_targets_are_weighted_too() -> None:
     assert "test/plain_nll" in trainer.test().headline()
 
 
+def test_the_model_stays_where_it_is() -> None:
+    """Also where runs are on another device, such as one without values, on which none can be."""
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        made(model=model, device="meta").fit()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    trained = made(model=model, steps=1)
+    trained.fit()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_dropout_has_masks_of_its_own_in_every_step() -> None:
     model = MLP((2,), 3, hidden=(6,), dropout=0.5)
     trainer = made("learning_rates", model=model)
