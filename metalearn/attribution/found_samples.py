@@ -17,6 +17,8 @@ from metalearn.signatures import check_fields
 
 __all__ = ["TargetSamples", "TrainingExamples", "check_shape"]
 
+_FEW_OPERATIONS = (torch.uint16, torch.uint32, torch.uint64)  # torch can hold them, not sort them
+
 
 @dataclass(frozen=True, eq=False)
 class TargetSamples:
@@ -47,6 +49,9 @@ class TargetSamples:
             check_shape("targets.inputs", self.inputs, (count, ...))
         if self.probabilities is not None:
             check_shape("targets.probabilities", self.probabilities, (count, "C"))
+            if not self.probabilities.is_floating_point():
+                kind = str(self.probabilities.dtype)
+                raise SettingError("targets.probabilities", kind, "floats are needed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +90,9 @@ def check_shape(name: str, values: Any, shape: tuple[Any, ...], *, whole: bool =
         raise SettingError(name, type(values).__name__, "a torch.Tensor is needed")
     check_tensors(values, name)
     inexact = values.is_floating_point() or values.dtype is torch.bool
-    if values.is_complex() or (whole and inexact):
-        accepted = "whole numbers are needed" if whole else "real numbers are needed"
+    if values.is_complex() or values.dtype in _FEW_OPERATIONS or (whole and inexact):
+        known = "int64" if whole else "float32 or int64"
+        accepted = f"{'whole' if whole else 'real'} numbers are needed, such as {known}"
         raise SettingError(name, str(values.dtype), accepted)
     wanted = [length for length in shape if length is not ...]
     open_end = len(wanted) < len(shape)

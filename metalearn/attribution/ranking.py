@@ -33,7 +33,7 @@ def most_helpful(scores: Tensor, count: int) -> Ranked:
 
 def most_harmful(scores: Tensor, count: int) -> Ranked:
     """At most ``count`` examples of the lowest scores ``[N]`` below 0, the lowest first."""
-    found = most_helpful(-scores, count)
+    found = most_helpful(-scores.detach().double(), count)  # of bytes there are no negatives
     return Ranked(found.examples, [-score for score in found.scores])
 
 

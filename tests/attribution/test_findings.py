@@ -41,6 +41,13 @@ def test_ranks_have_signs_and_leave_nan_aside() -> None:
     assert highest(torch.ones(4), 2).examples == [0, 1]  # of equal ones the earlier
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bool, torch.int64, torch.bfloat16])
+def test_scores_of_any_kind_of_number_have_ranks(kind: torch.dtype) -> None:
+    scores = torch.tensor([1, 0, 1]).to(kind)
+    assert most_helpful(scores, 3) == ([0, 2], [1.0, 1.0])
+    assert most_harmful(scores, 3) == ([], [])
+
+
 def test_agreement_is_the_mean_over_targets_that_have_ranks() -> None:
     one = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
     other = one.exp() + 0.5 * one.flip(0)
@@ -121,6 +128,14 @@ def test_findings_that_do_not_fit_are_refused(changes: dict[str, Any], message: 
         (
             lambda t: TargetSamples(t(3), t(3), t(3).long(), None, t(3)),
             r"probabilities=\[3\]: \[3, C\] is needed",
+        ),
+        (
+            lambda t: TargetSamples(t(3), t(3), t(3).long(), None, t(3, 2).bool()),
+            "targets.probabilities='torch.bool': floats are needed",
+        ),
+        (
+            lambda t: TargetSamples(t(3), t(3), t(3).to(torch.uint16)),
+            "targets.rows='torch.uint16': whole numbers are needed, such as int64",
         ),
         (lambda t: TrainingExamples(t(3), t(4, 2)), r"examples.inputs=\[4, 2\]: \[3, ...\] is"),
         (
@@ -244,6 +259,8 @@ def _rewritten(path: Path, change: Any) -> None:
         (lambda h, a: a.pop("targets.labels"), "targets.labels|labels=None"),
         (lambda h, a: a.update({"scores.0": np.ones((3, 2))}), r"scores\[exact\]=\[3, 2\]"),
         (lambda h, a: a.update({"scores.0": np.array(["x"])}), "no findings of an attribution"),
+        (lambda h, a: a.update({"scores.0": a["scores.0"].astype("u2")}), "real numbers are need"),
+        (lambda h, a: a.update({"targets.probabilities": np.ones((3, 3), "?")}), "floats are need"),
         (lambda h, a: h.update(curvature={"steps": [1]}), "curvature.eigenvalues is missing"),
         (lambda h, a: h["retrained"][0].update(lds={"x": {}}), "mean is missing"),
     ],
