@@ -7,6 +7,9 @@ import os
 import re
 import secrets
 import stat
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import RawIOBase
@@ -19,6 +22,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "UNREADABLE_ARRAYS",
     "append_whole",
     "check_regular",
     "failures_named",
@@ -27,6 +31,13 @@ __all__ = [
     "remove_partials",
     "replace_file",
 ]
+
+UNREADABLE_ARRAYS: tuple[type[Exception], ...] = (
+    OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError,
+    RuntimeError, MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What comes of reading ``.npy`` and ``.npz`` that are damaged, cut or another thing: numpy reads
+headers as Python's own literals."""
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}")

@@ -20,17 +20,14 @@ import torch
 from metalearn.data.images import LabelledImages
 from metalearn.data.listed_pictures import ListedPictures, PictureSource
 from metalearn.data.pictures import LARGEST, PictureError, decode
-from metalearn.errors import DataError, SettingError
-from metalearn.files import read_regular, replace_file
-from metalearn.schema import Misfit, list_of, map_of, mapping, text, whole
+from metalearn.errors import DataError
+from metalearn.files import UNREADABLE_ARRAYS, read_regular, replace_file
+from metalearn.schema import list_of, map_of, mapping, text, whole
 
 __all__ = ["ClassTable", "any_converted", "converted"]
 
 _VERSION = 1  # raise it when pictures are brought to their size in another way
 _LARGEST_HEADER = 2**24
-_UNREADABLE = (
-    OSError, EOFError, ValueError, TypeError, OverflowError, RuntimeError, Misfit, SettingError,
-)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -154,7 +151,7 @@ def _opened(path: Path, size: int) -> LabelledImages | None:
         )
     except FileNotFoundError:
         return None
-    except _UNREADABLE as error:
+    except UNREADABLE_ARRAYS as error:
         _log.warning("%s is damaged and is made again: %s", path, error)
         return None
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +16,12 @@ from typing import Any
 import numpy as np
 
 from metalearn.errors import DataError
-from metalearn.files import check_regular, replace_file
+from metalearn.files import UNREADABLE_ARRAYS, check_regular, replace_file
 
 __all__ = ["Pack", "load_pack", "read_pack", "save_pack", "write_pack"]
 
 _HEADER = "header"
 _LARGEST = 2**34  # bytes, packed or not; the largest set of glyphs has 14 billion
-_UNREADABLE = (
-    OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, RuntimeError,
-    MemoryError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +42,7 @@ def read_pack(path: Path) -> Pack | None:
         return _unpacked(path)
     except FileNotFoundError:
         return None
-    except _UNREADABLE as error:
+    except UNREADABLE_ARRAYS as error:
         _log.warning("%s is damaged and is left aside: %s", path, error)
         return None
 
@@ -64,7 +58,7 @@ def load_pack(path: Path) -> Pack:
         return _unpacked(path)
     except FileNotFoundError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE_ARRAYS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is damaged: {reason}") from error
 

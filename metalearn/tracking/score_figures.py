@@ -126,7 +126,7 @@ def self_scores_figure(scores: Mapping[str, Tensor], *, marked: int, title: str)
         lost = "" if len(known) == len(values) else f"\n{len(values) - len(known)} not finite"
         axes.set_title(f"{shortened(name)}{lost}", fontsize=11, parse_math=False)
         if len(known):
-            counts, edges = np.histogram(known, bins=_BINS)
+            counts, edges = np.histogram(known, bins=_BINS, range=_ends(known))
             axes.stairs(counts, edges, color=BLUE, fill=True)
             place = float(known[-min(marked, len(known))])
             axes.axvline(place, color=ORANGE, lw=1.8, ls="--")
@@ -137,6 +137,16 @@ def self_scores_figure(scores: Mapping[str, Tensor], *, marked: int, title: str)
     figure.supxlabel(f"score (dashed: the {marked} highest are right of it)", fontsize=10.5)
     figure.supylabel("examples", fontsize=10.5)
     return figure
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """The least and the largest of sorted values; wider where they differ by rounding alone."""
+    low, high = float(values[0]), float(values[-1])
+    size = max(abs(low), abs(high))
+    if high - low > 1e-9 * size:
+        return low, high
+    half = size / 2 or 0.5
+    return low - half, high + half
 
 
 def _grid(title: str, count: int, *, height: float) -> tuple[Figure, list[Axes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,10 @@ def test_missing_pack_is_none_without_a_word(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "rubbish", "empty", "array", "object"])
+DAMAGES = ["truncated", "flipped", "rubbish", "empty", "array", "object", "literal"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_pack_is_none(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -45,6 +49,9 @@ def test_damaged_pack_is_none(
         np.savez(path, header=header, **{**ARRAYS, "images": ARRAYS["images"] ^ 1})
     elif damage == "object":
         np.savez(path, header=header, images=np.array([{}], dtype=object))
+    elif damage == "literal":  # the header of an array is read as one of Python's
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("header.npy", b"\x93NUMPY\x01\x00v\x00" + b"(" * 118)
     else:
         contents = {"truncated": whole[:-50], "flipped": flipped, "rubbish": b"x" * 99}
         path.write_bytes(contents.get(damage, b""))

@@ -160,5 +160,8 @@ def test_histograms_mark_the_highest() -> None:
     _draw(figure)
     _draw(self_scores_figure({"none": torch.full((3,), math.nan)}, marked=5, title=""))
     _draw(self_scores_figure({"one": torch.ones(1)}, marked=5, title=""))
+    least = torch.tensor([0.1, 0.1 + 2**-56, 0.1], dtype=torch.float64)  # rounding apart
+    for size in (1.0, -1.0, 1e30, 0.0):
+        _draw(self_scores_figure({"alike": size * least}, marked=5, title=""))
     with pytest.raises(ValueError, match="at least one method is needed"):
         self_scores_figure({}, marked=5, title="")

@@ -20,7 +20,7 @@ from metalearn.core.memory import check_memory
 from metalearn.core.tree import check_tensors
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import DataError, SettingError, check_whole
-from metalearn.files import read_regular
+from metalearn.files import UNREADABLE_ARRAYS, read_regular
 from metalearn.random_streams import AddressedStream, check_seed
 from metalearn.schema import Kind, Misfit, mapping
 from metalearn.signatures import check_settings, checked
@@ -197,7 +197,7 @@ def _read(path: Path) -> Tensor:
         else:
             values = np.loadtxt(io.StringIO(content.decode()), delimiter=",", ndmin=2)
         return torch.from_numpy(np.ascontiguousarray(values))
-    except (ValueError, TypeError, EOFError, MemoryError) as error:
+    except UNREADABLE_ARRAYS as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: this is no table of numbers ({reason})") from error
 

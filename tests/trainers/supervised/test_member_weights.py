@@ -43,6 +43,9 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 SMOOTHING = [0.0, 0.125, 0.25]
 CONSTANT: dict[str, Any] = {"schedule": "constant", "clip": None, "optimizer": SGD}
 
+NPY = b"\x93NUMPY\x01\x00v\x00"  # then a header of 118 bytes
+VAST = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000000000000,)}"
+
 
 def drawn(members: int, examples: int, seed: int = 0) -> Tensor:
     """Any weights, many of them 0."""
@@ -448,6 +451,9 @@ def test_weights_that_do_not_fit_get_one_sentence(given: Any, message: str) -> N
         ("none.npy", None, r"these weights cannot be read \(No such file"),
         ("bad.npy", b"no array", "this is no table of numbers"),
         ("cut.npy", b"\x93NUMPY\x01\x00", "this is no table of numbers"),
+        ("archive.npy", b"PK\x03\x04" + b"0" * 50, "this is no table of numbers"),
+        ("open.npy", NPY + b"(" * 118, "this is no table of numbers"),
+        ("vast.npy", NPY + VAST.ljust(118), "this is no table of numbers"),
         ("bad.csv", b"1,2\n3,x\n", "this is no table of numbers"),
         ("ragged.csv", b"1,2\n3\n", "this is no table of numbers"),
         ("empty.csv", b" \n", r"this is no table of numbers \(it is empty\)"),
