@@ -6,6 +6,7 @@ deeper than they are written, so that neither depth nor shared parts of a file c
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,8 @@ def number(least: float = -float("inf"), *, nan: bool = False) -> Kind:
 
     def check(value: Any, where: str) -> None:
         right = isinstance(value, int | float) and not isinstance(value, bool)
-        if not right or not (value >= least or (nan and value != value)):
+        vast = isinstance(value, int) and abs(value) > sys.float_info.max  # no float can be made
+        if not right or vast or not (value >= least or (nan and value != value)):
             needed = "a number" if least == -float("inf") else f"a number of at least {least:g}"
             raise Misfit(where, value, needed)
 
