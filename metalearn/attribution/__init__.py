@@ -31,6 +31,15 @@ from metalearn.attribution.gradient_index import (
 # Scores of examples by themselves
 from metalearn.attribution.pruning import el2n_scores, grand_scores
 
+# Label errors by what other networks predict
+from metalearn.attribution.confident_learning import (
+    ConfidentJoint,
+    PruningRule,
+    confident_joint,
+    label_issues,
+)
+from metalearn.attribution.out_of_sample import out_of_sample_probabilities
+
 # Retraining, the test of every score
 from metalearn.attribution.datamodels import (
     Brittleness,
@@ -95,6 +104,12 @@ __all__ = [
     # Scores of examples by themselves
     "el2n_scores",
     "grand_scores",
+    # Label errors by what other networks predict
+    "ConfidentJoint",
+    "PruningRule",
+    "confident_joint",
+    "label_issues",
+    "out_of_sample_probabilities",
     # Retraining, the test of every score
     "Brittleness",
     "DatamodelingScore",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -32,7 +32,8 @@ from metalearn.cli.targets import (
     placed,
     target_of,
 )
-from metalearn.data import ClassificationData, mislabelled, resized
+from metalearn.core.checks import check_number
+from metalearn.data import ClassificationData, imbalanced, mislabelled, resized
 from metalearn.data.division import check_fraction
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import accepted_settings, check_settings
@@ -83,7 +84,7 @@ def check_settings_of(config: DictConfig) -> None:
         check_node(group_node(config, group), group)
     check_around(config.model)
     _check_member_weights(config, arguments)
-    _check_wrong_labels(config)
+    _check_changes(config)
     _check_learner(config)
     loop = {
         f.name: config.trainer[f.name] for f in fields(LoopSettings) if f.name in config.trainer
@@ -164,7 +165,7 @@ def _sources(config: DictConfig, later: DeferredTasks | None) -> dict[str, Any]:
         if group in SOURCES and group != "ood" and SOURCES[group] not in objects:
             objects[SOURCES[group]] = made(config[group], group)
     if "data" in objects:
-        objects["data"] = _with_wrong_labels(config.data, objects["data"])
+        objects["data"] = _changed(config.data, objects["data"])
     if "ood" in groups:
         objects["ood"] = _second_data(config.ood, objects.get("tasks") or objects["data"])
     return objects
@@ -177,30 +178,42 @@ def _weights(config: DictConfig) -> dict[str, Any]:
     return {} if given is None else {"member_weights": given}
 
 
-def _with_wrong_labels(node: DictConfig, data: Any) -> Any:
-    """The data as they are, or with wrong labels planted among those of training."""
-    share = plain_value(node.get("wrong_labels"))
-    if share is None:
-        return data
-    if data.kind != "classification":
-        accepted = "null is needed: these data have no classes"
-        raise SettingError("data.wrong_labels", share, accepted)
-    try:
-        return mislabelled(data, fraction=share, seed=node.get("seed", 0))
-    except SettingError as error:
-        name = {"fraction": "wrong_labels"}.get(error.setting, error.setting)
-        raise SettingError(f"data.{name}", error.value, error.accepted) from error
+_CHANGES: dict[str, tuple[Callable[..., ClassificationData], str]] = {
+    "imbalance": (imbalanced, "ratio"),
+    "wrong_labels": (mislabelled, "fraction"),
+}
+"""Settings of ``data`` that spoil what is trained on, in this order, and what each becomes."""
 
 
-def _check_wrong_labels(config: DictConfig) -> None:
-    """Refuse what is no share of the labels, or one of labels that are not trained on."""
+def _changed(node: DictConfig, data: Any) -> Any:
+    """The data as they are, or with rare classes and wrong labels in their training part."""
+    for setting, (change, argument) in _CHANGES.items():
+        value = plain_value(node.get(setting))
+        if value is None:
+            continue
+        if data.kind != "classification":
+            accepted = "null is needed: these data have no classes"
+            raise SettingError(f"data.{setting}", value, accepted)
+        try:
+            data = change(data, **{argument: value}, seed=node.get("seed", 0))
+        except SettingError as error:
+            name = {argument: setting}.get(error.setting, error.setting)
+            raise SettingError(f"data.{name}", error.value, error.accepted) from error
+    return data
+
+
+def _check_changes(config: DictConfig) -> None:
+    """Refuse what is no share or ratio, or changes data that are not trained on."""
     for group in sorted({"data", "ood"} & set(groups_of(config))):
-        share = plain_value(config[group].get("wrong_labels"))
-        if share is not None and group == "ood":
-            accepted = "null is needed: nothing is trained on these data"
-            raise SettingError("ood.wrong_labels", share, accepted)
-        if share is not None:
-            check_fraction(f"{group}.wrong_labels", share)
+        given = {name: plain_value(config[group].get(name)) for name in _CHANGES}
+        for name, value in given.items():
+            if value is not None and group == "ood":
+                accepted = "null is needed: nothing is trained on these data"
+                raise SettingError(f"ood.{name}", value, accepted)
+        if given["wrong_labels"] is not None:
+            check_fraction(f"{group}.wrong_labels", given["wrong_labels"])
+        if given["imbalance"] is not None:
+            check_number(f"{group}.imbalance", given["imbalance"], above=1)
 
 
 def _check_member_weights(config: DictConfig, arguments: Mapping[str, Any]) -> None:

@@ -81,7 +81,7 @@ PARTIAL = ("learner", "hyper", "optimizer")
 _KEYWORDS = ("_target_", "_partial_")
 AROUND = ("frozen_features", "lora")
 """Settings of ``model`` that are no arguments of the network, but say what becomes of it."""
-OF_EXAMPLES = ("member_weights", "wrong_labels")
+OF_EXAMPLES = ("member_weights", "imbalance", "wrong_labels")
 """Settings of ``data`` that are no arguments of it: what becomes of its training examples."""
 _BESIDE = {"optimizer": ("groups",), "model": AROUND, "data": OF_EXAMPLES, "ood": OF_EXAMPLES}
 """Settings of a group that are none of its target's."""

@@ -16,6 +16,7 @@ from metalearn.data.folder import load_folder
 from metalearn.data.glyphs import load_glyphs
 from metalearn.data.imagenet_subsets import load_mini_imagenet, load_tiered_imagenet
 from metalearn.data.images import LabelledImages
+from metalearn.data.imbalanced import imbalanced
 from metalearn.data.mislabelled import MislabelledData, mislabelled
 from metalearn.data.omniglot import load_omniglot
 from metalearn.data.omniglot_layout import OmniglotSplit
@@ -42,6 +43,7 @@ __all__ = [
     "digits_data",
     "folder_data",
     "glyphs_data",
+    "imbalanced",
     "load_cifar_fs",
     "load_cub",
     "load_fc100",

@@ -40,6 +40,7 @@ from metalearn.trainers.meta.settings import MAML
 from metalearn.trainers.meta.trainer import MetaTrainer
 from metalearn.trainers.meta.uncertainty import ConformalSets
 from metalearn.trainers.supervised.ensemble import EnsembleTrainer
+from metalearn.trainers.supervised.focal import FocalLoss
 from metalearn.trainers.supervised.iterates import SnapshotTrainer, SWAGTrainer
 from metalearn.trainers.supervised.one_network import BatchEnsembleTrainer, MCDropoutTrainer
 from metalearn.trainers.supervised.per_sample import PerSampleTrainer
@@ -64,6 +65,7 @@ __all__ = [
     "EnsembleTest",
     "EnsembleTrainer",
     "FitResult",
+    "FocalLoss",
     "HyperModule",
     "HyperTest",
     "HyperTrainer",

@@ -252,9 +252,11 @@ def test_members_on_subsets_go_on_and_are_scored(run: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_wrong_labels_are_planted_anew_where_a_run_goes_on(run: Run, tmp_path: Path) -> None:
+def test_rare_classes_and_wrong_labels_are_planted_anew_where_a_run_goes_on(
+    run: Run, tmp_path: Path
+) -> None:
     folder, whole, without = (tmp_path / name for name in ("out", "whole", "without"))
-    given = [*ENSEMBLE, "data.wrong_labels=0.3"]
+    given = [*ENSEMBLE, "data.imbalance=20", "data.wrong_labels=0.3"]
     assert run("train", *given, f"hydra.run.dir={folder}", "trainer.steps=2").code == 0
     outcome = run("train", f"resume={folder}", "trainer.steps=4")
     assert outcome.code == 0 and "not the data" not in outcome.out + outcome.err
@@ -290,10 +292,20 @@ def test_weights_of_a_file_that_changes(run: Run, tmp_path: Path) -> None:
         (["data.member_weights=w.csv"], "w.csv: these weights cannot be read"),
         (["data.wrong_labels=1"], "data.wrong_labels=1: a number between 0 and 1 is needed"),
         (["data.wrong_labels=1e-6"], "data.wrong_labels=1e-06: a share is needed that is at least"),
+        (["data.imbalance=1"], "data.imbalance=1: a finite number above 1 is needed"),
+        (["data.imbalance=200"], "data.imbalance=200.0: at most 10"),
+        (["data=waves", "+data.imbalance=2"], "data.imbalance=2: null is needed: these data have"),
+        (["trainer.loss={name:focal,gamma:-1}"], "trainer.loss.gamma=-1: a finite number of at"),
+        (["trainer.loss={gamma:1}"], "trainer.loss={'gamma': 1}: a name is needed among these"),
+        (["data=waves", "trainer.loss=focal"], "trainer.loss='focal': gaussian_nll, mse or a"),
         (["data=waves", "+data.wrong_labels=0.3"], "data.wrong_labels=0.3: null is needed: these"),
         (
             ["ood=glyphs", "ood.wrong_labels=0.3"],
             "ood.wrong_labels=0.3: null is needed: nothing is trained on these data",
+        ),
+        (
+            ["ood=glyphs", "ood.imbalance=3"],
+            "ood.imbalance=3: null is needed: nothing is trained on these data",
         ),
         (["+data.weights=1"], "data.weights=1: there is no such setting"),
         (

@@ -510,6 +510,7 @@ def _data() -> dict[str, Callable[[], Call]]:
                 for name in ("inputs", "targets", "class_names", "splits", "true_targets")
             },
         ),
+        "imbalanced": lambda: (data.imbalanced, {"data": blobs(), "ratio": 4}),
         "resized": lambda: (data.resized, {"data": data.digits_data(), "image_size": 4}),
     }
 
@@ -680,6 +681,7 @@ def _trainers() -> dict[str, Callable[[], Call]]:
                 **few,
             },
         ),
+        "FocalLoss": _of(trainers, "FocalLoss", gamma=1.5),
         "InductiveModule": lambda: (
             trainers.InductiveModule,
             {"network": models.MLP((1,), 1), "support": draw(4, 1)},
@@ -869,7 +871,22 @@ def _of_tasks() -> dict[str, Callable[[], Call]]:
 def _retraining() -> dict[str, Callable[[], Call]]:
     """The other part of the face of attribution."""
     matrix = {"scores": draw(2, 6)}
+    sure = {"labels": torch.tensor([0, 1, 2, 0, 1]), "probabilities": draw(5, 3).softmax(-1)}
     return {
+        "confident_joint": _of(attribution, "confident_joint", **sure),
+        "label_issues": _of(attribution, "label_issues", rule="both", **sure),
+        "out_of_sample_probabilities": lambda: (
+            attribution.out_of_sample_probabilities,
+            {
+                "network": models.MLP((2,), 3, hidden=(4,)),
+                "data": blobs(),
+                "folds": 2,
+                "steps": 2,
+                "batch_size": 8,
+                "progress": False,
+                "engine": "batched",
+            },
+        ),
         "brittleness": _of(attribution, "brittleness", outputs=draw(5, 2, 3), counts=[1, 3]),
         "leave_out_changes": _of(
             attribution, "leave_out_changes", counts=[1, 3], losses=draw(5, 2), **matrix

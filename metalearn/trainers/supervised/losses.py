@@ -5,7 +5,7 @@ Axes: B samples of a batch, C outputs, D targets of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,8 @@ from metalearn.core.curvature.likelihood import LikelihoodName
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
 from metalearn.near_names import with_nearest
-from metalearn.signatures import takes_arguments
+from metalearn.signatures import check_settings, takes_arguments
+from metalearn.trainers.supervised.focal import FocalLoss
 from metalearn.trainers.supervised.member_gradients import Criterion, smoothed_cross_entropy
 
 __all__ = [
@@ -29,11 +30,14 @@ __all__ = [
     "squared_error",
 ]
 
-LossName = Literal["cross_entropy", "gaussian_nll", "mse"]
+LossName = Literal["cross_entropy", "gaussian_nll", "mse", "focal"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """From outputs ``[B, C]`` and targets ``[B]`` or ``[B, D]`` to losses ``[B]``, or to their mean."""
 
-LossSetting = LossName | LossFunction | None
+LossSetting = LossName | Mapping[str, Any] | LossFunction | None
+"""A mapping is ``{"name": "focal", "gamma": 1.0}``: a name with what else it takes."""
+
+_OF_CLASSES = ("cross_entropy", "focal")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class SupervisedLoss:
     widths: tuple[int, ...]
     """How many outputs of a sample it takes, any of these."""
     likelihood: LikelihoodName | None = None
-    """Of which it is −log p up to constants; None of a function of one's own."""
+    """Of which it is −log p up to constants; None of focal and of a function of one's own."""
     variance: float = 1.0
     """σ² of a gaussian likelihood."""
 
@@ -64,7 +68,7 @@ class SupervisedLoss:
 
     @property
     def own(self) -> bool:
-        """Whether it is a function of the user's."""
+        """Whether it is no −log p that is known: focal, or a function of the user's."""
         return self.likelihood is None
 
     @property
@@ -103,16 +107,38 @@ def chosen_loss(loss: LossSetting, data: SupervisedData) -> SupervisedLoss:
         return _of_function(loss, data)
     if loss is None:
         loss = "gaussian_nll" if regression else "cross_entropy"
+    loss, further = _apart(loss)
     known = get_args(LossName)
     if not isinstance(loss, str) or loss not in known:
         accepted = f"{', '.join(known)}, null or a function is needed"
         raise SettingError("loss", loss, with_nearest(accepted, loss, known))
-    if regression and loss == "cross_entropy":
+    if regression and loss in _OF_CLASSES:
         accepted = "gaussian_nll, mse or a function is needed for real targets"
         raise SettingError("loss", loss, accepted)
-    if not regression and loss != "cross_entropy":
-        raise SettingError("loss", loss, "cross_entropy or a function is needed for classes")
+    if not regression and loss not in _OF_CLASSES:
+        raise SettingError("loss", loss, "cross_entropy, focal or a function is needed for classes")
+    if loss == "focal":
+        return replace(_of_function(_focal(further), data), name=loss)
+    if further:
+        raise SettingError("loss", dict(further), f"{loss} has no settings, so its name is needed")
     return _named(loss, data.outputs)
+
+
+def _apart(loss: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A name, and the settings that were given with it."""
+    if not isinstance(loss, Mapping):
+        return loss, {}
+    if "name" not in loss:
+        raise SettingError("loss", dict(loss), "a name is needed among these: {name: focal, ...}")
+    return loss["name"], {key: value for key, value in loss.items() if key != "name"}
+
+
+def _focal(settings: Mapping[str, Any]) -> FocalLoss:
+    check_settings(FocalLoss, settings, "loss.")
+    try:
+        return FocalLoss(**settings)
+    except SettingError as error:
+        raise SettingError(f"loss.{error.setting}", error.value, error.accepted) from error
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -446,8 +446,14 @@ def test_a_loss_of_ones_own_has_curvature_and_no_fisher_matrix() -> None:
     ("settings", "message"),
     [
         ({"loss": "cross_entropy"}, "loss='cross_entropy': gaussian_nll, mse or a function is"),
-        ({"loss": "l1"}, "loss='l1': cross_entropy, gaussian_nll, mse, null or a function is"),
-        ({"loss": 3}, "loss=3: cross_entropy, gaussian_nll, mse, null or a function is needed"),
+        (
+            {"loss": "l1"},
+            "loss='l1': cross_entropy, gaussian_nll, mse, focal, null or a function is",
+        ),
+        (
+            {"loss": 3},
+            "loss=3: cross_entropy, gaussian_nll, mse, focal, null or a function is needed",
+        ),
         ({"loss": "mse"}, r"model='Precise': outputs \[2, 2, 1\] are needed, not \[2, 2, 2\]"),
         (
             {"loss": lambda f, y: (f[:, :1] - y).square()},
