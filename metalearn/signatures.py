@@ -40,6 +40,7 @@ R = TypeVar("R")
 
 _LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 _MANY = (tuple, collections.abc.Sequence, collections.abc.Mapping)
+_hints_of = functools.lru_cache(256)(functools.partial(typing.get_type_hints, include_extras=True))
 _POSITIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
 
 
@@ -67,7 +68,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     elif not inspect.isroutine(function):
         target = type(function).__call__
     try:
-        return typing.get_type_hints(target, include_extras=True)
+        return _hints_of(target)
     except NameError:
         return {}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Outcome, call
+from tests.support.composing import parsed_once
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,6 +23,12 @@ def _hangups_are_heard() -> Iterator[None]:
     signal.signal(number, signal.SIG_DFL)
     yield
     signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _yamls_are_parsed_once() -> Iterator[None]:
+    with parsed_once():
+        yield
 
 
 @pytest.fixture(autouse=True)

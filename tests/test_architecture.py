@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -16,9 +17,14 @@ from metalearn.trainers import Trainer
 
 LIBRARY = Path(metalearn.__file__).parent
 FILES = sorted(LIBRARY.rglob("*.py"))
-TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """What each file says, read by the first test that asks and not by whoever collects tests."""
+    return {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
 
 def short(file: Path) -> str:
@@ -42,7 +48,7 @@ def test_no_file_is_too_long() -> None:
 def test_no_function_is_too_long() -> None:
     long = {
         f"{short(file)}:{node.name}": length
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (length := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
@@ -65,7 +71,7 @@ def test_no_room_asks_which_trainer_it_has() -> None:
     named = {name for name in trainers.__all__ if name.endswith("Trainer")}
     asked = [
         f"{short(file)}:{node.lineno}"
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         for node in ast.walk(tree)
         if (
             (isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"))
@@ -86,7 +92,7 @@ def is_private(name: str) -> bool:
 def test_no_file_takes_a_private_name_of_another() -> None:
     taken = [
         f"{short(file)}: {module}.{name}"
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         for module, name in imported(file, tree)
         if is_private(name) and f"{module}.{name}" not in MODULES
     ]
@@ -138,7 +144,7 @@ def graph_of(files: dict[str, tuple[Path, ast.AST]]) -> dict[str, set[str]]:
 
 
 def test_no_import_cycle() -> None:
-    graph = graph_of({name: (file, TREES[file]) for name, file in MODULES.items()})
+    graph = graph_of({name: (file, trees()[file]) for name, file in MODULES.items()})
     assert sum(map(len, graph.values())) > len(graph)  # that imports are found at all
     try:
         TopologicalSorter(graph).prepare()

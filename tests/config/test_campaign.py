@@ -7,23 +7,27 @@ values of wrong types without being listed.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from metalearn.cli.building import build, check_settings_of
 from metalearn.errors import DataError, SettingError
+from metalearn.trainers import LoopSettings
+from metalearn.trainers.supervised.ensemble_training import EnsembleTraining
 from tests.support.commands import ROOT, call
 
 TABLE = Path(__file__).with_name("command_lines.txt")
@@ -41,7 +45,7 @@ CHOICES = [
     "model=mlp model.hidden=[3] task=sinusoid",
     "model=conv4 model.filters=2",
     "optimizer=sgd",
-    "trainer=ensemble optimizer=fused_adam",
+    "optimizer=fused_adam trainer=ensemble",
     *(f"trainer={name}" for name in ("batch_ensemble", "ensemble", "mc_dropout", "meta")),
     *(f"trainer={name}" for name in ("per_sample", "snapshot", "swag")),
     "trainer=ensemble data=glyphs",
@@ -49,6 +53,15 @@ CHOICES = [
     "trainer=ensemble data=digits",
     "trainer=ensemble data=waves",
 ]
+INHERITING = [f"trainer={name}" for name in ("batch_ensemble", "mc_dropout", "snapshot", "swag")]
+HANDED_ON = sorted(
+    {
+        name
+        for made in (EnsembleTraining, LoopSettings)
+        for name in inspect.signature(made).parameters
+    }
+)
+"""Settings that go to one place from all of those, which ``trainer=ensemble`` tries wholly."""
 
 
 @pytest.fixture(scope="module")
@@ -128,25 +141,46 @@ def composed(choice: str) -> DictConfig:
         return compose("train", overrides=[*choice.split(), *tiny])
 
 
-def tried(choice: str) -> Iterator[tuple[str, Any, DictConfig]]:
-    """Every setting of a choice's group with every value of a wrong type or size."""
+def tried(choice: str, values: Callable[[str], Sequence[Any]]) -> Iterator[tuple[str, Any, Any]]:
+    """Every setting of a choice's group with values of a wrong type or size."""
     config = composed(choice)
+    whole = copy.deepcopy(config)
     group = choice.partition("=")[0]
     if "data=" in choice:
         group = "data"
-    for key in config[group]:
-        for value in WRONG:
-            case = config.copy()
-            with open_dict(case):
-                case[group][key] = value
-            yield f"{group}.{key}", value, case
+    OmegaConf.set_struct(config, False)
+    for key in whole[group]:
+        for value in values(str(key)):
+            config[group][key] = value
+            yield f"{group}.{key}", value, config
+        config[group][key] = whole[group]._get_node(key)
+    assert config == whole  # nothing that was built changed it
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_setting_with_every_wrong_value(choice: str) -> None:
+    """Refused by a sentence that names it, or accepted by all that builds a trainer."""
+    hold_to_a_sentence(choice, lambda key: WRONG)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_setting_with_every_wrong_value(choice: str, tmp_path: Path) -> None:
-    """Refused by a sentence that names it, or accepted by all that builds a trainer."""
+def test_every_setting_with_wrong_values(choice: str) -> None:
+    """Settings that several trainers hand on alike get each value from one of these."""
+    turns, place = len(INHERITING), INHERITING.index(choice) if choice in INHERITING else None
+
+    def values(key: str) -> Sequence[Any]:
+        if place is None or key not in HANDED_ON:
+            return WRONG
+        first = (place + HANDED_ON.index(key)) % turns
+        return WRONG[first::turns]
+
+    hold_to_a_sentence(choice, values)
+
+
+def hold_to_a_sentence(choice: str, values: Callable[[str], Sequence[Any]]) -> None:
     count = refused = 0
-    for name, value, case in tried(choice):
+    for name, value, case in tried(choice, values):
         said = refusal(case)
         count, refused = count + 1, refused + bool(said)
         group = name.partition(".")[0]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from metalearn.tracking import RunTracker
 from metalearn.trainers import FitResult, HyperTrainer, Trainer
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from metalearn.trainers.supervised import model_evaluation
-from tests.contracts.trainers import TRAINERS
+from tests.contracts.trainers import TRAINERS, Make
 from tests.support.builders import (
     Recorder,
     after_gradient,
@@ -56,10 +57,40 @@ CLOCKED = ("time", "speed/", "diagnostics/")
 @pytest.fixture(name="no_figures")
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of these tiny runs, and `meta.test_records` looks at it."""
-    monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
-    monkeypatch.setattr(model_evaluation, "_draw", lambda *given: None)
-    monkeypatch.setattr(HyperTrainer, "_figure", lambda *given: None)
-    without_ensemble_figures(monkeypatch)
+    _without_figures(monkeypatch)
+
+
+def _without_figures(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
+    patch.setattr(model_evaluation, "_draw", lambda *given: None)
+    patch.setattr(HyperTrainer, "_figure", lambda *given: None)
+    patch.setattr(RunTracker, "figure", lambda self, *given: None)  # those of diagnostics
+    without_ensemble_figures(patch)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that nothing interrupted, its records and checkpoints in a folder."""
+
+    trainer: Trainer
+    result: FitResult
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Make], Whole]:
+    """The whole run of a trainer, made once: what others of the same settings are held against."""
+    known: dict[Make, Whole] = {}
+
+    def run(make: Make) -> Whole:
+        if make not in known:
+            folder = tmp_path_factory.mktemp("whole")
+            with pytest.MonkeyPatch.context() as patch:
+                _without_figures(patch)
+                known[make] = Whole(*_tracked(make, folder), folder)
+        return known[make]
+
+    return run
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -68,7 +99,7 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith(CLOCKED)} for row in rows]
 
 
-def _tracked(make: Callable[..., Trainer], folder: Path, **settings: Any) -> FitResult:
+def _tracked(make: Make, folder: Path, **settings: Any) -> tuple[Trainer, FitResult]:
     """A run with a tracker, from the last checkpoint where there is one."""
     trainer = make(folder=folder, **CADENCE, **settings)
     resuming = last(folder).is_file()
@@ -76,7 +107,7 @@ def _tracked(make: Callable[..., Trainer], folder: Path, **settings: Any) -> Fit
         trainer.resume(last(folder))
     trainer.tracker = RunTracker(folder, resume_step=trainer.step if resuming else None)
     try:
-        return trainer.fit()
+        return trainer, trainer.fit()
     finally:
         trainer.tracker.close()
 
@@ -86,61 +117,55 @@ def _tracked(make: Callable[..., Trainer], folder: Path, **settings: Any) -> Fit
 
 @no_figures
 @trainers
-def test_the_same_settings_give_the_same_run(make: Callable[..., Trainer]) -> None:
-    records = [Recorder(), Recorder()]
-    one, other = (make(tracker=tracker, **CADENCE) for tracker in records)
-    results = [one.fit(), other.fit()]
-    assert results[0].best_value == results[1].best_value
-    assert_same(state_of(one), state_of(other))
-    plain = [
-        [(s, {k: v for k, v in row.items() if not k.startswith(CLOCKED)}) for s, row in r.numbers]
-        for r in records
-    ]
-    assert_same(plain[0], plain[1])
+def test_the_same_settings_give_the_same_run(
+    make: Make, whole: Callable[[Make], Whole], tmp_path: Path
+) -> None:
+    one = whole(make)
+    other, result = _tracked(make, tmp_path)
+    assert one.result.best_value == result.best_value
+    assert_same(state_of(one.trainer), state_of(other))
+    assert_same(_lines(one.folder), _lines(tmp_path))
 
 
 @no_figures
 @trainers
-def test_cadence_does_not_change_what_is_learnt(make: Callable[..., Trainer]) -> None:
-    often, seldom = make(**CADENCE), make(log_every=100, eval_every=100, checkpoint_every=100)
-    often.fit()
+def test_cadence_does_not_change_what_is_learnt(make: Make, whole: Callable[[Make], Whole]) -> None:
+    often, seldom = whole(make).trainer, make(log_every=100, eval_every=100, checkpoint_every=100)
     seldom.fit()
     assert_same(often.module.state_dict(), seldom.module.state_dict())
     assert_same(often.optimizer.state_dict(), seldom.optimizer.state_dict())
 
 
 @trainers
-def test_global_random_state_is_neither_read_nor_written(make: Callable[..., Trainer]) -> None:
-    runs = []
+def test_global_random_state_is_neither_read_nor_written(
+    make: Make, whole: Callable[[Make], Whole]
+) -> None:
+    unseeded = whole(make).trainer  # whatever the state was then
     kept = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-            trainer = make()
-            trainer.fit()
-            after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-            assert torch.equal(before[0], after[0])
-            assert before[1:] == after[1:]
-            runs.append(trainer)
+        torch.manual_seed(918273)
+        random.seed(918273)
+        np.random.seed(918273)  # noqa: NPY002
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        seeded = make(**CADENCE)
+        seeded.fit()
+        after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     finally:
         torch.set_rng_state(kept[0])
         random.setstate(kept[1])
         np.random.set_state(kept[2])  # noqa: NPY002
-    assert_same(state_of(runs[0]), state_of(runs[1]))
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert_same(state_of(seeded), state_of(unseeded))
 
 
-@no_figures
 @trainers
-def test_a_result_says_how_it_ended(make: Callable[..., Trainer], tmp_path: Path) -> None:
-    tracker = Recorder()
-    trainer = make(folder=tmp_path, tracker=tracker, **CADENCE)
-    result = trainer.fit()
+def test_a_result_says_how_it_ended(make: Make, whole: Callable[[Make], Whole]) -> None:
+    run = whole(make)
+    trainer, result = run.trainer, run.result
     assert (result.step, result.reason, result.signal) == (6, "finished", None)
     assert result.best_name == trainer.monitor
-    values = tracker.series(trainer.monitor)
+    values = [row[trainer.monitor] for row in _lines(run.folder) if trainer.monitor in row]
     best = (max if trainer.larger_is_better else min)(values)
     if len(trainer.active) > 1:  # every member has a best of its own
         assert result.best_value == float(trainer.best_values.median())
@@ -149,7 +174,7 @@ def test_a_result_says_how_it_ended(make: Callable[..., Trainer], tmp_path: Path
         assert result.best_value == best
         assert result.best_step == 2 * values.index(best)
     assert result.seconds == trainer.seconds > 0
-    state = load_checkpoint(last(tmp_path))
+    state = load_checkpoint(last(run.folder))
     assert (state["step"], state["best_step"]) == (6, result.best_step)
     assert_same(state["module"], trainer.module.state_dict())
 
@@ -182,25 +207,27 @@ def test_settings_are_checked(make: Callable[..., Trainer]) -> None:
     ids=["interrupted once", "terminated thrice"],
 )
 def test_stopped_and_resumed_is_never_stopped(
-    make: Callable[..., Trainer], number: int, stops: tuple[int, ...], tmp_path: Path
+    make: Make,
+    number: int,
+    stops: tuple[int, ...],
+    whole: Callable[[Make], Whole],
+    tmp_path: Path,
 ) -> None:
-    whole = make(folder=tmp_path / "whole", **CADENCE)
-    whole.fit()
-    folder = tmp_path / "stopped"
+    uninterrupted, folder = whole(make), tmp_path / "stopped"
     for i, stop in enumerate(stops):
-        trainer = make(folder=folder, **CADENCE)
+        trainer = make(folder=folder, tracker=Recorder(), **CADENCE)
         if i:
             trainer.resume(last(folder))
         signal_in_step(trainer, stop, number)
         result = trainer.fit()
         assert (result.step, result.reason, result.signal) == (stop + 1, "interrupted", number)
-    resumed = make(folder=folder, **CADENCE)
+    resumed = make(folder=folder, tracker=Recorder(), **CADENCE)
     resumed.resume(last(folder))
     assert resumed.fit().reason == "finished"
-    assert_same(state_of(resumed), state_of(whole))
+    assert_same(state_of(resumed), state_of(uninterrupted.trainer))
     for name in ("last.pt", "best.pt"):
         one, other = (
-            load_checkpoint(f / "checkpoints" / name) for f in (folder, tmp_path / "whole")
+            load_checkpoint(f / "checkpoints" / name) for f in (folder, uninterrupted.folder)
         )
         assert_same(without_times(one), without_times(other))
 
@@ -209,7 +236,7 @@ def test_stopped_and_resumed_is_never_stopped(
 @trainers
 @pytest.mark.parametrize("when", ["first validation", "later validation", "step"])
 def test_records_of_a_resumed_run_are_those_of_a_whole_one(
-    make: Callable[..., Trainer], when: str, tmp_path: Path
+    make: Make, when: str, whole: Callable[[Make], Whole], tmp_path: Path
 ) -> None:
     def interrupted(**settings: Any) -> Trainer:
         trainer = make(**settings)
@@ -228,13 +255,11 @@ def test_records_of_a_resumed_run_are_those_of_a_whole_one(
             before_validation(trainer, second)
         return trainer
 
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    _tracked(make, whole)
-    stopped = _tracked(interrupted, parts)
+    _, stopped = _tracked(interrupted, tmp_path)
     assert stopped.reason == "interrupted"
     assert stopped.step == {"first validation": 0, "later validation": 2, "step": 3}[when]
-    assert _tracked(make, parts).reason == "finished"
-    assert_same(_lines(parts), _lines(whole))
+    assert _tracked(make, tmp_path)[1].reason == "finished"
+    assert_same(_lines(tmp_path), _lines(whole(make).folder))
 
 
 KILLED = """

@@ -98,9 +98,9 @@ def zipped(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def of(data: bytes) -> Put:
-    """Puts bytes."""
-    return lambda path: path.write_bytes(data)
+def of(data: bytes | Callable[[], bytes]) -> Put:
+    """Puts bytes; those that take long to make are made when they are put."""
+    return lambda path: path.write_bytes(data() if callable(data) else data)
 
 
 def to(target: str) -> Put:
@@ -166,8 +166,8 @@ FILES: Mapping[str, tuple[Put, str]] = {
     # too large
     "a file of 65 MiB": (_sparse(65 * 2**20), "bytes; at most 67108864 are read"),
     "a file of 1 TiB": (_sparse(2**40), "bytes; at most 67108864 are read"),
-    "a PNG bomb": (of(png(12_800, 12_800, rows=12_800)), _MUCH),
-    "a PNG bomb of one bit": (of(png(40_000, 40_000, rows=40_000, bits=1)), _MUCH),
+    "a PNG bomb": (of(lambda: png(12_800, 12_800, rows=12_800)), _MUCH),
+    "a PNG bomb of one bit": (of(lambda: png(40_000, 40_000, rows=40_000, bits=1)), _MUCH),
     "a PNG over the limit by a row": (of(png(8192, 6145)), _MUCH),
     "a PNG of one long row": (of(png(2**26, 1)), _MUCH),
     "a PNG of one long column": (of(png(1, 2**26)), _MUCH),

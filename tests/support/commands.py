@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from tests.support.composing import composed_once
+
 ROOT = Path(__file__).parents[2]
 
 TINY = [
@@ -42,6 +44,7 @@ def call(
     """Run ``scripts/<script>.py`` with arguments; a traceback would fail the test."""
     path = ROOT / "scripts" / f"{script}.py"
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    composed_once(monkeypatch)
     GlobalHydra.instance().clear()
     capsys.readouterr()
     code = 0
