@@ -16,6 +16,7 @@ import torch
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core import HyperProgress
 from metalearn.core.checks import check_number
+from metalearn.errors import DataError
 from metalearn.signatures import checked
 
 __all__ = ["StatesOnDisk", "WalkCheckpoint"]
@@ -47,7 +48,10 @@ class StatesOnDisk(MutableMapping[int, Any]):
         """
         if not self._path(step).is_file():
             raise KeyError(step)
-        return load_checkpoint(self._path(step), device=self.device)["state"]
+        found = load_checkpoint(self._path(step), device=self.device)
+        if "state" not in found:
+            raise DataError(f"{self._path(step)}: this file holds no state of a run")
+        return found["state"]
 
     def __delitem__(self, step: int) -> None:
         """Remove a state's file."""

@@ -24,6 +24,7 @@ from metalearn.attribution import (
     retraining_settings,
     training_run,
 )
+from metalearn.checkpoint import save_checkpoint
 from metalearn.core import HyperProgress
 from metalearn.errors import DataError, SettingError
 from metalearn.models import Ensemble
@@ -168,6 +169,9 @@ def test_a_damaged_state_is_told(tmp_path: Path) -> None:
     place[3] = ([torch.ones(2)], ())
     (tmp_path / "state-3.pt").write_bytes(b"no state")
     with pytest.raises(DataError, match="state-3.pt"):
+        place[3]
+    save_checkpoint(tmp_path / "state-3.pt", {"module": {}})  # of something else
+    with pytest.raises(DataError, match="state-3.pt: this file holds no state of a run"):
         place[3]
 
 
