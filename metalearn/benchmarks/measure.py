@@ -6,11 +6,8 @@ are; contestants that share a process would change one another's times.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from metalearn.benchmarks.contestants import CONTESTANTS
+from metalearn.benchmarks.processes import AskedProcess
 from metalearn.benchmarks.workloads import WORKLOADS
 from metalearn.core.memory import free_memory
 
@@ -57,7 +55,7 @@ def race(workload: str, names: Sequence[str], *, rounds: int, memory: bool = Fal
         memory: whether to measure peak memory as well.
     """
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(_Worker(workload, name)) for name in names}
+        workers = {name: stack.enter_context(_process(workload, name)) for name in names}
         peaks = {n: w.ask("memory")["memory"] if memory else math.nan for n, w in workers.items()}
         turns: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
         for _ in range(rounds + 1):
@@ -98,46 +96,15 @@ def _points(workload: str, name: str, steps: Sequence[int]) -> dict[int, dict[st
         if per_step * count > _SHARE_OF_FREE * free:
             points[count] = {"memory": math.nan, "seconds": math.nan}
             continue
-        with _Worker(workload, name, count) as worker:
+        with _process(workload, name, count) as worker:
             found = worker.ask("memory")
         points[count] = {quantity: found[quantity] for quantity in ("memory", "seconds")}
         per_step = points[count]["memory"] / count
     return points
 
 
-class _Worker:
-    """A process of `metalearn.benchmarks.worker`, idle until it is asked."""
-
-    def __init__(self, workload: str, contestant: str, steps: int | None = None) -> None:
-        count = WORKLOADS[workload].steps if steps is None else steps
-        arguments = [workload, contestant, str(count), str(torch.get_num_threads())]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "metalearn.benchmarks.worker", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def ask(self, question: str) -> dict[str, float]:
-        """Its answer; NaN for every quantity once it has died."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(question + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            return _Nothing()
-        line = self._process.stdout.readline()
-        found: dict[str, float] = json.loads(line) if line else _Nothing()
-        return found
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # closes its input, at which it ends
-
-
-class _Nothing(dict[str, float]):
-    def __missing__(self, key: str) -> float:
-        return math.nan
+def _process(workload: str, contestant: str, steps: int | None = None) -> AskedProcess:
+    """Of `metalearn.benchmarks.worker`."""
+    count = WORKLOADS[workload].steps if steps is None else steps
+    arguments = [workload, contestant, str(count), str(torch.get_num_threads())]
+    return AskedProcess("metalearn.benchmarks.worker", arguments)

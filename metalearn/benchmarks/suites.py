@@ -24,6 +24,8 @@ from metalearn.benchmarks.per_sample import (
     sample_race,
     sample_table,
 )
+from metalearn.benchmarks.runs.attribution_suite import attribution_race, attribution_table
+from metalearn.benchmarks.runs.hyper_suite import hyper_figure, hyper_race, hyper_table
 from metalearn.benchmarks.spectrum import spectrum_figure, spectrum_race, spectrum_table
 from metalearn.benchmarks.uncertainty import (
     uncertainty_comparison,
@@ -101,11 +103,48 @@ def uncertainty(rounds: int) -> SuiteResult:
     return SuiteResult(uncertainty_table(rows), {"uncertainty": uncertainty_figure(rows)}, numbers)
 
 
+def hyper(rounds: int) -> SuiteResult:
+    """Gradients through training runs against loops, higher, TorchOpt, betty and bergson."""
+    tables, figures, numbers = [], {}, {}
+    for name, steps, losses in _HYPER:
+        field = hyper_race(name, steps, losses=losses, rounds=rounds)
+        title = f"{_HYPER_TITLES[name]}, {'one outer loss' if losses == 1 else f'{losses} at once'}"
+        tables.append(f"**{title}**\n\n{hyper_table(name, field)}")
+        if len(steps) > 1:
+            figures[f"{name}_{losses}"] = hyper_figure(name, field, title)
+        numbers[title] = {
+            count: [finish.numbers() for finish in found.values()] for count, found in field.items()
+        }
+    return SuiteResult("\n\n".join(tables), figures, numbers)
+
+
+def attribution(rounds: int) -> SuiteResult:
+    """Scores of training examples and retraining against loops, dattri, traker and bergson."""
+    found = attribution_race(rounds=rounds)
+    numbers = [finish.numbers() for finish in found.values()]
+    return SuiteResult(attribution_table(found), {}, numbers)
+
+
+_HYPER = (
+    ("hyper", (20, 100, 400), 1),
+    ("hyper", (20, 100, 400), 20),
+    ("implicit", (150,), 1),
+    ("implicit", (150,), 20),
+)
+"""Races, numbers of steps K and of outer losses R."""
+
+_HYPER_TITLES = {
+    "hyper": "Through K steps of an MLP 64-64-64-10 on digits",
+    "implicit": "At the minimum of a logistic regression on digits",
+}
+
 SUITES: dict[str, Callable[[int], SuiteResult]] = {
     "ensembles": ensembles,
     "per_sample": per_sample,
     "derivatives": derivatives,
     "curvature": curvature,
     "uncertainty": uncertainty,
+    "hyper": hyper,
+    "attribution": attribution,
 }
 """By name; each takes the number of rounds."""

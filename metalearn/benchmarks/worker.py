@@ -12,21 +12,19 @@ for one thing, and is answered by one line of JSON:
 
 from __future__ import annotations
 
-import json
 import math
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from metalearn.benchmarks.contestants import CONTESTANTS, Run
+from metalearn.benchmarks.processes import answer_questions, process_peak
 from metalearn.benchmarks.workloads import WORKLOADS, Workload
 from metalearn.models import Conv4
 
@@ -67,9 +65,9 @@ class _Worker:
         small = replace(self.workload, make=tiny, input_shape=(1, 8, 8), way=2, tasks=1, steps=1)
         CONTESTANTS[self.contestant].prepare(small, torch.float32)()  # loads what is loaded lazily
         run = self._run
-        before = _peak()
+        before = process_peak()
         seconds = _seconds(run)
-        memory = _peak() - before
+        memory = process_peak() - before
         if seconds < _LONG:
             seconds = min(seconds, _seconds(run))
         return {"memory": memory, "seconds": seconds}
@@ -109,22 +107,10 @@ def _seconds(run: Callable[[], object]) -> float:
     return statistics.median(spent)
 
 
-def _peak() -> int:
-    """Peak resident bytes of this process; Linux counts its parent's in ru_maxrss."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _serve(workload: str, contestant: str, steps: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
-    answers, sys.stdout = sys.stdout, sys.stderr  # other libraries print
     worker = _Worker(replace(WORKLOADS[workload], steps=int(steps)), contestant)
-    for question in sys.stdin:
-        print(json.dumps(getattr(worker, question.strip())()), file=answers, flush=True)
+    answer_questions(lambda question: getattr(worker, question)())
 
 
 if __name__ == "__main__":

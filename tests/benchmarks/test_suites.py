@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
 def test_suites_say_what_they_measure() -> None:
-    assert list(SUITES) == ["ensembles", "per_sample", "derivatives", "curvature", "uncertainty"]
+    names = ["ensembles", "per_sample", "derivatives", "curvature", "uncertainty", "hyper"]
+    assert list(SUITES) == [*names, "attribution"]
     assert all(suite.__doc__ for suite in SUITES.values())
 
 

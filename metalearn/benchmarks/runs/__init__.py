@@ -1,0 +1,1 @@
+"""Gradients through training runs and scores of examples, beside other libraries."""
