@@ -58,6 +58,7 @@ COMMANDS = {
         _command("export", "write a trained run as one file", "export_run", "export"),
         _command("benchmark", "measure speed and memory beside peers", "benchmark", "benchmark"),
         _command("reproduce", "train and test rows of the ledger of reproductions", "reproduce"),
+        _command("study", "try attribution and hypergradients against what else would do", "study"),
         _command("tour", "walk through the mathematics, each line computed twice", "take_tour"),
     )
 }

@@ -19,7 +19,9 @@ from tests.docs.pages import CONF, ROOT
 
 API = sorted((ROOT / "docs" / "api").glob("*.rst"))
 FACES = re.findall(r"^\.\. face:: (\S+)$", "".join(p.read_text() for p in API), flags=re.MULTILINE)
-WITHOUT_A_PAGE = {f"metalearn.{name}" for name in ("benchmarks", "ledger", "tour")}  # of scripts
+WITHOUT_A_PAGE = {
+    f"metalearn.{name}" for name in ("benchmarks", "ledger", "studies", "tour")
+}  # of scripts
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,99 @@
+"""All studies by name. A new one is a function of a seed and a line here."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from metalearn.data import ClassificationData, digits_data, glyphs_data
+from metalearn.errors import SettingError
+from metalearn.near_names import with_nearest
+from metalearn.studies.distillation import distil_digits
+from metalearn.studies.label_errors import find_label_errors
+from metalearn.studies.rows import Rows
+from metalearn.studies.schedules import compare_schedules
+from metalearn.studies.spoilt_training import train_imbalanced, train_mislabelled
+
+__all__ = ["STUDIES", "Study", "chosen_studies"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A use, and what else would be done in its place."""
+
+    name: str
+    title: str
+    run: Callable[[int], Rows]
+    """Of a seed: what it gives."""
+    digits: dict[str, int]
+    """Columns of the table, and how many decimals they are shown with."""
+
+
+def _digits(seed: int) -> ClassificationData:
+    return digits_data(seed=seed)
+
+
+def _glyphs(seed: int) -> ClassificationData:
+    return glyphs_data(image_size=14, classes=15, renderings=40, seed=seed)
+
+
+_ACCURACY = {"accuracy": 1, "seconds": 0}
+STUDIES = {
+    study.name: study
+    for study in (
+        Study(
+            "label_errors_digits",
+            "Finding 10 % wrong labels of digits: AUROC",
+            lambda seed: find_label_errors(_digits, seed),
+            {"auroc": 3, "seconds": 1},
+        ),
+        Study(
+            "label_errors_glyphs",
+            "Finding 10 % wrong labels of 15 letters: AUROC",
+            lambda seed: find_label_errors(_glyphs, seed),
+            {"auroc": 3, "seconds": 1},
+        ),
+        Study(
+            "wrong_labels",
+            "Training on digits with 30 % wrong labels: accuracy, %",
+            train_mislabelled,
+            _ACCURACY,
+        ),
+        Study(
+            "imbalance",
+            "Training on digits with an imbalance of 100: accuracy, %",
+            train_imbalanced,
+            _ACCURACY,
+        ),
+        Study(
+            "distilled",
+            "Training on ten pictures of digits: accuracy, %",
+            distil_digits,
+            _ACCURACY,
+        ),
+        Study(
+            "schedule",
+            "Learning rates for 50 steps on digits",
+            compare_schedules,
+            {"accuracy": 2, "nll": 4, "seconds": 1, "runs": 0},
+        ),
+    )
+}
+"""In the order in which they are shown."""
+
+
+def chosen_studies(names: Sequence[str]) -> list[Study]:
+    """Studies by name or pattern; all where none is named.
+
+    Raises:
+        SettingError: a name of none.
+    """
+    found: list[Study] = []
+    for name in names or ["*"]:
+        several = [study for study in STUDIES.values() if fnmatch.fnmatch(study.name, name)]
+        if not several:
+            accepted = f"one of {', '.join(STUDIES)}, or a pattern, is needed"
+            raise SettingError("study", name, with_nearest(accepted, name, STUDIES))
+        found += [study for study in several if study not in found]
+    return found
