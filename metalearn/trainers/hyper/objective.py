@@ -93,7 +93,9 @@ class HyperObjective(Stateless):
         return self.runs.loss.mean(self.runs.network.evaluated(params, batch[0]), batch[1])
 
     def _values(self, raw: Params) -> RunValues:
-        return self.hyper.values(raw)
+        """What a run gets of the parameters that are trained, and of the others as they are."""
+        fixed = {n: p.detach() for n, p in self.hyper.named_parameters() if n not in raw}
+        return self.hyper.values({**fixed, **raw})
 
     def _through_run(
         self, values: RunValues, start: StartOfRun, batch: LabelledBatch

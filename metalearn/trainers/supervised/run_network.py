@@ -26,7 +26,8 @@ class RunNetwork:
         params: those that are trained, by name, as the module has them.
 
     Raises:
-        SettingError: a norm with running statistics, which a run would have to write.
+        SettingError: a norm with running statistics, which a run would have to write; no parameter
+            that is trained.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,6 +36,9 @@ class RunNetwork:
         self._evaluation, _, _ = functionalize(copy_module(module).eval())
         self._draws = _draws(module)
         self.params: Params = {name: value.clone() for name, value in params.items()}
+        if not self.params:
+            accepted = "a parameter to train is needed (requires_grad=True)"
+            raise SettingError("model", type(module).__name__, accepted)
 
     def trained(self, params: Params, inputs: Tensor, step: Tensor) -> Tensor:
         """Outputs ``[B, C]`` in training mode, with the dropout masks of a step, a scalar."""

@@ -111,6 +111,20 @@ def test_records_and_figures(kind: str, data: ClassificationData) -> None:
     assert drawn == ([0, 2, 4] if pictures else [])
 
 
+@pytest.mark.parametrize("frozen", ["inputs", "label_scores", "log_rate"])
+def test_what_is_frozen_shapes_runs_as_it_is(frozen: str) -> None:
+    def some(setup: Any) -> DistilledExamples:
+        module = DistilledExamples(setup, labels=True)
+        getattr(module, frozen).requires_grad_(False)
+        return module
+
+    trainer = made(some, optimizer=partial(torch.optim.Adam, lr=0.1))
+    before = {name: value.clone() for name, value in trainer.module.state_dict().items()}
+    trainer.fit()
+    changed = {n for n, v in trainer.module.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed == {"inputs", "label_scores", "log_rate"} - {frozen}
+
+
 def test_wrong_labels_lose_their_weight() -> None:
     data = mislabelled(blobs(), fraction=0.3, seed=1)
     tracker = Recorder()
@@ -313,6 +327,7 @@ def _one_of_each(data: ClassificationData) -> ClassificationData:
         ({"monitor": "nll"}, "monitor='nll'"),
         ({"seed": -1}, "seed=-1: a whole number"),
         ({"model": nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))}, "model='1: BatchNorm1d'"),
+        ({"model": network().requires_grad_(False)}, "model='MLP': a parameter to train is need"),
         ({"model": nn.Linear(2, 4)}, r"model='Linear': outputs \[2, 3\] are needed"),
         ({"model": nn.Linear(5, 3)}, r"model='Linear': inputs \[2\] are what it gets"),
     ],
