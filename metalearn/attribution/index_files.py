@@ -6,7 +6,7 @@ Axes: N examples, k numbers of a projection.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -83,10 +83,10 @@ class IndexFiles:
         except (OSError, ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0][:200]
             raise DataError(f"{path}: this is no header of an index ({reason})") from error
-        version = found.pop("version")
-        if version != _VERSION:
-            raise DataError(f"{path}: version {version} is not known here, but {_VERSION} is")
-        return IndexHeader(**found)
+        if found["version"] != _VERSION:
+            known = f"version {found['version']} is not known here, but {_VERSION} is"
+            raise DataError(f"{path}: {known}")
+        return IndexHeader(**{field.name: found[field.name] for field in fields(IndexHeader)})
 
     def claim(self) -> None:
         """Write the header, or find the same one.

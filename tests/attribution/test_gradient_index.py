@@ -258,6 +258,13 @@ def test_every_entry_of_the_header_is_looked_at(name: str, value: Any, tmp_path:
         load(tmp_path)
 
 
+def test_what_else_stands_in_a_header_is_passed_over(tmp_path: Path) -> None:
+    rows = build(tmp_path).rows
+    header = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**header, "comment": "of last week"}))
+    assert torch.equal(load(tmp_path).rows, rows)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"[]", b"null"])
 def test_a_damaged_header_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     build(tmp_path)

@@ -36,8 +36,9 @@ class RunSettings:
         schedule: of the rate over a run: ``"constant"``, ``"cosine"`` or ``"linear"``.
         start: where the run of an outer step starts. ``"fixed"``: at the weights of the model, with
             the same batches every time. ``"fresh"``: at weights, and with an order of batches, of a
-            seed that belongs to the step. ``"warm"``: where the run before ended, with its
-            optimiser's state and the batches that come next.
+            seed that belongs to the step, or to each run of a step that is accumulated over some.
+            ``"warm"``: where the run before ended, with its optimiser's state and the batches that
+            come next.
         whole_steps: of the runs that are validated and tested; None is K.
         whole_runs: R, how many of them. Run r has the order of batches, and the network where
             there is a factory, of the trainer's seed + r; run 0 starts at the model.
