@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
@@ -37,6 +38,7 @@ from metalearn.checkpoint import load_checkpoint
 from tests.saved_runs.double import draw_pictures
 from tests.saved_runs.make import RUNS, with_pictures
 from tests.support.builders import assert_same, without_times
+from tests.support.unrendered import without_pixels
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "scripts" / "train.py")
@@ -112,6 +114,7 @@ def train(
             os.dup2(file, 1)
             os.dup2(file, 2)
             watch(folder, blow, counts)
+            without_pixels(pytest.MonkeyPatch())
             code = script(arguments)
         except BaseException:
             traceback.print_exc()

@@ -16,6 +16,7 @@ from metalearn.cli import load_ensemble, load_learner, load_module
 from tests.saved_runs.double import copy_of, float64, scores, states, trainer_at
 from tests.saved_runs.make import ADDED
 from tests.support.commands import Outcome
+from tests.support.unrendered import without_pixels
 
 HERE = Path(__file__).parent
 SAVED = sorted(p.parent for p in HERE.glob("v*/*/config.yaml"))
@@ -114,6 +115,7 @@ def test_twenty_more_steps_lead_where_they_led(folder: Path, expected: dict[str,
 def test_the_commands_take_them(
     saved: Path, folder: Path, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without_pixels(monkeypatch)
     meta = saved.name.startswith("meta")
     outcome = run("evaluate", f"run={folder}", *(["tasks=12"] if meta else []))
     assert outcome.code == 0, outcome.err
