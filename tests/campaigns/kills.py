@@ -30,10 +30,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # before the forks, as all imports; optimisers of torch take it along
 from hydra.core.global_hydra import GlobalHydra
 
-import metalearn.cli
-import metalearn.tracking.events  # before the forks
+import metalearn.cli.commands.train
+import metalearn.tracking.events
 from metalearn.checkpoint import load_checkpoint
 from tests.saved_runs.double import draw_pictures
 from tests.saved_runs.make import RUNS, with_pictures
