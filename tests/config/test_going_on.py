@@ -58,9 +58,29 @@ def _ends(folder: Path) -> dict[str, Any]:
     return {**without_times(state), **without_times(results), "metrics": plain}
 
 
-def _started(run: Run, folder: Path) -> dict[str, Any]:
+Trained = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("known") / "run"
+
+
+@pytest.fixture
+def trained(run: Run, known: Path) -> Trained:
+    """Puts a finished run of TINY somewhere: trained by the first test that asks, then copied."""
+
+    def put(folder: Path) -> None:
+        if not known.exists():
+            assert run("train", *TINY, f"hydra.run.dir={known}").code == 0
+        shutil.copytree(known, folder)
+
+    return put
+
+
+def _started(trained: Trained, folder: Path) -> dict[str, Any]:
     """A run that was stopped before its first checkpoint; how it would have ended."""
-    assert run("train", *TINY, f"hydra.run.dir={folder}").code == 0
+    trained(folder)
     wanted = _ends(folder)
     shutil.rmtree(folder / "checkpoints")
     (folder / "results.json").unlink()
@@ -82,9 +102,11 @@ def _started(run: Run, folder: Path) -> dict[str, Any]:
         "config.yaml .metrics.jsonl.0123456789abcdef .results.json.0123456789abcdef",
     ],
 )
-def test_a_run_without_a_checkpoint_starts_from_step_0(run: Run, tmp_path: Path, left: str) -> None:
+def test_a_run_without_a_checkpoint_starts_from_step_0(
+    run: Run, trained: Trained, tmp_path: Path, left: str
+) -> None:
     folder = tmp_path / "killed"
-    wanted = _started(run, folder)
+    wanted = _started(trained, folder)
     (folder / "checkpoints").mkdir()
     for path in list(folder.iterdir()):
         if path.name not in left.split():
@@ -123,8 +145,8 @@ def test_a_folder_in_which_no_run_began_takes_a_new_one(
     assert not list(folder.rglob(".*"))
 
 
-def test_only_our_leftovers_are_swept(run: Run, tmp_path: Path) -> None:
-    assert run("train", *TINY, "hydra.run.dir=out").code == 0
+def test_only_our_leftovers_are_swept(run: Run, trained: Trained, tmp_path: Path) -> None:
+    trained(tmp_path / "out")
     mine = tmp_path / "out" / ".notes.0123456789abcdef"
     mine.write_text("mine")
     partial = tmp_path / "out" / "checkpoints" / ".last.pt.0123456789abcdef"
@@ -134,8 +156,8 @@ def test_only_our_leftovers_are_swept(run: Run, tmp_path: Path) -> None:
     assert not partial.exists()
 
 
-def test_a_later_best_is_not_trained_over(run: Run, tmp_path: Path) -> None:
-    assert run("train", *TINY, "hydra.run.dir=out").code == 0
+def test_a_later_best_is_not_trained_over(run: Run, trained: Trained, tmp_path: Path) -> None:
+    trained(tmp_path / "out")
     folder = tmp_path / "out" / "checkpoints"
     best = load_checkpoint(folder / "best.pt")
     save_checkpoint(folder / "best.pt", best | {"step": 2})
@@ -156,8 +178,10 @@ def test_checkpoints_of_something_else_are_left_alone(run: Run, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_a_bad_best_is_said_at_the_start(run: Run, tmp_path: Path, damage: str) -> None:
-    assert run("train", *TINY, "hydra.run.dir=out").code == 0
+def test_a_bad_best_is_said_at_the_start(
+    run: Run, trained: Trained, tmp_path: Path, damage: str
+) -> None:
+    trained(tmp_path / "out")
     best = tmp_path / "out" / "checkpoints" / "best.pt"
     if damage == "missing":
         best.unlink()
@@ -186,8 +210,10 @@ def test_resuming_a_finished_run_changes_nothing(run: Run, tmp_path: Path) -> No
     assert json.loads((tmp_path / "out" / "results.json").read_text())["steps"] == 6
 
 
-def test_a_run_that_was_killed_in_its_test_is_tested(run: Run, tmp_path: Path) -> None:
-    assert run("train", *TINY, "hydra.run.dir=out").code == 0
+def test_a_run_that_was_killed_in_its_test_is_tested(
+    run: Run, trained: Trained, tmp_path: Path
+) -> None:
+    trained(tmp_path / "out")
     wanted = _ends(tmp_path / "out")
     (tmp_path / "out" / "results.json").unlink()
     last = _files(tmp_path / "out" / "checkpoints")
@@ -196,8 +222,10 @@ def test_a_run_that_was_killed_in_its_test_is_tested(run: Run, tmp_path: Path) -
     assert _files(tmp_path / "out" / "checkpoints") == last
 
 
-def test_results_of_fewer_steps_are_not_those_of_the_end(run: Run, tmp_path: Path) -> None:
-    assert run("train", *TINY, "hydra.run.dir=out").code == 0
+def test_results_of_fewer_steps_are_not_those_of_the_end(
+    run: Run, trained: Trained, tmp_path: Path
+) -> None:
+    trained(tmp_path / "out")
     results = tmp_path / "out" / "results.json"
     before = results.read_bytes()
     assert run("train", "resume=out", "trainer.steps=6").code == 0
@@ -255,9 +283,14 @@ def test_one_of_many_has_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("script", "setting"), [("train", "resume"), ("diagnose", "run")])
 def test_a_second_process_is_refused_before_it_computes(
-    run: Run, tmp_path: Path, script: str, setting: str, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    trained: Trained,
+    tmp_path: Path,
+    script: str,
+    setting: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert run("train", *TINY, "hydra.run.dir=out").code == 0
+    trained(tmp_path / "out")
     before = _files(tmp_path / "out")
     place = {"train": "commands.train.build", "diagnose": "commands.diagnose.trainer_of"}[script]
     monkeypatch.setattr(f"metalearn.cli.{place}", lambda *given, **settings: 1 / 0)
@@ -297,9 +330,9 @@ def read_only(tmp_path: Path) -> Any:
 
 
 def test_a_read_only_run_is_read(
-    run: Run, tmp_path: Path, read_only: Callable[[Path], None]
+    run: Run, trained: Trained, tmp_path: Path, read_only: Callable[[Path], None]
 ) -> None:
-    assert run("train", *TINY, "hydra.run.dir=out").code == 0
+    trained(tmp_path / "out")
     folder = tmp_path / "out"
     read_only(folder)
     load_learner(folder)
@@ -365,7 +398,7 @@ def _process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str
     )
 
 
-def test_a_full_disk_is_one_sentence_and_no_end(run: Run, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_sentence_and_no_end(run: Run, trained: Trained, tmp_path: Path) -> None:
     """Files may not grow beyond a limit, as on a disk that is full."""
     folder = tmp_path / "full"
     done = _process("-c", FULL.format(limit=1500), "-", *TINY, f"hydra.run.dir={folder}")
@@ -374,7 +407,7 @@ def test_a_full_disk_is_one_sentence_and_no_end(run: Run, tmp_path: Path) -> Non
     sentence = f"{folder}: checkpoints/last.pt cannot be written: File too large; with that mended"
     assert sentence in done.stderr
     assert run("train", f"resume={folder}").code == 0
-    assert run("train", *TINY, "hydra.run.dir=whole").code == 0
+    trained(tmp_path / "whole")
     assert_same(_ends(folder), _ends(tmp_path / "whole"))
 
 

@@ -25,6 +25,7 @@ from tests.support.builders import (
     state_of,
 )
 from tests.support.diagnostic_cases import APPLY, MAKERS, few_shot, per_sample
+from tests.support.unrendered import without_pixels
 
 COSTS = ("_seconds", "_share")
 
@@ -93,7 +94,10 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_resumed_run_remembers(kind: str, tmp_path: Path) -> None:
+def test_a_resumed_run_remembers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_pixels(monkeypatch)
     names = [name for made, name in APPLY if made == kind]
     every: dict[str, Any] = {"diagnostics": names, "diagnostics_every": 2}
 
