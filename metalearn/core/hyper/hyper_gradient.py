@@ -28,10 +28,11 @@ __all__ = ["HyperMethod", "check_choices", "hyper_gradient"]
 HyperMethod = Literal["auto", "reverse", "mixed", "truncated", "implicit", "first_order"]
 """``reverse`` differentiates through the unrolled run: exact; memory grows with K graphs of a step.
 ``mixed`` keeps some states and recomputes one step at a time on the way back: exact; memory grows
-with √K. ``truncated`` goes back over the last steps alone. ``implicit`` takes θ_K for a minimum of
-the inner loss, whatever led there. ``first_order`` takes the gradient of the parameters at θ_K, and
-that of ``hyper`` in the outer loss alone; what the optimiser learns has the gradient through its
-steps, inner gradients being constants. ``auto`` is ``mixed``."""
+with √K, beside what is linear in K: a loss and R norms of each step, given rates and batches.
+``truncated`` goes back over the last steps alone. ``implicit`` takes θ_K for a minimum of the inner
+loss, whatever led there. ``first_order`` takes the gradient of the parameters at θ_K, and that of
+``hyper`` in the outer loss alone; what the optimiser learns has the gradient through its steps,
+inner gradients being constants. ``auto`` is ``mixed``."""
 
 _WALKED = ("mixed", "truncated", "first_order")
 

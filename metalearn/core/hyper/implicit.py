@@ -25,6 +25,7 @@ from metalearn.core.hyper.results import HyperGradient, RunEnd, result_of
 from metalearn.core.hyper.run import Run
 from metalearn.core.hyper.unrolled import outer_gradient
 from metalearn.core.meta.adapted_task import walk
+from metalearn.core.meta.step_series import StepSeries
 from metalearn.core.tree import tree_map
 from metalearn.errors import check_whole
 from metalearn.signatures import check_fields
@@ -82,10 +83,11 @@ def implicit_gradient(run: Run, settings: ImplicitSolver) -> HyperGradient:
     It is that of the minimum's dependence on h, exact as far as θ_K is a minimum of the inner loss
     and x solves its system; the initial parameters and the optimiser have no part in a minimum.
     """
-    values, state, losses = run.start, run.state, []
+    values, state, losses = run.start, run.state, StepSeries()
     points = walk(run.loop, values, run.batches, run.steps, state=state)
     for values, state, _, loss in points:  # noqa: B007
-        losses += [] if loss is None else [loss]
+        if loss is not None:
+            losses.append(loss)
     end = [v.detach() for v in values]
     loss, outer_grads = outer_gradient(run, end)
     curved = _Curvature(run, end, settings, many=bool(loss.dim()))
@@ -102,7 +104,8 @@ def implicit_gradient(run: Run, settings: ImplicitSolver) -> HyperGradient:
     lead = loss.shape
     optimizer_grads = tree_map(lambda v: v.new_zeros((*lead, *v.shape)), learnt)
     diagnostics = {"residual": residual, "stationarity": curved.stationarity()}
-    return result_of(run, grads, optimizer_grads, RunEnd(end, state, loss, losses), diagnostics)
+    reached = RunEnd(end, state, loss, losses.stacked())
+    return result_of(run, grads, optimizer_grads, reached, diagnostics)
 
 
 def _conjugate(

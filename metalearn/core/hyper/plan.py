@@ -106,7 +106,7 @@ def _tried(run: Run) -> tuple[float, float, int]:
 
     def walk() -> BackwardWalk:
         way = BackwardWalk(run.loop, run.batches, 1, many=bool(loss.dim()))
-        (_, state), _ = way.forward(run.start, run.state)
+        _, state = way.forward(run.start, run.state)
         way.begin(grads, state)
         return way
 

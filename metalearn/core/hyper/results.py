@@ -5,7 +5,7 @@ Axes: K steps, R outer losses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -66,7 +66,8 @@ class RunEnd(NamedTuple):
     """Of all leaves."""
     state: Any
     loss: Tensor
-    losses: Sequence[Tensor]
+    losses: Tensor
+    """``[K]``, each before its step."""
 
 
 def result_of(
@@ -89,7 +90,7 @@ def result_of(
         end.loss.detach(),
         params,
         tree_map(detached, state),
-        torch.stack([x.detach() for x in end.losses]),
+        end.losses.detach(),
         {name: value.detach() for name, value in diagnostics.items()},
     )
 

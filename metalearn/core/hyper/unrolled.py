@@ -27,7 +27,7 @@ def unrolled(run: Run) -> HyperGradient:
         for k in range(run.steps):
             values, state, loss = loop.step(values, state, loop.batch(run.batches, k))
             losses.append(loss)
-        kept["end"] = tree_map(detached, (values, state, losses))
+        kept["end"] = tree_map(detached, (values, state, torch.stack(losses)))
         return run.outer(values)
 
     loss, grads = _gradient(run, lambda x: [objective(x)], [*run.start, *learnt])

@@ -20,6 +20,7 @@ from metalearn.core.hyper.run import Run
 from metalearn.core.hyper.unrolled import outer_gradient
 from metalearn.core.memory import parse_bytes
 from metalearn.core.meta.backward_walk import BackwardWalk, State
+from metalearn.core.meta.step_series import StepSeries
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 
@@ -54,7 +55,7 @@ class WalkedRun:
         self.way.constant_slopes = self.first_order
         if self.kept is not None:
             self.way.kept = self.kept
-        self.norms: list[Tensor] = []
+        self.losses, self.norms = StepSeries(), StepSeries()
 
     def gradient(self, resume: Mapping[str, Any] | None = None) -> HyperGradient:
         """From the start, or from where a snapshot was taken.
@@ -78,29 +79,27 @@ class WalkedRun:
             self._tell("back", way.position, lambda: self._snapshot_back(end, grads))
         if not self.first_order:
             grads = way.cotangent
-        norms = torch.stack(self.norms, -1)
-        return result_of(run, grads, way.learnt_grads(), end, {"walk_norms": norms})
+        diagnostics = {"walk_norms": self.norms.stacked()}
+        return result_of(run, grads, way.learnt_grads(), end, diagnostics)
 
     def _forward(self, resume: Mapping[str, Any] | None) -> tuple[RunEnd, Values]:
         """To θ_K, and the gradient there."""
         run, way = self.run, self.way
-        values, state, at, before = run.start, run.state, 0, []
+        values, state, at = run.start, run.state, 0
         if resume is not None:
             values, state, at = resume["values"], resume["state"], resume["position"]
-            before = list(resume["losses"])
+            self.losses = StepSeries(resume["losses"])
             way.kept.update(resume["kept"])
 
-        def after(k: int, here: State, losses: list[Tensor]) -> None:
-            every = [*before, *losses]
-            self._tell("forward", k, lambda: self._snapshot_forward(k, here, every))
+        def after(k: int, here: State) -> None:
+            self._tell("forward", k, lambda: self._snapshot_forward(k, here))
 
-        told = after if self.progress is not None else None
-        (values, state), losses = way.forward(values, state, at=at, after=told)
+        values, state = way.forward(values, state, at=at, losses=self.losses, after=after)
         loss, grads = outer_gradient(run, values)
         way.many = bool(loss.dim())
         way.begin(grads, state)
-        self.norms = [self._norm()]
-        return RunEnd(values, state, loss, [*before, *losses]), grads
+        self.norms.append(self._norm())
+        return RunEnd(values, state, loss, self.losses.stacked()), grads
 
     def _taken_up(self, resume: Mapping[str, Any]) -> tuple[RunEnd, Values]:
         """The end of the run and the gradient there; the way back stands where it stood."""
@@ -114,23 +113,19 @@ class WalkedRun:
         if way.position > self.back_to and 0 not in way.kept:
             accepted = "the mapping that the gradient kept its states in, as it was left, is needed"
             raise SettingError("kept", "no state of step 0", accepted)
-        self.norms = list(resume["norms"])
+        self.norms = StepSeries(resume["norms"])
         return end, list(resume["grads"])
 
-    def _snapshot_forward(self, k: int, here: State, losses: list[Tensor]) -> dict[str, Any]:
+    def _snapshot_forward(self, k: int, here: State) -> dict[str, Any]:
         values, state = here
         stands = {"phase": "forward", "position": k, "values": list(values), "state": state}
-        return {
-            "identity": self._told_apart(),
-            **stands,
-            "losses": [*losses],
-            "kept": self._own_states(),
-        }
+        kept = {"losses": self.losses.parts(), "kept": self._own_states()}
+        return {"identity": self._told_apart(), **stands, **kept}
 
     def _snapshot_back(self, end: RunEnd, grads: Values) -> dict[str, Any]:
         carried = {name: getattr(self.way, name) for name in _CARRIED}
         stands = {"phase": "back", "end": tuple(end), "grads": grads if self.first_order else []}
-        kept = {"norms": [*self.norms], "kept": self._own_states()}
+        kept = {"norms": self.norms.parts(), "kept": self._own_states()}
         return {"identity": self._told_apart(), **stands, **carried, **kept}
 
     def _told_apart(self) -> dict[str, Any]:
@@ -140,11 +135,11 @@ class WalkedRun:
 
     def _check_inner(self, resume: Mapping[str, Any]) -> None:
         """Refuse to go on along the steps of another inner loss."""
-        losses = RunEnd(*resume["end"]).losses if "end" in resume else resume["losses"]
-        if len(losses):
+        parts = [RunEnd(*resume["end"]).losses] if "end" in resume else resume["losses"]
+        if parts:
             with torch.no_grad():
                 own = self.run.loop.loss(list(self.run.start), self.run.batches.at(0))
-            check_same_loss("inner_loss", "inner_batches", losses[0], own)
+            check_same_loss("inner_loss", "inner_batches", parts[0][0], own)
 
     def _own_states(self) -> dict[int, State]:
         return dict(self.way.kept) if self.kept is None else {}

@@ -16,6 +16,7 @@ from metalearn.core.autodiff.backend import Values
 from metalearn.core.meta.adaptation import InnerLoop
 from metalearn.core.meta.adapted_task import walk
 from metalearn.core.meta.kept_states import places_to_keep
+from metalearn.core.meta.step_series import StepSeries
 from metalearn.core.tree import flatten, leaves, tree_map, unflatten
 from metalearn.types import Batch
 
@@ -24,8 +25,8 @@ __all__ = ["BackwardWalk", "State"]
 State = tuple[Values, Any]
 """Leaves, and the state of the optimiser."""
 
-After = Callable[[int, State, list[Tensor]], None]
-"""Told of k, the state there, and the losses so far."""
+After = Callable[[int, State], None]
+"""Told of k, and the state there."""
 
 
 @dataclass
@@ -63,23 +64,30 @@ class BackwardWalk:
     """States by k; a mapping of one's own may keep them elsewhere than in memory."""
 
     def forward(
-        self, start: Values, state: Any = None, *, at: int = 0, after: After | None = None
-    ) -> tuple[State, list[Tensor]]:
-        """From θ_0 to θ_K; gives the last state, and the loss before each step.
+        self,
+        start: Values,
+        state: Any = None,
+        *,
+        at: int = 0,
+        losses: list[Tensor] | StepSeries | None = None,
+        after: After | None = None,
+    ) -> State:
+        """From θ_0 to θ_K; gives the last state.
 
         Args:
             start: leaves of θ_0.
             state: of the optimiser there; None starts anew.
             at: k, where ``start`` and ``state`` are those of θ_k, and what was to be kept before it
                 is in ``kept``.
-            after: told of every state on the way, and of the losses since ``at``.
+            losses: the loss before each step is appended to it.
+            after: told of every state on the way, from ``at`` on.
         """
         begin = start, self.loop.start(start) if state is None else state
         if not at:
             self.kept[0] = begin
         free = self.steps if self.states is None else self.states - 1
         places = set(places_to_keep(self.steps, free))
-        return self._advance(begin, at, self.steps, places, after)
+        return self._advance(begin, at, self.steps, places, losses, after)
 
     def begin(self, cotangent: Values, state: Any, *, at: int | None = None) -> None:
         """Take the cotangent of all leaves at θ_K, or θ_at, where that of the state is zero."""
@@ -120,24 +128,30 @@ class BackwardWalk:
             return self.kept.pop(first)
         free = self.steps if self.states is None else self.states - len(self.kept)
         places = {first + place for place in places_to_keep(self.position + 1 - first, free)}
-        state, _ = self._advance(self.kept[first], first, self.position, places)
+        state = self._advance(self.kept[first], first, self.position, places)
         self.kept.pop(self.position, None)
         return state
 
     def _advance(
-        self, begin: State, first: int, last: int, places: set[int], after: After | None = None
-    ) -> tuple[State, list[Tensor]]:
+        self,
+        begin: State,
+        first: int,
+        last: int,
+        places: set[int],
+        losses: list[Tensor] | StepSeries | None = None,
+        after: After | None = None,
+    ) -> State:
         """From the state at ``first`` to that at ``last``, keeping those at ``places``."""
         values, state = begin
-        losses: list[Tensor] = []
         points = walk(self.loop, values, self.support, last, first=first, state=state)
         for k, (values, state, _, loss) in enumerate(points, start=first):
             if k in places:
                 self.kept[k] = values, state
-            losses += [] if loss is None else [loss]
+            if losses is not None and loss is not None:
+                losses.append(loss)
             if after is not None:
-                after(k, (values, state), losses)
-        return (values, state), losses
+                after(k, (values, state))
+        return values, state
 
     def _zeros(self, like: Tensor, cotangent: Values) -> Tensor:
         lead = cotangent[0].shape[:1] if self.many else ()

@@ -86,7 +86,8 @@ def mixed(task: AdaptedTask) -> TaskGradient:
     loop, start, support, query, weights, _ = task
     counting = weighted_steps(weights)
     way = BackwardWalk(loop, support, len(weights) - 1)
-    (values, state), losses = way.forward(start)
+    losses: list[Tensor] = []
+    values, state = way.forward(start, losses=losses)
     last = counting[-1]
     if last < way.steps:  # query losses of later steps have the weight 0
         values, state = way.kept[last]
