@@ -27,6 +27,8 @@ from metalearn.signatures import checked
 
 __all__ = ["ExactScores", "RunCurvature", "exact_scores", "run_curvature"]
 
+_SPREAD = 0.05  # of what two runs say, beyond which they do not tell a slope
+
 
 @dataclass(frozen=True)
 class ExactScores:
@@ -45,9 +47,13 @@ class ExactScores:
         """Why the scores should not be trusted; empty where nothing speaks against them."""
         if not bool(self.scores.isfinite().all()):
             return "scores are not finite: the gradient explodes on its way back through the run"
-        if self.check is not None and not self.check.agrees():
-            return f"{self.check}: the run is not smooth enough for its gradient to foretell it"
-        return ""
+        if self.check is None or self.check.agrees():
+            return ""
+        if self.check.spread > _SPREAD:
+            reason = "what the runs do depends on how far they are apart, as with kinks of ReLU"
+        else:
+            reason = "the runs agree with each other, so the gradient has lost its precision"
+        return f"{self.check}: {reason}"
 
 
 @checked

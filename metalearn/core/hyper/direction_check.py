@@ -1,12 +1,14 @@
 """Whether a gradient through a run is what the run does: two runs a little apart, as one stack.
 
-Axes: R outer losses.
+Axes: R outer losses, S spacings of two runs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ from metalearn.types import Batch, Params
 
 __all__ = ["DirectionCheck", "check_hyper_gradient"]
 
+_SURELY = 0.01  # an error that no other spacing is asked about
+_FURTHER = (10.0, 0.1, 0.01)  # times the first spacing
+
 
 @dataclass(frozen=True)
 class DirectionCheck:
@@ -40,7 +45,13 @@ class DirectionCheck:
     """The larger of both, and of the root mean square that the gradient has along such directions,
     which a sum that happens to cancel does not lower."""
     spacing: float
-    """ε."""
+    """ε: of those that were tried, the one at which both differ least."""
+    tried: dict[float, float] = field(default_factory=dict)
+    """`error` at every ε that was tried."""
+    spread: float = 0.0
+    """By how much of its size what is measured changes from one ε to the next, at the least: small
+    where two runs say what the slope is, and a gradient that differs is wrong; large where they do
+    not, since the run has kinks or is chaotic."""
 
     @property
     def errors(self) -> Tensor:
@@ -63,10 +74,14 @@ class DirectionCheck:
 
     def __str__(self) -> str:
         """One line for a log."""
-        return (
+        sentence = (
             f"along a random direction the gradient and two runs differ by {self.error:.2g} of "
             "its size"
         )
+        rest = [f"{e:.2g} at {s:.1g}" for s, e in self.tried.items() if s != self.spacing]
+        if not rest:
+            return sentence
+        return f"{sentence} at a spacing of {self.spacing:.1g}, {', '.join(rest)}"
 
 
 @outside_inference_mode
@@ -95,8 +110,15 @@ def check_hyper_gradient(
     initial parameters. A run whose curvature is too large for its rate, or a precision that is too
     low for its length, shows here: then the gradient is that of rounding errors.
 
+    Where both differ at the first ε, others are tried, ten times as large, a tenth and a hundredth:
+    rounding is met by a larger one, a slope that bends within the first by a smaller. Kinks are
+    another matter: inner gradients of ReLU networks jump, and at an ε that crosses kinks the runs
+    differ from what the gradient, exact between two kinks, foretells. So do elements whose
+    gradients are nearly 0 under Adam, whose step turns its sign within a small ε.
+
     ``found`` is what `hyper_gradient` gave for the arguments that both have; ``generator`` draws
-    the signs; ``spacing`` is ε, None the cube root of the precision of ``hyper``, 5e-3 in float32.
+    the signs; ``spacing`` is the only ε, None begins with the cube root of the precision of
+    ``hyper``, 5e-3 in float32.
     Both runs are one stack by ``vmap``, or with ``stacked=False`` one after the other.
 
     Raises:
@@ -107,18 +129,44 @@ def check_hyper_gradient(
         optimizer=optimizer, steps=steps, frozen=frozen, state=state,
     )  # fmt: skip
     values, grads = _of_interest(run, found)
-    if spacing is None:
-        spacing = torch.finfo(values[0].dtype).eps ** (1 / 3)
-    check_number("spacing", spacing, above=0)
     direction = [_scale(v) * signs(v.shape, v, generator) for v in values]
-    ends = _ends(run, direction, spacing, stacked=stacked)
-    measured = (ends[0] - ends[1]) / (2 * spacing)
     lead = found.loss.shape
     parts = [(g * d).reshape(*lead, -1) for g, d in zip(grads, direction)]
+
+    def at(*spacings: float) -> list[DirectionCheck]:
+        ends = _ends(run, direction, spacings, stacked=stacked)
+        return [_compared(parts, pair[0], pair[1], s) for pair, s in zip(ends, spacings)]
+
+    if spacing is not None:
+        check_number("spacing", spacing, above=0)
+        return at(spacing)[0]
+    first = torch.finfo(values[0].dtype).eps ** (1 / 3)
+    tried = at(first)
+    if not tried[0].agrees(_SURELY):
+        tried += at(*(factor * first for factor in _FURTHER))
+    return _nearest(tried)
+
+
+def _compared(parts: Values, above: Tensor, below: Tensor, spacing: float) -> DirectionCheck:
+    """Products of gradients and direction, ``[..., n]`` of each leaf, beside two runs' losses."""
+    measured = (above - below) / (2 * spacing)
     predicted = torch.stack([p.sum(-1) for p in parts]).sum(0)
     typical = torch.stack([(p * p).sum(-1) for p in parts]).sum(0).sqrt()
     size = torch.maximum(torch.maximum(predicted.abs(), measured.abs()), typical)
     return DirectionCheck(predicted, measured, size, spacing)
+
+
+def _nearest(tried: Sequence[DirectionCheck]) -> DirectionCheck:
+    """The one with the least error, and what the others say."""
+    finite = [check for check in tried if math.isfinite(check.error)]
+    best = min(finite, key=lambda check: check.error, default=tried[0])
+    rows = sorted(tried, key=lambda check: -check.spacing)
+    changes = [
+        float((a.measured - b.measured).norm() / torch.maximum(a.size, b.size).norm())
+        for a, b in pairwise(rows)
+    ]
+    spread = min((c for c in changes if math.isfinite(c)), default=0.0)
+    return replace(best, tried={check.spacing: check.error for check in tried}, spread=spread)
 
 
 def _of_interest(run: Run, found: HyperGradient) -> tuple[Values, Values]:
@@ -136,8 +184,8 @@ def _of_interest(run: Run, found: HyperGradient) -> tuple[Values, Values]:
     return values, grads
 
 
-def _ends(run: Run, direction: Values, spacing: float, *, stacked: bool) -> Tensor:
-    """The outer losses of both runs, ``[2]`` or ``[2, R]``."""
+def _ends(run: Run, direction: Values, spacings: Sequence[float], *, stacked: bool) -> Tensor:
+    """The outer losses of two runs for each spacing, ``[S, 2]`` or ``[S, 2, R]``."""
     loop = replace(run.loop, backend=Functional()) if stacked else run.loop
     learnt, spec = flatten(loop.optimizer.learnt)
     shaping = run.start[run.count :]
@@ -153,11 +201,12 @@ def _ends(run: Run, direction: Values, spacing: float, *, stacked: bool) -> Tens
             values = point.values
         return run.outer(values)
 
-    shifts = direction[0].new_tensor([spacing, -spacing])
+    shifts = direction[0].new_tensor([[spacing, -spacing] for spacing in spacings])
     if stacked:
-        ends: Tensor = torch.vmap(end, randomness="same")(shifts)
-        return ends.detach()
-    return torch.stack([end(shift).detach() for shift in shifts])
+        ends: Tensor = torch.vmap(end, randomness="same")(shifts.flatten())
+    else:
+        ends = torch.stack([end(shift).detach() for shift in shifts.flatten()])
+    return ends.detach().view(*shifts.shape, *ends.shape[1:])
 
 
 def _scale(value: Tensor) -> Tensor:

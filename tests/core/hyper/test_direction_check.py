@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.core import DirectionCheck, adam, check_hyper_gradient, hyper_gradient, sgd
-from tests.support.weighted_run import HYPER, OUTER, K, batch, each, found_by, inner, outer, start
+from metalearn.core.tree import tree_map
+from tests.support.weighted_run import (
+    HYPER,
+    OUTER,
+    K,
+    X,
+    Y,
+    batch,
+    each,
+    found_by,
+    inner,
+    network,
+    outer,
+    start,
+)
 
 
 def check(found: Any, outer_loss: Any = outer, **more: Any) -> DirectionCheck:
@@ -90,3 +106,81 @@ def test_losses_that_hardly_depend_on_it_do_not_decide() -> None:
 def test_numbers_that_are_not_finite_never_agree() -> None:
     nan = torch.tensor(float("nan"))
     assert not DirectionCheck(nan, nan, nan, 0.1).agrees()
+
+
+def bent(scale: float, p: Tensor, h: Tensor, b: Any) -> Tensor:
+    """What θ_K = h is taken to: a slope that holds for changes far below 1 / scale."""
+    return (scale * (p - 0.3)).tanh().sum() / scale
+
+
+def nearing(p: Tensor, h: Tensor, b: Any) -> Tensor:
+    return (p - h).square().sum()
+
+
+def quadratic(outer_loss: Any, dtype: torch.dtype = torch.float32) -> Any:
+    start = torch.zeros(3, dtype=dtype), torch.full((3,), 0.3, dtype=dtype)
+    return (nearing, outer_loss, *start, [0] * 3, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 300.0, 2000.0])
+def test_a_slope_that_bends_is_met_at_a_smaller_spacing(dtype: torch.dtype, scale: float) -> None:
+    run = quadratic(partial(bent, scale), dtype)
+    generator = torch.Generator().manual_seed(2)
+    found = hyper_gradient(*run, optimizer=sgd(0.5))
+    report = check_hyper_gradient(found, *run, optimizer=sgd(0.5), generator=generator)
+    assert report.agrees(), str(report)
+    first = torch.finfo(dtype).eps ** (1 / 3)
+    if dtype == torch.float32 and scale > 1:
+        assert report.spacing < first and len(report.tried) == 4 and "at 0.005" in str(report)
+    wrong = found._replace(hyper_grads=found.hyper_grads * 1.2)
+    report = check_hyper_gradient(wrong, *run, optimizer=sgd(0.5), generator=generator)
+    assert not report.agrees() and len(report.tried) == 4
+
+
+@pytest.mark.parametrize("optimizer", [sgd(0.05), sgd(0.05, momentum=0.9), adam(0.02)])
+@pytest.mark.parametrize("steps", [7, 60])
+def test_smooth_runs_in_float32_pass_whatever_the_direction(optimizer: Any, steps: int) -> None:
+    run: Any = tree_map(lambda x: x.float(), (start(), HYPER))
+    data = X.float(), OUTER[0].float()
+
+    def inner32(p: Any, h: Any, which: Tensor) -> Tensor:
+        losses = F.cross_entropy(network(p, data[0][which]), Y[which], reduction="none")
+        return (h["weights"][which] * losses).mean() + h["decay"] * (p["a"] ** 2).sum()
+
+    def each32(p: Any, h: Any, test: Any) -> Tensor:
+        return F.cross_entropy(network(p, data[1]), OUTER[1], reduction="none")
+
+    given: Any = {"optimizer": optimizer, "steps": steps, "frozen": "unmoved"}
+    found = hyper_gradient(inner32, each32, *run, batch, None, **given)
+    wrong = found._replace(hyper_grads=tree_map(lambda g: 1.2 * g, found.hyper_grads))
+    for seed in range(3):
+        how = {**given, "generator": torch.Generator().manual_seed(seed)}
+        report = check_hyper_gradient(found, inner32, each32, *run, batch, None, **how)
+        assert report.agrees(), str(report)
+        how["generator"].manual_seed(seed)
+        report = check_hyper_gradient(wrong, inner32, each32, *run, batch, None, **how)
+        assert not report.agrees() and report.spread < 0.05, str(report)
+
+
+def test_kinks_are_told_from_a_gradient_that_is_wrong() -> None:
+    """An inner gradient that jumps where h stands: no spacing says the slope."""
+
+    def jumping(p: Tensor, h: Tensor, b: Any) -> Tensor:
+        slope = torch.where(h > 0.3, 2.0, 1.0)
+        return (slope * (p - h).square()).sum()
+
+    _, _, *rest = quadratic(None)
+    run: Any = (jumping, lambda p, h, b: p.sum(), *rest)
+    found = hyper_gradient(*run, optimizer=sgd(0.1))
+    generator = torch.Generator().manual_seed(0)
+    report = check_hyper_gradient(found, *run, optimizer=sgd(0.1), generator=generator)
+    assert not report.agrees() and report.spread > 0.05, str(report)
+
+
+def test_a_spacing_of_ones_own_is_the_only_one() -> None:
+    run = quadratic(partial(bent, 300.0))
+    found = hyper_gradient(*run, optimizer=sgd(0.5))
+    how: Any = {"optimizer": sgd(0.5), "generator": torch.Generator().manual_seed(0)}
+    report = check_hyper_gradient(found, *run, spacing=0.05, **how)
+    assert report.spacing == 0.05 and not report.tried and not report.agrees()
