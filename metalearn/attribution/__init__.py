@@ -51,6 +51,7 @@ from metalearn.attribution.datamodels import (
     linear_datamodeling_score,
     rank_correlations,
 )
+from metalearn.attribution.leaving_out import CHANCE, LeaveKOut, leave_k_out
 from metalearn.attribution.retraining import Retrained, retrain_subsets
 from metalearn.trainers.supervised.member_weights import random_subsets
 
@@ -111,11 +112,14 @@ __all__ = [
     "label_issues",
     "out_of_sample_probabilities",
     # Retraining, the test of every score
+    "CHANCE",
     "Brittleness",
     "DatamodelingScore",
+    "LeaveKOut",
     "LeaveOutChanges",
     "Retrained",
     "brittleness",
+    "leave_k_out",
     "leave_out_changes",
     "leave_top_out",
     "linear_datamodeling_score",

@@ -23,6 +23,7 @@ __all__ = [
     "DatamodelingScore",
     "LeaveOutChanges",
     "brittleness",
+    "brittleness_of",
     "centred_midranks",
     "leave_out_changes",
     "leave_top_out",
@@ -224,11 +225,15 @@ def brittleness(outputs: Tensor, counts: Sequence[int]) -> Brittleness:
         raise SettingError("shape of outputs", shape, accepted)
     _check_matrix("outputs", outputs.flatten(1), (shape[0], targets * shape[2]))
     classes = outputs.detach().cpu().double().argmax(2)
-    flipped = _own_columns(classes[1:], targets) != classes[0][:, None]
+    return brittleness_of(_own_columns(classes[1:], targets) != classes[0][:, None], counts)
+
+
+def brittleness_of(flipped: Tensor, counts: Sequence[int]) -> Brittleness:
+    """`Brittleness` of what flipped, ``[R, K]``, without so many examples."""
     numbers = torch.tensor(list(counts))
     smallest = torch.where(flipped, numbers, 2**62).amin(1)
     share = flipped.double().mean(0)
-    ends = torch.stack([_wilson(float(p), targets) for p in share])
+    ends = torch.stack([_wilson(float(p), len(flipped)) for p in share])
     return Brittleness(flipped, share, ends, torch.where(smallest < 2**62, smallest, -1))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from metalearn.attribution.exact import RunCurvature
 from metalearn.attribution.found_samples import TargetSamples, TrainingExamples, check_shape
+from metalearn.attribution.leaving_out import CHANCE, LeaveKOut
 from metalearn.attribution.ranking import (
     Ranked,
     agreement,
@@ -59,6 +60,8 @@ class Findings:
     class_names: Sequence[str] | None = None
     retrained: Sequence[SubsetOutcomes] = ()
     """One for each share that was left out."""
+    leave_k_out: LeaveKOut | None = None
+    """What became of targets without their most helpful examples, by each method."""
     curvature: RunCurvature | None = None
     walk_norms: Tensor | None = None
     """``[K + 1]`` or ``[R, K + 1]``: size of the gradient from the end of the run back to its
@@ -80,6 +83,8 @@ class Findings:
                     f"[M, {self.target_count}] is needed",
                 )
                 raise SettingError("shape of retrained.outcomes", shape, accepted)
+        for name, changes in (self.leave_k_out.changes if self.leave_k_out else {}).items():
+            check_shape(f"leave_k_out.changes[{name}]", changes, (self.target_count, "K"))
         if self.walk_norms is not None:
             rows = (self.target_count,) if self.walk_norms.dim() > 1 else ()
             check_shape("walk_norms", self.walk_norms, (*rows, "K + 1"))
@@ -150,6 +155,7 @@ class Findings:
                     name: dict(zip(methods, row.tolist()))
                     for name, row in zip(methods, self.agreement)
                 },
+                "leave_k_out_by_chance": self._left_out(CHANCE),
                 "of_targets": [self._of_target(r, top) for r in range(self.target_count)],
                 "suspected": {
                     n: self._listed(highest(s, top)) for n, s in self.self_scores.items()
@@ -173,7 +179,12 @@ class Findings:
             for subsets in self.retrained
             if name in subsets.lds
         ]
-        return {"seconds": self.seconds.get(name), "retraining": known}
+        seconds = self.seconds.get(name)
+        return {"seconds": seconds, "retraining": known, "leave_k_out": self._left_out(name)}
+
+    def _left_out(self, name: str) -> list[dict[str, Any]]:
+        found = self.leave_k_out
+        return [] if found is None or name not in found.changes else found.as_json(name)
 
     def _of_target(self, row: int, top: int) -> dict[str, Any]:
         return {
@@ -189,6 +200,7 @@ class Findings:
                 name: self._listed(most_harmful(values[row], top))
                 for name, values in self.scores.items()
             },
+            "leave_k_out": self.leave_k_out.of_target(row) if self.leave_k_out else {},
         }
 
     def _listed(self, found: Ranked) -> list[dict[str, Any]]:

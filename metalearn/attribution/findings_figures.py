@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 
 from metalearn.attribution.findings import Findings
 from metalearn.attribution.gallery import Gallery
+from metalearn.attribution.leaving_out import CHANCE
 from metalearn.errors import check_whole
 from metalearn.signatures import checked
 from metalearn.tracking.attribution_figures import examples_figure, target_figure
+from metalearn.tracking.leave_k_out_figure import leave_k_out_figure
 from metalearn.tracking.score_figures import (
     foretold_figure,
     run_smoothness_figure,
@@ -58,6 +60,13 @@ def score_figures(findings: Findings, *, top: int) -> dict[str, Figure]:
                 {name: (found.mean, found.interval95) for name, found in subsets.lds.items()},
                 title=f"{len(subsets.outcomes)} retrainings without {share} of the examples",
             )
+    if findings.leave_k_out is not None:
+        left = findings.leave_k_out
+        shares = {name: found.share for name, found in left.flips.items()}
+        figures["leave_k_out"] = leave_k_out_figure(
+            left.counts, left.changes, shares, chance=CHANCE,
+            title="Trained anew without the most helpful examples",
+        )  # fmt: skip
     trace, walk = findings.curvature, findings.walk_norms
     if trace is not None or walk is not None:
         curvature = None

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.attribution.datamodels import DatamodelingScore
+from metalearn.attribution.datamodels import DatamodelingScore, brittleness_of
 from metalearn.attribution.exact import RunCurvature
 from metalearn.attribution.findings import Findings
 from metalearn.attribution.found_samples import TargetSamples, TrainingExamples
+from metalearn.attribution.leaving_out import LeaveKOut
 from metalearn.attribution.subset_outcomes import SubsetOutcomes
 from metalearn.data.packed import Pack, load_pack, save_pack
 from metalearn.errors import DataError, SettingError
@@ -40,6 +41,7 @@ _CURVATURE = mapping(
         "rates": list_of(number(nan=True)),
     }
 )
+_LEAVE_K_OUT = mapping({"counts": list_of(whole(1)), "changes": list_of(text)})
 _HEADER = mapping(
     {
         "version": whole(1),
@@ -51,6 +53,7 @@ _HEADER = mapping(
         "seconds": map_of(text, number()),
         "class_names": maybe(list_of(text)),
         "retrained": list_of(mapping({"left_out": number(), "lds": map_of(text, _LDS)})),
+        "leave_k_out": maybe(_LEAVE_K_OUT),
         "curvature": maybe(_CURVATURE),
         "warnings": list_of(text),
         "settings": map_of(text, anything),
@@ -86,6 +89,7 @@ def save_findings(path: Path, findings: Findings, *, with_inputs: bool = True) -
         for j, (method, values) in enumerate(subsets.predicted.items()):
             tensors[f"retrained.{i}.predicted.{j}"] = values
             tensors[f"retrained.{i}.correlations.{j}"] = subsets.lds[method].correlations
+    tensors |= _of_leave_k_out(findings.leave_k_out)
     arrays = {name: _array(values) for name, values in tensors.items() if values is not None}
     save_pack(Path(path), Pack(arrays, json.dumps(_header(findings))))
 
@@ -100,7 +104,7 @@ def load_findings(path: Path) -> Findings:
     path = Path(path)
     try:
         pack = load_pack(path)
-        header = json.loads(pack.source)
+        header = {"leave_k_out": None, **json.loads(pack.source)}
         _HEADER(header, "")
         version = header["version"]
         if version == _VERSION:
@@ -115,7 +119,7 @@ def load_findings(path: Path) -> Findings:
 
 
 def _header(findings: Findings) -> dict[str, Any]:
-    curvature = findings.curvature
+    curvature, left = findings.curvature, findings.leave_k_out
     retrained = [
         {
             "left_out": subsets.left_out,
@@ -136,6 +140,7 @@ def _header(findings: Findings) -> dict[str, Any]:
         "seconds": findings.seconds,
         "class_names": None if findings.class_names is None else list(findings.class_names),
         "retrained": retrained,
+        "leave_k_out": left and {"counts": [*left.counts], "changes": [*left.changes]},
         "curvature": curvature and {name: list(values) for name, values in vars(curvature).items()},
         "warnings": list(findings.warnings),
         "settings": plain(findings.settings),
@@ -159,6 +164,7 @@ def _findings(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Findi
         targets=TargetSamples(**part("targets")),
         examples=TrainingExamples(**part("examples")),
         retrained=retrained,
+        leave_k_out=_leave_k_out(header["leave_k_out"], tensors),
         curvature=header["curvature"] and RunCurvature(**header["curvature"]),
         walk_norms=tensors.get("walk_norms"),
     )
@@ -171,6 +177,31 @@ def _subsets(kept: Mapping[str, Any], i: int, tensors: Mapping[str, Tensor]) -> 
         correlations = tensors[f"retrained.{i}.correlations.{j}"]
         lds[method] = DatamodelingScore(correlations, found["mean"], found["interval95"])
     return SubsetOutcomes(kept["left_out"], tensors[f"retrained.{i}"], predicted, lds)
+
+
+def _of_leave_k_out(found: LeaveKOut | None) -> dict[str, Tensor | None]:
+    """Its tensors by the number of the method."""
+    tensors: dict[str, Tensor | None] = {}
+    for i, name in enumerate(found.changes if found is not None else ()):
+        assert found is not None
+        tensors[f"leave_k_out.changes.{i}"] = found.changes[name]
+        tensors[f"leave_k_out.predicted.{i}"] = found.predicted.get(name)
+        tensors[f"leave_k_out.flipped.{i}"] = found.flips[name].flipped if found.flips else None
+    return tensors
+
+
+def _leave_k_out(kept: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> LeaveKOut | None:
+    if kept is None:
+        return None
+    counts = kept["counts"]
+
+    def of(kind: str) -> dict[str, Tensor]:
+        names = enumerate(kept["changes"])
+        found = {name: tensors.get(f"leave_k_out.{kind}.{i}") for i, name in names}
+        return {name: values for name, values in found.items() if values is not None}
+
+    flips = {name: brittleness_of(flipped, counts) for name, flipped in of("flipped").items()}
+    return LeaveKOut(counts, of("changes"), of("predicted"), flips)
 
 
 def _array(values: Tensor) -> np.ndarray[Any, Any]:

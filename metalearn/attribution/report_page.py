@@ -12,6 +12,7 @@ from pathlib import Path
 from metalearn.attribution.findings import Findings
 from metalearn.attribution.findings_figures import score_figures
 from metalearn.attribution.gallery import Gallery
+from metalearn.attribution.leaving_out import CHANCE, change_in_words
 from metalearn.attribution.page_markup import chart, escaped, facts_table, picture_tag, table
 from metalearn.attribution.page_style import STYLE
 from metalearn.errors import SettingError
@@ -53,10 +54,12 @@ def page_of(findings: Findings, *, top: int = 5, most_targets: int = 12) -> str:
     """The text of the page that `write_page` writes."""
     gallery = Gallery(findings, top=top, most_targets=most_targets)
     charts = score_figures(findings, top=top)
-    suspected = charts.pop("self_scores", None)
+    suspected, left_out = charts.pop("self_scores", None), charts.pop("leave_k_out", None)
     parts = [
         *_opening(findings),
         *_methods(findings),
+        *_leave_k_out(findings),
+        *([] if left_out is None else [chart(left_out, "losses and flips by examples left out")]),
         *_targets(gallery),
         *_suspects(gallery),
         *([] if suspected is None else [chart(suspected, "histograms of these scores")]),
@@ -120,6 +123,30 @@ def _methods(findings: Findings) -> Iterator[str]:
         yield "<h4>Rank correlation of methods with one another, over examples</h4>"
         numbers = findings.agreement.tolist()
         yield table(["", *names], ([n, *map(_number, row)] for n, row in zip(names, numbers)))
+
+
+def _leave_k_out(findings: Findings) -> Iterator[str]:
+    found = findings.leave_k_out
+    if found is None:
+        return
+    heads = ["left out are the most helpful by"]
+    for count in found.counts:
+        heads += [f"{_counted(count, 'example')}: loss"] + ["flipped"] * bool(found.flips)
+    rows = []
+    for name in found.changes:
+        row = ["chance" if name == CHANCE else name]
+        for place in range(len(found.counts)):
+            row.append(change_in_words(found.change(name, place)))
+            row += [f"{100 * float(found.flips[name].share[place]):.0f} %"] if found.flips else []
+        rows.append(row)
+    yield "<h2>Trained anew without the most helpful examples</h2>"
+    yield table(heads, rows)
+    yield (
+        '<p class="soft">How the loss of a target rises where the examples that a method calls the '
+        "most helpful for it are really left out, the mean over targets with its 95 % interval"
+        + (", and how many predictions change" if found.flips else "")
+        + ". As many by chance tell what a smaller training part does.</p>"
+    )
 
 
 def _targets(gallery: Gallery) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.tracking import write_json
 from metalearn.trainers import Trainer
 
-__all__ = ["AttributedNetwork", "members_of", "network_of", "targets_of"]
+__all__ = ["AttributedNetwork", "members_of", "network_of", "state_of", "steps_of", "targets_of"]
 
 _OF_A_WALK = ("checkpoint", "split", "targets", "memory", "spill")
 _FAR = 1e-3  # of the parameters' size: what a run that is made again may differ by
@@ -57,6 +58,24 @@ def members_of(trainer: Trainer, config: DictConfig) -> list[int]:
     return list(range(count)) if asked is None else asked
 
 
+def state_of(members: Sequence[int], steps: Sequence[int]) -> str:
+    """Where networks stood, in words that follow "the network": ``"after step 400"``.
+
+    Args:
+        members: numbers of the networks.
+        steps: after how many steps each stood, which is not the same where some were frozen, or
+            where each has a best state of its own.
+    """
+    mean = f", the mean of {len(members)} members" if len(members) > 1 else ""
+    if len(set(steps)) == 1:
+        return f"after step {steps[0]}{mean}"
+    at: dict[int, list[str]] = {}
+    for member, step in zip(members, steps):
+        at.setdefault(step, []).append(str(member))
+    parts = [f"{', '.join(numbers)} after step {step}" for step, numbers in sorted(at.items())]
+    return f"of {len(members)} members, their mean: {'; '.join(parts)}"
+
+
 def network_of(
     fresh: Trainer, loaded: Trainer, config: DictConfig, member: int, targets: Any, folder: Path
 ) -> AttributedNetwork:
@@ -73,7 +92,7 @@ def network_of(
     Raises:
         SettingError: a run that is more than steps of an optimiser, or a state before the first.
     """
-    steps = _steps_of(loaded, config.checkpoint, member)
+    steps = steps_of(loaded, config.checkpoint, member)
     run = training_run(fresh, member=member, steps=steps)
     module = loaded.network_run(member).module  # type: ignore[attr-defined]
     params = {n: p.detach() for n, p in module.named_parameters() if n in run.params}
@@ -92,7 +111,7 @@ def network_of(
     return AttributedNetwork(network, saver, "" if apart <= _FAR else warning)
 
 
-def _steps_of(loaded: Trainer, checkpoint: str, member: int) -> int:
+def steps_of(loaded: Trainer, checkpoint: str, member: int) -> int:
     """After how many steps a network stood where it is explained.
 
     A member that was frozen stands where it was then, one that diverged at its best.

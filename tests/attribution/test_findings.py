@@ -109,6 +109,7 @@ def test_outcomes_of_subsets_are_held_against_every_method_that_is_finite() -> N
         ({"provenance": {"a": {1, 2}}}, "provenance='dict': JSON's own types"),
         ({"warnings": "one"}, "warnings='one'"),
         ({"run": None}, "run=None: a text is needed"),
+        ({"leave_k_out": found(2).leave_k_out}, r"leave_k_out.changes\[exact\]=\[2, 2\]: \[3, K\]"),
         ({"retrained": found(2).retrained}, r"retrained.outcomes=\[6, 2\]: \[M, 3\] is needed"),
     ],
 )
@@ -168,6 +169,14 @@ def test_numbers_name_examples_labels_and_correlations() -> None:
     (retraining,) = numbers["methods"]["exact"]["retraining"]
     assert retraining["rank_correlation"] == findings.retrained[0].lds["exact"].mean
     assert numbers["methods"]["tracin"]["seconds"] is None
+    left = findings.leave_k_out
+    assert left is not None
+    assert numbers["methods"]["exact"]["leave_k_out"] == left.as_json("exact")
+    assert numbers["leave_k_out_by_chance"] == left.as_json("chance")
+    assert (
+        first["leave_k_out"] == left.of_target(0)
+        and numbers["methods"]["el2n"]["leave_k_out"] == []
+    )
     assert numbers["agreement"]["exact"]["tracin"] == float(findings.agreement[0, 1])
     assert len(numbers["suspected"]["el2n"]) == 2
     with pytest.raises(SettingError, match="top=0: a whole number of at least 1"):
@@ -202,7 +211,9 @@ def _tensors(findings: Findings) -> list[Tensor]:
     kept = [
         [s.outcomes, s.predicted, {n: v[0] for n, v in s.lds.items()}] for s in findings.retrained
     ]
-    return [x for x in leaves([targets, examples, others, kept]) if x is not None]
+    left = findings.leave_k_out
+    left_out = left and [left.changes, left.predicted, {n: tuple(f) for n, f in left.flips.items()}]
+    return [x for x in leaves([targets, examples, others, kept, left_out]) if x is not None]
 
 
 @pytest.mark.parametrize("regression", [False, True])
@@ -211,7 +222,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path, regression: bool) -> N
     save_findings(tmp_path / "new" / "findings.npz", findings)
     again = load_findings(tmp_path / "new" / "findings.npz")
     pairs = list(zip(_tensors(findings), _tensors(again), strict=True))
-    assert len(pairs) == (15 if regression else 16)
+    assert len(pairs) == (15 + 5 if regression else 16 + 5 + 12)
     assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
     assert again.as_json() == findings.as_json()
     assert again.curvature is not None and findings.curvature is not None
@@ -223,13 +234,15 @@ def test_a_file_of_little_and_without_inputs(tmp_path: Path) -> None:
     path = tmp_path / "findings.npz"
     half = {"exact": torch.ones(3, 20, dtype=torch.bfloat16)}
     little = found(
-        scores=half, self_scores={}, retrained=[], curvature=None, walk_norms=None, warnings=[]
-    )
+        scores=half, self_scores={}, retrained=[], curvature=None, walk_norms=None, warnings=[],
+        leave_k_out=None,
+    )  # fmt: skip
     save_findings(path, little, with_inputs=False)
     again = load_findings(path)
     assert again.examples.inputs is None and again.targets.inputs is None
     assert again.scores["exact"].dtype is torch.float32
     assert (again.curvature, again.walk_norms, list(again.retrained)) == (None, None, [])
+    assert again.leave_k_out is None
     one = found(1)
     assert math.isnan(one.retrained[0].lds["exact"].interval95)
     save_findings(path, one)
@@ -237,6 +250,13 @@ def test_a_file_of_little_and_without_inputs(tmp_path: Path) -> None:
     save_findings(path, found(curvature=RunCurvature([1], [math.nan], [0.1])))
     trace = load_findings(path).curvature
     assert trace is not None and math.isnan(trace.eigenvalues[0])
+
+
+def test_a_file_of_before_examples_were_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "findings.npz"
+    save_findings(path, found(leave_k_out=None))
+    _rewritten(path, lambda header, arrays: header.pop("leave_k_out"))
+    assert load_findings(path).leave_k_out is None
 
 
 def _rewritten(path: Path, change: Any) -> None:
@@ -264,6 +284,8 @@ def _rewritten(path: Path, change: Any) -> None:
         (lambda h, a: a.update({"scores.0": a["scores.0"].astype("u2")}), "real numbers are need"),
         (lambda h, a: a.update({"targets.probabilities": np.ones((3, 3), "?")}), "floats are need"),
         (lambda h, a: h.update(curvature={"steps": [1]}), "curvature.eigenvalues is missing"),
+        (lambda h, a: h["leave_k_out"].update(counts=[1]), "leave_k_out|changes"),
+        (lambda h, a: a.pop("leave_k_out.changes.1"), "changes="),
         (lambda h, a: h["retrained"][0].update(lds={"x": {}}), "mean is missing"),
     ],
 )

@@ -18,6 +18,7 @@ from PIL import Image
 
 from metalearn.attribution import TargetSamples, TrainingExamples, track_findings, write_page
 from metalearn.attribution.gallery import Gallery
+from metalearn.attribution.leaving_out import change_in_words
 from metalearn.attribution.page_markup import picture_tag
 from metalearn.attribution.report_page import page_of
 from metalearn.errors import SettingError
@@ -160,12 +161,26 @@ def test_one_target_is_not_counted() -> None:
 
 def test_a_page_of_one_kind_of_scores_alone() -> None:
     alone: dict[str, Any] = {"retrained": [], "curvature": None, "walk_norms": None}
+    alone["leave_k_out"] = None
     selves = Read(page_of(found(scores={}, **alone)))
     assert "Targets, and" not in selves.text and "Suspected" in selves.text
     scores = Read(page_of(found(self_scores={}, **alone)))
     assert "Suspected" not in scores.text and "Can the scores" not in scores.text
     bad = {"exact": torch.full((3, 20), torch.nan)}
     assert "None." in Read(page_of(found(scores=bad, **alone))).text
+
+
+def test_what_goes_without_the_most_helpful_examples_is_told() -> None:
+    read = Read(page_of(found()))
+    left = found().leave_k_out
+    assert left is not None and "Trained anew without the most helpful examples" in read.text
+    assert "1 example: loss" in read.text and "4 examples: loss" in read.text
+    share = f"{100 * float(left.flips['exact'].share[0]):.0f} %"
+    words = change_in_words(left.change("exact", 0))
+    assert f"exact{words}{share}" in read.text.replace("\n", "") and " ± " in words
+    numbers = Read(page_of(found(regression=True)))
+    assert "1 example: loss" in numbers.text and "flipped" not in numbers.text
+    assert "Trained anew" not in Read(page_of(found(leave_k_out=None))).text
 
 
 def test_the_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +258,7 @@ def test_a_tracker_gets_every_figure() -> None:
     names = sorted(tracker.figures)
     targets = [name for name in names if name.startswith("attribution/target_")]
     assert len(targets) == 2
-    others = {"self_scores", "smoothness", "suspects_el2n"}
+    others = {"leave_k_out", "self_scores", "smoothness", "suspects_el2n"}
     assert others < {name.removeprefix("attribution/") for name in names}
     assert sum(name.startswith("attribution/retrained_without_") for name in names) == 1
     with pytest.raises(SettingError, match="step=-1"):
@@ -263,5 +278,5 @@ def test_figures_of_a_page_are_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     report_page_figures = report_page.score_figures
     monkeypatch.setattr(report_page, "score_figures", kept)
     page_of(found())
-    assert len(made) == 3
+    assert len(made) == 4
     assert not any(figure.axes for figure in made)

@@ -13,6 +13,7 @@ import torch
 from metalearn.attribution.findings_file import load_findings
 from metalearn.attribution.kept_on_disk import WalkCheckpoint
 from metalearn.attribution.scored_network import METHODS, SELF_METHODS
+from metalearn.cli import attributed_findings, attributed_runs
 from metalearn.core import HyperProgress
 from tests.support.commands import TINY, Outcome, call
 
@@ -53,7 +54,8 @@ def only(*kinds: str) -> pytest.MarkDecorator:
 
 @only("one", "members", "waves")
 def test_everything_of_every_kind_of_run(run: Run, folder: Path) -> None:
-    outcome = run("attribute", f"run={folder}", "targets=3", "subsets=3", "leave_out=[0.1]")
+    several = ["targets=3", "subsets=3", "leave_out=[0.1]", "leave_k_out=[3,20]"]
+    outcome = run("attribute", f"run={folder}", *several)
     assert outcome.code == 0, outcome.err
     report = json.loads((folder / "attribution-test.json").read_text())
     found = load_findings(folder / "attribution-test.npz")
@@ -70,7 +72,51 @@ def test_everything_of_every_kind_of_run(run: Run, folder: Path) -> None:
     assert len(report["of_targets"]) == 3 and report["curvature"]["eigenvalues"]
     assert report["step"] == 6 and "torch" in report["provenance"]["versions"]
     assert [s.left_out for s in found.retrained] == pytest.approx([0.1], abs=0.01)
+    left = found.leave_k_out
+    assert left is not None and set(left.changes) == {*methods, "chance"}
+    assert bool(left.flips) != regression and ("20: flipped" in outcome.out) != regression
+    assert "| (as many by chance) |" in outcome.out and "20: loss" in outcome.out
+    assert [e["left_out"] for e in report["methods"]["exact"]["leave_k_out"]] == [3, 20]
     assert not (folder / "attribution").exists()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_members_that_stood_elsewhere_are_said_and_retrained_up_to_there(
+    run: Run, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    given = [*KINDS["members"], f"trainer.schedule={schedule}", "hydra.run.dir=out"]
+    assert run("train", *given).code == 0
+    seen: list[int] = []
+    usual = attributed_findings.retrain_subsets
+
+    def told(*arguments: Any, **how: Any) -> Any:
+        seen.append(how["steps"])
+        return usual(*arguments, **how)
+
+    monkeypatch.setattr(attributed_findings, "retrain_subsets", told)
+    monkeypatch.setattr(attributed_runs, "steps_of", lambda loaded, which, member: (4, 6)[member])
+    few = ["methods=[cosine]", "self_methods=[]", "targets=2", "leave_k_out=[3]"]
+    outcome = run("attribute", "run=out", *few)
+    assert outcome.code == 0, outcome.err
+    state = "of 2 members, their mean: 0 after step 4; 1 after step 6"
+    assert f"out, {state}: 2 targets" in outcome.out
+    report = json.loads(Path("out", "attribution-test.json").read_text())
+    assert (report["state"], report["step"]) == (state, 6)
+    assert seen == [4 if schedule == "constant" else 6]
+    assert ("stood at step 4, subsets are trained for all 6" in outcome.out) == (seen == [6])
+
+
+@pytest.mark.parametrize(
+    ("members", "steps", "words"),
+    [
+        ([0], [400], "after step 400"),
+        ([3], [20], "after step 20"),
+        ([0, 2], [400, 400], "after step 400, the mean of 2 members"),
+        ([0, 1, 2], [9, 5, 9], "of 3 members, their mean: 1 after step 5; 0, 2 after step 9"),
+    ],
+)
+def test_where_networks_stood_in_words(members: list[int], steps: list[int], words: str) -> None:
+    assert attributed_runs.state_of(members, steps) == words
 
 
 @only("members")
@@ -182,6 +228,10 @@ def test_weights_that_the_run_does_not_end_at_are_told(run: Run, folder: Path) -
         ("split=train", "split='train': validation or test is needed"),
         ("subsets=1", "subsets=1: 0, or at least 2"),
         ("leave_out=[0.1]", "leave_out=[0.1]: subsets=64 is needed for it"),
+        ("leave_k_out=5", "leave_k_out=5: a list of whole numbers"),
+        ("leave_k_out=[0]", "leave_k_out=0: a whole number of at least 1"),
+        ("leave_k_out=[2,2]", "leave_k_out=[2, 2]: each number once"),
+        ("leave_k_out=[99999]", "leave_k_out=99999: a whole number of at most"),
         ("damping=0", "damping=0: a finite number above 0"),
         ("memory=much", "memory='much': an amount above 0"),
         ("check=5", "check=5: true or false"),

@@ -49,7 +49,7 @@ FILES |= {"mixture_tasks", "torchvision_model"}
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
 RESULTS |= {"Confusion", "Episode", "DirectionCheck", "HyperPlan", "HyperProgress", "GradientIndex"}
-RESULTS |= {"ExactScores", "RunCurvature", "SubsetOutcomes", "TrainingRun"}
+RESULTS |= {"ExactScores", "RunCurvature", "SubsetOutcomes", "TrainingRun", "LeaveKOut"}
 RESULTS |= {"HyperTest", "RunSetup"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
@@ -888,6 +888,16 @@ def _retraining() -> dict[str, Callable[[], Call]]:
             },
         ),
         "brittleness": _of(attribution, "brittleness", outputs=draw(5, 2, 3), counts=[1, 3]),
+        "leave_k_out": _of(
+            attribution,
+            "leave_k_out",
+            scores={"exact": draw(2, 6)},
+            counts=[1, 3],
+            classes=True,
+            retrain=lambda weights: attribution.Retrained(
+                weights.double() @ draw(6, 2), draw(len(weights), 2, 3)
+            ),
+        ),
         "leave_out_changes": _of(
             attribution, "leave_out_changes", counts=[1, 3], losses=draw(5, 2), **matrix
         ),

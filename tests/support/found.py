@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from metalearn.attribution import (
+    CHANCE,
     Findings,
+    LeaveKOut,
     RunCurvature,
     TargetSamples,
     TrainingExamples,
+    brittleness,
     subset_outcomes,
 )
 
@@ -32,6 +35,8 @@ def found(
     scores = {"exact": draw(targets, 20) - 0.5, "tracin": draw(targets, 20) - 0.5}
     weights = (draw(6, 20) > 0.2).float()
     classes = torch.arange(targets) % 3
+    left = {name: draw(targets, 2) for name in (*scores, CHANCE)}
+    flips = {n: brittleness(draw(1 + 2 * targets, targets, 3), [1, 4]) for n in left}
     given: dict[str, Any] = {
         "run": "outputs/a run",
         "state": "after step 40",
@@ -51,6 +56,9 @@ def found(
         "seconds": {"exact": 1.5},
         "class_names": None if regression else ("ant", "bee", "cat"),
         "retrained": [subset_outcomes(scores, weights, draw(6, targets))],
+        "leave_k_out": LeaveKOut(
+            [1, 4], left, {name: draw(targets, 2) for name in scores}, {} if regression else flips
+        ),
         "curvature": RunCurvature([0, 20, 39], [5.0, 12.0, 30.0], [0.1, 0.1, 0.05]),
         "walk_norms": draw(targets, 41),
         "warnings": ["the run is not smooth"],
