@@ -57,7 +57,8 @@ def test_a_run_goes_on_and_is_loaded(kind: str, run: Run, tmp_path: Path) -> Non
     assert "learner" not in config and "task" not in config
     results: Any = json.loads((whole / "results.json").read_text())
     test = results["test"]["test"]
-    assert set(test) == {"learnt", "plain"}
+    assert set(test) == {"check", "learnt", "plain"}
+    assert test["check"]["error"] < 0.05 and not test["check"]["warning"]
     plain = test["plain"]["ensemble"]["accuracy"]
     assert results["headline"]["test/plain_accuracy"] == pytest.approx(plain)
 

@@ -6,15 +6,18 @@ Axes: K steps of a run, B samples of an outer batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metalearn.core import HyperGradient, hyper_gradient
+from metalearn.core import DirectionCheck, HyperGradient, check_hyper_gradient, hyper_gradient
 from metalearn.core.tree import tree_map
+from metalearn.core.vectorization import vmapped_or_looped
 from metalearn.trainers.hyper.carried import Carried
 from metalearn.trainers.hyper.combinations import GradientSettings
+from metalearn.trainers.hyper.gradient_check import GradientCheck
 from metalearn.trainers.hyper.kinds import HyperModule, RunValues
 from metalearn.trainers.hyper.run_settings import optimizer_gradients
 from metalearn.trainers.hyper.runs import InnerRuns, StartOfRun
@@ -97,22 +100,42 @@ class HyperObjective(Stateless):
         fixed = {n: p.detach() for n, p in self.hyper.named_parameters() if n not in raw}
         return self.hyper.values({**fixed, **raw})
 
+    def checked(self, step: int, seed: int) -> GradientCheck:
+        """Hold the gradient of an outer step, with what is learnt as it stands, against two runs.
+
+        Args:
+            step: whose run and batch they are.
+            seed: of the direction.
+        """
+        run = self._run(self.hyper.current(), self.runs.of_step(step, self.hyper), self.batch(step))
+        found = hyper_gradient(**run, **vars(self.how))
+
+        def check(*, stacked: bool) -> DirectionCheck:
+            generator = torch.Generator().manual_seed(seed)
+            return check_hyper_gradient(found, **run, generator=generator, stacked=stacked)
+
+        both = vmapped_or_looped(partial(check, stacked=True), partial(check, stacked=False))
+        return GradientCheck.of(self.how.method, both)
+
     def _through_run(
         self, values: RunValues, start: StartOfRun, batch: LabelledBatch
     ) -> HyperGradient:
+        return hyper_gradient(**self._run(values, start, batch), **vars(self.how))
+
+    def _run(self, values: RunValues, start: StartOfRun, batch: LabelledBatch) -> dict[str, Any]:
+        """Arguments of the gradient through a run."""
         settings, like = self.runs.settings, self.runs.like
-        return hyper_gradient(
-            self.runs.inner_loss(self.hyper),
-            self.outer_loss,
-            start.params,
-            values.in_loss,
-            start.batches,
-            batch,
-            optimizer=settings.made_optimizer(values.in_optimizer, settings.steps, like),
-            steps=settings.steps,
-            state=start.state,
-            **vars(self.how),
-        )
+        return {
+            "inner_loss": self.runs.inner_loss(self.hyper),
+            "outer_loss": self.outer_loss,
+            "params": start.params,
+            "hyper": values.in_loss,
+            "inner_batches": start.batches,
+            "outer_batch": batch,
+            "optimizer": settings.made_optimizer(values.in_optimizer, settings.steps, like),
+            "steps": settings.steps,
+            "state": start.state,
+        }
 
     def _carried(self, found: HyperGradient) -> dict[str, Tensor]:
         """What the next run starts from, by the names of buffers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from metalearn.trainers.hyper.gradient_check import GradientCheck
 from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 
@@ -21,10 +22,13 @@ class HyperTest:
     """With what has been learnt."""
     plain: NetworkTest
     """By ordinary runs: weights of 1, rates and decays as they were set, or inputs as drawn."""
+    check: GradientCheck | None = None
+    """Of the gradient at the end of the training; None where that has not just been."""
 
     def as_json(self) -> dict[str, Any]:
-        """Both, under ``learnt`` and ``plain``."""
-        return {"learnt": self.learnt.as_json(), "plain": self.plain.as_json()}
+        """Both, under ``learnt`` and ``plain``; ``check`` where there is one."""
+        both: dict[str, Any] = {"learnt": self.learnt.as_json(), "plain": self.plain.as_json()}
+        return both if self.check is None else both | {"check": self.check.as_json()}
 
     def headline(self) -> dict[str, float]:
         """Means over the networks, which are no ensemble; of ordinary runs ``plain_<score>``."""
@@ -38,8 +42,12 @@ class HyperTest:
         return self.learnt.member_headlines()
 
     def lines(self, name: str) -> list[str]:
-        """Both tables, one after the other."""
-        return [*self.learnt.lines(f"{name}, learnt"), *self.plain.lines(f"{name}, ordinary runs")]
+        """Both tables, one after the other, and what came of the check."""
+        tables = [
+            *self.learnt.lines(f"{name}, learnt"),
+            *self.plain.lines(f"{name}, ordinary runs"),
+        ]
+        return tables if self.check is None else [*tables, f"check: {self.check}"]
 
 
 def _means(test: NetworkTest) -> dict[str, float]:

@@ -5,6 +5,7 @@ Axes: K steps of a run, N examples of the training part, R whole runs, C outputs
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -23,6 +24,7 @@ from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.hyper.combinations import GradientSettings, check_combination
 from metalearn.trainers.hyper.evaluation import HyperEvaluator
+from metalearn.trainers.hyper.gradient_check import GradientCheck
 from metalearn.trainers.hyper.kinds import HyperModule, RunSetup, RunValues
 from metalearn.trainers.hyper.objective import HyperObjective
 from metalearn.trainers.hyper.outer_batches import divided_validation, outer_batches
@@ -32,6 +34,7 @@ from metalearn.trainers.hyper.run_settings import RunSettings
 from metalearn.trainers.hyper.runs import Factory, InnerRuns
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
+from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.ensemble_settings import check_monitor
@@ -43,6 +46,8 @@ from metalearn.trainers.trainer import Trainer
 from metalearn.types import Split
 
 __all__ = ["HyperTrainer"]
+
+log = logging.getLogger(__name__)
 
 _LARGEST_SEED = 2**62
 
@@ -71,6 +76,9 @@ class HyperTrainer(Trainer):
             Settings of `ImplicitSolver` may be a mapping.
         loss: as of `PerSampleTrainer`.
         monitor: what decides which state is best, on the second half of the validation part.
+        check: at the end of the training hold the gradient of one more outer step against two runs
+            a little to either side: ``trainer.checked``, in the records and in the test, with a
+            warning in the log where what was learnt should not be trusted.
         optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
         tracker: where numbers and figures go.
         folder: of the run, for checkpoints.
@@ -103,6 +111,7 @@ class HyperTrainer(Trainer):
         implicit: ImplicitSolver | Mapping[str, Any] | None = None,
         loss: LossSetting = None,
         monitor: Monitor = "loss",
+        check: bool = True,
         optimizer: OptimizerFactory | None = None,
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
@@ -111,6 +120,8 @@ class HyperTrainer(Trainer):
     ) -> None:
         check_whole("seed", seed, 0, _LARGEST_SEED)
         check_monitor(monitor, data)
+        self._check, self._seed = check, seed
+        self.checked: GradientCheck | None = None
         limits, run = LoopSettings(steps=steps, **settings), RunSettings.of(inner)
         asked: Any = {"truncation": truncation, "memory": memory, "implicit": implicit}
         how = GradientSettings.of(method, run.steps, **asked)
@@ -132,6 +143,20 @@ class HyperTrainer(Trainer):
         evaluator = HyperEvaluator(self._validated, self._figure, monitor)
         rest |= {"tracker": tracker, "folder": folder, "settings": limits}
         super().__init__(assemble(module, self.objective, evaluator, optimizer=optimizer, **rest))
+
+    def fit(self) -> FitResult:
+        """See `Trainer.fit`; a training that has come to its end is checked then."""
+        before = self.step
+        result = super().fit()
+        if self._check and self.finished and result.signal is None and self.step > before:
+            self.checked = self.objective.checked(self.step, self._seed)
+            names = ("error", "predicted", "measured")
+            numbers = {f"hyper/check_{n}": getattr(self.checked, n) for n in names}
+            self.tracker.scalars(self.step, numbers)
+            self.tracker.flush()
+            if self.checked.warning:
+                log.warning("%s", self.checked.warning)
+        return result
 
     def train_network(self, index: int = 0, *, plain: bool = False) -> nn.Module:
         """A copy of the model, trained by a whole run with what has been learnt as it stands.
@@ -161,7 +186,7 @@ class HyperTrainer(Trainer):
             score_split(self._predict(values), self._scored, split, **how)
             for values in (self._values(False), self._plain)
         )
-        return HyperTest(learnt, plain)
+        return HyperTest(learnt, plain, self.checked)
 
     def reports(
         self, split: Split = "test", *, tasks: int = 600, inductive: bool | None = True
