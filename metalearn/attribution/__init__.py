@@ -20,6 +20,12 @@ from metalearn.attribution.trak import trak_scores
 from metalearn.attribution.support_left_out import leave_one_support_out
 from metalearn.attribution.support_examples import learner_support_scores, support_example_scores
 from metalearn.attribution.training_tasks import task_scores
+from metalearn.attribution.scored_learner import LearnerScores, learner_scores
+from metalearn.attribution.trained_tasks import TrainedTasks
+from metalearn.attribution.learner_findings import LearnerFindings
+from metalearn.attribution.learner_figures import track_learner_findings
+from metalearn.attribution.learner_findings_file import save_learner_scores
+from metalearn.attribution.learner_page import write_learner_page
 
 # A stored index of gradients
 from metalearn.attribution.gradient_index import (
@@ -94,10 +100,17 @@ __all__ = [
     "tracin_self_influence",
     "trak_scores",
     # Of meta-learners: support examples and tasks
+    "LearnerFindings",
+    "LearnerScores",
+    "TrainedTasks",
+    "learner_scores",
     "learner_support_scores",
     "leave_one_support_out",
+    "save_learner_scores",
     "support_example_scores",
     "task_scores",
+    "track_learner_findings",
+    "write_learner_page",
     # A stored index of gradients
     "GradientIndex",
     "build_gradient_index",

@@ -18,7 +18,7 @@ from metalearn.errors import SettingError
 from metalearn.near_names import check_known
 from metalearn.signatures import checked
 
-__all__ = ["Attributed", "attribute"]
+__all__ = ["Attributed", "attribute", "correlation_of_members"]
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Attributed:
         It is 0 where members agree what mattered, 1 where they have nothing in common.
         """
         return {
-            name: 1 - _mean_correlation(found)
+            name: 1 - float(correlation_of_members(found).mean())
             for name, found in self.by_member.items()
             if len(found) > 1
         }
@@ -110,12 +110,12 @@ def _run(
     return scores
 
 
-def _mean_correlation(scores: Tensor) -> float:
-    """Of all pairs of members, over targets, ``[M, R, N]``."""
+def correlation_of_members(scores: Tensor) -> Tensor:
+    """Of each target ``[R]``: the mean correlation of two members' scores, of ``[M, R, N]``."""
     wide = scores.double()
     centred = wide - wide.mean(-1, keepdim=True)
     rows = of_length_one(centred.flatten(0, 1)).reshape(scores.shape)
     gram = torch.einsum("mrn,krn->rmk", rows, rows)
     count = len(scores)
     off = gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(-1)
-    return float((off / (count * (count - 1))).mean())
+    return off / (count * (count - 1))

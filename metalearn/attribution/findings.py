@@ -130,6 +130,24 @@ class Findings:
             return None
         return self.label(self.targets.probabilities[target].argmax())
 
+    def of_target(self, row: int, top: int) -> dict[str, Any]:
+        """One target in numbers, with the ``top`` examples of each kind by each method."""
+        return {
+            "row": int(self.targets.rows[row]),
+            "label": self.label(self.targets.labels[row]),
+            "prediction": self.prediction(row),
+            "loss": float(self.targets.losses[row]),
+            "most_helpful": {
+                name: self._listed(most_helpful(values[row], top))
+                for name, values in self.scores.items()
+            },
+            "most_harmful": {
+                name: self._listed(most_harmful(values[row], top))
+                for name, values in self.scores.items()
+            },
+            "leave_k_out": self.leave_k_out.of_target(row) if self.leave_k_out else {},
+        }
+
     def as_json(self, *, top: int = 10) -> dict[str, Any]:
         """The numbers that a person wants a year later, in JSON's own types.
 
@@ -156,7 +174,7 @@ class Findings:
                     for name, row in zip(methods, self.agreement)
                 },
                 "leave_k_out_by_chance": self._left_out(CHANCE),
-                "of_targets": [self._of_target(r, top) for r in range(self.target_count)],
+                "of_targets": [self.of_target(r, top) for r in range(self.target_count)],
                 "suspected": {
                     n: self._listed(highest(s, top)) for n, s in self.self_scores.items()
                 },
@@ -185,23 +203,6 @@ class Findings:
     def _left_out(self, name: str) -> list[dict[str, Any]]:
         found = self.leave_k_out
         return [] if found is None or name not in found.changes else found.as_json(name)
-
-    def _of_target(self, row: int, top: int) -> dict[str, Any]:
-        return {
-            "row": int(self.targets.rows[row]),
-            "label": self.label(self.targets.labels[row]),
-            "prediction": self.prediction(row),
-            "loss": float(self.targets.losses[row]),
-            "most_helpful": {
-                name: self._listed(most_helpful(values[row], top))
-                for name, values in self.scores.items()
-            },
-            "most_harmful": {
-                name: self._listed(most_harmful(values[row], top))
-                for name, values in self.scores.items()
-            },
-            "leave_k_out": self.leave_k_out.of_target(row) if self.leave_k_out else {},
-        }
 
     def _listed(self, found: Ranked) -> list[dict[str, Any]]:
         return [

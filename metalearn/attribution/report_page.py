@@ -5,7 +5,6 @@ Axes: R targets, N training examples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,17 +12,24 @@ from metalearn.attribution.findings import Findings
 from metalearn.attribution.findings_figures import score_figures
 from metalearn.attribution.gallery import Gallery
 from metalearn.attribution.leaving_out import CHANCE, change_in_words
-from metalearn.attribution.page_markup import chart, escaped, facts_table, picture_tag, table
-from metalearn.attribution.page_style import STYLE
+from metalearn.attribution.page_markup import chart, escaped, table
+from metalearn.attribution.page_parts import (
+    counted,
+    example_row,
+    number,
+    seconds_in_words,
+    sources,
+    target_article,
+    warnings_of,
+    whole_page,
+    with_interval,
+)
 from metalearn.errors import SettingError
 from metalearn.files import replace_file
 from metalearn.signatures import checked
-from metalearn.tracking.attribution_figures import ShownExample, shortened, signed
-from metalearn.tracking.provenance import plain
+from metalearn.tracking.attribution_figures import shortened
 
 __all__ = ["page_of", "write_page"]
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @checked
@@ -65,33 +71,24 @@ def page_of(findings: Findings, *, top: int = 5, most_targets: int = 12) -> str:
         *([] if suspected is None else [chart(suspected, "histograms of these scores")]),
         *(["<h2>Can the scores be trusted?</h2>"] if charts else []),
         *(chart(figure, name.replace("_", " ")) for name, figure in charts.items()),
-        *_sources(findings),
+        *sources(findings.settings, findings.provenance),
     ]
-    title = f"Attribution of {shortened(findings.run, 80)}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return whole_page(f"Attribution of {shortened(findings.run, 80)}", parts)
 
 
 def _opening(findings: Findings) -> Iterator[str]:
-    methods = _counted(len(findings.scores), "method")
-    targets = _counted(findings.target_count, "target")
+    methods = counted(len(findings.scores), "method")
+    targets = counted(findings.target_count, "target")
     yield "<h1>Which training examples made this network what it is</h1>"
     yield (
         f"<p>Explained is the network of run <code>{escaped(findings.run)}</code> "
         f"{escaped(findings.state)}. "
-        f"Each of {_counted(findings.example_count, 'training example')} has a score for the loss "
+        f"Each of {counted(findings.example_count, 'training example')} has a score for the loss "
         f"of each of {targets} of the {escaped(findings.split)} split, by {methods}. "
         "A <b>positive</b> score says that leaving the example out raises the loss, so that it "
         "helps; a <b>negative</b> one, that leaving it out lowers the loss, so that it harms.</p>"
     )
-    for warning in findings.warnings:
-        yield f'<p class="warning" role="alert"><b>Warning:</b> {escaped(warning)}</p>'
+    yield from warnings_of(findings.warnings)
 
 
 def _methods(findings: Findings) -> Iterator[str]:
@@ -100,14 +97,10 @@ def _methods(findings: Findings) -> Iterator[str]:
     ]
     rows = []
     for name in [*findings.scores, *findings.self_scores]:
-        seconds = findings.seconds.get(name)
-        row = [
-            name,
-            "–" if seconds is None else f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}",
-        ]
+        row = [name, seconds_in_words(findings.seconds.get(name))]
         for subsets in findings.retrained:
             found = subsets.lds.get(name)
-            row.append("–" if found is None else _with_interval(found.mean, found.interval95))
+            row.append("–" if found is None else with_interval(found.mean, found.interval95))
         rows.append(row)
     yield "<h2>Methods</h2>"
     yield table(heads, rows)
@@ -122,7 +115,7 @@ def _methods(findings: Findings) -> Iterator[str]:
         names = list(findings.scores)
         yield "<h4>Rank correlation of methods with one another, over examples</h4>"
         numbers = findings.agreement.tolist()
-        yield table(["", *names], ([n, *map(_number, row)] for n, row in zip(names, numbers)))
+        yield table(["", *names], ([n, *map(number, row)] for n, row in zip(names, numbers)))
 
 
 def _leave_k_out(findings: Findings) -> Iterator[str]:
@@ -131,7 +124,7 @@ def _leave_k_out(findings: Findings) -> Iterator[str]:
         return
     heads = ["left out are the most helpful by"]
     for count in found.counts:
-        heads += [f"{_counted(count, 'example')}: loss"] + ["flipped"] * bool(found.flips)
+        heads += [f"{counted(count, 'example')}: loss"] + ["flipped"] * bool(found.flips)
     rows = []
     for name in found.changes:
         row = ["chance" if name == CHANCE else name]
@@ -161,36 +154,10 @@ def _targets(gallery: Gallery) -> Iterator[str]:
     why = ""
     if findings.retrained and best in findings.retrained[0].lds:
         known = findings.retrained[0].lds[best]
-        why = f", which foretold retraining best ({_with_interval(known.mean, known.interval95)})"
+        why = f", which foretold retraining best ({with_interval(known.mean, known.interval95)})"
     yield f"<p>Scores are by <b>{escaped(best)}</b>{why}.{which}</p>"
-    others = [name for name in findings.scores if name != best]
     for row in gallery.targets:
-        words = " ".join([gallery.title(row), *gallery.lines(row)])
-        picture = gallery.target_picture(row)
-        tag = "" if picture is None else picture_tag(picture, words, kind="of-target")
-        facts = "".join(f"<span>{escaped(line)}</span>" for line in gallery.lines(row))
-        wrong = '<span class="wrong">✗ wrong</span>' if gallery.is_wrong(row) else ""
-        yield '<article class="target"><div class="beside"><div class="head">' + tag
-        heading = f"<h3>{escaped(gallery.title(row))}</h3>"
-        yield f'<div>{heading}<p class="facts">{facts}{wrong}</p></div></div>'
-        yield f"<div>{_helped_and_harmed(gallery, best, row)}"
-        if others:
-            inner = "".join(
-                f"<h3>{escaped(name)}</h3>{_helped_and_harmed(gallery, name, row)}"
-                for name in others
-            )
-            more = "the other method" if len(others) == 1 else f"the {len(others)} other methods"
-            yield f"<details><summary>By {more}</summary>{inner}</details>"
-        yield "</div></div></article>"
-
-
-def _helped_and_harmed(gallery: Gallery, method: str, row: int) -> str:
-    return (
-        "<h4>Most helpful: leaving one out raises the loss</h4>"
-        f'<div class="helps">{_examples(gallery.helpful(method, row))}</div>'
-        "<h4>Most harmful: leaving one out lowers the loss</h4>"
-        f'<div class="harms">{_examples(gallery.harmful(method, row))}</div>'
-    )
+        yield from target_article(gallery, best, row)
 
 
 def _suspects(gallery: Gallery) -> Iterator[str]:
@@ -203,48 +170,4 @@ def _suspects(gallery: Gallery) -> Iterator[str]:
         "or that only they themselves explain. Look at the label of each.</p>"
     )
     for name in names:
-        yield f"<h4>{escaped(name)}</h4>{_examples(gallery.suspects(name), signs=False)}"
-
-
-def _sources(findings: Findings) -> Iterator[str]:
-    for heading, facts in (("Settings", findings.settings), ("Provenance", findings.provenance)):
-        if facts:
-            known = plain(facts)
-            assert isinstance(known, dict)
-            yield f"<h2>{heading}</h2>{facts_table(known)}"
-
-
-def _examples(examples: list[ShownExample], *, signs: bool = True) -> str:
-    """Pictures in a row, or bars where there are none."""
-    if not examples:
-        return '<p class="soft">None.</p>'
-    form = signed if signs else "{:.4g}".format
-    largest = max((abs(e.score) for e in examples if math.isfinite(e.score)), default=0.0) or 1.0
-    cells = []
-    for example in examples:
-        row, label, score, picture = example
-        name = escaped(shortened(label, 40))
-        if picture is None:
-            share = min(100 * abs(score) / largest, 100)
-            bar = f'<td class="bar"><i style="width:{share:.1f}%"></i></td>'
-            number = f'<td class="number">{form(score)}</td>'
-            cells.append(f'<tr><td>no. {row}</td><td class="name">{name}</td>{number}{bar}</tr>')
-            continue
-        tag = picture_tag(picture, f"example {row}, label {label}, score {form(score)}")
-        caption = f"<b>{name}</b>{form(score)}<span class='no'>no. {row}</span>"
-        cells.append(f"<figure>{tag}<figcaption>{caption}</figcaption></figure>")
-    if examples[0].picture is None:
-        return f'<table class="bars"><tbody>{"".join(cells)}</tbody></table>'
-    return f'<div class="row">{"".join(cells)}</div>'
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def _with_interval(mean: float, half: float) -> str:
-    return _number(mean) + (f" ± {half:.2f}" if math.isfinite(half) else "")
-
-
-def _number(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−") if math.isfinite(value) else "–"
+        yield f"<h4>{escaped(name)}</h4>{example_row(gallery.suspects(name), signs=False)}"

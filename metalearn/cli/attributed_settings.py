@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,13 +16,17 @@ from metalearn.core.memory import parse_bytes
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 
-__all__ = ["check"]
+__all__ = ["check", "is_of_a_learner"]
 
 _USERS = {
     "damping": ("influence", "kronecker", "trak", "self_influence"),
     "projection": ("trak",),
     "checkpoints": ("tracin", "tracin_self", "el2n", "grand"),
 } | dict.fromkeys(("memory", "spill", "check", "progress"), ("exact",))
+_OF_RUNS_ON_DATA = (
+    "methods", "self_methods", "subsets", "leave_out", "leave_k_out", "damping", "projection",
+    "checkpoints", "spill", "seed", "progress",
+)  # fmt: skip
 _SETTINGS = tuple(field.name for field in fields(ScoreSettings))
 
 
@@ -35,18 +39,29 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     saved = config_to_read(config)
     if config.split == "train":
         raise SettingError("split", "train", "validation or test is needed")
-    if "task" in saved:
-        accepted = "a run on labelled data is needed (trainer=ensemble or per_sample)"
-        raise SettingError("run", plain_value(config.run), accepted)
-    if saved.get("init_from") is not None:
+    if not is_of_a_learner(saved) and saved.get("init_from") is not None:
         accepted = "a run that began with weights of its own is needed, without init_from"
         raise SettingError("run", plain_value(config.run), accepted)
     _check_methods(config)
     _check_numbers(config)
-    unused = _on_data(config)
+    unused = _on_tasks() if is_of_a_learner(saved) else _on_data(config)
     for entry in given:
         if entry.name in unused:
             raise entry.refusal(unused[entry.name])
+
+
+def is_of_a_learner(saved: Mapping[Any, Any]) -> bool:
+    """Whether a run's configuration is that of a meta-learner."""
+    return "task" in saved
+
+
+def _on_tasks() -> dict[str, str]:
+    """Settings that a meta-learner has no use for, and why."""
+    reason = (
+        "the run is that of a meta-learner, whose support examples and training tasks are scored, "
+        "so nothing is needed here"
+    )
+    return dict.fromkeys(_OF_RUNS_ON_DATA, reason)
 
 
 def _on_data(config: DictConfig) -> dict[str, str]:
@@ -57,6 +72,7 @@ def _on_data(config: DictConfig) -> dict[str, str]:
         for name, users in _USERS.items()
         if not asked & set(users)
     }
+    found["training_tasks"] = "the run of a meta-learner (trainer=meta) is needed for it"
     return found if config.subsets else found | {"leave_out": "subsets=64 is needed for it"}
 
 
@@ -89,6 +105,7 @@ def _check_numbers(config: DictConfig) -> None:
         if not (isinstance(value, bool) or (name == "progress" and value is None)):
             raise SettingError(name, value, "true or false is needed")
     _check_list("targets", plain_value(config.targets), count_from=1)
+    _check_list("training_tasks", plain_value(config.training_tasks), count_from=0)
     if config.members is not None:
         _check_list("members", plain_value(config.members))
     _check_list("leave_k_out", plain_value(config.leave_k_out), least=1, empty=True)

@@ -38,6 +38,7 @@ def foretold_figure(
     correlations: Mapping[str, tuple[float, float]],
     *,
     title: str,
+    outcome: str = "loss after retraining",
 ) -> Figure:
     """What scores said of retrained subsets against what became of them, one panel a method.
 
@@ -51,6 +52,7 @@ def foretold_figure(
         correlations: method to the mean rank correlation over targets and half the width of its
             95 % interval, which may be NaN.
         title: stands above.
+        outcome: what became of the targets, in words.
 
     Raises:
         ValueError: no method, or shapes that do not fit.
@@ -75,7 +77,7 @@ def foretold_figure(
         axes.set(xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), aspect="equal", xticks=(-2, 0, 2))
         axes.set_yticks((-2, 0, 2))
     figure.supxlabel("loss foretold by the scores, in spreads of each target", fontsize=10.5)
-    figure.supylabel("loss after retraining", fontsize=10.5)
+    figure.supylabel(outcome, fontsize=10.5)
     return figure
 
 

@@ -83,6 +83,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("metalearn.cli.commands.train.RunTracker", stop)
     monkeypatch.setattr("metalearn.cli.commands.benchmark._meta_gradients", stop)
+    for kind in ("findings", "learners"):
+        monkeypatch.setattr(f"metalearn.cli.attributed_{kind}.trainer_of", stop)
 
 
 def files(folder: Path) -> set[Path]:
@@ -93,7 +95,7 @@ def test_the_table_is_large_enough() -> None:
     assert len(REFUSED) >= 300
     assert len({line for line, _ in ROWS}) == len(ROWS)
     assert {line.split()[0] for line, _ in ROWS} == {
-        "train", "evaluate", "diagnose", "export", "benchmark", "tour",
+        "train", "evaluate", "diagnose", "attribute", "export", "benchmark", "tour",
     }  # fmt: skip
 
 
@@ -200,7 +202,13 @@ def refusal(case: DictConfig) -> str:
     return ""
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "diagnose", "benchmark"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "train", "evaluate", "diagnose", "benchmark",
+        pytest.param("attribute", marks=pytest.mark.campaign),
+    ],
+)  # fmt: skip
 def test_every_top_level_setting_with_every_wrong_value(
     script: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

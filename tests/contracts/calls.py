@@ -24,6 +24,7 @@ from metalearn.tracking import NullTracker
 from metalearn.types import TaskBatch
 from tests.support.builders import labelled
 from tests.support.found import found
+from tests.support.learnt import learnt
 from tests.support.small_data import blobs, regressors, waves
 
 _FOLDERS = tempfile.TemporaryDirectory()
@@ -49,7 +50,14 @@ FILES |= {"mixture_tasks", "torchvision_model"}
 RESULTS = {"EnsembleReport", "ReliabilityBins", "Scores", "EnsembleTest", "FitResult", "RankOne"}
 RESULTS |= {"SavedWeights", "RegressionReport", "RegressionScores", "RegressionTest"}
 RESULTS |= {"Confusion", "Episode", "DirectionCheck", "HyperPlan", "HyperProgress", "GradientIndex"}
-RESULTS |= {"ExactScores", "RunCurvature", "SubsetOutcomes", "TrainingRun", "LeaveKOut"}
+RESULTS |= {
+    "ExactScores",
+    "RunCurvature",
+    "SubsetOutcomes",
+    "TrainingRun",
+    "LeaveKOut",
+    "LearnerScores",
+}
 RESULTS |= {"HyperTest", "RunSetup"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
@@ -845,6 +853,7 @@ def _of_tasks() -> dict[str, Callable[[], Call]]:
         "learner_support_scores": _of(
             attribution, "learner_support_scores", "tasks", learner=learner, steps=2
         ),
+        "learner_scores": _of(attribution, "learner_scores", "tasks", learner=learner),
         "leave_one_support_out": _of(
             attribution, "leave_one_support_out", "tasks", learner=learner, steps=2
         ),
@@ -944,10 +953,13 @@ def _looked_at() -> dict[str, Callable[[], Call]]:
         return _new_folder() / name
 
     files = {"save_findings": "findings.npz", "write_page": "page.html"}
+    files |= {"save_learner_scores": "scores.npz", "write_learner_page": "page.html"}
     return {
         "Findings": lambda: (attribution.Findings, fields("Findings")()),
         "TargetSamples": lambda: (attribution.TargetSamples, fields("targets")()),
         "TrainingExamples": lambda: (attribution.TrainingExamples, fields("examples")()),
+        "LearnerFindings": lambda: (attribution.LearnerFindings, vars(learnt())),
+        "TrainedTasks": lambda: (attribution.TrainedTasks, vars(learnt().trained)),
         "load_findings": lambda: (attribution.load_findings, {"path": kept()}),
         "subset_outcomes": _of(
             attribution,
@@ -960,9 +972,16 @@ def _looked_at() -> dict[str, Callable[[], Call]]:
             attribution.track_findings,
             {"tracker": NullTracker(), "findings": found(1), "step": 1, "most_targets": 1},
         ),
+        "track_learner_findings": lambda: (
+            attribution.track_learner_findings,
+            {"tracker": NullTracker(), "findings": learnt(pictures=False), "step": 1, "top": 1},
+        ),
     } | {
         name: _of(
-            attribution, name, path=_fresh(lambda f=file: _new_folder() / f), findings=found(1)
+            attribution,
+            name,
+            path=_fresh(lambda f=file: _new_folder() / f),
+            findings=learnt() if "learner" in name else found(1),
         )
         for name, file in files.items()
     }

@@ -1,0 +1,121 @@
+"""The tasks that a meta-learner was trained on, scored for test tasks, and how they look.
+
+Axes: M networks, T test tasks, N training tasks, S support examples, W classes of a task, C
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.attribution.found_samples import check_shape
+from metalearn.attribution.training_tasks import task_scores
+from metalearn.core.targets import is_label
+from metalearn.errors import SettingError
+from metalearn.signatures import check_fields
+from metalearn.types import Params, TaskBatch
+
+__all__ = ["TrainedTasks", "scored_trained_tasks", "task_pictures"]
+
+_MOST = 9  # classes that a picture of a task shows
+_GAP = 1  # pixels between them
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedTasks:
+    """Training tasks and what they did to the losses of test tasks.
+
+    Raises:
+        SettingError: shapes that do not fit.
+    """
+
+    numbers: Sequence[int]
+    """N of them, in the training split."""
+    scores: Tensor
+    """``[T, N]``; positive: a step on the task lowers the query loss of the test task."""
+    names: Sequence[str] | None = None
+    """N, such as the names of the classes."""
+    pictures: Tensor | None = None
+    """``[N, channels, height, width]``, an example of each class."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_shape("scores", self.scores, ("T", len(self.numbers)))
+        count = len(self.numbers)
+        if self.names is not None and len(self.names) != count:
+            raise SettingError("names", len(self.names), f"one for each of {count} tasks is needed")
+        if self.pictures is not None:
+            check_shape("pictures", self.pictures, (count, "channels", "height", "width"))
+
+
+def scored_trained_tasks(
+    sample: Callable[[Sequence[int]], TaskBatch],
+    numbers: Sequence[int],
+    targets: TaskBatch,
+    *,
+    gradients_fn: Callable[[Params, TaskBatch], Params],
+    checkpoints: Sequence[Sequence[Params]],
+    learning_rates: Sequence[float],
+    names: Callable[[int], Sequence[str]] | None,
+    at_once: int,
+    **how: Any,
+) -> TrainedTasks:
+    """`task_scores`, the mean over networks, of tasks that are drawn some at a time.
+
+    Args:
+        sample: from numbers to training tasks.
+        numbers: N.
+        targets: T test tasks.
+        gradients_fn: as of `task_scores`.
+        checkpoints: of each of M networks, C trees of parameters.
+        learning_rates: C.
+        names: of the classes of a task, by its number; None where they have none.
+        at_once: tasks that are drawn together.
+        how: further settings of `task_scores`.
+    """
+    scores, pictures = [], []
+    for first in range(0, len(numbers), at_once):
+        tasks = sample(numbers[first : first + at_once])
+        each = [
+            task_scores(gradients_fn, states, targets, tasks, learning_rates=learning_rates, **how)
+            for states in checkpoints
+        ]
+        scores.append(torch.stack(each).mean(0).cpu())
+        pictures.append(task_pictures(tasks))
+    shown = [part for part in pictures if part is not None]
+    texts = None if names is None else [", ".join(map(str, names(number))) for number in numbers]
+    together = torch.cat(shown) if shown and len({p.shape[1:] for p in shown}) == 1 else None
+    return TrainedTasks(list(numbers), torch.cat(scores, 1), texts, together)
+
+
+def task_pictures(tasks: TaskBatch) -> Tensor | None:
+    """The first example of each class side by side, ``[N, channels, height, width]``.
+
+    None where inputs are no pictures, or there are no classes.
+    """
+    x, y = tasks.support
+    if x.dim() != 5 or not is_label(y):
+        return None
+    classes = min(_MOST, int(y.max()) + 1)
+    firsts = [(y == label).int().argmax(1) for label in range(classes)]
+    each = torch.stack([x[torch.arange(len(x), device=x.device), row] for row in firsts], 1)
+    return _tiled(each.detach().cpu().float())
+
+
+def _tiled(pictures: Tensor) -> Tensor:
+    """``[N, W, channels, height, width]`` in rows and columns, the brightest number between."""
+    count, classes, channels, height, width = pictures.shape
+    columns = math.ceil(math.sqrt(classes))
+    rows = math.ceil(classes / columns)
+    size = (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP)
+    found = pictures.new_full((count, channels, *size), float(pictures.max()))
+    for number in range(classes):
+        top, left = (number // columns) * (height + _GAP), (number % columns) * (width + _GAP)
+        found[:, :, top : top + height, left : left + width] = pictures[:, number]
+    return found
