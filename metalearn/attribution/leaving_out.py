@@ -164,11 +164,12 @@ def _retrained(retrain: Callable[[Tensor], Retrained], weights: Tensor) -> Retra
 
 
 def change_in_words(change: SeedMean) -> str:
-    """A mean change of a loss with its interval: ``+0.12 ± 0.03``."""
-    text = f"{change.mean:+.2g}" + (
-        f" ± {change.interval95:.1g}" if math.isfinite(change.interval95) else ""
-    )
-    return text.replace("-", "−")
+    """A mean change of a loss with its interval, as many digits of both: ``+0.12 ± 0.03``."""
+    half = change.interval95
+    if not math.isfinite(half) or half <= 0:
+        return f"{change.mean:+.2g}".replace("-", "−")
+    digits = min(max(2, -math.floor(math.log10(half))), 9)
+    return f"{round(change.mean, digits) + 0.0:+.{digits}f} ± {half:.{digits}f}".replace("-", "−")
 
 
 def _drawn(examples: int, counts: Sequence[int], seed: int) -> Tensor:

@@ -17,6 +17,8 @@ from metalearn.tracking.style import CYCLE, GREY, MARKERS, legend_below, numpy_o
 
 __all__ = ["leave_k_out_figure"]
 
+_CHANCE: dict[str, Any] = {"color": GREY, "marker": "o", "ls": (0, (4, 3))}
+
 
 def leave_k_out_figure(
     counts: Sequence[int],
@@ -38,13 +40,10 @@ def leave_k_out_figure(
     figure, column = panels(title, 1 + bool(shares))
     order = np.argsort(counts)
     places = np.asarray(counts, dtype=float)[order]
-    for number, (name, values) in enumerate(changes.items()):
+    methods = [name for name in changes if name != chance]
+    for name, values in changes.items():
         by_chance = name == chance
-        look: Any = {
-            "color": GREY if by_chance else CYCLE[number % len(CYCLE)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "ls": (0, (4, 3)) if by_chance else "-",
-        }
+        look = _look(methods.index(name)) if not by_chance else _CHANCE
         label = "by chance" if by_chance else shortened(name)
         column[0].plot(places, numpy_of(values).mean(0)[order], lw=2, ms=6, label=label, **look)
         if shares:
@@ -62,3 +61,10 @@ def leave_k_out_figure(
     column[-1].set_xlabel("examples left out, the most helpful of each target")
     legend_below(figure, columns=4)
     return figure
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Colour, mark and line of a method, other ones where colours begin anew."""
+    turn, place = divmod(number, len(CYCLE))
+    mark = MARKERS[(place + turn) % len(MARKERS)]
+    return {"color": CYCLE[place], "marker": mark, "ls": ("-", ":", "-.")[turn % 3]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from metalearn.attribution import CHANCE, LeaveKOut, Retrained, leave_k_out
+from metalearn.attribution.leaving_out import change_in_words
 from metalearn.errors import SettingError
+from metalearn.evaluation.seeds import SeedMean
 
 R, N, COUNTS = 3, 12, (2, 5)
 TABLE = torch.randn(N, R, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -77,6 +80,21 @@ def test_what_is_told() -> None:
     assert of_target["loss_changes"] == left.changes["two"][2].tolist()
     smallest = [c for c, flips in zip(COUNTS, left.flips["two"].flipped[2]) if flips]
     assert of_target["smallest_that_flips"] == (smallest[0] if smallest else None)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "words"),
+    [
+        (0.4123, 0.4, "+0.41 ± 0.40"),
+        (-0.4123, 0.041, "−0.41 ± 0.04"),
+        (1.9e-6, 0.0006, "+0.0000 ± 0.0006"),
+        (12.3, 3.4, "+12.30 ± 3.40"),
+        (0.0123, math.nan, "+0.012"),
+        (-0.5, 0.0, "−0.5"),
+    ],
+)
+def test_changes_in_words(mean: float, half: float, words: str) -> None:
+    assert change_in_words(SeedMean(mean, half, 1.0)) == words
 
 
 def test_of_numbers_nothing_flips_and_scores_that_are_not_finite_have_no_part() -> None:
