@@ -12,6 +12,7 @@ from PIL import Image
 from metalearn.cli import load_learner
 from tests.saved_runs.double import copy_of
 from tests.support.commands import ROOT, TINY, Outcome, call
+from tests.support.unrendered import with_pixels
 
 Run = Callable[..., Outcome]
 
@@ -39,7 +40,8 @@ def pictures(root: Path, classes: int = 12, each: int = 4) -> Path:
     return root
 
 
-def test_a_run_explains_itself(run: Run, tmp_path: Path) -> None:
+def test_a_run_explains_itself(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pixels(monkeypatch)
     folder = tmp_path / "out"
     outcome = run("train", *TINY, f"hydra.run.dir={folder}")
     assert outcome.code == 0, outcome.err

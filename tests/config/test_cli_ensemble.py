@@ -14,6 +14,7 @@ from metalearn.errors import SettingError
 from metalearn.models import MLP
 from tests.support.builders import without_ensemble_figures
 from tests.support.commands import TINY, Outcome, call
+from tests.support.unrendered import with_pixels
 
 Run = Callable[..., Outcome]
 
@@ -58,7 +59,8 @@ def saved(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
     return module
 
 
-def test_a_run_explains_itself(run: Run, tmp_path: Path) -> None:
+def test_a_run_explains_itself(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pixels(monkeypatch)
     folder = tmp_path / "out"
     sweep = ["trainer.lr={low:0.001,high:0.1}", "trainer.weight_decay=[0.0,0.01,0.1]"]
     outcome = run("train", *ENSEMBLE, *sweep, *OUTSIDE, f"hydra.run.dir={folder}")

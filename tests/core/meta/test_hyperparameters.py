@@ -28,10 +28,13 @@ from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError
 from tests.support import hyper_oracles, oracles
 from tests.support.oracles import Problem, assert_trees
+from tests.support.sampled import sampled
 
 STEPS = 3
-engines = pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
-methods = pytest.mark.parametrize("method", ["reverse", "mixed", "first_order"])
+ENGINES = ["batched", "vmap", "loop"]
+METHODS = ["reverse", "mixed", "first_order"]
+engines = pytest.mark.parametrize("engine", ENGINES)
+methods = pytest.mark.parametrize("method", METHODS)
 
 
 def number(value: float) -> Tensor:
@@ -154,10 +157,7 @@ def test_everything_learnt_at_once(engine: str, method: str, kind: str) -> None:
         assert set(result.optimizer_grads) == {"lr", *values}
 
 
-@rates
-@methods
-@engines
-@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+@sampled(2, kind=["momentum", "adamw"], engine=ENGINES, method=METHODS, shape=RATES)
 def test_step_sizes_of_every_shape(kind: str, engine: str, method: str, shape: str) -> None:
     case = problem()
     lr = rates_of(shape, case.params)
@@ -186,10 +186,13 @@ def test_one_number_learnt_among_others(engine: str, kind: str) -> None:
         torch.testing.assert_close(found.optimizer_grads[name], learnt[name], rtol=1e-8, atol=1e-12)
 
 
-@kinds
-@methods
-@pytest.mark.parametrize("engine", ["auto", "batched", "vmap", "loop"])
-@pytest.mark.parametrize("shape", ["scalar", "elements and steps"])
+@sampled(
+    2,
+    shape=["scalar", "elements and steps"],
+    engine=["auto", *ENGINES],
+    method=METHODS,
+    kind=list(KINDS),
+)
 def test_members_with_values_of_their_own(shape: str, engine: str, method: str, kind: str) -> None:
     case = problem(tasks=2)
     members = [

@@ -25,9 +25,12 @@ from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
 from tests.support import hyper_oracles, oracles
 from tests.support.oracles import Problem, assert_trees
+from tests.support.sampled import sampled
 
-engines = pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
-methods = pytest.mark.parametrize("method", ["reverse", "mixed", "first_order"])
+ENGINES = ["batched", "vmap", "loop"]
+METHODS = ["reverse", "mixed", "first_order"]
+engines = pytest.mark.parametrize("engine", ENGINES)
+methods = pytest.mark.parametrize("method", METHODS)
 STEPS = 3
 WEIGHTS: dict[str, list[float]] = {
     "all": [0.1, 0.2, 0.3, 0.4],
@@ -52,10 +55,7 @@ def problem(tasks: int = 3) -> Problem:
     return oracles.classification(oracles.mlp(), (2,), tasks=tasks)
 
 
-@weights_of
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@methods
-@engines
+@sampled(3, engine=ENGINES, method=METHODS, optimizer=list(OPTIMIZERS), weights=WEIGHTS)
 def test_equals_a_plain_loop(
     engine: str, method: str, optimizer: str, weights: list[float]
 ) -> None:
@@ -89,11 +89,14 @@ def test_through_convolutions_and_norms(engine: str, method: str) -> None:
     assert_trees(found.grads, wanted.grads)
 
 
-@methods
-@engines
-@pytest.mark.parametrize("kind", ["mlp", "conv"])
-@pytest.mark.parametrize("steps", [0, 1, 3])
-@pytest.mark.parametrize("form", [list, tuple, torch.tensor])
+@sampled(
+    3,
+    form={"list": list, "tuple": tuple, "tensor": torch.tensor},
+    steps=[0, 1, 3],
+    kind=["mlp", "conv"],
+    method=METHODS,
+    engine=ENGINES,
+)
 def test_the_last_alone_is_the_same_bit_for_bit(
     form: Callable[[Any], Any], steps: int, kind: str, method: str, engine: str
 ) -> None:
