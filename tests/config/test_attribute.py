@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,19 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return command
 
 
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("known")
+
+
 @pytest.fixture
-def folder(request: pytest.FixtureRequest, run: Run, tmp_path: Path) -> Path:
-    outcome = run("train", *KINDS[request.param], f"hydra.run.dir={tmp_path / 'out'}")
-    assert outcome.code == 0, outcome.err
-    return tmp_path / "out"
+def folder(request: pytest.FixtureRequest, run: Run, known: Path, tmp_path: Path) -> Path:
+    """A copy of the run of a kind, which the first test that asks has trained."""
+    kind = known / request.param
+    if not kind.exists():
+        outcome = run("train", *KINDS[request.param], f"hydra.run.dir={kind}")
+        assert outcome.code == 0, outcome.err
+    return Path(shutil.copytree(kind, tmp_path / "out"))
 
 
 def only(*kinds: str) -> pytest.MarkDecorator:

@@ -94,7 +94,7 @@ def test_commands_refuse_before_anything_happens(planted: Plant, run: Run, numbe
     ("command", "attack"),
     [
         ("train", "torch.load"),
-        ("train", "builtins.open"),
+        pytest.param("train", "builtins.open", marks=pytest.mark.campaign),
         ("evaluate", "a planted module"),
         ("diagnose", "os.system"),
     ],

@@ -242,25 +242,25 @@ def test_members_train_as_alone(kind: str, axis: str, method: Any, engine: Any, 
 
 @pytest.mark.parametrize("members", [0, 3])
 @pytest.mark.parametrize("axis", AXES)
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_what_is_learnt_is_used_by_who_adapts(axis: str, steps: int, members: int) -> None:
+def test_what_is_learnt_is_used_by_who_adapts(axis: str, members: int) -> None:
     """Beyond the steps of training the last value holds."""
     maml = settings_of("momentum", axis)
     trainer = trainer_of(maml, seeds=range(members) if members else 0)
     trainer.fit()
+    ends = [trained_alone(maml, index, torch.optim.Adam) for index in range(max(members, 1))]
     support, query = (tuple(v[0] for v in part) for part in WAVES.sample("test", [0]))
-    scores = trainer.learner.score(WAVES.sample("test", [0]), steps=steps)
-    module = trainer.learner.adapt(support, steps=steps)
-    for index in range(max(members, 1)):
-        alone, learnt = trained_alone(maml, index, torch.optim.Adam)
-        own = dict(alone.named_parameters())
-        wanted = adapted(maml, alone, own, learnt, support, steps, constant=False)
-        found = module.member(index) if isinstance(module, Ensemble) else module
-        for name, parameter in found.named_parameters():
-            same(parameter.detach(), wanted[name].detach())
-        loss = mse(alone, wanted, query).detach()
-        each = scores if scores.members is None else scores.members
-        same(each.losses[0].reshape(-1, steps + 1)[index, -1], loss)
+    for steps in (1, 2, 4):
+        scores = trainer.learner.score(WAVES.sample("test", [0]), steps=steps)
+        module = trainer.learner.adapt(support, steps=steps)
+        for index, (alone, learnt) in enumerate(ends):
+            own = dict(alone.named_parameters())
+            wanted = adapted(maml, alone, own, learnt, support, steps, constant=False)
+            found = module.member(index) if isinstance(module, Ensemble) else module
+            for name, parameter in found.named_parameters():
+                same(parameter.detach(), wanted[name].detach())
+            loss = mse(alone, wanted, query).detach()
+            each = scores if scores.members is None else scores.members
+            same(each.losses[0].reshape(-1, steps + 1)[index, -1], loss)
 
 
 def test_parameters_that_are_frozen_have_no_step_size() -> None:
