@@ -211,7 +211,8 @@ def test_a_report_has_what_was_learnt_beside_an_ordinary_run(kind: str) -> None:
     headline = found.headline()
     assert headline["test/plain_accuracy"] == pytest.approx(found.plain.headline()["test/accuracy"])
     assert [line for line in found.lines("test") if "ordinary runs" in line]
-    assert set(found.as_json()) == {"learnt", "plain"}
+    assert set(at_first.as_json()) == {"learnt", "plain"}
+    assert set(found.as_json()) == {"check", "learnt", "plain"}
 
 
 def test_whole_runs_are_those_of_the_networks_that_are_given_out() -> None:
