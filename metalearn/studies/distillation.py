@@ -9,7 +9,7 @@ import torch
 
 from metalearn.data import ClassificationData, digits_data
 from metalearn.studies.rows import Rows, percent
-from metalearn.studies.stacks import made_network, trained_stack
+from metalearn.studies.stacks import fit_to_the_end, made_network, trained_stack
 from metalearn.trainers import DistilledExamples, HyperTrainer
 
 __all__ = ["distil_digits"]
@@ -33,8 +33,7 @@ def distil_digits(seed: int) -> Rows:
     ):
         with rows.timed(row):
             trainer = _trainer(data, seed, start=start, whole_runs=count, lr=0.1)
-            trainer.fit()
-            trainer.load_best()
+            fit_to_the_end(trainer)
         accuracy = percent(trainer.test().headline()["test/accuracy"])
         rows.add(row, f"outer step {trainer.best_step}", accuracy=accuracy)
     with rows.timed("all training pictures"):

@@ -15,7 +15,7 @@ import torch
 
 from metalearn.data import ClassificationData, digits_data
 from metalearn.studies.rows import Rows, percent
-from metalearn.studies.stacks import made_network, trained_stack
+from metalearn.studies.stacks import fit_to_the_end, made_network, trained_stack
 from metalearn.trainers import HyperTrainer
 
 __all__ = ["compare_schedules"]
@@ -95,8 +95,7 @@ def _learnt(rows: Rows, data: ClassificationData, seed: int) -> float:
             },
             optimizer=partial(torch.optim.Adam, lr=0.1), eval_every=10, progress=False,
         )  # fmt: skip
-        trainer.fit()
-        trainer.load_best()
+        fit_to_the_end(trainer)
     scores = trainer.test().headline()
     chosen = f"outer step {trainer.best_step}"
     accuracy, nll = scores["test/accuracy"], scores["test/nll"]

@@ -15,9 +15,10 @@ from torch import nn
 
 from metalearn.data import ClassificationData
 from metalearn.models import MLP, Ensemble
-from metalearn.trainers import EnsembleTrainer
+from metalearn.trainers import EnsembleTrainer, Trainer
+from metalearn.trainers.loop.stop_signal import Stopped
 
-__all__ = ["Candidate", "made_network", "sgd_of", "trained_stack"]
+__all__ = ["Candidate", "fit_to_the_end", "made_network", "sgd_of", "trained_stack"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ def sgd_of(momentum: float = 0.9) -> Callable[..., torch.optim.Optimizer]:
     return partial(torch.optim.SGD, lr=0.1, momentum=momentum)
 
 
+def fit_to_the_end(trainer: Trainer) -> None:
+    """Train, and put the best state into the module.
+
+    Raises:
+        Stopped: a signal asked for it; what was trained till then is of no use to a study.
+    """
+    if trainer.fit().signal is not None:
+        raise Stopped
+    trainer.load_best()
+
+
 def trained_stack(
     network: Callable[[int], nn.Module],
     data: ClassificationData,
@@ -68,8 +80,7 @@ def trained_stack(
         Ensemble.from_factory(network, list(seeds)), data, lr=list(rates), seeds=list(seeds),
         optimizer=sgd_of(momentum), clip=None, deterministic=True, progress=False, **settings,
     )  # fmt: skip
-    trainer.fit()
-    trainer.load_best()
+    fit_to_the_end(trainer)
     sign = -1 if trainer.larger_is_better else 1
     values = (sign * trainer.loop.population.best_values).tolist()
     scores = trainer.test().member_headlines()

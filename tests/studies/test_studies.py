@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from metalearn.cli.commands.study import study
 from metalearn.data import digits_data, mislabelled
 from metalearn.errors import DataError, SettingError
+from metalearn.models import MLP
 from metalearn.studies import (
     STUDIES,
     Study,
@@ -25,7 +29,9 @@ from metalearn.studies import (
     study_table,
 )
 from metalearn.studies.rows import Rows
-from metalearn.studies.stacks import made_network, trained_stack
+from metalearn.studies.stacks import fit_to_the_end, made_network, trained_stack
+from metalearn.trainers import PerSampleTrainer
+from tests.support.builders import signal_in_step
 from tests.support.small_data import blobs
 
 
@@ -56,8 +62,8 @@ def test_scores_of_label_errors_are_areas() -> None:
     [
         (
             "wrong_labels",
-            ["uniform", "uniform, half of validation added", "focal loss", "confident learning",
-             "learnt weights"],
+            ["uniform", "uniform, to the last step", "uniform, half of validation added",
+             "focal loss", "confident learning", "learnt weights"],
         ),
         (
             "distilled",
@@ -159,3 +165,32 @@ def test_studies_by_name_and_pattern() -> None:
 def test_areas_are_of_wrong_labels_above_right_ones() -> None:
     wrong = torch.tensor([True, False, False, True])
     assert label_errors._auroc(torch.tensor([2.0, 1.0, 2.0, 3.0]), wrong) == 0.875
+
+
+def test_a_training_that_is_stopped_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(seed: int) -> Rows:
+        if seed:
+            trainer = PerSampleTrainer(MLP((2,), 3, hidden=(4,)), blobs(), steps=9, batch_size=16)
+            signal_in_step(trainer, 2, signal.SIGTERM)
+            fit_to_the_end(trainer)
+        return of_a_seed(seed)
+
+    monkeypatch.setitem(STUDIES, "wrong_labels", replace(STUDY, run=stopped))
+    with pytest.raises(SystemExit) as end:
+        study(["wrong_labels", "--folder", str(tmp_path)])
+    assert end.value.code == 130 and "goes on" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong_labels-seed0.json"]
+    monkeypatch.setitem(STUDIES, "wrong_labels", STUDY)
+    study(["wrong_labels", "--seeds", "2", "--folder", str(tmp_path)])
+    assert "| ours | 90.5 ± 0.7 |" in capsys.readouterr().out
+    study(["wrong*", "--list", "--folder", str(tmp_path)])
+    assert "seeds that have been run: 0, 1" in capsys.readouterr().out
+
+
+def test_options_that_cannot_work(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, said in ((["--seeds", "0"], "--seeds=0: a number"), (["x"], "study='x': one of")):
+        with pytest.raises(SystemExit) as end:
+            study(given)
+        assert end.value.code == 2 and said in capsys.readouterr().err

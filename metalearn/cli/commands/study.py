@@ -10,6 +10,7 @@ from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.usage import OptionParser, typed
 from metalearn.errors import SettingError
 from metalearn.studies import STUDIES, StudyRunner, chosen_studies, read_results, study_table
+from metalearn.trainers.loop.stop_signal import Stopped
 
 __all__ = ["study"]
 
@@ -24,6 +25,7 @@ def study(arguments: Sequence[str]) -> None:
     Raises:
         SettingError: an unknown study or option.
         DataError: a file in the folder that is no result.
+        SystemExit: 130 where a signal stopped it.
     """
     options = _parser().parse_args(arguments)
     if options.seeds < 1:
@@ -35,11 +37,15 @@ def study(arguments: Sequence[str]) -> None:
             done = ", ".join(str(result.seed) for result in results[one.name]) or "none"
             print(f"{one.name:<20} {one.title}; seeds that have been run: {done}")
         return
-    for seed in [] if options.table else range(options.seeds):
-        for one in studies:
-            if not runner.kept(one, seed).exists():
-                print(f"{one.name}, seed {seed}", flush=True)
-                runner.run(one, seed)
+    try:
+        for seed in [] if options.table else range(options.seeds):
+            for one in studies:
+                if not runner.kept(one, seed).exists():
+                    print(f"{one.name}, seed {seed}", flush=True)
+                    runner.run(one, seed)
+    except Stopped:
+        print("stopped; the same command goes on with the study that was broken off")
+        raise SystemExit(130) from None
     results = read_results(folder)
     for one in studies:
         if results[one.name]:
