@@ -43,7 +43,7 @@ class Stack(nn.Module):
         super().__init__()
         if not len(modules):
             raise SettingError("members", 0, "at least one network is needed")
-        for module in modules:
+        for module in _distinct(modules):
             check_layers(module, running_stats=True)
         self.network = _template(modules)
         self.size = len(modules)
@@ -132,9 +132,12 @@ class Ensemble(nn.Module):
             raise SettingError("members", 0, "at least one network is needed")
         _check_devices(modules)
         alike: dict[Any, list[int]] = {}
-        for index, module in enumerate(modules):
+        structures: dict[int, Any] = {}
+        for module in _distinct(modules):
             check_layers(module, running_stats=True)
-            alike.setdefault(_structure(module), []).append(index)
+            structures[id(module)] = _structure(module)
+        for index, module in enumerate(modules):
+            alike.setdefault(structures[id(module)], []).append(index)
         return cls([Stack([modules[i] for i in rows], rows) for rows in alike.values()])
 
     @classmethod
@@ -238,14 +241,20 @@ def _check_devices(modules: Sequence[nn.Module]) -> None:
 
 def _template(modules: Sequence[nn.Module]) -> nn.Module:
     """A copy of the first network whose tensors are the stacks of all networks' tensors."""
-    rows = [{name: value.detach() for name, *_, value in _own_tensors(m)} for m in modules]
-    stacked = stack(rows)
+    distinct = _distinct(modules)
+    rows = {id(m): {n: value.detach() for n, *_, value in _own_tensors(m)} for m in distinct}
+    stacked = stack([rows[id(module)] for module in modules])
     first = _structure(modules[0])
-    for index, module in enumerate(modules):
+    for module in distinct[1:]:
         if _structure(module) != first:
             accepted = "the layers and settings of members[0] are needed in one stack"
-            raise SettingError(f"members[{index}]", type(module).__name__, accepted)
+            raise SettingError(f"members[{modules.index(module)}]", type(module).__name__, accepted)
     return copy_module(modules[0], _as_they_were(modules[0], stacked))
+
+
+def _distinct(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """Each network once, where some are one object."""
+    return list({id(module): module for module in modules}.values())
 
 
 def _as_they_were(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

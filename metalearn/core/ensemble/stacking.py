@@ -18,6 +18,7 @@ from torch.func import grad_and_value, vmap
 from metalearn.core.autodiff.backend import Eager
 from metalearn.core.checks import check_samples
 from metalearn.core.loss_checks import checked_to_reach, outside_inference_mode, scalar_loss
+from metalearn.core.memory import keep_freed_memory
 from metalearn.core.ops import DecomposedOperations, task_operations
 from metalearn.core.tree import (
     check_floating,
@@ -166,6 +167,8 @@ def member_gradients(
         check_whole("chunk_size", chunk_size, 1)
     size = chunk_size or count
     parts = []
+    if leaves(params)[0].device.type == "cpu":
+        keep_freed_memory()
 
     def loop(chunk: Sequence[Any]) -> MemberGradients:
         return _gradients(loss_fn, _copies(chunk), dims, "loop")

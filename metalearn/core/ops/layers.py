@@ -7,8 +7,11 @@ Axes: T tasks, B samples, C channels, [H, W] of a picture, O output channels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from metalearn.core.ops.convolution import Product, convolution
 from metalearn.core.ops.data_cache import cached
@@ -51,11 +54,7 @@ def conv2d(
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x [T, ..., I]``, ``weight [T, O, I]``, ``bias [T, O]``: ``[T, ..., O]``."""
     rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
-    z = (
-        torch.bmm(rows, weight.mT)
-        if bias is None
-        else torch.baddbmm(bias[:, None], rows, weight.mT)
-    )
+    z: Tensor = _Linear.apply(rows, weight, bias)
     return z.view(*x.shape[:-1], z.shape[-1])
 
 
@@ -137,6 +136,30 @@ def folded_conv_batch_norm(
     rows, matrix = fold(x, _matrix(weight), _row(gamma), _row(beta), window, eps)
     shape = *x.shape[:2], *window.positions(*x.shape[3:]), weight.shape[1]
     return Product(rows, matrix, shape)
+
+
+class _Linear(Function):
+    """``x·Wᵀ + b``, its gradient of W laid out as W is: autograd's is that of Wᵀ.
+
+    A step would read across it, and the product of few outputs is slow the other way round.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if bias is None:
+            return torch.bmm(x, weight.mT)
+        return torch.baddbmm(bias[:, None], x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            torch.bmm(slope, weight) if wanted[0] else None,
+            torch.bmm(slope.mT, x) if wanted[1] else None,
+            slope.sum(1) if wanted[2] else None,
+        )
 
 
 def _conv2d_of_shared(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:

@@ -31,6 +31,7 @@ __all__ = [
     "first_row",
     "outside_transforms",
     "over_tasks",
+    "task_count",
     "unwrap",
 ]
 
@@ -82,6 +83,15 @@ def carries_tasks(*operands: Tensor | None) -> bool:
                 return False
             found = found or (bool(wrappers) and maybe_get_level(wrappers[-1]) == 1)
     return found
+
+
+def task_count(*operands: Tensor | None) -> int:
+    """T of operands that `carries_tasks`."""
+    for operand in operands:
+        wrappers, plain = unwrap(operand) if operand is not None else ([], None)
+        if wrappers and plain is not None:
+            return int(plain.shape[maybe_get_bdim(wrappers[-1])])
+    return 1
 
 
 def unwrap(tensor: Tensor) -> tuple[list[Tensor], Tensor]:

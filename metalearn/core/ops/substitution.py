@@ -20,13 +20,14 @@ from torch.overrides import TorchFunctionMode
 from metalearn.core.ops import layers
 from metalearn.core.ops.decomposed_norms import decomposed_norm
 from metalearn.core.ops.decomposed_operations import decomposed_operation
-from metalearn.core.ops.over_tasks import carries_tasks, over_tasks, unwrap
+from metalearn.core.ops.over_tasks import carries_tasks, over_tasks, task_count, unwrap
 from metalearn.core.ops.windows import window_of
 from metalearn.core.tree import leaves
 
 __all__ = ["is_read_only", "task_operations", "task_operations_active"]
 
 
+_MUCH = 2**21  # products of a layer for all tasks, beside which the call over them costs nothing
 _LARGE = 2**14  # elements of a weight that a task's other work does not keep in cache
 _read_only: ContextVar[tuple[Any, ...] | None] = ContextVar("data of task_operations", default=None)
 
@@ -178,6 +179,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return None  # torch says what is wrong
     if not carries_tasks(input, weight, bias):
         return None
+    if task_count(input, weight, bias) * input.numel() * len(weight) >= _MUCH:
+        return over_tasks(layers.linear, input, weight, bias)
     if input.dim() == 2 and weight.numel() >= _LARGE:
         z = torch.mm(weight, input.mT).mT
     else:

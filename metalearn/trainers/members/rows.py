@@ -89,10 +89,11 @@ class StackedMembers:
         if self._beside is not None:
             beside = [_by_member(g) for n, g in grads.items() if _in(n, LEARNT)]
         for prefix, _, members in self._stacks:
-            squares = [_by_member(g).square().sum(1) for n, g in grads.items() if _in(n, prefix)]
-            squares += [rows[members.to(rows.device)].square().sum(1) for rows in beside]
-            if squares:
-                norms[members] = torch.stack(squares).sum(0).sqrt().cpu().double()
+            parts = [_by_member(g) for n, g in grads.items() if _in(n, prefix)]
+            parts += [rows[members.to(rows.device)] for rows in beside]
+            if parts:
+                each = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in parts])
+                norms[members] = torch.linalg.vector_norm(each, dim=0).cpu().double()
         return norms
 
     def scaled(self, grads: State, factors: Tensor) -> dict[str, Tensor]:

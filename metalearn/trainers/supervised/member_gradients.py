@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.core.ensemble.stacking import MemberEngine, member_gradients
@@ -41,12 +40,14 @@ def smoothed_cross_entropy(
 
     Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
     """
-    log_p = outputs.log_softmax(-1)
-    if weights is not None:  # the loss is linear in it
-        log_p = log_p * weights.to(log_p.dtype).unsqueeze(-1)
-    rows, labels = log_p.flatten(0, -2), targets.expand(log_p.shape[:-1]).flatten()
-    value: Tensor = (1 - smoothing) * F.nll_loss(rows, labels) - smoothing * log_p.mean()
-    return value
+    # not by log_softmax, whose pass over few classes is slow; the shift has no part in the value
+    shifted = outputs - outputs.detach().amax(-1, keepdim=True)
+    labels = targets.expand(outputs.shape[:-1]).unsqueeze(-1)
+    right, mean = shifted.gather(-1, labels), shifted.mean(-1, keepdim=True)
+    losses = shifted.exp().sum(-1, keepdim=True).log() - (right + smoothing * (mean - right))
+    if weights is not None:
+        losses = losses * weights.to(losses.dtype).unsqueeze(-1)
+    return losses.mean()
 
 
 def supervised_gradients(

@@ -91,18 +91,25 @@ class Linear(nn.Module):
 
 
 @exact_methods
-@pytest.mark.parametrize("large", [0, 2**14], ids=["large", "small"])
-def test_linear_maps(large: int, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("much", "large"), [(0, 0), (2**21, 0), (2**21, 2**14)], ids=["much", "large", "small"]
+)
+def test_linear_maps(much: int, large: int, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(substitution, "_MUCH", much)
     monkeypatch.setattr(substitution, "_LARGE", large)
     case = oracles.classification(oracles.draw(Linear()), (3,), tasks=3)
     both(case, method=method)
 
 
-def test_the_gradient_of_a_large_linear_map_has_the_layout_of_its_weight() -> None:
-    weight = torch.randn(128, 128, generator=oracles.generator(0)).expand(2, 128, 128)
-    weight.requires_grad_()
+@pytest.mark.parametrize(
+    ("samples", "width", "outputs"), [(1, 128, 128), (3, 128, 128), (99, 2048, 7)]
+)
+def test_the_gradient_of_a_large_linear_map_has_the_layout_of_its_weight(
+    samples: int, width: int, outputs: int
+) -> None:
+    weight = torch.randn(2, outputs, width, generator=oracles.generator(0)).requires_grad_()
     with substitution.task_operations():
-        y = torch.vmap(F.linear)(torch.ones(2, 3, 128), weight)
+        y = torch.vmap(F.linear)(torch.ones(2, samples, width), weight)
     (grad,) = torch.autograd.grad(y.sum(), [weight])
     assert grad.is_contiguous()
 

@@ -28,6 +28,7 @@ from metalearn.trainers import (
     SnapshotTrainer,
     SWAGTrainer,
 )
+from metalearn.trainers.supervised.member_gradients import smoothed_cross_entropy
 from tests.support.alone import (
     Precise,
     assert_member,
@@ -492,3 +493,24 @@ def test_a_mean_cannot_be_weighted(make: str) -> None:
             EnsembleTrainer(model, data, loss=mean, member_weights=weights, batch_size=8)
         else:
             PerSampleTrainer(MLP((2,), 3), data, loss=mean, member_weights=weights, batch_size=8)
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_the_smoothed_loss_is_that_of_log_softmax(
+    lead: tuple[int, ...], weighted: bool, scale: float
+) -> None:
+    draws = torch.Generator().manual_seed(0)
+    outputs = scale * torch.randn(*lead, 6, 4, generator=draws, dtype=torch.float64)
+    outputs.requires_grad_()
+    labels, smoothing = torch.arange(6) % 4, torch.tensor(0.3, dtype=torch.float64)
+    weights = torch.rand(6, generator=draws).double() if weighted else None
+    found = smoothed_cross_entropy(outputs, labels, smoothing, weights)
+    log_p = outputs.log_softmax(-1)
+    right = log_p.gather(-1, labels.expand(*lead, 6).unsqueeze(-1)).squeeze(-1)
+    losses = -0.7 * right - 0.3 * log_p.mean(-1)
+    expected = (losses if weights is None else losses * weights).mean()
+    torch.testing.assert_close(found, expected)
+    one, other = (torch.autograd.grad(x, outputs)[0] for x in (found, expected))
+    torch.testing.assert_close(one, other)
