@@ -127,7 +127,7 @@ def attribution(rounds: int) -> SuiteResult:
 
 _HYPER = (
     ("hyper", (20, 100, 400), 1),
-    ("hyper", (20, 100, 400), 20),
+    ("hyper", (100,), 20),
     ("implicit", (150,), 1),
     ("implicit", (150,), 20),
 )
