@@ -17,7 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from metalearn.attribution.learner_findings import LearnerFindings
-from metalearn.attribution.scored_learner import LearnerScores, learner_scores
+from metalearn.attribution.scored_learner import (
+    ADAPTATION,
+    LEFT_OUT,
+    LearnerScores,
+    learner_scores,
+)
 from metalearn.attribution.trained_tasks import TrainedTasks, scored_trained_tasks
 from metalearn.cli.attributed_runs import members_of, state_of
 from metalearn.cli.given_settings import plain_value
@@ -26,6 +31,7 @@ from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
 from metalearn.tasks import outputs_by_split
 from metalearn.tracking import provenance
+from metalearn.trainers import Learner, MetaLearner
 from metalearn.types import Params, TaskBatch
 
 __all__ = ["findings_of_learner"]
@@ -72,11 +78,21 @@ def findings_of_learner(
         trained=trained,
         class_names=None if names is None else [list(names(config.split, n)) for n in numbers],
         seconds=found.seconds,
-        warnings=[f"left out: {name}: {reason}" for name, reason in found.reasons.items()],
+        warnings=_warnings(trainer.learner, found),
         settings={str(name): value for name, value in settings.items()},
         provenance=provenance(),
     )
     return findings, found, max(steps)
+
+
+def _warnings(learner: Learner, found: LearnerScores) -> list[str]:
+    """What is left out, but for the inner loop of a learner that has none."""
+    natural = not isinstance(learner, MetaLearner) and LEFT_OUT in found.by_member
+    return [
+        f"left out: {name}: {reason}"
+        for name, reason in found.reasons.items()
+        if not (natural and name == ADAPTATION)
+    ]
 
 
 def _numbers(asked: Any) -> list[int]:

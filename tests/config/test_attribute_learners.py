@@ -68,6 +68,7 @@ def test_every_kind_of_learner(run: Run, learner: str) -> None:
     else:
         assert arrays["training_tasks"].tolist() == [0, 2, 5, 7]  # four steps of two tasks
         assert arrays["training_scores"].shape == (3, 4) and arrays["training_scores"].any()
+    assert ("warning" in said) == (learner == "rfs")
     assert "| support examples | adapting without the example |" in said
     assert report["step"] == 4 and report["state"] == "after step 4"
 
