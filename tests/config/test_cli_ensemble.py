@@ -298,7 +298,7 @@ def test_weights_of_a_file_that_changes(run: Run, tmp_path: Path) -> None:
         (["data.imbalance=200"], "data.imbalance=200.0: at most 10"),
         (["data=waves", "+data.imbalance=2"], "data.imbalance=2: null is needed: these data have"),
         (["trainer.loss={name:focal,gamma:-1}"], "trainer.loss.gamma=-1: a finite number of at"),
-        (["trainer.loss={gamma:1}"], "trainer.loss={'gamma': 1}: a name is needed among these"),
+        (["trainer.loss={gamma:1}"], "trainer.loss={'gamma': 1}: the name of a loss is needed"),
         (["data=waves", "trainer.loss=focal"], "trainer.loss='focal': gaussian_nll, mse or a"),
         (["data=waves", "+data.wrong_labels=0.3"], "data.wrong_labels=0.3: null is needed: these"),
         (

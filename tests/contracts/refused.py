@@ -200,7 +200,11 @@ CORE: list[Row] = [
     ("core.hyper_gradient", {"method": "reverse", "kept": {}}, "kept='dict': None is needed"),
     ("core.hyper_gradient", {"kept": {0: 0}}, "kept='1 states': an empty mapping is needed"),
     ("core.hyper_gradient", {"implicit": core.ImplicitSolver()}, "implicit='a solver': method="),
-    ("core.hyper_gradient", {"resume": {"steps": 9}}, "resume='steps: 9': the snapshot of a grad"),
+    (
+        "core.hyper_gradient",
+        {"resume": {"identity": {"steps": 9}}},
+        "resume='steps: 9': the snapshot",
+    ),
     ("core.hyper_gradient", {"resume": {}}, "resume='steps: None': the snapshot of a gradient"),
     ("core.hyper_gradient", {"optimizer": None}, "optimizer=None: an InnerOptimizer is needed"),
     ("core.check_hyper_gradient", {"found": None}, "found=None: a HyperGradient is needed"),
@@ -602,7 +606,7 @@ TRAINERS: list[Row] = [
     ("trainers.EnsembleTrainer", {"model": made(lambda: nn.Linear(2, 3))}, "model=.*: an Ensemble"),
     ("trainers.EnsembleTrainer", {"data": None}, "data=None: a ClassificationData or a "),
     ("trainers.EnsembleTrainer", {"loss": "mse"}, "loss='mse': cross_entropy, focal or a"),
-    ("trainers.EnsembleTrainer", {"loss": {}}, r"loss={}: a name is needed among these"),
+    ("trainers.EnsembleTrainer", {"loss": {}}, r"loss={}: the name of a loss is needed"),
     ("trainers.FocalLoss", {"gamma": -1.0}, "gamma=-1.0: a finite number of at least 0"),
     ("trainers.EnsembleTrainer", {"loss": "nll"}, "loss='nll': cross_entropy, gaussian_nll, mse,"),
     (

@@ -45,10 +45,10 @@ def halves(batch: Any) -> list[Any]:
             )
             for p in parts
         ]
-    x, y = batch
+    x, y, *which = batch  # ``which`` run the samples are scored after
     if have_member_axis(y):
-        return [(x[:, :1], y[:, :1]), (x[:, 1:], y[:, 1:])]
-    return [(x[:1], y[:1]), (x[1:], y[1:])]
+        return [(x[:, :1], y[:, :1], *which), (x[:, 1:], y[:, 1:], *which)]
+    return [(x[:1], y[:1], *which), (x[1:], y[1:], *which)]
 
 
 @objectives

@@ -129,7 +129,8 @@ def _apart(loss: Any) -> tuple[Any, Mapping[str, Any]]:
     if not isinstance(loss, Mapping):
         return loss, {}
     if "name" not in loss:
-        raise SettingError("loss", dict(loss), "a name is needed among these: {name: focal, ...}")
+        accepted = "the name of a loss is needed among its settings, as in {name: focal, gamma: 2}"
+        raise SettingError("loss", dict(loss), accepted)
     return loss["name"], {key: value for key, value in loss.items() if key != "name"}
 
 

@@ -17,6 +17,7 @@ def live_tensors(steps: int, method: str = "mixed") -> int:
     counts: list[int] = []
 
     def count() -> int:
+        gc.collect()  # what tests before this one left is not freed in between
         return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
     def told(progress: HyperProgress) -> None:

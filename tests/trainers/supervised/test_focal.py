@@ -112,7 +112,7 @@ def test_every_trainer_takes_it(loss: Any) -> None:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ({"gamma": 1.0}, r"loss=\{'gamma': 1.0\}: a name is needed among these"),
+        ({"gamma": 1.0}, r"loss=\{'gamma': 1.0\}: the name of a loss is needed"),
         ({"name": "focal", "gamma": -1}, r"loss.gamma=-1: a finite number of at least 0"),
         ({"name": "focal", "gama": 1.0}, r"loss.gama=1.0: there is no such setting; did you mean"),
         ({"name": "focl"}, "loss='focl': cross_entropy, gaussian_nll, mse, focal,"),
