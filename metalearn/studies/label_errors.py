@@ -6,11 +6,12 @@ Axes: N training examples, R validation samples.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.attribution import (
     METHODS,
@@ -28,25 +29,48 @@ from metalearn.studies.rows import Rows
 from metalearn.studies.stacks import made_network, sgd_of
 from metalearn.trainers import PerSampleTrainer
 
-__all__ = ["find_label_errors"]
+__all__ = ["ScoredTraining", "find_label_errors"]
 
-_RUN: dict[str, Any] = {"steps": 200, "batch_size": 64}
+_BATCH = 64
 _TARGETS = 25  # R
 _RIGHT = 2  # right labels to a wrong one, of which exact scores are taken
 
 
+@dataclass(frozen=True)
+class ScoredTraining:
+    """The network of a study and its run."""
+
+    hidden: int
+    steps: int
+
+    def network(self, data: ClassificationData, seed: int) -> nn.Module:
+        """A smooth MLP for the data."""
+        return made_network(data, [self.hidden])(seed)
+
+    def run(self) -> dict[str, Any]:
+        """Arguments of a trainer."""
+        return {
+            "steps": self.steps, "batch_size": _BATCH, "optimizer": sgd_of(), "schedule": "cosine",
+            "progress": False,
+        }  # fmt: skip
+
+
 def find_label_errors(
-    source: Callable[[int], ClassificationData], seed: int, *, fraction: float = 0.1
+    source: Callable[[int], ClassificationData],
+    training: ScoredTraining,
+    seed: int,
+    *,
+    fraction: float = 0.1,
 ) -> Rows:
-    """AUROC of telling wrong labels from right ones by each score; nothing is chosen.
+    """AUROC of telling wrong labels from right ones by each score; nothing is chosen here.
 
     Scores of an example by itself suspect what is large. Scores for targets are means over R
     validation samples, whose labels are right: suspected is what harms them.
     """
     data = mislabelled(source(seed), fraction=fraction, seed=seed)
     trainer = PerSampleTrainer(
-        made_network(data, [32])(seed), data, seed=seed, max_norm=float("inf"), optimizer=sgd_of(),
-        schedule="cosine", progress=False, diagnostics=[], **_RUN,
+        training.network(data, seed), data, seed=seed, max_norm=float("inf"), diagnostics=[],
+        **training.run(),
     )  # fmt: skip
     run = training_run(trainer)
     ((_, end),) = run.states([run.steps])
@@ -54,7 +78,7 @@ def find_label_errors(
     settings = ScoreSettings(seed=seed, check=False)
     scored = ScoredNetwork(run, end, (x[:_TARGETS], y[:_TARGETS]), settings)
     rows = Rows()
-    for name, score in _scores(scored, data, seed).items():
+    for name, score in _scores(scored, data, training, seed).items():
         with rows.timed(name):
             found = score()
         rows.add(name, auroc=_auroc(found, data.wrong))
@@ -65,7 +89,7 @@ def find_label_errors(
 
 
 def _scores(
-    net: ScoredNetwork, data: MislabelledData, seed: int
+    net: ScoredNetwork, data: MislabelledData, training: ScoredTraining, seed: int
 ) -> dict[str, Callable[[], Tensor]]:
     """Suspicions ``[N]``, by name."""
     own: dict[str, Callable[[], Tensor]] = {
@@ -77,7 +101,7 @@ def _scores(
         "influence on validation": partial(_influence, net),
         "exact, self": partial(_exact_self, net, data.wrong),
         "loss at the end": partial(_losses, net),
-        "loss out of sample": partial(_losses_out_of_sample, net, data, seed),
+        "loss out of sample": partial(_losses_out_of_sample, net, data, training, seed),
     }
     return own
 
@@ -115,11 +139,12 @@ def _losses(net: ScoredNetwork) -> Tensor:
     return net.run.target_losses(net.params, None, net.examples)
 
 
-def _losses_out_of_sample(net: ScoredNetwork, data: ClassificationData, seed: int) -> Tensor:
+def _losses_out_of_sample(
+    net: ScoredNetwork, data: ClassificationData, training: ScoredTraining, seed: int
+) -> Tensor:
     probabilities = out_of_sample_probabilities(
-        made_network(data, [32])(seed), data, seed=seed, optimizer=sgd_of(),
-        schedule="cosine", clip=None, progress=False, **_RUN,
-    )  # fmt: skip
+        training.network(data, seed), data, seed=seed, clip=None, **training.run()
+    )
     own = probabilities.gather(1, net.examples[1][:, None]).squeeze(1)
     return -own.double().log()
 

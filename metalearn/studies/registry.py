@@ -10,7 +10,7 @@ from metalearn.data import ClassificationData, digits_data, glyphs_data
 from metalearn.errors import SettingError
 from metalearn.near_names import with_nearest
 from metalearn.studies.distillation import distil_digits
-from metalearn.studies.label_errors import find_label_errors
+from metalearn.studies.label_errors import ScoredTraining, find_label_errors
 from metalearn.studies.rows import Rows
 from metalearn.studies.schedules import compare_schedules
 from metalearn.studies.spoilt_training import train_imbalanced, train_mislabelled
@@ -35,7 +35,12 @@ def _digits(seed: int) -> ClassificationData:
 
 
 def _glyphs(seed: int) -> ClassificationData:
-    return glyphs_data(image_size=14, classes=15, renderings=40, seed=seed)
+    return glyphs_data(image_size=14, classes=15, renderings=200, seed=seed)
+
+
+_OF_DIGITS = ScoredTraining(hidden=32, steps=200)
+_OF_GLYPHS = ScoredTraining(hidden=128, steps=600)
+"""By the accuracy on validation samples, whose labels are right, of seed 100, which no row has."""
 
 
 _ACCURACY = {"accuracy": 1, "seconds": 0}
@@ -45,13 +50,13 @@ STUDIES = {
         Study(
             "label_errors_digits",
             "Finding 10 % wrong labels of digits: AUROC",
-            lambda seed: find_label_errors(_digits, seed),
+            lambda seed: find_label_errors(_digits, _OF_DIGITS, seed),
             {"auroc": 3, "seconds": 1},
         ),
         Study(
             "label_errors_glyphs",
             "Finding 10 % wrong labels of 15 letters: AUROC",
-            lambda seed: find_label_errors(_glyphs, seed),
+            lambda seed: find_label_errors(_glyphs, _OF_GLYPHS, seed),
             {"auroc": 3, "seconds": 1},
         ),
         Study(

@@ -39,7 +39,7 @@ from tests.support.small_data import blobs
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a few steps."""
     for room, settings in (
-        (label_errors, {"_RUN": {"steps": 8, "batch_size": 16}, "_TARGETS": 3}),
+        (label_errors, {"_BATCH": 16, "_TARGETS": 3}),
         (spoilt_training, {"_STEPS": 3, "_OUTER": 1, "_WHOLE": 4, "_GAMMAS": (2.0,)}),
         (distillation, {"_STEPS": 2, "_OUTER": 1, "_NETWORKS": 2, "_RATES": (0.1,)}),
         (schedules, {"_STEPS": 3, "_OUTER": 1, "_NETWORKS": 2, "_RATES": (0.05, 0.1)}),
@@ -50,7 +50,8 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_steps")
 def test_scores_of_label_errors_are_areas() -> None:
-    found = label_errors.find_label_errors(lambda seed: blobs(), 0, fraction=0.2).numbers
+    training = label_errors.ScoredTraining(hidden=32, steps=8)
+    found = label_errors.find_label_errors(lambda seed: blobs(), training, 0, fraction=0.2).numbers
     areas = {name: row["auroc"] for name, row in found.items() if "auroc" in row}
     assert len(areas) == 9 and all(0 <= area <= 1 for area in areas.values())
     assert areas["TracIn, self"] > 0.7 and areas["exact, self"] > 0.7
