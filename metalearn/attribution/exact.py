@@ -36,7 +36,7 @@ class ExactScores:
 
     scores: Tensor
     """``[R, N]``, in units of the loss: −∂ℓ_r(θ_K)/∂w_i, the rise of a target's loss when an
-    example's weight falls from 1 to 0, to first order."""
+    example's weight falls by 1, to first order; as when it is left out whose weight was 1."""
     gradient: HyperGradient
     """Of which they are; also that of the step sizes and of the initial parameters."""
     check: DirectionCheck | None

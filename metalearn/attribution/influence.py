@@ -1,10 +1,11 @@
 """Influence functions: what the weight of an example does to the optimum, and so to a loss there.
 
-With weights w on the examples' losses, θ(w) = argmin (1/N)·Σ w_i·ℓ_i(θ) + λ/2·‖θ‖². At w = 1
+With weights w on the examples' losses, θ(w) = argmin (1/N)·Σ w_i·ℓ_i(θ) + λ/2·‖θ‖². There
 
     −dℓ_r/dw_i = (1/N) · ∇ℓ_rᵀ · (H + λI)⁻¹ · ∇ℓ_i,
 
-which is positive where the example lowers the loss of the target: leaving it out (w_i = 0) raises
+with H the Hessian of (1/N)·Σ w_i·ℓ_i; w is 1 unless the network was trained with other weights. It
+is positive where the example lowers the loss of the target: leaving it out (w_i from 1 to 0) raises
 that loss by about the score, in units of the loss. It is exact to first order at an optimum that is
 the only one; elsewhere it describes a few steps on from where the parameters are, and only ranks.
 
@@ -17,7 +18,7 @@ What is the Question?", NeurIPS 2022 (damping, networks that are not at an optim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -34,9 +35,9 @@ from metalearn.attribution.gradient_passes import (
 )
 from metalearn.core.autodiff.adjoint_tests import is_concrete
 from metalearn.core.autodiff.linear_solve import conjugate_gradients
-from metalearn.core.checks import check_number
-from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk
-from metalearn.core.curvature.operators import Operator, hessian_operator
+from metalearn.core.checks import check_number, check_weights
+from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk, sample_count
+from metalearn.core.curvature.operators import Operator
 from metalearn.core.curvature.symmetry import check_symmetric
 from metalearn.core.precision import in_float32
 from metalearn.core.samples.gradients import SampleMethod
@@ -80,6 +81,7 @@ def conjugate_gradient_influence(
     examples: Batch,
     *,
     damping: float,
+    weights: Tensor | None = None,
     curvature: Literal["hessian"] | Curvature | Operator = "hessian",
     iterations: int = 100,
     tolerance: float = 1e-3,
@@ -98,6 +100,8 @@ def conjugate_gradient_influence(
         targets: see there.
         examples: see there.
         damping: λ, at least 0; a weight decay that was trained with is a part of it.
+        weights: w ``[N]`` of the examples in the training, by default 1 for each, with which the
+            Hessian or GGN is that of the weighted loss.
         curvature: ``"hessian"``, a `Curvature` of another kind, or products with a matrix of one's
             own, of trees like the chosen parameters.
         iterations: of conjugate gradients at most; each is a product with H over all examples.
@@ -119,7 +123,8 @@ def conjugate_gradient_influence(
     if targets_at_once is not None:
         check_whole("targets_at_once", targets_at_once, 1)
     passes = GradientPasses.of(loss_fn, params, parameters, chunk_size, memory, method)
-    operator = _operator(curvature, passes, params, parameters, examples, targets_at_once or many)
+    _, whole = chosen_parameters(params, parameters)
+    operator = _operator(curvature, passes, whole, examples, weights, targets_at_once or many)
     check_symmetric(operator, passes.params, "curvature")
     solve = partial(_solve, operator, passes.params, damping, iterations, tolerance)
     parts = []
@@ -133,9 +138,9 @@ def conjugate_gradient_influence(
 def _operator(
     curvature: Any,
     passes: GradientPasses,
-    params: Params,
-    parameters: str | Sequence[str] | None,
+    whole: Callable[[Params], Params],
     examples: Batch,
+    weights: Tensor | None,
     many: int,
 ) -> Operator:
     """Products with the matrix that was asked for, for ``many`` vectors at once."""
@@ -144,17 +149,24 @@ def _operator(
         if not callable(choice):
             needed = "'hessian' is needed, a Curvature of another kind, or products with a matrix"
             raise SettingError("curvature", choice, needed)
+        if weights is not None:
+            accepted = "None is needed where curvature is a matrix of one's own: it has them in it"
+            raise SettingError("weights", list(weights.shape), accepted)
         given: Operator = choice
         return given
-    examples, part = detached(examples), passes.params
+    weighted = weights is not None
+    if weights is not None:
+        check_weights(weights, sample_count(examples))
+    batch = detached((examples, weights) if weighted else examples)
+    part, loss_fn = passes.params, passes.loss_fn
     vectors = tree_map(lambda p: p.expand(many, *p.shape), part)
+    tried = Curvature("hessian")  # as dear as the others, or dearer
 
-    def product(batch: Batch) -> Params:
-        return vmap(hessian_operator(passes.loss_fn, part, [batch]))(vectors)
+    def product(some: Batch) -> Params:
+        return vmap(tried.operator(loss_fn, part, whole, [some], weighted=weighted))(vectors)
 
-    size = resolve_chunk(product, examples, passes.chunk_size, passes.memory)
-    _, whole = chosen_parameters(params, parameters)
-    return choice.operator(passes.loss_fn, part, whole, list(chunks(examples, size)))
+    size = resolve_chunk(product, batch, passes.chunk_size, passes.memory)
+    return choice.operator(loss_fn, part, whole, list(chunks(batch, size)), weighted=weighted)
 
 
 def _solve(

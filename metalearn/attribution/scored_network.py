@@ -101,7 +101,7 @@ class ScoredNetwork:
         if loss.likelihood is None:
             raise SettingError("loss", loss.name, "a loss that is a likelihood is needed")
         curvature = Curvature("ggn", self.run.outputs, output_loss=loss.mean)
-        how: Any = {"damping": self.settings.damping, "curvature": curvature}
+        how: Any = {"damping": self.settings.damping, "curvature": curvature, **self._weights}
         return conjugate_gradient_influence(self.run.sample_loss, self.params, **self.pair, **how)
 
     @cached_property
@@ -118,7 +118,7 @@ class ScoredNetwork:
         if self.run.loss.likelihood is None:
             raise SettingError("loss", self.run.loss.name, "a loss that is a likelihood is needed")
         how: Any = {"likelihood": self.run.loss.likelihood, "kind": "exact", **self._variance}
-        how |= {"corrected": True, "chunk_size": 1024}
+        how |= {"corrected": True, "chunk_size": 1024, **self._weights}
         return fisher_kfac(self.explained, self.params, self.examples, **how)
 
     @property
@@ -128,6 +128,12 @@ class ScoredNetwork:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in self.params)
         return module
+
+    @property
+    def _weights(self) -> dict[str, Any]:
+        """Those of the examples, where the run had others than 1: the loss that was descended."""
+        weights = self.run.weights
+        return {} if bool((weights == 1).all()) else {"weights": weights}
 
     @property
     def _variance(self) -> dict[str, Any]:

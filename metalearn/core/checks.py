@@ -28,6 +28,7 @@ __all__ = [
     "check_pair",
     "check_range",
     "check_samples",
+    "check_weights",
     "module_takes",
 ]
 
@@ -104,6 +105,13 @@ def check_samples(tree: Any, setting: str) -> None:
     found = [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
     if found and not any(leaf.numel() for leaf in found):
         raise SettingError(setting, [tuple(leaf.shape) for leaf in found], "it needs samples")
+
+
+def check_weights(weights: Tensor, count: int) -> None:
+    """Refuse a tensor other than ``[count]``, finite numbers of at least 0, not all of them 0."""
+    check_number("weights", weights, least=0, below=math.inf, shape=(count,))
+    accepted = "at least one weight above 0 is needed"
+    check_number("weights", weights.sum(), above=0, accepted=accepted)
 
 
 def check_number(

@@ -14,21 +14,25 @@ from metalearn.attribution import (
     METHODS,
     SELF_METHODS,
     Attributed,
+    Curvature,
     ScoredNetwork,
     ScoreSettings,
     StatesOnDisk,
     WalkCheckpoint,
     attribute,
+    conjugate_gradient_influence,
     exact_scores,
+    kronecker_influence,
     retrain_subsets,
     retraining_settings,
     training_run,
 )
 from metalearn.checkpoint import save_checkpoint
-from metalearn.core import HyperProgress
+from metalearn.core import HyperProgress, fisher_kfac
 from metalearn.errors import DataError, SettingError
 from metalearn.models import Ensemble
 from tests.attribution.test_training_run import TARGETS, members, net, one
+from tests.support.oracles import generator
 from tests.support.small_data import blobs
 
 
@@ -49,6 +53,27 @@ def test_every_method_scores_every_example() -> None:
         assert scores.shape == (2, 48) and bool(scores.isfinite().all()) and bool(scores.any())
     assert not found.left_out and not found.warnings and not found.disagreement
     assert set(found.seconds) == {*METHODS, *SELF_METHODS}
+
+
+def test_a_run_whose_examples_were_weighted_has_the_curvature_of_its_loss() -> None:
+    weights = torch.rand(48, generator=generator(3)) * (torch.arange(48) % 3 > 0)
+    run = training_run(one(member_weights=weights))
+    ((_, params),) = run.states([run.steps])
+    net = ScoredNetwork(run, params, TARGETS, ScoreSettings())
+    curvature = Curvature("ggn", run.outputs, output_loss=run.loss.mean)
+    expected = conjugate_gradient_influence(
+        run.sample_loss, params, **net.pair, damping=0.01, curvature=curvature, weights=weights
+    )
+    torch.testing.assert_close(METHODS["influence"](net), expected.scores)
+    fisher = fisher_kfac(
+        net.explained, params, net.examples, likelihood="categorical", kind="exact",
+        corrected=True, weights=weights,
+    )  # fmt: skip
+    torch.testing.assert_close(net.fisher.trace(), fisher.trace())
+    expected_scores = kronecker_influence(
+        run.sample_loss, params, **net.pair, damping=0.01, fisher=fisher
+    )
+    torch.testing.assert_close(METHODS["kronecker"](net), expected_scores)
 
 
 def test_scores_of_members_are_their_mean() -> None:

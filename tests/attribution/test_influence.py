@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalearn.attribution import Curvature, conjugate_gradient_influence
 from metalearn.core import Likelihood, hessian_operator
-from metalearn.core.tree import ravel
+from metalearn.core.tree import ravel, tree_map
 from metalearn.errors import SettingError
 from tests.support import curvature_oracles as dense
 from tests.support.attribution_oracles import Trained, chosen, classifier, gradient_rows
@@ -214,6 +214,21 @@ def test_members_are_scored_under_vmap() -> None:
         ({"curvature": 3}, "curvature=3: 'hessian' is needed"),
         ({"curvature": lambda v: None}, r"curvature\(v\)=.*: a tree with"),
         ({"parameters": "head.*"}, r"parameters='head.\*': a pattern that matches"),
+        ({"weights": torch.ones(6)}, r"weights='a tensor \[6\]': the shape \[7\] is needed"),
+        ({"weights": -torch.ones(7)}, "weights=-1.0: "),
+        ({"weights": torch.zeros(7)}, "weights=0.0: at least one weight above 0"),
+        ({"weights": [1.0, 2.0]}, r"weights=\[1.0, 2.0\]: a Tensor or null is needed"),
+        (
+            {"weights": torch.ones(7), "curvature": lambda v: v},
+            r"weights=\[7\]: None is needed where curvature is a matrix",
+        ),
+        (
+            {
+                "weights": torch.ones(7),
+                "curvature": Curvature("fisher", F.linear, likelihood="categorical"),
+            },
+            "curvature.kind='fisher': hessian or ggn is needed with weights",
+        ),
         ({"targets": (torch.ones(0, 4), torch.ones(0))}, "targets={.*}: the same number"),
     ],
 )
@@ -238,3 +253,38 @@ def test_mistakes_are_one_sentence(changes: dict[str, Any], message: str) -> Non
 def test_a_kind_needs_what_it_is_made_of(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Curvature(**fields)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize("chunks", [None, 2])
+@pytest.mark.parametrize("parameters", [None, "2.*"])
+def test_weights_are_examples_so_many_times(kind: str, chunks: Any, parameters: Any) -> None:
+    known = classifier()
+    times = torch.tensor([0, 1, 3, 0, 2, 1, 1])
+    again = tree_map(lambda x: x.repeat_interleave(times, 0), known.examples)
+    matrix = curvatures(known._replace(examples=again))[kind][1] * int(times.sum()) / len(times)
+    choice = "hessian" if kind == "hessian" else curvatures(known)[kind][0]
+    found = influence(
+        known, curvature=choice, weights=times.double(), chunk_size=chunks, parameters=parameters,
+        damping=2 * DAMPING,
+    )  # fmt: skip
+    mask = ... if parameters is None else chosen(known.params, "2.")
+    close(found.scores, solved(known, matrix, mask, 2 * DAMPING), rtol=1e-8, atol=1e-12)
+
+
+def test_weighted_ridge_regression_moves_as_its_weights_do() -> None:
+    x, y = (torch.randn(n, generator=generator(n), dtype=torch.float64) for n in (24, 8))
+    x = x.reshape(8, 3)
+    weights, shrink = torch.rand(8, generator=generator(2), dtype=torch.float64), 0.3
+
+    def fitted(w: Tensor) -> Tensor:  # of (1/N)·Σ w_i·(x_i·θ − y_i)² + λ/2·‖θ‖²
+        matrix = 2 * (x.mT * w) @ x / 8 + shrink * torch.eye(3, dtype=x.dtype)
+        return torch.linalg.solve(matrix, 2 * (x.mT * w) @ y / 8)
+
+    slope = torch.func.jacrev(lambda w: (x[:2] @ fitted(w) - y[:2]) ** 2)(weights)
+    found = conjugate_gradient_influence(
+        lambda p, batch: ((batch[0] @ p["w"] - batch[1]) ** 2).mean(),
+        {"w": fitted(weights)}, (x[:2], y[:2]), (x, y),
+        damping=shrink, weights=weights, tolerance=1e-12,
+    )  # fmt: skip
+    close(found.scores, -slope, rtol=1e-8, atol=1e-12)

@@ -15,6 +15,9 @@ basis of B ⊗ A are those that fit best, E = 1/N Σ_n Σ_r (Q_Bᵀ·G_r·Q_A)²
 trace is that of the exact block. Blocks between layers are zero; each group of a convolution with
 groups is as a layer of its own.
 
+With weights w on the samples, whose mean loss is 1/N Σ w_n·ℓ_n, each sum over n is weighted, and
+that of A is divided by Σ w_n in place of N.
+
 Every axis of a layer's input but its last is one of positions, as a single sample has them; where
 the module keeps its samples (first, second, folded into others) does not matter. Factors of
 parameters with fewer than 32 bits are float32.
@@ -31,14 +34,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from metalearn.core.checks import check_number, check_pair
-from metalearn.core.chunking import chunks, sample_count
+from metalearn.core.checks import check_number, check_pair, check_weights
+from metalearn.core.chunking import sample_count
 from metalearn.core.curvature.fisher_problem import check_fisher_targets, check_outputs
 from metalearn.core.curvature.likelihood import NOT_GIVEN, AnyLikelihood, FisherKind, Likelihood
 from metalearn.core.curvature.probes import Layers, ProbedModule, layer_parameters
@@ -174,6 +177,7 @@ def fisher_kfac(
     generator: torch.Generator | None = None,
     samples: int = NOT_GIVEN,
     variance: float = NOT_GIVEN,
+    weights: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> KroneckerFisher:
     """The Kronecker-factored Fisher matrix of a module with outputs ``[N, C]``.
@@ -192,6 +196,7 @@ def fisher_kfac(
         generator: of Monte Carlo draws.
         samples: Monte Carlo draws for each input, by default 1.
         variance: σ² of a gaussian likelihood, by default 1.
+        weights: w ``[N]`` on the samples, at least 0 and not all of them 0; by default 1 for each.
         chunk_size: samples of one pass; by default all.
 
     Raises:
@@ -209,18 +214,25 @@ def fisher_kfac(
     one = check_outputs(probed.outputs(tree_map(lambda x: x[:1], inputs)))
     check_fisher_targets(targets, (count, one.shape[-1]), rule)
     noise = rule.noise(count, one[0], generator)
-    data = (inputs, targets if rule.kind == "empirical" else noise, noise)
-
-    def passes() -> Iterator[Layers]:
-        return (probed.run(x, y, z, rule) for x, y, z in chunks(data, chunk_size))
-
-    factors = _sum({n: _factors(*layer, sharing) for n, layer in p.items()} for p in passes())
-    factors = tree_map(lambda x: x / count, factors)
-    blocks = {n: _eigen(a, b, probed.inputs_first[n]) for n, (a, b) in factors.items()}
+    shares, total = _shares(weights, one.new_ones(count))
+    data = (inputs, targets if rule.kind == "empirical" else noise, noise, shares)
+    passes, power = partial(probed.passes, data, rule, chunk_size), 0 if weights is None else 1 / 2
+    factors = _sum(lambda n, a, g: _factors(a, g, sharing), passes(power))
+    first = probed.inputs_first
+    blocks = {n: _eigen(a / total, b / count, first[n]) for n, (a, b) in factors.items()}
     if corrected:
-        sums = _sum({n: _squares(*layer, blocks[n]) for n, layer in p.items()} for p in passes())
-        blocks = {n: b._replace(eigenvalues=sums[n] / count) for n, b in blocks.items()}
+        squares = _sum(lambda n, a, g: _squares(a, g, blocks[n]), passes(power / 2))
+        blocks = {n: b._replace(eigenvalues=squares[n] / count) for n, b in blocks.items()}
     return KroneckerFisher(blocks)
+
+
+def _shares(weights: Tensor | None, ones: Tensor) -> tuple[Tensor, Tensor | int]:
+    """Weights ``[N]``, and their sum."""
+    if weights is None:
+        return ones, len(ones)
+    check_weights(weights, len(ones))
+    weights = weights.detach().to(ones)
+    return weights, weights.sum()
 
 
 def _factors(a: Tensor, g: Tensor, sharing: Sharing) -> tuple[Tensor, Tensor]:
@@ -264,13 +276,12 @@ def _check_sizes(name: str, block: KroneckerBlock | TransposedBlock) -> None:
         raise SettingError(f"fisher[{name}]", got, f"bases {wanted} are needed for its eigenvalues")
 
 
+def _sum(function: Callable[..., Any], parts: Iterator[Layers]) -> dict[str, Any]:
+    """Over parts, of what a function of name, inputs and gradients gives for each layer."""
+    found = ({n: function(n, *rows) for n, rows in part.items()} for part in parts)
+    return reduce(partial(tree_map, torch.add), found)
+
+
 def _grouped(weight: Tensor, eigenvalues: Tensor) -> Tensor:
     """A weight as one matrix, or as one for each group that the eigenvalues have."""
     return weight.flatten(1).reshape(*eigenvalues.shape[:-2], -1, weight[0].numel())
-
-
-def _sum(parts: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    total = next(parts)
-    for part in parts:
-        total = tree_map(torch.add, total, part)
-    return total

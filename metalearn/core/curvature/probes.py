@@ -6,7 +6,7 @@ of a layer (of a group of it), C outputs of the module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metalearn.core._functorch import current_level
 from metalearn.core.checks import module_takes
+from metalearn.core.chunking import chunks
 from metalearn.core.curvature.fisher_problem import over_samples
 from metalearn.core.curvature.likelihood import Likelihood
 from metalearn.core.loss_checks import check_reached
@@ -29,6 +30,7 @@ from metalearn.core.samples.layer_rules import GradientsOf, LayerCall
 from metalearn.core.samples.sample_gradients import SampleGradients
 from metalearn.core.tree import check_like
 from metalearn.errors import SettingError
+from metalearn.types import Batch
 
 __all__ = ["LayerRows", "Layers", "ProbedModule", "layer_parameters"]
 
@@ -98,6 +100,21 @@ class ProbedModule:
             if name not in called:
                 raise SettingError(f"module[{name}]", "never called", "freeze what is not used")
         return outputs
+
+    def passes(
+        self, data: Batch, likelihood: Likelihood, chunk_size: int | None, power: float
+    ) -> Iterator[Layers]:
+        """What `run` gives of one chunk after another, times wᵖ of each sample.
+
+        Args:
+            data: inputs, targets, noise and weights w ``[N]``.
+            likelihood: of the outputs.
+            chunk_size: samples of a chunk; None is all.
+            power: p; with 0 nothing is multiplied.
+        """
+        for inputs, targets, noise, weights in chunks(data, chunk_size):
+            layers = self.run(inputs, targets, noise, likelihood)
+            yield _scaled(layers, weights**power) if power else layers
 
     def run(self, inputs: Any, targets: Tensor, noise: Tensor, likelihood: Likelihood) -> Layers:
         """Inputs and gradients of every layer for one chunk of samples."""
@@ -247,3 +264,12 @@ def layer_parameters(layer: str, params: Mapping[str, Any]) -> LayerParameters |
             bias = f"{prefix}bias"
             return LayerParameters(f"{prefix}weight", bias if bias in params else None)
     return None
+
+
+def _scaled(layers: Layers, shares: Tensor) -> Layers:
+    """Inputs and gradients of every layer, each times the number ``[N]`` of its sample."""
+
+    def times(rows: Tensor, axis: int) -> Tensor:
+        return rows * shares.to(rows).reshape(-1, *(1,) * (rows.dim() - 1 - axis))
+
+    return {n: LayerRows(times(a, 0), times(g, 1)) for n, (a, g) in layers.items()}

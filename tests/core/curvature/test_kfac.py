@@ -119,6 +119,28 @@ def test_corrected_trace_is_that_of_the_fisher_and_the_fit_is_better(
     assert gaps[1] < gaps[0]
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_samples_so_many_times(problem: str, kind: Any, form: Any) -> None:
+    make, shape = PROBLEMS[problem]
+    module = make()
+    _, params = model(module)
+    batch, times = data(24, shape, 3, "categorical"), torch.arange(24) % 4
+    again = tree.tree_map(lambda x: x.repeat_interleave(times, 0), batch)
+    rule = {"likelihood": "categorical", "kind": kind, **form}
+    # Zeros stand more than once among the eigenvalues of reduced patches; their basis may be any.
+    free = problem == "convolutional" and form == {"sharing": "reduce", "corrected": True}
+    expected, share = fisher_kfac(module, params, again, **rule), times.sum() / len(times)
+    for size in (None, 7):
+        weighted = fisher_kfac(
+            module, params, batch, weights=times.double(), chunk_size=size, **rule
+        )
+        close(weighted.trace(), expected.trace() * share)
+        if not free:
+            close(weighted.dense(params), expected.dense(params) * share)
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("form", FORMS)
 def test_products_inverse_and_chunks(form: Any) -> None:
@@ -266,6 +288,9 @@ def test_what_has_no_kronecker_factors_is_refused_by_name(make: Any, message: st
         ({"kind": "monte_carlo"}, "generator=None: kind='monte_carlo' needs a torch.Generator"),
         ({"chunk_size": 0}, "chunk_size=0: a whole number of at least 1 is needed"),
         ({"params": {}}, r"params=\[\]: a tree with .* is needed"),
+        ({"weights": torch.ones(3)}, r"weights='a tensor \[3\]': the shape \[4\] is needed"),
+        ({"weights": torch.zeros(4)}, "weights=0.0: at least one weight above 0 is needed"),
+        ({"weights": torch.full((4,), torch.inf)}, "weights=inf: "),
     ],
 )
 def test_bad_settings_get_one_sentence(change: Any, message: str) -> None:
