@@ -45,7 +45,7 @@ class LearnerGallery:
         for name, value in counts.items():
             check_whole(name, value, 1)
         self.findings, self.top, self._queries = findings, top, most_queries
-        losses = findings.losses.double().mean(1).nan_to_num(nan=torch.inf)
+        losses = findings.task_losses.double().nan_to_num(nan=torch.inf)
         hardest = losses.sort(descending=True, stable=True).indices[:most_tasks]
         self.tasks: list[int] = sorted(hardest.tolist())
         """Places of the tasks that are shown, in order."""
@@ -56,11 +56,14 @@ class LearnerGallery:
         found = self.findings.of_task(place)
         return Gallery(found, top=self.top, most_targets=self._queries)
 
-    def disagreement(self, place: int, row: int) -> list[str]:
-        """How far members disagree about a query, in words; nothing of one network."""
+    def disagreement(self, place: int, query: int) -> list[str]:
+        """How far members disagree about a query, in words; nothing of one network.
+
+        ``query`` is its place in the task's query set.
+        """
         method = self.findings.method
         apart = self.findings.disagreement.get(method or "")
-        return [] if apart is None else [f"members disagree {float(apart[place, row]):.2f}"]
+        return [] if apart is None else [f"members disagree {float(apart[place, query]):.2f}"]
 
     def picture(self, place: int) -> Tensor | None:
         """Of a test task: an example of each class; None where inputs are no pictures."""
@@ -112,7 +115,7 @@ def track_learner_findings(
             figures |= _of_queries(gallery, place, findings.method)
         if findings.trained is not None:
             title = f"Training tasks that helped and harmed {findings.split} task {number}"
-            loss = f"loss {float(findings.losses[place].mean()):.3g}"
+            loss = f"loss {float(findings.task_losses[place]):.3g}"
             picture = gallery.picture(place)
             shown = target_figure(picture, [loss], *gallery.trained(place), title=title)
             figures[f"task_{number}_training_tasks"] = shown
@@ -126,7 +129,11 @@ def agreement_figure(findings: LearnerFindings) -> Figure | None:
     """Scores through adaptation against leaving examples out; None where there are not both."""
     if findings.agreement is None:
         return None
-    one, other = (findings.scores[name].flatten(0, 1) for name in (ADAPTATION, LEFT_OUT))
+    real = findings.real_queries[..., None] & findings.real_examples[:, None]
+    one, other = (
+        findings.scores[name].masked_fill(~real, torch.nan).flatten(0, 1)
+        for name in (ADAPTATION, LEFT_OUT)
+    )
     known = (findings.agreement.mean, findings.agreement.interval95)
     return foretold_figure(
         {ADAPTATION: one}, other.T, {ADAPTATION: known},
@@ -138,9 +145,10 @@ def _of_queries(gallery: LearnerGallery, place: int, method: str) -> dict[str, F
     number, shown = gallery.findings.numbers[place], gallery.queries(place)
     figures = {}
     for row in shown.targets:
-        figures[f"task_{number}_query_{row}"] = target_figure(
+        query = int(shown.findings.targets.rows[row])
+        figures[f"task_{number}_query_{query}"] = target_figure(
             shown.target_picture(row),
-            [*shown.lines(row), *gallery.disagreement(place, row)],
+            [*shown.lines(row), *gallery.disagreement(place, query)],
             shown.helpful(method, row),
             shown.harmful(method, row),
             title=f"{shown.title(row)}: support examples by {method}",
@@ -150,7 +158,7 @@ def _of_queries(gallery: LearnerGallery, place: int, method: str) -> dict[str, F
 
 def _numbers(findings: LearnerFindings) -> dict[str, float]:
     found = {
-        f"attribution/disagreement_{name}": float(values.mean())
+        f"attribution/disagreement_{name}": float(values.nanmean())
         for name, values in findings.disagreement.items()
     }
     if findings.agreement is not None and math.isfinite(findings.agreement.mean):

@@ -18,6 +18,7 @@ from metalearn.attribution.ranking import Ranked, most_harmful, most_helpful
 from metalearn.attribution.scored_learner import ADAPTATION, LEFT_OUT
 from metalearn.attribution.trained_tasks import TrainedTasks
 from metalearn.core.checks import check_pair
+from metalearn.core.targets import mean_without_padding, real_samples
 from metalearn.errors import SettingError, check_whole
 from metalearn.evaluation.seeds import SeedMean
 from metalearn.signatures import check_fields
@@ -36,6 +37,8 @@ _WORDS = {
 class LearnerFindings:
     """All that an attribution of one meta-learner has found; tensors and plain values alone.
 
+    Queries and support examples that are padding (−100) have no part in means and ranks.
+
     Raises:
         SettingError: shapes that do not fit one another.
     """
@@ -53,7 +56,7 @@ class LearnerFindings:
     tasks: TaskBatch
     """Leaves ``[T, S, ...]`` and ``[T, Q, ...]``."""
     losses: Tensor
-    """``[T, Q]``, of queries after adaptation."""
+    """``[T, Q]``, of queries after adaptation; 0 for padding."""
     scores: dict[str, Tensor]
     """Method to ``[T, Q, S]``; positive: without the example the query's loss is higher."""
     probabilities: Tensor | None = None
@@ -61,7 +64,8 @@ class LearnerFindings:
     agreement: SeedMean | None = None
     """Rank correlation of scores with leaving out really, the mean over test tasks."""
     disagreement: dict[str, Tensor] = field(default_factory=dict)
-    """Method to ``[T, Q]``: how far members disagree about what mattered; none of one network."""
+    """Method to ``[T, Q]``: how far members disagree about what mattered, NaN for padding; none of
+    one network."""
     trained: TrainedTasks | None = None
     class_names: Sequence[Sequence[str]] | None = None
     """Of the classes of each test task."""
@@ -102,6 +106,21 @@ class LearnerFindings:
         return len(self.numbers)
 
     @property
+    def real_queries(self) -> Tensor:
+        """``[T, Q]``: which are no padding."""
+        return real_samples(self.tasks.query[1])
+
+    @property
+    def real_examples(self) -> Tensor:
+        """``[T, S]``: which are no padding."""
+        return real_samples(self.tasks.support[1])
+
+    @property
+    def task_losses(self) -> Tensor:
+        """``[T]``: mean losses of the queries of each task."""
+        return mean_without_padding(self.losses, self.real_queries)
+
+    @property
     def method(self) -> str | None:
         """By which examples are shown: through adaptation, where that is possible."""
         return next(iter(self.scores), None)
@@ -111,10 +130,14 @@ class LearnerFindings:
         return _WORDS.get(method, method)
 
     def of_task(self, place: int) -> Findings:
-        """Queries and support examples of one test task, as targets and examples."""
-        support, query = ((x[place], y[place]) for x, y in self.tasks)
-        rows = torch.arange(len(query[1]))
-        chances = None if self.probabilities is None else self.probabilities[place]
+        """Queries and support examples of one test task, as targets and examples.
+
+        Padding is no target; among the examples it keeps its place and has scores of NaN.
+        """
+        rows, real = self.real_queries[place].nonzero().flatten(), self.real_examples[place]
+        query = tuple(part[place][rows] for part in self.tasks.query)
+        support = tuple(part[place] for part in self.tasks.support)
+        chances = None if self.probabilities is None else self.probabilities[place][rows]
         names = None if self.class_names is None else list(self.class_names[place])
         if names is not None and chances is not None:
             names += [str(number) for number in range(len(names), chances.shape[1])]
@@ -123,9 +146,12 @@ class LearnerFindings:
             run=self.run,
             state=self.state,
             split=f"{self.split} task {self.numbers[place]}, query",
-            targets=TargetSamples(query[1], self.losses[place], rows, query[0], chances),
+            targets=TargetSamples(query[1], self.losses[place][rows], rows, query[0], chances),
             examples=TrainingExamples(support[1], support[0]),
-            scores={name: values[place] for name, values in self.scores.items()},
+            scores={
+                name: values[place][rows].masked_fill(~real, torch.nan)
+                for name, values in self.scores.items()
+            },
             class_names=names,
         )
 
@@ -175,20 +201,20 @@ class LearnerFindings:
         return {
             "what": self.words(name),
             "seconds": self.seconds.get(name),
-            "disagreement_of_members": None if apart is None else float(apart.mean()),
+            "disagreement_of_members": None if apart is None else float(apart.nanmean()),
         }
 
     def _of_task(self, place: int, top: int) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "task": self.numbers[place],
-            "loss": float(self.losses[place].mean()),
+            "loss": float(self.task_losses[place]),
         }
         if self.scores:
             one = self.of_task(place)
             entry["of_queries"] = [one.of_target(row, top) for row in range(one.target_count)]
         if self.disagreement:
             entry["disagreement_of_members"] = {
-                name: float(values[place].mean()) for name, values in self.disagreement.items()
+                name: float(values[place].nanmean()) for name, values in self.disagreement.items()
             }
         if self.trained is not None:
             names = ("most_helpful_tasks", "most_harmful_tasks")

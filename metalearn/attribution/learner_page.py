@@ -70,6 +70,8 @@ def learner_page_of(findings: LearnerFindings, *, top: int = 5) -> str:
 def _opening(findings: LearnerFindings) -> Iterator[str]:
     queries, examples = findings.losses.shape[1], len(findings.tasks.support[1][0])
     tasks = counted(findings.task_count, "task")
+    padded = not bool(findings.real_queries.all() and findings.real_examples.all())
+    most = "up to " if padded else ""
     yield "<h1>What a meta-learner made its predictions of</h1>"
     said = (
         f"<p>Explained is the {escaped(findings.learner)} of run "
@@ -78,8 +80,8 @@ def _opening(findings: LearnerFindings) -> Iterator[str]:
     )
     if findings.scores:
         said += (
-            f"Each of a task's {counted(examples, 'support example')} has a score for the loss of "
-            f"each of its {counted(queries, 'query', 'queries')}"
+            f"Each of a task's {most}{counted(examples, 'support example')} has a score for the "
+            f"loss of each of its {most}{counted(queries, 'query', 'queries')}"
         )
     if findings.trained is not None:
         said += ", and each" if findings.scores else "Each"
@@ -102,7 +104,7 @@ def _methods(findings: LearnerFindings) -> Iterator[str]:
         what = f"{name}: {findings.words(name)}"
         row = [what, seconds_in_words(findings.seconds.get(name))]
         if findings.disagreement:
-            row.append(number(float(findings.disagreement[name].mean())))
+            row.append(number(float(findings.disagreement[name].nanmean())))
         rows.append(row)
     yield "<h2>Methods</h2>"
     yield table(heads, rows)
@@ -129,7 +131,7 @@ def _queries(gallery: LearnerGallery) -> Iterator[str]:
     for place in gallery.tasks:
         queries = gallery.queries(place)
         for row in queries.targets:
-            further = gallery.disagreement(place, row)
+            further = gallery.disagreement(place, int(queries.findings.targets.rows[row]))
             yield from target_article(queries, method, row, further)
 
 
@@ -144,7 +146,7 @@ def _training_tasks(gallery: LearnerGallery) -> Iterator[str]:
     )
     for place in gallery.tasks:
         title = f"{findings.split} task {findings.numbers[place]}"
-        loss = f"loss {float(findings.losses[place].mean()):.3g}"
+        loss = f"loss {float(findings.task_losses[place]):.3g}"
         picture = gallery.picture(place)
         tag = "" if picture is None else picture_tag(picture, title, kind="of-target")
         yield f'<article class="target"><div class="beside"><div class="head">{tag}<div>'

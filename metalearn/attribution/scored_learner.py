@@ -18,6 +18,7 @@ from metalearn.attribution.datamodels import rank_correlations
 from metalearn.attribution.query_losses import losses_of_queries
 from metalearn.attribution.support_examples import learner_support_scores
 from metalearn.attribution.support_left_out import leave_one_support_out
+from metalearn.core.targets import real_samples
 from metalearn.errors import SettingError
 from metalearn.evaluation.seeds import SeedMean, mean_over_seeds
 from metalearn.signatures import checked
@@ -39,8 +40,12 @@ class LearnerScores:
     """``[M, T, Q]``, of queries after adaptation."""
     outputs: Tensor
     """``[M, T, Q, C]``."""
+    real_queries: Tensor
+    """``[T, Q]``: which are no padding."""
+    real_examples: Tensor
+    """``[T, S]``: which are no padding."""
     by_member: dict[str, Tensor] = field(default_factory=dict)
-    """Method to ``[M, T, Q, S]``."""
+    """Method to ``[M, T, Q, S]``; padding has no part in what is made of them."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of each method, all networks together."""
     reasons: dict[str, str] = field(default_factory=dict)
@@ -56,27 +61,39 @@ class LearnerScores:
         """Of each method ``[T, Q]``: one minus the mean correlation of two networks' scores.
 
         Of several networks: 0 where they agree which examples mattered, 1 where they have nothing
-        in common.
+        in common; NaN for queries that are padding.
         """
         return {
-            name: 1 - correlation_of_members(found.flatten(1, 2)).reshape(found.shape[1:3])
+            name: self._disagreement(found)
             for name, found in self.by_member.items()
             if len(found) > 1
         }
+
+    def _disagreement(self, found: Tensor) -> Tensor:
+        apart = torch.full(self.real_queries.shape, torch.nan, dtype=torch.float64)
+        for task, (queries, examples) in enumerate(zip(self.real_queries, self.real_examples)):
+            known = found[:, task, queries][..., examples]
+            apart[task, queries] = 1 - correlation_of_members(known)
+        return apart
 
     @property
     def agreement(self) -> SeedMean | None:
         """Rank correlation over examples of both methods, the mean over queries and then tasks.
 
-        Left out are queries whose losses do not change; None where there are not both methods.
+        Left out are queries whose losses do not change, or whose scores are not finite; None where
+        there are not both methods.
         """
         if {ADAPTATION, LEFT_OUT} - {*self.by_member}:
             return None
-        one, other = (self.scores[name].flatten(0, 1) for name in (ADAPTATION, LEFT_OUT))
-        each = rank_correlations(one, other).reshape(self.losses.shape[1:])
-        known = each.nanmean(1)
-        known = known[~known.isnan()]
-        return mean_over_seeds(known.tolist()) if len(known) else None
+        both = torch.stack([self.scores[name] for name in (ADAPTATION, LEFT_OUT)])
+        means = []
+        for task, (queries, examples) in enumerate(zip(self.real_queries, self.real_examples)):
+            rows = both[:, task, queries][..., examples]
+            one, other = rows[:, rows.isfinite().all(2).all(0)]
+            each = rank_correlations(one, other) if len(one) else one.sum(1)
+            if len(known := each[~each.isnan()]):
+                means.append(float(known.mean()))
+        return mean_over_seeds(means) if means else None
 
 
 @checked
@@ -116,7 +133,8 @@ def learner_scores(
     with learner.refusing_inputs(tasks):
         ends = [_ends(learner, rows[member], tasks) for member in chosen]
     losses, outputs = (torch.stack(part).cpu() for part in zip(*ends))
-    found = LearnerScores(losses, outputs)
+    queries, examples = (real_samples(y).cpu() for _, y in (tasks.query, tasks.support))
+    found = LearnerScores(losses, outputs, queries, examples)
     alone = learner.network.count is None
 
     def run(name: str, method: Callable[..., Tensor]) -> None:

@@ -97,7 +97,8 @@ def scored_trained_tasks(
 def task_pictures(tasks: TaskBatch) -> Tensor | None:
     """The first example of each class side by side, ``[N, channels, height, width]``.
 
-    None where inputs are no pictures, or there are no classes.
+    A class that a task does not have is left blank. None where inputs are no pictures, or
+    there are no classes.
     """
     x, y = tasks.support
     if x.dim() != 5 or not is_label(y):
@@ -105,7 +106,10 @@ def task_pictures(tasks: TaskBatch) -> Tensor | None:
     classes = min(_MOST, int(y.max()) + 1)
     firsts = [(y == label).int().argmax(1) for label in range(classes)]
     each = torch.stack([x[torch.arange(len(x), device=x.device), row] for row in firsts], 1)
-    return _tiled(each.detach().cpu().float())
+    there = torch.stack([(y == label).any(1) for label in range(classes)], 1)
+    blank = each.new_full((), float(each.max()), dtype=each.dtype)
+    shown = torch.where(there[..., None, None, None], each, blank)
+    return _tiled(shown.detach().cpu().float())
 
 
 def _tiled(pictures: Tensor) -> Tensor:

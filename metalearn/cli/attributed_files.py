@@ -114,7 +114,7 @@ def _learner_table(findings: LearnerFindings) -> str:
         known = agreement and f"{agreement.mean:.3f} ± {agreement.interval95:.3f}"
         row.append(known or "")
         if findings.disagreement:
-            row.append(f"{float(findings.disagreement[name].mean()):.3f}")
+            row.append(f"{float(findings.disagreement[name].nanmean()):.3f}")
         rows.append(row)
     if findings.trained is not None:
         row = ["training tasks", "gradient products (TracIn)"]

@@ -25,6 +25,7 @@ __all__ = [
     "labels_of",
     "mean_without_padding",
     "not_padding",
+    "real_samples",
 ]
 
 IGNORED = -100
@@ -128,6 +129,16 @@ def not_padding(targets: Tensor) -> Tensor:
     if is_label(targets):
         return targets != IGNORED
     return torch.ones_like(targets[..., 0], dtype=torch.bool)
+
+
+def real_samples(targets: Tensor) -> Tensor:
+    """Which samples of T tasks are no padding, ``[T, N]``, of targets ``[T, N, ...]`` of any kind.
+
+    All of those that are values or probabilities.
+    """
+    if is_label(targets):
+        return not_padding(targets)
+    return torch.ones(targets.shape[:2], dtype=torch.bool, device=targets.device)
 
 
 def mean_without_padding(values: Tensor, real: Tensor) -> Tensor:

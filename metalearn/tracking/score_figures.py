@@ -200,11 +200,17 @@ def _walk_panel(axes: Axes, norms: np.ndarray) -> None:
 
 
 def _standardised(rows: np.ndarray) -> np.ndarray:
-    """Each row without its mean, in units of its spread; NaN where there is none."""
-    spread = rows.std(axis=1, keepdims=True)
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    found = np.full_like(rows, np.nan)
-    np.divide(centred, spread, out=found, where=spread > 0)
+    """Each row without its mean, in units of its spread, both of its finite numbers.
+
+    NaN where a number is not finite, or there is no spread.
+    """
+    known = np.isfinite(rows)
+    count = np.maximum(known.sum(axis=1, keepdims=True), 1)
+    centred = np.where(known, rows, 0)
+    centred = np.where(known, centred - centred.sum(axis=1, keepdims=True) / count, 0)
+    spread = np.sqrt(np.square(centred).sum(axis=1, keepdims=True) / count)
+    found = np.full_like(centred, np.nan)
+    np.divide(centred, spread, out=found, where=known & (spread > 0))
     return found
 
 

@@ -81,6 +81,38 @@ def test_a_page_of_less(changes: dict[str, Any], words: str, missing: str) -> No
     assert json.dumps(learnt(**changes).as_json(), allow_nan=False)
 
 
+def test_padding_is_not_shown_and_has_no_part_in_means() -> None:
+    whole = learnt()
+    (x, y), (asked, wanted) = whole.tasks
+    y, wanted = y.clone(), wanted.clone()
+    y[:, 2], wanted[1, 0] = -100, -100
+    tasks = whole.tasks._replace(support=(x, y), query=(asked, wanted))
+    losses = whole.losses.index_put((torch.tensor(1), torch.tensor(0)), torch.tensor(0.0))
+    apart = {name: values.clone() for name, values in whole.disagreement.items()}
+    for values in apart.values():
+        values[1, 0] = torch.nan
+    padded = learnt(tasks=tasks, losses=losses, disagreement=apart)
+    numbers = json.loads(json.dumps(padded.as_json(top=Q * S), allow_nan=False))
+    task = numbers["of_tasks"][1]
+    assert task["loss"] == pytest.approx(float(whole.losses[1, 1:].mean()))
+    apart_of_task = float(whole.disagreement["left_out"][1, 1:].mean())
+    assert task["disagreement_of_members"]["left_out"] == pytest.approx(apart_of_task)
+    assert [query["row"] for query in task["of_queries"]] == [1, 2, 3]
+    for place, query in enumerate(task["of_queries"]):
+        listed = [*query["most_helpful"]["adaptation"], *query["most_harmful"]["adaptation"]]
+        assert sorted(entry["example"] for entry in listed) == [0, 1, 3, 4, 5]
+        for entry in listed:
+            row = whole.scores["adaptation"][1, place + 1]
+            assert entry["score"] == pytest.approx(float(row[entry["example"]]))
+    read = Read(learner_page_of(padded, top=S)).text
+    assert "-100" not in read and f"up to {S} support examples" in " ".join(read.split())
+    tracker = Kept()
+    track_learner_findings(tracker, padded, step=40)
+    assert "attribution/task_8_query_0" not in tracker.figures
+    known = tracker.numbers["attribution/disagreement_left_out"]
+    assert known == pytest.approx(float(apart["left_out"].nanmean()))
+
+
 def test_tasks_and_queries_of_the_highest_losses_are_shown() -> None:
     losses = torch.zeros(T, Q)
     losses[0, 3], losses[2, 1] = 2.0, 9.0

@@ -76,6 +76,45 @@ def test_the_check_is_a_rank_correlation_and_can_be_left_out() -> None:
     assert list(learner_scores(headless, tasks, check=False).by_member) == [LEFT_OUT]
 
 
+def padded(tasks: TaskBatch, support: int, query: int) -> TaskBatch:
+    """The same tasks with so many samples of padding before the last of each set."""
+
+    def more(batch: Any, count: int) -> Any:
+        x, y = batch
+        x = torch.cat([x[:, :-1], x[:, :1].repeat_interleave(count, 1), x[:, -1:]], 1)
+        return x, torch.cat(
+            [y[:, :-1], torch.full_like(y[:, :1], -100).expand(-1, count), y[:, -1:]], 1
+        )
+
+    return TaskBatch(more(tasks.support, support), more(tasks.query, query))
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_padding_has_no_part_in_what_is_made_of_scores(name: str) -> None:
+    tasks, many = doubled(name, "train"), learner(name, network_of(name, 2), "auto")
+    plain, found = learner_scores(many, tasks), learner_scores(many, padded(tasks, 5, 2))
+    real = found.real_queries
+    assert real.sum(1).tolist() == [plain.losses.shape[2]] * 3 and not real.all()
+    for method, values in plain.disagreement.items():
+        close(found.disagreement[method][real].reshape(values.shape), values)
+        assert found.disagreement[method][~real].isnan().all()
+    if name == "maml":
+        assert plain.agreement is not None and found.agreement is not None
+        assert found.agreement.mean == pytest.approx(plain.agreement.mean, abs=1e-9)
+
+
+def test_scores_that_are_not_finite_are_left_out_of_the_check() -> None:
+    one, tasks = learner("maml", network("maml", 0), "auto"), doubled("maml", "train")
+    found = learner_scores(one, tasks)
+    found.by_member[ADAPTATION][:, 0] = torch.nan
+    found.by_member[LEFT_OUT][:, 1] = torch.inf
+    agreement = found.agreement
+    assert agreement is not None and -1 <= agreement.mean <= 1
+    assert agreement.interval95 != agreement.interval95  # of one task that is left
+    found.by_member[LEFT_OUT][:, 2] = torch.nan
+    assert found.agreement is None
+
+
 def test_what_cannot_be_has_its_reason() -> None:
     single = tree_map(lambda x: x[:, ::2], doubled("protonet", "train").support)
     tasks = TaskBatch(single, doubled("protonet", "train").query)
@@ -124,3 +163,14 @@ def test_a_picture_of_a_task_has_an_example_of_each_class() -> None:
         wanted = x[1][(y[1] == label).nonzero()[0, 0]]
         assert torch.equal(pictures[1, :, top : top + height, left : left + width], wanted)
     assert task_pictures(doubled("cnp", "train")) is None
+
+
+def test_a_class_that_a_task_does_not_have_is_blank() -> None:
+    x, y = TASKS.sample("train", [0, 1]).support
+    fewer = TaskBatch((x, torch.where((y == 1) & (torch.arange(2) == 1)[:, None], -100, y)), ())
+    pictures, whole = (task_pictures(found) for found in (fewer, TaskBatch((x, y), ())))
+    assert pictures is not None and whole is not None
+    width = x.shape[-1]
+    assert torch.equal(pictures[0], whole[0])
+    assert (pictures[1, :, :width, width + 1 :] == pictures.max()).all()
+    assert torch.equal(pictures[1, :, :, :width], whole[1, :, :, :width])
