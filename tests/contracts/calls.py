@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn import attribution, core, data, evaluation, models, tasks, trainers
+from metalearn import attribution, core, data, evaluation, models, privacy, tasks, trainers
 from metalearn.core import functionalize
 from metalearn.tracking import NullTracker
 from metalearn.types import TaskBatch
@@ -31,7 +31,7 @@ _FOLDERS = tempfile.TemporaryDirectory()
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 
-FACES = ("core", "models", "data", "tasks", "evaluation", "trainers", "attribution")
+FACES = ("core", "models", "data", "tasks", "evaluation", "trainers", "attribution", "privacy")
 FILES = {
     "load_folder",
     "load_texts",
@@ -61,7 +61,7 @@ RESULTS |= {
 RESULTS |= {"HyperTest", "RunSetup"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
-RESULTS |= {"Attributed", "ScoredNetwork"}
+RESULTS |= {"Attributed", "ScoredNetwork", "PrivacySpent"}
 """What the library gives, never what it is given."""
 
 
@@ -987,6 +987,20 @@ def _looked_at() -> dict[str, Callable[[], Call]]:
     }
 
 
+def _privacy() -> dict[str, Callable[[], Call]]:
+    whole = privacy.SampledGaussian("full_batch", 20, 20, 5.0)
+    drawn: dict[str, Any] = {"sampling": "full_batch", "examples": 20, "batch_size": 20}
+    rule: dict[str, Any] = {"delta": 1e-3, "accountant": "rdp"}
+    return {
+        "SampledGaussian": _of(privacy, "SampledGaussian", noise_multiplier=1.5, **drawn),
+        "privacy_spent": _of(privacy, "privacy_spent", steps=[(whole, 3)], **rule),
+        "noise_multiplier_for": _of(
+            privacy, "noise_multiplier_for", epsilon=2.0, steps=3, **drawn, **rule
+        ),
+        "steps_for": _of(privacy, "steps_for", epsilon=2.0, mechanism=whole, **rule),
+    }
+
+
 CALLS: dict[str, Callable[[], Call]] = {
     f"{face}.{name}": make
     for face, found in (
@@ -997,6 +1011,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         ("tasks", _tasks()),
         ("trainers", _trainers()),
         ("attribution", _attribution() | _of_tasks() | _retraining() | _looked_at()),
+        ("privacy", _privacy()),
     )
     for name, make in found.items()
 }

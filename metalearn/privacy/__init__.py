@@ -1,0 +1,27 @@
+"""Private steps and their account: what was done to the data, written down before it is done.
+
+Nothing here knows of networks.
+"""
+
+# One kind of step, and what steps spend
+from metalearn.privacy.mechanism import Mechanism, Neighbours, SampledGaussian, Sampling
+from metalearn.privacy.accounting import (
+    Accountant,
+    PrivacySpent,
+    noise_multiplier_for,
+    privacy_spent,
+    steps_for,
+)
+
+__all__ = [
+    # One kind of step, and what steps spend
+    "Accountant",
+    "Mechanism",
+    "Neighbours",
+    "PrivacySpent",
+    "SampledGaussian",
+    "Sampling",
+    "noise_multiplier_for",
+    "privacy_spent",
+    "steps_for",
+]

@@ -1,0 +1,153 @@
+"""ε of composed events by dp-accounting, loaded where an ε is asked for.
+
+Axes: none; orders are those of Rényi divergences.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metalearn.errors import DataError
+from metalearn.privacy.mechanism import GaussianEvent
+
+__all__ = ["Events", "pld_epsilon", "rdp_epsilon"]
+
+Events = Mapping[GaussianEvent, int]
+"""How often each event happens."""
+
+_LEAST_NOISE = 1e-3  # below it ε is above 10^5, whatever the sampling: as good as none
+_INTERVAL = 1e-4  # of discretised privacy losses, dp-accounting's own
+_WIDTH = 8.0  # privacy losses of one event that are discretised so finely; wider ones are coarser
+_KEPT = 16  # distributions, of a few megabytes each
+
+
+def rdp_epsilon(events: Events, delta: float) -> float:
+    """The least ε over Rényi orders; infinity without noise.
+
+    Mironov, Talwar and Zhang, "Rényi Differential Privacy of the Sampled Gaussian Mechanism",
+    arXiv 1908.10530; Canonne, Kamath and Steinke, "The Discrete Gaussian for Differential Privacy",
+    NeurIPS 2020 (from Rényi divergences to ε).
+    """
+    happened = _happened(events)
+    if any(event.noise_multiplier < _LEAST_NOISE for event, _ in happened):
+        return math.inf
+    if not happened:
+        return 0.0
+    library = _dp_accounting()
+    total = sum(count * _divergences(event) for event, count in happened)
+    with _quiet():
+        orders = library.rdp.RdpAccountant().orders
+        return float(library.rdp.compute_epsilon(orders, total, delta)[0])
+
+
+def pld_epsilon(events: Events, delta: float) -> float:
+    """ε of the discretised privacy loss distribution, from above; infinity without noise.
+
+    An event's distribution is made once and then composed with itself by one Fourier transform,
+    which takes a few tenths of a second whatever the number of steps.
+
+    Koskela, Jälkö and Honkela, "Computing Tight Differential Privacy Guarantees Using FFT",
+    AISTATS 2020; Doroshenko et al., "Connect the Dots: Tighter Discrete Approximations of Privacy
+    Loss Distributions", PoPETs 2022.
+    """
+    happened = _happened(events)
+    if any(event.noise_multiplier < _LEAST_NOISE for event, _ in happened):
+        return math.inf
+    if not happened:
+        return 0.0
+    interval = _interval(happened)
+    with _quiet():
+        composed = None
+        for event, count in happened:
+            part = _losses(event, count, interval)
+            composed = part if composed is None else composed.compose(part)
+        assert composed is not None
+        return float(composed.get_epsilon_for_delta(delta))
+
+
+def _happened(events: Events) -> list[tuple[GaussianEvent, int]]:
+    """In an order that does not depend on that of the steps, so that sums round alike."""
+    some = [(event, count) for event, count in events.items() if count]
+    return sorted(some, key=lambda pair: repr(pair[0]))
+
+
+@lru_cache(maxsize=1024)
+def _divergences(event: GaussianEvent) -> NDArray[np.float64]:
+    """Rényi divergences of one event at all orders."""
+    library = _dp_accounting()
+    gaussian = library.GaussianDpEvent(event.noise_multiplier)
+    relation = library.NeighboringRelation.ADD_OR_REMOVE_ONE
+    sampled: Any = gaussian
+    if event.without_replacement and event.rate < 1:
+        relation = library.NeighboringRelation.REPLACE_ONE
+        size, examples = event.rate.as_integer_ratio()  # dp-accounting takes their ratio again
+        sampled = library.SampledWithoutReplacementDpEvent(examples, size, gaussian)
+    elif event.rate < 1:
+        sampled = library.PoissonSampledDpEvent(event.rate, gaussian)
+    accountant = library.rdp.RdpAccountant(neighboring_relation=relation)
+    with _quiet():
+        accountant.compose(sampled)
+    found: NDArray[np.float64] = accountant.rdp
+    return found
+
+
+def _interval(happened: list[tuple[GaussianEvent, int]]) -> float:
+    """How finely losses are discretised: one grid for all, wider where they spread further."""
+    width = max(_spread(event, count) for event, count in happened)
+    return float(_INTERVAL * 2 ** max(0, math.ceil(math.log2(width / _WIDTH))))
+
+
+def _spread(event: GaussianEvent, count: int) -> float:
+    """About the largest loss that is discretised, ten standard deviations from the mean."""
+    std = event.noise_multiplier / math.sqrt(count if event.rate == 1 else 1)
+    return 0.5 / std**2 + 10 / std
+
+
+def _losses(event: GaussianEvent, count: int, interval: float) -> Any:
+    """The distribution of the loss of an event that happens ``count`` times."""
+    if event.rate == 1:  # so many Gaussian mechanisms are one of less noise
+        return _one_loss(event.noise_multiplier / math.sqrt(count), 1.0, interval)
+    return _one_loss(event.noise_multiplier, event.rate, interval).self_compose(count)
+
+
+@lru_cache(maxsize=_KEPT)
+def _one_loss(std: float, rate: float, interval: float) -> Any:
+    make = _dp_accounting().pld.privacy_loss_distribution.from_gaussian_mechanism
+    return make(std, sampling_prob=rate, value_discretization_interval=interval)
+
+
+def _dp_accounting() -> Any:
+    try:
+        import dp_accounting
+    except ImportError as error:
+        needed = "pip install 'torch-metalearn[privacy]'"
+        raise DataError(f"dp-accounting is needed for an ε: {needed}") from error
+    return dp_accounting
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without dp-accounting's warnings of orders that it leaves out, which ε does not need.
+
+    What other threads log is let through, and so are their floating-point warnings.
+    """
+    thread, logger = threading.get_ident(), logging.getLogger("absl")
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(others)
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        logger.removeFilter(others)
