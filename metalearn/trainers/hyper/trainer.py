@@ -39,6 +39,7 @@ from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.ensemble_settings import check_monitor
 from metalearn.trainers.supervised.losses import LossSetting, chosen_loss
+from metalearn.trainers.supervised.metrics import with_measures
 from metalearn.trainers.supervised.model_evaluation import Monitor
 from metalearn.trainers.supervised.predictions import SplitReport, report_of
 from metalearn.trainers.supervised.scoring import check_outputs, score_split
@@ -75,7 +76,8 @@ class HyperTrainer(Trainer):
         method, truncation, memory, implicit: of the gradient; see `metalearn.core.hyper_gradient`.
             Settings of `ImplicitSolver` may be a mapping.
         loss: as of `PerSampleTrainer`.
-        monitor: what decides which state is best, on the second half of the validation part.
+        monitor: what decides which state is best, on the second half of the validation part; with
+            ``"loss"`` it is a ``loss`` that is no likelihood, where one is trained with.
         check: at the end of the training hold the gradient of one more outer step against two runs
             a little to either side: ``trainer.checked``, in the records and in the test, with a
             warning in the log where what was learnt should not be trusted.
@@ -140,7 +142,11 @@ class HyperTrainer(Trainer):
         place(module, where)
         batches = outer_batches(data, outer, outer_batch, seed, where)
         self.objective = HyperObjective(module, self._runs, batches, how)
-        evaluator = HyperEvaluator(self._validated, self._figure, monitor)
+        evaluator = with_measures(
+            HyperEvaluator(self._validated, self._figure, monitor),
+            lambda inputs: self._runs_validated(inputs),
+            self._scored, metrics={}, loss=chosen, monitor=monitor, device=where, together=True,
+        )  # fmt: skip
         rest |= {"tracker": tracker, "folder": folder, "settings": limits}
         super().__init__(assemble(module, self.objective, evaluator, optimizer=optimizer, **rest))
 
@@ -218,9 +224,9 @@ class HyperTrainer(Trainer):
         return predict
 
     def _validated(self) -> SplitReport:
-        predict = self._predict(self._hyper.current())
+        self._runs_validated = self._predict(self._hyper.current())
         how: Any = {"members": self._count, "device": self.device}
-        return report_of(predict, self._scored, "validation", **how)
+        return report_of(self._runs_validated, self._scored, "validation", **how)
 
     def _figure(self, title: str) -> Figure | None:
         return self._hyper.figure(self._hyper.current(), self._plain, title)

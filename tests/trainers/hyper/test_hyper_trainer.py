@@ -20,6 +20,7 @@ from metalearn.models import MLP
 from metalearn.trainers import (
     HYPER_KINDS,
     DistilledExamples,
+    FocalLoss,
     HyperTrainer,
     LearntExampleWeights,
     LearntSchedule,
@@ -74,6 +75,22 @@ def test_neither_test_samples_nor_those_that_choose_shape_anything(kind: str) ->
     for name, value in plain.module.state_dict().items():
         assert torch.equal(value, other.module.state_dict()[name])
     assert plain.best_value != other.best_value
+
+
+@pytest.mark.parametrize("loss", [FocalLoss(5.0), {"name": "focal", "gamma": 5.0}])
+def test_a_loss_that_is_no_likelihood_chooses_the_best_state(loss: Any) -> None:
+    trainer = made(loss=loss, inner={"whole_runs": 2}, factory=network)
+    trainer.fit()
+    trainer.load_best()
+    x, y = trainer._scored.part("validation")
+    runs = [trainer.train_network(index) for index in range(2)]
+    with torch.no_grad():
+        expected = float(torch.stack([FocalLoss(5.0)(run(x), y) for run in runs]).mean())
+    assert trainer.best_value == pytest.approx(expected, rel=1e-5)
+    by_accuracy = made(loss=loss, monitor="accuracy").loop.evaluator.monitor
+    assert (trainer.loop.evaluator.monitor, by_accuracy, made().loop.evaluator.monitor) == (
+        "validation/member_objective", "validation/accuracy", "validation/nll",
+    )  # fmt: skip
 
 
 def test_test_samples_do_not_choose() -> None:
