@@ -87,10 +87,10 @@ def scored_trained_tasks(
             for states in checkpoints
         ]
         scores.append(torch.stack(each).mean(0).cpu())
-        pictures.append(task_pictures(tasks))
-    shown = [part for part in pictures if part is not None]
+        pictures.append(_first_examples(tasks))
     texts = None if names is None else [", ".join(map(str, names(number))) for number in numbers]
-    together = torch.cat(shown) if shown and len({p.shape[1:] for p in shown}) == 1 else None
+    known = [part for part in pictures if part is not None]
+    together = _tiled(_of_one_width(known)) if len(known) == len(pictures) else None
     return TrainedTasks(list(numbers), torch.cat(scores, 1), texts, together)
 
 
@@ -100,26 +100,46 @@ def task_pictures(tasks: TaskBatch) -> Tensor | None:
     A class that a task does not have is left blank. None where inputs are no pictures, or
     there are no classes.
     """
+    found = _first_examples(tasks)
+    return None if found is None else _tiled(found)
+
+
+def _first_examples(tasks: TaskBatch) -> Tensor | None:
+    """Of each class, ``[N, W, channels, height, width]``; NaN where a task does not have it."""
     x, y = tasks.support
     if x.dim() != 5 or not is_label(y):
         return None
-    classes = min(_MOST, int(y.max()) + 1)
-    firsts = [(y == label).int().argmax(1) for label in range(classes)]
-    each = torch.stack([x[torch.arange(len(x), device=x.device), row] for row in firsts], 1)
-    there = torch.stack([(y == label).any(1) for label in range(classes)], 1)
-    blank = each.new_full((), float(each.max()), dtype=each.dtype)
-    shown = torch.where(there[..., None, None, None], each, blank)
-    return _tiled(shown.detach().cpu().float())
+    there = y[:, None] == torch.arange(min(_MOST, int(y.max()) + 1), device=y.device)[:, None]
+    tasks_along = torch.arange(len(x), device=x.device)[:, None]
+    found: Tensor = x[tasks_along, there.int().argmax(2)].detach().float()
+    return found.masked_fill(~there.any(2)[..., None, None, None], torch.nan).cpu()
+
+
+def _of_one_width(parts: Sequence[Tensor]) -> Tensor:
+    """Tasks of all parts, with as many classes as the part with most has."""
+    classes = max(part.shape[1] for part in parts)
+    wide = [
+        torch.cat(
+            [part, part.new_full((len(part), classes - part.shape[1], *part.shape[2:]), torch.nan)],
+            1,
+        )
+        for part in parts
+    ]
+    return torch.cat(wide)
 
 
 def _tiled(pictures: Tensor) -> Tensor:
-    """``[N, W, channels, height, width]`` in rows and columns, the brightest number between."""
+    """``[N, W, channels, height, width]`` in rows and columns.
+
+    The brightest number stands between them, and where there is none.
+    """
     count, classes, channels, height, width = pictures.shape
     columns = math.ceil(math.sqrt(classes))
     rows = math.ceil(classes / columns)
     size = (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP)
-    found = pictures.new_full((count, channels, *size), float(pictures.max()))
+    blank = float(pictures.nan_to_num(nan=-torch.inf).max())
+    found = pictures.new_full((count, channels, *size), blank)
     for number in range(classes):
         top, left = (number // columns) * (height + _GAP), (number % columns) * (width + _GAP)
         found[:, :, top : top + height, left : left + width] = pictures[:, number]
-    return found
+    return found.nan_to_num(nan=blank)

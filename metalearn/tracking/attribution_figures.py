@@ -51,7 +51,7 @@ def target_figure(
 ) -> Figure:
     """A target, and beside it the examples that helped and that harmed it most.
 
-    Without pictures the examples are bars, by their row and label.
+    Without pictures, of the target or of an example, these are bars, by their row and label.
 
     Args:
         picture: of the target, or None.
@@ -60,7 +60,7 @@ def target_figure(
         harmful: the most harmful first.
         title: stands above.
     """
-    if picture is None:
+    if picture is None or any(example.picture is None for example in (*helpful, *harmful)):
         said = "     ".join(map(shortened, lines))
         return _bars([*helpful, *reversed(harmful)], title=f"{shortened(title, 70)}\n{said}")
     columns = max(len(helpful), len(harmful), 4)

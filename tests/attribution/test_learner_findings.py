@@ -150,6 +150,14 @@ def test_a_tracker_gets_figures_and_numbers(pictures: bool) -> None:
         track_learner_findings(tracker, learnt(), step=-1)
 
 
+def test_training_tasks_without_pictures_are_bars_beside_tasks_with_some() -> None:
+    trained = TrainedTasks([0, 2, 4, 6, 8], draw(T, N) - 0.5)
+    tracker = Kept()
+    track_learner_findings(tracker, learnt(trained=trained), step=40)
+    assert "attribution/task_7_training_tasks" in tracker.figures
+    assert "training task" in learner_page_of(learnt(trained=trained))
+
+
 def test_all_scores_are_in_one_file_without_objects(tmp_path: Path) -> None:
     findings, members = learnt(), {"adaptation": draw(2, T, Q, S)}
     save_learner_scores(tmp_path / "new" / "scores.npz", findings, members)

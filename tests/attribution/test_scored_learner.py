@@ -152,6 +152,27 @@ def test_training_tasks_are_drawn_some_at_a_time(at_once: int) -> None:
     assert found.pictures is not None and len(found.pictures) == 5
 
 
+def test_pictures_of_training_tasks_are_as_large_where_classes_are_fewer() -> None:
+    one, targets = learner("maml", network("maml", 0), "auto"), doubled("maml", "test")
+
+    def sample(numbers: Any) -> TaskBatch:
+        (x, y), (asked, wanted) = doubled("maml", "train")[:2]
+        if numbers[0]:  # the last class is not there
+            y, wanted = (torch.where(labels == 2, -100, labels) for labels in (y, wanted))
+        return TaskBatch((x[:1], y[:1]), (asked[:1], wanted[:1]))
+
+    found = scored_trained_tasks(
+        sample, [0, 1], targets, gradients_fn=one.task_gradients, checkpoints=[[one.params]],
+        learning_rates=[0.1], names=None, at_once=1,
+    )  # fmt: skip
+    whole, fewer = (task_pictures(sample([n])) for n in (0, 1))
+    assert found.pictures is not None and whole is not None and fewer is not None
+    assert torch.equal(found.pictures[0], whole[0])
+    for columns in (slice(4), slice(5, 9)):  # of both classes that are there, side by side
+        assert torch.equal(found.pictures[1, :, :4, columns], fewer[0, :, :4, columns])
+    assert (found.pictures[1, :, 4:] == found.pictures.max()).all()
+
+
 def test_a_picture_of_a_task_has_an_example_of_each_class() -> None:
     tasks = TASKS.sample("train", [0, 1])
     pictures = task_pictures(tasks)

@@ -73,6 +73,18 @@ def test_every_kind_of_learner(run: Run, learner: str) -> None:
     assert report["step"] == 4 and report["state"] == "after step 4"
 
 
+def test_tasks_of_varying_sizes(run: Run) -> None:
+    sizes = ["task.shot=3", "task.least.shot=2", "task.least.query=1", "task.least.way=2"]
+    trained(run, *SMALL, *sizes, "learner=protonet")
+    said, report, arrays = attributed(run, "targets=2", "training_tasks=8")
+    for place, task in enumerate(report["of_tasks"]):
+        real = (arrays["query_labels"][place] >= 0).nonzero()[0].tolist()
+        assert [query["row"] for query in task["of_queries"]] == real
+        assert task["loss"] == pytest.approx(float(arrays["losses"][place, real].mean()))
+    assert "-100" not in Path("out/attribution-test.html").read_text(encoding="utf-8")
+    assert arrays["training_scores"].shape == (2, 8) and "warning" not in said
+
+
 def test_members_are_averaged_and_their_disagreement_is_told(run: Run) -> None:
     trained(run, *TINY, "trainer.members=2", "task.shot=3", "task.query=2")
     said, report, arrays = attributed(run, "targets=[1,4]", "training_tasks=[0,3]")
