@@ -134,6 +134,9 @@ def _trained(
         found.reasons[_TRAINED] = f"{type(learner).__name__} is trained on samples, not on tasks"
         return None
     seen = trainer.step * trainer.settings.accumulate * trainer.meta_batch
+    if not seen:
+        found.reasons[_TRAINED] = "the learner has not taken a step, so it has seen no task"
+        return None
     numbers = asked if isinstance(asked, list) else _spread(seen, asked)
     if max(numbers) >= seen:
         accepted = f"numbers below {seen} are needed: so many tasks were trained on"

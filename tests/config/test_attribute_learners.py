@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from metalearn.attribution import learner_support_scores, leave_one_support_out
-from metalearn.cli import load
+from metalearn.cli import attributed_learners, load
 from tests.support.commands import ROOT, TINY, Outcome, call
 
 Run = Callable[..., Outcome]
@@ -71,6 +71,23 @@ def test_every_kind_of_learner(run: Run, learner: str) -> None:
     assert ("warning" in said) == (learner == "rfs")
     assert "| support examples | adapting without the example |" in said
     assert report["step"] == 4 and report["state"] == "after step 4"
+
+
+def test_a_learner_that_was_stopped_before_its_first_step_has_seen_no_task(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(run, *SMALL, "learner=protonet")
+    real = attributed_learners.trainer_of
+
+    def at_the_start(*given: Any) -> Any:
+        trainer: Any = real(*given)
+        trainer.loop.step = 0
+        return trainer
+
+    monkeypatch.setattr(attributed_learners, "trainer_of", at_the_start)
+    said, report, arrays = attributed(run, "targets=2")
+    assert "left out: training_tasks: the learner has not taken a step" in said
+    assert report["state"] == "after step 0" and "training_scores" not in arrays
 
 
 def test_tasks_of_varying_sizes(run: Run) -> None:
