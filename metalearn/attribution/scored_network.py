@@ -131,8 +131,11 @@ class ScoredNetwork:
 
     @property
     def _weights(self) -> dict[str, Any]:
-        """Those of the examples, where the run had others than 1: the loss that was descended."""
-        weights = self.run.weights
+        """Those of the examples, where the run had others than 1: the loss that was descended.
+
+        An example that a bootstrap drew twice counts twice.
+        """
+        weights = self.run.weights * self.run.counts
         return {} if bool((weights == 1).all()) else {"weights": weights}
 
     @property
@@ -158,16 +161,23 @@ class ScoredNetwork:
         return seen[-1].flatten(1)
 
 
+def _of_all_copies(net: ScoredNetwork, scores: Tensor) -> Tensor:
+    """Scores ``[R, N]`` of the weight that all copies of an example in a bootstrap share."""
+    return scores * net.run.counts
+
+
 def _kronecker(net: ScoredNetwork) -> Tensor:
-    return kronecker_influence(
+    found = kronecker_influence(
         net.run.sample_loss, net.params, **net.pair, fisher=net.fisher,
         damping=net.settings.damping,
     )  # fmt: skip
+    return _of_all_copies(net, found)
 
 
 def _tracin(net: ScoredNetwork) -> Tensor:
     states, rates = net.checkpoints
-    return tracin_scores(net.run.sample_loss, states, **net.pair, learning_rates=rates)
+    found = tracin_scores(net.run.sample_loss, states, **net.pair, learning_rates=rates)
+    return _of_all_copies(net, found)
 
 
 def _trak(net: ScoredNetwork) -> Tensor:
@@ -215,7 +225,7 @@ def _early(net: ScoredNetwork) -> Params:
 
 METHODS: dict[str, Callable[[ScoredNetwork], Tensor]] = {
     "exact": lambda net: net.exact.scores,
-    "influence": lambda net: net.influence.scores,
+    "influence": lambda net: _of_all_copies(net, net.influence.scores),
     "kronecker": _kronecker,
     "tracin": _tracin,
     "trak": _trak,

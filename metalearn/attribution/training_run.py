@@ -53,6 +53,8 @@ class TrainingRun:
     data: SupervisedData
     network: nn.Module
     """In evaluation mode, as it stood before the first step."""
+    counts: Tensor
+    """``[N]``, whole numbers: how often each example is in an epoch; of a bootstrap 0, 1, 2, …"""
 
     def placed(self, targets: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Targets where the run computes.
@@ -143,6 +145,7 @@ def training_run(trainer: Trainer, *, member: int = 0, steps: int | None = None)
     return TrainingRun(
         network.params, parts.weights, optimizer, count, parts.batch, inner_loss, target_losses,
         network.evaluated, loss, rates, parts.data, copy_module(parts.module).eval(),
+        parts.batches.order.counts(member).to(rates.device),
     )  # fmt: skip
 
 

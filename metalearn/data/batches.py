@@ -99,6 +99,17 @@ class MemberBatches:
         first = batch * self.batch_size
         return self._epoch[1][..., first : first + self.batch_size].clone()
 
+    def counts(self, member: int) -> Tensor:
+        """How often each of the N samples is in an epoch of a member, int64 ``[N]``.
+
+        1 without ``bootstrap``. What does not fill a last batch is counted too.
+        """
+        if not self.bootstrap:
+            return torch.ones(len(self._samples), dtype=torch.int64, device=self._device)
+        drawn = self._resamples[int(self._row[member])]
+        every = np.bincount(drawn, minlength=int(self._samples.max()) + 1)
+        return torch.from_numpy(every[self._samples]).to(self._device)
+
     def _order(self, epoch: int) -> Tensor:
         """Sample indices of an epoch, ``[N]`` or ``[M, N]``."""
         rows = self._resamples

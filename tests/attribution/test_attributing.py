@@ -25,6 +25,7 @@ from metalearn.attribution import (
     kronecker_influence,
     retrain_subsets,
     retraining_settings,
+    tracin_scores,
     training_run,
 )
 from metalearn.checkpoint import save_checkpoint
@@ -53,6 +54,35 @@ def test_every_method_scores_every_example() -> None:
         assert scores.shape == (2, 48) and bool(scores.isfinite().all()) and bool(scores.any())
     assert not found.left_out and not found.warnings and not found.disagreement
     assert set(found.seconds) == {*METHODS, *SELF_METHODS}
+
+
+def test_a_member_of_a_bootstrap_is_explained_by_what_it_was_trained_on() -> None:
+    """As a run on the examples that were drawn, each as often; those that were not have none."""
+    run = training_run(members(model=_pair(), bootstrap=True), member=1)
+    ((_, params),) = run.states([run.steps])
+    net = ScoredNetwork(run, params, TARGETS, ScoreSettings(check=False))
+    drawn = torch.arange(48).repeat_interleave(run.counts)
+    assert len(drawn) == 48 and bool((run.counts == 0).any()) and bool((run.counts > 1).any())
+    pair = {"targets": net.pair["targets"], "examples": tuple(p[drawn] for p in net.examples)}
+    curvature = Curvature("ggn", run.outputs, output_loss=run.loss.mean)
+    fisher = fisher_kfac(
+        net.explained, params, pair["examples"], likelihood="categorical", kind="exact",
+        corrected=True,
+    )  # fmt: skip
+    states, rates = net.checkpoints
+    how: Any = {"damping": 0.01}
+    expected = {
+        "influence": conjugate_gradient_influence(
+            run.sample_loss, params, **pair, **how, curvature=curvature
+        ).scores,
+        "kronecker": kronecker_influence(run.sample_loss, params, **pair, **how, fisher=fisher),
+        "tracin": tracin_scores(run.sample_loss, states, **pair, learning_rates=rates),
+    }
+    for name, scores in expected.items():
+        wanted = torch.zeros(2, 48).index_add(1, drawn, scores)
+        torch.testing.assert_close(METHODS[name](net), wanted, rtol=1e-2, atol=1e-4)
+    for name in ("exact", *expected):
+        assert not METHODS[name](net)[:, run.counts == 0].any()
 
 
 def test_a_run_whose_examples_were_weighted_has_the_curvature_of_its_loss() -> None:

@@ -36,6 +36,17 @@ def test_an_epoch_visits_each_sample_once_in_a_new_order() -> None:
     assert len(distinct) == 6
 
 
+@pytest.mark.parametrize("bootstrap", [False, True])
+@pytest.mark.parametrize("seeds", [[0, 1], [4, 4]])
+def test_counts_are_those_of_an_epoch(bootstrap: bool, seeds: list[int]) -> None:
+    samples = torch.tensor([3, 14, 15, 92, 65, 35, 89, 79])
+    batches = MemberBatches(samples, batch_size=4, seeds=seeds, bootstrap=bootstrap)
+    for member in range(2):
+        rows = epoch(batches, 3).expand(2, 8)
+        seen = Counter(rows[member].tolist())
+        assert batches.counts(member).tolist() == [seen[sample] for sample in samples.tolist()]
+
+
 def test_the_incomplete_batch_is_left_out_and_differs_by_epoch() -> None:
     batches = MemberBatches(11, batch_size=4, seeds=[5])
     assert batches.batches_per_epoch == 2
