@@ -1,11 +1,13 @@
 """Means of gradients that are clipped sample by sample.
 
-Axes: N samples.
+Axes: N samples, K groups of parameters that are clipped by themselves.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,12 @@ from torch import Tensor
 from metalearn.core.checks import check_number
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk, sample_count
 from metalearn.core.precision import norms_of, squares, widened_tree
+from metalearn.core.samples.clipping_groups import (
+    Clipping,
+    ParameterGroups,
+    check_clipping,
+    group_numbers,
+)
 from metalearn.core.samples.gradients import SampleMethod, one_by_one, refusing
 from metalearn.core.samples.norms import collector_of
 from metalearn.core.tree import flatten, leaves, scale, tree_map, unflatten
@@ -21,6 +29,8 @@ from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = ["ClippedGradient", "clipped_chunk", "clipped_gradient"]
+
+_STABILITY = 0.01  # γ of automatic clipping
 
 
 class ClippedGradient(NamedTuple):
@@ -31,7 +41,7 @@ class ClippedGradient(NamedTuple):
     norms: Tensor
     """``[N]``: ‖g_i‖ before clipping, in float32 at least."""
     clipped_fraction: Tensor
-    """Scalar: the share of samples with ‖g_i‖ > C."""
+    """Scalar: the share of samples with ‖g_i‖ > C; of groups, of samples and groups."""
     losses: Tensor
     """``[N]``: the loss of each sample, in the same forward pass."""
 
@@ -43,6 +53,8 @@ def clipped_gradient(
     batch: Batch,
     *,
     max_norm: float | Tensor,
+    clipping: Clipping = "flat",
+    groups: ParameterGroups = "all",
     chunk_size: ChunkSize = None,
     memory: int | str | None = None,
     method: SampleMethod = "layers",
@@ -60,19 +72,28 @@ def clipped_gradient(
         params: see there.
         batch: see there.
         max_norm: C, above 0: a number, or a tensor of one, or ``[N]`` with one for each sample.
+        clipping: ``"flat"``; or ``"automatic"``, in which every gradient counts with nearly the
+            same norm, g_i·C/(‖g_i‖ + 0.01), whatever C is (Bu et al., "Automatic Clipping:
+            Differentially Private Deep Learning Made Easier and Stronger", NeurIPS 2023).
+        groups: of parameters that are clipped by themselves, each of K to C/√K, so that no sample's
+            whole is longer than C: ``"all"`` is one group; ``"layers"`` one for each layer's
+            parameters, of one name but for the last part; or names with patterns of dotted names,
+            the parameters of no pattern being a group of their own.
         chunk_size: samples that are taken at once.
         memory: budget of ``chunk_size="auto"``.
         method: as for `per_sample_norms`.
 
     Raises:
-        SettingError: a ``max_norm`` that is not above 0; as `per_sample_gradients`.
+        SettingError: a ``max_norm`` that is not above 0, a pattern that matches nothing or what
+            another has; as `per_sample_gradients`.
     """
+    rule = _Rule(check_clipping(clipping), group_numbers(params, groups))
     own = isinstance(max_norm, Tensor) and max_norm.dim() == 1
     shape = [sample_count(batch)] if own else ()
     accepted = "a number above 0 is needed"
     check_number("max_norm", max_norm, above=0, infinite=True, shape=shape, accepted=accepted)
     with refusing(loss_fn, params, batch, method):
-        take = _taker(loss_fn, params, method)
+        take = _taker(loss_fn, params, method, rule)
         size = resolve_chunk(lambda part: take(part, 1.0), batch, chunk_size, memory)
         total, norms, losses = None, [], []
         for part, limits in chunks((batch, max_norm if own else ()), size):
@@ -81,8 +102,9 @@ def clipped_gradient(
             norms.append(norm)
             losses.append(loss)
     found = torch.cat(norms)
-    clipped = (found > max_norm).to(found.dtype).mean()
-    return ClippedGradient(scale(total, 1 / len(found)), found, clipped, torch.cat(losses))
+    clipped = (found > rule.limits(max_norm)).to(found.dtype).mean()
+    whole = found[:, 0] if rule.count == 1 else found.square().sum(1).sqrt()
+    return ClippedGradient(scale(total, 1 / len(found)), whole, clipped, torch.cat(losses))
 
 
 def clipped_chunk(
@@ -99,45 +121,79 @@ def clipped_chunk(
         SettingError: as `clipped_gradient`.
     """
     with refusing(loss_fn, params, batch, method):
-        take = _taker(loss_fn, params, method)
+        take = _taker(loss_fn, params, method, _Rule("flat", [0] * len(leaves(params))))
         return resolve_chunk(lambda part: take(part, 1.0), batch, "auto", memory)
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """How gradients are clipped."""
+
+    clipping: Clipping
+    groups: list[int]
+    """Of each leaf, its group."""
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return max(self.groups) + 1
+
+    def limits(self, max_norm: float | Tensor) -> float | Tensor:
+        """C/√K, ``[N, 1]`` where samples have their own."""
+        own = isinstance(max_norm, Tensor) and max_norm.dim() == 1
+        each: float | Tensor = max_norm[:, None] if own else max_norm  # type: ignore[index]
+        return each if self.count == 1 else each / math.sqrt(self.count)
+
+    def norms(self, squared: list[Tensor]) -> Tensor:
+        """``[N, K]`` of the squares of leaves, ``[N]`` each."""
+        sums: list[list[Tensor]] = [[] for _ in range(self.count)]
+        for number, part in zip(self.groups, squared):
+            sums[number].append(part)
+        return torch.stack([norms_of(parts) for parts in sums], dim=1)
+
+    def factors(self, norms: Tensor, max_norm: float | Tensor) -> list[Tensor]:
+        """Of each leaf, ``[N]``: what gradients are multiplied by."""
+        limits = self.limits(max_norm)
+        if self.clipping == "automatic":
+            found = limits / (norms + _STABILITY)
+        else:  # 1 where the norm is zero
+            above = norms > limits
+            found = torch.where(above, limits / torch.where(above, norms, 1.0), 1.0)
+        columns = found.to(norms.dtype).unbind(1)
+        return [columns[number] for number in self.groups]
+
+
 def _taker(
-    loss_fn: LossFn, params: Params, method: SampleMethod
+    loss_fn: LossFn, params: Params, method: SampleMethod, rule: _Rule
 ) -> Callable[[Batch, float | Tensor], tuple[Params, Tensor, Tensor]]:
-    """The function from a batch and C to the sum of clipped gradients, norms and losses ``[N]``."""
+    """The function from a batch and C to sums of clipped gradients, norms ``[N, K]``, losses."""
     if method == "loop":
-        return lambda batch, limit: _clipped_one_by_one(loss_fn, params, batch, limit)
+        return lambda batch, limit: _clipped_one_by_one(loss_fn, params, batch, limit, rule)
     take, spec = collector_of(loss_fn, params, method), flatten(params)[1]
 
     def clipped(batch: Batch, max_norm: float | Tensor) -> tuple[Params, Tensor, Tensor]:
         found = take(batch)
-        norms = found.norms()
-        grads = found.weighted_gradient(_factors(norms, max_norm))
+        norms = rule.norms(found.squared_norms())
+        grads = found.weighted_gradient(rule.factors(norms, max_norm))
         return unflatten(grads, spec), norms, found.losses
 
     return clipped
 
 
 def _clipped_one_by_one(
-    loss_fn: LossFn, params: Params, batch: Batch, max_norm: float | Tensor
+    loss_fn: LossFn, params: Params, batch: Batch, max_norm: float | Tensor, rule: _Rule
 ) -> tuple[Params, Tensor, Tensor]:
     """The same, with one gradient held at a time."""
     total, norms, losses = None, [], []
     own = isinstance(max_norm, Tensor) and max_norm.dim() == 1
     for i, (grads, loss) in enumerate(one_by_one(loss_fn, params, batch)):
-        norm = norms_of([squares(g[None]) for g in leaves(grads)])
+        norm = rule.norms([squares(g[None]) for g in leaves(grads)])
         limit = max_norm[i] if own else max_norm  # type: ignore[index]
-        part = scale(widened_tree(grads), _factors(norm, limit)[0])
+        values, spec = flatten(widened_tree(grads))
+        factors = rule.factors(norm, limit)
+        part = unflatten([g * c[0] for g, c in zip(values, factors)], spec)
         total = part if total is None else tree_map(torch.add, total, part)
         norms.append(norm)
         losses.append(loss)
     grads = tree_map(lambda t, p: t.to(p.dtype), total, params)
     return grads, torch.cat(norms), torch.stack(losses)
-
-
-def _factors(norms: Tensor, max_norm: float | Tensor) -> Tensor:
-    """min(1, C/‖g‖), 1 where the norm is zero."""
-    safe = torch.where(norms > max_norm, norms, torch.ones_like(norms))
-    return torch.where(norms > max_norm, max_norm / safe, torch.ones_like(norms))

@@ -81,11 +81,11 @@ class Collected(NamedTuple):
             for parts, p in zip(self.parts, self.params)
         ]
 
-    def weighted_gradient(self, weights: Tensor) -> list[Tensor]:
-        """Σ c_i·g_i for weights c ``[N]``, like the parameters."""
+    def weighted_gradient(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Σ c_i·g_i for weights c ``[N]`` of each parameter, like the parameters."""
         return [
-            weighted_total(parts, weights).to(p.dtype) if parts else torch.zeros_like(p)
-            for parts, p in zip(self.parts, self.params)
+            weighted_total(parts, c).to(p.dtype) if parts else torch.zeros_like(p)
+            for parts, c, p in zip(self.parts, weights, self.params)
         ]
 
     def gram(self, other: Collected) -> Tensor:
