@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from metalearn.attribution.attributing import Attributed
+from metalearn.attribution.datamodels import DatamodelingScore
 from metalearn.attribution.findings import Findings
 from metalearn.attribution.findings_figures import track_findings
 from metalearn.attribution.findings_file import save_findings
@@ -20,6 +22,7 @@ from metalearn.attribution.leaving_out import CHANCE, change_in_words
 from metalearn.attribution.report_page import write_page
 from metalearn.attribution.scored_learner import ADAPTATION, LearnerScores
 from metalearn.cli.markdown import markdown
+from metalearn.evaluation.seeds import SeedMean
 from metalearn.tracking import RunTracker, write_json
 
 __all__ = ["write_learner", "write_run"]
@@ -79,10 +82,16 @@ def _table(findings: Findings, found: Attributed) -> str:
         row = [name, f"{findings.seconds[name]:.3g}"]
         for subsets in findings.retrained:
             score = subsets.lds.get(name)
-            row.append("" if score is None else f"{score.mean:.3f} ± {score.interval95:.3f}")
+            row.append("" if score is None else _with_interval(score))
         row += [f"{found.disagreement[name]:.3f}"] if found.disagreement else []
         rows.append(row)
     return markdown(heads, rows)
+
+
+def _with_interval(score: SeedMean | DatamodelingScore) -> str:
+    """A mean, with its interval where there is one: of one target or task there is none."""
+    half = f" ± {score.interval95:.3f}" if math.isfinite(score.interval95) else ""
+    return f"{score.mean:.3f}{half}"
 
 
 def _leave_k_out_table(findings: Findings) -> str:
@@ -111,8 +120,7 @@ def _learner_table(findings: LearnerFindings) -> str:
     for name in findings.scores:
         row = ["support examples", findings.words(name), f"{findings.seconds[name]:.3g}"]
         agreement = findings.agreement if name == ADAPTATION else None
-        known = agreement and f"{agreement.mean:.3f} ± {agreement.interval95:.3f}"
-        row.append(known or "")
+        row.append("" if agreement is None else _with_interval(agreement))
         if findings.disagreement:
             row.append(f"{float(findings.disagreement[name].nanmean()):.3f}")
         rows.append(row)

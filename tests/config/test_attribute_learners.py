@@ -90,6 +90,14 @@ def test_a_learner_that_was_stopped_before_its_first_step_has_seen_no_task(
     assert report["state"] == "after step 0" and "training_scores" not in arrays
 
 
+def test_one_task_has_a_correlation_without_an_interval(run: Run) -> None:
+    trained(run, *SMALL, "learner=maml")
+    said, report, _ = attributed(run, "targets=1", "training_tasks=0")
+    known = report["correlation_with_leaving_out"]
+    assert known["interval95"] is None
+    assert f"| {known['mean']:.3f} |" in said and "nan" not in said
+
+
 def test_tasks_of_varying_sizes(run: Run) -> None:
     sizes = ["task.shot=3", "task.least.shot=2", "task.least.query=1", "task.least.way=2"]
     trained(run, *SMALL, *sizes, "learner=protonet")
