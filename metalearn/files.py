@@ -137,8 +137,8 @@ def remove_partials(folder: Path, names: str) -> None:
                 continue
 
 
-def lock(file: IO[Any]) -> bool | None:
-    """Lock an open file for as long as it is open, without waiting.
+def lock(file: IO[Any], *, wait: bool = False) -> bool | None:
+    """Lock an open file for as long as it is open, without waiting unless that is said.
 
     Returns:
         True; False where another opening of the file has the lock; None where there are no locks.
@@ -146,7 +146,7 @@ def lock(file: IO[Any]) -> bool | None:
     if fcntl is None:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:

@@ -13,6 +13,11 @@ from metalearn.privacy.accounting import (
     steps_for,
 )
 
+# Where steps are written down
+from metalearn.privacy.ledger import PrivacyLedger
+from metalearn.privacy.series import RecordedRun
+from metalearn.privacy.account import PrivacyAccount
+
 __all__ = [
     # One kind of step, and what steps spend
     "Accountant",
@@ -24,4 +29,8 @@ __all__ = [
     "noise_multiplier_for",
     "privacy_spent",
     "steps_for",
+    # Where steps are written down
+    "PrivacyAccount",
+    "PrivacyLedger",
+    "RecordedRun",
 ]

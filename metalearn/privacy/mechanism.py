@@ -173,7 +173,7 @@ class SeededNoise:
     Whoever has the seed, which stands in the configuration of a run, can take the noise off again.
     """
 
-    of: SampledGaussian
+    of: Mechanism
 
     @property
     def neighbours(self) -> Neighbours:
@@ -199,7 +199,10 @@ class SeededNoise:
         Raises:
             DataError: it is none.
         """
-        return cls(SampledGaussian.from_state(state.get("of")))
+        inner = state.get("of")
+        if isinstance(inner, dict) and inner.get("kind") == state.get("kind"):
+            raise DataError("this is no mechanism of private steps (its noise is seeded twice)")
+        return cls(mechanism_of(inner))
 
 
 def mechanism_of(state: Any) -> Mechanism:

@@ -61,7 +61,7 @@ RESULTS |= {
 RESULTS |= {"HyperTest", "RunSetup"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
-RESULTS |= {"Attributed", "ScoredNetwork", "PrivacySpent"}
+RESULTS |= {"Attributed", "ScoredNetwork", "PrivacySpent", "RecordedRun"}
 """What the library gives, never what it is given."""
 
 
@@ -990,6 +990,7 @@ def _looked_at() -> dict[str, Callable[[], Call]]:
 def _privacy() -> dict[str, Callable[[], Call]]:
     whole = privacy.SampledGaussian("full_batch", 20, 20, 5.0)
     drawn: dict[str, Any] = {"sampling": "full_batch", "examples": 20, "batch_size": 20}
+    ledger = _fresh(lambda: privacy.PrivacyLedger("privacy.jsonl"))
     rule: dict[str, Any] = {"delta": 1e-3, "accountant": "rdp"}
     return {
         "SampledGaussian": _of(privacy, "SampledGaussian", noise_multiplier=1.5, **drawn),
@@ -997,6 +998,8 @@ def _privacy() -> dict[str, Callable[[], Call]]:
         "noise_multiplier_for": _of(
             privacy, "noise_multiplier_for", epsilon=2.0, steps=3, **drawn, **rule
         ),
+        "PrivacyLedger": _of(privacy, "PrivacyLedger", path="privacy.jsonl"),
+        "PrivacyAccount": _of(privacy, "PrivacyAccount", mechanism=whole, ledger=ledger, **rule),
         "steps_for": _of(privacy, "steps_for", epsilon=2.0, mechanism=whole, **rule),
     }
 

@@ -280,7 +280,8 @@ def test_states_are_plain_and_come_back() -> None:
         ({**MNIST.state(), "batch_size": 60001}, "batch_size=60001: there are 60000"),
         ({**MNIST.state(), "noise_multiplier": math.nan}, "the mechanism.noise_multiplier is nan"),
         ({**MNIST.state(), "q": 1}, "the mechanism.q is 1, but no such entry"),
-        ({"kind": "seeded_noise"}, "the mechanism is None, but a mapping"),
+        ({"kind": "seeded_noise"}, "kind is None, known are"),
+        ({"kind": "seeded_noise", "of": SeededNoise(MNIST).state()}, "its noise is seeded twice"),
     ]
     for state, said in bad:
         with pytest.raises(DataError, match=f"this is no mechanism of private steps .{said}"):

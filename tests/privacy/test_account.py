@@ -1,0 +1,224 @@
+"""The account of a run: what counts, checkpoints, resumption, seeded noise."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metalearn.checkpoint import load_checkpoint, save_checkpoint
+from metalearn.errors import DataError, SettingError
+from metalearn.privacy import PrivacyAccount, PrivacyLedger, SampledGaussian, privacy_spent
+from metalearn.privacy.mechanism import SeededNoise
+from metalearn.schema import Misfit
+
+pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
+
+ONE = SampledGaussian("full_batch", 50, 50, 20.0)
+LESS = SampledGaussian("full_batch", 50, 50, 9.0)
+SHUFFLED = SampledGaussian("shuffled", 90, 30, 9.0)
+RULE: dict[str, Any] = {"delta": 1e-5, "accountant": "rdp"}
+
+
+@pytest.fixture(params=["memory", "disk"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Fresh keepers of steps."""
+    return {} if request.param == "memory" else {"ledger": PrivacyLedger(tmp_path / "p.jsonl")}
+
+
+def reserved(account: PrivacyAccount, steps: range) -> PrivacyAccount:
+    for step in steps:
+        account.reserve(step)
+    return account
+
+
+def epsilon(*steps: tuple[SampledGaussian, int]) -> float:
+    return privacy_spent(steps, 1e-5, "rdp").epsilon
+
+
+def test_every_reserved_step_is_spent(where: dict[str, Any]) -> None:
+    account = PrivacyAccount(ONE, **RULE, **where)
+    assert account.spent().epsilon == 0
+    assert account.spent().neighbours == "add_or_remove_one"
+    for count in range(1, 4):
+        account.reserve(count - 1)
+        assert account.spent().epsilon == epsilon((ONE, count))
+    account.reserve(2)  # taken anew
+    assert account.spent().epsilon == epsilon((ONE, 4))
+    assert account.steps() == [(ONE, 4)]
+
+
+def test_steps_reserved_at_once_are_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    account = PrivacyAccount(ONE, ledger=PrivacyLedger(path), **RULE)
+    account.reserve(0, 4)
+    size = path.stat().st_size
+    reserved(account, range(1, 4))
+    assert path.stat().st_size == size
+    assert account.steps() == [(ONE, 4)]
+    account.reserve(3)  # anew
+    account.reserve(4, 4)
+    account.reserve(6)  # not the next one
+    account.reserve(5)
+    assert account.steps() == [(ONE, 11)]
+
+
+def test_another_mechanism_leaves_what_was_spent(where: dict[str, Any]) -> None:
+    account = reserved(PrivacyAccount(ONE, **RULE, **where), range(3))
+    account.change(LESS)
+    reserved(account, range(3, 5))
+    account.change(ONE)
+    account.reserve(5)
+    assert account.steps() == [(ONE, 4), (LESS, 2)]
+    assert account.spent().epsilon == epsilon((ONE, 4), (LESS, 2))
+    with pytest.raises(SettingError, match="an ε is for one neighbouring relation"):
+        account.change(SHUFFLED)
+    assert account.mechanism == ONE
+
+
+def test_a_checkpoint_carries_the_account(where: dict[str, Any], tmp_path: Path) -> None:
+    first = reserved(PrivacyAccount(ONE, **RULE, **where), range(3))
+    save_checkpoint(tmp_path / "c.pt", first.state())
+    state = load_checkpoint(tmp_path / "c.pt")
+    for kind in first.state_kinds():
+        kind(state, "")
+    again = PrivacyAccount(LESS, **RULE, **where)  # resumed with less noise
+    again.load_state(state)
+    assert again.run == first.run
+    assert again.spent() == first.spent()
+    reserved(again, range(3, 5))
+    assert again.spent().epsilon == epsilon((ONE, 3), (LESS, 2))
+
+
+def test_the_ledger_knows_what_a_checkpoint_does_not(tmp_path: Path) -> None:
+    """Steps between the checkpoint and a kill, of any number of resumptions."""
+    ledger = PrivacyLedger(tmp_path / "p.jsonl")
+    account = reserved(PrivacyAccount(ONE, ledger=ledger, **RULE), range(3))
+    state = account.state()
+    reserved(account, range(3, 8))
+    for resumption in range(1, 4):
+        account = PrivacyAccount(ONE, ledger=PrivacyLedger(ledger.path), **RULE)
+        account.load_state(state)
+        assert account.steps() == [(ONE, 3 + 5 * resumption)]
+        reserved(account, range(3, 8))
+    assert account.spent().epsilon == epsilon((ONE, 23))
+
+
+def test_a_checkpoint_knows_what_another_ledger_does_not(tmp_path: Path) -> None:
+    first = PrivacyAccount(ONE, ledger=PrivacyLedger(tmp_path / "a.jsonl"), **RULE)
+    state = reserved(first, range(6)).state()
+    other = PrivacyLedger(tmp_path / "b.jsonl")
+    account = PrivacyAccount(ONE, ledger=other, name="resumed", **RULE)
+    account.load_state(state)
+    assert PrivacyLedger(other.path).of(first.run) == [(ONE, 6)]
+    account.load_state(state)  # twice is once
+    account.reserve(6)
+    assert PrivacyLedger(other.path).of(first.run) == [(ONE, 7)]
+    assert other.runs()[0].name == "resumed"
+
+
+def test_shuffled_epochs_are_carried_whole(where: dict[str, Any]) -> None:
+    first = reserved(PrivacyAccount(SHUFFLED, **RULE, **where), range(4))
+    assert first.steps() == [(SHUFFLED, 6)]
+    again = PrivacyAccount(SHUFFLED, **RULE, **where)
+    again.load_state(first.state())
+    again.reserve(4)
+    assert again.steps() == [(SHUFFLED, 9)]
+
+
+def test_two_runs_of_one_ledger_are_one_composition(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    one = reserved(PrivacyAccount(ONE, ledger=PrivacyLedger(path), **RULE), range(5))
+    two = reserved(PrivacyAccount(LESS, ledger=PrivacyLedger(path), **RULE), range(3))
+    one.reserve(5)
+    assert one.run != two.run
+    assert one.spent().epsilon == epsilon((ONE, 6))
+    assert two.spent().epsilon == epsilon((LESS, 3))
+    assert one.spent_together() == two.spent_together()
+    assert one.spent_together().epsilon == epsilon((LESS, 3), (ONE, 6))
+
+
+def test_seeded_noise_gives_no_epsilon(tmp_path: Path, where: dict[str, Any]) -> None:
+    seeded = reserved(PrivacyAccount(ONE, secure=False, **RULE, **where), range(2))
+    assert seeded.steps() == [(SeededNoise(ONE), 2)]
+    for ask in (seeded.spent, seeded.spent_together):
+        with pytest.raises(SettingError, match="secure=False: noise from a seeded generator"):
+            ask()
+    resumed = PrivacyAccount(ONE, **RULE, **where)
+    resumed.load_state(seeded.state())
+    resumed.reserve(2)
+    assert resumed.spent().epsilon == math.inf
+    if where:  # others of the same ledger
+        other = reserved(PrivacyAccount(ONE, **RULE, **where), range(2))
+        assert other.spent().epsilon == epsilon((ONE, 2))
+        assert other.spent_together().epsilon == math.inf
+
+
+def test_epsilon_is_worked_out_where_steps_were_added(
+    monkeypatch: pytest.MonkeyPatch, where: dict[str, Any]
+) -> None:
+    account = reserved(PrivacyAccount(ONE, **RULE, **where), range(3))
+    asked: list[Any] = []
+
+    def counted(steps: Any, *rest: Any) -> Any:
+        asked.append(list(steps))
+        return privacy_spent(steps, *rest)
+
+    monkeypatch.setattr("metalearn.privacy.account.privacy_spent", counted)
+    assert account.spent() == account.spent() == account.spent_together()
+    assert len(asked) == 2  # of the run and of all
+    account.reserve(3)
+    account.spent()
+    assert asked[2:] == [[(ONE, 4)]]
+
+
+def test_what_does_not_compose_is_refused_when_it_is_resumed() -> None:
+    state = reserved(PrivacyAccount(SHUFFLED, **RULE), range(2)).state()
+    with pytest.raises(SettingError, match="steps='add_or_remove_one, zero_out_one': an ε is for"):
+        PrivacyAccount(ONE, **RULE).load_state(state)
+    busy = reserved(PrivacyAccount(SHUFFLED, **RULE), range(2))
+    with pytest.raises(DataError, match="steps were reserved already for another run"):
+        busy.load_state(state)
+
+
+def test_bad_input_is_refused(tmp_path: Path) -> None:
+    for change, said in (
+        ({"delta": 1.0}, r"delta=1.0: a number in \(0, 1\)"),
+        ({"accountant": "gdp"}, "accountant='gdp': one of pld, rdp"),
+        ({"run": ""}, "run='': a text that is not empty"),
+        ({"mechanism": "poisson"}, "mechanism='poisson': a Mechanism is needed"),
+        ({"ledger": str(tmp_path)}, "ledger=.*: a PrivacyLedger or null is needed"),
+    ):
+        with pytest.raises(SettingError, match=said):
+            PrivacyAccount(**{"mechanism": ONE, **RULE, **change})
+    drawn = SampledGaussian("fixed_size", 9, 3, 1.0)
+    with pytest.raises(SettingError, match='batches of fixed size are accounted by "rdp" alone'):
+        PrivacyAccount(drawn, delta=1e-5)
+    account = PrivacyAccount(ONE, **RULE)
+    for step, count, said in ((-1, 1, "step=-1"), (0, 0, "count=0"), (0.5, 1, "step=0.5")):
+        with pytest.raises(SettingError, match=said):
+            account.reserve(step, count)  # type: ignore[arg-type]
+    assert account.steps() == []
+    damaged = tmp_path / "p.jsonl"
+    damaged.write_text("nothing\n")
+    with pytest.raises(DataError, match="this is no ledger"):
+        PrivacyAccount(ONE, ledger=PrivacyLedger(damaged), **RULE)
+
+
+def test_states_of_another_kind_are_misfits() -> None:
+    account = reserved(PrivacyAccount(ONE, **RULE), range(2))
+    right = account.state()["privacy"]
+    (kind,) = account.state_kinds()
+    for wrong, said in (
+        ({}, "privacy.run is"),
+        ({**right, "run": ""}, "privacy.run is"),
+        ({**right, "steps": [[{}, -1]]}, r"privacy.steps\[0\]\[1\] is -1"),
+        ({**right, "steps": [[{}]]}, r"the length of privacy.steps\[0\] is 1"),
+        ({**right, "epsilon": 0.1}, "privacy.epsilon is 0.1, but no such entry"),
+    ):
+        with pytest.raises(Misfit, match=said):
+            kind({"privacy": wrong}, "")
+    with pytest.raises(DataError, match="kind is None"):
+        account.load_state({"privacy": {**right, "steps": [[{}, 1]]}})
