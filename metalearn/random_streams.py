@@ -1,14 +1,16 @@
-"""Random numbers that belong to an address (seed, place, index) and to nothing else.
+"""Random numbers that belong to an address (seed, place, index) and to nothing else, or to nobody.
 
-Only the raw stream of a Philox counter is used, which NumPy guarantees never to change; the draws
-are made from it here, so the same address gives the same numbers with any version, on any machine.
-Places are the three splits of tasks and the uses below; no two share a stream.
+Of an address, only the raw stream of a Philox counter is used, which NumPy guarantees never to
+change; the draws are made from it here, so the same address gives the same numbers with any
+version, on any machine. Places are the three splits of tasks and the uses below; no two share a
+stream. What nobody may guess comes from a cryptographically secure generator.
 
 Axes: none; a stream is one-dimensional.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,7 +19,12 @@ from numpy.typing import NDArray
 from metalearn.errors import SettingError
 from metalearn.types import Split
 
-__all__ = ["AddressedStream", "Purpose", "check_seed", "check_split"]
+try:
+    from ssl import RAND_bytes as _random_bytes
+except ImportError:  # a Python without OpenSSL
+    from os import urandom as _random_bytes
+
+__all__ = ["AddressedStream", "Purpose", "SecureStream", "Stream", "check_seed", "check_split"]
 
 Purpose = Literal[
     "division",
@@ -43,30 +50,16 @@ _PURPOSE_NUMBER = {name: number for number, name in enumerate(get_args(Purpose))
 _NO_SPLIT = 3  # the place in the two lowest bits of a key that no split has: the uses share it
 
 
-class AddressedStream:
-    """A stream of draws for one address.
+class Stream(ABC):
+    """Draws that are made of random words."""
 
-    Args:
-        seed: 0 or above, below 2^64.
-        place: ``"train"``, ``"validation"`` or ``"test"`` of tasks, or a use.
-        index: of the task within the split, 0 or above, below 2^62; below 2^58 for a use.
-    """
-
-    def __init__(self, seed: int, place: Split | Purpose, index: int) -> None:
-        check_seed(seed)
-        if place in _PURPOSE_NUMBER:
-            _check_bits("index", index, 58)
-            address = (index * 16 + _PURPOSE_NUMBER[place]) * 4 + _NO_SPLIT
-        else:
-            check_split(place)
-            _check_bits("index", index, 62)
-            address = index * 4 + _SPLIT_NUMBER[place]
-        # As an array: a list of a number above 2^63 and one below would pass through floats.
-        self._raw = np.random.Philox(key=np.array([seed, address], dtype=np.uint64))
+    @abstractmethod
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """``[count]`` of 64 random bits."""
 
     def uniform(self, count: int) -> np.ndarray:
         """``[count]`` float64 in [0, 1), multiples of 2^-53."""
-        return (self._raw.random_raw(count) >> np.uint64(11)) * 2.0**-53
+        return (self.words(count) >> np.uint64(11)) * 2.0**-53
 
     def without_replacement(self, population: int, count: int) -> list[int]:
         """``count`` different whole numbers below ``population``, in random order.
@@ -90,7 +83,7 @@ class AddressedStream:
         """
         number = np.arange(population, dtype=np.uint64)
         bits = np.uint64(max(population - 1, 0).bit_length())
-        words = (self._raw.random_raw(population) >> bits << bits) | number
+        words = (self.words(population) >> bits << bits) | number
         words.sort()
         return (words & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
 
@@ -100,6 +93,45 @@ class AddressedStream:
         The bias is that of `without_replacement`.
         """
         return (self.uniform(count) * population).astype(np.int64)
+
+
+class SecureStream(Stream):
+    """Draws that nobody can repeat or foretell: another series each time.
+
+    The words are of OpenSSL's generator (AES-256 in counter mode, NIST SP 800-90A), which takes its
+    seed from the operating system and is ten times as fast as that; where Python is without
+    OpenSSL, the operating system's own.
+    """
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """``[count]`` of 64 random bits."""
+        return np.frombuffer(_random_bytes(8 * count), dtype=np.uint64)
+
+
+class AddressedStream(Stream):
+    """A stream of draws for one address.
+
+    Args:
+        seed: 0 or above, below 2^64.
+        place: ``"train"``, ``"validation"`` or ``"test"`` of tasks, or a use.
+        index: of the task within the split, 0 or above, below 2^62; below 2^58 for a use.
+    """
+
+    def __init__(self, seed: int, place: Split | Purpose, index: int) -> None:
+        check_seed(seed)
+        if place in _PURPOSE_NUMBER:
+            _check_bits("index", index, 58)
+            address = (index * 16 + _PURPOSE_NUMBER[place]) * 4 + _NO_SPLIT
+        else:
+            check_split(place)
+            _check_bits("index", index, 62)
+            address = index * 4 + _SPLIT_NUMBER[place]
+        # As an array: a list of a number above 2^63 and one below would pass through floats.
+        self._raw = np.random.Philox(key=np.array([seed, address], dtype=np.uint64))
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """``[count]`` of 64 random bits, those that come next."""
+        return self._raw.random_raw(count)
 
 
 def check_seed(seed: int, setting: str = "seed") -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from metalearn.errors import SettingError
-from metalearn.random_streams import AddressedStream, check_split
+from metalearn.random_streams import AddressedStream, SecureStream, check_split
 
 WORD = 2**64 - 1
 
@@ -198,3 +198,17 @@ def test_the_global_generators_are_left_alone() -> None:
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     AddressedStream(0, "train", 0).without_replacement(100, 50)
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+# --- of nobody ------------------------------------------------------------------------------------
+
+
+def test_secure_words_are_uniform_and_never_the_same() -> None:
+    one, other = (SecureStream().words(20_000) for _ in range(2))
+    assert not np.array_equal(one, other)
+    bits = np.unpackbits(one.view(np.uint8)).reshape(20_000, 64)
+    assert np.abs(bits.mean(0) - 0.5).max() < 7 * 0.5 / math.sqrt(20_000)
+    drawn = SecureStream().with_replacement(10, 20_000)
+    assert_fair(Counter(drawn.tolist()).values(), 10)
+    assert sorted(SecureStream().permutation(50).tolist()) == list(range(50))
+    assert SecureStream().words(0).shape == (0,)

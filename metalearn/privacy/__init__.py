@@ -18,6 +18,16 @@ from metalearn.privacy.ledger import PrivacyLedger
 from metalearn.privacy.series import RecordedRun
 from metalearn.privacy.account import PrivacyAccount
 
+# Whom a step sees, and its noise
+from metalearn.privacy.sampling import (
+    BatchSampling,
+    FixedSizeSampling,
+    PoissonSampling,
+    ShuffledSampling,
+    sampling_of,
+)
+from metalearn.privacy.noise import add_gaussian_noise, gaussian_noise
+
 __all__ = [
     # One kind of step, and what steps spend
     "Accountant",
@@ -33,4 +43,12 @@ __all__ = [
     "PrivacyAccount",
     "PrivacyLedger",
     "RecordedRun",
+    # Whom a step sees, and its noise
+    "BatchSampling",
+    "FixedSizeSampling",
+    "PoissonSampling",
+    "ShuffledSampling",
+    "add_gaussian_noise",
+    "gaussian_noise",
+    "sampling_of",
 ]

@@ -990,6 +990,7 @@ def _looked_at() -> dict[str, Callable[[], Call]]:
 def _privacy() -> dict[str, Callable[[], Call]]:
     whole = privacy.SampledGaussian("full_batch", 20, 20, 5.0)
     drawn: dict[str, Any] = {"sampling": "full_batch", "examples": 20, "batch_size": 20}
+    some = _fresh(lambda: problem()["params"])
     ledger = _fresh(lambda: privacy.PrivacyLedger("privacy.jsonl"))
     rule: dict[str, Any] = {"delta": 1e-3, "accountant": "rdp"}
     return {
@@ -998,6 +999,12 @@ def _privacy() -> dict[str, Callable[[], Call]]:
         "noise_multiplier_for": _of(
             privacy, "noise_multiplier_for", epsilon=2.0, steps=3, **drawn, **rule
         ),
+        "gaussian_noise": _of(privacy, "gaussian_noise", likes=some, std=0.5, generator=_generator),
+        "add_gaussian_noise": _of(privacy, "add_gaussian_noise", sums=some, std=0.5),
+        "sampling_of": _of(privacy, "sampling_of", mechanism=whole, examples=20, seed=0),
+        "PoissonSampling": _of(privacy, "PoissonSampling", examples=20, rate=0.3, seed=0),
+        "FixedSizeSampling": _of(privacy, "FixedSizeSampling", examples=9, batch_size=3, seed=0),
+        "ShuffledSampling": _of(privacy, "ShuffledSampling", examples=9, batch_size=3, seed=0),
         "PrivacyLedger": _of(privacy, "PrivacyLedger", path="privacy.jsonl"),
         "PrivacyAccount": _of(privacy, "PrivacyAccount", mechanism=whole, ledger=ledger, **rule),
         "steps_for": _of(privacy, "steps_for", epsilon=2.0, mechanism=whole, **rule),
