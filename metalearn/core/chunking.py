@@ -82,7 +82,7 @@ def resolve_chunk(
         return None  # nothing is known
     # copies, so that what is a view of them does not count as the whole batch
     few = [tree_map(torch.clone, next(chunks(batch, n))) for n in (1, min(2, count))]
-    function(few[0])  # a module's first call is tried beside, which later ones are not
+    function(few[-1])  # at a first call things are tried beside, which they are not later
     one, two = (peak_memory(partial(function, samples), device) for samples in few)
     if one > budget:
         raise SettingError("memory", memory, f"one {of} takes {one} bytes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,7 @@ from metalearn.core.module.call_context import CallContext
 from metalearn.core.module.copying import Copier, TensorSlot, named_tensors
 from metalearn.core.ops import runs_over_tasks, task_operations_active, unwrap
 
-__all__ = ["ModuleTemplate", "PrivateCopy", "Written"]
+__all__ = ["ModuleTemplate", "PrivateCopy", "Written", "attention_as_now"]
 
 Written = tuple[nn.Module, str, str, Any]
 """Layer, table (``_parameters`` or ``_buffers``), key, and what stands there after a call."""
@@ -222,26 +222,36 @@ def _sources(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tupl
     return {name: found[name] for name in tensors}
 
 
-class math_attention:
-    """Attention by torch's MATH backend alone, the one that has second derivatives.
+class _Attention:
+    """Attention by some of torch's backends, as ``sdpa_kernel``, which takes as long as a layer."""
 
-    As ``sdpa_kernel(SDPBackend.MATH)``, which takes as long as a layer.
-    """
+    def __init__(self, wanted: Sequence[bool]) -> None:
+        self._wanted = wanted
 
     def __enter__(self) -> None:
-        self._before: list[Any] = [(enable, enabled()) for enable, enabled, _ in _BACKENDS]
-        for (enable, enabled), (_, _, wanted) in zip(self._before, _BACKENDS):
+        self._before: list[Any] = [(enable, enabled()) for enable, enabled in _BACKENDS]
+        for (enable, enabled), wanted in zip(self._before, self._wanted):
             if enabled != wanted:
                 enable(wanted)
 
     def __exit__(self, *_: object) -> None:
-        for (enable, enabled), (_, _, wanted) in zip(self._before, _BACKENDS):
+        for (enable, enabled), wanted in zip(self._before, self._wanted):
             if enabled != wanted:
                 enable(enabled)
 
 
+def math_attention() -> AbstractContextManager[None]:
+    """Attention by torch's MATH backend alone, the one that has second derivatives."""
+    return _Attention((False, False, False, True))
+
+
+def attention_as_now() -> AbstractContextManager[None]:
+    """A block with the backends that are enabled where this is called."""
+    return _Attention([enabled() for _, enabled in _BACKENDS])
+
+
 _BACKENDS = tuple(
-    (getattr(cuda, f"enable_{name}_sdp"), getattr(cuda, f"{name}_sdp_enabled"), name == "math")
+    (getattr(cuda, f"enable_{name}_sdp"), getattr(cuda, f"{name}_sdp_enabled"))
     for name in ("flash", "mem_efficient", "cudnn", "math")
 )
 

@@ -18,8 +18,9 @@ Axes: S positions, D numbers of a row, B bags, n rows of a bag.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from metalearn.core.ops.decomposed_norms import decomposed_norm
 
 __all__ = [
     "DecomposedOperations",
+    "decomposed_as_in_transforms",
     "decomposed_operation",
     "decomposed_operations_in_loss",
     "needs_decomposition",
@@ -44,6 +46,9 @@ _LAYERS = (
     nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.EmbeddingBag,
     RNNCellBase, _WeightNorm,
 )  # fmt: skip
+
+
+_AS_IN_TRANSFORMS: ContextVar[bool] = ContextVar("as in transforms", default=False)
 
 
 class DecomposedOperations(TorchFunctionMode):
@@ -80,6 +85,16 @@ def decomposed_operation(
         return None
     with within or nullcontext():
         return plain(*args, **kwargs)
+
+
+@contextmanager
+def decomposed_as_in_transforms() -> Iterator[None]:
+    """A block in which what is decomposed inside transforms alone is decomposed outside too."""
+    token = _AS_IN_TRANSFORMS.set(True)
+    try:
+        yield
+    finally:
+        _AS_IN_TRANSFORMS.reset(token)
 
 
 def needs_decomposition(module: nn.Module) -> bool:
@@ -243,7 +258,7 @@ def _as_float(value: Any) -> Any:
 
 
 def _transformed() -> bool:
-    return transforms_active()
+    return transforms_active() or _AS_IN_TRANSFORMS.get()
 
 
 _DECOMPOSED: dict[Any, Callable[..., Any]] = {

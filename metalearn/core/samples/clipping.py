@@ -64,8 +64,10 @@ def clipped_gradient(
     Norms are those of `per_sample_norms`; the sum is made of the same inputs and output gradients
     of layers, weighted by the clipping factors (book-keeping; Bu et al., "Differentially Private
     Optimization on Large Model at Small Cost", ICML 2023), so that there is one forward and one
-    backward pass and no sample's gradient is held. A gradient of zero stays zero; C = ∞ gives the
-    gradient of the batch.
+    backward pass and no sample's gradient is held. Where a trial on a few samples shows that the
+    loss of a batch takes them side by side, these are ordinary passes over the whole batch, watched
+    at every operation; otherwise, and inside transforms, they run under ``vmap``. A gradient of
+    zero stays zero; C = ∞ gives the gradient of the batch.
 
     Args:
         loss_fn: as for `per_sample_gradients`, as are ``params``, ``batch`` and ``memory``.
@@ -169,7 +171,8 @@ def _taker(
     """The function from a batch and C to sums of clipped gradients, norms ``[N, K]``, losses."""
     if method == "loop":
         return lambda batch, limit: _clipped_one_by_one(loss_fn, params, batch, limit, rule)
-    take, spec = collector_of(loss_fn, params, method), flatten(params)[1]
+    take = collector_of(loss_fn, params, method, norms_and_sums=True)
+    spec = flatten(params)[1]
 
     def clipped(batch: Batch, max_norm: float | Tensor) -> tuple[Params, Tensor, Tensor]:
         found = take(batch)

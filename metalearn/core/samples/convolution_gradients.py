@@ -25,13 +25,14 @@ from metalearn.core.samples.outer_products import (
     norms_of_products,
     products,
     split_together,
+    takes_gram,
 )
-from metalearn.core.samples.sample_gradients import SampleGradients
+from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradients
 
 __all__ = ["ConvolutionGradients", "Geometry"]
 
 _MANY_CHANNELS = 8
-_MANY_POSITIONS = 100  # from here on torch's grouped convolution is quicker than copying columns
+_MANY_POSITIONS = 25  # from here on torch's grouped convolution is quicker than copying columns
 
 
 class Geometry(NamedTuple):
@@ -100,7 +101,9 @@ class ConvolutionGradients(SampleGradients):
         elif special or (self._is_large and not _is_wrapped(dz)):
             grads = self._by_groups()
         else:
-            grads = products(self._rows(), self._columns())
+            pieces = split_together(self._held, x, dz)
+            parts = [self._of(a, b, 1) for a, b in pieces]
+            grads = torch.cat([products(p._rows(), p._columns()) for p in parts])
             if self._channels_last:
                 grads = grads.view(len(x), dz.shape[2], *self.geometry.size, x.shape[2])
                 grads = grads.permute(0, 1, 4, 2, 3)
@@ -115,14 +118,23 @@ class ConvolutionGradients(SampleGradients):
             return squares(self._of(x, dz, self.groups).formed())
         if self.groups > 1:
             return self._by_group(x, dz).squared_norms().view(len(x), -1).sum(1)
-        held = math.prod(self.geometry.size) * x.shape[2] * dz[0, :, 0].numel()
-        parts = [self._of(a, b, 1) for a, b in split_together(held, x, dz)]
+        if self._is_large and not self._takes_gram:
+            return super().squared_norms()
+        parts = [self._of(a, b, 1) for a, b in split_together(self._held, x, dz)]
         return torch.cat([norms_of_products(p._rows(), p._columns()) for p in parts])
+
+    def in_short(self, room: int) -> tuple[SampleGradients, int]:  # noqa: D102
+        more = math.prod(self.shape) * self.count - self.x.numel() - self.dz.numel()
+        if self.groups > 1 or self._takes_gram or more > room:
+            return self, 0
+        formed = self._of(widened(self.x), widened(self.dz), 1).formed()
+        return FormedGradients(formed), more
 
     def weighted_sum(self, weights: Tensor) -> Tensor:  # noqa: D102
         x, dz = widened(self.x), widened(self.dz)
         shares = weights.to(dz.dtype).view(-1, *(1,) * (dz.dim() - 1))
-        return self._of_pictures(x.flatten(0, 1), (dz * shares).flatten(0, 1)).view(self.shape)
+        x, dz = (x, dz * shares) if dz.numel() <= x.numel() else (x * shares, dz)
+        return self._of_pictures(x.flatten(0, 1), dz.flatten(0, 1)).view(self.shape)
 
     def input_rows(self) -> Tensor:  # noqa: D102
         return self._by_parts(type(self)._rows if self.inputs_first else type(self)._windows)
@@ -158,6 +170,21 @@ class ConvolutionGradients(SampleGradients):
         pictures = self.x.flatten(0, 1).permute(0, 2, 3, 1)
         columns = to_columns(pictures, self.geometry.window)
         return columns.reshape(len(self.x), -1, columns.shape[-1])
+
+    @property
+    def _held(self) -> int:
+        """Numbers that the columns of one sample take."""
+        return math.prod(self.geometry.size) * self.x.shape[2] * self._places
+
+    @property
+    def _places(self) -> int:
+        """Positions of one sample."""
+        return self.dz.shape[1] * math.prod(self.dz.shape[3:])
+
+    @property
+    def _takes_gram(self) -> bool:
+        inputs = math.prod(self.geometry.size) * self.x.shape[2]
+        return self.groups == 1 and takes_gram(self._places, self.dz.shape[2], inputs)
 
     @property
     def _channels_last(self) -> bool:

@@ -44,6 +44,7 @@ __all__ = [
     "refusing",
     "single",
     "vmapped_gradients",
+    "whole_loss",
 ]
 
 SampleMethod = Literal["layers", "vmap", "loop"]
@@ -198,6 +199,12 @@ def loss_of_one(loss_fn: LossFn, params: Params) -> Callable[[list[Tensor], Batc
             return check_scalar(loss_fn(unflatten(values, spec), single(sample)), "loss_fn")
 
     return loss
+
+
+def whole_loss(loss_fn: LossFn, params: Params) -> Callable[[list[Tensor], Batch], Tensor]:
+    """The loss of leaves like those of ``params`` and of a batch, unchecked."""
+    _, spec = flatten(params)
+    return lambda values, batch: loss_fn(unflatten(values, spec), batch)
 
 
 def _is_quick_matrix(values: list[Tensor]) -> Callable[[int, LayerCall], bool]:

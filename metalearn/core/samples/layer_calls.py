@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import metalearn.core.samples.rules  # noqa: F401  (torch's own operations)
-from metalearn.core._functorch import current_level
+from metalearn.core._functorch import maybe_current_level
 from metalearn.core.ops.decomposed_operations import decomposed_operation
 from metalearn.core.samples.gradient_totals import RowSlice
 from metalearn.core.samples.layer_rules import LayerCall, LayerRule, rule_of
@@ -63,11 +63,11 @@ class LayerCalls(TorchFunctionMode):
 
     Args:
         values: the tensors themselves that the loss is given.
-        answer: see `Answer`.
-        level: of transforms of torch.func, at which calls are offered.
+        answer: see `Answer`; None where `offer` does otherwise.
+        level: of transforms of torch.func, at which calls are offered; 0 outside of all.
     """
 
-    def __init__(self, values: Sequence[Tensor], answer: Answer, level: int) -> None:
+    def __init__(self, values: Sequence[Tensor], answer: Answer | None, level: int) -> None:
         super().__init__()
         self._known: dict[int, tuple[Tensor, ParameterView]] = {}
         for i, value in enumerate(values):
@@ -86,23 +86,32 @@ class LayerCalls(TorchFunctionMode):
         if rule is None and parts is None:
             inside = _LOOKED_INTO.get(function)
             if inside is None:
-                return function(*args, **kwargs)
+                return self.run(function, args, kwargs)
             with self:
                 return inside(*args, **kwargs)
         known = any(id(x) in self._known for x in args)
         known = known or any(id(x) in self._known for x in kwargs.values())
         # a transform inside of the loss has tensors of its own, which torch knows how to treat;
         # under no_grad no gradient will come
-        if not known or current_level() != self._level or not torch.is_grad_enabled():
-            return function(*args, **kwargs)
-        answer = None if rule is None else self._answered(rule, function, args, kwargs)
+        if not known or not self.is_own_level() or not torch.is_grad_enabled():
+            return self.run(function, args, kwargs)
+        answer = None if rule is None else self.answered(rule, function, args, kwargs)
         if answer is None:
-            answer = function(*args, **kwargs)
+            answer = self.run(function, args, kwargs)
             if parts is not None:
                 self._follow(parts, answer, *args, **kwargs)
         return answer
 
-    def _answered(self, rule: LayerRule, function: Any, args: Any, kwargs: Any) -> Any:
+    def run(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """What a call gives that is not answered."""
+        return function(*args, **kwargs)
+
+    def is_own_level(self) -> bool:
+        """Whether no transform of torch.func inside of the loss is under way."""
+        return (maybe_current_level() or 0) == self._level
+
+    def answered(self, rule: LayerRule, function: Any, args: Any, kwargs: Any) -> Any:
+        """The answer to a call with a rule that takes a parameter; None to run it."""
         call = rule(*args, **kwargs)
         if call is None:
             return None
@@ -110,7 +119,11 @@ class LayerCalls(TorchFunctionMode):
         _check_call(name, call)
         views = [self._view(parameter) for parameter in call.parameters]
         offered = any(view is not None for view in views)
-        return self._answer(name, call, views) if offered else None
+        return self.offer(name, call, views) if offered else None
+
+    def offer(self, name: str, call: LayerCall, views: Sequence[ParameterView | None]) -> Any:
+        """The output of a call that takes a parameter; None to let it run."""
+        return None if self._answer is None else self._answer(name, call, views)
 
     def _view(self, tensor: Tensor | None) -> ParameterView | None:
         known = self._known.get(id(tensor))

@@ -8,9 +8,8 @@ Axes: N samples, R other samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,18 +34,13 @@ from metalearn.core.samples.gradient_totals import (
     sum_of_squares_of_total,
     weighted_total,
 )
-from metalearn.core.samples.layer_calls import LayerCalls, ParameterView
+from metalearn.core.samples.layer_calls import Answer, LayerCalls
+from metalearn.core.samples.layer_hooks import LayerHooks, Received, Shown, Views, Wanted
 from metalearn.core.samples.layer_rules import LayerCall
 from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradients
 from metalearn.core.tree import flatten
-from metalearn.errors import SettingError
 
-__all__ = ["Collected", "Received", "collect"]
-
-Wanted = Callable[[int, LayerCall], bool]
-"""Whether a call is to tell of a parameter, by its number."""
-Received = Callable[[int, SampleGradients], SampleGradients]
-"""What is kept of a parameter's gradients, by its number, in the place of inputs and gradients."""
+__all__ = ["Collected", "collect", "seen_outside"]
 
 
 class Collected(NamedTuple):
@@ -112,6 +106,7 @@ def collect(
     *,
     wanted: Wanted = lambda index, call: True,
     received: Received = lambda index, gradients: gradients,
+    mode: Callable[[Sequence[Tensor], Answer, int], LayerCalls] = LayerCalls,
 ) -> Collected:
     """Take ``loss(params, sample)`` and its gradients for all samples of a batch at once.
 
@@ -121,6 +116,7 @@ def collect(
         batch: a tree of tensors with a leading sample axis.
         wanted: see `Wanted`; what no call tells of is taken by ``vmap(grad)``.
         received: see `Received`; is called in the backward pass.
+        mode: in which the loss is run.
 
     Raises:
         SettingError: no parameter has a part in the loss; a rule that gives something else.
@@ -128,114 +124,63 @@ def collect(
     leaves = flatten(batch)[0]
     values = [*params, params[0].new_zeros(())]
     keep = is_differentiated([*params, *leaves])
-    hooks = _Hooks(params, len(leaves[0]), wanted, received)
+    hooks, rest = LayerHooks(params, len(leaves[0]), wanted, received), [False] * len(params)
 
     def of_one(sample: Any) -> tuple[list[Tensor], Tensor]:
         def inside(values: list[Tensor]) -> Tensor:
             level = current_level()
-            answer = partial(hooks.answer, values[-1], level)
-            with decomposed_norms(keep), LayerCalls(values[:-1], answer, level):
+            answer = partial(_answered, hooks, values[-1], level)
+            with decomposed_norms(keep), mode(values[:-1], answer, level):
                 return loss(values[:-1], sample)
 
         found, value = lean_gradient(inside, values, keep_graph=keep)
-        hooks.rest = [gradient is not None for gradient in found[:-1]]
+        rest[:] = [gradient is not None for gradient in found[:-1]]
         return [gradient for gradient in found[:-1] if gradient is not None], value
 
     grads, losses = torch.func.vmap(of_one)(batch)
     parts, calls = hooks.parts, [len(found) for found in hooks.parts]
-    if not any(hooks.rest) and not any(calls):
+    if not any(rest) and not any(calls):
         refuse_unreached()
-    for i, gradient in zip([i for i, reached in enumerate(hooks.rest) if reached], grads):
+    for i, gradient in zip([i for i, reached in enumerate(rest) if reached], grads):
         parts[i].append(FormedGradients(gradient))
-    return Collected(losses, parts, calls, hooks.rest, params)
+    return Collected(losses, parts, calls, rest, params)
 
 
-@dataclass
-class _Hooks:
-    """Answers calls, each with a hook on the gradient of its output."""
+def _answered(
+    hooks: LayerHooks, origin: Tensor, level: int, name: str, call: LayerCall, views: Views
+) -> Tensor | None:
+    """The output of a call, whose parameters' gradients will be told; None to let it run.
 
-    params: Sequence[Tensor]
-    count: int
-    wanted: Wanted
-    received: Received
-    parts: list[list[SampleGradients]] = field(init=False)
-    rest: list[bool] = field(default_factory=list)
+    Its parameters are those outside of the gradient's level, to which no gradient goes.
+    """
+    told = hooks.told(call, views)
+    if not any(told):
+        return None
+    output = hooks.run(call, told)
+    if not output.requires_grad:
+        output = output + origin  # so that a gradient comes
+    elif output._is_view():
+        output = output.clone()  # a view that is written into loses its hook
 
-    def __post_init__(self) -> None:
-        self.parts = [[] for _ in self.params]
+    def shown(x: Tensor) -> Shown:
+        return partial(_with_axis, *_unwrapped(x, level), hooks.count)
 
-    def answer(
-        self,
-        origin: Tensor,
-        level: int,
-        name: str,
-        call: LayerCall,
-        views: Sequence[ParameterView | None],
-    ) -> Tensor | None:
-        """The output of a call, whose parameters' gradients will be told; None to let it run.
-
-        Its parameters are those outside of the gradient's level, to which no gradient goes.
-        """
-        told = [v if v is not None and self.wanted(v.number, call) else None for v in views]
-        if not any(told):
-            return None
-        parameters = [
-            given if view is None else view.of(self.params[view.number])
-            for given, view in zip(call.parameters, told)
-        ]
-        output = call.run(*parameters)
-        if not output.requires_grad:
-            output = output + origin  # so that a gradient comes
-        elif output._is_view():
-            output = output.clone()  # a view that is written into loses its hook
-        inputs = [(x, x._version, _unwrapped(x, level)) for x in call.inputs]
-
-        def hook(dz: Tensor) -> None:
-            pairs = [_unwrapped(dz, level)]
-            while inputs:
-                x, version, received = inputs.pop(0)
-                _refuse_written(name, x, version)
-                pairs.append(received)
-            with temporarily_pop_interpreter_stack(), temporarily_pop_interpreter_stack():
-                self._take(name, call, told, [_with_axis(*pair, self.count) for pair in pairs])
-
-        output.register_hook(hook)  # type: ignore[no-untyped-call]
-        return output
-
-    def _take(
-        self,
-        name: str,
-        call: LayerCall,
-        told: Sequence[ParameterView | None],
-        tensors: Sequence[Tensor],
-    ) -> None:
-        dz, *inputs = tensors
-        # as autocast gave them to the layer
-        inputs = [x.to(dz.dtype) if x.is_floating_point() else x for x in inputs]
-        with _without_autocast(dz):
-            for view, gradients_of in zip(told, call.gradients):
-                if view is not None:
-                    found = gradients_of(dz, *inputs)
-                    _check_gradients(name, found, view.of(self.params[view.number]), self.count)
-                    part = self.received(view.number, view.widened(found))
-                    self.parts[view.number].append(part)
+    hooks.listen(name, call, told, output, list(map(shown, call.inputs)), shown, _outside)
+    return output
 
 
-def _check_gradients(name: str, found: Any, parameter: Tensor, count: int) -> None:
-    setting = f"layer rule of {name}"
-    if not isinstance(found, SampleGradients):
-        raise SettingError(setting, type(found).__name__, "SampleGradients of a kind are needed")
-    got, wanted = (found.count, *found.shape), (count, *parameter.shape)
-    if got != wanted:
-        raise SettingError(setting, got, f"gradients {wanted} of a parameter are needed")
+@contextmanager
+def _outside() -> Iterator[None]:
+    """A block outside of ``vmap(grad)``."""
+    with temporarily_pop_interpreter_stack(), temporarily_pop_interpreter_stack():
+        yield
 
 
-def _refuse_written(name: str, x: Tensor, version: int) -> None:
-    if x._version != version:
-        raise RuntimeError(
-            f"the input of {name} was modified by an inplace operation after the call, which needs "
-            "it for the gradients of single samples"
-        )
+def seen_outside(tensor: Tensor, level: int, count: int) -> tuple[Tensor, bool]:
+    """A tensor from inside ``vmap(grad)`` as ``[N, ...]``, and whether samples differ in it."""
+    inside, axis = _unwrapped(tensor, level)
+    with _outside():
+        return _with_axis(inside.detach(), axis, count), axis is not None
 
 
 def _unwrapped(tensor: Tensor, level: int) -> tuple[Tensor, int | None]:
@@ -250,9 +195,3 @@ def _unwrapped(tensor: Tensor, level: int) -> tuple[Tensor, int | None]:
 def _with_axis(tensor: Tensor, axis: int | None, count: int) -> Tensor:
     """The tensor with its sample axis in front."""
     return tensor.expand(count, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
-
-
-def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
-    kind = like.device.type
-    enabled = torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if enabled else nullcontext()

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,6 +38,7 @@ __all__ = [
     "register_layer_rule",
     "rule_of",
     "rules_version",
+    "telling_samples",
 ]
 
 GradientsOf = Callable[..., SampleGradients]
@@ -83,6 +86,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "gradients": callable,
 }
 _RULES: dict[Any, LayerRule] = {}
+_TOLD: ContextVar[Set[int] | None] = ContextVar("tensors that follow from samples", default=None)
 _version = 0
 
 
@@ -142,18 +146,31 @@ def rules_version() -> int:
 
 
 def differs_by_sample(tensor: Any) -> bool:
-    """Inside the loss of one sample: whether the tensor follows from the sample.
+    """Inside the loss of one sample, or of a whole batch: whether the tensor follows from a sample.
 
     What follows from parameters alone may be as large as a parameter; its gradients by sample are
     not what a rule should ask for.
     """
     if not isinstance(tensor, Tensor):
         return False
+    told = _TOLD.get()
+    if told is not None:
+        return id(tensor) in told
     top = retrieve_all_functorch_interpreters()[-1]
     samples = top.level() - (top.key() == TransformType.Grad)  # gradients are taken inside of vmap
     if maybe_get_level(tensor) == samples + 1:
         tensor = get_unwrapped(tensor)
     return is_batchedtensor(tensor) and maybe_get_level(tensor) == samples
+
+
+@contextmanager
+def telling_samples(tensors: Set[int]) -> Iterator[None]:
+    """A block in which tensors that follow from samples are known by their ``id``."""
+    token = _TOLD.set(tensors)
+    try:
+        yield
+    finally:
+        _TOLD.reset(token)
 
 
 def _is_own(operation: Any) -> bool:

@@ -18,6 +18,7 @@ from metalearn.core.samples.gradients import (
     one_by_one,
     refusing,
     vmapped_gradients,
+    whole_loss,
 )
 from metalearn.core.samples.layer_io import Collected
 from metalearn.core.samples.sample_gradients import FormedGradients, SampleGradients
@@ -45,8 +46,9 @@ def per_sample_norms(
     Gradients of parameters that the loss uses in operations with a rule (matrix products,
     convolutions, embeddings, normalisation, scales; see `register_layer_rule`) are not formed:
     ‖Bᵀ·A‖² follows from a layer's inputs A and output gradients B in one backward pass (Goodfellow
-    2015, arXiv 1510.01799), and so do the inner products between several uses of one parameter. All
-    other parameters (see `ghost_parameters`) are taken by ``vmap(grad)``.
+    2015, arXiv 1510.01799), and so do the inner products between several uses of one parameter;
+    that pass is run as `clipped_gradient` runs it. All other parameters (see `ghost_parameters`)
+    are taken by ``vmap(grad)``.
 
     Args:
         loss_fn: as for `per_sample_gradients`, as are ``params``, ``batch`` and ``memory``.
@@ -82,7 +84,7 @@ def ghost_parameters(loss_fn: LossFn, params: Params, batch: Batch) -> dict[str,
 
 
 def collector_of(
-    loss_fn: LossFn, params: Params, method: SampleMethod, *, norms_alone: bool = False
+    loss_fn: LossFn, params: Params, method: SampleMethod, **kept: bool
 ) -> Callable[[Batch], Collected]:
     """The function from a batch to what makes up its gradients, in one backward pass.
 
@@ -90,10 +92,10 @@ def collector_of(
         loss_fn: as for `per_sample_gradients`.
         params: the same.
         method: ``"layers"`` or ``"vmap"``.
-        norms_alone: keep inputs and output gradients no longer than norms need them.
+        kept: ``norms_alone`` or ``norms_and_sums``, as for `collect_covered`.
     """
     check_floating(params, "params")
-    values, loss = leaves(params), loss_of_one(loss_fn, params)
+    values, loss, whole = leaves(params), loss_of_one(loss_fn, params), whole_loss(loss_fn, params)
 
     def by_vmap(batch: Batch) -> Collected:
         grads, losses = vmapped_gradients(loss, values, batch)
@@ -101,7 +103,7 @@ def collector_of(
         return Collected(losses, parts, [0] * len(parts), [True] * len(parts), values)
 
     def by_layers(batch: Batch) -> Collected:
-        return collect_covered(loss_fn, loss, values, batch, norms_alone=norms_alone)
+        return collect_covered(loss_fn, loss, values, batch, whole=whole, **kept)
 
     return by_layers if method == "layers" else by_vmap
 

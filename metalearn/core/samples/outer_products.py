@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from metalearn.core.precision import widened
-from metalearn.core.samples.sample_gradients import SLICE, SampleGradients, check_rows
+from metalearn.core.samples.sample_gradients import (
+    SLICE,
+    FormedGradients,
+    SampleGradients,
+    check_rows,
+)
 from metalearn.errors import SettingError, check_whole
 
 __all__ = [
@@ -25,6 +30,7 @@ __all__ = [
     "products",
     "split_together",
     "squared_lengths",
+    "takes_gram",
 ]
 
 
@@ -64,6 +70,15 @@ class OuterProducts(SampleGradients):
 
     def squared_norms(self) -> Tensor:  # noqa: D102
         return norms_of_products(widened(self.left), widened(self.right))
+
+    def in_short(self, room: int) -> tuple[SampleGradients, int]:  # noqa: D102
+        left, right, size = widened(self.left), widened(self.right), math.prod(self.shape)
+        more = size * self.count - left.numel() - right.numel()
+        if left.shape[1] == 1 or takes_gram(left.shape[1], *self.shape) or more > room:
+            return self, 0
+        formed = left.new_empty(self.count, *self.shape)
+        squares = [_product_into(*piece) for piece in split_together(size, left, right, formed)]
+        return FormedGradients(formed, torch.cat(squares)), more
 
     def sum_of_squares(self) -> Tensor:  # noqa: D102
         if self.left.shape[1] != 1:
@@ -198,11 +213,16 @@ def norms_of_products(left: Tensor, right: Tensor) -> Tensor:
     places, outputs, inputs = left.shape[1], left.shape[2], right.shape[2]
     if places == 1:
         return squared_lengths(right) * squared_lengths(left)
-    if places * (inputs + outputs) <= inputs * outputs:
-        size, norm = places * places, _gram_norms
+    if takes_gram(places, outputs, inputs):
+        size, norm = places * max(places, inputs + outputs), _gram_norms
     else:
         size, norm = inputs * outputs, _product_norms
     return torch.cat([norm(*piece) for piece in split_together(size, left, right)])
+
+
+def takes_gram(places: int, outputs: int, inputs: int) -> bool:
+    """Whether Gram matrices of so many positions take less than the product of a sample."""
+    return places * (inputs + outputs) <= inputs * outputs
 
 
 def squared_lengths(x: Tensor) -> Tensor:
@@ -217,8 +237,24 @@ def split_together(size: int, *tensors: Tensor) -> Iterator[Any]:
     return zip(*(t.split(step) for t in tensors))  # type: ignore[no-untyped-call]
 
 
+def _product_into(left: Tensor, right: Tensor, formed: Tensor) -> Tensor:
+    """Squared norms of products, which are written to ``formed``."""
+    return squared_lengths(torch.bmm(left.mT, right, out=formed))
+
+
 def _gram_norms(left: Tensor, right: Tensor) -> Tensor:
-    return (torch.bmm(right, right.mT) * torch.bmm(left, left.mT)).sum((1, 2))
+    """From Gram matrices of ``left`` and of what ``right`` has beyond its mean over positions.
+
+    R = R' + 1·mᵀ, so that Lᵀ·R = Lᵀ·R' + (Lᵀ·1)·mᵀ. Where positions are nearly the same and the sum
+    Lᵀ·1 nearly zero, as of the keys of attention, terms ⟨l_s, l_t⟩·‖m‖² would leave nothing but
+    their rounding.
+    """
+    mean = right.sum(1, keepdim=True) / max(1, right.shape[1])
+    total = left.sum(1, keepdim=True)
+    rest = right - mean
+    norms = (torch.bmm(rest, rest.mT) * torch.bmm(left, left.mT)).sum((1, 2))
+    both = torch.bmm(left, total.mT) * torch.bmm(rest, mean.mT)
+    return norms + 2 * both.sum((1, 2)) + squared_lengths(total) * squared_lengths(mean)
 
 
 def _product_norms(left: Tensor, right: Tensor) -> Tensor:

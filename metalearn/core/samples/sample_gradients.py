@@ -77,6 +77,17 @@ class SampleGradients(ABC):
         total: Tensor = reduce(torch.add, sums)
         return total
 
+    def in_short(self, room: int) -> tuple[SampleGradients, int]:
+        """The same for `squared_norms` and `weighted_sum` alone, in whatever makes both quickest.
+
+        Args:
+            room: how many numbers more than these it may hold.
+
+        Returns:
+            The gradients, and how many numbers more they hold; below 0 for fewer.
+        """
+        return self, 0
+
     def inner_products(self, other: SampleGradients) -> Tensor | None:
         """⟨g_i, h_i⟩ ``[N]`` with other gradients of the parameter; None to have both formed."""
         return None
@@ -119,8 +130,9 @@ class SampleGradients(ABC):
 class FormedGradients(SampleGradients):
     """Gradients ``[N, *shape]`` as they are: of vectors, and of what no rule has factors for."""
 
-    def __init__(self, gradients: Tensor) -> None:
+    def __init__(self, gradients: Tensor, squared_norms: Tensor | None = None) -> None:
         self.gradients = check_rows("gradients", gradients, 1)
+        self._squares = squared_norms
 
     @property
     def shape(self) -> tuple[int, ...]:  # noqa: D102
@@ -137,7 +149,7 @@ class FormedGradients(SampleGradients):
         return FormedGradients(self.gradients[first:stop])
 
     def squared_norms(self) -> Tensor:  # noqa: D102
-        return squares(self.gradients)
+        return squares(self.gradients) if self._squares is None else self._squares
 
     def weighted_sum(self, weights: Tensor) -> Tensor:  # noqa: D102
         wide = widened(self.gradients)

@@ -7,15 +7,18 @@ Axes: N samples, n entries of one sample's batch, C channels, ``[...]`` space.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.core.ops.decomposed_norms import standardized
 from metalearn.core.samples.layer_rules import GradientsOf, LayerCall, LayerRule
+from metalearn.core.samples.outer_products import split_together
 from metalearn.core.samples.sample_gradients import FormedGradients
 
 __all__ = ["RULES"]
@@ -116,8 +119,13 @@ def _affine(
     shared: Callable[[Tensor], Tensor],
 ) -> LayerCall:
     """With ``shared`` the sum of ``[N, ...]`` over all that shares a scale."""
+
+    def of_scale(dz: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        pieces = split_together(math.prod(dz.shape[1:]), dz, *inputs)
+        return torch.cat([shared(part * hat(*given)) for part, *given in pieces])
+
     gradients: tuple[GradientsOf, ...] = (
-        lambda dz, *inputs: FormedGradients(shared(dz * hat(*inputs))),
+        lambda dz, *inputs: FormedGradients(of_scale(dz, inputs)),
         lambda dz, *inputs: FormedGradients(shared(dz)),
     )
     return LayerCall(run, inputs, parameters, gradients[: len(parameters)])
