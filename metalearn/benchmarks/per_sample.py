@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from metalearn.benchmarks.clipped_networks import mnist_network
 from metalearn.core import clipped_gradient, functionalize, per_sample_gradients, per_sample_norms
 from metalearn.core.memory import peak_memory
 from metalearn.models import Conv4
@@ -58,15 +59,6 @@ def _mlp() -> nn.Module:
     )
 
 
-def _mnist() -> nn.Module:
-    """The network of opacus' MNIST example."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 8, 2, padding=3), nn.ReLU(), nn.MaxPool2d(2, 1),
-        nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.MaxPool2d(2, 1),
-        nn.Flatten(), nn.Linear(32 * 4 * 4, 32), nn.ReLU(), nn.Linear(32, 10),
-    )  # fmt: skip
-
-
 def _conv4() -> nn.Module:
     layers: list[nn.Module] = []
     for block in Conv4((1, 28, 28), 10, pool="flatten").blocks:
@@ -77,7 +69,7 @@ def _conv4() -> nn.Module:
 
 SAMPLE_WORKLOADS: dict[str, SampleWorkload] = {
     "mlp": SampleWorkload("MLP 64-128-128-10, batch 256", _mlp, (64,), 256),
-    "mnist": SampleWorkload("opacus' MNIST network, batch 64", _mnist, (1, 28, 28), 64),
+    "mnist": SampleWorkload("opacus' MNIST network, batch 64", mnist_network, (1, 28, 28), 64),
     "conv4": SampleWorkload("conv4 without norms, batch 64", _conv4, (1, 28, 28), 64),
 }
 

@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from matplotlib.figure import Figure
 
+from metalearn.benchmarks.clipped_networks import CLIPPED_NETWORKS
+from metalearn.benchmarks.clipped_steps import clipped_race, clipped_table
 from metalearn.benchmarks.curvature_problem import ProblemNorm, trained_conv4
 from metalearn.benchmarks.derivatives import derivative_race, derivative_table
 from metalearn.benchmarks.ensembles import (
@@ -82,9 +84,12 @@ def per_sample(rounds: int) -> SuiteResult:
     """Per-sample gradients against plain torch.func, a loop, opacus and BackPACK."""
     results = {name: sample_race(name, rounds=rounds) for name in SAMPLE_WORKLOADS}
     peaks = {name: ghost_memory(name, (64, 256, 1024)) for name in SAMPLE_WORKLOADS}
-    table = f"{sample_table(results)}\n\n{memory_table(peaks)}"
+    clipped = {name: clipped_race(name, rounds=rounds) for name in CLIPPED_NETWORKS}
+    tables = sample_table(results), memory_table(peaks), clipped_table(clipped)
     timings = {name: [asdict(t) for t in found] for name, found in results.items()}
-    return SuiteResult(table, {}, {"timings": timings, "peak_bytes": peaks})
+    steps = {name: [asdict(t) for t in found] for name, found in clipped.items()}
+    numbers = {"timings": timings, "peak_bytes": peaks, "clipped": steps}
+    return SuiteResult("\n\n".join(tables), {}, numbers)
 
 
 def derivatives(rounds: int) -> SuiteResult:

@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from metalearn.benchmarks import SUITES, derivatives, ensembles, per_sample
+from metalearn.benchmarks import (
+    SUITES,
+    clipped_networks,
+    clipped_steps,
+    derivatives,
+    ensembles,
+    per_sample,
+)
 from metalearn.data import digits_data
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -70,3 +77,16 @@ def test_a_sweep_is_timed_both_ways() -> None:
     sweep = ensembles.sweep_race(digits_data(seed=0), members=2, steps=2)
     assert (sweep.members, sweep.steps) == (2, 2)
     assert sweep.at_once > 0 and sweep.one_by_one > 0 and math.isfinite(sweep.one_by_one)
+
+
+def test_every_way_to_a_clipped_gradient_gives_the_loop() -> None:
+    results = {
+        name: clipped_steps.clipped_race(name, rounds=1, samples=6)
+        for name in clipped_networks.CLIPPED_NETWORKS
+    }
+    for name, timings in results.items():
+        ways = [t.way for t in timings]
+        assert ways[:3] == ["plain gradient", "ours", "vmap(grad) and clip"]
+        assert all(t.error < 1e-4 for t in timings[1:]), name
+        assert all(t.milliseconds > 0 and t.memory > 0 for t in timings)
+    assert "| ours |" in clipped_steps.clipped_table(results)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.core.module.private_copy import attention_as_now
 from metalearn.core.ops.decomposed_operations import decomposed_as_in_transforms
@@ -206,8 +206,8 @@ def run_whole(
 ) -> tuple[Collected, Any]:
     """What the calls of a loss of a whole batch told, met in a mode, and the mode."""
     count = len(flatten(batch)[0][0])
-    constants = [p.detach() for p in params]
-    values = [p.detach().requires_grad_() for p in params]
+    constants = [p.detach() if p.requires_grad else p for p in params]
+    values: list[Tensor] = [nn.Parameter(p) for p in params]
     origin = params[0].new_zeros(()).requires_grad_()
     hooks = LayerHooks(constants, count, lambda index, call: True, received)
     mode = calls(values, hooks, origin)
