@@ -118,7 +118,7 @@ class ConvolutionGradients(SampleGradients):
             return squares(self._of(x, dz, self.groups).formed())
         if self.groups > 1:
             return self._by_group(x, dz).squared_norms().view(len(x), -1).sum(1)
-        if self._is_large and not self._takes_gram:
+        if self._is_large:
             return super().squared_norms()
         parts = [self._of(a, b, 1) for a, b in split_together(self._held, x, dz)]
         return torch.cat([norms_of_products(p._rows(), p._columns()) for p in parts])
@@ -183,8 +183,9 @@ class ConvolutionGradients(SampleGradients):
 
     @property
     def _takes_gram(self) -> bool:
+        """Of a picture with many positions the products take less than columns alone."""
         inputs = math.prod(self.geometry.size) * self.x.shape[2]
-        return self.groups == 1 and takes_gram(self._places, self.dz.shape[2], inputs)
+        return not self._is_large and takes_gram(self._places, self.dz.shape[2], inputs)
 
     @property
     def _channels_last(self) -> bool:
