@@ -27,7 +27,7 @@ __all__ = [
     "check_rows",
 ]
 
-SLICE = 2**17
+SLICE = 2**18
 """Elements of gradients that are held at once where norms need them."""
 
 
