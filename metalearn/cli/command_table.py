@@ -55,6 +55,7 @@ COMMANDS = {
         _command("evaluate", "score a trained run", "evaluate", "evaluate"),
         _command("diagnose", "gradients and curvature of a trained run", "diagnose", "diagnose"),
         _command("attribute", "which examples made a run's network", "attribute_run", "attribute"),
+        _command("audit", "whether a private run is as private as it says", "audit", "audit"),
         _command("export", "write a trained run as one file", "export_run", "export"),
         _command("benchmark", "measure speed and memory beside peers", "benchmark", "benchmark"),
         _command("reproduce", "train and test rows of the ledger of reproductions", "reproduce"),

@@ -81,7 +81,7 @@ def parsed_config(
 
 
 def config_to_read(config: DictConfig, run: str | None = None) -> DictConfig:
-    """The configuration of a run that a command reads, its checkpoint, split and device checked.
+    """The configuration of a run that a command reads, whose own settings of it are checked.
 
     Args:
         config: of the command.
@@ -94,7 +94,8 @@ def config_to_read(config: DictConfig, run: str | None = None) -> DictConfig:
     saved = saved_config(folder, trust=plain_value(config.trust))
     if config.checkpoint not in ("best", "last"):
         raise SettingError("checkpoint", plain_value(config.checkpoint), "best or last is needed")
-    check_split(plain_value(config.split))
+    if "split" in config:
+        check_split(plain_value(config.split))
     device_of(config.device)
     return saved
 

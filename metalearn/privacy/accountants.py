@@ -27,7 +27,6 @@ Events = Mapping[GaussianEvent, int]
 _LEAST_NOISE = 1e-3  # below it ε is above 10^5, whatever the sampling: as good as none
 _INTERVAL = 1e-4  # of discretised privacy losses, dp-accounting's own
 _WIDTH = 8.0  # privacy losses of one event that are discretised so finely; wider ones are coarser
-_AT_ONCE, _PIECES = 10**6, 10**4  # dp-accounting raises a short list's length to this power first
 _KEPT = 16  # distributions, of a few megabytes each
 
 
@@ -117,12 +116,7 @@ def _losses(event: GaussianEvent, count: int, interval: float) -> Any:
     """The distribution of the loss of an event that happens ``count`` times."""
     if event.rate == 1:  # so many Gaussian mechanisms are one of less noise
         return _one_loss(event.noise_multiplier / math.sqrt(count), 1.0, interval)
-    one = _one_loss(event.noise_multiplier, event.rate, interval)
-    if count <= _AT_ONCE:
-        return one.self_compose(count)
-    many, left = divmod(count, _PIECES)
-    every = one.self_compose(many).self_compose(_PIECES)
-    return every.compose(one.self_compose(left)) if left else every
+    return _one_loss(event.noise_multiplier, event.rate, interval).self_compose(count)
 
 
 @lru_cache(maxsize=_KEPT)

@@ -11,6 +11,7 @@ from metalearn.errors import SettingError
 from metalearn.near_names import with_nearest
 from metalearn.studies.distillation import distil_digits
 from metalearn.studies.label_errors import ScoredTraining, find_label_errors
+from metalearn.studies.private_training import train_privately
 from metalearn.studies.rows import Rows
 from metalearn.studies.schedules import compare_schedules
 from metalearn.studies.spoilt_training import train_imbalanced, train_mislabelled
@@ -41,6 +42,11 @@ def _glyphs(seed: int) -> ClassificationData:
 _OF_DIGITS = ScoredTraining(hidden=32, steps=200)
 _OF_GLYPHS = ScoredTraining(hidden=128, steps=600)
 """By the accuracy on validation samples, whose labels are right, of seed 100, which no row has."""
+
+
+_RATES_OF_DIGITS: dict[float | None, float] = {1.0: 0.06, 3.0: 0.125, 8.0: 0.5, None: 0.5}
+_RATES_OF_GLYPHS: dict[float | None, float] = {1.0: 0.03, 3.0: 0.125, 8.0: 0.25, None: 0.5}
+"""By ε, so chosen from 0.03, 0.06, 0.125, 0.25 and 0.5."""
 
 
 _ACCURACY = {"accuracy": 1, "seconds": 0}
@@ -82,6 +88,18 @@ STUDIES = {
             "Learning rates for 50 steps on digits",
             compare_schedules,
             {"accuracy": 2, "nll": 4, "seconds": 1, "runs": 0},
+        ),
+        Study(
+            "private_digits",
+            "Private training on digits, δ = 1e-5: accuracy, %",
+            lambda seed: train_privately(_digits, 32, _RATES_OF_DIGITS, seed),
+            _ACCURACY,
+        ),
+        Study(
+            "private_glyphs",
+            "Private training on 15 letters, δ = 1e-5: accuracy, %",
+            lambda seed: train_privately(_glyphs, 128, _RATES_OF_GLYPHS, seed),
+            _ACCURACY,
         ),
     )
 }

@@ -44,6 +44,7 @@ from metalearn.trainers.supervised.focal import FocalLoss
 from metalearn.trainers.supervised.iterates import SnapshotTrainer, SWAGTrainer
 from metalearn.trainers.supervised.one_network import BatchEnsembleTrainer, MCDropoutTrainer
 from metalearn.trainers.supervised.per_sample import PerSampleTrainer
+from metalearn.trainers.supervised.private import PrivateTrainer
 from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.trainer import Trainer
@@ -89,6 +90,7 @@ __all__ = [
     "MultiStepLearner",
     "ParameterGroups",
     "PerSampleTrainer",
+    "PrivateTrainer",
     "ProtoMAML",
     "ProtoNet",
     "RegressionTest",

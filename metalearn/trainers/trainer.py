@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +154,14 @@ class Trainer:
                 where such a score chose the best state.
         """
         return {}
+
+    def results(self) -> Mapping[str, Any]:
+        """Further entries of ``results.json`` by name, plain values; none here."""
+        return {}
+
+    def remarks(self) -> list[str]:
+        """Further lines to be printed of a finished training; none here."""
+        return []
 
     def member_settings(self) -> list[dict[str, float]]:
         """What differs between members, as rows for the comparison of runs; none here."""

@@ -18,7 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn import attribution, core, data, evaluation, models, privacy, tasks, trainers
+from metalearn import (
+    attribution,
+    auditing,
+    core,
+    data,
+    evaluation,
+    models,
+    privacy,
+    tasks,
+    trainers,
+)
 from metalearn.core import functionalize
 from metalearn.tracking import NullTracker
 from metalearn.types import TaskBatch
@@ -31,7 +41,17 @@ _FOLDERS = tempfile.TemporaryDirectory()
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 
-FACES = ("core", "models", "data", "tasks", "evaluation", "trainers", "attribution", "privacy")
+FACES = (
+    "core",
+    "models",
+    "data",
+    "tasks",
+    "evaluation",
+    "trainers",
+    "attribution",
+    "privacy",
+    "auditing",
+)
 FILES = {
     "load_folder",
     "load_texts",
@@ -62,6 +82,7 @@ RESULTS |= {"HyperTest", "RunSetup"}
 RESULTS |= {"MemberReport", "TestReport", "Plan", "OODScores", "Temperature"}
 RESULTS |= {"ConformalPredictor", "RiskCoverage", "SetScores"}
 RESULTS |= {"Attributed", "ScoredNetwork", "PrivacySpent", "RecordedRun"}
+RESULTS |= {"EpsilonBound", "StepAudit", "TrainingAudit"}
 """What the library gives, never what it is given."""
 
 
@@ -662,6 +683,17 @@ def _trainers() -> dict[str, Callable[[], Call]]:
             trainers.PerSampleTrainer,
             {"model": models.MLP((2,), 3, hidden=(4,)), "data": blobs(), "batch_size": 8, **few},
         ),
+        "PrivateTrainer": lambda: (
+            trainers.PrivateTrainer,
+            {
+                "model": models.MLP((2,), 3, hidden=(4,)),
+                "data": blobs(),
+                "batch_size": 8,
+                "noise_multiplier": 1.0,
+                "delta": 1e-3,
+                **few,
+            },
+        ),
         "HyperTrainer": lambda: (
             trainers.HyperTrainer,
             {
@@ -987,6 +1019,26 @@ def _looked_at() -> dict[str, Callable[[], Call]]:
     }
 
 
+def _private() -> Any:
+    model = models.MLP((2,), 3, hidden=(3,), activation="tanh")
+    how: Any = {"noise_multiplier": 1.0, "delta": 1e-3, "steps": 2, "batch_size": 4}
+    return trainers.PrivateTrainer(model, blobs(), progress=False, **how)
+
+
+def _auditing() -> dict[str, Callable[[], Call]]:
+    scores: Any = {"inside": torch.ones(9), "outside": torch.zeros(9), "delta": 1e-5}
+    return {
+        "epsilon_lower_bound": _of(auditing, "epsilon_lower_bound", **scores),
+        "gaussian_epsilon": _of(auditing, "gaussian_epsilon", mu=1.0, delta=1e-5),
+        "audit_private_step": _of(
+            auditing, "audit_private_step", trainer=_fresh(_private), trials=8
+        ),
+        "audit_private_training": _of(
+            auditing, "audit_private_training", trainer=_fresh(_private), models=16
+        ),
+    }
+
+
 def _privacy() -> dict[str, Callable[[], Call]]:
     whole = privacy.SampledGaussian("full_batch", 20, 20, 5.0)
     drawn: dict[str, Any] = {"sampling": "full_batch", "examples": 20, "batch_size": 20}
@@ -1022,6 +1074,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         ("trainers", _trainers()),
         ("attribution", _attribution() | _of_tasks() | _retraining() | _looked_at()),
         ("privacy", _privacy()),
+        ("auditing", _auditing()),
     )
     for name, make in found.items()
 }

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metalearn import core, data, evaluation, models, privacy, tasks, trainers
+from metalearn import core, data, evaluation, models, tasks, trainers
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core import functionalize
 from metalearn.tracking import NullTracker, RunTracker
@@ -160,28 +160,7 @@ def _inner(make: Callable[[], core.InnerOptimizer]) -> Callable[[], Call]:
     return adapted
 
 
-_STEP = privacy.SampledGaussian("full_batch", 20, 20, 5.0)
-
-
-def _account() -> privacy.PrivacyAccount:
-    return privacy.PrivacyAccount(_STEP, delta=1e-3, accountant="rdp")
-
-
-def _ledger() -> privacy.PrivacyLedger:
-    ledger = privacy.PrivacyLedger(folder() / "privacy.jsonl")
-    ledger.declare("run", _STEP)
-    return ledger
-
-
 METHODS: dict[str, Callable[[], Call]] = {
-    "PrivacyAccount.reserve": lambda: (_account().reserve, {"step": 0, "count": 2}),
-    "PrivacyAccount.change": lambda: (_account().change, {"mechanism": _STEP}),
-    "PrivacyLedger.declare": lambda: (_ledger().declare, {"run": "run", "mechanism": _STEP}),
-    "PrivacyLedger.reserve": lambda: (_ledger().reserve, {"number": 0, "first": 0, "count": 2}),
-    "PrivacyLedger.of": lambda: (_ledger().of, {"run": "run"}),
-    "PoissonSampling.draw": lambda: (privacy.PoissonSampling(9, 0.5).draw, {"step": 0}),
-    "FixedSizeSampling.draw": lambda: (privacy.FixedSizeSampling(9, 3).draw, {"step": 0}),
-    "ShuffledSampling.draw": lambda: (privacy.ShuffledSampling(9, 3).draw, {"step": 0}),
     "apply": _applied,
     "hessian_operator(v)": _operator("hessian_operator"),
     "ggn_operator(v)": _operator("ggn_operator"),

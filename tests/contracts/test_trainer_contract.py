@@ -186,7 +186,7 @@ def test_one_step_is_enough(make: Callable[..., Trainer]) -> None:
     trainer = make(steps=1, tracker=tracker)
     assert trainer.fit().step == 1
     assert tracker.steps(trainer.monitor) == [0, 1]
-    assert tracker.steps("train/loss") == [1]
+    assert tracker.steps("train/gradient_norm") == [1]
 
 
 @trainers
@@ -229,6 +229,8 @@ def test_stopped_and_resumed_is_never_stopped(
         one, other = (
             load_checkpoint(f / "checkpoints" / name) for f in (folder, uninterrupted.folder)
         )
+        for state in (one, other):  # each run has an identity of its own
+            state["extra"].get("privacy", {}).pop("run", None)
         assert_same(without_times(one), without_times(other))
 
 

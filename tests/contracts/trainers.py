@@ -17,6 +17,7 @@ from metalearn.trainers import (
     HyperTrainer,
     MetaTrainer,
     PerSampleTrainer,
+    PrivateTrainer,
     Trainer,
 )
 from metalearn.trainers.meta.making import takes_maml
@@ -88,6 +89,13 @@ def _per_sample(**settings: Any) -> Trainer:
     return per_sample(**{"diagnostics": ["gradient_norms", "noise_scale"], **settings})
 
 
+def _private(**settings: Any) -> Trainer:
+    """With noise that can be drawn again, without which no run is another's continuation."""
+    given: Any = {"noise_multiplier": 1.0, "noise": "seeded", "batch_size": 8, "steps": 6}
+    given |= {"delta": 1e-3, "validation": "public", "reserve": 1, "progress": False, **settings}
+    return PrivateTrainer(_planar(), blobs(), **given)
+
+
 def _regression(**settings: Any) -> Trainer:
     """Members on real targets, by means and log-variances."""
     settings = {"steps": 6, "batch_size": 8, "progress": False, "engine": "batched"} | settings
@@ -149,11 +157,16 @@ TRAINERS: dict[str, Make] = {
     "ensemble": ensemble_trainer,
     "sweep": _sweep,
     "per_sample": _per_sample,
+    "private": _private,
     "regression": _regression,
     "regression_per_sample": _regression_per_sample,
     **{f"hyper_{kind}": partial(_hyper, kind) for kind in HYPER_KINDS},
     **{name: partial(_learner, name, 0) for name in LEARNERS if name != "maml"},
     **{f"{name}_members": partial(_learner, name, 2) for name in LEARNERS},
 }
-WITHOUT_DIAGNOSTICS = {"scripted", *(name for name in TRAINERS if name.startswith("hyper_"))}
+WITHOUT_DIAGNOSTICS = {
+    "scripted",
+    "private",
+    *(name for name in TRAINERS if name.startswith("hyper_")),
+}
 """Trainers of which diagnostics have nothing to see."""

@@ -222,20 +222,6 @@ def test_what_is_hardly_private_is_bounded_by_rdp_at_once() -> None:
     assert 1e9 < loud.epsilon < math.inf
 
 
-def test_steps_without_number_of_little_noise_each() -> None:
-    """Composed in two goes, from losses that have few points on the grid."""
-    quiet = SampledGaussian("poisson", 1000, 1, 3.0)
-    bound = privacy_spent([(quiet, 10**7)], 1e-5, "rdp").epsilon
-    spent = privacy_spent([(quiet, 10**7)], 1e-5)
-    assert spent.accountant == "pld"
-    assert 0.9 * bound < spent.epsilon < bound
-    more = privacy_spent([(quiet, 10**7 + 5000)], 1e-5).epsilon
-    assert spent.epsilon < more < 1.001 * spent.epsilon
-    quieter = SampledGaussian("poisson", 1000, 1, 100.0)
-    bound = privacy_spent([(quieter, 10**9)], 1e-5, "rdp").epsilon
-    assert 0 < privacy_spent([(quieter, 10**9)], 1e-5).epsilon <= bound
-
-
 def test_no_noise_no_privacy() -> None:
     for accountant in BOTH:
         silent = SampledGaussian("poisson", 60000, 240, 0.0)

@@ -217,6 +217,8 @@ def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> None:
         trainer.tracker.close()
     if reports:
         print(report_text(reports))
+    for line in trainer.remarks():
+        print(line)
     print(f"dashboard: tensorboard --logdir {folder.parent}")
 
 
@@ -254,6 +256,7 @@ def _finish(
             "test": {name: report.as_json() for name, report in reports.items()},
             "headline": numbers,
             **({"endings": trainer.endings} if rows else {}),
+            **trainer.results(),
         },
         make_folder=False,
     )

@@ -33,6 +33,10 @@ from metalearn.trainers.members.trained import trained_parameters
 __all__ = ["Loop"]
 
 
+_IN_BAR = {"train/accuracy_after": "accuracy", "privacy/epsilon": "epsilon"}
+"""By the name of a record, that behind the bar."""
+
+
 class Loop:
     """A training, assembled from its parts.
 
@@ -203,13 +207,15 @@ class Loop:
             records = self._records(batch, gradient) if due else {}
         factor = self._apply(grads, gradient.buffers)
         clock.count(gradient.count if gradient.processed is None else gradient.processed)
-        if "train/accuracy_after" in records:
-            self._shown = {"accuracy": records["train/accuracy_after"]}  # until the next record
+        for name, label in _IN_BAR.items():
+            if name in records:
+                self._shown[label] = records[name]  # until the next record
         speed = f"{self.objective.unit}_per_s"
-        bar.update(1, **{"loss": loss, **self._shown, speed: clock.rate()})
+        losses = {"loss": loss} if gradient.shows_losses else {}
+        bar.update(1, **{**losses, **self._shown, speed: clock.rate()})
         if due:
             numbers = {
-                "train/loss": loss,
+                **{f"train/{name}": value for name, value in losses.items()},
                 "train/gradient_norm": norm,
                 "train/learning_rate": self.update.base_rates[0] * factor,
                 f"speed/{speed}": clock.rate(),

@@ -33,6 +33,8 @@ class StepGradient:
     """By the name of the module's parameter; leaves of M members are ``[M, ...]``."""
     losses: Tensor
     """``[M]``; NaN for a member that is not trained."""
+    shows_losses: bool = field(default=True, kw_only=True)
+    """Whether they may be recorded; losses of private data are not, and are 0 here."""
     count: int
     """Tasks or samples (of each member) that the sums are over."""
     divisor: float = 1.0

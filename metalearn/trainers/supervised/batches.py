@@ -15,7 +15,7 @@ from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
 from metalearn.trainers.supervised.member_weights import ExampleWeights
 
-__all__ = ["LabelledBatch", "TrainingBatches", "have_member_axis"]
+__all__ = ["LabelledBatch", "TrainingBatches", "check_augmentation", "have_member_axis"]
 
 LabelledBatch = tuple[Tensor, ...]
 """Inputs ``[B, ...]`` and targets, or with M in front of both where members differ.
@@ -28,6 +28,18 @@ stand after them: ``[M, B]``, or ``[B]`` of a single network.
 def have_member_axis(targets: Tensor) -> bool:
     """Whether targets of a batch have M in front, told by their type and shape alone."""
     return targets.dim() == (3 if targets.is_floating_point() else 2)
+
+
+def check_augmentation(augmentation: Augmentation, data: SupervisedData) -> None:
+    """Refuse augmentation of what are no pictures.
+
+    Raises:
+        SettingError: names the first setting of it.
+    """
+    if augmentation.active and len(data.input_shape) != 3:
+        asked = {name: value for name, value in vars(augmentation).items() if value}
+        accepted = f"pictures are needed for it, and inputs are {list(data.input_shape)}"
+        raise SettingError(*next(iter(asked.items())), accepted)
 
 
 class TrainingBatches:
@@ -54,10 +66,7 @@ class TrainingBatches:
         device: torch.device,
         weights: ExampleWeights | None = None,
     ) -> None:
-        if augmentation.active and len(data.input_shape) != 3:
-            asked = {name: value for name, value in vars(augmentation).items() if value}
-            accepted = f"pictures are needed for it, and inputs are {list(data.input_shape)}"
-            raise SettingError(*next(iter(asked.items())), accepted)
+        check_augmentation(augmentation, data)
         self.data, self.order, self.augmentation = data, order, augmentation
         self.seeds, self.device, self.weights = list(seeds), device, weights
 

@@ -15,10 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.core import clipped_gradient
+from metalearn.core import ClippedGradient, clipped_gradient
 from metalearn.core.chunking import ChunkSize
 from metalearn.core.loss_checks import checked_to_reach, unused_parameters
 from metalearn.core.samples.clipping import clipped_chunk
+from metalearn.core.samples.clipping_groups import (
+    Clipping,
+    ParameterGroups,
+    check_clipping,
+    group_numbers,
+)
 from metalearn.core.samples.gradients import SampleMethod, one_gradient
 from metalearn.random_streams import AddressedStream
 from metalearn.schema import Kind, mapping, maybe, text, whole
@@ -46,6 +52,8 @@ class PerSampleObjective:
         expected: B, of the whole batch where ranks share it.
         max_norm: C; infinity clips nothing.
         noise_multiplier: σ.
+        clipping: how samples are clipped, see `metalearn.core.clipped_gradient`.
+        groups: of parameters that are clipped by themselves, see there.
         seed: of the noise, together with the step.
         chunk_size: samples at a time; ``"auto"`` is decided once.
         method: of per-sample gradients.
@@ -66,6 +74,8 @@ class PerSampleObjective:
         max_norm: float,
         noise_multiplier: float,
         seed: int,
+        clipping: Clipping = "flat",
+        groups: ParameterGroups = "all",
         chunk_size: ChunkSize = None,
         method: SampleMethod = "layers",
         deterministic: bool = False,
@@ -75,6 +85,8 @@ class PerSampleObjective:
         self.model, self.batches, self.expected = model, batches, expected
         self.max_norm, self.noise_multiplier, self.seed = max_norm, noise_multiplier, seed
         self.chunk_size, self.method, self.deterministic = chunk_size, method, deterministic
+        self.clipping, self.groups = check_clipping(clipping), groups
+        group_numbers(model.params, groups)
         self.criterion, self.weights = criterion, weights
         self.plan: SamplePlan | None = None
 
@@ -106,7 +118,7 @@ class PerSampleObjective:
             count,
             divisor=max(count, 1),
             normalizer=self.expected,
-            noise=partial(self._noisy, step=step) if self.noise_multiplier else None,
+            noise=partial(self.noisy, step=step) if self.noise_multiplier else None,
             scalars={} if clipped is None else {"train/clipped_fraction": clipped},
             suspects=lambda: f"batch {step} of the training part",
         )
@@ -114,7 +126,7 @@ class PerSampleObjective:
     def unused_parameters(self) -> list[str]:
         """Those of the loss of the first batch; they get no noise either."""
         self.model.train()
-        return unused_parameters(self.loss, self.model.params, self.batch(0))
+        return unused_parameters(self.loss, self.model.params, self._first_batch())
 
     def records(
         self, batch: LabelledBatch, gradient: StepGradient, *, step: int
@@ -153,32 +165,38 @@ class PerSampleObjective:
                     return grads, self.loss(params, batch), None
             grads, loss = torch.func.grad_and_value(checked_to_reach(self.loss))(params, batch)
             return grads, loss, None
-        assert self.plan is not None
-        found = clipped_gradient(
-            self.loss,
-            params,
-            batch,
-            max_norm=self.max_norm,
-            chunk_size=self.plan.chunk_size,
-            method=self.method,
-        )
+        found = self.clipped(params, batch)
         loss = found.losses.detach().mean()
         return found.grads, loss, (found.norms > self.max_norm).double().mean()
 
-    def _noisy(
+    def clipped(self, params: Params, batch: LabelledBatch) -> ClippedGradient:
+        """The mean of the clipped gradients of a batch, norms and losses."""
+        assert self.plan is not None
+        how: Any = {"chunk_size": self.plan.chunk_size, "method": self.method}
+        how |= {"clipping": self.clipping, "groups": self.groups}
+        return clipped_gradient(self.loss, params, batch, max_norm=self.max_norm, **how)
+
+    def noisy(
         self, grads: Mapping[str, Tensor], normalizer: float, *, step: int
     ) -> dict[str, Tensor]:
         """Gradients with noise of standard deviation σ·C/B, the same on every rank.
 
         B is the ``normalizer`` that their sum was divided by.
         """
-        drawn = AddressedStream(self.seed, "noise", step).with_replacement(2**62, 1)
-        generator = torch.Generator().manual_seed(int(drawn[0]))
+        generator = self._noise_of(step)
         size = self.noise_multiplier * self.max_norm / normalizer
         return {
             name: grad + size * torch.randn(grad.shape, generator=generator).to(grad)
             for name, grad in grads.items()
         }
+
+    def _noise_of(self, step: int) -> torch.Generator:
+        drawn = AddressedStream(self.seed, "noise", step).with_replacement(2**62, 1)
+        return torch.Generator().manual_seed(int(drawn[0]))
+
+    def _first_batch(self) -> LabelledBatch:
+        """By which is decided what is decided once."""
+        return self.batch(0)
 
     def _planned(self) -> SamplePlan:
         if self.chunk_size != "auto":
@@ -186,7 +204,7 @@ class PerSampleObjective:
         if self.deterministic or math.isinf(self.max_norm):
             return SamplePlan(None, "nothing measured")
         self.model.train()
-        batch = self.batch(0)
+        batch = self._first_batch()
         size = clipped_chunk(self.loss, self.model.params, batch, method=self.method)
         whole = size is None or size >= len(batch[1])
         return SamplePlan(None if whole else size, "as many as memory has room for")

@@ -21,8 +21,9 @@ class EnsembleTest:
 
     split: Split
     report: EnsembleReport
-    temperature: Temperature
-    """Of the ensemble's mean prediction, fitted on the validation split."""
+    temperature: Temperature | None
+    """Of the ensemble's mean prediction, fitted on the validation split; None where that is not to
+    be read."""
     ood: Mapping[str, OODScores]
     """Of each uncertainty of the whole ensemble, against the second data set; may be empty."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -30,18 +31,14 @@ class EnsembleTest:
 
     def as_json(self) -> dict[str, Any]:
         """Scores of members, of the ensemble, by its size; temperature; out of distribution."""
-        found, heat = self.report, self.temperature
+        found = self.report
         count = len(found.members.accuracy)
         numbers: dict[str, Any] = {
             "samples": found.samples,
             "ensemble": found.ensemble(),
             "members": [found.member(index) for index in range(count)],
             "by_size": [found.by_size.at(index) for index in range(count)],
-            "temperature": {
-                "value": float(heat.temperature),
-                "validation_nll_before": float(heat.nll_before),
-                "validation_nll_after": float(heat.nll_after),
-            },
+            **self._heat(),
             "out_of_distribution": {
                 name: {
                     "auroc": float(scores.auroc),
@@ -75,13 +72,21 @@ class EnsembleTest:
         members = {score: getattr(found.members, score) for score in _SCORES}
         title = f"{name}: {found.samples} samples"
         lines = score_table(title, found.ensemble(), members, percent=["accuracy"])
-        heat = self.temperature
-        lines.append(
-            f"  temperature {float(heat.temperature):.3g} takes the validation NLL from "
-            f"{float(heat.nll_before):.4f} to {float(heat.nll_after):.4f}"
-        )
+        if (heat := self.temperature) is not None:
+            lines.append(
+                f"  temperature {float(heat.temperature):.3g} takes the validation NLL from "
+                f"{float(heat.nll_before):.4f} to {float(heat.nll_after):.4f}"
+            )
         further = [f"  {n.replace('_', ' ')}: {v:.4g}" for n, v in self.metrics.items()]
         return lines + self._lines_of_ood() + further
+
+    def _heat(self) -> dict[str, Any]:
+        heat = self.temperature
+        if heat is None:
+            return {}
+        nlls = {"before": heat.nll_before, "after": heat.nll_after}
+        numbers = {f"validation_nll_{name}": float(nll) for name, nll in nlls.items()}
+        return {"temperature": {"value": float(heat.temperature), **numbers}}
 
     def _lines_of_ood(self) -> list[str]:
         lines = []

@@ -31,10 +31,12 @@ def score_split(
     members: int,
     device: torch.device,
     metrics: Metrics | None = None,
+    validated: bool = True,
 ) -> EnsembleTest | RegressionTest:
     """Scores of M members on a split, further metrics, and of classes the temperature.
 
-    The temperature is that of the mean prediction on the validation split.
+    The temperature is that of the mean prediction on the validation split, which is not read where
+    nothing is ``validated``.
 
     Raises:
         NonFiniteError: predictions are NaN.
@@ -44,7 +46,8 @@ def score_split(
         outputs, targets = logits_of(predict, data, split, device=device)
         check_members(outputs, split)
         further = measured(metrics, outputs, targets)
-    if data.kind == "classification":
+    temperature = None
+    if data.kind == "classification" and validated:
         logits, labels = logits_of(predict, data, "validation", device=device)
         check_members(logits, "validation")
         temperature = fit_temperature(logits, labels, pooling="pool_then_scale")

@@ -1,0 +1,196 @@
+"""Supervised training under differential privacy, with an account of what it has spent.
+
+Axes: N samples of the training part, B of a batch as expected, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, get_args
+
+import torch
+from torch import nn
+
+from metalearn.core.autodiff.products import check_mode
+from metalearn.core.checks import check_number
+from metalearn.core.chunking import ChunkSize
+from metalearn.core.samples.checks import BatchNormPolicy
+from metalearn.core.samples.clipping_groups import Clipping, ParameterGroups
+from metalearn.core.samples.gradients import SampleMethod
+from metalearn.data import Augmentation
+from metalearn.data.regression import SupervisedData
+from metalearn.errors import check_whole
+from metalearn.signatures import checked
+from metalearn.tracking import Tracker
+from metalearn.trainers.loop.assembly import place
+from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
+from metalearn.trainers.supervised import sample_methods as methods
+from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.ensemble_settings import check_monitor
+from metalearn.trainers.supervised.losses import LossSetting, chosen_loss
+from metalearn.trainers.supervised.metrics import Metrics, check_metrics
+from metalearn.trainers.supervised.model_evaluation import Monitor
+from metalearn.trainers.supervised.privacy_settings import PrivacySettings, privacy_summary
+from metalearn.trainers.supervised.private_objective import PrivateObjective
+from metalearn.trainers.supervised.sample_training import SampleTraining, without_mixing
+from metalearn.trainers.trainer import Trainer
+
+__all__ = ["PrivateTrainer"]
+
+_LEDGER = "privacy.jsonl"
+_SILENT = (("diagnostics", (), "[]"), ("precision", "float32", "float32"), ("accumulate", 1, "1"))
+"""Settings of the loop that would show or use more of the data than is accounted for."""
+
+
+class PrivateTrainer(Trainer):
+    """Trains one module by DP-SGD, (ε, δ)-differentially private in the samples it is trained on.
+
+    The gradient of a step is (1/B)·(Σ_i g_i·min(1, C/‖g_i‖) + σ·C·z) over a batch that is drawn by
+    chance, z standard normal (Abadi et al., "Deep Learning with Differential Privacy", CCS 2016).
+    The account writes every step down, and to the disk, before its batch is drawn, so that a step
+    counts even where the process ends in it; going on with other settings, from an earlier
+    checkpoint or in another run with the same ``ledger`` adds to it. Losses, norms and batch sizes
+    of training are not recorded, since no noise is on them.
+
+    Private are the samples of the training part, whichever the released weights are; the validation
+    split is read only where it is said to be public, the test split by who tests. Not private are
+    the choice of settings by several runs, unless all of them share a ledger, and the time that
+    steps take.
+
+    Args:
+        model: outputs ``[N, C]``; trained in place, or a copy of it where ``batch_norm`` is set.
+        data: samples in three splits, with classes or real targets.
+        seed: of augmentation and dropout masks; where noise is seeded, of batches and noise too.
+        steps: in all.
+        batch_size: B; Poisson sampling takes each of the N samples with the chance q = B/N by
+            itself, so that batches vary in size and may be empty.
+        epsilon: ε that the steps are to cost: σ is the least that keeps to it.
+        noise_multiplier: σ, above 0, in the place of ``epsilon``.
+        delta: δ, below 1/N.
+        max_norm: C, of a sample's gradient, finite.
+        clipping: ``"flat"``, or ``"automatic"``, in which all samples count with nearly the same
+            norm; see `metalearn.core.clipped_gradient`.
+        clip_groups: of parameters that are clipped by themselves: ``"all"``, ``"layers"``, or names
+            with patterns; see there.
+        sampling: ``"poisson"``; ``"fixed_size"``, B of N without replacement, whose neighbours
+            differ in one sample's value; or ``"shuffled"`` epochs, for which no amplification by
+            sampling is claimed. See `metalearn.privacy.SampledGaussian`.
+        accountant: ``"pld"``, which is tight, or ``"rdp"``.
+        noise: ``"secure"``: batches and noise come from the system's generator, and a run cannot be
+            repeated bit by bit; ``"seeded"``: it can, and there is no ε.
+        ledger: file that several runs on the same data share; ``privacy.jsonl`` in the run's folder
+            by default. Without either the account ends with the process.
+        reserve: how many steps are written down at once and synced to the disk (some milliseconds);
+            those that a run does not come to are spent all the same.
+        validation: ``"none"``: the validation split is not read, and the last state is kept;
+            ``"public"``: its samples are nobody's secret, and choose the best state.
+        batch_norm: as for `PerSampleTrainer`, as are the following.
+        chunk_size: samples at a time, which changes nothing else; ``"auto"`` is decided on zeros.
+        method: see there.
+        max_shift, flip, rotate: see there.
+        loss: see there.
+        metrics: see there.
+        monitor: what decides which state is best, where there is a validation.
+        optimizer: see there.
+        tracker: see there.
+        folder: of the run, for checkpoints and the account.
+        device: see there.
+        settings: the rest of `LoopSettings` by name, without diagnostics, accumulated batches or a
+            lower precision; ``clip`` is that of the noisy mean.
+
+    Raises:
+        SettingError: a setting out of range, a model whose samples depend on each other or that
+            does not fit the data, both or none of ``epsilon`` and ``noise_multiplier``.
+        DataError: a ledger that is damaged.
+    """
+
+    makes_module: ClassVar[tuple[str, ...]] = ("batch_norm", "loss")
+    chooses_best: ClassVar[tuple[str, ...]] = ("validation",)
+
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        data: SupervisedData,
+        *,
+        seed: int = 0,
+        steps: int = 1000,
+        batch_size: int = 256,
+        max_norm: float = 1.0,
+        clipping: Clipping = "flat",
+        clip_groups: ParameterGroups = "all",
+        batch_norm: BatchNormPolicy | None = None,
+        chunk_size: ChunkSize = None,
+        method: SampleMethod = "layers",
+        max_shift: int = 0,
+        flip: bool = False,
+        rotate: float = 0.0,
+        loss: LossSetting = None,
+        metrics: Metrics | None = None,
+        monitor: Monitor = "loss",
+        optimizer: OptimizerFactory | None = None,
+        tracker: Tracker | None = None,
+        folder: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        **settings: Annotated[Any, PrivacySettings],
+    ) -> None:
+        _check(seed, max_norm, method)
+        check_monitor(monitor, data)
+        private = PrivacySettings(**settings)
+        limits = private.limits(steps)
+        self.account = private.account(data, batch_size, steps, folder)
+        chosen = chosen_loss(loss, data)
+        model = without_mixing(model, batch_norm)
+        where = place(model, device)
+        self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
+        batches = private.batches(self.account, data, self.augmentation, seed, where, steps)
+        objective = partial(
+            PrivateObjective, account=self.account,
+            placeholder=partial(_zeros, data, batch_size, where),
+            expected=batch_size, max_norm=float(max_norm), seed=seed, chunk_size=chunk_size,
+            method=method, clipping=clipping, groups=clip_groups,
+            deterministic=limits.deterministic, criterion=chosen.weighted_mean,
+        )  # fmt: skip
+        self.training = SampleTraining(
+            model, data, batches, objective, chosen, seed=seed, metrics=check_metrics(metrics),
+            monitor=monitor if private.validation == "public" else None, device=where,
+            vectorize=method != "loop",
+        )  # fmt: skip
+        self.data, self.seed = data, seed
+        self.objective, self.mechanism = self.training.objective, private.mechanism
+        rest: Any = {"optimizer": optimizer, "tracker": tracker, "folder": folder}
+        super().__init__(self.training.loop(limits, **rest))
+
+    loss = methods.loss
+    predict = methods.predict
+    test = methods.score
+    reports = methods.reports
+    diagnosis_sources = methods.diagnosis_sources
+    params = methods.params
+    plan = methods.plan
+
+    def results(self) -> Mapping[str, Any]:
+        """What the training has cost so far, as plain values."""
+        return {"privacy": privacy_summary(self.account)}
+
+    def remarks(self) -> list[str]:
+        """What it has cost, in a line."""
+        if not self.account.secure:
+            return ["privacy: none is claimed, since noise=seeded can be drawn again"]
+        return [f"privacy: {self.account.spent()}"]
+
+
+def _check(seed: int, max_norm: float, method: str) -> None:
+    check_whole("seed", seed, 0, 2**63 - 1)
+    check_mode("method", method, get_args(SampleMethod))
+    accepted = "a finite number above 0 is needed"
+    check_number("max_norm", max_norm, above=0, below=math.inf, accepted=accepted)
+
+
+def _zeros(data: SupervisedData, count: int, device: torch.device) -> LabelledBatch:
+    """Inputs and targets like those of data, of so many samples, with nothing of the data in it."""
+    sample: Sequence[torch.Tensor] = data.take(data.splits["train"][:1], device=device)
+    return tuple(part.new_zeros((count, *part.shape[1:])) for part in sample)

@@ -1,0 +1,149 @@
+"""The objective of a private training: what is drawn of the data is accounted for before it is.
+
+Axes: N samples of a batch, B expected ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.data import Augmentation, augment
+from metalearn.data.regression import SupervisedData
+from metalearn.privacy import BatchSampling, PrivacyAccount, add_gaussian_noise
+from metalearn.schema import Kind
+from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.supervised.batches import LabelledBatch, check_augmentation
+from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
+from metalearn.types import Params
+
+__all__ = ["PrivateBatches", "PrivateObjective"]
+
+
+class PrivateBatches:
+    """Batches that are drawn once the account has written their step down.
+
+    Args:
+        account: of the training.
+        sampling: of the samples of a step, as the account's mechanism says.
+        data: whose training part they are drawn from.
+        augmentation: of pictures.
+        seed: of the augmentation.
+        device: where batches are put.
+        steps: of the whole training.
+        reserved: how many of them are written down at once.
+
+    Raises:
+        SettingError: augmentation of what are no pictures.
+    """
+
+    def __init__(
+        self,
+        account: PrivacyAccount,
+        sampling: BatchSampling,
+        data: SupervisedData,
+        augmentation: Augmentation,
+        seed: int,
+        device: torch.device,
+        steps: int,
+        reserved: int,
+    ) -> None:
+        check_augmentation(augmentation, data)
+        self.account, self.sampling, self.data = account, sampling, data
+        self.augmentation, self.seed, self.device = augmentation, seed, device
+        self.steps, self.reserved = steps, reserved
+
+    def __call__(self, step: int) -> LabelledBatch:
+        """Inputs and targets of a step, of as many samples as chance has it."""
+        self.account.reserve(step, max(1, min(self.reserved, self.steps - step)))
+        x, y = self.data.take(self.sampling.draw(step), device=self.device)
+        return augment(x, self.augmentation, seeds=[self.seed], step=step), y
+
+
+class PrivateObjective(PerSampleObjective):
+    """The gradient of DP-SGD, of which nothing but the noisy sum over a batch gets out.
+
+    Losses, norms and clipped shares of a batch are not shown: no noise is on them. Whatever is
+    decided before the first step, such as how many samples are taken at a time, is decided on
+    zeros. A sample whose gradient is not finite counts as none.
+
+    Args:
+        account: reserves every step before its batch is drawn.
+        placeholder: inputs and targets of B samples that are not the data's.
+        given: arguments of `PerSampleObjective`.
+    """
+
+    def __init__(
+        self,
+        *given: Any,
+        account: PrivacyAccount,
+        placeholder: Callable[[], LabelledBatch],
+        **by_name: Any,
+    ) -> None:
+        sigma = account.mechanism.noise_multiplier  # type: ignore[attr-defined]
+        super().__init__(*given, noise_multiplier=sigma, **by_name)
+        self.account, self.placeholder, self.secure = account, placeholder, account.secure
+
+    def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
+        """See `PerSampleObjective`; losses are not told."""
+        found = super().gradient(params, batch, step=step)
+        hidden = torch.zeros_like(found.losses)
+        kept: Any = {"losses": hidden, "shows_losses": False, "scalars": {}}
+        return replace(found, **kept, processed=self.expected, suspects=_of_no_one)
+
+    def records(
+        self, batch: LabelledBatch, gradient: StepGradient, *, step: int
+    ) -> Mapping[str, float]:
+        """ε so far, where there is one."""
+        if not self.account.secure:
+            return {}
+        return {"privacy/epsilon": self.account.spent().epsilon}
+
+    def state(self) -> dict[str, Any]:
+        """And the account."""
+        return {**super().state(), **self.account.state()}
+
+    def state_kinds(self) -> list[Kind]:
+        """And the account's."""
+        return [*super().state_kinds(), *self.account.state_kinds()]
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """And the account, in which no step is forgotten."""
+        super().load_state(state)
+        self.account.load_state(state)
+
+    def _first_batch(self) -> LabelledBatch:
+        """Zeros: nothing of the data is looked at."""
+        return self.placeholder()
+
+    def _clipped(
+        self, params: Params, batch: LabelledBatch
+    ) -> tuple[Mapping[str, Tensor], Tensor, Tensor | None]:
+        found = self.clipped(params, batch)
+        finite = found.norms.isfinite()
+        if not bool(finite.all()):  # their share of a sum would be no number
+            kept = tuple(part[finite] for part in batch)
+            if not len(kept[1]):
+                grads = {name: torch.zeros_like(value) for name, value in params.items()}
+                return grads, found.losses.new_zeros(()), None
+            found = self.clipped(params, kept)
+            share = len(kept[1]) / len(batch[1])  # the mean is over all of them
+            return {n: g * share for n, g in found.grads.items()}, found.losses.mean(), None
+        return found.grads, found.losses.mean(), None
+
+    def noisy(
+        self, grads: Mapping[str, Tensor], normalizer: float, *, step: int
+    ) -> dict[str, Tensor]:
+        """Gradients with noise of standard deviation σ·C/B."""
+        generator = None if self.secure else self._noise_of(step)
+        size = self.noise_multiplier * self.max_norm / normalizer
+        found: dict[str, Tensor] = add_gaussian_noise(dict(grads), size, generator=generator)
+        return found
+
+
+def _of_no_one() -> str:
+    return "this step"
