@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import Outcome, call
 from tests.support.composing import parsed_once
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let absl hold no stream of pytest, which it would close where logging is configured anew."""
+    with suppress(ImportError):
+        handler = import_module("absl.logging").get_absl_handler().python_handler
+        handler.setStream(sys.__stderr__)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -131,7 +133,19 @@ def _dp_accounting() -> Any:
     except ImportError as error:
         needed = "pip install 'torch-metalearn[privacy]'"
         raise DataError(f"dp-accounting is needed for an ε: {needed}") from error
+    _keep_stream_open()
     return dp_accounting
+
+
+def _keep_stream_open() -> None:
+    """Let absl, by which dp-accounting logs, hold the system's standard error and no other stream.
+
+    Where another stood in its place when absl was imported, as in a notebook, absl closes that one
+    as soon as logging is configured anew, as Hydra does.
+    """
+    handler = import_module("absl.logging").get_absl_handler().python_handler
+    if sys.__stderr__ is not None and handler.stream is not sys.__stderr__:
+        handler.setStream(sys.__stderr__)
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def mean_of_tasks(params: Any, tasks: TaskBatch) -> Any:
         ({"gradients_fn": lambda p, t: None}, "gradients_fn='NoneType': a torch.Tensor"),
         (
             {"gradients_fn": mean_of_tasks},
-            r"gradients_fn='leaves of length \[3, 6\]': leaves \[1, ...\] are needed, a gradient",
+            r"gradients_fn='leaves of length \[3, 6\]': leaves \[\d, ...\] are needed, a gradient",
         ),
         ({"gradients_fn": lambda p, t: torch.ones(())}, "gradients_fn='leaves of length"),
         ({"checkpoints": []}, "checkpoints=0: at least one is needed"),
