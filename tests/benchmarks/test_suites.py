@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,8 @@ def test_a_sweep_is_timed_both_ways() -> None:
 
 def test_every_way_to_a_clipped_gradient_gives_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     # opacus sets a flag of cudnn, which torch forbids once its own tests' tools are imported
-    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
+    kept: Any = torch.backends.flags_frozen
+    monkeypatch.setitem(kept.__globals__, "__allow_nonbracketed_mutation_flag", True)
     before = torch.backends.cudnn.deterministic
     results = {
         name: clipped_steps.clipped_race(name, rounds=1, samples=6)
