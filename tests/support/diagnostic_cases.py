@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from metalearn.data import ClassificationData
 from metalearn.models import MLP, Ensemble
@@ -14,7 +17,16 @@ from metalearn.trainers import MAML, EnsembleTrainer, MetaTrainer, PerSampleTrai
 from metalearn.trainers.diagnostics import training_diagnostics
 from tests.support.builders import patterns, sinusoid_trainer
 
-__all__ = ["APPLY", "MAKERS", "blobs", "ensemble", "few_shot", "learners", "per_sample"]
+__all__ = [
+    "APPLY",
+    "MAKERS",
+    "blobs",
+    "clipped_sum",
+    "ensemble",
+    "few_shot",
+    "learners",
+    "per_sample",
+]
 
 COMMON: dict[str, Any] = {"steps": 6, "progress": False, "eval_every": 3, "log_every": 2}
 
@@ -26,6 +38,20 @@ def blobs(count: int = 60, classes: int = 3) -> ClassificationData:
     parts = torch.arange(count).split([count // 2, count // 4, count - count // 2 - count // 4])
     splits = dict(zip(("train", "validation", "test"), parts))
     return ClassificationData(inputs, targets, tuple("abc"[:classes]), splits)
+
+
+def clipped_sum(trainer: Any, batch: Any, limit: float) -> dict[str, Tensor]:
+    """Σ g_i·min(1, C/‖g_i‖) by backward passes over single samples."""
+    total = {n: torch.zeros_like(p) for n, p in trainer.module.named_parameters()}
+    for x, y in zip(*batch):
+        trainer.module.zero_grad()
+        F.cross_entropy(trainer.module(x[None]), y[None]).backward()
+        grads = {n: p.grad.clone() for n, p in trainer.module.named_parameters()}
+        norm = math.sqrt(sum(float(g.square().sum()) for g in grads.values()))
+        for name, grad in grads.items():
+            total[name] += grad * min(1.0, limit / norm)
+    trainer.module.zero_grad(set_to_none=True)
+    return total
 
 
 def per_sample(**settings: Any) -> PerSampleTrainer:

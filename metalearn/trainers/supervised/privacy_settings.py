@@ -94,8 +94,10 @@ class PrivacySettings:
         self.ledger, self.reserve, self.validation = ledger, reserve, validation
         self.settings = settings
 
-    def limits(self, steps: int) -> LoopSettings:
+    def limits(self, steps: int, monitor: str) -> LoopSettings:
         """Settings of the loop, none of which looks at private data, or uses them otherwise.
+
+        So is ``monitor`` refused, and patience, where there is no validation for them.
 
         Raises:
             SettingError: names the first that would.
@@ -108,6 +110,12 @@ class PrivacySettings:
                     f"{shown} is needed: more of the data would be seen than is accounted for"
                 )
                 raise SettingError(name, value, accepted)
+        for name, value, plain in (
+            ("monitor", monitor, "loss"),
+            ("patience", found.patience, None),
+        ):
+            if self.validation == "none" and value != plain:
+                raise SettingError(name, value, "validation=public is needed for it")
         return found
 
     def account(

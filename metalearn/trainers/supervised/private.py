@@ -40,10 +40,6 @@ from metalearn.trainers.trainer import Trainer
 
 __all__ = ["PrivateTrainer"]
 
-_LEDGER = "privacy.jsonl"
-_SILENT = (("diagnostics", (), "[]"), ("precision", "float32", "float32"), ("accumulate", 1, "1"))
-"""Settings of the loop that would show or use more of the data than is accounted for."""
-
 
 class PrivateTrainer(Trainer):
     """Trains one module by DP-SGD, (ε, δ)-differentially private in the samples it is trained on.
@@ -93,7 +89,8 @@ class PrivateTrainer(Trainer):
         max_shift, flip, rotate: see there.
         loss: see there.
         metrics: see there.
-        monitor: what decides which state is best, where there is a validation.
+        monitor: what decides which state is best; ``"accuracy"``, as ``patience``, needs a public
+            validation.
         optimizer: see there.
         tracker: see there.
         folder: of the run, for checkpoints and the account.
@@ -140,7 +137,7 @@ class PrivateTrainer(Trainer):
         _check(seed, max_norm, method)
         check_monitor(monitor, data)
         private = PrivacySettings(**settings)
-        limits = private.limits(steps)
+        limits = private.limits(steps, monitor)
         self.account = private.account(data, batch_size, steps, folder)
         chosen = chosen_loss(loss, data)
         model = without_mixing(model, batch_norm)
@@ -159,7 +156,7 @@ class PrivateTrainer(Trainer):
             monitor=monitor if private.validation == "public" else None, device=where,
             vectorize=method != "loop",
         )  # fmt: skip
-        self.data, self.seed = data, seed
+        self.data, self.seed, self.epsilon = data, seed, private.epsilon
         self.objective, self.mechanism = self.training.objective, private.mechanism
         rest: Any = {"optimizer": optimizer, "tracker": tracker, "folder": folder}
         super().__init__(self.training.loop(limits, **rest))
@@ -180,7 +177,12 @@ class PrivateTrainer(Trainer):
         """What it has cost, in a line."""
         if not self.account.secure:
             return ["privacy: none is claimed, since noise=seeded can be drawn again"]
-        return [f"privacy: {self.account.spent()}"]
+        spent, asked = self.account.spent(), self.epsilon
+        found = [f"privacy: {spent}"]
+        if asked is not None and spent.epsilon > asked:
+            reason = "steps were taken anew, or with other settings"
+            found.append(f"privacy: more than the ε of {asked:g} that was asked for: {reason}")
+        return found
 
 
 def _check(seed: int, max_norm: float, method: str) -> None:

@@ -5,18 +5,16 @@ Axes: N samples of a batch, B expected ones.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.models import MLP
 from metalearn.trainers.loop.step import StepGradient, finish
 from tests.support.builders import Recorder
-from tests.support.diagnostic_cases import blobs, per_sample
+from tests.support.diagnostic_cases import blobs, clipped_sum, per_sample
 
 EXPECTED = 4
 EMPTY = 2  # the step without a sample
@@ -37,20 +35,6 @@ def _trainer(**settings: Any) -> Any:
     return made
 
 
-def _clipped_sum(trainer: Any, step: int, limit: float) -> dict[str, Tensor]:
-    """Σ g_i·min(1, C/‖g_i‖) by backward passes over single samples."""
-    total = {n: torch.zeros_like(p) for n, p in trainer.module.named_parameters()}
-    for x, y in zip(*_drawn(step)):
-        trainer.module.zero_grad()
-        F.cross_entropy(trainer.module(x[None]), y[None]).backward()
-        grads = {n: p.grad.clone() for n, p in trainer.module.named_parameters()}
-        norm = math.sqrt(sum(float(g.square().sum()) for g in grads.values()))
-        for name, grad in grads.items():
-            total[name] += grad * min(1.0, limit / norm)
-    trainer.module.zero_grad(set_to_none=True)
-    return total
-
-
 def test_sizes_are_not_all_the_same() -> None:
     sizes = [len(_drawn(step)[1]) for step in range(6)]
     assert sizes[EMPTY] == 0
@@ -61,7 +45,7 @@ def test_sizes_are_not_all_the_same() -> None:
 def test_a_gradient_is_the_sum_over_the_expected_size(step: int) -> None:
     trainer = _trainer(max_norm=0.5)
     found = trainer.gradient(step)
-    for name, total in _clipped_sum(trainer, step, 0.5).items():
+    for name, total in clipped_sum(trainer, _drawn(step), 0.5).items():
         torch.testing.assert_close(found.grads[name], total / EXPECTED, rtol=1e-4, atol=1e-7)
     assert torch.isfinite(found.losses).all()
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.data import ClassificationData
@@ -24,7 +23,7 @@ from metalearn.models import MLP
 from metalearn.privacy import PrivacyLedger
 from metalearn.trainers import PrivateTrainer
 from tests.support.builders import Recorder, assert_same
-from tests.support.diagnostic_cases import COMMON, blobs
+from tests.support.diagnostic_cases import COMMON, blobs, clipped_sum
 
 pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 SEEDED: Any = {"noise": "seeded"}
@@ -35,20 +34,6 @@ def private(data: ClassificationData | None = None, **settings: Any) -> PrivateT
     given |= settings
     model = given.pop("model", None) or MLP((4,), 3, hidden=(5,), activation="tanh")
     return PrivateTrainer(model, blobs() if data is None else data, **given)
-
-
-def clipped_sum(trainer: Any, batch: Any, limit: float) -> dict[str, Tensor]:
-    """Σ g_i·min(1, C/‖g_i‖) by backward passes over single samples."""
-    total = {n: torch.zeros_like(p) for n, p in trainer.module.named_parameters()}
-    for x, y in zip(*batch):
-        trainer.module.zero_grad()
-        F.cross_entropy(trainer.module(x[None]), y[None]).backward()
-        grads = {n: p.grad.clone() for n, p in trainer.module.named_parameters()}
-        norm = math.sqrt(sum(float(g.square().sum()) for g in grads.values()))
-        for name, grad in grads.items():
-            total[name] += grad * min(1.0, limit / norm)
-    trainer.module.zero_grad(set_to_none=True)
-    return total
 
 
 def noiseless(trainer: PrivateTrainer, step: int) -> tuple[Any, dict[str, Tensor]]:
@@ -203,6 +188,18 @@ def test_a_step_taken_anew_is_paid_for_anew(tmp_path: Path) -> None:
     assert early.account.spent().epsilon > before
 
 
+def test_it_is_said_where_more_was_spent_than_was_asked_for(tmp_path: Path) -> None:
+    asked: Any = {"noise_multiplier": None, "epsilon": 2.0, "folder": tmp_path}
+    trainer = private(**asked)
+    trainer.fit()
+    assert len(trainer.remarks()) == 1
+    again = private(**asked)
+    again.resume(tmp_path / "checkpoints" / "last.pt")
+    again.loop.step = 3
+    again.fit()
+    assert again.remarks()[1].startswith("privacy: more than the ε of 2 that was asked for")
+
+
 def test_other_settings_do_not_lower_what_was_spent(tmp_path: Path) -> None:
     private(folder=tmp_path, noise_multiplier=0.6).fit()
     quiet = private(folder=tmp_path, noise_multiplier=50.0, batch_size=2, steps=8)
@@ -277,6 +274,8 @@ def _steps(folder: Path) -> int:
         ({"sampling": "fixed_size", "accountant": "pld"}, "accountant='pld': batches of"),
         ({"noise": "none"}, "noise='none': "),
         ({"reserve": 0}, "reserve=0: "),
+        ({"monitor": "accuracy"}, "monitor='accuracy': validation=public is needed for it"),
+        ({"patience": 3}, "patience=3: validation=public is needed for it"),
         ({"validation": "private"}, "validation='private': "),
         ({"accumulate": 2}, "accumulate=2: 1 is needed: more of the data"),
         ({"precision": "bfloat16"}, "precision='bfloat16': float32 is needed"),
