@@ -6,7 +6,7 @@ Axes: N samples of the training part, B of a batch as expected, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
@@ -21,20 +21,22 @@ from metalearn.core.samples.checks import BatchNormPolicy
 from metalearn.core.samples.clipping_groups import Clipping, ParameterGroups
 from metalearn.core.samples.gradients import SampleMethod
 from metalearn.data import Augmentation
+from metalearn.data.checksums import data_checksum
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import check_whole
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
+from metalearn.trainers.private.reports import remarks, results
+from metalearn.trainers.private.settings import PrivacySettings
 from metalearn.trainers.supervised import sample_methods as methods
 from metalearn.trainers.supervised.batches import LabelledBatch
 from metalearn.trainers.supervised.ensemble_settings import check_monitor
 from metalearn.trainers.supervised.losses import LossSetting, chosen_loss
 from metalearn.trainers.supervised.metrics import Metrics, check_metrics
 from metalearn.trainers.supervised.model_evaluation import Monitor
-from metalearn.trainers.supervised.privacy_settings import PrivacySettings, privacy_summary
-from metalearn.trainers.supervised.private_objective import PrivateObjective
+from metalearn.trainers.supervised.private_objective import PrivateBatches, PrivateObjective
 from metalearn.trainers.supervised.sample_training import SampleTraining, without_mixing
 from metalearn.trainers.trainer import Trainer
 
@@ -137,13 +139,17 @@ class PrivateTrainer(Trainer):
         _check(seed, max_norm, method)
         check_monitor(monitor, data)
         private = PrivacySettings(**settings)
-        limits = private.limits(steps, monitor)
-        self.account = private.account(data, batch_size, steps, folder)
+        limits = private.limits(steps, monitor=(monitor, "loss"))
+        known: Any = {"data": data_checksum(data)}
+        self.account = private.account(data.size("train"), batch_size, steps, folder, **known)
         chosen = chosen_loss(loss, data)
         model = without_mixing(model, batch_norm)
         where = place(model, device)
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
-        batches = private.batches(self.account, data, self.augmentation, seed, where, steps)
+        drawn = private.draws(data.splits["train"], seed)
+        batches = PrivateBatches(
+            self.account, drawn, data, self.augmentation, seed, where, steps, private.reserve
+        )
         objective = partial(
             PrivateObjective, account=self.account,
             placeholder=partial(_zeros, data, batch_size, where),
@@ -168,21 +174,8 @@ class PrivateTrainer(Trainer):
     diagnosis_sources = methods.diagnosis_sources
     params = methods.params
     plan = methods.plan
-
-    def results(self) -> Mapping[str, Any]:
-        """What the training has cost so far, as plain values."""
-        return {"privacy": privacy_summary(self.account)}
-
-    def remarks(self) -> list[str]:
-        """What it has cost, in a line."""
-        if not self.account.secure:
-            return ["privacy: none is claimed, since noise=seeded can be drawn again"]
-        spent, asked = self.account.spent(), self.epsilon
-        found = [f"privacy: {spent}"]
-        if asked is not None and spent.epsilon > asked:
-            reason = "steps were taken anew, or with other settings"
-            found.append(f"privacy: more than the ε of {asked:g} that was asked for: {reason}")
-        return found
+    results = results
+    remarks = remarks
 
 
 def _check(seed: int, max_norm: float, method: str) -> None:

@@ -1,24 +1,23 @@
-"""What a private training may cost, and how that is kept to: its account, its batches, its loop.
+"""What a private training may cost, and how that is kept to: its account, its draws, its loop.
 
-Axes: N samples of the training part, B of a batch as expected.
+Nothing here knows whether a step draws samples or tasks.
+
+Axes: N units that are private each by itself, B of a step as expected.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import torch
+from torch import Tensor
 
 from metalearn.core.checks import check_number
-from metalearn.data import Augmentation
-from metalearn.data.checksums import data_checksum
-from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 from metalearn.privacy import (
     Accountant,
+    BatchSampling,
     PrivacyAccount,
     PrivacyLedger,
     SampledGaussian,
@@ -28,9 +27,8 @@ from metalearn.privacy import (
 )
 from metalearn.signatures import checked
 from metalearn.trainers.loop.settings import LoopSettings
-from metalearn.trainers.supervised.private_objective import PrivateBatches
 
-__all__ = ["PrivacySettings", "privacy_summary"]
+__all__ = ["PrivacySettings"]
 
 Noise = Literal["secure", "seeded"]
 Validation = Literal["none", "public"]
@@ -41,13 +39,13 @@ _SILENT = (("diagnostics", (), "[]"), ("precision", "float32", "float32"), ("acc
 
 
 class PrivacySettings:
-    """Settings of a private training; `PrivateTrainer` says what they are.
+    """Settings of a private training; `metalearn.trainers.PrivateTrainer` says what they are.
 
     Args:
         epsilon: ε of all steps, or
         noise_multiplier: σ.
         delta: δ.
-        sampling: how batches are drawn.
+        sampling: how units are drawn.
         accountant: by what ε is bounded.
         noise: whether it can be drawn again.
         ledger: a file of several runs.
@@ -94,10 +92,13 @@ class PrivacySettings:
         self.ledger, self.reserve, self.validation = ledger, reserve, validation
         self.settings = settings
 
-    def limits(self, steps: int, monitor: str) -> LoopSettings:
+    def limits(self, steps: int, **choices: tuple[Any, Any]) -> LoopSettings:
         """Settings of the loop, none of which looks at private data, or uses them otherwise.
 
-        So is ``monitor`` refused, and patience, where there is no validation for them.
+        Args:
+            steps: in all.
+            choices: settings of validations, by name, each with the value that asks for nothing;
+                where there are no validations they are refused another, as patience is.
 
         Raises:
             SettingError: names the first that would.
@@ -110,75 +111,55 @@ class PrivacySettings:
                     f"{shown} is needed: more of the data would be seen than is accounted for"
                 )
                 raise SettingError(name, value, accepted)
-        for name, value, plain in (
-            ("monitor", monitor, "loss"),
-            ("patience", found.patience, None),
-        ):
+        choices["patience"] = found.patience, None
+        for name, (value, plain) in choices.items():
             if self.validation == "none" and value != plain:
                 raise SettingError(name, value, "validation=public is needed for it")
         return found
 
     def account(
-        self, data: SupervisedData, batch_size: int, steps: int, folder: str | Path | None
+        self,
+        units: int,
+        expected: int,
+        steps: int,
+        folder: str | Path | None,
+        *,
+        setting: str = "batch_size",
+        data: str | None = None,
     ) -> PrivacyAccount:
         """The account of so many steps, in the ledger or in a file of the run's folder.
+
+        Args:
+            units: N.
+            expected: B.
+            steps: in all.
+            folder: of the run.
+            setting: what B is called in messages.
+            data: a checksum, for the ledger.
 
         Raises:
             SettingError: a number out of range; sampling that the accountant does not know.
             DataError: a ledger that is damaged.
         """
-        count, sigma = data.size("train"), self.noise_multiplier
-        check_whole("batch_size", batch_size, 1, count)
-        accepted = f"a number above 0 and below 1/N = {1 / count:.2g} is needed"
-        check_number("delta", self.delta, above=0, below=1 / count, accepted=accepted)
+        sigma = self.noise_multiplier
+        check_whole(setting, expected, 1, units)
+        accepted = f"a number above 0 and below 1/N = {1 / units:.2g} is needed"
+        check_number("delta", self.delta, above=0, below=1 / units, accepted=accepted)
         if sigma is None:
             assert self.epsilon is not None
             sigma = noise_multiplier_for(
-                self.epsilon, delta=self.delta, sampling=self.sampling, examples=count,
-                batch_size=batch_size, steps=steps, accountant=self.accountant,
+                self.epsilon, delta=self.delta, sampling=self.sampling, examples=units,
+                batch_size=expected, steps=steps, accountant=self.accountant,
             )  # fmt: skip
-        self.mechanism = SampledGaussian(self.sampling, count, batch_size, float(sigma))
+        self.mechanism = SampledGaussian(self.sampling, units, expected, float(sigma))
         path = self.ledger
         if path is None and folder is not None:
             path = Path(folder) / _LEDGER
         return PrivacyAccount(
             self.mechanism, delta=self.delta, accountant=self.accountant, secure=self.secure,
-            ledger=None if path is None else PrivacyLedger(path), data=data_checksum(data) or "",
+            ledger=None if path is None else PrivacyLedger(path), data=data or "",
         )  # fmt: skip
 
-    def batches(
-        self,
-        account: PrivacyAccount,
-        data: SupervisedData,
-        augmentation: Augmentation,
-        seed: int,
-        device: torch.device,
-        steps: int,
-    ) -> PrivateBatches:
-        """Batches of all steps, each accounted for before it is drawn."""
-        drawn = sampling_of(
-            self.mechanism, data.splits["train"], seed=None if self.secure else seed
-        )
-        return PrivateBatches(account, drawn, data, augmentation, seed, device, steps, self.reserve)
-
-
-def privacy_summary(account: PrivacyAccount) -> dict[str, Any]:
-    """What a person needs to know of it a year later, as plain values."""
-    mechanism, steps = account.mechanism.state(), account.steps()
-    found: dict[str, Any] = {
-        "epsilon": None, "delta": account.delta, "accountant": account.accountant,
-        "neighbours": account.mechanism.neighbours,
-        "noise": "secure" if account.secure else "seeded",
-        **{name: value for name, value in mechanism.items() if name != "kind"},
-        "steps": sum(count for _, count in steps),
-        "ledger": None if account.ledger is None else str(account.ledger.path),
-    }  # fmt: skip
-    if len(steps) > 1:
-        found["mechanisms"] = [{**made.state(), "steps": count} for made, count in steps]
-    if account.secure:
-        spent = account.spent()
-        found |= {"epsilon": spent.epsilon, "accountant": spent.accountant}
-        if account.ledger is not None and len(account.ledger.runs()) > 1:
-            together = account.spent_together().epsilon
-            found["epsilon_of_ledger"] = together if math.isfinite(together) else None
-    return found
+    def draws(self, units: Tensor | int, seed: int) -> BatchSampling:
+        """Who takes part in a step, of N or of indices ``[N]``; ``seed`` is of seeded draws."""
+        return sampling_of(self.mechanism, units, seed=None if self.secure else seed)

@@ -1,0 +1,53 @@
+"""What a private training says of its cost; trainers take `results` and `remarks` by name.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from metalearn.privacy import PrivacyAccount
+
+__all__ = ["privacy_summary", "remarks", "results"]
+
+
+def results(self: Any) -> Mapping[str, Any]:
+    """What the training has cost so far, as plain values."""
+    return {"privacy": privacy_summary(self.account)}
+
+
+def remarks(self: Any) -> list[str]:
+    """What it has cost, in a line."""
+    if not self.account.secure:
+        return ["privacy: none is claimed, since noise=seeded can be drawn again"]
+    spent, asked = self.account.spent(), self.epsilon
+    found = [f"privacy: {spent}"]
+    if asked is not None and spent.epsilon > asked:
+        reason = "steps were taken anew, or with other settings"
+        found.append(f"privacy: more than the ε of {asked:g} that was asked for: {reason}")
+    return found
+
+
+def privacy_summary(account: PrivacyAccount) -> dict[str, Any]:
+    """What a person needs to know of it a year later, as plain values."""
+    mechanism, steps = account.mechanism.state(), account.steps()
+    found: dict[str, Any] = {
+        "epsilon": None, "delta": account.delta, "accountant": account.accountant,
+        "neighbours": account.mechanism.neighbours,
+        "noise": "secure" if account.secure else "seeded",
+        **{name: value for name, value in mechanism.items() if name != "kind"},
+        "steps": sum(count for _, count in steps),
+        "ledger": None if account.ledger is None else str(account.ledger.path),
+    }  # fmt: skip
+    if len(steps) > 1:
+        found["mechanisms"] = [{**made.state(), "steps": count} for made, count in steps]
+    if account.secure:
+        spent = account.spent()
+        found |= {"epsilon": spent.epsilon, "accountant": spent.accountant}
+        if account.ledger is not None and len(account.ledger.runs()) > 1:
+            together = account.spent_together().epsilon
+            found["epsilon_of_ledger"] = together if math.isfinite(together) else None
+    return found
