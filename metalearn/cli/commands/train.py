@@ -137,7 +137,7 @@ def _warn_of_other_data(folder: Path, data: Mapping[str, Any]) -> None:
         known = json.loads(read_regular(folder / "provenance.json", _LARGEST)).get("data", data)
     except (OSError, ValueError, AttributeError, RecursionError):
         return
-    if known != data:
+    if data["sha256"] is not None and known != data:
         log.warning("%s: these are not the data that the run began with", folder)
 
 

@@ -219,9 +219,10 @@ class Loop:
                 "train/gradient_norm": norm,
                 "train/learning_rate": self.update.base_rates[0] * factor,
                 f"speed/{speed}": clock.rate(),
-                "speed/memory_gb": process_memory(self.device),
                 **records,
             }
+            if gradient.shows_losses:  # what memory was taken tells how large batches were
+                numbers["speed/memory_gb"] = process_memory(self.device)
             self.tracker.scalars(self.step, numbers)
             clock.restart()
 

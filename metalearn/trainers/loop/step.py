@@ -34,7 +34,8 @@ class StepGradient:
     losses: Tensor
     """``[M]``; NaN for a member that is not trained."""
     shows_losses: bool = field(default=True, kw_only=True)
-    """Whether they may be recorded; losses of private data are not, and are 0 here."""
+    """Whether they, and the memory that was taken, may be recorded; those of private data are not,
+    and such losses are 0 here."""
     count: int
     """Tasks or samples (of each member) that the sums are over."""
     divisor: float = 1.0

@@ -125,7 +125,6 @@ class PrivacySettings:
         folder: str | Path | None,
         *,
         setting: str = "batch_size",
-        data: str | None = None,
     ) -> PrivacyAccount:
         """The account of so many steps, in the ledger or in a file of the run's folder.
 
@@ -135,7 +134,6 @@ class PrivacySettings:
             steps: in all.
             folder: of the run.
             setting: what B is called in messages.
-            data: a checksum, for the ledger.
 
         Raises:
             SettingError: a number out of range; sampling that the accountant does not know.
@@ -157,7 +155,7 @@ class PrivacySettings:
             path = Path(folder) / _LEDGER
         return PrivacyAccount(
             self.mechanism, delta=self.delta, accountant=self.accountant, secure=self.secure,
-            ledger=None if path is None else PrivacyLedger(path), data=data or "",
+            ledger=None if path is None else PrivacyLedger(path),
         )  # fmt: skip
 
     def draws(self, units: Tensor | int, seed: int) -> BatchSampling:

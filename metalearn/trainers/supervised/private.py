@@ -21,14 +21,13 @@ from metalearn.core.samples.checks import BatchNormPolicy
 from metalearn.core.samples.clipping_groups import Clipping, ParameterGroups
 from metalearn.core.samples.gradients import SampleMethod
 from metalearn.data import Augmentation
-from metalearn.data.checksums import data_checksum
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import check_whole
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
-from metalearn.trainers.private.reports import remarks, results
+from metalearn.trainers.private.reports import data_checksum, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
 from metalearn.trainers.supervised import sample_methods as methods
 from metalearn.trainers.supervised.batches import LabelledBatch
@@ -61,7 +60,7 @@ class PrivateTrainer(Trainer):
     Args:
         model: outputs ``[N, C]``; trained in place, or a copy of it where ``batch_norm`` is set.
         data: samples in three splits, with classes or real targets.
-        seed: of augmentation and dropout masks; where noise is seeded, of batches and noise too.
+        seed: of dropout masks; where noise is seeded, of batches, augmentation and noise too.
         steps: in all.
         batch_size: B; Poisson sampling takes each of the N samples with the chance q = B/N by
             itself, so that batches vary in size and may be empty.
@@ -140,15 +139,15 @@ class PrivateTrainer(Trainer):
         check_monitor(monitor, data)
         private = PrivacySettings(**settings)
         limits = private.limits(steps, monitor=(monitor, "loss"))
-        known: Any = {"data": data_checksum(data)}
-        self.account = private.account(data.size("train"), batch_size, steps, folder, **known)
+        self.account = private.account(data.size("train"), batch_size, steps, folder)
         chosen = chosen_loss(loss, data)
         model = without_mixing(model, batch_norm)
         where = place(model, device)
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
         drawn = private.draws(data.splits["train"], seed)
+        known = None if private.secure else seed
         batches = PrivateBatches(
-            self.account, drawn, data, self.augmentation, seed, where, steps, private.reserve
+            self.account, drawn, data, self.augmentation, known, where, steps, private.reserve
         )
         objective = partial(
             PrivateObjective, account=self.account,
@@ -174,6 +173,7 @@ class PrivateTrainer(Trainer):
     diagnosis_sources = methods.diagnosis_sources
     params = methods.params
     plan = methods.plan
+    data_checksum = data_checksum
     results = results
     remarks = remarks
 

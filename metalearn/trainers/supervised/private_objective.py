@@ -15,6 +15,7 @@ from torch import Tensor
 from metalearn.data import Augmentation, augment
 from metalearn.data.regression import SupervisedData
 from metalearn.privacy import BatchSampling, PrivacyAccount, add_gaussian_noise
+from metalearn.random_streams import SecureStream
 from metalearn.schema import Kind
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.supervised.batches import LabelledBatch, check_augmentation
@@ -32,7 +33,9 @@ class PrivateBatches:
         sampling: of the samples of a step, as the account's mechanism says.
         data: whose training part they are drawn from.
         augmentation: of pictures.
-        seed: of the augmentation.
+        seed: of the augmentation; None takes a fresh one from the secure generator at each step.
+            What is done to a picture depends on its place in the batch, which a sample more or less
+            changes: known in advance, it would tell of that sample by all pictures after it.
         device: where batches are put.
         steps: of the whole training.
         reserved: how many of them are written down at once.
@@ -47,7 +50,7 @@ class PrivateBatches:
         sampling: BatchSampling,
         data: SupervisedData,
         augmentation: Augmentation,
-        seed: int,
+        seed: int | None,
         device: torch.device,
         steps: int,
         reserved: int,
@@ -61,7 +64,8 @@ class PrivateBatches:
         """Inputs and targets of a step, of as many samples as chance has it."""
         self.account.reserve(step, max(1, min(self.reserved, self.steps - step)))
         x, y = self.data.take(self.sampling.draw(step), device=self.device)
-        return augment(x, self.augmentation, seeds=[self.seed], step=step), y
+        seed = int(SecureStream().words(1)[0]) if self.seed is None else self.seed
+        return augment(x, self.augmentation, seeds=[seed], step=step), y
 
 
 class PrivateObjective(PerSampleObjective):

@@ -151,7 +151,7 @@ def test_nothing_of_private_batches_is_recorded() -> None:
     trainer = private(tracker=seen, log_every=1)
     trainer.fit()
     names = {name for _, numbers in seen.numbers for name in numbers}
-    assert {"train/loss", "train/clipped_fraction"}.isdisjoint(names)
+    assert {"train/loss", "train/clipped_fraction", "speed/memory_gb"}.isdisjoint(names)
     assert {"privacy/epsilon", "train/gradient_norm", "validation/step"} <= names
     losses = [trainer.objective.gradient(trainer.params, b, step=0).losses
               for b in [trainer.objective.batch(0)]]  # fmt: skip
@@ -173,6 +173,31 @@ def test_the_validation_split_is_read_only_where_it_is_public() -> None:
     assert not any("temperature" in line for line in quiet.test().lines("test"))
     shown = private(validation="public")
     assert shown.fit().best_name == "validation/nll"
+
+
+def test_nothing_that_is_written_follows_from_the_samples_alone(tmp_path: Path) -> None:
+    trainer = private(folder=tmp_path)
+    trainer.fit()
+    assert trainer.data_checksum is None
+    assert [run.data for run in PrivacyLedger(tmp_path / "privacy.jsonl").runs()] == [""]
+
+
+def test_what_is_done_to_a_picture_cannot_be_foretold() -> None:
+    """Draws go by places in a batch, which one sample more moves for all after it."""
+    places = torch.arange(30)
+    parts: Any = {"train": places[:20], "validation": places[20:25], "test": places[25:]}
+    pictures = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = ClassificationData(pictures, places % 3, ("a", "b", "c"), parts)
+
+    def batch(noise: Any) -> Tensor:
+        model = MLP((1, 8, 8), 3, hidden=(2,))
+        given: Any = {"model": model, "max_shift": 3, "noise": noise}
+        given |= {"batch_size": 20, "sampling": "fixed_size", "accountant": "rdp"}
+        x = private(data, **given).objective.batch(0)[0].flatten(1)
+        return x[x.sum(1).argsort()]
+
+    assert torch.equal(batch("seeded"), batch("seeded"))
+    assert not torch.allclose(batch("secure"), batch("secure"))
 
 
 def test_a_step_taken_anew_is_paid_for_anew(tmp_path: Path) -> None:
