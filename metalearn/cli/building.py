@@ -104,7 +104,7 @@ def build(
     folder: Path | None,
     start: InitialWeights | None = None,
     deferred: bool = False,
-    training_classes: int | None = None,
+    trained_on: Mapping[str, int | None] | None = None,
 ) -> Trainer:
     """The trainer of a configuration, every setting checked before anything is loaded.
 
@@ -113,7 +113,8 @@ def build(
         folder: of the run, for its checkpoints.
         start: weights to begin with: of a run of the same kind, or of the network itself.
         deferred: whether the data of tasks are looked for when one is drawn, and not here.
-        training_classes: of a learner of samples that is scored on tasks with other classes.
+        trained_on: ``training_classes`` and ``training_units`` of a learner that may be scored on
+            tasks of other data.
     """
     check_settings_of(config)
     device = device_of(config.device)
@@ -128,8 +129,8 @@ def build(
         for name in {"tasks", "data", "ood"} & set(objects):
             objects[name] = with_features(objects[name], network, device)
         source = objects.get("tasks") or objects["data"]
-    if training_classes is not None and later is None:
-        source = objects["tasks"] = DeferredTasks.scored(objects["tasks"], training_classes)
+    if later is None and any(count is not None for count in (trained_on or {}).values()):
+        source = objects["tasks"] = DeferredTasks.scored(objects["tasks"], **(trained_on or {}))
     if "seeds" in accepted_of(config.trainer, "trainer"):
         objects["seeds"] = network_seeds(config)
     if "factory" in accepted_settings(target_of(config.trainer, "trainer")):

@@ -45,7 +45,7 @@ _SHAPES: Kind = mapping(
         "outputs": whole(1),
         "outputs_by_split": map_of(text, whole(1)),
     },
-    {"training_classes": whole(2), "vocabulary": whole(2)},
+    {"training_classes": whole(2), "training_units": whole(1), "vocabulary": whole(2)},
 )
 """Of the tasks that the run's network was made for."""
 

@@ -154,9 +154,10 @@ def trainer_of(
     With ``deferred`` the data of tasks are looked for when one is drawn.
     """
     saved.device = str(device)
-    classes = (saved.get("shapes") or {}).get("training_classes")
+    shapes = saved.get("shapes") or {}
+    known = {name: shapes.get(name) for name in ("training_classes", "training_units")}
     kept = kept_weights(saved)
-    trainer = build(kept, folder=None, deferred=deferred, training_classes=classes)
+    trainer = build(kept, folder=None, deferred=deferred, trained_on=known)
     trainer.resume(_checkpoint(folder, checkpoint))
     return trainer
 

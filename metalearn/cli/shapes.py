@@ -39,7 +39,9 @@ def recorded_shapes(trainer: Trainer) -> dict[str, Any] | None:
     if found.vocabulary is not None:
         plain["vocabulary"] = found.vocabulary
     classes = getattr(getattr(trainer, "learner", None), "training_classes", None)
-    return plain if classes is None else {**plain, "training_classes": classes}
+    units = getattr(getattr(trainer, "units", None), "count", None)
+    known = {"training_classes": classes, "training_units": units}
+    return plain | {name: count for name, count in known.items() if count is not None}
 
 
 def deferred_tasks(config: DictConfig) -> DeferredTasks | None:

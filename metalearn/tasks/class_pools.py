@@ -29,15 +29,31 @@ class ClassPools:
         way: W.
         turn_each: whether a class and its quarter turns are four classes.
         turn_together: whether a list and its quarter turns are four lists.
+        names: of the lists, where they are groups of classes.
     """
 
     pools: Sequence[Sequence[int]]
     way: int
     turn_each: bool = False
     turn_together: bool = False
+    names: Sequence[str] = ()
 
-    def draw(self, stream: AddressedStream) -> tuple[list[int], list[int]]:
-        """W classes and their quarter turns."""
+    def draw(
+        self, stream: AddressedStream, number: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """W classes of one list and their quarter turns; ``number`` is the list, None any."""
+        number, turn = self._list(stream) if number is None else (number, self._turn(stream))
+        pool = self.pools[number]
+        turns = _QUARTER_TURNS if self.turn_each else 1
+        chosen = stream.without_replacement(len(pool) * turns, self.way)
+        return [pool[i // turns] for i in chosen], [turn + i % turns for i in chosen]
+
+    def _turn(self, stream: AddressedStream) -> int:
+        """The quarter turns of a list."""
+        return int(stream.uniform(1)[0] * _QUARTER_TURNS) if self.turn_together else 0
+
+    def _list(self, stream: AddressedStream) -> tuple[int, int]:
+        """The number of a list and its quarter turns."""
         lists = len(self.pools)
         number, turn = 0, 0
         if lists > 1 or self.turn_together:
@@ -45,10 +61,7 @@ class ClassPools:
             edge = np.cumsum([len(pool) for pool in self.pools] * repeats)
             number = int(np.searchsorted(edge, stream.uniform(1)[0] * edge[-1], side="right"))
             turn, number = divmod(number, lists)
-        pool = self.pools[number]
-        turns = _QUARTER_TURNS if self.turn_each else 1
-        chosen = stream.without_replacement(len(pool) * turns, self.way)
-        return [pool[i // turns] for i in chosen], [turn + i % turns for i in chosen]
+        return number, turn
 
     def every(self) -> list[tuple[int, int]]:
         """All classes that a task may draw, with their quarter turns."""
@@ -79,5 +92,5 @@ def class_pools(
         where = "its largest group" if within_group else "it"
         accepted = f"the {split} split offers {largest} classes in {where}, so at most {largest}"
         raise SettingError("way", way, accepted)
-    pools = [group for group in groups.values() if len(group) * turns >= way]
-    return ClassPools(pools, way, turn_each, turn_together)
+    pools = {name: group for name, group in groups.items() if len(group) * turns >= way}
+    return ClassPools(list(pools.values()), way, turn_each, turn_together, tuple(pools))

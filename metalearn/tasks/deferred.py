@@ -13,6 +13,7 @@ import torch
 
 from metalearn.errors import DataError
 from metalearn.tasks.by_split import outputs_by_split
+from metalearn.tasks.units import TrainingUnits, training_units_of
 from metalearn.types import Split, TaskBatch, TaskDistribution
 
 __all__ = ["DeferredTasks", "TaskShapes"]
@@ -30,6 +31,8 @@ class TaskShapes:
     """Numbers of tokens, where inputs are texts."""
     training_classes: int | None = field(default=None, compare=False)
     """Of a `SampleDistribution`, where a classifier of all of them is trained."""
+    training_units: int | None = field(default=None, compare=False)
+    """How many units of a source's training tasks are private, where they are."""
 
     @classmethod
     def of(cls, tasks: TaskDistribution) -> TaskShapes:
@@ -58,9 +61,17 @@ class DeferredTasks:
         self._made: TaskDistribution | None = None
 
     @classmethod
-    def scored(cls, tasks: TaskDistribution, training_classes: int) -> DeferredTasks:
-        """Tasks that are there, for a learner that was trained on classes of other data."""
-        shapes = replace(TaskShapes.of(tasks), training_classes=training_classes)
+    def scored(
+        cls,
+        tasks: TaskDistribution,
+        *,
+        training_classes: int | None = None,
+        training_units: int | None = None,
+    ) -> DeferredTasks:
+        """Tasks that are there, for a learner that was trained on classes or units of others."""
+        shapes = replace(
+            TaskShapes.of(tasks), training_classes=training_classes, training_units=training_units
+        )
         found = cls(shapes, lambda: tasks)
         found._made = tasks
         return found
@@ -91,6 +102,13 @@ class DeferredTasks:
         known = self.shapes.training_classes
         return getattr(self.made, "training_classes", None) if known is None else known
 
+    def training_units(self, users: int | None = None) -> TrainingUnits:
+        """Those of the tasks themselves, as many as are known before there are any."""
+        known = self.shapes.training_units
+        if known is None:
+            return training_units_of(self.made, users)
+        return _DeferredUnits(known, "groups" if users is None else "users", self, users)
+
     def sample(
         self, split: Split, indices: Sequence[int], *, device: torch.device | str = "cpu"
     ) -> TaskBatch:
@@ -101,3 +119,23 @@ class DeferredTasks:
         if name.startswith("_"):  # copying and pickling ask for such before anything is there
             raise AttributeError(name)
         return getattr(self.made, name)
+
+
+@dataclass
+class _DeferredUnits:
+    """Units of known number, of tasks that need not be there."""
+
+    count: int
+    name: Literal["users", "groups"]
+    tasks: DeferredTasks
+    users: int | None
+
+    def sample(
+        self, units: Sequence[int], step: int, *, device: torch.device | str = "cpu"
+    ) -> TaskBatch:
+        """A training task of each of these units."""
+        found = training_units_of(self.tasks.made, self.users)
+        if found.count != self.count:
+            reason = f"these data have {found.count} {found.name}, and {self.count} are expected"
+            raise DataError(reason)
+        return found.sample(units, step, device=device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -17,17 +17,19 @@ from torch import Tensor
 
 from metalearn.core.checks import as_device
 from metalearn.core.targets import IGNORED
-from metalearn.data.affine import AFFINE_DRAWS, AffineRanges, change_pictures
+from metalearn.data.affine import AFFINE_DRAWS, change_pictures
 from metalearn.data.feature_table import FeatureTable
 from metalearn.data.images import LabelledImages
 from metalearn.data.texts import LabelledTexts
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, check_split
-from metalearn.signatures import check_settings, checked
+from metalearn.signatures import checked
 from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
 from metalearn.tasks.class_pools import ClassPools, class_pools
+from metalearn.tasks.picture_changes import affine_ranges, check_turns
 from metalearn.tasks.stored_inputs import StoredInputs
 from metalearn.tasks.training_samples import TrainingSamples
+from metalearn.tasks.units import GroupUnits
 from metalearn.tasks.varying_sizes import TaskSizes, VaryingSizes
 from metalearn.types import Batch, Split, TaskBatch
 
@@ -103,9 +105,13 @@ class FewShotTasks:
         self.vocabulary: int | None = getattr(data, "vocabulary", None)
         self.outputs_by_split = self._way
         self.outputs = self._way.get("train") or next(iter(self._way.values()))
-        self._augment = _affine_ranges(augment or {})
-        turns = {"rotate_train": rotate_train, "rotate_eval": rotate_eval}
-        self._check_turns(turns | {"turn_groups": turn_groups}, within_group)
+        self._augment = affine_ranges(augment or {})
+        check_turns(
+            {"rotate_train": rotate_train, "rotate_eval": rotate_eval, "turn_groups": turn_groups},
+            within_group=within_group, changed=self._augment.active,
+            texts=self.vocabulary is not None, shape=self.input_shape,
+        )  # fmt: skip
+        self._within_group = within_group
         order = torch.argsort(data.labels, stable=True)
         counts = torch.bincount(data.labels, minlength=len(data.class_names))
         self._pictures = [part.numpy() for part in torch.split(order, counts.tolist())]
@@ -114,13 +120,10 @@ class FewShotTasks:
             self._check_pictures(split)
             training = split == "train"
             self._pools[split] = class_pools(
-                data,
-                split,
-                way=self._way[split],
-                within_group=within_group,
+                data, split, way=self._way[split], within_group=within_group,
                 turn_each=rotate_train if training else rotate_eval,
                 turn_together=training and turn_groups,
-            )
+            )  # fmt: skip
         self._inputs = StoredInputs(data.inputs)
         self.features: FeatureTable | None = None
 
@@ -157,10 +160,33 @@ class FewShotTasks:
             SettingError: a split that the data do not have, or no index.
         """
         self._check_split(split)
-        device = as_device(device)
         if not len(indices):
             raise SettingError("indices", indices, "at least one task index is needed")
-        drawn = [self._draw(split, int(index)) for index in indices]
+        return self._sample(split, indices, [None] * len(indices), device)
+
+    @checked
+    def training_units(self, users: int | None = None) -> GroupUnits:
+        """The groups of the training split, which ``within_group`` keeps the data of apart.
+
+        Raises:
+            SettingError: tasks of any classes, data without a training split, a number of users.
+        """
+        self._check_split("train")
+        if not self._within_group:
+            reason = "true is needed: tasks of any classes share them, and are nobody's own"
+            raise SettingError("task.within_group", False, reason)
+        return GroupUnits(self._pools["train"].names, partial(self._sample, "train"), users)
+
+    def _sample(
+        self,
+        split: Split,
+        indices: Sequence[int],
+        groups: Sequence[int | None],
+        device: torch.device | str,
+    ) -> TaskBatch:
+        """Tasks of any groups, or of given ones."""
+        device = as_device(device)
+        drawn = [self._draw(split, int(i), group) for i, group in zip(indices, groups)]
         pictures = torch.as_tensor(np.stack([d[0] for d in drawn]))
         classes, turns = (torch.tensor([d[i] for d in drawn]) for i in (1, 2))
         sizes = [d[3] for d in drawn]
@@ -236,10 +262,12 @@ class FewShotTasks:
         counts = [len(self._pictures[c]) for c in classes]
         return self._sizes.of_task(split, index, counts)
 
-    def _draw(self, split: Split, index: int) -> tuple[np.ndarray, list[int], list[int], TaskSizes]:
+    def _draw(
+        self, split: Split, index: int, group: int | None
+    ) -> tuple[np.ndarray, list[int], list[int], TaskSizes]:
         """Picture numbers ``[W, S+Q]``, classes and quarter turns ``[W]``, sizes of one task."""
         stream = AddressedStream(self._seeds[split], split, index)
-        classes, turns = self._pools[split].draw(stream)
+        classes, turns = self._pools[split].draw(stream, group)
         sizes = self._sizes_of(split, index, classes)
         rows = []
         for c, shot, query in zip(classes, sizes.shots, sizes.queries):
@@ -265,30 +293,6 @@ class FewShotTasks:
                 what = "pictures" if self.vocabulary is None else "texts"
                 accepted = f"class {name} has {found} {what}, so at most as many are accepted"
                 raise SettingError("shot + query", each, accepted)
-
-    def _check_turns(self, turns: Mapping[str, bool], within_group: bool) -> None:
-        """Refuse changes of what is no square picture, and those that contradict one another."""
-        asked = [name for name, turned in turns.items() if turned]
-        if asked and (self.vocabulary or self.input_shape[1] != self.input_shape[2]):
-            shown = "texts" if self.vocabulary else self.input_shape
-            accepted = f"turning needs square pictures, not {shown}"
-            raise SettingError(asked[0], True, accepted)
-        if self._augment.active and self.vocabulary is not None:
-            raise SettingError("augment", "ranges above 0", "texts are not changed: 0 is needed")
-        if turns["turn_groups"] and not within_group:
-            accepted = "false is needed where a task's classes come from any group"
-            raise SettingError("turn_groups", True, f"{accepted} (within_group=false)")
-        if turns["turn_groups"] and turns["rotate_train"]:
-            accepted = "false is needed beside rotate_train=true, which turns each class by itself"
-            raise SettingError("turn_groups", True, accepted)
-
-
-def _affine_ranges(given: Mapping[str, float]) -> AffineRanges:
-    check_settings(AffineRanges, given, "augment.")
-    try:
-        return AffineRanges(**given)
-    except SettingError as error:
-        raise SettingError(f"augment.{error.setting}", error.value, error.accepted) from error
 
 
 def _flatten(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream, check_split
 from metalearn.signatures import checked
 from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
+from metalearn.tasks.units import NumberedUnits
 from metalearn.types import Split, TaskBatch
 
 __all__ = ["SinusoidTasks"]
@@ -89,3 +90,12 @@ class SinusoidTasks:
             return inputs.to(device), targets.to(device)
 
         return TaskBatch(pair(slice(None, shot)), pair(slice(shot, None)))
+
+    @checked
+    def training_units(self, users: int | None = None) -> NumberedUnits:
+        """Users with one training task each, as units of a private training.
+
+        Raises:
+            SettingError: no number of users.
+        """
+        return NumberedUnits(self, users)
