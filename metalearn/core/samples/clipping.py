@@ -5,9 +5,7 @@ Axes: N samples, K groups of parameters that are clipped by themselves.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,13 +13,9 @@ from torch import Tensor
 
 from metalearn.core.checks import check_number
 from metalearn.core.chunking import ChunkSize, chunks, resolve_chunk, sample_count
-from metalearn.core.precision import norms_of, squares, widened_tree
-from metalearn.core.samples.clipping_groups import (
-    Clipping,
-    ParameterGroups,
-    check_clipping,
-    group_numbers,
-)
+from metalearn.core.precision import squares, widened_tree
+from metalearn.core.samples.clipping_groups import Clipping, ParameterGroups
+from metalearn.core.samples.clipping_rule import ClippingRule, clipping_rule
 from metalearn.core.samples.gradients import SampleMethod, one_by_one, refusing
 from metalearn.core.samples.norms import collector_of
 from metalearn.core.tree import flatten, leaves, scale, tree_map, unflatten
@@ -29,8 +23,6 @@ from metalearn.signatures import checked
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = ["ClippedGradient", "clipped_chunk", "clipped_gradient"]
-
-_STABILITY = 0.01  # γ of automatic clipping
 
 
 class ClippedGradient(NamedTuple):
@@ -89,7 +81,7 @@ def clipped_gradient(
         SettingError: a ``max_norm`` that is not above 0, a pattern that matches nothing or what
             another has; as `per_sample_gradients`.
     """
-    rule = _Rule(check_clipping(clipping), group_numbers(params, groups))
+    rule = clipping_rule(params, clipping, groups)
     own = isinstance(max_norm, Tensor) and max_norm.dim() == 1
     shape = [sample_count(batch)] if own else ()
     accepted = "a number above 0 is needed"
@@ -123,50 +115,12 @@ def clipped_chunk(
         SettingError: as `clipped_gradient`.
     """
     with refusing(loss_fn, params, batch, method):
-        take = _taker(loss_fn, params, method, _Rule("flat", [0] * len(leaves(params))))
+        take = _taker(loss_fn, params, method, ClippingRule("flat", [0] * len(leaves(params))))
         return resolve_chunk(lambda part: take(part, 1.0), batch, "auto", memory)
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """How gradients are clipped."""
-
-    clipping: Clipping
-    groups: list[int]
-    """Of each leaf, its group."""
-
-    @property
-    def count(self) -> int:
-        """K."""
-        return max(self.groups) + 1
-
-    def limits(self, max_norm: float | Tensor) -> float | Tensor:
-        """C/√K, ``[N, 1]`` where samples have their own."""
-        own = isinstance(max_norm, Tensor) and max_norm.dim() == 1
-        each: float | Tensor = max_norm[:, None] if own else max_norm  # type: ignore[index]
-        return each if self.count == 1 else each / math.sqrt(self.count)
-
-    def norms(self, squared: list[Tensor]) -> Tensor:
-        """``[N, K]`` of the squares of leaves, ``[N]`` each."""
-        sums: list[list[Tensor]] = [[] for _ in range(self.count)]
-        for number, part in zip(self.groups, squared):
-            sums[number].append(part)
-        return torch.stack([norms_of(parts) for parts in sums], dim=1)
-
-    def factors(self, norms: Tensor, max_norm: float | Tensor) -> list[Tensor]:
-        """Of each leaf, ``[N]``: what gradients are multiplied by."""
-        limits = self.limits(max_norm)
-        if self.clipping == "automatic":
-            found = limits / (norms + _STABILITY)
-        else:  # 1 where the norm is zero
-            above = norms > limits
-            found = torch.where(above, limits / torch.where(above, norms, 1.0), 1.0)
-        columns = found.to(norms.dtype).unbind(1)
-        return [columns[number] for number in self.groups]
-
-
 def _taker(
-    loss_fn: LossFn, params: Params, method: SampleMethod, rule: _Rule
+    loss_fn: LossFn, params: Params, method: SampleMethod, rule: ClippingRule
 ) -> Callable[[Batch, float | Tensor], tuple[Params, Tensor, Tensor]]:
     """The function from a batch and C to sums of clipped gradients, norms ``[N, K]``, losses."""
     if method == "loop":
@@ -184,7 +138,7 @@ def _taker(
 
 
 def _clipped_one_by_one(
-    loss_fn: LossFn, params: Params, batch: Batch, max_norm: float | Tensor, rule: _Rule
+    loss_fn: LossFn, params: Params, batch: Batch, max_norm: float | Tensor, rule: ClippingRule
 ) -> tuple[Params, Tensor, Tensor]:
     """The same, with one gradient held at a time."""
     total, norms, losses = None, [], []

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from metalearn.core import Engine, MetaGradient, Plan
 from metalearn.core.checks import module_takes
 from metalearn.core.loss_checks import outside_inference_mode, unused_parameters
+from metalearn.core.meta.every_task import task_loss_gradients
 from metalearn.core.module.norms import Norm
 from metalearn.core.tree import tree_map
 from metalearn.errors import check_whole
@@ -34,7 +35,7 @@ from metalearn.trainers.meta.plan_state import kept_plan, plan_kind, plan_state
 from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.scoring import along_states, score_tasks
 from metalearn.trainers.meta.state_module import StateModule
-from metalearn.trainers.meta.task_losses import each_task_gradient, plan_of_loss, query_loss
+from metalearn.trainers.meta.task_losses import plan_of_loss, query_loss
 from metalearn.types import Batch, Params, TaskBatch
 
 __all__ = ["Learner"]
@@ -43,9 +44,8 @@ __all__ = ["Learner"]
 class Learner(ABC):
     """A module, or an `Ensemble`, that learns to adapt to tasks; it shares the module's parameters.
 
-    A method gives `fit` and `predict`; `task_loss` where it descends something else than the loss
-    of queries; what takes the gradient where that is not the loss of a task; and names by `learn`
-    what is learnt beside the module.
+    A method gives `fit` and `predict`; `task_loss` where it descends another than the queries';
+    what takes a gradient where that is no task's loss; by `learn` what is learnt beside a module.
 
     Args:
         module: one network, or an `Ensemble` whose members learn each by itself.
@@ -132,7 +132,7 @@ class Learner(ABC):
         """The gradient of each task's loss, of one network; leaves ``[T, ...]``."""
         self.check_training(tasks)
         with named_by_class(self):
-            return each_task_gradient(self.task_loss, params, tasks, self.batching[0])
+            return task_loss_gradients(self.task_loss, params, tasks, engine=self.batching[0])
 
     def as_module(self, module: nn.Module, state: Any) -> nn.Module:
         """An ordinary module that predicts as a state does, of a copy of the network or without."""

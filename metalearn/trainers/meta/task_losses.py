@@ -9,12 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from metalearn.core import Engine, Plan, plan_task_gradient, task_gradient
+from metalearn.core import Plan, plan_task_gradient
 from metalearn.core.checks import call_given
-from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import check_whole
 from metalearn.trainers.meta.method_checks import (
     CheckedLearner,
@@ -26,7 +24,7 @@ from metalearn.trainers.meta.method_checks import (
 from metalearn.trainers.meta.network import LearnerNetwork
 from metalearn.types import Batch, Params, TaskBatch, TaskLoss
 
-__all__ = ["each_task_gradient", "plan_of_loss", "plan_of_one", "query_loss"]
+__all__ = ["plan_of_loss", "plan_of_one", "query_loss"]
 
 
 def query_loss(learner: CheckedLearner, params: Params, support: Batch, query: Batch) -> Tensor:
@@ -35,19 +33,6 @@ def query_loss(learner: CheckedLearner, params: Params, support: Batch, query: B
     outputs = predicted(learner, state, query[0])
     check_outputs(learner, outputs, query[1])
     return learner.criterion(of_task(learner, outputs, support[1]), query[1])
-
-
-def each_task_gradient(
-    task_loss: TaskLoss, params: Params, tasks: TaskBatch, engine: Engine
-) -> Params:
-    """The gradient of each task's loss at one network's parameters, leaves ``[T, ...]``."""
-
-    def of(t: int) -> Params:
-        alone = tree_map(lambda value: value[t : t + 1], tasks)
-        return task_gradient(task_loss, params, alone, engine=engine).grads
-
-    rows = [of(t) for t in range(len(leaves(tasks)[0]))]
-    return tree_map(lambda *values: torch.stack(values), *rows)
 
 
 def plan_of_loss(

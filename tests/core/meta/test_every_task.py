@@ -19,6 +19,7 @@ from metalearn.core import (
     sgd,
     task_meta_gradients,
 )
+from metalearn.core.meta.every_task import task_loss_gradients
 from metalearn.core.tree import leaves, tree_map
 from tests.support import oracles
 from tests.support.oracles import Problem, assert_trees
@@ -81,3 +82,20 @@ def test_every_task_is_as_alone(engine: Any, method: Any, make: Any) -> None:
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     bare = task_meta_gradients(*case, engine=engine, **settings)
     assert_trees(bare, grads)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Identity, lambda width: torch.nn.GroupNorm(2, width)])
+@pytest.mark.parametrize("engine", ["batched", "vmap", "loop", "auto"])
+def test_every_loss_of_a_task_is_as_alone(engine: Any, layer: Any) -> None:
+    case = oracles.classification(oracles.conv(layer), (1, 4, 4), tasks=3)
+
+    def loss(params: Any, support: Any, query: Any) -> Any:
+        return case.loss_fn(params, query) + 0.5 * case.loss_fn(params, support) ** 2
+
+    found = task_loss_gradients(loss, case.params, case.tasks, engine=engine)
+    for t in range(3):
+        params = tree_map(lambda v: v.detach().requires_grad_(), case.params)
+        task = tree_map(lambda v, t=t: v[t], case.tasks)
+        wanted = torch.autograd.grad(loss(params, *task), leaves(params))
+        for one, other in zip(leaves(tree_map(lambda v, t=t: v[t], found)), wanted):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
