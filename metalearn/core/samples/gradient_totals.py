@@ -29,12 +29,19 @@ __all__ = [
 
 
 def squared_norms_of_total(parts: Sequence[SampleGradients]) -> Tensor:
-    """‖Σ_k g_ik‖² ``[N]`` of a parameter whose gradient comes in several parts k, exactly."""
+    """‖Σ_k g_ik‖² ``[N]`` of a parameter whose gradient comes in several parts k.
+
+    Where parts cancel it is known no better than to ε·‖g_ik‖·‖g_il‖, ε the spacing of numbers at 1;
+    so much is added, that no norm comes out too small.
+    """
     parts = _joined(parts)
-    total = reduce(torch.add, [part.squared_norms() for part in parts])
-    for one, other in combinations(parts, 2):
-        if not one.is_apart_from(other):
-            total = total + 2 * inner_products(one, other)
+    squares = [part.squared_norms() for part in parts]
+    total = reduce(torch.add, squares)
+    for one, other in combinations(range(len(parts)), 2):
+        if not parts[one].is_apart_from(parts[other]):
+            total = total + 2 * inner_products(parts[one], parts[other])
+            around = (squares[one] + squares[other]).clamp_min(0)
+            total = total + 4 * torch.finfo(total.dtype).eps * around
     return total
 
 

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 
+_BY_MEANS = 32.0  # of a sum Lᵀ·1 that is zero but for rounding
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -248,13 +249,24 @@ def _gram_norms(left: Tensor, right: Tensor) -> Tensor:
     R = R' + 1·mᵀ, so that Lᵀ·R = Lᵀ·R' + (Lᵀ·1)·mᵀ. Where positions are nearly the same and the sum
     Lᵀ·1 nearly zero, as of the keys of attention, terms ⟨l_s, l_t⟩·‖m‖² would leave nothing but
     their rounding.
+
+    Where terms cancel in another way the squares are still known no better than to ε·(Σ_s
+    ‖l_s‖·‖r_s‖)², ε the spacing of numbers at 1. So much is added: a norm may come out too large,
+    and a gradient be clipped too much, but it is not clipped too little, on which privacy rests.
     """
     mean = right.sum(1, keepdim=True) / max(1, right.shape[1])
     total = left.sum(1, keepdim=True)
     rest = right - mean
-    norms = (torch.bmm(rest, rest.mT) * torch.bmm(left, left.mT)).sum((1, 2))
+    lefts, rights = torch.bmm(left, left.mT), torch.bmm(rest, rest.mT)
     both = torch.bmm(left, total.mT) * torch.bmm(rest, mean.mT)
-    return norms + 2 * both.sum((1, 2)) + squared_lengths(total) * squared_lengths(mean)
+    ends = squared_lengths(total) * squared_lengths(mean)
+    norms = (rights * lefts).sum((1, 2)) + 2 * both.sum((1, 2)) + ends
+    long = lefts.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+    apart = (long * rights.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()).sum(1)
+    whole = apart + long.sum(1) * squared_lengths(mean).sqrt()
+    spacing = torch.finfo(norms.dtype).eps
+    by_terms = 2 * spacing * (apart + ends.sqrt()).square()
+    return norms + by_terms + (_BY_MEANS * spacing * whole).square()
 
 
 def _product_norms(left: Tensor, right: Tensor) -> Tensor:
@@ -273,8 +285,11 @@ def _same_rows(index: Tensor, rows: Tensor, other: Tensor, others: Tensor) -> Te
 
 
 def _norms_of_rows(index: Tensor, rows: Tensor) -> Tensor:
+    """With what rounding may have taken away where rows cancel, as in `_gram_norms`."""
     same = (index.unsqueeze(1) == index.unsqueeze(2)).to(rows.dtype)
-    return (torch.bmm(same, rows) * rows).sum((1, 2))
+    lengths = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+    terms = (torch.bmm(same, lengths) * lengths).sum((1, 2))
+    return (torch.bmm(same, rows) * rows).sum((1, 2)) + 2 * torch.finfo(rows.dtype).eps * terms
 
 
 def _rows_with_products(index: Tensor, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:

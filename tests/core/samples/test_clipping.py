@@ -200,3 +200,44 @@ def test_bad_batches_and_losses_are_one_sentence() -> None:
             call(lambda p, b: b[0] @ p["w"], THETA, (X,))
         with pytest.raises(SettingError, match="floating-point"):
             call(inner, {"w": torch.ones(2, dtype=torch.long)}, (X,))
+
+
+def _linear(params: Any, batch: Any) -> Tensor:
+    """Σ_s ⟨l_s, W·r_s⟩ of a sample, whose gradient is Σ_s l_s·r_sᵀ."""
+    left, right = batch
+    return (torch.nn.functional.linear(right, params["w"]) * left).sum((1, 2)).mean()
+
+
+def _rows_of_table(params: Any, batch: Any) -> Tensor:
+    left, index = batch
+    return (torch.nn.functional.embedding(index, params["w"]) * left).sum((1, 2)).mean()
+
+
+def _used_twice(params: Any, batch: Any) -> Tensor:
+    """⟨l_1, W·r_1⟩ and, the other way round, ⟨r_2, Wᵀ·l_2⟩, which nearly cancel."""
+    left, right = batch
+    one = (torch.nn.functional.linear(right, params["w"]) * left).sum((1, 2))
+    shifted = left * (1 + 1e-6 * torch.arange(left.shape[2]).to(left))
+    other = (torch.nn.functional.linear(shifted, params["w"].mT) * right).sum((1, 2))
+    return (one - other).mean()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e5])
+@pytest.mark.parametrize("loss", [_linear, _rows_of_table, _used_twice])
+def test_no_sample_is_longer_than_the_limit_where_its_terms_cancel(loss: Any, size: float) -> None:
+    """Of which rounding leaves less than nothing: squares of norms come out as 0, or below."""
+    left, right, rest = (noise(24, count, 64, seed=count) for count in (4, 5, 8))
+    right = right[:, :4] * size
+    if loss is _linear:  # pairs of positions, all but opposite
+        batch: Any = torch.cat([left, left], 1), torch.cat([right, -right], 1) + rest / 2
+    elif loss is _rows_of_table:
+        rows = torch.cat([left, -left], 1) * size + rest
+        batch = rows, torch.arange(4).repeat(24, 2)
+    else:
+        batch = left, right
+    batch = tuple(part.float() if part.is_floating_point() else part for part in batch)
+    params = {"w": noise(64, 64).float()}
+    for i in range(24):
+        one = tuple(part[i : i + 1] for part in batch)
+        found = clipped_gradient(loss, params, one, max_norm=0.01).grads["w"]
+        assert float(found.double().norm()) <= 0.01 * (1 + 1e-4)
