@@ -4,7 +4,9 @@ Nothing here knows of networks.
 """
 
 # One kind of step, and what steps spend
-from metalearn.privacy.mechanism import Mechanism, Neighbours, SampledGaussian, Sampling
+from metalearn.privacy.events import Neighbours
+from metalearn.privacy.banded import BandedGaussian
+from metalearn.privacy.mechanism import Mechanism, SampledGaussian, Sampling
 from metalearn.privacy.accounting import (
     Accountant,
     PrivacySpent,
@@ -22,15 +24,19 @@ from metalearn.privacy.account import PrivacyAccount
 from metalearn.privacy.sampling import (
     BatchSampling,
     FixedSizeSampling,
+    PartitionedSampling,
     PoissonSampling,
     ShuffledSampling,
     sampling_of,
 )
 from metalearn.privacy.noise import add_gaussian_noise, gaussian_noise
+from metalearn.privacy.strategies import banded_strategy, prefix_error
+from metalearn.privacy.correlated import CorrelatedNoise
 
 __all__ = [
     # One kind of step, and what steps spend
     "Accountant",
+    "BandedGaussian",
     "Mechanism",
     "Neighbours",
     "PrivacySpent",
@@ -45,10 +51,14 @@ __all__ = [
     "RecordedRun",
     # Whom a step sees, and its noise
     "BatchSampling",
+    "CorrelatedNoise",
     "FixedSizeSampling",
+    "PartitionedSampling",
     "PoissonSampling",
     "ShuffledSampling",
     "add_gaussian_noise",
+    "banded_strategy",
     "gaussian_noise",
+    "prefix_error",
     "sampling_of",
 ]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metalearn.errors import DataError
-from metalearn.privacy.mechanism import GaussianEvent
+from metalearn.privacy.events import GaussianEvent
 
 __all__ = ["Events", "pld_epsilon", "rdp_epsilon"]
 

@@ -14,13 +14,8 @@ from typing import Literal, get_args
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
 from metalearn.privacy.accountants import pld_epsilon, rdp_epsilon
-from metalearn.privacy.mechanism import (
-    GaussianEvent,
-    Mechanism,
-    Neighbours,
-    SampledGaussian,
-    Sampling,
-)
+from metalearn.privacy.events import GaussianEvent, Neighbours
+from metalearn.privacy.mechanism import Mechanism, Sampling, drawn_gaussian
 from metalearn.signatures import checked
 
 __all__ = [
@@ -112,6 +107,7 @@ def noise_multiplier_for(
     batch_size: int,
     steps: int,
     accountant: Accountant = "pld",
+    bands: int = 1,
 ) -> float:
     """The least σ with which so many steps spend at most ε; they spend above 0.9999·ε.
 
@@ -123,6 +119,7 @@ def noise_multiplier_for(
         batch_size: B.
         steps: how many are taken, at least 1.
         accountant: by what ε is bounded.
+        bands: b of correlated noise, see `BandedGaussian`; 1 is that of DP-SGD.
 
     Raises:
         SettingError: a value out of range, or an ε that no noise keeps to.
@@ -134,7 +131,7 @@ def noise_multiplier_for(
 
     @cache
     def spent(noise: float, by: Accountant = accountant) -> float:
-        mechanism = SampledGaussian(sampling, examples, batch_size, noise)
+        mechanism = drawn_gaussian(sampling, examples, batch_size, noise, bands=bands)
         return privacy_spent([(mechanism, steps)], delta, by).epsilon
 
     start = 1.0

@@ -10,36 +10,21 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from metalearn.core.checks import check_number
 from metalearn.errors import DataError, SettingError, check_whole
+from metalearn.privacy.banded import BandedGaussian
+from metalearn.privacy.events import GaussianEvent, Neighbours
 from metalearn.schema import Misfit, choice, mapping, nothing, number, whole
 
 __all__ = [
-    "GaussianEvent",
     "Mechanism",
-    "Neighbours",
     "SampledGaussian",
     "Sampling",
     "SeededNoise",
+    "drawn_gaussian",
     "mechanism_of",
 ]
 
 Sampling = Literal["poisson", "fixed_size", "shuffled", "full_batch"]
 """How the examples of a step are drawn."""
-
-Neighbours = Literal["add_or_remove_one", "replace_one", "zero_out_one"]
-"""Which data sets an adversary has to tell apart: one has an example more than the other; one
-example is another one; or one example counts as nothing, its gradient as zero."""
-
-
-@dataclass(frozen=True)
-class GaussianEvent:
-    """What an accountant composes: a sum of sensitivity 1, plus Gaussian noise, over a sample."""
-
-    noise_multiplier: float
-    """The standard deviation of the noise, in units of the sum's sensitivity."""
-    rate: float = 1.0
-    """The share of the examples that are summed; 1 is all of them."""
-    without_replacement: bool = False
-    """Whether so many are drawn, or each by itself."""
 
 
 @runtime_checkable
@@ -205,6 +190,23 @@ class SeededNoise:
         return cls(mechanism_of(inner))
 
 
+def drawn_gaussian(
+    sampling: Sampling, examples: int, batch_size: int, noise_multiplier: float, *, bands: int = 1
+) -> SampledGaussian | BandedGaussian:
+    """The mechanism of steps whose noise is independent, or correlated over several bands.
+
+    Raises:
+        SettingError: a value out of range; correlated noise with other than Poisson sampling.
+    """
+    check_whole("bands", bands, 1)
+    if bands == 1:
+        return SampledGaussian(sampling, examples, batch_size, noise_multiplier)
+    if sampling != "poisson":
+        accepted = "poisson is needed where bands is above 1: it alone is accounted for"
+        raise SettingError("sampling", sampling, accepted)
+    return BandedGaussian(examples, batch_size, bands, noise_multiplier)
+
+
 def mechanism_of(state: Any) -> Mechanism:
     """The mechanism of which ``state`` is the state.
 
@@ -218,8 +220,9 @@ def mechanism_of(state: Any) -> Mechanism:
     return _KINDS[kind].from_state(state)
 
 
-_KINDS: dict[str, type[SampledGaussian] | type[SeededNoise]] = {
+_KINDS: dict[str, type[SampledGaussian] | type[BandedGaussian] | type[SeededNoise]] = {
     "sampled_gaussian": SampledGaussian,
+    "banded_gaussian": BandedGaussian,
     "seeded_noise": SeededNoise,
 }
 _SAMPLED_GAUSSIAN = mapping(

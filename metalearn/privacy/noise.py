@@ -18,7 +18,7 @@ from metalearn.core.tree import check_floating, flatten, unflatten
 from metalearn.random_streams import SecureStream
 from metalearn.signatures import checked
 
-__all__ = ["add_gaussian_noise", "gaussian_noise"]
+__all__ = ["add_gaussian_noise", "gaussian_noise", "noisy_leaves", "standard_normal"]
 
 Words = Callable[[int], NDArray[np.uint64]]
 
@@ -48,11 +48,7 @@ def add_gaussian_noise(sums: Any, std: float, *, generator: torch.Generator | No
     """
     check_floating(sums, "sums")
     values, shape = flatten(sums)
-    noise = _drawn(values, std, generator)
-    made = [
-        value.detach().double().add(piece).to(value.dtype) for value, piece in zip(values, noise)
-    ]
-    return unflatten(made, shape)
+    return unflatten(noisy_leaves(values, _drawn(values, std, generator)), shape)
 
 
 @checked
@@ -87,18 +83,33 @@ def gaussian_noise(likes: Any, std: float, *, generator: torch.Generator | None 
     """
     check_floating(likes, "likes")
     values, shape = flatten(likes)
-    noise = _drawn(values, std, generator)
-    return unflatten([piece.to(value.dtype) for value, piece in zip(values, noise)], shape)
+    noise = _pieces(values, _drawn(values, std, generator))
+    return unflatten([piece.to(value.dtype) for piece, value in zip(noise, values)], shape)
 
 
-def _drawn(values: list[Tensor], std: float, generator: torch.Generator | None) -> list[Tensor]:
-    """The noise of each leaf in float64, on its device."""
-    check_number("std", std, least=0)
+def standard_normal(values: list[Tensor], generator: torch.Generator | None) -> Tensor:
+    """``[P]`` in float64 on the processor, of standard deviation 1, for leaves of these types."""
     words = SecureStream().words if generator is None else _seeded(generator)
-    sizes = [value.numel() for value in values]
     make = _sums if any(value.dtype == torch.float64 for value in values) else _mixed
-    every = torch.from_numpy(make(words, sum(sizes))).mul_(float(std))
-    pieces = torch.split(every, sizes)
+    return torch.from_numpy(make(words, sum(value.numel() for value in values)))
+
+
+def noisy_leaves(values: list[Tensor], noise: Tensor) -> list[Tensor]:
+    """Leaves plus noise ``[P]`` of float64, added in float64 and rounded once."""
+    pieces = _pieces(values, noise)
+    return [value.detach().double().add(piece).to(value.dtype)
+            for value, piece in zip(values, pieces)]  # fmt: skip
+
+
+def _drawn(values: list[Tensor], std: float, generator: torch.Generator | None) -> Tensor:
+    """``[P]``, the noise of all leaves in float64."""
+    check_number("std", std, least=0)
+    return standard_normal(values, generator).mul_(float(std))
+
+
+def _pieces(values: list[Tensor], noise: Tensor) -> list[Tensor]:
+    """The noise of each leaf, on its device."""
+    pieces = torch.split(noise, [value.numel() for value in values])
     return [piece.view(value.shape).to(value.device) for piece, value in zip(pieces, values)]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
+from metalearn.privacy.banded import BandedGaussian
 from metalearn.privacy.mechanism import SampledGaussian
 from metalearn.random_streams import AddressedStream, SecureStream, Stream, check_seed
 from metalearn.signatures import checked
@@ -22,6 +23,7 @@ from metalearn.signatures import checked
 __all__ = [
     "BatchSampling",
     "FixedSizeSampling",
+    "PartitionedSampling",
     "PoissonSampling",
     "ShuffledSampling",
     "sampling_of",
@@ -57,9 +59,7 @@ class PoissonSampling:
     @checked
     def __init__(self, examples: Examples, rate: float, *, seed: int | None = None) -> None:
         self._examples = _indices(examples)
-        check_number("rate", rate, above=0, accepted="a number in (0, 1] is needed")
-        if rate > 1:
-            raise SettingError("rate", float(rate), "a number in (0, 1] is needed")
+        _check_rate(rate)
         _check_seed(seed)
         self.rate, self.seed = float(rate), seed
 
@@ -71,6 +71,49 @@ class PoissonSampling:
         """
         check_whole("step", step, 0, _STEPS)
         return self._examples[_taken(_stream(self.seed, step), len(self._examples), self.rate)]
+
+
+class PartitionedSampling:
+    """Each example belongs to one of b parts; of part t mod b, step t takes each with q, by itself.
+
+    An example is in a part by chance and whatever the others are in, so that no part is told by
+    who is there; parts differ in size, and the sizes of batches vary a little more than those of
+    `PoissonSampling`, which this is for b = 1.
+
+    Args:
+        examples: N, or their indices, int64 ``[N]``.
+        rate: q in (0, 1] of the examples of a part, b times the share that is in a batch.
+        parts: b, at least 1.
+        seed: of parts and draws, as for `PoissonSampling`; None gives another object other parts.
+
+    Raises:
+        SettingError: a value out of range.
+    """
+
+    @checked
+    def __init__(
+        self, examples: Examples, rate: float, parts: int, *, seed: int | None = None
+    ) -> None:
+        indices = _indices(examples)
+        _check_rate(rate)
+        check_whole("parts", parts, 1)
+        _check_seed(seed)
+        one = SecureStream() if seed is None else AddressedStream(seed, "division", _PARTS)
+        place = torch.from_numpy(one.with_replacement(parts, len(indices)))
+        order = place.argsort(stable=True)
+        sizes = place.bincount(minlength=parts).tolist()
+        self._parts = torch.split(indices[order], sizes)
+        self.rate, self.seed = float(rate), seed
+
+    def draw(self, step: int) -> Tensor:
+        """``[n]``, in the order of the examples; n may be 0.
+
+        Raises:
+            SettingError: no such step.
+        """
+        check_whole("step", step, 0, _STEPS)
+        part = self._parts[step % len(self._parts)]
+        return part[_taken(_stream(self.seed, step), len(part), self.rate)]
 
 
 class FixedSizeSampling:
@@ -143,7 +186,7 @@ class ShuffledSampling:
 
 @checked
 def sampling_of(
-    mechanism: SampledGaussian, examples: Examples, *, seed: int | None = None
+    mechanism: SampledGaussian | BandedGaussian, examples: Examples, *, seed: int | None = None
 ) -> BatchSampling:
     """What draws the batches that a mechanism accounts for.
 
@@ -159,6 +202,8 @@ def sampling_of(
     if count != mechanism.examples:
         accepted = f"the mechanism accounts for {mechanism.examples}, so that many are needed"
         raise SettingError("examples", count, accepted)
+    if isinstance(mechanism, BandedGaussian):
+        return PartitionedSampling(examples, mechanism.rate, mechanism.bands, seed=seed)
     if mechanism.sampling == "fixed_size":
         return FixedSizeSampling(examples, mechanism.batch_size, seed=seed)
     if mechanism.sampling == "shuffled":
@@ -167,6 +212,7 @@ def sampling_of(
 
 
 _STEPS = 2**58 - 1  # that a stream has an address for
+_PARTS = 2**57  # the address of the parts of a partition
 
 
 def _stream(seed: int | None, step: int) -> Stream:
@@ -211,6 +257,12 @@ def _check_size(batch_size: int, examples: int) -> None:
     if batch_size > examples:
         accepted = f"there are {examples} examples, so at most as many are accepted"
         raise SettingError("batch_size", batch_size, accepted)
+
+
+def _check_rate(rate: float) -> None:
+    check_number("rate", rate, above=0, accepted="a number in (0, 1] is needed")
+    if rate > 1:
+        raise SettingError("rate", float(rate), "a number in (0, 1] is needed")
 
 
 def _check_seed(seed: int | None) -> None:

@@ -1057,6 +1057,24 @@ def _privacy() -> dict[str, Callable[[], Call]]:
         "PoissonSampling": _of(privacy, "PoissonSampling", examples=20, rate=0.3, seed=0),
         "FixedSizeSampling": _of(privacy, "FixedSizeSampling", examples=9, batch_size=3, seed=0),
         "ShuffledSampling": _of(privacy, "ShuffledSampling", examples=9, batch_size=3, seed=0),
+        "PartitionedSampling": _of(
+            privacy, "PartitionedSampling", examples=20, rate=0.3, parts=2, seed=0
+        ),
+        "BandedGaussian": _of(
+            privacy, "BandedGaussian", examples=20, batch_size=4, bands=3, noise_multiplier=1.5
+        ),
+        "banded_strategy": _of(privacy, "banded_strategy", steps=6, bands=2),
+        "prefix_error": _of(
+            privacy,
+            "prefix_error",
+            steps=6,
+            strategy=_fresh(lambda: torch.tensor([0.8, 0.6]).double() * 0.999),
+        ),
+        "CorrelatedNoise": _of(
+            privacy,
+            "CorrelatedNoise",
+            strategy=_fresh(lambda: torch.tensor([0.8, 0.6]).double() * 0.999),
+        ),
         "PrivacyLedger": _of(privacy, "PrivacyLedger", path="privacy.jsonl"),
         "PrivacyAccount": _of(privacy, "PrivacyAccount", mechanism=whole, ledger=ledger, **rule),
         "steps_for": _of(privacy, "steps_for", epsilon=2.0, mechanism=whole, **rule),

@@ -24,7 +24,8 @@ from metalearn.privacy import (
     steps_for,
 )
 from metalearn.privacy.accountants import rdp_epsilon
-from metalearn.privacy.mechanism import GaussianEvent, SeededNoise, mechanism_of
+from metalearn.privacy.events import GaussianEvent
+from metalearn.privacy.mechanism import SeededNoise, mechanism_of
 
 library = pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
 
@@ -274,7 +275,7 @@ def test_states_are_plain_and_come_back() -> None:
     for mechanism in (MNIST, SampledGaussian("shuffled", 7, 2, 0.1), SeededNoise(OTHER)):
         assert mechanism_of(mechanism.state()) == mechanism
     bad: list[tuple[Any, str]] = [
-        (None, "kind is None, known are sampled_gaussian"),
+        (None, "kind is None, known are sampled_gaussian, banded"),
         ({"kind": "laplace"}, "kind is 'laplace'"),
         ({**MNIST.state(), "examples": "many"}, "the mechanism.examples is 'many'"),
         ({**MNIST.state(), "batch_size": 60001}, "batch_size=60001: there are 60000"),
