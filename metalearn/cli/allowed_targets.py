@@ -94,6 +94,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "metalearn.trainers.MCDropoutTrainer",
         "metalearn.trainers.MetaTrainer",
         "metalearn.trainers.PerSampleTrainer",
+        "metalearn.trainers.PrivateMetaTrainer",
         "metalearn.trainers.PrivateTrainer",
         "metalearn.trainers.SWAGTrainer",
         "metalearn.trainers.SnapshotTrainer",

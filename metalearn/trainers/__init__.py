@@ -26,6 +26,7 @@ from metalearn.trainers.meta.members import MemberLearner
 from metalearn.trainers.meta.meta_sgd import MetaSGD
 from metalearn.trainers.meta.metaoptnet import MetaOptNet
 from metalearn.trainers.meta.multi_step import MultiStepLearner
+from metalearn.trainers.meta.private import PrivateMetaTrainer
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.protomaml import ProtoMAML
 from metalearn.trainers.meta.protonet import ProtoNet
@@ -90,6 +91,7 @@ __all__ = [
     "MultiStepLearner",
     "ParameterGroups",
     "PerSampleTrainer",
+    "PrivateMetaTrainer",
     "PrivateTrainer",
     "ProtoMAML",
     "ProtoNet",

@@ -694,6 +694,18 @@ def _trainers() -> dict[str, Callable[[], Call]]:
                 **few,
             },
         ),
+        "PrivateMetaTrainer": lambda: (
+            trainers.PrivateMetaTrainer,
+            {
+                "model": models.MLP((1,), 1, hidden=(4,)),
+                "tasks": tasks.SinusoidTasks(shot=2, query=2),
+                "users": 30,
+                "meta_batch": 4,
+                "noise_multiplier": 1.0,
+                "delta": 1e-3,
+                **few,
+            },
+        ),
         "HyperTrainer": lambda: (
             trainers.HyperTrainer,
             {

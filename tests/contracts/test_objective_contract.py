@@ -83,7 +83,7 @@ def test_each_batch_is_drawn_once(name: str) -> None:
     looked = {} if name in WITHOUT_DIAGNOSTICS else looked
     trainer: Any = TRAINERS[name](tracker=Recorder(), log_every=1, eval_every=100, **looked)
     objective, counted = trainer.loop.objective, Counter[Any]()
-    source = "tasks" if hasattr(objective, "tasks") else "batches"
+    source = "batches" if hasattr(objective, "batches") else "tasks"
     original = getattr(objective, source)
 
     class Counting:

@@ -17,6 +17,7 @@ from metalearn.trainers import (
     HyperTrainer,
     MetaTrainer,
     PerSampleTrainer,
+    PrivateMetaTrainer,
     PrivateTrainer,
     Trainer,
 )
@@ -96,6 +97,13 @@ def _private(**settings: Any) -> Trainer:
     return PrivateTrainer(_planar(), blobs(), **given)
 
 
+def _private_meta(**settings: Any) -> Trainer:
+    given: Any = {"users": 30, "meta_batch": 4, "noise_multiplier": 1.0, "noise": "seeded"}
+    given |= {"delta": 1e-3, "validation": "public", "validation_tasks": 5, "reserve": 1}
+    given |= {"steps": 6, "maml": MAML(inner_lr=0.02, eval_steps=2), "progress": False, **settings}
+    return PrivateMetaTrainer(_waves(), SinusoidTasks(shot=4, query=4), **given)
+
+
 def _regression(**settings: Any) -> Trainer:
     """Members on real targets, by means and log-variances."""
     settings = {"steps": 6, "batch_size": 8, "progress": False, "engine": "batched"} | settings
@@ -158,6 +166,7 @@ TRAINERS: dict[str, Make] = {
     "sweep": _sweep,
     "per_sample": _per_sample,
     "private": _private,
+    "private_meta": _private_meta,
     "regression": _regression,
     "regression_per_sample": _regression_per_sample,
     **{f"hyper_{kind}": partial(_hyper, kind) for kind in HYPER_KINDS},
@@ -167,6 +176,7 @@ TRAINERS: dict[str, Make] = {
 WITHOUT_DIAGNOSTICS = {
     "scripted",
     "private",
+    "private_meta",
     *(name for name in TRAINERS if name.startswith("hyper_")),
 }
 """Trainers of which diagnostics have nothing to see."""

@@ -32,6 +32,7 @@ __all__ = [
     "check_methods",
     "check_module",
     "check_outputs",
+    "check_task_gradients",
     "made_of_features",
     "named_by_class",
     "of_task",
@@ -163,6 +164,15 @@ def check_gradient(learner: CheckedLearner, found: Any) -> MetaGradient:
         raise SettingError(_name(learner, "gradient"), type(found).__name__, accepted)
     if found.grads.keys() != learner.names.keys():
         raise SettingError(_name(learner, "gradient"), list(found.grads), accepted)
+    return found
+
+
+def check_task_gradients(learner: CheckedLearner, found: Any) -> dict[str, Tensor]:
+    """What `Learner.task_gradients` gave, refused where it is not of all parameters."""
+    if not isinstance(found, dict) or found.keys() != learner.names.keys():
+        shown = list(found) if isinstance(found, dict) else type(found).__name__
+        accepted = "a mapping with the gradients of all parameters is needed"
+        raise SettingError(_name(learner, "task_gradients"), shown, accepted)
     return found
 
 

@@ -6,8 +6,7 @@ Axes: T tasks of a meta-batch, K inner steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -15,35 +14,25 @@ import torch
 from torch import nn
 
 from metalearn.core.checks import as_device
-from metalearn.core.memory import check_memory
-from metalearn.core.tree import leaves
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble, SavedWeights
-from metalearn.random_streams import check_split
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
-from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
-from metalearn.trainers.meta.by_set import by_set
-from metalearn.trainers.meta.diagnostics import TaskSource, diagnosis_sources
+from metalearn.trainers.meta import task_methods as methods
+from metalearn.trainers.meta.diagnostics import TaskSource
 from metalearn.trainers.meta.evaluator import MetaEvaluator, SelectBy
 from metalearn.trainers.meta.fitting import check_fit
 from metalearn.trainers.meta.making import check_members_of, made_learner
-from metalearn.trainers.meta.nan_scores import check_tasks
-from metalearn.trainers.meta.normalization import normalization_in
 from metalearn.trainers.meta.objective import MetaObjective
 from metalearn.trainers.meta.protocol import Learner
-from metalearn.trainers.meta.reports import TestReport, task_report
-from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.settings import MAML
-from metalearn.trainers.meta.training_draws import drawn_for_training
-from metalearn.trainers.meta.uncertainty import CalibratedSets, ConformalSets, check_has_classes
 from metalearn.trainers.meta.unvalidated import evaluator_for
 from metalearn.trainers.trainer import Trainer
-from metalearn.types import Split, TaskBatch, TaskDistribution
+from metalearn.types import TaskDistribution
 
 __all__ = ["MetaTrainer"]
 
@@ -84,6 +73,8 @@ class MetaTrainer(Trainer):
 
     makes_module: ClassVar[tuple[str, ...]] = ("members",)
     chooses_best: ClassVar[tuple[str, ...]] = ("select_by",)
+    validated: ClassVar[bool] = True
+    """Whether the validation split may be read."""
 
     @checked
     def __init__(
@@ -164,102 +155,11 @@ class MetaTrainer(Trainer):
             )
         return weights
 
-    @checked
-    def test(
-        self,
-        count: int = 600,
-        *,
-        split: Split = "test",
-        inductive: bool = False,
-        conformal: ConformalSets | None = None,
-    ) -> TestReport:
-        """Mean ± 95 % interval over ``count`` tasks of a split at every inner step 0..K.
-
-        Args:
-            count: of tasks.
-            split: that they are of.
-            inductive: as of `Learner.score`.
-            conformal: sets of classes, calibrated on as many validation tasks, others than those
-                that chose the best state. They promise their coverage to tasks of the classes of
-                validation, and to others as far as those are like them.
-
-        Raises:
-            SettingError: a count or split that there is not; sets for a regression, or without
-                classes for validation.
-        """
-        scores = self.task_scores(count, split=split, inductive=inductive)
-        return self.report_of(scores, split=split, inductive=inductive, conformal=conformal)
-
-    @checked
-    def task_scores(
-        self, count: int = 600, *, split: Split = "test", inductive: bool = False
-    ) -> TaskScores:
-        """Scores of each of the first ``count`` tasks of a split at every inner step 0..K."""
-        check_whole("count", count, 1)
-        check_split(split)
-        scores = self.evaluator.score(split, count, inductive=inductive)
-        check_tasks(scores, split)
-        return scores
-
-    def report_of(
-        self,
-        scores: TaskScores,
-        *,
-        split: Split = "test",
-        inductive: bool = False,
-        conformal: ConformalSets | None = None,
-    ) -> TestReport:
-        """What `task_scores` of a split come to; ``conformal`` is as of `test`."""
-        sets = None
-        if conformal is not None:
-            check_has_classes(scores.queries, conformal)
-            sets = self._sets(conformal, len(scores.losses), inductive=inductive)
-        few = self.tasks.sample(split, [0], device=self.device)
-        found = normalization_in(self.learner, few, inductive=inductive)
-        parts = by_set(self.tasks, split, scores)
-        return task_report(scores, found, inductive=inductive, sets=sets, parts=parts)
-
-    def _sets(self, asked: ConformalSets, count: int, *, inductive: bool) -> CalibratedSets:
-        first = max(self.evaluator.count, count)
-        known = self.evaluator.score("validation", count, inductive=inductive, first=first)
-        assert known.queries is not None  # of a classification, as those of the test
-        return CalibratedSets(asked, known.queries)
-
-    def reports(
-        self,
-        split: Split = "test",
-        *,
-        tasks: int = 600,
-        inductive: bool | None = True,
-        conformal: ConformalSets | None = None,
-    ) -> dict[str, TestReport]:
-        """See `Trainer.reports`: a `test` with statistics shared by a task's queries, and alone.
-
-        ``conformal`` is as of `test`.
-        """
-        if inductive is None:
-            inductive = self.evaluator.select_by == "inductive"
-        names = ("transductive", "inductive") if inductive else ("transductive",)
-        how: Any = {"split": split, "conformal": conformal}
-        return {n: self.test(tasks, inductive=n == "inductive", **how) for n in names}
-
-    def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
-        """Initial or adapted learners on tasks of a split, and the tasks' meta-gradients."""
-        draw = self._draws_of(data.split)
-        one = leaves(draw([0]))
-        size = sum(part.numel() * part.element_size() for part in one)
-        check_memory("tasks", data.tasks, size * data.tasks, self.device)
-        tasks = draw(range(data.tasks))
-        return diagnosis_sources(self.learner, tasks, data)
-
-    def _draws_of(self, split: Split) -> Callable[[Sequence[int]], TaskBatch]:
-        """Tasks of a split by number; what a learner of samples is trained on is in one alone."""
-        if self.learner.draws == "tasks":
-            return partial(self.tasks.sample, split, device=self.device)
-        if split != "train":
-            accepted = "train is needed: the learner's gradients are of samples of its classes"
-            raise SettingError("split", split, accepted)
-        return lambda indices: drawn_for_training(self.learner, self.tasks, indices, self.device)
+    test = methods.scored
+    task_scores = methods.task_scores
+    report_of = methods.report_of
+    reports = methods.reports
+    diagnosis_sources = methods.diagnosis_sources
 
     @property
     def ensemble(self) -> Ensemble | None:
