@@ -167,8 +167,12 @@ class PrivateMetaTrainer(Trainer):
     reports = methods.reports
     diagnosis_sources = methods.diagnosis_sources
     data_checksum = data_checksum
-    results = results
     remarks = remarks
+
+    def results(self) -> dict[str, Any]:
+        """What the training has cost so far, and in what it is private, as plain values."""
+        found = dict(results(self))
+        return {**found, "privacy": {**found["privacy"], "units": self.units.name}}
 
     def _validating(self) -> Evaluator:
         """What scores validation tasks, or does not."""

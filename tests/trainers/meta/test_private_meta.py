@@ -420,6 +420,7 @@ def test_the_account_is_that_of_its_steps(sampling: Any, accountant: Any) -> Non
     summary = trainer.results()["privacy"]
     assert summary["epsilon"] == pytest.approx(wanted.epsilon, rel=1e-9)
     assert (summary["examples"], summary["batch_size"], summary["steps"]) == (40, 5, counted)
+    assert summary["units"] == "users" and in_groups().results()["privacy"]["units"] == "groups"
     assert trainer.remarks() == [f"privacy: {wanted}"]
 
 
