@@ -128,10 +128,8 @@ class PrivateMetaTrainer(Trainer):
             "validation_tasks": (validation_tasks, None),
         }
         limits = private.limits(steps, **scored)
-        self.units = training_units_of(tasks, users)
-        self.account = private.account(
-            self.units.count, meta_batch, steps, folder, setting="meta_batch"
-        )
+        self.units = units = training_units_of(tasks, users)
+        self.account = private.account(units.count, meta_batch, steps, folder, setting="meta_batch")
         self.learner = made_learner(learner, model, maml, tasks.kind, as_device(device))
         where = place(self.learner.module, device, self.learner.network.learnt)
         check_fit(self.learner, tasks, meta_batch, where)
@@ -141,7 +139,7 @@ class PrivateMetaTrainer(Trainer):
         self.validated = private.validation == "public"
         self.validation_tasks = validation_tasks or _VALIDATION_TASKS
         steps_of = PrivateSteps(
-            self.account, self.units, private.draws(self.units.count, seed), float(max_norm),
+            self.account, units, private.draws(units.count, seed), float(max_norm),
             clipping_rule(self.learner.params, clipping, clip_groups), seed, steps, private.reserve,
         )  # fmt: skip
         stop = StopSignal()
