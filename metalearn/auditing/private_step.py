@@ -88,6 +88,9 @@ def audit_private_step(
     check_whole("trials", trials, 8)
     check_seed(seed)
     check_number("confidence", confidence, above=0, below=1)
+    bands = len(trainer.noise.strategy)
+    if bands > 1 and not trainer.account.secure:
+        raise SettingError("trainer.noise", "seeded", f"secure is needed with noise_bands={bands}")
     trainer.prepare()
     objective, delta = trainer.objective, trainer.account.delta
     batch, canary = _samples(trainer, seed)
@@ -162,25 +165,37 @@ def _released(
     """Scores of both worlds ``[T]``: along the canary's direction, without the part of the others.
 
     A step is noisy twice in a row, so that differences of two steps are had of the same draws.
+    Where noise is correlated over b bands, a step is b steps: their rows are made independent by
+    S, of which the canary's column has the norm 1, and taken along that column.
     """
     size = float(trainer.objective.expected)
     known = _along(sums["out"], direction)
     worlds: dict[str, list[list[float]]] = {"in": [], "out": []}
+    bands = trainer.noise.strategy.tolist()
+    many = 2 * len(bands)
+    apart = many + (len(bands) > 1)  # a step in between begins another series
     for trial in range(trials):
         for world, rows in worlds.items():
             row = []
-            for number, part in enumerate((world, "out")):
-                step = 2 * trial + number
+            for number in range(many):
+                step, part = apart * trial + number, "out" if number else world
                 found = trainer.objective.gradient(trainer.params, empty, step=step)
                 assert found.noise is not None
                 noisy = found.noise({n: g / size for n, g in sums[part].items()}, size)
                 row.append(_along(noisy, direction) * size - known)
-            rows.append(row)
+            rows.append(_decorrelated(row, bands))
     inside, outside = (torch.tensor(worlds[w], dtype=torch.float64) for w in ("in", "out"))
     return {
         "one step": (inside[:, 0], outside[:, 0]),
         "two steps": (inside[:, 0] - inside[:, 1], outside[:, 0] - outside[:, 1]),
     }
+
+
+def _decorrelated(row: list[float], bands: list[float]) -> list[float]:
+    """c·z of the first b steps and of the next b, z = S·y for the rows y; y itself for one band."""
+    b = len(bands)
+    z = [sum(bands[k] * row[t - k] for k in range(min(b, t + 1))) for t in range(2 * b)]
+    return [sum(c * z[first + k] for k, c in enumerate(bands)) for first in (0, b)]
 
 
 def _along(grads: Sums, direction: Sums) -> float:

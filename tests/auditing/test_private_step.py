@@ -46,7 +46,7 @@ def noise_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PrivateObjective, "noisy", again)
 
 
-@pytest.mark.parametrize("sigma", [0.7, 2.0])
+@pytest.mark.parametrize("sigma", [0.5, 2.0])
 @pytest.mark.parametrize("noise", ["secure", "seeded"])
 @pytest.mark.parametrize("step", [0, 4])
 def test_a_right_step_is_told_apart_as_well_as_its_noise_allows(

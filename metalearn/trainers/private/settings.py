@@ -17,6 +17,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 from metalearn.privacy import (
     Accountant,
+    BandedGaussian,
     BatchSampling,
     PrivacyAccount,
     PrivacyLedger,
@@ -25,6 +26,7 @@ from metalearn.privacy import (
     noise_multiplier_for,
     sampling_of,
 )
+from metalearn.privacy.mechanism import drawn_gaussian
 from metalearn.signatures import checked
 from metalearn.trainers.loop.settings import LoopSettings
 
@@ -57,7 +59,7 @@ class PrivacySettings:
         SettingError: both or none of ε and σ; a value that is not known.
     """
 
-    mechanism: SampledGaussian
+    mechanism: SampledGaussian | BandedGaussian
 
     @checked
     def __init__(
@@ -125,6 +127,7 @@ class PrivacySettings:
         folder: str | Path | None,
         *,
         setting: str = "batch_size",
+        bands: int = 1,
     ) -> PrivacyAccount:
         """The account of so many steps, in the ledger or in a file of the run's folder.
 
@@ -134,6 +137,7 @@ class PrivacySettings:
             steps: in all.
             folder: of the run.
             setting: what B is called in messages.
+            bands: of correlated noise.
 
         Raises:
             SettingError: a number out of range; sampling that the accountant does not know.
@@ -143,13 +147,15 @@ class PrivacySettings:
         check_whole(setting, expected, 1, units)
         accepted = f"a number above 0 and below 1/N = {1 / units:.2g} is needed"
         check_number("delta", self.delta, above=0, below=1 / units, accepted=accepted)
+        self._check_bands(bands, units, expected, steps)
         if sigma is None:
             assert self.epsilon is not None
             sigma = noise_multiplier_for(
                 self.epsilon, delta=self.delta, sampling=self.sampling, examples=units,
-                batch_size=expected, steps=steps, accountant=self.accountant,
+                batch_size=expected, steps=steps, accountant=self.accountant, bands=bands,
             )  # fmt: skip
-        self.mechanism = SampledGaussian(self.sampling, units, expected, float(sigma))
+        given = self.sampling, units, expected, float(sigma)
+        self.mechanism = drawn_gaussian(*given, bands=bands)
         path = self.ledger
         if path is None and folder is not None:
             path = Path(folder) / _LEDGER
@@ -161,3 +167,16 @@ class PrivacySettings:
     def draws(self, units: Tensor | int, seed: int) -> BatchSampling:
         """Who takes part in a step, of N or of indices ``[N]``; ``seed`` is of seeded draws."""
         return sampling_of(self.mechanism, units, seed=None if self.secure else seed)
+
+    def _check_bands(self, bands: int, units: int, expected: int, steps: int) -> None:
+        """Refuse bands that there are no steps, no units or no account for."""
+        check_whole("noise_bands", bands, 1, steps)
+        if bands > 1 and self.sampling != "poisson":
+            accepted = f"1 is needed with sampling={self.sampling}: poisson has an account for more"
+            raise SettingError("noise_bands", bands, accepted)
+        if bands > max(1, units // expected):
+            accepted = (
+                f"at most {units // expected} is accepted: so many parts of {units} have room for "
+                f"batches of {expected}"
+            )
+            raise SettingError("noise_bands", bands, accepted)

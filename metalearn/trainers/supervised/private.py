@@ -23,6 +23,7 @@ from metalearn.core.samples.gradients import SampleMethod
 from metalearn.data import Augmentation
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import check_whole
+from metalearn.privacy import CorrelatedNoise, banded_strategy
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
@@ -66,6 +67,10 @@ class PrivateTrainer(Trainer):
             itself, so that batches vary in size and may be empty.
         epsilon: ε that the steps are to cost: σ is the least that keeps to it.
         noise_multiplier: σ, above 0, in the place of ``epsilon``.
+        noise_bands: b, above 1 for noise that takes part of that of the b − 1 steps before back, so
+            that less is left in the sum over steps, for more noise in each: for SGD at a constant
+            rate, with or without momentum, and many samples; at most N/B. Earlier noise is in no
+            checkpoint, so that a resumed run begins anew. See `metalearn.privacy.BandedGaussian`.
         delta: δ, below 1/N.
         max_norm: C, of a sample's gradient, finite.
         clipping: ``"flat"``, or ``"automatic"``, in which all samples count with nearly the same
@@ -120,6 +125,7 @@ class PrivateTrainer(Trainer):
         max_norm: float = 1.0,
         clipping: Clipping = "flat",
         clip_groups: ParameterGroups = "all",
+        noise_bands: int = 1,
         batch_norm: BatchNormPolicy | None = None,
         chunk_size: ChunkSize = None,
         method: SampleMethod = "layers",
@@ -139,7 +145,9 @@ class PrivateTrainer(Trainer):
         check_monitor(monitor, data)
         private = PrivacySettings(**settings)
         limits = private.limits(steps, monitor=(monitor, "loss"))
-        self.account = private.account(data.size("train"), batch_size, steps, folder)
+        size = data.size("train")
+        self.account = private.account(size, batch_size, steps, folder, bands=noise_bands)
+        self.noise = CorrelatedNoise(banded_strategy(steps, noise_bands))
         chosen = chosen_loss(loss, data)
         model = without_mixing(model, batch_norm)
         where = place(model, device)
@@ -152,6 +160,7 @@ class PrivateTrainer(Trainer):
         objective = partial(
             PrivateObjective, account=self.account,
             placeholder=partial(_zeros, data, batch_size, where),
+            noise=self.noise,
             expected=batch_size, max_norm=float(max_norm), seed=seed, chunk_size=chunk_size,
             method=method, clipping=clipping, groups=clip_groups,
             deterministic=limits.deterministic, criterion=chosen.weighted_mean,

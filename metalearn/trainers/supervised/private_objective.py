@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalearn.data import Augmentation, augment
 from metalearn.data.regression import SupervisedData
-from metalearn.privacy import BatchSampling, PrivacyAccount, add_gaussian_noise
+from metalearn.privacy import BatchSampling, CorrelatedNoise, PrivacyAccount
 from metalearn.random_streams import SecureStream
 from metalearn.schema import Kind
 from metalearn.trainers.loop.step import StepGradient
@@ -78,6 +78,7 @@ class PrivateObjective(PerSampleObjective):
     Args:
         account: reserves every step before its batch is drawn.
         placeholder: inputs and targets of B samples that are not the data's.
+        noise: what a step's sum gets.
         given: arguments of `PerSampleObjective`.
     """
 
@@ -86,11 +87,13 @@ class PrivateObjective(PerSampleObjective):
         *given: Any,
         account: PrivacyAccount,
         placeholder: Callable[[], LabelledBatch],
+        noise: CorrelatedNoise,
         **by_name: Any,
     ) -> None:
         sigma = account.mechanism.noise_multiplier  # type: ignore[attr-defined]
         super().__init__(*given, noise_multiplier=sigma, **by_name)
         self.account, self.placeholder, self.secure = account, placeholder, account.secure
+        self.noise = noise  # its past rows are in no state: they would take noise off
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """See `PerSampleObjective`; losses are not told."""
@@ -142,10 +145,10 @@ class PrivateObjective(PerSampleObjective):
     def noisy(
         self, grads: Mapping[str, Tensor], normalizer: float, *, step: int
     ) -> dict[str, Tensor]:
-        """Gradients with noise of standard deviation σ·C/B."""
-        generator = None if self.secure else self._noise_of(step)
+        """Gradients with noise of standard deviation σ·C/B, or more where it is correlated."""
+        seeded = None if self.secure else self._noise_of
         size = self.noise_multiplier * self.max_norm / normalizer
-        found: dict[str, Tensor] = add_gaussian_noise(dict(grads), size, generator=generator)
+        found: dict[str, Tensor] = self.noise.add(dict(grads), size, step=step, generator=seeded)
         return found
 
 
