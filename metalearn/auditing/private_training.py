@@ -125,6 +125,9 @@ Samples = tuple[Tensor, Tensor]
 def _check_parts(trainer: PrivateTrainer) -> None:
     if trainer.augmentation.active:
         raise SettingError("trainer", "augmentation", "a training without it is needed")
+    if trainer.following is not None:
+        accepted = "null is needed for a stack, whose networks have one norm"
+        raise SettingError("trainer.clip_quantile", trainer.following.quantile, accepted)
     if trainer.objective.method == "loop":
         raise SettingError("trainer.method", "loop", "layers or vmap is needed for a stack")
 

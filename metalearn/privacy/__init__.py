@@ -20,7 +20,7 @@ from metalearn.privacy.ledger import PrivacyLedger
 from metalearn.privacy.series import RecordedRun
 from metalearn.privacy.account import PrivacyAccount
 
-# Whom a step sees, and its noise
+# Whom a step sees, its clipping norm, and its noise
 from metalearn.privacy.sampling import (
     BatchSampling,
     FixedSizeSampling,
@@ -29,6 +29,7 @@ from metalearn.privacy.sampling import (
     ShuffledSampling,
     sampling_of,
 )
+from metalearn.privacy.quantile import QuantileNorm
 from metalearn.privacy.noise import add_gaussian_noise, gaussian_noise
 from metalearn.privacy.strategies import banded_strategy, prefix_error
 from metalearn.privacy.correlated import CorrelatedNoise
@@ -49,12 +50,13 @@ __all__ = [
     "PrivacyAccount",
     "PrivacyLedger",
     "RecordedRun",
-    # Whom a step sees, and its noise
+    # Whom a step sees, its clipping norm, and its noise
     "BatchSampling",
     "CorrelatedNoise",
     "FixedSizeSampling",
     "PartitionedSampling",
     "PoissonSampling",
+    "QuantileNorm",
     "ShuffledSampling",
     "add_gaussian_noise",
     "banded_strategy",

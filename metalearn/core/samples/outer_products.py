@@ -288,7 +288,7 @@ def _norms_of_rows(index: Tensor, rows: Tensor) -> Tensor:
     """With what rounding may have taken away where rows cancel, as in `_gram_norms`."""
     same = (index.unsqueeze(1) == index.unsqueeze(2)).to(rows.dtype)
     lengths = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
-    terms = (torch.bmm(same, lengths) * lengths).sum((1, 2))
+    terms: Tensor = (torch.bmm(same, lengths) * lengths).sum((1, 2))
     return (torch.bmm(same, rows) * rows).sum((1, 2)) + 2 * torch.finfo(rows.dtype).eps * terms
 
 

@@ -6,7 +6,7 @@ Axes: N samples of the training part, B of a batch as expected, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
@@ -28,6 +28,7 @@ from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
+from metalearn.trainers.private.following import ClipQuantile, following_norm, with_norm
 from metalearn.trainers.private.reports import data_checksum, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
 from metalearn.trainers.supervised import sample_methods as methods
@@ -89,6 +90,10 @@ class PrivateTrainer(Trainer):
             those that a run does not come to are spent all the same.
         validation: ``"none"``: the validation split is not read, and the last state is kept;
             ``"public"``: its samples are nobody's secret, and choose the best state.
+        clip_quantile: such as 0.5: C begins as ``max_norm`` and follows this quantile of the norms,
+            out of the same ε; or ``{"quantile": 0.5, "rate": 0.2, "noise": 10}``, by which it moves
+            and the noise of the count of norms within it (B/20 by default). See
+            `metalearn.privacy.QuantileNorm`.
         batch_norm: as for `PerSampleTrainer`, as are the following.
         chunk_size: samples at a time, which changes nothing else; ``"auto"`` is decided on zeros.
         method: see there.
@@ -126,6 +131,7 @@ class PrivateTrainer(Trainer):
         clipping: Clipping = "flat",
         clip_groups: ParameterGroups = "all",
         noise_bands: int = 1,
+        clip_quantile: ClipQuantile = None,
         batch_norm: BatchNormPolicy | None = None,
         chunk_size: ChunkSize = None,
         method: SampleMethod = "layers",
@@ -148,22 +154,21 @@ class PrivateTrainer(Trainer):
         size = data.size("train")
         self.account = private.account(size, batch_size, steps, folder, bands=noise_bands)
         self.noise = CorrelatedNoise(banded_strategy(steps, noise_bands))
+        clipped = max_norm, clipping, clip_groups
+        self.following = following_norm(clip_quantile, *clipped, private.mechanism)
         chosen = chosen_loss(loss, data)
         model = without_mixing(model, batch_norm)
         where = place(model, device)
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
-        drawn = private.draws(data.splits["train"], seed)
-        known = None if private.secure else seed
+        drawn, known = private.draws(data.splits["train"], seed), None if private.secure else seed
         batches = PrivateBatches(
             self.account, drawn, data, self.augmentation, known, where, steps, private.reserve
         )
         objective = partial(
-            PrivateObjective, account=self.account,
-            placeholder=partial(_zeros, data, batch_size, where),
-            noise=self.noise,
-            expected=batch_size, max_norm=float(max_norm), seed=seed, chunk_size=chunk_size,
-            method=method, clipping=clipping, groups=clip_groups,
-            deterministic=limits.deterministic, criterion=chosen.weighted_mean,
+            PrivateObjective, account=self.account, noise=self.noise, following=self.following,
+            placeholder=partial(_zeros, data, batch_size, where), seed=seed, chunk_size=chunk_size,
+            expected=batch_size, max_norm=float(max_norm), method=method, clipping=clipping,
+            groups=clip_groups, deterministic=limits.deterministic, criterion=chosen.weighted_mean,
         )  # fmt: skip
         self.training = SampleTraining(
             model, data, batches, objective, chosen, seed=seed, metrics=check_metrics(metrics),
@@ -183,8 +188,12 @@ class PrivateTrainer(Trainer):
     params = methods.params
     plan = methods.plan
     data_checksum = data_checksum
-    results = results
     remarks = remarks
+
+    def results(self) -> Mapping[str, Any]:
+        """What the training has cost so far, as plain values."""
+        found = results(self)
+        return found if self.following is None else with_norm(found, self.following)
 
 
 def _check(seed: int, max_norm: float, method: str) -> None:

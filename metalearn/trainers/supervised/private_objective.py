@@ -14,7 +14,13 @@ from torch import Tensor
 
 from metalearn.data import Augmentation, augment
 from metalearn.data.regression import SupervisedData
-from metalearn.privacy import BatchSampling, CorrelatedNoise, PrivacyAccount
+from metalearn.privacy import (
+    BatchSampling,
+    CorrelatedNoise,
+    PrivacyAccount,
+    QuantileNorm,
+    add_gaussian_noise,
+)
 from metalearn.random_streams import SecureStream
 from metalearn.schema import Kind
 from metalearn.trainers.loop.step import StepGradient
@@ -23,6 +29,8 @@ from metalearn.trainers.supervised.per_sample_objective import PerSampleObjectiv
 from metalearn.types import Params
 
 __all__ = ["PrivateBatches", "PrivateObjective"]
+
+_BITS = "<gradients within the clipping norm>"  # summed with the gradients, of no parameter
 
 
 class PrivateBatches:
@@ -79,6 +87,7 @@ class PrivateObjective(PerSampleObjective):
         account: reserves every step before its batch is drawn.
         placeholder: inputs and targets of B samples that are not the data's.
         noise: what a step's sum gets.
+        following: the clipping norm, where it follows a quantile; else it stays.
         given: arguments of `PerSampleObjective`.
     """
 
@@ -88,12 +97,21 @@ class PrivateObjective(PerSampleObjective):
         account: PrivacyAccount,
         placeholder: Callable[[], LabelledBatch],
         noise: CorrelatedNoise,
+        following: QuantileNorm | None = None,
         **by_name: Any,
     ) -> None:
         sigma = account.mechanism.noise_multiplier  # type: ignore[attr-defined]
         super().__init__(*given, noise_multiplier=sigma, **by_name)
         self.account, self.placeholder, self.secure = account, placeholder, account.secure
         self.noise = noise  # its past rows are in no state: they would take noise off
+        self.following = following
+
+    def batch(self, step: int) -> LabelledBatch:
+        """See `PerSampleObjective`; a norm that follows a quantile is that of this step now."""
+        if self.following is not None:
+            self.following.advance()
+            self.max_norm = self.following.norm
+        return super().batch(step)
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """See `PerSampleObjective`; losses are not told."""
@@ -105,23 +123,28 @@ class PrivateObjective(PerSampleObjective):
     def records(
         self, batch: LabelledBatch, gradient: StepGradient, *, step: int
     ) -> Mapping[str, float]:
-        """ε so far, where there is one."""
-        if not self.account.secure:
-            return {}
-        return {"privacy/epsilon": self.account.spent().epsilon}
+        """ε so far, where there is one, and the norm of the step where it follows a quantile."""
+        found = {} if self.following is None else {"privacy/max_norm": self.max_norm}
+        if self.account.secure:
+            found["privacy/epsilon"] = self.account.spent().epsilon
+        return found
 
     def state(self) -> dict[str, Any]:
-        """And the account."""
-        return {**super().state(), **self.account.state()}
+        """And the account, and the clipping norm where it follows a quantile."""
+        norm = {} if self.following is None else self.following.state()
+        return {**super().state(), **self.account.state(), **norm}
 
     def state_kinds(self) -> list[Kind]:
-        """And the account's."""
-        return [*super().state_kinds(), *self.account.state_kinds()]
+        """And theirs."""
+        norm = [] if self.following is None else self.following.state_kinds()
+        return [*super().state_kinds(), *self.account.state_kinds(), *norm]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """And the account, in which no step is forgotten."""
+        """And theirs; in the account no step is forgotten."""
         super().load_state(state)
         self.account.load_state(state)
+        if self.following is not None:
+            self.following.load_state(state)
 
     def _first_batch(self) -> LabelledBatch:
         """Zeros: nothing of the data is looked at."""
@@ -131,24 +154,37 @@ class PrivateObjective(PerSampleObjective):
         self, params: Params, batch: LabelledBatch
     ) -> tuple[Mapping[str, Tensor], Tensor, Tensor | None]:
         found = self.clipped(params, batch)
-        finite = found.norms.isfinite()
+        grads, norms, count = found.grads, found.norms, len(batch[1])
+        finite = norms.isfinite()
         if not bool(finite.all()):  # their share of a sum would be no number
             kept = tuple(part[finite] for part in batch)
-            if not len(kept[1]):
+            norms, share = norms[finite], len(kept[1]) / count  # the mean is over all of them
+            if len(kept[1]):
+                grads = {n: g * share for n, g in self.clipped(params, kept).grads.items()}
+            else:
                 grads = {name: torch.zeros_like(value) for name, value in params.items()}
-                return grads, found.losses.new_zeros(()), None
-            found = self.clipped(params, kept)
-            share = len(kept[1]) / len(batch[1])  # the mean is over all of them
-            return {n: g * share for n, g in found.grads.items()}, found.losses.mean(), None
-        return found.grads, found.losses.mean(), None
+        if self.following is not None:
+            grads = {**grads, _BITS: self.following.bits(norms) / count}
+        return grads, found.losses.new_zeros(()), None
 
     def noisy(
         self, grads: Mapping[str, Tensor], normalizer: float, *, step: int
     ) -> dict[str, Tensor]:
-        """Gradients with noise of standard deviation σ·C/B, or more where it is correlated."""
-        seeded = None if self.secure else self._noise_of
-        size = self.noise_multiplier * self.max_norm / normalizer
-        found: dict[str, Tensor] = self.noise.add(dict(grads), size, step=step, generator=seeded)
+        """Gradients with noise of standard deviation σ·C/B, or more where it is correlated.
+
+        Beside noisy bits, of which the next clipping norm is found, σ is that of gradients alone.
+        """
+        seeded: Callable[[int], torch.Generator] | None = None if self.secure else self._noise_of
+        sigma, every = self.noise_multiplier, dict(grads)
+        if self.following is not None:
+            sigma = self.following.gradient_noise
+            bits = every.pop(_BITS, torch.zeros((), dtype=torch.float64)) * normalizer
+            generator = None if self.secure else self._noise_of(step)
+            noisy = add_gaussian_noise(bits, self.following.noise, generator=generator)
+            self.following.follow(float(noisy))
+            seeded = None if generator is None else lambda _: generator  # what comes after
+        size = sigma * self.max_norm / normalizer
+        found: dict[str, Tensor] = self.noise.add(every, size, step=step, generator=seeded)
         return found
 
 
