@@ -5,9 +5,11 @@ Axes: T trials in each of two worlds, P parameters.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,11 +19,13 @@ from metalearn.auditing.lower_bounds import EpsilonBound, epsilon_lower_bound, g
 from metalearn.core.checks import check_number
 from metalearn.core.samples.gradients import one_gradient
 from metalearn.errors import SettingError, check_whole
+from metalearn.privacy import CorrelatedNoise
 from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 from metalearn.trainers import PrivateTrainer
+from metalearn.trainers.loop.step import StepGradient, finish
 
-__all__ = ["StepAudit", "audit_private_step"]
+__all__ = ["StepAudit", "audit_private_step", "noise_apart"]
 
 _SCALES = (1.0, 10.0, 100.0, 1000.0)
 
@@ -70,10 +74,11 @@ def audit_private_step(
     """Try to tell from a trainer's noisy gradients whether one sample took part in a step.
 
     The step is the trainer's own: its clipping, its sum, its division, its noise, at the parameters
-    where it stands. The adversary knows all other samples, the parameters, and the direction of the
-    canary's gradient, which is the worst case that differential privacy speaks of: a right step is
-    told apart as well as a Gaussian mechanism with its σ, and no better. A step that does not clip,
-    has less noise than it says, or uses noise again is told apart better than is claimed.
+    where it stands; what is claimed is what its account counts. The adversary knows all other
+    samples, the parameters, and the direction of the canary's gradient, which is the worst case
+    that differential privacy speaks of: a right step is told apart as well as a Gaussian mechanism
+    with its σ, and no better. A step that does not clip, has less noise than it says, or uses noise
+    again is told apart better than is claimed.
     Nothing is trained, and no step of the account is used.
 
     Args:
@@ -98,15 +103,37 @@ def audit_private_step(
     if not norm > 0:
         raise SettingError("trainer", "a canary without a gradient", "another state is needed")
     both = tuple(torch.cat(pair) for pair in zip(batch, canary))
-    sums = {name: _sum(trainer, samples) for name, samples in (("in", both), ("out", batch))}
+    worlds = {
+        name: objective.gradient(trainer.params, samples, step=0)
+        for name, samples in (("in", both), ("out", batch))
+    }
     empty = tuple(part[:0] for part in batch)
-    scores = _released(trainer, empty, sums, direction, trials)
+    with noise_apart(trainer):
+        scores = _released(trainer, empty, worlds, direction, trials)
     bounds = {
         name: epsilon_lower_bound(*pair, delta=delta, confidence=1 - (1 - confidence) / 2)
         for name, pair in scores.items()
     }
-    claimed = gaussian_epsilon(1 / objective.noise_multiplier, delta)
+    counted = trainer.account.mechanism.noise_multiplier  # type: ignore[attr-defined]
+    claimed = gaussian_epsilon(1 / counted, delta)
     return StepAudit(claimed, delta, confidence, bounds, norm, objective.max_norm)
+
+
+@contextmanager
+def noise_apart(trainer: PrivateTrainer) -> Iterator[None]:
+    """A block whose draws leave the trainer's noise, and a norm that follows a quantile, as is.
+
+    Noise that is correlated begins another series where a step does not follow the last one, of
+    which the account of a training that goes on would not know.
+    """
+    objective: Any = trainer.objective
+    kept = objective.noise, objective.following
+    objective.noise = CorrelatedNoise(kept[0].strategy)
+    objective.following = copy.copy(kept[1])
+    try:
+        yield
+    finally:
+        objective.noise, objective.following = kept
 
 
 Sums = Mapping[str, Tensor]
@@ -153,14 +180,12 @@ def _direction(trainer: PrivateTrainer, sample: Samples) -> tuple[Sums, float]:
     return {name: g.double() / max(norm, 1e-300) for name, g in grads.items()}, norm
 
 
-def _sum(trainer: PrivateTrainer, samples: Samples) -> Sums:
-    """Of clipped gradients, as the trainer takes it."""
-    found = trainer.objective.gradient(trainer.params, samples, step=0)
-    return {name: grad * found.divisor for name, grad in found.grads.items()}
-
-
 def _released(
-    trainer: PrivateTrainer, empty: Samples, sums: Mapping[str, Sums], direction: Sums, trials: int
+    trainer: PrivateTrainer,
+    empty: Samples,
+    worlds: Mapping[str, StepGradient],
+    direction: Sums,
+    trials: int,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Scores of both worlds ``[T]``: along the canary's direction, without the part of the others.
 
@@ -169,22 +194,21 @@ def _released(
     S, of which the canary's column has the norm 1, and taken along that column.
     """
     size = float(trainer.objective.expected)
-    known = _along(sums["out"], direction)
-    worlds: dict[str, list[list[float]]] = {"in": [], "out": []}
+    known = _along(finish(replace(worlds["out"], noise=None)).grads, direction)
+    rows: dict[str, list[list[float]]] = {"in": [], "out": []}
     bands = trainer.noise.strategy.tolist()
     many = 2 * len(bands)
     apart = many + (len(bands) > 1)  # a step in between begins another series
     for trial in range(trials):
-        for world, rows in worlds.items():
+        for world in rows:
             row = []
             for number in range(many):
                 step, part = apart * trial + number, "out" if number else world
-                found = trainer.objective.gradient(trainer.params, empty, step=step)
-                assert found.noise is not None
-                noisy = found.noise({n: g / size for n, g in sums[part].items()}, size)
-                row.append(_along(noisy, direction) * size - known)
-            rows.append(_decorrelated(row, bands))
-    inside, outside = (torch.tensor(worlds[w], dtype=torch.float64) for w in ("in", "out"))
+                noise = trainer.objective.gradient(trainer.params, empty, step=step).noise
+                released = finish(replace(worlds[part], noise=noise)).grads
+                row.append((_along(released, direction) - known) * size)
+            rows[world].append(_decorrelated(row, bands))
+    inside, outside = (torch.tensor(rows[w], dtype=torch.float64) for w in ("in", "out"))
     return {
         "one step": (inside[:, 0], outside[:, 0]),
         "two steps": (inside[:, 0] - inside[:, 1], outside[:, 0] - outside[:, 1]),

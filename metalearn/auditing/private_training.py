@@ -6,8 +6,8 @@ Axes: M networks, N samples of the training part, B of a batch, the largest of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,18 @@ from torch.func import vmap
 from torch.nn.utils.rnn import pad_sequence
 
 from metalearn.auditing.lower_bounds import EpsilonBound, epsilon_lower_bound
+from metalearn.auditing.private_step import noise_apart
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
-from metalearn.privacy import privacy_spent, sampling_of
+from metalearn.models import set_draw
+from metalearn.privacy import (
+    BandedGaussian,
+    BatchSampling,
+    PartitionedSampling,
+    PoissonSampling,
+    privacy_spent,
+    sampling_of,
+)
 from metalearn.random_streams import check_seed
 from metalearn.signatures import checked
 from metalearn.trainers import PrivateTrainer
@@ -74,12 +83,17 @@ def audit_private_training(
     """Train M networks at once as a trainer would, half of them on a canary too, and tell which.
 
     The canary is a sample of the training part with another label, or, of real targets, one far
-    away. The adversary sees the trained networks alone and takes the canary's loss for a score
-    (membership inference; Yeom et al., "Privacy Risk in Machine Learning", CSF 2018). With M
-    networks the bound is at most about log(M/12) at a confidence of 95 %, whatever leaks.
+    away. The two worlds are neighbours as the account has them: with Poisson sampling the canary is
+    there beside all others, each drawn with the same chance; with sampling of fixed size it stands
+    in its sample's place, where that stands itself in the other world; with shuffled batches the
+    place is empty in the other world. The adversary sees the trained networks alone and takes the
+    canary's loss for a score (membership inference; Yeom et al., "Privacy Risk in Machine
+    Learning", CSF 2018). With M networks the bound is at most about log(M/12) at a confidence of
+    95 %, whatever leaks.
 
     Batches are drawn, clipped, summed and given noise by the trainer's own parts, over a stack of
-    networks that begin with the same weights; nothing of it is in the account.
+    networks that begin with the same weights; the gradient is limited and the weights are averaged
+    as the trainer's settings say. Nothing of it is in the account.
 
     Args:
         trainer: that has not begun.
@@ -91,7 +105,7 @@ def audit_private_training(
 
     Raises:
         SettingError: a trainer that has begun, one with augmentation or method="loop", a number
-            out of range.
+            out of range, networks that did not stay finite.
     """
     check_whole("models", models, 16)
     check_seed(seed)
@@ -104,13 +118,8 @@ def audit_private_training(
         raise SettingError("trainer", f"at step {trainer.step}", "one that has not begun is needed")
     _check_parts(trainer)
     trainer.prepare()
-    canary = _canary(trainer, seed)
-    sizes = _stacks(models, models_at_once)
-    worlds = [
-        torch.cat([_losses(trainer, canary, count, taken, tell) for count in sizes])
-        for taken in (True, False)
-    ]
-    inside, outside = worlds
+    with noise_apart(trainer):
+        inside, outside = _both_worlds(trainer, models // 2, models_at_once, seed, tell)
     delta, steps = trainer.account.delta, trainer.settings.steps
     spent = privacy_spent(
         [(trainer.mechanism, steps)], delta, accountant=trainer.account.accountant
@@ -122,6 +131,35 @@ def audit_private_training(
 Samples = tuple[Tensor, Tensor]
 
 
+class _World(NamedTuple):
+    """What networks are trained on."""
+
+    inputs: Tensor
+    targets: Tensor
+    parts: Tensor
+    """``[N]``: 1, or 0 of a sample that counts as none."""
+
+
+def _both_worlds(
+    trainer: PrivateTrainer,
+    half: int,
+    at_once: int | None,
+    seed: int,
+    tell: Callable[[int], Any] | None,
+) -> list[Tensor]:
+    """Losses of the canary where it was trained on, and where it was not, ``[M/2]`` each."""
+    place, canary = _canary(trainer, seed)
+    found = []
+    for taken, first in ((True, half), (False, 0)):
+        world = _world(trainer, canary, place, taken=taken)
+        stacks = _stacks(range(first, first + half), at_once)
+        found.append(torch.cat([_losses(trainer, world, canary, some, tell) for some in stacks]))
+    if bool(torch.cat(found).isnan().any()):
+        accepted = "trainings are needed whose networks stay finite"
+        raise SettingError("trainer", "a loss that is no number", accepted)
+    return found
+
+
 def _check_parts(trainer: PrivateTrainer) -> None:
     if trainer.augmentation.active:
         raise SettingError("trainer", "augmentation", "a training without it is needed")
@@ -130,60 +168,102 @@ def _check_parts(trainer: PrivateTrainer) -> None:
         raise SettingError("trainer.clip_quantile", trainer.following.quantile, accepted)
     if trainer.objective.method == "loop":
         raise SettingError("trainer.method", "loop", "layers or vmap is needed for a stack")
+    bands = len(trainer.noise.strategy)
+    if bands > 1 and not trainer.account.secure:
+        raise SettingError("trainer.noise", "seeded", f"secure is needed with noise_bands={bands}")
 
 
-def _stacks(models: int, at_once: int | None) -> list[int]:
-    """How many networks of one world each stack has."""
-    half = models // 2
-    size = half if at_once is None else min(at_once, half)
-    return [min(size, half - first) for first in range(0, half, size)]
+def _stacks(numbers: range, at_once: int | None) -> list[range]:
+    """The networks of a world, stack by stack."""
+    size = len(numbers) if at_once is None else at_once
+    return [numbers[first : first + size] for first in range(0, len(numbers), size)]
 
 
-def _canary(trainer: PrivateTrainer, seed: int) -> Samples:
-    """A sample with a target that nothing but its being trained on explains."""
+def _canary(trainer: PrivateTrainer, seed: int) -> tuple[int, Samples]:
+    """A sample, its place, and a target that nothing but its being trained on explains."""
     data = trainer.data
     train = data.splits["train"]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     x, y = data.take(train[order[:1]], device=trainer.device)
     if y.is_floating_point():
-        return x, y + 10 * (1 + y.abs())
-    return x, (y + 1) % max(2, data.outputs)
+        return int(order[0]), (x, y + 10 * (1 + y.abs()))
+    return int(order[0]), (x, (y + 1) % max(2, data.outputs))
+
+
+def _world(trainer: PrivateTrainer, canary: Samples, place: int, *, taken: bool) -> _World:
+    """The training part with a canary or without, neighbours as the account has them."""
+    x, y = trainer.data.take(trainer.data.splits["train"], device=trainer.device)
+    parts, neighbours = x.new_ones(len(y)), trainer.mechanism.neighbours
+    if taken and neighbours == "add_or_remove_one":
+        x, y = torch.cat([x, canary[0]]), torch.cat([y, canary[1]])
+        return _World(x, y, x.new_ones(len(y)))
+    if taken:
+        at = torch.tensor([place], device=y.device)
+        return _World(x.index_copy(0, at, canary[0]), y.index_copy(0, at, canary[1]), parts)
+    if neighbours == "zero_out_one":
+        parts[place] = 0
+    return _World(x, y, parts)
+
+
+def _drawer(trainer: PrivateTrainer, world: _World, number: int) -> BatchSampling:
+    """Batches of a network; a canary beside the others leaves them the chance that they have."""
+    mechanism, count = trainer.mechanism, len(world.targets)
+    seed = None if trainer.account.secure else number
+    if isinstance(mechanism, BandedGaussian):
+        return PartitionedSampling(count, mechanism.rate, mechanism.bands, seed=seed)
+    if mechanism.neighbours == "add_or_remove_one":
+        return PoissonSampling(count, mechanism.rate, seed=seed)
+    return sampling_of(mechanism, count, seed=seed)
 
 
 def _losses(
     trainer: PrivateTrainer,
+    world: _World,
     canary: Samples,
-    count: int,
-    taken: bool,
+    numbers: range,
     tell: Callable[[int], Any] | None,
 ) -> Tensor:
-    """Of the canary, after ``count`` trainings with it or without, ``[count]``."""
-    x, y = trainer.data.take(trainer.data.splits["train"], device=trainer.device)
-    if taken:
-        x, y = torch.cat([x, canary[0]]), torch.cat([y, canary[1]])
-    mechanism = replace(trainer.mechanism, examples=len(y))
-    secure = trainer.account.secure
-    drawers = [
-        sampling_of(mechanism, torch.arange(len(y)), seed=None if secure else m + count * taken)
-        for m in range(count)
-    ]
+    """Of the canary, after a training of each of the numbered networks in a world, ``[M]``."""
+    settings, objective = trainer.settings, trainer.objective
+    drawers = [_drawer(trainer, world, number) for number in numbers]
+    count = len(numbers)
     params = {n: p.detach().expand(count, *p.shape).clone() for n, p in trainer.params.items()}
+    kept = params if settings.average is None else {n: p.clone() for n, p in params.items()}
     optimizer = _optimizer(trainer, params)
-    for step in range(trainer.settings.steps):
+    for step in range(settings.steps):
         rows = [drawer.draw(step) for drawer in drawers]
-        grads = _noisy_gradients(trainer, params, (x, y), rows, step)
+        set_draw(trainer.module, step)
+        noise = numbers.start * (settings.steps + 1) + step  # of a series that is the stack's own
+        grads = _limited(_noisy_gradients(trainer, params, world, rows, noise), settings.clip)
         for group in optimizer.param_groups:
-            group["lr"] = group["initial"] * trainer.settings.rate(step)
+            group["lr"] = group["initial"] * settings.rate(step)
         for name, value in params.items():
             value.grad = grads[name]
         optimizer.step()
+        if settings.average is not None:
+            _average(kept, params, min(settings.average, (1 + step) / (10 + step)))
         if tell is not None:
             tell(step)
     with torch.no_grad():
-        trainer.objective.model.module.eval()
-        found: Tensor = vmap(lambda p: trainer.objective.loss(p, canary))(params)
-    trainer.objective.model.train()
+        objective.model.module.eval()
+        found: Tensor = vmap(lambda p: objective.loss(p, canary))(kept)
+    objective.model.train()
     return found.cpu()
+
+
+def _limited(grads: dict[str, Tensor], clip: float | None) -> dict[str, Tensor]:
+    """Gradients ``[M, ...]``, each network's scaled down to a norm, as the loop does."""
+    if clip is None:
+        return grads
+    squares = torch.stack([grad.flatten(1).square().sum(1) for grad in grads.values()]).sum(0)
+    factors = (clip / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    return {n: g * factors.view(-1, *(1,) * (g.dim() - 1)) for n, g in grads.items()}
+
+
+def _average(kept: dict[str, Tensor], params: dict[str, Tensor], decay: float) -> None:
+    """Take the weights of a step into their average, as `WeightAverage` does."""
+    for name, value in params.items():
+        kept[name].lerp_(value.detach(), 1 - decay)
 
 
 def _optimizer(trainer: PrivateTrainer, params: dict[str, Tensor]) -> torch.optim.Optimizer:
@@ -199,20 +279,19 @@ def _optimizer(trainer: PrivateTrainer, params: dict[str, Tensor]) -> torch.opti
 
 
 def _noisy_gradients(
-    trainer: PrivateTrainer, params: Params, data: Samples, rows: list[Tensor], step: int
+    trainer: PrivateTrainer, params: Params, world: _World, rows: list[Tensor], step: int
 ) -> dict[str, Tensor]:
     """Of a step of each network, ``[M, ...]``; batches are filled up with samples of weight 0."""
     objective, size = trainer.objective, float(trainer.objective.expected)
     padded = pad_sequence([torch.cat([row, row.new_zeros(1)]) for row in rows], batch_first=True)
     counts = torch.tensor([len(row) for row in rows])
-    weights = (torch.arange(padded.shape[1]) < counts[:, None]).to(trainer.device)
+    drawn = (torch.arange(padded.shape[1]) < counts[:, None]).to(world.parts)
     padded = padded.to(trainer.device)
-    batch = data[0][padded], data[1][padded], weights.to(data[0].dtype)
+    batch = world.inputs[padded], world.targets[padded], drawn * world.parts[padded]
 
     def total(params: Params, batch: Any) -> Params:
         found = objective.clipped(params, batch)
         return {name: grad * batch[0].shape[0] / size for name, grad in found.grads.items()}
 
     means = vmap(total)(params, batch)
-    assert objective.noise_multiplier
     return dict(objective.noisy(means, size, step=step))

@@ -21,7 +21,7 @@ from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import trainer_of
-from metalearn.cli.networks import kept_weights
+from metalearn.cli.networks import initial_weights
 from metalearn.cli.run_config import config_to_read, saved_config
 from metalearn.cli.run_folders import claimed, existing_run, writing_to
 from metalearn.core.checks import check_number
@@ -97,7 +97,7 @@ def _audit(folder: Path, config: DictConfig, saved: DictConfig) -> None:
 
 def _training(config: DictConfig, saved: DictConfig, how: Any) -> TrainingAudit:
     """Of as many networks as are asked for, trained as the run was."""
-    fresh: Any = build(kept_weights(saved), folder=None)
+    fresh: Any = build(saved, folder=None, start=initial_weights(saved))
     given = {"models": config.models, "models_at_once": config.models_at_once}
     stacks = 2 * -(-(config.models // 2) // (config.models_at_once or config.models))
     with Progress(fresh.settings.steps * stacks, enabled=None) as bar:
