@@ -15,6 +15,9 @@ from metalearn.privacy.accounting import (
     steps_for,
 )
 
+# What choosing among runs spends
+from metalearn.privacy.selection import RunCount, number_of_runs, selection_spent
+
 # Where steps are written down
 from metalearn.privacy.ledger import PrivacyLedger
 from metalearn.privacy.series import RecordedRun
@@ -46,6 +49,10 @@ __all__ = [
     "noise_multiplier_for",
     "privacy_spent",
     "steps_for",
+    # What choosing among runs spends
+    "RunCount",
+    "number_of_runs",
+    "selection_spent",
     # Where steps are written down
     "PrivacyAccount",
     "PrivacyLedger",

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from metalearn.errors import DataError
 from metalearn.privacy.events import GaussianEvent
 
-__all__ = ["Events", "pld_epsilon", "rdp_epsilon"]
+__all__ = ["Events", "pld_epsilon", "rdp_epsilon", "selected_epsilon"]
 
 Events = Mapping[GaussianEvent, int]
 """How often each event happens."""
@@ -76,6 +76,35 @@ def pld_epsilon(events: Events, delta: float) -> float:
         return float(composed.get_epsilon_for_delta(delta))
 
 
+def selected_epsilon(events: Events, delta: float, mean: float, shape: float) -> float:
+    """ε of the best of K runs, K drawn by chance, by Rényi divergences; infinity without noise.
+
+    Papernot and Steinke, "Hyperparameter Tuning with Rényi Differential Privacy", ICLR 2022.
+
+    Args:
+        events: of one run.
+        delta: δ.
+        mean: of K.
+        shape: of the negative binomial distribution of K above 0: 1 is geometric; infinity is
+            Poisson's, which may be 0.
+    """
+    happened = _happened(events)
+    if any(event.noise_multiplier < _LEAST_NOISE for event, _ in happened):
+        return math.inf
+    if not happened:
+        return 0.0
+    library = _dp_accounting()
+    drawn = [event for event, _ in happened if event.without_replacement]
+    accountant = _rdp_accountant((drawn or [happened[0][0]])[0])
+    made = library.dp_event
+    run = made.ComposedDpEvent(
+        [made.SelfComposedDpEvent(_sampled(event), count) for event, count in happened]
+    )
+    with _quiet():
+        accountant.compose(made.RepeatAndSelectDpEvent(run, mean, shape))
+        return float(accountant.get_epsilon(delta))
+
+
 def _happened(events: Events) -> list[tuple[GaussianEvent, int]]:
     """In an order that does not depend on that of the steps, so that sums round alike."""
     some = [(event, count) for event, count in events.items() if count]
@@ -85,21 +114,32 @@ def _happened(events: Events) -> list[tuple[GaussianEvent, int]]:
 @lru_cache(maxsize=1024)
 def _divergences(event: GaussianEvent) -> NDArray[np.float64]:
     """Rényi divergences of one event at all orders."""
-    library = _dp_accounting()
-    gaussian = library.GaussianDpEvent(event.noise_multiplier)
-    relation = library.NeighboringRelation.ADD_OR_REMOVE_ONE
-    sampled: Any = gaussian
-    if event.without_replacement and event.rate < 1:
-        relation = library.NeighboringRelation.REPLACE_ONE
-        size, examples = event.rate.as_integer_ratio()  # dp-accounting takes their ratio again
-        sampled = library.SampledWithoutReplacementDpEvent(examples, size, gaussian)
-    elif event.rate < 1:
-        sampled = library.PoissonSampledDpEvent(event.rate, gaussian)
-    accountant = library.rdp.RdpAccountant(neighboring_relation=relation)
+    accountant = _rdp_accountant(event)
     with _quiet():
-        accountant.compose(sampled)
+        accountant.compose(_sampled(event))
     found: NDArray[np.float64] = accountant.rdp
     return found
+
+
+def _sampled(event: GaussianEvent) -> Any:
+    """The event as dp-accounting has it."""
+    library = _dp_accounting()
+    gaussian = library.GaussianDpEvent(event.noise_multiplier)
+    if event.rate == 1:
+        return gaussian
+    if event.without_replacement:
+        size, examples = event.rate.as_integer_ratio()  # dp-accounting takes their ratio again
+        return library.SampledWithoutReplacementDpEvent(examples, size, gaussian)
+    return library.PoissonSampledDpEvent(event.rate, gaussian)
+
+
+def _rdp_accountant(event: GaussianEvent) -> Any:
+    """An accountant of Rényi divergences for the neighbours of an event."""
+    library = _dp_accounting()
+    relation = library.NeighboringRelation.ADD_OR_REMOVE_ONE
+    if event.without_replacement and event.rate < 1:
+        relation = library.NeighboringRelation.REPLACE_ONE
+    return library.rdp.RdpAccountant(neighboring_relation=relation)
 
 
 def _interval(happened: list[tuple[GaussianEvent, int]]) -> float:

@@ -22,7 +22,9 @@ __all__ = [
     "Accountant",
     "PrivacySpent",
     "check_accounting",
+    "events_of",
     "noise_multiplier_for",
+    "one_relation",
     "privacy_spent",
     "steps_for",
 ]
@@ -78,12 +80,7 @@ def privacy_spent(
         DataError: dp-accounting is not installed.
     """
     check_accounting(delta, accountant)
-    delta, neighbours = float(delta), _one_relation(steps)
-    events: dict[GaussianEvent, int] = {}
-    for mechanism, count in steps:
-        check_whole("steps", count, 0)
-        for event, times in mechanism.events(count):
-            events[event] = events.get(event, 0) + times
+    delta, neighbours, events = float(delta), one_relation(steps), events_of(steps)
     drawn = any(event.without_replacement and event.rate < 1 for event in events)
     if drawn and accountant == "pld":
         accepted = 'batches of fixed size are accounted by "rdp" alone'
@@ -184,6 +181,20 @@ def check_accounting(delta: float, accountant: Accountant) -> None:
         raise SettingError("accountant", accountant, f"one of {', '.join(known)} is needed")
 
 
+def events_of(steps: Sequence[tuple[Mechanism, int]]) -> dict[GaussianEvent, int]:
+    """What all steps compose of, each with how often.
+
+    Raises:
+        SettingError: a number of steps that is none.
+    """
+    events: dict[GaussianEvent, int] = {}
+    for mechanism, count in steps:
+        check_whole("steps", count, 0)
+        for event, times in mechanism.events(count):
+            events[event] = events.get(event, 0) + times
+    return events
+
+
 def _checked_epsilon(epsilon: float) -> float:
     accepted = f"a number above 0 and at most {_LARGEST:g} is needed"
     check_number("epsilon", epsilon, above=0, accepted=accepted)
@@ -192,7 +203,7 @@ def _checked_epsilon(epsilon: float) -> float:
     return float(epsilon)
 
 
-def _one_relation(steps: Sequence[tuple[Mechanism, int]]) -> Neighbours:
+def one_relation(steps: Sequence[tuple[Mechanism, int]]) -> Neighbours:
     """The relation of all mechanisms.
 
     Raises:
