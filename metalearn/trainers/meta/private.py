@@ -86,9 +86,9 @@ class PrivateMetaTrainer(Trainer):
         folder: of the run, for checkpoints and the account.
         device: see there.
         settings: ``epsilon`` or ``noise_multiplier``, ``delta``, ``sampling``, ``accountant``,
-            ``noise``, ``ledger``, ``reserve`` and ``validation`` as for `PrivateTrainer`, of units
-            in the place of samples; and the rest of `LoopSettings` by name, without diagnostics,
-            accumulated batches or a lower precision.
+            ``noise``, ``ledger``, ``runs``, ``reserve`` and ``validation`` as for `PrivateTrainer`,
+            of units in the place of samples; and the rest of `LoopSettings` by name, without
+            diagnostics, accumulated batches or a lower precision.
 
     Raises:
         SettingError: a setting out of range, tasks without units, a learner that would tell of

@@ -25,8 +25,14 @@ def remarks(self: Any) -> list[str]:
         return ["privacy: none is claimed, since noise=seeded can be drawn again"]
     spent, asked = self.account.spent(), self.epsilon
     found = [f"privacy: {spent}"]
+    ledger = self.account.ledger
+    if ledger is not None and (count := len(ledger.runs())) > 1:
+        spent = self.account.spent_together()
+        found.append(f"privacy: {spent}, of all {count} runs of {ledger.path}")
     if asked is not None and spent.epsilon > asked:
         reason = "steps were taken anew, or with other settings"
+        if len(found) > 1:
+            reason += ", or by more runs than trainer.runs says"
         found.append(f"privacy: more than the ε of {asked:g} that was asked for: {reason}")
     return found
 

@@ -7,6 +7,7 @@ Axes: N units that are private each by itself, B of a step as expected.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -51,6 +52,7 @@ class PrivacySettings:
         accountant: by what ε is bounded.
         noise: whether it can be drawn again.
         ledger: a file of several runs.
+        runs: how many of them share ε.
         reserve: steps that are written down at once.
         validation: whether the validation split may be read.
         settings: of `LoopSettings`.
@@ -72,6 +74,7 @@ class PrivacySettings:
         accountant: Accountant = "pld",
         noise: Noise = "secure",
         ledger: str | Path | None = None,
+        runs: int = 1,
         reserve: int = 10,
         validation: Validation = "none",
         **settings: Annotated[Any, LoopSettings],
@@ -87,12 +90,13 @@ class PrivacySettings:
         if noise_multiplier is not None:
             check_number("noise_multiplier", noise_multiplier, above=0)
         check_whole("reserve", reserve, 1)
+        _check_runs(runs, epsilon, ledger)
         check_known("noise", noise, get_args(Noise))
         check_known("validation", validation, get_args(Validation))
         self.epsilon, self.noise_multiplier, self.delta = epsilon, noise_multiplier, delta
         self.sampling, self.accountant, self.secure = sampling, accountant, noise == "secure"
         self.ledger, self.reserve, self.validation = ledger, reserve, validation
-        self.settings = settings
+        self.runs, self.settings = runs, settings
 
     def limits(self, steps: int, **choices: tuple[Any, Any]) -> LoopSettings:
         """Settings of the loop, none of which looks at private data, or uses them otherwise.
@@ -148,14 +152,15 @@ class PrivacySettings:
         accepted = f"a number above 0 and below 1/N = {1 / units:.2g} is needed"
         check_number("delta", self.delta, above=0, below=1 / units, accepted=accepted)
         self._check_bands(bands, units, expected, steps)
+        drawn = partial(drawn_gaussian, self.sampling, units, expected, bands=bands)
         if sigma is None:
             assert self.epsilon is not None
+            counted = drawn(1.0).counted(0, steps) * self.runs
             sigma = noise_multiplier_for(
                 self.epsilon, delta=self.delta, sampling=self.sampling, examples=units,
-                batch_size=expected, steps=steps, accountant=self.accountant, bands=bands,
+                batch_size=expected, steps=counted, accountant=self.accountant, bands=bands,
             )  # fmt: skip
-        given = self.sampling, units, expected, float(sigma)
-        self.mechanism = drawn_gaussian(*given, bands=bands)
+        self.mechanism = drawn(float(sigma))
         path = self.ledger
         if path is None and folder is not None:
             path = Path(folder) / _LEDGER
@@ -180,3 +185,13 @@ class PrivacySettings:
                 f"batches of {expected}"
             )
             raise SettingError("noise_bands", bands, accepted)
+
+
+def _check_runs(runs: int, epsilon: float | None, ledger: str | Path | None) -> None:
+    check_whole("runs", runs, 1)
+    if runs == 1:
+        return
+    if epsilon is None:
+        raise SettingError("runs", runs, "1 is needed beside noise_multiplier: no ε is shared")
+    if ledger is None:
+        raise SettingError("ledger", None, f"a file is needed in which all {runs} runs are counted")

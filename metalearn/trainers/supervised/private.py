@@ -66,7 +66,7 @@ class PrivateTrainer(Trainer):
         steps: in all.
         batch_size: B; Poisson sampling takes each of the N samples with the chance q = B/N by
             itself, so that batches vary in size and may be empty.
-        epsilon: ε that the steps are to cost: σ is the least that keeps to it.
+        epsilon: ε that the steps are to cost, of all ``runs``: σ is the least that keeps to it.
         noise_multiplier: σ, above 0, in the place of ``epsilon``.
         noise_bands: b, above 1 for noise that takes part of that of the b − 1 steps before back, so
             that less is left in the sum over steps, for more noise in each: for SGD at a constant
@@ -86,6 +86,8 @@ class PrivateTrainer(Trainer):
             repeated bit by bit; ``"seeded"``: it can, and there is no ε.
         ledger: file that several runs on the same data share; ``privacy.jsonl`` in the run's folder
             by default. Without either the account ends with the process.
+        runs: how many such runs share ``epsilon`` by one ledger, as those of a sweep, or members of
+            an ensemble.
         reserve: how many steps are written down at once and synced to the disk (some milliseconds);
             those that a run does not come to are spent all the same.
         validation: ``"none"``: the validation split is not read, and the last state is kept;

@@ -248,6 +248,20 @@ def test_runs_of_one_ledger_add_up(tmp_path: Path) -> None:
     assert summary["epsilon"] < summary["epsilon_of_ledger"]
 
 
+@pytest.mark.parametrize("how", [{}, {"noise_bands": 2}, {"sampling": "shuffled"}])
+def test_runs_share_the_epsilon_that_was_asked_for(how: dict[str, Any], tmp_path: Path) -> None:
+    asked: Any = {"noise_multiplier": None, "epsilon": 4.0, "ledger": tmp_path / "shared.jsonl"}
+    runs = [private(**asked, **how, runs=3, steps=5, seed=seed) for seed in range(4)]
+    spent = []
+    for run in runs:
+        run.fit()
+        spent.append(run.account.spent_together().epsilon)
+    assert 3.9 < spent[2] <= 4.0 < spent[3]
+    assert runs[0].account.spent().epsilon < 4.0
+    assert runs[3].remarks()[1].endswith(f"of all 4 runs of {asked['ledger']}")
+    assert "by more runs than trainer.runs says" in runs[3].remarks()[2]
+
+
 KILLED = """
 import sys
 from tests.trainers.supervised.test_private import private
@@ -299,6 +313,9 @@ def _steps(folder: Path) -> int:
         ({"sampling": "fixed_size", "accountant": "pld"}, "accountant='pld': batches of"),
         ({"noise": "none"}, "noise='none': "),
         ({"reserve": 0}, "reserve=0: "),
+        ({"runs": 0}, "runs=0: "),
+        ({"runs": 2}, "runs=2: 1 is needed beside noise_multiplier"),
+        ({"runs": 2, "noise_multiplier": None, "epsilon": 1.0}, "ledger=None: a file is needed in"),
         ({"monitor": "accuracy"}, "monitor='accuracy': validation=public is needed for it"),
         ({"patience": 3}, "patience=3: validation=public is needed for it"),
         ({"validation": "private"}, "validation='private': "),
