@@ -91,3 +91,9 @@ def states(trainer: Any) -> dict[str, dict[str, torch.Tensor]]:
         for name, module in found.items()
         if module is not None
     }
+
+
+def spent(trainer: Any) -> dict[str, Any]:
+    """What a private training says that it has cost."""
+    summary: dict[str, Any] = trainer.results()["privacy"]
+    return {name: summary[name] for name in ("epsilon", "delta", "neighbours", "noise", "steps")}

@@ -2,8 +2,8 @@
 
 Written for the commits whose runs they are (v1: the last one before runs had versions; v2: one of
 the first with learners as a group of settings; v3: the first with real targets; v4: one of the
-first that train step sizes beside the weights; v5: the first of the family of learners) and kept
-as the record of what stands in them. A
+first that train step sizes beside the weights; v5: the first of the family of learners; v6: one of
+the first with private training) and kept as the record of what stands in them. A
 version has the runs alone that it added. Each run is trained for 40 steps; ``interrupted`` is the
 same run told to stop by SIGTERM at step 20. ``expected.pt`` has, in float64, what the state that is
 on disk scores, and for an interrupted run the state and the scores after the 20 steps that were
@@ -32,6 +32,7 @@ from tests.saved_runs.double import (
     draw_pictures,
     float64,
     scores,
+    spent,
     states,
     trainer_at,
 )
@@ -162,9 +163,14 @@ _V5 = {
     "meta_r2d2": ["learner=r2d2", *_FEATURES, "task.way={train: 3, validation: 2, test: 2}"],
     "meta_rfs": ["learner=rfs", *_FEATURES, "learner.batch_size=8"],
 }
-ADDED = {"v1": _V1, "v2": _V2, "v3": _V3, "v4": _V4, "v5": _V5}
+_PRIVATE = ["trainer=private", *_DIGITS, "trainer.epsilon=null", "trainer.noise_multiplier=1.5"]
+_V6 = {
+    "private": [*_PRIVATE, "trainer.noise=seeded", "trainer.max_shift=1"],
+    "private_secure": _PRIVATE,
+}
+ADDED = {"v1": _V1, "v2": _V2, "v3": _V3, "v4": _V4, "v5": _V5, "v6": _V6}
 """By version, the runs that it added."""
-RUNS = _V1 | _V2 | _V3 | _V4 | _V5
+RUNS = _V1 | _V2 | _V3 | _V4 | _V5 | _V6
 
 
 def with_pictures(settings: list[str], pictures: Path) -> list[str]:
@@ -199,9 +205,12 @@ def keep(folder: Path, place: Path, pictures: Path) -> None:
     (place / "checkpoints").mkdir(parents=True)
     config = (folder / "config.yaml").read_text().replace(str(pictures), PICTURES)
     (place / "config.yaml").write_text(config)
-    for name in ("checkpoints/best.pt", "checkpoints/last.pt", "metrics.jsonl", "results.json"):
+    for name in ("checkpoints/best.pt", "checkpoints/last.pt", "metrics.jsonl", "privacy.jsonl"):
         if (folder / name).exists():
             shutil.copy(folder / name, place / name)
+    if (folder / "results.json").exists():
+        results = (folder / "results.json").read_text().replace(str(folder), place.name)
+        (place / "results.json").write_text(results)
 
 
 def expected(folder: Path, *, interrupted: bool) -> dict[str, Any]:
@@ -211,9 +220,13 @@ def expected(folder: Path, *, interrupted: bool) -> dict[str, Any]:
         for checkpoint in ("best", "last"):
             trainer = trainer_at(folder, checkpoint)
             found[checkpoint] = {"step": trainer.step, "scores": scores(trainer)}
+            if hasattr(trainer, "account"):
+                found[checkpoint]["privacy"] = spent(trainer)
         if interrupted:
             trainer.fit()
             found["after"] = {"step": trainer.step, **states(trainer), "scores": scores(trainer)}
+            if hasattr(trainer, "account"):
+                found["after"]["privacy"] = spent(trainer)
             trainer.load_best()
             found["after_best"] = {"step": trainer.best_step, "value": trainer.best_value}
     return found
