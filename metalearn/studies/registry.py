@@ -11,6 +11,7 @@ from metalearn.errors import SettingError
 from metalearn.near_names import with_nearest
 from metalearn.studies.distillation import distil_digits
 from metalearn.studies.label_errors import ScoredTraining, find_label_errors
+from metalearn.studies.private_tasks import task_privacy_errors, task_privacy_times
 from metalearn.studies.private_training import train_privately
 from metalearn.studies.rows import Rows
 from metalearn.studies.schedules import compare_schedules
@@ -49,7 +50,12 @@ _RATES_OF_GLYPHS: dict[float | None, float] = {1.0: 0.03, 3.0: 0.125, 8.0: 0.25,
 """By ε, so chosen from 0.03, 0.06, 0.125, 0.25 and 0.5."""
 
 
+_RATES_OF_WAVES: dict[float | None, float] = {3.0: 0.06, 8.0: 0.06, None: 0.03}
+"""By ε, so chosen from 0.01, 0.03 and 0.06, for 2,000 users."""
+
+
 _ACCURACY = {"accuracy": 1, "seconds": 0}
+_ERRORS = {"before": 2, "after": 2, "seconds": 0}
 STUDIES = {
     study.name: study
     for study in (
@@ -100,6 +106,24 @@ STUDIES = {
             "Private training on 15 letters, δ = 1e-5: accuracy, %",
             lambda seed: train_privately(_glyphs, 128, _RATES_OF_GLYPHS, seed),
             _ACCURACY,
+        ),
+        Study(
+            "task_privacy",
+            "Sine waves of 2,000 users, privately, δ = 1e-5: squared error on new tasks",
+            lambda seed: task_privacy_errors(2_000, _RATES_OF_WAVES, seed),
+            _ERRORS,
+        ),
+        Study(
+            "task_privacy_10000",
+            "Sine waves of 10,000 users, privately, δ = 1e-5: squared error on new tasks",
+            lambda seed: task_privacy_errors(10_000, _RATES_OF_WAVES, seed),
+            _ERRORS,
+        ),
+        Study(
+            "task_privacy_times",
+            "A step that is private in its tasks beside an ordinary one, ms",
+            task_privacy_times,
+            {"plain": 2, "private": 2, "ratio": 2},
         ),
     )
 }

@@ -23,6 +23,7 @@ from metalearn.studies import (
     chosen_studies,
     distillation,
     label_errors,
+    private_tasks,
     read_results,
     schedules,
     spoilt_training,
@@ -83,6 +84,27 @@ def test_each_study_has_its_rows(name: str, rows: list[str]) -> None:
     if name == "schedule":
         spent = found.numbers["sweep at equal cost"]["seconds"]
         assert spent >= found.numbers["learnt by its gradient"]["seconds"]
+
+
+def test_privacy_of_tasks_has_a_row_for_each_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
+    monkeypatch.setattr(private_tasks, "_TASKS", 4)
+    monkeypatch.setitem(private_tasks._RUN, "steps", 2)
+    monkeypatch.setitem(private_tasks._RUN, "meta_batch", 8)
+    monkeypatch.setitem(private_tasks._RUN, "accountant", "rdp")
+    found = private_tasks.task_privacy_errors(50, {3.0: 0.01, None: 0.02}, 0)
+    assert list(found.numbers) == ["ε = 3", "without privacy"]
+    assert all(row["after"] > 0 and row["seconds"] > 0 for row in found.numbers.values())
+    assert found.chosen["without privacy"] == "rate 0.02" and "σ" in found.chosen["ε = 3"]
+
+
+def test_private_steps_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = private_tasks._steps(0)
+    few = {name: steps[name] for name in steps if "25 tasks" in name}
+    monkeypatch.setattr(private_tasks, "_ROUNDS", 2)
+    monkeypatch.setattr(private_tasks, "_steps", lambda seed: few)
+    (row,) = private_tasks.task_privacy_times(0).numbers.values()
+    assert set(row) == {"plain", "private", "ratio"} and min(row.values()) > 0
 
 
 def test_the_added_half_is_that_of_the_outer_loss_and_chooses_nothing() -> None:
