@@ -89,7 +89,7 @@ class BandedGaussian:
 
     def state(self) -> dict[str, Any]:
         """Itself as plain JSON."""
-        return {"kind": "banded_gaussian", **asdict(self)}
+        return {"kind": "banded_gaussian", "sampling": "poisson", **asdict(self)}
 
     @classmethod
     def from_state(cls, state: Any) -> BandedGaussian:
@@ -108,6 +108,7 @@ class BandedGaussian:
 _STATE = mapping(
     {
         "kind": choice("banded_gaussian"),
+        "sampling": choice("poisson"),
         "examples": whole(1),
         "batch_size": whole(1),
         "bands": whole(1),

@@ -23,6 +23,7 @@ from metalearn.privacy import (
     SampledGaussian,
     banded_strategy,
     noise_multiplier_for,
+    prefix_error,
     privacy_spent,
     sampling_of,
     steps_for,
@@ -45,6 +46,16 @@ def test_it_is_a_sampled_gaussian_for_each_turn(accountant: Any, steps: int) -> 
     spent = privacy_spent([(FOUR, steps)], 1e-5, accountant)
     assert spent.epsilon == pytest.approx(made.get_epsilon(1e-5), rel=1e-4)
     assert spent.neighbours == "add_or_remove_one"
+
+
+def test_the_figures_of_the_documentation() -> None:
+    """σ·error for ε = 3: 21.2 by one band, 11.2 by sixteen."""
+    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
+    for bands, sigma, left in ((1, 0.672, 21.2), (16, 1.316, 11.2)):
+        mechanism = BandedGaussian(60_000, 240, bands, sigma)
+        assert privacy_spent([(mechanism, 2000)], 1e-5).epsilon == pytest.approx(3.0, rel=3e-3)
+        error = prefix_error(banded_strategy(2000, bands), 2000)
+        assert sigma * error == pytest.approx(left, abs=0.06)
 
 
 def test_one_band_costs_what_dp_sgd_costs() -> None:
@@ -172,7 +183,11 @@ def test_states_are_plain_and_come_back() -> None:
     bad: list[tuple[dict[str, Any], str]] = [
         ({**FOUR.state(), "bands": 0}, "the mechanism.bands is 0"),
         ({**FOUR.state(), "bands": 21}, "batch_size=50: of 1000 examples, 21 parts have room"),
-        ({**FOUR.state(), "sampling": "poisson"}, "the mechanism.sampling is 'poisson', but no"),
+        (
+            {**FOUR.state(), "sampling": "shuffled"},
+            "the mechanism.sampling is 'shuffled', but one",
+        ),
+        ({**FOUR.state(), "q": 0.2}, "the mechanism.q is 0.2, but no such entry"),
         ({**FOUR.state(), "noise_multiplier": math.nan}, "the mechanism.noise_multiplier is nan"),
     ]
     for state, said in bad:

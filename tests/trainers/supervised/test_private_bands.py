@@ -93,6 +93,7 @@ def test_it_costs_what_the_accountant_says_of_its_turns(epsilon: float | None) -
     summary = trainer.results()["privacy"]
     mechanism = BandedGaussian(30, 5, 3, summary["noise_multiplier"])
     assert trainer.mechanism == mechanism and summary["bands"] == 3
+    assert summary["sampling"] == "poisson" and summary["batch_size"] == 5
     assert summary["epsilon"] == privacy_spent([(mechanism, 10)], 1e-5).epsilon
     assert summary["steps"] == 12  # four turns of three
     if epsilon is not None:
