@@ -356,11 +356,18 @@ def test_nothing_is_decided_on_training_tasks() -> None:
                     part.fill_(torch.nan)
             return batch
 
-    trainer = private(tasks=Blind(waves().tasks))
+    trainer, seen = private(tasks=Blind(waves().tasks)), []
+    prepare, unused_in = trainer.learner.prepare, trainer.learner.unused_in
+    trainer.learner.prepare = lambda tasks, *given, **named: (  # type: ignore[method-assign]
+        seen.append(tasks), prepare(tasks, *given, **named)
+    )[1]  # fmt: skip
+    trainer.learner.unused_in = lambda task: (seen.append(task), unused_in(task))[1]  # type: ignore[method-assign, func-returns-value]
     trainer.prepare()
-    plan = trainer.learner.plan
-    assert plan is not None
+    assert trainer.learner.plan is not None
     assert trainer.objective.unused_parameters() == []
+    assert len(seen) == 2
+    for batch in seen:
+        assert all(bool(part.isfinite().all()) for part in (*batch.support, *batch.query))
     before = {n: p.clone() for n, p in trainer.loop.params.items()}
     trainer.fit()  # steps of noise alone: nobody's gradient is finite
     assert all(not torch.equal(before[n], p) for n, p in trainer.loop.params.items())
