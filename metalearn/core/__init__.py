@@ -52,6 +52,7 @@ from metalearn.core.ensemble.stacking import (
 # Samples: a gradient for each, clipped or reduced
 from metalearn.core.samples.checks import check_per_sample, per_sample_module
 from metalearn.core.samples.clipping import ClippedGradient, clipped_gradient
+from metalearn.core.samples.clipping_bias import ClippingBias, clipping_bias
 from metalearn.core.samples.gradients import per_sample_gradients
 from metalearn.core.samples.layer_rules import LayerCall, register_layer_rule
 from metalearn.core.samples.noise_scale import NoiseScale, gradient_noise_scale, noise_average
@@ -148,6 +149,7 @@ __all__ = [
     "unstack",
     # Samples: a gradient for each, clipped or reduced
     "ClippedGradient",
+    "ClippingBias",
     "FormedGradients",
     "IndexedRows",
     "LayerCall",
@@ -157,6 +159,7 @@ __all__ = [
     "SampleGradients",
     "check_per_sample",
     "clipped_gradient",
+    "clipping_bias",
     "ghost_parameters",
     "gradient_mean",
     "gradient_noise_scale",

@@ -5,6 +5,7 @@ Axes: N samples of a batch or a split, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.loop.unvalidated import Unvalidated
 from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.clipping_record import ClippingRecord
 from metalearn.trainers.supervised.losses import SupervisedLoss
 from metalearn.trainers.supervised.metrics import Metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import ModelEvaluator, Monitor
@@ -96,7 +98,11 @@ class SampleTraining:
 
     def loop(self, limits: LoopSettings, **rest: Any) -> Loop:
         """The loop over it; ``rest`` are optimiser, tracker and folder."""
+        seen = []
+        if self.validated and not math.isinf(self.objective.max_norm):
+            seen.append(ClippingRecord(self.objective, self.data))
         rest |= {"settings": limits, "source": self.source, "device": self.device}
+        rest["callbacks"] = seen
         return assemble(self.model.module, self.objective, self.evaluator, stop=self.stop, **rest)
 
     def test(self, split: Split) -> EnsembleTest | RegressionTest:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metalearn.errors import SettingError
 from metalearn.models import MLP
 from tests.support.builders import Recorder, assert_same
-from tests.support.diagnostic_cases import blobs, per_sample
+from tests.support.diagnostic_cases import blobs, clipped_sum, per_sample
 
 SGD: Any = lambda ps: torch.optim.SGD(ps, lr=0.1)  # noqa: E731
 
@@ -114,7 +114,8 @@ def test_the_report_is_that_of_one_member() -> None:
     assert report.ensemble()["accuracy"] == report.member(0)["accuracy"] == pytest.approx(right)
     assert report.ensemble()["nll"] == pytest.approx(float(F.cross_entropy(logits, y)), rel=1e-5)
     assert right > 0.6
-    assert {"validation/nll", "validation/ece"} <= set(seen.numbers[-1][1])
+    names = {name for step, numbers in seen.numbers for name in numbers if step == trainer.step}
+    assert {"validation/nll", "validation/ece"} <= names
     assert {"validation/reliability"} <= {name for _, name, _ in seen.drawn}
 
 
@@ -147,3 +148,18 @@ def test_diagnostics_are_on_by_default() -> None:
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         per_sample(**settings)
+
+
+def test_what_clipping_does_to_the_validation_gradient_is_recorded() -> None:
+    seen = Recorder()
+    data = blobs()
+    trainer = per_sample(max_norm=0.05, tracker=seen)
+    trainer.fit()
+    found = {name: value for _, numbers in seen.numbers for name, value in numbers.items()}
+    batch = data.take(data.splits["validation"], device=torch.device("cpu"))
+    clipped = clipped_sum(trainer, batch, 0.05)
+    plain = torch.func.grad(trainer.loss)(dict(trainer.params), batch)
+    one, other = (torch.cat([part[n].flatten() for n in plain]) for part in (clipped, plain))
+    wanted = float(torch.nn.functional.cosine_similarity(one, other, dim=0))
+    assert found["validation/clipping_cosine"] == pytest.approx(wanted, rel=1e-4)
+    assert 0 < wanted < 0.9999 and 0 < found["validation/clipping_norm_ratio"] < 1

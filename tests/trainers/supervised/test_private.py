@@ -171,8 +171,11 @@ def test_the_validation_split_is_read_only_where_it_is_public() -> None:
     assert quiet.test().temperature is None  # type: ignore[union-attr]
     assert "temperature" not in quiet.test().as_json()
     assert not any("temperature" in line for line in quiet.test().lines("test"))
-    shown = private(validation="public")
+    seen = Recorder()
+    shown = private(validation="public", tracker=seen)
     assert shown.fit().best_name == "validation/nll"
+    names = {name for _, numbers in seen.numbers for name in numbers}
+    assert {"validation/clipping_cosine", "validation/clipping_norm_ratio"} <= names
 
 
 def test_nothing_that_is_written_follows_from_the_samples_alone(tmp_path: Path) -> None:
