@@ -20,6 +20,7 @@ from metalearn.privacy import (
     Accountant,
     BandedGaussian,
     BatchSampling,
+    Neighbours,
     PrivacyAccount,
     PrivacyLedger,
     SampledGaussian,
@@ -164,10 +165,14 @@ class PrivacySettings:
         path = self.ledger
         if path is None and folder is not None:
             path = Path(folder) / _LEDGER
-        return PrivacyAccount(
+        ledger = None if path is None else PrivacyLedger(path)
+        found = PrivacyAccount(
             self.mechanism, delta=self.delta, accountant=self.accountant, secure=self.secure,
-            ledger=None if path is None else PrivacyLedger(path),
+            ledger=ledger,
         )  # fmt: skip
+        if ledger is not None:
+            _check_neighbours(ledger, self.mechanism.neighbours)
+        return found
 
     def draws(self, units: Tensor | int, seed: int) -> BatchSampling:
         """Who takes part in a step, of N or of indices ``[N]``; ``seed`` is of seeded draws."""
@@ -195,3 +200,14 @@ def _check_runs(runs: int, epsilon: float | None, ledger: str | Path | None) -> 
         raise SettingError("runs", runs, "1 is needed beside noise_multiplier: no ε is shared")
     if ledger is None:
         raise SettingError("ledger", None, f"a file is needed in which all {runs} runs are counted")
+
+
+def _check_neighbours(ledger: PrivacyLedger, neighbours: Neighbours) -> None:
+    """Refuse a ledger whose runs a training does not compose with, which has no ε then."""
+    others = {mechanism.neighbours for mechanism, _ in ledger.composed()} - {neighbours}
+    if others:
+        accepted = (
+            f"another file is needed: its runs are accounted for with {min(others)}, "
+            f"this one with {neighbours}, and no ε is of both"
+        )
+        raise SettingError("ledger", str(ledger.path), accepted)

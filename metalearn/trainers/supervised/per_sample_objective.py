@@ -26,6 +26,7 @@ from metalearn.core.samples.clipping_groups import (
     group_numbers,
 )
 from metalearn.core.samples.gradients import SampleMethod, one_gradient
+from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream
 from metalearn.schema import Kind, mapping, maybe, text, whole
 from metalearn.trainers.loop.step import StepGradient
@@ -86,7 +87,11 @@ class PerSampleObjective:
         self.max_norm, self.noise_multiplier, self.seed = max_norm, noise_multiplier, seed
         self.chunk_size, self.method, self.deterministic = chunk_size, method, deterministic
         self.clipping, self.groups = check_clipping(clipping), groups
-        group_numbers(model.params, groups)
+        try:
+            group_numbers(model.params, groups)
+        except SettingError as error:
+            name = f"clip_{error.setting}"
+            raise SettingError(name, error.value, error.accepted) from error
         self.criterion, self.weights = criterion, weights
         self.plan: SamplePlan | None = None
 

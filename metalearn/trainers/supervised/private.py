@@ -175,7 +175,7 @@ class PrivateTrainer(Trainer):
         self.training = SampleTraining(
             model, data, batches, objective, chosen, seed=seed, metrics=check_metrics(metrics),
             monitor=monitor if private.validation == "public" else None, device=where,
-            vectorize=method != "loop",
+            vectorize=method != "loop", apart=True,
         )  # fmt: skip
         self.data, self.seed, self.epsilon = data, seed, private.epsilon
         self.objective, self.mechanism = self.training.objective, private.mechanism

@@ -65,9 +65,10 @@ class SampleTraining:
         metrics: further numbers of splits.
         device: where the model is.
         vectorize: whether the model is called inside vmap.
+        apart: refuse a model or a loss in which samples of a batch depend on each other.
 
     Raises:
-        SettingError: a model that does not fit the data or the loss.
+        SettingError: a model that does not fit the data or the loss; see ``apart``.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class SampleTraining:
         metrics: Metrics,
         device: torch.device,
         vectorize: bool,
+        apart: bool = False,
     ) -> None:
         self.data, self.metrics, self.device = data, metrics, device
         self.validated, self.stop = monitor is not None, StopSignal()
@@ -91,6 +93,8 @@ class SampleTraining:
         self.source = PerSampleSource(self.objective, loss)
         weighted = self.objective.weights is not None
         _check_outputs(self.model, data, loss, weighted=weighted)
+        if apart:
+            self._check_apart()
         _seed_dropout(model, seed)
         self.evaluator: Evaluator = Unvalidated(1)
         if monitor is not None:
@@ -119,6 +123,38 @@ class SampleTraining:
         module.eval()
         for models in self.source.predictive_models(batch):
             yield "network", ModelSource(models, module, data.models_at_once)
+
+    def _check_apart(self) -> None:
+        """Refuse a network, or a loss, in which a sample counts otherwise beside others.
+
+        Two samples that are drawn go through it together and alone, in evaluation mode. A loss of
+        one's own may be a mean or a sum over samples.
+
+        Raises:
+            SettingError: the outputs of one depend on the other, or the loss does.
+        """
+        both = _drawn(self.data, self.device)
+        alone = [tuple(part[i : i + 1] for part in both) for i in range(2)]
+        model, loss, params = self.model, self.objective.loss, self.model.params
+        model.module.eval()
+        try:
+            with torch.no_grad():
+                whole, ones = model.outputs(params, both[0]), [
+                    model.outputs(params, x) for x, _ in alone
+                ]  # fmt: skip
+                together, each = loss(params, both), [loss(params, one) for one in alone]
+        except (RuntimeError, ValueError, IndexError):
+            return  # these two do not fit; samples of the data do
+        finally:
+            model.train()
+        if not _alike(whole, torch.cat(ones)):
+            name = type(model.module).__name__
+            accepted = "outputs are needed that depend on no other sample of a batch"
+            raise SettingError("model", name, accepted)
+        total = torch.stack(each).sum()
+        if not (_alike(together, total / 2) or _alike(together, total)):
+            accepted = "a mean of what samples lose by themselves is needed, without pairs of them"
+            raise SettingError("loss", "a function of several samples at once", accepted)
 
 
 def without_mixing(model: nn.Module, policy: BatchNormPolicy | None) -> nn.Module:
@@ -152,6 +188,27 @@ def _check_outputs(
         reason = str(error).partition("\n")[0]
         accepted = f"a sample alone is what it gets in training ({reason})"
         raise SettingError("model", name, accepted) from error
+
+
+def _drawn(data: SupervisedData, device: torch.device) -> LabelledBatch:
+    """Two samples with nothing of the data in them but shapes and types."""
+    draws = torch.Generator().manual_seed(0)
+    found = []
+    for part in data.take(data.splits["train"][:1], device=device):
+        rows = torch.arange(2).view(2, *(1,) * (part.dim() - 1)).expand(2, *part.shape[1:])
+        if part.is_floating_point():
+            rows = torch.randn(rows.shape, generator=draws)
+        found.append(rows.to(part))
+    return tuple(found)
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether numbers are the same but for rounding, or neither are finite."""
+    known, others = bool(one.isfinite().all()), bool(other.isfinite().all())
+    if not known or not others:
+        return known == others
+    size = float(torch.maximum(one.abs(), other.abs()).max())
+    return float((one - other).abs().max()) <= 1e-3 * size + 1e-9
 
 
 def _evaluator(

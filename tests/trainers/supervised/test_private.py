@@ -36,6 +36,13 @@ def private(data: ClassificationData | None = None, **settings: Any) -> PrivateT
     return PrivateTrainer(model, blobs() if data is None else data, **given)
 
 
+class Centred(torch.nn.Module):
+    """Takes the mean over a batch away, without being a norm that torch knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
 def noiseless(trainer: PrivateTrainer, step: int) -> tuple[Any, dict[str, Tensor]]:
     """A batch, and the sum of its clipped gradients as the trainer takes it."""
     trainer.prepare()
@@ -265,6 +272,25 @@ def test_runs_share_the_epsilon_that_was_asked_for(how: dict[str, Any], tmp_path
     assert "by more runs than trainer.runs says" in runs[3].remarks()[2]
 
 
+def test_runs_that_do_not_compose_share_no_ledger(tmp_path: Path) -> None:
+    ledger = tmp_path / "shared.jsonl"
+    private(ledger=ledger).fit()
+    message = "ledger=.*another file is needed: its runs are accounted for with add_or_remove_one"
+    with pytest.raises(SettingError, match=message):
+        private(ledger=ledger, sampling="shuffled")
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_losses_of_samples_may_be_added_or_averaged(reduction: str) -> None:
+    def own(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(outputs, targets, reduction=reduction)
+
+    own_loss, known = private(loss=own, **SEEDED), private(**SEEDED)
+    own_loss.fit()
+    known.fit()
+    assert_same(dict(own_loss.params), dict(known.params))
+
+
 KILLED = """
 import sys
 from tests.trainers.supervised.test_private import private
@@ -325,6 +351,11 @@ def _steps(folder: Path) -> int:
         ({"accumulate": 2}, "accumulate=2: 1 is needed: more of the data"),
         ({"precision": "bfloat16"}, "precision='bfloat16': float32 is needed"),
         ({"diagnostics": ("gradient_norms",)}, r"diagnostics=\('gradient_norms',\): \[\] is need"),
+        ({"clip_groups": {"a": "b*"}}, r"clip_groups.a='b\*': a pattern that matches"),
+        ({"loss": lambda o, t: (o - o.mean(0)).square().sum(1)}, "loss='a function of several"),
+        ({"loss": lambda o, t: torch.pdist(o).mean()}, "loss='a function of several"),
+        ({"model": torch.nn.Sequential(Centred(), torch.nn.Linear(4, 3))},
+         "model='Sequential': outputs are needed that depend on no other sample"),
         ({"model": torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))},
          "batch_norm=groupnorm"),
     ],
