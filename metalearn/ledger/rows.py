@@ -200,7 +200,7 @@ ROWS = {
         Row("sinusoid_meta_sgd", "sinusoid", "Meta-SGD", 3),
         Row("sinusoid_cavia", "sinusoid", "CAVIA", 3),
         Row("sinusoid_cnp", "sinusoid", "conditional neural process", 2),
-        Row("sinusoid_in_context", "sinusoid", "in-context transformer", 6),
+        Row("sinusoid_in_context", "sinusoid", "in-context transformer", 30),
     )
 }
 """All rows by name, in the order of the page."""
