@@ -210,6 +210,41 @@ def test_what_is_done_to_a_picture_cannot_be_foretold() -> None:
     assert not torch.allclose(batch("secure"), batch("secure"))
 
 
+@pytest.mark.parametrize("sampling", ["poisson", "fixed_size", "shuffled"])
+@pytest.mark.parametrize("noise", ["secure", "seeded"])
+def test_steps_are_on_the_disk_before_their_batch_is_drawn(
+    sampling: Any, noise: Any, tmp_path: Path
+) -> None:
+    trainer: Any = private(folder=tmp_path, sampling=sampling, noise=noise, accountant="rdp")
+    batches, seen = trainer.objective.batches, []
+    right = batches.sampling
+
+    class Watched:
+        def draw(self, step: int) -> Tensor:
+            seen.append(
+                (step, sum(n for _, n in PrivacyLedger(tmp_path / "privacy.jsonl").composed()))
+            )
+            drawn: Tensor = right.draw(step)
+            return drawn
+
+    batches.sampling = Watched()
+    trainer.fit()
+    assert [step for step, _ in seen] == [*range(6)]
+    assert all(written > step for step, written in seen)
+    assert getattr(right, "seed", None) == (0 if noise == "seeded" else None) or (
+        noise == "secure" and sampling == "shuffled" and right.seed > 2**32
+    )
+
+
+def test_speeds_do_not_tell_how_large_batches_were() -> None:
+    trainer = private(**SEEDED)
+    trainer.prepare()
+    batches = [trainer.objective.batch(step) for step in range(4)]
+    assert len({len(batch[1]) for batch in batches}) > 1
+    for step, batch in enumerate(batches):
+        assert trainer.objective.gradient(trainer.params, batch, step=step).processed == 8
+
+
 def test_a_step_taken_anew_is_paid_for_anew(tmp_path: Path) -> None:
     trainer = private(folder=tmp_path, checkpoint_every=2)
     trainer.fit()
