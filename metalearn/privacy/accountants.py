@@ -40,10 +40,8 @@ def rdp_epsilon(events: Events, delta: float) -> float:
     NeurIPS 2020 (from Rényi divergences to ε).
     """
     happened = _happened(events)
-    if any(event.noise_multiplier < _LEAST_NOISE for event, _ in happened):
-        return math.inf
-    if not happened:
-        return 0.0
+    if not happened or _noiseless(happened):
+        return math.inf if happened else 0.0
     library = _dp_accounting()
     total = sum(count * _divergences(event) for event, count in happened)
     with _quiet():
@@ -62,10 +60,8 @@ def pld_epsilon(events: Events, delta: float) -> float:
     Loss Distributions", PoPETs 2022.
     """
     happened = _happened(events)
-    if any(event.noise_multiplier < _LEAST_NOISE for event, _ in happened):
-        return math.inf
-    if not happened:
-        return 0.0
+    if not happened or _noiseless(happened):
+        return math.inf if happened else 0.0
     interval = _interval(happened)
     with _quiet():
         composed = None
@@ -89,10 +85,8 @@ def selected_epsilon(events: Events, delta: float, mean: float, shape: float) ->
             Poisson's, which may be 0.
     """
     happened = _happened(events)
-    if any(event.noise_multiplier < _LEAST_NOISE for event, _ in happened):
-        return math.inf
-    if not happened:
-        return 0.0
+    if not happened or _noiseless(happened):
+        return math.inf if happened else 0.0
     library = _dp_accounting()
     drawn = [event for event, _ in happened if event.without_replacement]
     accountant = _rdp_accountant((drawn or [happened[0][0]])[0])
@@ -109,6 +103,10 @@ def _happened(events: Events) -> list[tuple[GaussianEvent, int]]:
     """In an order that does not depend on that of the steps, so that sums round alike."""
     some = [(event, count) for event, count in events.items() if count]
     return sorted(some, key=lambda pair: repr(pair[0]))
+
+
+def _noiseless(happened: list[tuple[GaussianEvent, int]]) -> bool:
+    return any(event.noise_multiplier < _LEAST_NOISE for event, _ in happened)
 
 
 @lru_cache(maxsize=1024)

@@ -145,6 +145,7 @@ class PrivateObjective(PerSampleObjective):
         self.account.load_state(state)
         if self.following is not None:
             self.following.load_state(state)
+            self.max_norm = self.following.norm
 
     def _first_batch(self) -> LabelledBatch:
         """Zeros: nothing of the data is looked at."""

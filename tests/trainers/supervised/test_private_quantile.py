@@ -87,6 +87,8 @@ def test_a_resumed_run_is_the_one_that_was_not_interrupted(tmp_path: Path) -> No
     first.fit()
     again = private(**how, folder=tmp_path)
     again.resume(tmp_path / "checkpoints" / "last.pt")
+    assert first.following is not None
+    assert again.objective.max_norm == first.following.state()["clipping_norm"] != 0.1
     again.fit()
     assert_same(dict(whole.params), dict(again.params))
     assert whole.objective.max_norm == again.objective.max_norm != 0.1
