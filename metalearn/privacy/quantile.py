@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.core.checks import check_number
-from metalearn.errors import SettingError, check_whole
+from metalearn.errors import check_whole
 from metalearn.schema import Kind, mapping, number
 from metalearn.signatures import checked
 
@@ -69,9 +69,8 @@ class QuantileNorm:
         if noise is None:
             noise = max(expected / 20, sigma)
         least = _SENSITIVITY * sigma
-        if not least < noise < math.inf:
-            accepted = f"a number above σ/2 = {least:.4g} is needed, so that gradients get some"
-            raise SettingError("noise", noise, accepted)
+        accepted = f"a number above σ/2 = {least:.4g} is needed, so that gradients get some"
+        check_number("noise", noise, above=least, accepted=accepted)
         self.norm, self.quantile, self.rate = float(start), float(quantile), float(rate)
         self.noise, self.expected = float(noise), expected
         self.gradient_noise = (sigma**-2 - (self.noise / _SENSITIVITY) ** -2) ** -0.5

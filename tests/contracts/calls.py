@@ -217,6 +217,7 @@ def _core() -> dict[str, Callable[[], Call]]:
         ),
         "check_per_sample": _of(core, "check_per_sample", *_LOSS),
         "clipped_gradient": _of(core, "clipped_gradient", *_LOSS, max_norm=1.0),
+        "clipping_bias": _of(core, "clipping_bias", *_LOSS, max_norm=1.0),
         "consolidated_loss": _of(
             core, "consolidated_loss", "loss_fn", anchor=params, fisher=vector, strength=1.0
         ),
@@ -1090,6 +1091,11 @@ def _privacy() -> dict[str, Callable[[], Call]]:
         "PrivacyLedger": _of(privacy, "PrivacyLedger", path="privacy.jsonl"),
         "PrivacyAccount": _of(privacy, "PrivacyAccount", mechanism=whole, ledger=ledger, **rule),
         "steps_for": _of(privacy, "steps_for", epsilon=2.0, mechanism=whole, **rule),
+        "selection_spent": _of(
+            privacy, "selection_spent", steps=[(whole, 3)], delta=1e-3, runs=4.0
+        ),
+        "number_of_runs": _of(privacy, "number_of_runs", runs=4.0),
+        "QuantileNorm": _of(privacy, "QuantileNorm", start=1.0, noise_multiplier=1.5, expected=20),
     }
 
 

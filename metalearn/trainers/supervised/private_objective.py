@@ -70,8 +70,8 @@ class PrivateBatches:
 
     def __call__(self, step: int) -> LabelledBatch:
         """Inputs and targets of a step, of as many samples as chance has it."""
-        x, y = self.data.take(self.sampling.draw(step), device=self.device)
         self.account.reserve(step, max(1, min(self.reserved, self.steps - step)))
+        x, y = self.data.take(self.sampling.draw(step), device=self.device)
         seed = int(SecureStream().words(1)[0]) if self.seed is None else self.seed
         return augment(x, self.augmentation, seeds=[seed], step=step), y
 
@@ -118,7 +118,7 @@ class PrivateObjective(PerSampleObjective):
         found = super().gradient(params, batch, step=step)
         hidden = torch.zeros_like(found.losses)
         kept: Any = {"losses": hidden, "shows_losses": False, "scalars": {}}
-        return replace(found, **kept, suspects=_of_no_one)
+        return replace(found, **kept, processed=self.expected, suspects=_of_no_one)
 
     def records(
         self, batch: LabelledBatch, gradient: StepGradient, *, step: int
