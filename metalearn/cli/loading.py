@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
@@ -10,15 +12,23 @@ from omegaconf import DictConfig
 from torch import nn
 
 from metalearn.cli.building import build
+from metalearn.cli.determinism import determinism
 from metalearn.cli.networks import kept_weights
 from metalearn.cli.run_config import saved_config
-from metalearn.cli.run_folders import existing_run
+from metalearn.cli.run_folders import claimed, existing_run, writing_to
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble, Predictor
 from metalearn.signatures import checked
 from metalearn.trainers import MetaLearner, Trainer
 
-__all__ = ["load", "load_ensemble", "load_learner", "load_module", "trainer_of"]
+__all__ = [
+    "load",
+    "load_ensemble",
+    "load_learner",
+    "load_module",
+    "run_to_look_into",
+    "trainer_of",
+]
 
 
 @checked
@@ -160,6 +170,21 @@ def trainer_of(
     trainer = build(kept, folder=None, deferred=deferred, trained_on=known)
     trainer.resume(_checkpoint(folder, checkpoint))
     return trainer
+
+
+@contextmanager
+def run_to_look_into(config: DictConfig) -> Iterator[tuple[Path, DictConfig]]:
+    """A block that has the folder ``config.run`` to itself, and the settings it was trained with.
+
+    Raises:
+        SettingError, DataError: no run there, one that cannot be read, or one that another process
+            is at.
+        StorageError: the block could not write to the folder.
+    """
+    folder = existing_run(config.run, "run")
+    saved = saved_config(folder, trust=config.trust)
+    with claimed(folder, "run"), determinism(saved), writing_to(folder):
+        yield folder, saved
 
 
 def _loaded(

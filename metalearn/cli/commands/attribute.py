@@ -11,11 +11,9 @@ from metalearn.cli.attributed_files import write_learner, write_run
 from metalearn.cli.attributed_findings import findings_of_run
 from metalearn.cli.attributed_learners import findings_of_learner
 from metalearn.cli.attributed_settings import check, is_of_a_learner
-from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import given_settings
-from metalearn.cli.run_config import saved_config
-from metalearn.cli.run_folders import claimed, existing_run, writing_to
+from metalearn.cli.loading import run_to_look_into
 
 __all__ = ["attribute_run", "check"]
 
@@ -29,9 +27,7 @@ def attribute_run(config: DictConfig) -> None:
         StorageError: the run's folder cannot be written to.
     """
     check(config, given_settings(HydraConfig.get()))
-    folder = existing_run(config.run, "run")
-    saved = saved_config(folder, trust=config.trust)
-    with claimed(folder, "run"), determinism(saved), writing_to(folder):
+    with run_to_look_into(config) as (folder, saved):
         started = time.monotonic()
         if is_of_a_learner(saved):
             learnt, scores, step = findings_of_learner(folder, config, saved)

@@ -17,13 +17,11 @@ from metalearn.auditing import (
     audit_private_training,
 )
 from metalearn.cli.building import build
-from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
-from metalearn.cli.loading import trainer_of
+from metalearn.cli.loading import run_to_look_into, trainer_of
 from metalearn.cli.networks import initial_weights
-from metalearn.cli.run_config import config_to_read, saved_config
-from metalearn.cli.run_folders import claimed, existing_run, writing_to
+from metalearn.cli.run_config import config_to_read
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import check_seed
@@ -45,9 +43,7 @@ def audit(config: DictConfig) -> None:
         StorageError: the run's folder cannot be written to.
     """
     check(config, given_settings(HydraConfig.get()))
-    folder = existing_run(config.run, "run")
-    saved = saved_config(folder, trust=config.trust)
-    with claimed(folder, "run"), determinism(saved), writing_to(folder):
+    with run_to_look_into(config) as (folder, saved):
         _audit(folder, config, saved)
 
 

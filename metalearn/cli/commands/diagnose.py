@@ -11,12 +11,10 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
-from metalearn.cli.loading import trainer_of
-from metalearn.cli.run_config import config_to_read, saved_config
-from metalearn.cli.run_folders import claimed, existing_run, writing_to
+from metalearn.cli.loading import run_to_look_into, trainer_of
+from metalearn.cli.run_config import config_to_read
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 from metalearn.tracking import RunTracker, provenance, write_json
@@ -45,9 +43,7 @@ def diagnose(config: DictConfig) -> None:
         StorageError: the run's folder cannot be written to.
     """
     check(config, given_settings(HydraConfig.get()))
-    folder = existing_run(config.run, "run")
-    saved = saved_config(folder, trust=config.trust)
-    with claimed(folder, "run"), determinism(saved), writing_to(folder):
+    with run_to_look_into(config) as (folder, saved):
         _diagnose(folder, config, saved)
 
 
