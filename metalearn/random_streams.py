@@ -42,6 +42,7 @@ Purpose = Literal[
     "labels",
     "runs",
     "distilled",
+    "scores",
 ]
 """What random numbers beside those of tasks are for."""
 

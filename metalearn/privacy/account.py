@@ -17,7 +17,7 @@ from metalearn.privacy.series import Records
 from metalearn.schema import Kind, entries, list_of, mapping, nothing, text, whole
 from metalearn.signatures import checked
 
-__all__ = ["PrivacyAccount"]
+__all__ = ["PrivacyAccount", "account_kind"]
 
 Steps = list[tuple[Mechanism, int]]
 
@@ -145,9 +145,7 @@ class PrivacyAccount:
 
     def state_kinds(self) -> list[Kind]:
         """The same."""
-        steps = list_of(entries(mapping({}), whole()))
-        fields: dict[str, Kind] = {"run": _name, "steps": steps}
-        return [mapping({"privacy": mapping(fields, others=nothing)})]
+        return [mapping({"privacy": account_kind()})]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on with the run of a checkpoint: of each mechanism the larger count holds.
@@ -187,6 +185,13 @@ class PrivacyAccount:
             every = steps or [(self._counted, 0)]
             known = self._known[whose] = steps, privacy_spent(every, self.delta, self.accountant)
         return known[1]
+
+
+def account_kind() -> Kind:
+    """What the state of an account is in a checkpoint."""
+    steps = list_of(entries(mapping({}), whole()))
+    fields: dict[str, Kind] = {"run": _name, "steps": steps}
+    return mapping(fields, others=nothing)
 
 
 def _name(value: Any, where: str) -> None:

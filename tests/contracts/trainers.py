@@ -97,6 +97,11 @@ def _private(**settings: Any) -> Trainer:
     return PrivateTrainer(_planar(), blobs(), **given)
 
 
+def _private_noisy(**settings: Any) -> Trainer:
+    """With a validation split that is private too."""
+    return _private(**{"validation": "noisy", "validation_noise": 1.0, **settings})
+
+
 def _private_meta(**settings: Any) -> Trainer:
     given: Any = {"users": 30, "meta_batch": 4, "noise_multiplier": 1.0, "noise": "seeded"}
     given |= {"delta": 1e-3, "validation": "public", "validation_tasks": 5, "reserve": 1}
@@ -166,6 +171,7 @@ TRAINERS: dict[str, Make] = {
     "sweep": _sweep,
     "per_sample": _per_sample,
     "private": _private,
+    "private_noisy": _private_noisy,
     "private_meta": _private_meta,
     "regression": _regression,
     "regression_per_sample": _regression_per_sample,
@@ -176,6 +182,7 @@ TRAINERS: dict[str, Make] = {
 WITHOUT_DIAGNOSTICS = {
     "scripted",
     "private",
+    "private_noisy",
     "private_meta",
     *(name for name in TRAINERS if name.startswith("hyper_")),
 }

@@ -325,3 +325,20 @@ def test_warnings_of_the_library_stay_inside(caplog: pytest.LogCaptureFixture) -
         logger.removeHandler(ear)
     assert logger.filters == before
     assert heard[loud:] == ["of another thread", "before"]
+
+
+@pytest.mark.parametrize("sigmas", [{1.0: 1}, {3.0: 5}, {40.0: 1000}, {2.0: 3, 5.0: 7, 0.9: 1}])
+@pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-9])
+def test_mechanisms_over_all_data_are_one_gaussian_mechanism(
+    sigmas: dict[float, int], delta: float
+) -> None:
+    """δ(ε) = Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ), μ² = Σ count/σ² (Balle and Wang, 2018)."""
+    steps = [(SampledGaussian("full_batch", 9, 9, sigma), n) for sigma, n in sigmas.items()]
+    epsilon = privacy_spent(steps, delta).epsilon
+    mu = math.sqrt(sum(n / sigma**2 for sigma, n in sigmas.items()))
+
+    def below(x: float) -> float:
+        return math.erfc(-x / math.sqrt(2)) / 2
+
+    found = below(mu / 2 - epsilon / mu) - math.exp(epsilon) * below(-mu / 2 - epsilon / mu)
+    assert found == pytest.approx(delta, rel=1e-6)

@@ -121,13 +121,13 @@ class PrivateMetaTrainer(Trainer):
         device: torch.device | str = "cpu",
         **settings: Annotated[Any, PrivacySettings],
     ) -> None:
-        _check(seed, max_norm, validation_tasks)
         private = PrivacySettings(**settings)
+        _check(seed, max_norm, validation_tasks, private.validation)
         scored = {
             "select_by": (select_by, "transductive"),
             "validation_tasks": (validation_tasks, None),
         }
-        limits = private.limits(steps, **scored)
+        limits = private.limits(steps, scored)
         self.units = units = training_units_of(tasks, users)
         self.account = private.account(units.count, meta_batch, steps, folder, setting="meta_batch")
         self.learner = made_learner(learner, model, maml, tasks.kind, as_device(device))
@@ -182,9 +182,12 @@ class PrivateMetaTrainer(Trainer):
         return self.evaluator
 
 
-def _check(seed: int, max_norm: float, validation_tasks: int | None) -> None:
+def _check(seed: int, max_norm: float, validation_tasks: int | None, validation: str) -> None:
     check_seed(seed)
     accepted = "a finite number above 0 is needed"
     check_number("max_norm", max_norm, above=0, below=math.inf, accepted=accepted)
     if validation_tasks is not None:
         check_whole("validation_tasks", validation_tasks, 1)
+    if validation == "noisy":
+        accepted = "none or public is needed: noisy scores are of samples"
+        raise SettingError("validation", validation, accepted)

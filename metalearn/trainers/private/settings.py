@@ -7,6 +7,7 @@ Axes: N units that are private each by itself, B of a step as expected.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -35,7 +36,7 @@ from metalearn.trainers.loop.settings import LoopSettings
 __all__ = ["PrivacySettings"]
 
 Noise = Literal["secure", "seeded"]
-Validation = Literal["none", "public"]
+Validation = Literal["none", "public", "noisy"]
 
 _LEDGER = "privacy.jsonl"
 _SILENT = (("diagnostics", (), "[]"), ("precision", "float32", "float32"), ("accumulate", 1, "1"))
@@ -55,7 +56,7 @@ class PrivacySettings:
         ledger: a file of several runs.
         runs: how many of them share ε.
         reserve: steps that are written down at once.
-        validation: whether the validation split may be read.
+        validation: whether the validation split may be read, and whether it is private too.
         settings: of `LoopSettings`.
 
     Raises:
@@ -63,6 +64,10 @@ class PrivacySettings:
     """
 
     mechanism: SampledGaussian | BandedGaussian
+    steps: int
+    """In all; known once there are `limits`, as is the next."""
+    validations: int
+    """How many there are, the one before the first step among them."""
 
     @checked
     def __init__(
@@ -99,29 +104,37 @@ class PrivacySettings:
         self.ledger, self.reserve, self.validation = ledger, reserve, validation
         self.runs, self.settings = runs, settings
 
-    def limits(self, steps: int, **choices: tuple[Any, Any]) -> LoopSettings:
+    def limits(
+        self,
+        steps: int,
+        choices: Mapping[str, tuple[Any, Any]],
+        *,
+        needed: str = "validation=public",
+    ) -> LoopSettings:
         """Settings of the loop, none of which looks at private data, or uses them otherwise.
 
         Args:
             steps: in all.
             choices: settings of validations, by name, each with the value that asks for nothing;
                 where there are no validations they are refused another, as patience is.
+            needed: what such a setting is said to need.
 
         Raises:
             SettingError: names the first that would.
         """
         found = LoopSettings(steps=steps, **self.settings)
-        for name, needed, shown in _SILENT:
+        self.steps, self.validations = steps, 1 + -(-steps // found.eval_every)
+        for name, silent, shown in _SILENT:
             value = getattr(found, name)
-            if (tuple(value) if name == "diagnostics" else value) != needed:
+            if (tuple(value) if name == "diagnostics" else value) != silent:
                 accepted = (
                     f"{shown} is needed: more of the data would be seen than is accounted for"
                 )
                 raise SettingError(name, value, accepted)
-        choices["patience"] = found.patience, None
-        for name, (value, plain) in choices.items():
+        every = {**choices, "patience": (found.patience, None)}
+        for name, (value, plain) in every.items():
             if self.validation == "none" and value != plain:
-                raise SettingError(name, value, "validation=public is needed for it")
+                raise SettingError(name, value, f"{needed} is needed for it")
         return found
 
     def account(

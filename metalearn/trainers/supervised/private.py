@@ -22,13 +22,14 @@ from metalearn.core.samples.clipping_groups import Clipping, ParameterGroups
 from metalearn.core.samples.gradients import SampleMethod
 from metalearn.data import Augmentation
 from metalearn.data.regression import SupervisedData
-from metalearn.errors import check_whole
+from metalearn.errors import SettingError, check_whole
 from metalearn.privacy import CorrelatedNoise, banded_strategy
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.private.following import ClipQuantile, following_norm, with_norm
+from metalearn.trainers.private.noisy_validation import NoisyAccuracy, validation_account
 from metalearn.trainers.private.reports import data_checksum, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
 from metalearn.trainers.supervised import sample_methods as methods
@@ -42,6 +43,8 @@ from metalearn.trainers.supervised.sample_training import SampleTraining, withou
 from metalearn.trainers.trainer import Trainer
 
 __all__ = ["PrivateTrainer"]
+
+_VALIDATION = "validation=public or noisy"
 
 
 class PrivateTrainer(Trainer):
@@ -91,7 +94,13 @@ class PrivateTrainer(Trainer):
         reserve: how many steps are written down at once and synced to the disk (some milliseconds);
             those that a run does not come to are spent all the same.
         validation: ``"none"``: the validation split is not read, and the last state is kept;
-            ``"public"``: its samples are nobody's secret, and choose the best state.
+            ``"public"``: its samples are nobody's secret, and choose the best state; ``"noisy"``:
+            they are private as those of the training part are, and chosen by is their share of
+            right answers, with noise; see `metalearn.trainers.private.noisy_validation`. Whoever
+            calls `validate` spends a score.
+        validation_noise: σ of a noisy score, above 0: a score of V samples has σ/(2V) for standard
+            deviation. None is the least with which the scores of all ``runs`` cost what the steps
+            do: as no sample is in both parts, ε of the whole is the larger of the two.
         clip_quantile: such as 0.5: C begins as ``max_norm`` and follows this quantile of the norms,
             out of the same ε; or ``{"quantile": 0.5, "rate": 0.2, "noise": 10}``, by which it moves
             and the noise of the count of norms within it (B/20 by default). See
@@ -102,8 +111,8 @@ class PrivateTrainer(Trainer):
         max_shift, flip, rotate: see there.
         loss: see there.
         metrics: see there.
-        monitor: what decides which state is best; ``"accuracy"``, as ``patience``, needs a public
-            validation.
+        monitor: what decides which state is best; None is the loss, and of noisy scores their
+            accuracy. ``"accuracy"``, as ``patience``, needs a validation.
         optimizer: see there.
         tracker: see there.
         folder: of the run, for checkpoints and the account.
@@ -142,7 +151,8 @@ class PrivateTrainer(Trainer):
         rotate: float = 0.0,
         loss: LossSetting = None,
         metrics: Metrics | None = None,
-        monitor: Monitor = "loss",
+        monitor: Monitor | None = None,
+        validation_noise: float | None = None,
         optimizer: OptimizerFactory | None = None,
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
@@ -150,22 +160,20 @@ class PrivateTrainer(Trainer):
         **settings: Annotated[Any, PrivacySettings],
     ) -> None:
         _check(seed, max_norm, method)
-        check_monitor(monitor, data)
         private = PrivacySettings(**settings)
-        limits = private.limits(steps, monitor=(monitor, "loss"))
-        size = data.size("train")
-        self.account = private.account(size, batch_size, steps, folder, bands=noise_bands)
+        monitor = _monitor(monitor, private, data, validation_noise)
+        limits = private.limits(steps, {"monitor": (monitor, "loss")}, needed=_VALIDATION)
+        expected = data.size("train"), batch_size
+        self.account = private.account(*expected, steps, folder, bands=noise_bands)
         self.noise = CorrelatedNoise(banded_strategy(steps, noise_bands))
-        clipped = max_norm, clipping, clip_groups
-        self.following = following_norm(clip_quantile, *clipped, private.mechanism)
-        chosen = chosen_loss(loss, data)
-        model = without_mixing(model, batch_norm)
+        clipped: Any = max_norm, clipping, clip_groups, private.mechanism
+        self.following = following_norm(clip_quantile, *clipped)
+        chosen, model = chosen_loss(loss, data), without_mixing(model, batch_norm)
         where = place(model, device)
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
         drawn, known = private.draws(data.splits["train"], seed), None if private.secure else seed
-        batches = PrivateBatches(
-            self.account, drawn, data, self.augmentation, known, where, steps, private.reserve
-        )
+        shown = self.augmentation, known, where, steps, private.reserve
+        batches = PrivateBatches(self.account, drawn, data, *shown)
         objective = partial(
             PrivateObjective, account=self.account, noise=self.noise, following=self.following,
             placeholder=partial(_zeros, data, batch_size, where), seed=seed, chunk_size=chunk_size,
@@ -177,6 +185,7 @@ class PrivateTrainer(Trainer):
             monitor=monitor if private.validation == "public" else None, device=where,
             vectorize=method != "loop", apart=True,
         )  # fmt: skip
+        self.noisy = self._noisy(private, validation_noise, known)
         self.data, self.seed, self.epsilon = data, seed, private.epsilon
         self.objective, self.mechanism = self.training.objective, private.mechanism
         rest: Any = {"optimizer": optimizer, "tracker": tracker, "folder": folder}
@@ -190,11 +199,29 @@ class PrivateTrainer(Trainer):
     params = methods.params
     plan = methods.plan
     data_checksum = data_checksum
-    remarks = remarks
+
+    def _noisy(
+        self, private: PrivacySettings, noise: float | None, seed: int | None
+    ) -> NoisyAccuracy | None:
+        """What scores the validation split with noise, where it is private too."""
+        if private.validation != "noisy":
+            return None
+        training = self.training
+        account = validation_account(private, self.account, training.data.size("validation"), noise)
+        found = NoisyAccuracy(partial(training.right, "validation"), account, seed=seed)
+        training.evaluator = found
+        return found
+
+    def remarks(self) -> list[str]:
+        """What it has cost, in a line or two."""
+        scores = [] if self.noisy is None else self.noisy.remarks(self.epsilon)
+        return [*remarks(self), *scores]
 
     def results(self) -> Mapping[str, Any]:
         """What the training has cost so far, as plain values."""
         found = results(self)
+        if self.noisy is not None:
+            found = {"privacy": {**found["privacy"], "validation": self.noisy.summary()}}
         return found if self.following is None else with_norm(found, self.following)
 
 
@@ -203,6 +230,29 @@ def _check(seed: int, max_norm: float, method: str) -> None:
     check_mode("method", method, get_args(SampleMethod))
     accepted = "a finite number above 0 is needed"
     check_number("max_norm", max_norm, above=0, below=math.inf, accepted=accepted)
+
+
+def _monitor(
+    given: Monitor | None, private: PrivacySettings, data: SupervisedData, noise: float | None
+) -> Monitor:
+    """What decides which state is best.
+
+    Raises:
+        SettingError: it does not fit the data or the validation, or noise there is no use for.
+    """
+    noisy = private.validation == "noisy"
+    if noisy and data.kind == "regression":
+        accepted = "none or public is needed: real targets have no right answers to be counted"
+        raise SettingError("validation", private.validation, accepted)
+    if noisy and given == "loss":
+        accepted = "accuracy is needed with validation=noisy, which counts right answers"
+        raise SettingError("monitor", given, accepted)
+    if noise is not None and not noisy:
+        accepted = f"null is needed with validation={private.validation}"
+        raise SettingError("validation_noise", noise, accepted)
+    monitor: Monitor = given or ("accuracy" if noisy else "loss")
+    check_monitor(monitor, data)
+    return monitor
 
 
 def _zeros(data: SupervisedData, count: int, device: torch.device) -> LabelledBatch:

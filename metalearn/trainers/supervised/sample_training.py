@@ -37,7 +37,7 @@ from metalearn.trainers.supervised.metrics import Metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import ModelEvaluator, Monitor
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 from metalearn.trainers.supervised.per_sample_source import PerSampleSource
-from metalearn.trainers.supervised.predictions import report_of
+from metalearn.trainers.supervised.predictions import logits_of, report_of
 from metalearn.trainers.supervised.pure_model import PureModel
 from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
@@ -108,6 +108,11 @@ class SampleTraining:
         rest |= {"settings": limits, "source": self.source, "device": self.device}
         rest["callbacks"] = seen
         return assemble(self.model.module, self.objective, self.evaluator, stop=self.stop, **rest)
+
+    def right(self, split: Split) -> torch.Tensor:
+        """Which samples of a split the network classes rightly, as it stands: bool ``[N]``."""
+        outputs, labels = logits_of(self.model.predict, self.data, split, device=self.device)
+        return outputs[0].argmax(-1) == labels
 
     def test(self, split: Split) -> EnsembleTest | RegressionTest:
         """Scores of the network as it stands; of classes temperature, where it is validated."""
