@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -13,9 +13,12 @@ from metalearn.errors import SettingError
 from metalearn.signatures import checked
 from metalearn.trainers import Trainer
 from metalearn.trainers.meta.combined import CombinedMetaTrainers
-from metalearn.trainers.supervised.combined import CombinedEnsembles
+from metalearn.trainers.supervised.combined import CombinedEnsembles, CombinedNetworks
+from metalearn.trainers.supervised.sample_training import SampleTraining
 
 __all__ = ["combine", "combined", "member_lines"]
+
+Combined: TypeAlias = CombinedMetaTrainers | CombinedEnsembles | CombinedNetworks
 
 
 @checked
@@ -25,12 +28,13 @@ def combine(
     which: Literal["best", "last"] = "best",
     trust: bool = False,
     device: str | torch.device | None = None,
-) -> CombinedMetaTrainers | CombinedEnsembles:
+) -> Combined:
     """Several finished runs as one ensemble, whose prediction is the mean of all their networks.
 
     Runs on tasks may be of any learners; their ``learner`` adapts and scores, ``reports()`` has the
-    ensemble beside its members. Runs of ensembles need the same data; their ``predictive()`` gives
-    ``[M, B, C]``. Nothing is trained, and no run is written to.
+    ensemble beside its members. Runs of ensembles, or of single networks
+    (``trainer=per_sample``, ``private``), need the same data; the ``predictive()`` of the former
+    and ``predict`` of the latter give ``[M, B, C]``. Nothing is trained, and no run is written to.
 
     Args:
         runs: at least two folders, or trainers.
@@ -48,7 +52,7 @@ def combine(
     return combined(trainers)
 
 
-def combined(trainers: Sequence[Trainer]) -> CombinedMetaTrainers | CombinedEnsembles:
+def combined(trainers: Sequence[Trainer]) -> Combined:
     """Trainers of one kind as one.
 
     Raises:
@@ -62,9 +66,19 @@ def combined(trainers: Sequence[Trainer]) -> CombinedMetaTrainers | CombinedEnse
     several: list[Any] = [trainer for trainer in trainers if hasattr(trainer, "predictive")]
     if len(several) == len(trainers):
         return CombinedEnsembles(several)
-    other = next(t for t in trainers if not hasattr(t, "predictive"))
-    accepted = "runs on tasks, or runs of ensembles, are needed, not both or others"
+    single: list[Any] = [trainer for trainer in trainers if _of_one_network(trainer)]
+    if len(single) == len(trainers):
+        return CombinedNetworks(single)
+    other = next(t for t in trainers if t not in several) if several else trainers[-1]
+    accepted = (
+        "runs on tasks, or runs of ensembles, or runs of single networks on samples, are needed, "
+        "not some of each or others"
+    )
     raise SettingError("run", type(other).__name__, accepted)
+
+
+def _of_one_network(trainer: Any) -> bool:
+    return isinstance(getattr(trainer, "training", None), SampleTraining)
 
 
 def member_lines(names: Sequence[str], members: Sequence[int], report: Any) -> list[str]:

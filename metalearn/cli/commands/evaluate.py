@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from metalearn.cli.combined_privacy import combined_privacy
 from metalearn.cli.combining import combined, member_lines
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
@@ -198,6 +199,9 @@ def _add_members(found: Evaluated, trainer: Any, folders: Sequence[Path]) -> Non
     names = [str(folder) for folder in folders]
     for name, report in found.reports.items():
         found.lines += [f"{name}, each alone:", *member_lines(names, trainer.members, report)]
+    entry, lines = combined_privacy(folders, trainer.trainers)
+    found.lines += lines
+    found.entries |= entry
     found.entries["runs"] = names
     found.entries["members_of"] = [names[number] for number in trainer.members]
 

@@ -1,0 +1,125 @@
+"""Finished runs of single networks as one ensemble, and what private ones have cost together.
+
+Axes: M networks, N samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metalearn import combine
+from metalearn.cli.combined_privacy import combined_privacy
+from metalearn.errors import SettingError
+from metalearn.models import MLP
+from metalearn.privacy import SampledGaussian, privacy_spent
+from metalearn.trainers import PrivateTrainer
+from tests.support.builders import ensemble_trainer
+from tests.support.commands import Outcome
+from tests.support.diagnostic_cases import COMMON, blobs, per_sample
+
+
+def private(seed: int, **settings: Any) -> PrivateTrainer:
+    pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
+    given: Any = {**COMMON, "batch_size": 8, "noise_multiplier": 1.0, "clip": None, "reserve": 1}
+    given |= settings
+    return PrivateTrainer(MLP((4,), 3, hidden=(5,), seed=seed), given.pop("data", blobs()), **given)
+
+
+def test_networks_predict_together() -> None:
+    several = [per_sample(model=MLP((4,), 3, hidden=(5,), seed=seed)) for seed in range(3)]
+    found: Any = combine(several)
+    x, y = several[0].data.part("test")
+    logits = torch.cat([trainer.predict(x) for trainer in several])
+    torch.testing.assert_close(found.predict(x), logits)
+    assert found.members == [0, 1, 2]
+    report = found.reports()["test"]
+    right = logits.softmax(-1).mean(0).argmax(-1) == y
+    assert report.report.ensemble()["accuracy"] == pytest.approx(float(right.double().mean()))
+    assert report.temperature is not None and len(report.member_headlines()) == 3
+
+
+def test_the_validation_split_is_read_where_all_of_them_may() -> None:
+    open_one, closed = private(0, validation="public"), private(1)
+    found: Any = combine([open_one, private(1, validation="public")])
+    assert found.reports()["test"].temperature is not None
+    found = combine([open_one, closed])
+    assert found.reports()["test"].temperature is None and found.data_checksum is None
+
+
+def test_networks_of_other_data_and_other_kinds_are_refused() -> None:
+    data, other = blobs(), blobs()
+    other.inputs[0, 0] += 1
+    with pytest.raises(SettingError, match="the same data in the same parts are needed"):
+        combine([private(0, data=data), private(1, data=other)])
+    with pytest.raises(SettingError, match="run='PerSampleTrainer': runs on tasks, or runs of ens"):
+        combine([ensemble_trainer(), per_sample()])
+    with pytest.raises(SettingError, match="at least two runs are needed"):
+        combine([per_sample()])
+
+
+def test_what_private_runs_have_cost_together(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    several = [private(seed, folder=folder, delta=1e-3, noise_multiplier=1.0 + seed)
+               for seed, folder in enumerate(folders)]  # fmt: skip
+    for trainer in several:
+        trainer.fit()
+    several[1].gradient(0)  # a step more, which is in no checkpoint
+    size, steps = several[0].data.size("train"), several[0].settings.steps
+    made = [SampledGaussian("poisson", size, 8, sigma) for sigma in (1.0, 2.0)]
+    wanted = privacy_spent([(made[0], steps), (made[1], steps + 1)], 1e-3)
+    reopened = []
+    for seed, folder in enumerate(folders):
+        trainer = private(seed, delta=1e-3, noise_multiplier=1.0 + seed)
+        trainer.resume(folder / "checkpoints" / "best.pt")
+        reopened.append(trainer)
+    entry, lines = combined_privacy(folders, reopened)
+    assert entry["privacy"]["epsilon"] == wanted.epsilon and entry["privacy"]["runs"] == 2
+    assert lines == [f"privacy: {wanted}, of all 2 runs together"]
+    entry, _ = combined_privacy([tmp_path / "gone"] * 2, reopened)  # by checkpoints alone
+    known = privacy_spent([(made[0], steps), (made[1], steps)], 1e-3)
+    assert entry["privacy"]["epsilon"] == known.epsilon
+
+
+def test_scores_of_a_private_validation_split_add_up_too(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    noisy: Any = {"delta": 1e-3, "validation": "noisy", "validation_noise": 5.0}
+    several = [private(seed, folder=folder, **noisy) for seed, folder in enumerate(folders)]
+    for trainer in several:
+        trainer.validate()
+    entry, lines = combined_privacy(folders, several)
+    [(mechanism, count)] = several[0].noisy.account.steps()  # type: ignore[union-attr]
+    wanted = privacy_spent([(mechanism, 2 * count)], 1e-3)
+    assert entry["privacy"]["validation"]["epsilon"] == wanted.epsilon
+    assert lines[1] == f"privacy of validation samples: {wanted}, of all 2 runs together"
+
+
+def test_nothing_is_claimed_of_runs_that_are_not_all_private(tmp_path: Path) -> None:
+    cases: list[tuple[list[Any], str]] = [
+        ([private(0), per_sample()], "some of them are not private"),
+        ([private(0), private(1, noise="seeded")], "noise=seeded can be drawn again"),
+        ([private(0), private(1, sampling="fixed_size", accountant="rdp")], "neighbouring data"),
+    ]
+    for trainers, reason in cases:
+        entry, lines = combined_privacy([tmp_path] * 2, trainers)
+        assert entry == {"privacy": {"epsilon": None}}
+        assert len(lines) == 1 and reason in lines[0]
+    assert combined_privacy([tmp_path] * 2, [per_sample(), per_sample()]) == ({}, [])
+
+
+def test_evaluate_tells_what_both_runs_cost(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
+    few = ["data=digits", "trainer=private", "trainer.steps=3", "data.seed=0", "test_tasks=0"]
+    for place, seed in (("a", 0), ("b", 1)):
+        assert run("train", *few, f"seed={seed}", f"hydra.run.dir={place}").code == 0
+    outcome = run("evaluate", "run=[a,b]")
+    assert outcome.code == 0, outcome.err
+    (path,) = (tmp_path / "a").glob("evaluation-test-combined2-*.json")
+    found = json.loads(path.read_text())
+    assert found["privacy"]["runs"] == 2 and found["privacy"]["epsilon"] > 3
+    assert "of all 2 runs together" in outcome.out and len(found["scores"]["members"]) == 2
