@@ -121,19 +121,19 @@ def audit_private_step(
 
 @contextmanager
 def noise_apart(trainer: PrivateTrainer) -> Iterator[None]:
-    """A block whose draws leave the trainer's noise, and a norm that follows a quantile, as is.
+    """A block whose draws leave the trainer's noise, and a norm or a size that changes, as is.
 
     Noise that is correlated begins another series where a step does not follow the last one, of
     which the account of a training that goes on would not know.
     """
     objective: Any = trainer.objective
-    kept = objective.noise, objective.following
+    kept = objective.noise, objective.following, objective.growing
     objective.noise = CorrelatedNoise(kept[0].strategy)
-    objective.following = copy.copy(kept[1])
+    objective.following, objective.growing = copy.copy(kept[1]), None
     try:
         yield
     finally:
-        objective.noise, objective.following = kept
+        objective.noise, objective.following, objective.growing = kept
 
 
 Sums = Mapping[str, Tensor]

@@ -166,6 +166,9 @@ def _check_parts(trainer: PrivateTrainer) -> None:
     if trainer.following is not None:
         accepted = "null is needed for a stack, whose networks have one norm"
         raise SettingError("trainer.clip_quantile", trainer.following.quantile, accepted)
+    if trainer.growing is not None:
+        accepted = "null is needed for a stack, whose networks have one size of batches"
+        raise SettingError("trainer.batch_growth", trainer.growing.plan.most, accepted)
     if trainer.objective.method == "loop":
         raise SettingError("trainer.method", "loop", "layers or vmap is needed for a stack")
     bands = len(trainer.noise.strategy)

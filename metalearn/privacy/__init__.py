@@ -5,6 +5,7 @@ Nothing here knows of networks.
 
 # One kind of step, and what steps spend
 from metalearn.privacy.events import Neighbours
+from metalearn.privacy.adaptive import AdaptiveGaussian
 from metalearn.privacy.banded import BandedGaussian
 from metalearn.privacy.mechanism import Mechanism, SampledGaussian, Sampling
 from metalearn.privacy.accounting import (
@@ -14,6 +15,9 @@ from metalearn.privacy.accounting import (
     privacy_spent,
     steps_for,
 )
+
+# A budget for steps that are chosen by what earlier ones released
+from metalearn.privacy.renyi_filter import RenyiFilter, noise_multiplier_of_plan
 
 # What choosing among runs spends
 from metalearn.privacy.selection import RunCount, number_of_runs, selection_spent
@@ -40,6 +44,7 @@ from metalearn.privacy.correlated import CorrelatedNoise
 __all__ = [
     # One kind of step, and what steps spend
     "Accountant",
+    "AdaptiveGaussian",
     "BandedGaussian",
     "Mechanism",
     "Neighbours",
@@ -49,6 +54,9 @@ __all__ = [
     "noise_multiplier_for",
     "privacy_spent",
     "steps_for",
+    # A budget for steps that are chosen by what earlier ones released
+    "RenyiFilter",
+    "noise_multiplier_of_plan",
     # What choosing among runs spends
     "RunCount",
     "number_of_runs",

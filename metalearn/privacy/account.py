@@ -13,6 +13,7 @@ from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.privacy.accounting import Accountant, PrivacySpent, check_accounting, privacy_spent
 from metalearn.privacy.ledger import PrivacyLedger
 from metalearn.privacy.mechanism import Mechanism, SeededNoise, mechanism_of
+from metalearn.privacy.renyi_filter import RenyiFilter
 from metalearn.privacy.series import Records
 from metalearn.schema import Kind, entries, list_of, mapping, nothing, text, whole
 from metalearn.signatures import checked
@@ -43,6 +44,8 @@ class PrivacyAccount:
             steps gives infinity.
         name: what the run is called in the ledger.
         data: a checksum of its training data.
+        budget: of a run whose steps are chosen by what earlier ones released (`AdaptiveGaussian`);
+            `spent` is what may be claimed by it then.
 
     Raises:
         SettingError: a value out of range, or an accountant that does not know the sampling.
@@ -61,12 +64,13 @@ class PrivacyAccount:
         secure: bool = True,
         name: str = "",
         data: str = "",
+        budget: RenyiFilter | None = None,
     ) -> None:
         check_accounting(delta, accountant)
         if run == "":
             raise SettingError("run", run, "a text that is not empty is needed")
         self.delta, self.accountant, self.secure = float(delta), accountant, secure
-        self.run = run or secrets.token_hex(16)
+        self.run, self.budget = run or secrets.token_hex(16), budget
         self.ledger, self._said = ledger, {"name": name, "data": data}
         self._kept: PrivacyLedger | Records = ledger or Records()
         self._kept.of(self.run)
@@ -127,7 +131,11 @@ class PrivacyAccount:
             SettingError: the noise is seeded; or the run changed to steps that do not compose.
             DataError: the ledger is damaged, or dp-accounting is not installed.
         """
-        return self._spent("run", self.steps())
+        steps = self.steps()
+        found = self._spent("run", steps)
+        if self.budget is None:
+            return found
+        return PrivacySpent(self.budget.epsilon(steps), self.delta, found.neighbours, "rdp")
 
     def spent_together(self) -> PrivacySpent:
         """(ε, δ) of all runs in the ledger, infinity where one of them had seeded noise.
@@ -141,7 +149,8 @@ class PrivacyAccount:
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the run and all that it counts."""
         steps = [[mechanism.state(), count] for mechanism, count in self.steps()]
-        return {"privacy": {"run": self.run, "steps": steps}}
+        budget = {} if self.budget is None else {"budget": self.budget.state()}
+        return {"privacy": {"run": self.run, "steps": steps, **budget}}
 
     def state_kinds(self) -> list[Kind]:
         """The same."""
@@ -150,10 +159,12 @@ class PrivacyAccount:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on with the run of a checkpoint: of each mechanism the larger count holds.
 
-        What the ledger lacks, because it is another one or was deleted, is written down first.
+        What the ledger lacks, because it is another one or was deleted, is written down first. A
+        budget is that of the checkpoint, since it was fixed before the first step.
 
         Raises:
-            SettingError: its steps do not compose with those to come.
+            SettingError: its steps do not compose with those to come; or they were chosen within a
+                budget, and this account has none.
             DataError: a mechanism that is known to nobody here; a ledger that is damaged; or steps
                 of another run were reserved already.
             StorageError: the ledger cannot be written to.
@@ -162,10 +173,15 @@ class PrivacyAccount:
         if self._numbers and saved["run"] != self.run:
             found = f"run {saved['run']} of the checkpoint is not {self.run}"
             raise DataError(f"steps were reserved already for another run ({found})")
+        if "budget" in saved and self.budget is None:
+            accepted = "a budget is needed: steps of this run were chosen by what was released"
+            raise SettingError("budget", None, accepted)
         counts = [(mechanism_of(known), count) for known, count in saved["steps"]]
         zero: Steps = [(mechanism, 0) for mechanism, _ in counts]
         privacy_spent([*zero, (self._counted, 0)], self.delta, self.accountant)
         self.run = saved["run"]
+        if "budget" in saved:
+            self.budget = RenyiFilter.from_state(saved["budget"], self.delta)
         have = dict(self.steps())
         for mechanism, count in counts:
             missing = count - have.get(mechanism, 0)
@@ -191,7 +207,7 @@ def account_kind() -> Kind:
     """What the state of an account is in a checkpoint."""
     steps = list_of(entries(mapping({}), whole()))
     fields: dict[str, Kind] = {"run": _name, "steps": steps}
-    return mapping(fields, others=nothing)
+    return mapping(fields, {"budget": RenyiFilter.state_kind()}, others=nothing)
 
 
 def _name(value: Any, where: str) -> None:

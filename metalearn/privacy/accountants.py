@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from metalearn.errors import DataError
 from metalearn.privacy.events import GaussianEvent
 
-__all__ = ["Events", "pld_epsilon", "rdp_epsilon", "selected_epsilon"]
+__all__ = [
+    "Events",
+    "epsilon_at_order",
+    "order_of_least_epsilon",
+    "pld_epsilon",
+    "rdp_epsilon",
+    "renyi_divergence",
+    "selected_epsilon",
+]
 
 Events = Mapping[GaussianEvent, int]
 """How often each event happens."""
@@ -43,11 +51,30 @@ def rdp_epsilon(events: Events, delta: float) -> float:
     happened = _happened(events)
     if not happened or _noiseless(happened):
         return math.inf if happened else 0.0
-    library = _dp_accounting()
-    total = sum(count * _divergences(event) for event, count in happened)
+    return _least(happened, delta)[0]
+
+
+def order_of_least_epsilon(events: Events, delta: float) -> float:
+    """The Rényi order at which `rdp_epsilon` is least; there have to be events, all with noise."""
+    return _least(_happened(events), delta)[1]
+
+
+@lru_cache(maxsize=1024)
+def renyi_divergence(event: GaussianEvent, order: float) -> float:
+    """Of one event at one order, the larger of both directions; infinity without noise."""
+    if _noiseless([(event, 1)]):
+        return math.inf
+    accountant = _rdp_accountant(event, [order])
     with _quiet():
-        orders = library.rdp.RdpAccountant().orders
-        return float(library.rdp.compute_epsilon(orders, total, delta)[0])
+        accountant.compose(_sampled(event))
+    return float(accountant.rdp[0])
+
+
+def epsilon_at_order(divergence: float, order: float, delta: float) -> float:
+    """ε of a Rényi divergence at one order."""
+    with _quiet():
+        found = _dp_accounting().rdp.compute_epsilon([order], [divergence], delta)
+    return float(found[0])
 
 
 def pld_epsilon(events: Events, delta: float) -> float:
@@ -106,6 +133,16 @@ def selected_epsilon(events: Events, delta: float, mean: float, shape: float) ->
         return float(accountant.get_epsilon(delta))
 
 
+def _least(happened: list[tuple[GaussianEvent, int]], delta: float) -> tuple[float, float]:
+    """The least ε over orders, and the order."""
+    library = _dp_accounting()
+    total = sum(count * _divergences(event) for event, count in happened)
+    with _quiet():
+        orders = library.rdp.RdpAccountant().orders
+        epsilon, order = library.rdp.compute_epsilon(orders, total, delta)
+    return float(epsilon), float(order)
+
+
 def _happened(events: Events) -> list[tuple[GaussianEvent, int]]:
     """In an order that does not depend on that of the steps, so that sums round alike."""
     some = [(event, count) for event, count in events.items() if count]
@@ -138,13 +175,13 @@ def _sampled(event: GaussianEvent) -> Any:
     return library.PoissonSampledDpEvent(event.rate, gaussian)
 
 
-def _rdp_accountant(event: GaussianEvent) -> Any:
-    """An accountant of Rényi divergences for the neighbours of an event."""
+def _rdp_accountant(event: GaussianEvent, orders: list[float] | None = None) -> Any:
+    """An accountant of Rényi divergences for the neighbours of an event, at its own orders."""
     library = _dp_accounting()
     relation = library.NeighboringRelation.ADD_OR_REMOVE_ONE
     if event.without_replacement and event.rate < 1:
         relation = library.NeighboringRelation.REPLACE_ONE
-    return library.rdp.RdpAccountant(neighboring_relation=relation)
+    return library.rdp.RdpAccountant(orders, neighboring_relation=relation)
 
 
 def _interval(happened: list[tuple[GaussianEvent, int]]) -> float:

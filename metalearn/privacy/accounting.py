@@ -22,7 +22,9 @@ __all__ = [
     "Accountant",
     "PrivacySpent",
     "check_accounting",
+    "check_epsilon",
     "events_of",
+    "least_noise",
     "noise_multiplier_for",
     "one_relation",
     "privacy_spent",
@@ -123,7 +125,7 @@ def noise_multiplier_for(
         DataError: dp-accounting is not installed.
     """
     check_accounting(delta, accountant)
-    epsilon = _checked_epsilon(epsilon)
+    epsilon = check_epsilon(epsilon)
     check_whole("steps", steps, 1)
 
     @cache
@@ -133,8 +135,8 @@ def noise_multiplier_for(
 
     start = 1.0
     if accountant == "pld":
-        start = _least_noise(lambda noise: spent(noise, "rdp"), epsilon, 1.0)
-    return _least_noise(spent, epsilon, start)
+        start = least_noise(lambda noise: spent(noise, "rdp"), epsilon, 1.0)
+    return least_noise(spent, epsilon, start)
 
 
 @checked
@@ -157,7 +159,7 @@ def steps_for(
         DataError: dp-accounting is not installed.
     """
     check_accounting(delta, accountant)
-    epsilon = _checked_epsilon(epsilon)
+    epsilon = check_epsilon(epsilon)
 
     @cache
     def spent(steps: float, by: Accountant = accountant) -> float:
@@ -195,7 +197,12 @@ def events_of(steps: Sequence[tuple[Mechanism, int]]) -> dict[GaussianEvent, int
     return events
 
 
-def _checked_epsilon(epsilon: float) -> float:
+def check_epsilon(epsilon: float) -> float:
+    """Refuse an ε that no noise is looked for.
+
+    Raises:
+        SettingError: names it.
+    """
     accepted = f"a number above 0 and at most {_LARGEST:g} is needed"
     check_number("epsilon", epsilon, above=0, accepted=accepted)
     if epsilon > _LARGEST:
@@ -218,7 +225,12 @@ def one_relation(steps: Sequence[tuple[Mechanism, int]]) -> Neighbours:
     return found[0]
 
 
-def _least_noise(spent: Callable[[float], float], epsilon: float, start: float) -> float:
+def least_noise(spent: Callable[[float], float], epsilon: float, start: float) -> float:
+    """The least σ that spends at most ε, and above 0.9999 of it; ``start`` is where to begin.
+
+    Raises:
+        SettingError: no noise keeps to it.
+    """
     least, most = _NOISE
     enough, factor = start, _FACTOR
     while spent(enough) > epsilon:

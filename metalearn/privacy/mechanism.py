@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from metalearn.core.checks import check_number
 from metalearn.errors import DataError, SettingError, check_whole
+from metalearn.privacy.adaptive import AdaptiveGaussian
 from metalearn.privacy.banded import BandedGaussian
 from metalearn.privacy.events import GaussianEvent, Neighbours
 from metalearn.schema import Misfit, choice, mapping, nothing, number, whole
@@ -220,8 +221,10 @@ def mechanism_of(state: Any) -> Mechanism:
     return _KINDS[kind].from_state(state)
 
 
-_KINDS: dict[str, type[SampledGaussian] | type[BandedGaussian] | type[SeededNoise]] = {
+_Kind = type[SampledGaussian] | type[AdaptiveGaussian] | type[BandedGaussian] | type[SeededNoise]
+_KINDS: dict[str, _Kind] = {
     "sampled_gaussian": SampledGaussian,
+    "adaptive_gaussian": AdaptiveGaussian,
     "banded_gaussian": BandedGaussian,
     "seeded_noise": SeededNoise,
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
+from metalearn.privacy.adaptive import AdaptiveGaussian
 from metalearn.privacy.banded import BandedGaussian
 from metalearn.privacy.mechanism import SampledGaussian
 from metalearn.random_streams import AddressedStream, SecureStream, Stream, check_seed
@@ -186,7 +187,10 @@ class ShuffledSampling:
 
 @checked
 def sampling_of(
-    mechanism: SampledGaussian | BandedGaussian, examples: Examples, *, seed: int | None = None
+    mechanism: SampledGaussian | AdaptiveGaussian | BandedGaussian,
+    examples: Examples,
+    *,
+    seed: int | None = None,
 ) -> BatchSampling:
     """What draws the batches that a mechanism accounts for.
 
@@ -204,6 +208,8 @@ def sampling_of(
         raise SettingError("examples", count, accepted)
     if isinstance(mechanism, BandedGaussian):
         return PartitionedSampling(examples, mechanism.rate, mechanism.bands, seed=seed)
+    if isinstance(mechanism, AdaptiveGaussian):
+        return PoissonSampling(examples, mechanism.rate, seed=seed)
     if mechanism.sampling == "fixed_size":
         return FixedSizeSampling(examples, mechanism.batch_size, seed=seed)
     if mechanism.sampling == "shuffled":

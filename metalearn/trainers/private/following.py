@@ -13,7 +13,7 @@ from metalearn.core.checks import check_number
 from metalearn.core.samples.clipping_groups import Clipping, ParameterGroups
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
-from metalearn.privacy import BandedGaussian, QuantileNorm, SampledGaussian
+from metalearn.privacy import AdaptiveGaussian, BandedGaussian, QuantileNorm, SampledGaussian
 
 __all__ = ["ClipQuantile", "following_norm", "with_norm"]
 
@@ -28,7 +28,7 @@ def following_norm(
     max_norm: float,
     clipping: Clipping,
     groups: ParameterGroups,
-    mechanism: SampledGaussian | BandedGaussian,
+    mechanism: SampledGaussian | AdaptiveGaussian | BandedGaussian,
 ) -> QuantileNorm | None:
     """The norm that the setting ``clip_quantile`` asks for; None where C stays.
 

@@ -171,8 +171,10 @@ def _epsilon(private: PrivacySettings, training: PrivacyAccount) -> float:
     """
     if private.epsilon is not None:
         return private.epsilon
-    steps = training.mechanism.counted(0, private.steps)
-    spent = privacy_spent([(training.mechanism, steps)], training.delta, training.accountant)
+    steps = [(training.mechanism, training.mechanism.counted(0, private.steps))]
+    if training.budget is not None:
+        return training.budget.epsilon(steps)
+    spent = privacy_spent(steps, training.delta, training.accountant)
     if spent.epsilon > _LARGEST:
         accepted = f"a number above 0 is needed, as the training alone has ε = {spent.epsilon:.3g}"
         raise SettingError("validation_noise", None, accepted)

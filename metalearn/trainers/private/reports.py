@@ -53,6 +53,8 @@ def privacy_summary(account: PrivacyAccount) -> dict[str, Any]:
         "steps": sum(count for _, count in steps),
         "ledger": None if account.ledger is None else str(account.ledger.path),
     }  # fmt: skip
+    if account.budget is not None:
+        found["order"] = account.budget.order
     if len(steps) > 1:
         found["mechanisms"] = [{**made.state(), "steps": count} for made, count in steps]
     if account.secure:

@@ -19,6 +19,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 from metalearn.privacy import (
     Accountant,
+    AdaptiveGaussian,
     BandedGaussian,
     BatchSampling,
     Neighbours,
@@ -32,6 +33,7 @@ from metalearn.privacy import (
 from metalearn.privacy.mechanism import drawn_gaussian
 from metalearn.signatures import checked
 from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.private.growing import GrowthPlan
 
 __all__ = ["PrivacySettings"]
 
@@ -63,7 +65,7 @@ class PrivacySettings:
         SettingError: both or none of ε and σ; a value that is not known.
     """
 
-    mechanism: SampledGaussian | BandedGaussian
+    mechanism: SampledGaussian | AdaptiveGaussian | BandedGaussian
     steps: int
     """In all; known once there are `limits`, as is the next."""
     validations: int
@@ -146,6 +148,7 @@ class PrivacySettings:
         *,
         setting: str = "batch_size",
         bands: int = 1,
+        growth: GrowthPlan | None = None,
     ) -> PrivacyAccount:
         """The account of so many steps, in the ledger or in a file of the run's folder.
 
@@ -156,32 +159,31 @@ class PrivacySettings:
             folder: of the run.
             setting: what B is called in messages.
             bands: of correlated noise.
+            growth: how B may grow.
 
         Raises:
             SettingError: a number out of range; sampling that the accountant does not know.
             DataError: a ledger that is damaged.
         """
-        sigma = self.noise_multiplier
         check_whole(setting, expected, 1, units)
         accepted = f"a number above 0 and below 1/N = {1 / units:.2g} is needed"
         check_number("delta", self.delta, above=0, below=1 / units, accepted=accepted)
         self._check_bands(bands, units, expected, steps)
-        drawn = partial(drawn_gaussian, self.sampling, units, expected, bands=bands)
-        if sigma is None:
-            assert self.epsilon is not None
-            counted = drawn(1.0).counted(0, steps) * self.runs
-            sigma = noise_multiplier_for(
-                self.epsilon, delta=self.delta, sampling=self.sampling, examples=units,
-                batch_size=expected, steps=counted, accountant=self.accountant, bands=bands,
-            )  # fmt: skip
-        self.mechanism = drawn(float(sigma))
+        budget = None
+        if growth is None:
+            self.mechanism = self._fixed(units, expected, steps, bands)
+        else:
+            asked = {"epsilon": self.epsilon, "noise_multiplier": self.noise_multiplier}
+            self.mechanism, budget = growth.within(
+                units, expected, steps, delta=self.delta, **asked
+            )
         path = self.ledger
         if path is None and folder is not None:
             path = Path(folder) / _LEDGER
         ledger = None if path is None else PrivacyLedger(path)
         found = PrivacyAccount(
             self.mechanism, delta=self.delta, accountant=self.accountant, secure=self.secure,
-            ledger=ledger,
+            ledger=ledger, budget=budget,
         )  # fmt: skip
         if ledger is not None:
             _check_neighbours(ledger, self.mechanism.neighbours)
@@ -190,6 +192,21 @@ class PrivacySettings:
     def draws(self, units: Tensor | int, seed: int) -> BatchSampling:
         """Who takes part in a step, of N or of indices ``[N]``; ``seed`` is of seeded draws."""
         return sampling_of(self.mechanism, units, seed=None if self.secure else seed)
+
+    def _fixed(
+        self, units: int, expected: int, steps: int, bands: int
+    ) -> SampledGaussian | BandedGaussian:
+        """Steps of which all are alike, with the σ that is given or keeps to ε."""
+        drawn = partial(drawn_gaussian, self.sampling, units, expected, bands=bands)
+        sigma = self.noise_multiplier
+        if sigma is None:
+            assert self.epsilon is not None
+            counted = drawn(1.0).counted(0, steps) * self.runs
+            sigma = noise_multiplier_for(
+                self.epsilon, delta=self.delta, sampling=self.sampling, examples=units,
+                batch_size=expected, steps=counted, accountant=self.accountant, bands=bands,
+            )  # fmt: skip
+        return drawn(float(sigma))
 
     def _check_bands(self, bands: int, units: int, expected: int, steps: int) -> None:
         """Refuse bands that there are no steps, no units or no account for."""

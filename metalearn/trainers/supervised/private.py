@@ -29,6 +29,12 @@ from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.private.following import ClipQuantile, following_norm, with_norm
+from metalearn.trainers.private.growing import (
+    BatchGrowth,
+    GrowthPlan,
+    growing_batch,
+    growth_plan,
+)
 from metalearn.trainers.private.noisy_validation import NoisyAccuracy, validation_account
 from metalearn.trainers.private.reports import data_checksum, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
@@ -105,6 +111,12 @@ class PrivateTrainer(Trainer):
             out of the same ε; or ``{"quantile": 0.5, "rate": 0.2, "noise": 10}``, by which it moves
             and the noise of the count of norms within it (B/20 by default). See
             `metalearn.privacy.QuantileNorm`.
+        batch_growth: such as 1024: the expected batch begins as ``batch_size`` and doubles, at most
+            to this, where the mean of a step is mostly noise; σ is such that half of the steps
+            could be as large. Or ``{"most": 1024, "share": 0.5, "threshold": 1.0, "window": 10}``:
+            for what share of the steps there is room, above which ratio of a mean's variance to
+            ‖G‖² it doubles, and over how many steps they are measured. Needs ``accountant="rdp"``
+            and Poisson sampling. See `metalearn.privacy.RenyiFilter`.
         batch_norm: as for `PerSampleTrainer`, as are the following.
         chunk_size: samples at a time, which changes nothing else; ``"auto"`` is decided on zeros.
         method: see there.
@@ -143,6 +155,7 @@ class PrivateTrainer(Trainer):
         clip_groups: ParameterGroups = "all",
         noise_bands: int = 1,
         clip_quantile: ClipQuantile = None,
+        batch_growth: BatchGrowth = None,
         batch_norm: BatchNormPolicy | None = None,
         chunk_size: ChunkSize = None,
         method: SampleMethod = "layers",
@@ -163,20 +176,21 @@ class PrivateTrainer(Trainer):
         private = PrivacySettings(**settings)
         monitor = _monitor(monitor, private, data, validation_noise)
         limits = private.limits(steps, {"monitor": (monitor, "loss")}, needed=_VALIDATION)
-        expected = data.size("train"), batch_size
-        self.account = private.account(*expected, steps, folder, bands=noise_bands)
+        self.data, self.seed, self.epsilon = data, seed, private.epsilon
+        sizes = data.size("train"), batch_size, steps
+        growth = _growth(batch_growth, *sizes, private, noise_bands, clip_quantile)
+        self.account = private.account(*sizes, folder, bands=noise_bands, growth=growth)
         self.noise = CorrelatedNoise(banded_strategy(steps, noise_bands))
         clipped: Any = max_norm, clipping, clip_groups, private.mechanism
         self.following = following_norm(clip_quantile, *clipped)
         chosen, model = chosen_loss(loss, data), without_mixing(model, batch_norm)
         where = place(model, device)
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
-        drawn, known = private.draws(data.splits["train"], seed), None if private.secure else seed
-        shown = self.augmentation, known, where, steps, private.reserve
-        batches = PrivateBatches(self.account, drawn, data, *shown)
+        batches = self._batches(private, growth, steps, where)
         objective = partial(
             PrivateObjective, account=self.account, noise=self.noise, following=self.following,
-            placeholder=partial(_zeros, data, batch_size, where), seed=seed, chunk_size=chunk_size,
+            growing=self.growing, seed=seed, chunk_size=chunk_size,
+            placeholder=partial(_zeros, data, growth.most if growth else batch_size, where),
             expected=batch_size, max_norm=float(max_norm), method=method, clipping=clipping,
             groups=clip_groups, deterministic=limits.deterministic, criterion=chosen.weighted_mean,
         )  # fmt: skip
@@ -185,8 +199,7 @@ class PrivateTrainer(Trainer):
             monitor=monitor if private.validation == "public" else None, device=where,
             vectorize=method != "loop", apart=True,
         )  # fmt: skip
-        self.noisy = self._noisy(private, validation_noise, known)
-        self.data, self.seed, self.epsilon = data, seed, private.epsilon
+        self.noisy = self._noisy(private, validation_noise)
         self.objective, self.mechanism = self.training.objective, private.mechanism
         rest: Any = {"optimizer": optimizer, "tracker": tracker, "folder": folder}
         super().__init__(self.training.loop(limits, **rest))
@@ -200,15 +213,13 @@ class PrivateTrainer(Trainer):
     plan = methods.plan
     data_checksum = data_checksum
 
-    def _noisy(
-        self, private: PrivacySettings, noise: float | None, seed: int | None
-    ) -> NoisyAccuracy | None:
+    def _noisy(self, private: PrivacySettings, noise: float | None) -> NoisyAccuracy | None:
         """What scores the validation split with noise, where it is private too."""
         if private.validation != "noisy":
             return None
-        training = self.training
+        training, known = self.training, None if private.secure else self.seed
         account = validation_account(private, self.account, training.data.size("validation"), noise)
-        found = NoisyAccuracy(partial(training.right, "validation"), account, seed=seed)
+        found = NoisyAccuracy(partial(training.right, "validation"), account, seed=known)
         training.evaluator = found
         return found
 
@@ -223,6 +234,38 @@ class PrivateTrainer(Trainer):
         if self.noisy is not None:
             found = {"privacy": {**found["privacy"], "validation": self.noisy.summary()}}
         return found if self.following is None else with_norm(found, self.following)
+
+    def _batches(
+        self,
+        private: PrivacySettings,
+        growth: GrowthPlan | None,
+        steps: int,
+        device: torch.device,
+    ) -> PrivateBatches:
+        """What draws the batches that the account has."""
+        known, units = None if private.secure else self.seed, self.data.splits["train"]
+        self.growing = growing_batch(growth, self.account, units, steps, known)
+        drawn = self.growing or private.draws(units, self.seed)
+        return PrivateBatches(
+            self.account, drawn, self.data, self.augmentation, known, device, steps,
+            private.reserve, self.growing,
+        )  # fmt: skip
+
+
+def _growth(
+    given: BatchGrowth,
+    units: int,
+    expected: int,
+    steps: int,
+    private: PrivacySettings,
+    bands: int,
+    quantile: ClipQuantile,
+) -> GrowthPlan | None:
+    """The plan of a batch that grows, refused beside what it does not go with."""
+    return growth_plan(
+        given, units, expected, steps, sampling=private.sampling, accountant=private.accountant,
+        runs=private.runs, noise_bands=bands, clip_quantile=quantile,
+    )  # fmt: skip
 
 
 def _check(seed: int, max_norm: float, method: str) -> None:

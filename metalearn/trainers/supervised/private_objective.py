@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metalearn.data import Augmentation, augment
 from metalearn.data.regression import SupervisedData
+from metalearn.errors import SettingError
 from metalearn.privacy import (
     BatchSampling,
     CorrelatedNoise,
@@ -24,6 +25,7 @@ from metalearn.privacy import (
 from metalearn.random_streams import SecureStream
 from metalearn.schema import Kind
 from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.private.growing import GrowingBatch
 from metalearn.trainers.supervised.batches import LabelledBatch, check_augmentation
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 from metalearn.types import Params
@@ -47,6 +49,7 @@ class PrivateBatches:
         device: where batches are put.
         steps: of the whole training.
         reserved: how many of them are written down at once.
+        growing: what draws them where they grow; steps are written down up to its next decision.
 
     Raises:
         SettingError: augmentation of what are no pictures.
@@ -62,15 +65,17 @@ class PrivateBatches:
         device: torch.device,
         steps: int,
         reserved: int,
+        growing: GrowingBatch | None = None,
     ) -> None:
         check_augmentation(augmentation, data)
         self.account, self.sampling, self.data = account, sampling, data
         self.augmentation, self.seed, self.device = augmentation, seed, device
-        self.steps, self.reserved = steps, reserved
+        self.steps, self.reserved, self.growing = steps, reserved, growing
 
     def __call__(self, step: int) -> LabelledBatch:
         """Inputs and targets of a step, of as many samples as chance has it."""
-        self.account.reserve(step, max(1, min(self.reserved, self.steps - step)))
+        ahead = self.steps if self.growing is None else self.growing.ahead()
+        self.account.reserve(step, max(1, min(self.reserved, self.steps - step, ahead)))
         x, y = self.data.take(self.sampling.draw(step), device=self.device)
         seed = int(SecureStream().words(1)[0]) if self.seed is None else self.seed
         return augment(x, self.augmentation, seeds=[seed], step=step), y
@@ -88,6 +93,7 @@ class PrivateObjective(PerSampleObjective):
         placeholder: inputs and targets of B samples that are not the data's.
         noise: what a step's sum gets.
         following: the clipping norm, where it follows a quantile; else it stays.
+        growing: the expected batch, where it grows; else it stays.
         given: arguments of `PerSampleObjective`.
     """
 
@@ -98,16 +104,20 @@ class PrivateObjective(PerSampleObjective):
         placeholder: Callable[[], LabelledBatch],
         noise: CorrelatedNoise,
         following: QuantileNorm | None = None,
+        growing: GrowingBatch | None = None,
         **by_name: Any,
     ) -> None:
         sigma = account.mechanism.noise_multiplier  # type: ignore[attr-defined]
         super().__init__(*given, noise_multiplier=sigma, **by_name)
         self.account, self.placeholder, self.secure = account, placeholder, account.secure
         self.noise = noise  # its past rows are in no state: they would take noise off
-        self.following = following
+        self.following, self.growing = following, growing
 
     def batch(self, step: int) -> LabelledBatch:
-        """See `PerSampleObjective`; a norm that follows a quantile is that of this step now."""
+        """See `PerSampleObjective`; a norm or a size that changes is that of this step now."""
+        if self.growing is not None:
+            self.growing.advance(step)
+            self.expected = self.growing.size
         if self.following is not None:
             self.following.advance()
             self.max_norm = self.following.norm
@@ -123,29 +133,44 @@ class PrivateObjective(PerSampleObjective):
     def records(
         self, batch: LabelledBatch, gradient: StepGradient, *, step: int
     ) -> Mapping[str, float]:
-        """ε so far, where there is one, and the norm of the step where it follows a quantile."""
+        """ε so far, where there is one, and the norm and size of the step where they change."""
         found = {} if self.following is None else {"privacy/max_norm": self.max_norm}
+        if self.growing is not None:
+            found |= self.growing.records()
         if self.account.secure:
             found["privacy/epsilon"] = self.account.spent().epsilon
         return found
 
     def state(self) -> dict[str, Any]:
-        """And the account, and the clipping norm where it follows a quantile."""
-        norm = {} if self.following is None else self.following.state()
-        return {**super().state(), **self.account.state(), **norm}
+        """And the account, and the clipping norm and the size where they change."""
+        found = {**super().state(), **self.account.state()}
+        for part in (self.following, self.growing):
+            found |= {} if part is None else part.state()
+        return found
 
     def state_kinds(self) -> list[Kind]:
         """And theirs."""
         norm = [] if self.following is None else self.following.state_kinds()
-        return [*super().state_kinds(), *self.account.state_kinds(), *norm]
+        size = [] if self.growing is None else self.growing.state_kinds(self.model.params)
+        return [*super().state_kinds(), *self.account.state_kinds(), *norm, *size]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """And theirs; in the account no step is forgotten."""
+        """And theirs; in the account no step is forgotten.
+
+        Raises:
+            SettingError: the batches of the run grow, and those of this training do not.
+        """
+        if self.growing is None and "batch_growth" in state:
+            accepted = "a largest batch is needed: what this run spent holds by a budget for it"
+            raise SettingError("batch_growth", None, accepted)
         super().load_state(state)
         self.account.load_state(state)
         if self.following is not None:
             self.following.load_state(state)
             self.max_norm = self.following.norm
+        if self.growing is not None:
+            self.growing.load_state(state, self.model.params)
+            self.expected = self.growing.size
 
     def _first_batch(self) -> LabelledBatch:
         """Zeros: nothing of the data is looked at."""
@@ -186,6 +211,8 @@ class PrivateObjective(PerSampleObjective):
             seeded = None if generator is None else lambda _: generator  # what comes after
         size = sigma * self.max_norm / normalizer
         found: dict[str, Tensor] = self.noise.add(every, size, step=step, generator=seeded)
+        if self.growing is not None:
+            self.growing.observe(found)
         return found
 
 
