@@ -224,8 +224,8 @@ def mechanism_of(state: Any) -> Mechanism:
 _Kind = type[SampledGaussian] | type[AdaptiveGaussian] | type[BandedGaussian] | type[SeededNoise]
 _KINDS: dict[str, _Kind] = {
     "sampled_gaussian": SampledGaussian,
-    "adaptive_gaussian": AdaptiveGaussian,
     "banded_gaussian": BandedGaussian,
+    "adaptive_gaussian": AdaptiveGaussian,
     "seeded_noise": SeededNoise,
 }
 _SAMPLED_GAUSSIAN = mapping(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from metalearn.core.checks import check_number
+from metalearn.core.checks import call_given, check_number
 from metalearn.errors import SettingError, check_whole
 from metalearn.privacy.accountants import (
     epsilon_at_order,
@@ -83,6 +83,9 @@ class RenyiFilter:
         """
         check_number("delta", delta, above=0, below=1, accepted="a number in (0, 1) is needed")
         count = sum(count for _, count in plan)
+        check_whole("steps", count, 1)
+        if math.isinf(rdp_epsilon(events_of(plan), float(delta))):
+            raise SettingError("plan", list(plan), "steps are needed, none of them without noise")
         order = order_of_least_epsilon(events_of(plan), float(delta))
         found = cls(order, 0.0, delta=delta, steps=count)
         found.budget = found.spent(plan)
@@ -142,6 +145,7 @@ class RenyiFilter:
         return cls(state["order"], state["budget"], delta=delta, steps=state["steps"])
 
 
+@checked
 def noise_multiplier_of_plan(
     plan: Callable[[float], Steps], *, epsilon: float, delta: float
 ) -> float:
@@ -159,12 +163,18 @@ def noise_multiplier_of_plan(
     epsilon = check_epsilon(epsilon)
     check_number("delta", delta, above=0, below=1, accepted="a number in (0, 1) is needed")
 
+    def planned(noise: float) -> Steps:
+        steps = call_given(plan, "plan", noise)
+        if not isinstance(steps, list | tuple) or not steps:
+            accepted = "a list is needed of mechanisms, each with its number of steps"
+            raise SettingError("plan", f"a function that gives {steps!r:.40}", accepted)
+        return steps
+
     @cache
     def spent(noise: float) -> float:
-        return rdp_epsilon(events_of(plan(noise)), float(delta))
+        return rdp_epsilon(events_of(planned(noise)), float(delta))
 
-    if not any(count for _, count in plan(1.0)):
-        raise SettingError("plan", "no steps", "at least one step is needed")
+    check_whole("steps", sum(count for _, count in planned(1.0)), 1)
     return least_noise(spent, epsilon, 1.0)
 
 

@@ -1052,6 +1052,10 @@ def _auditing() -> dict[str, Callable[[], Call]]:
     }
 
 
+def _planned(noise: float) -> list[tuple[privacy.Mechanism, int]]:
+    return [(privacy.SampledGaussian("full_batch", 20, 20, noise), 3)]
+
+
 def _privacy() -> dict[str, Callable[[], Call]]:
     whole = privacy.SampledGaussian("full_batch", 20, 20, 5.0)
     drawn: dict[str, Any] = {"sampling": "full_batch", "examples": 20, "batch_size": 20}
@@ -1091,6 +1095,13 @@ def _privacy() -> dict[str, Callable[[], Call]]:
         "PrivacyLedger": _of(privacy, "PrivacyLedger", path="privacy.jsonl"),
         "PrivacyAccount": _of(privacy, "PrivacyAccount", mechanism=whole, ledger=ledger, **rule),
         "steps_for": _of(privacy, "steps_for", epsilon=2.0, mechanism=whole, **rule),
+        "AdaptiveGaussian": _of(
+            privacy, "AdaptiveGaussian", examples=20, batch_size=4, most=8, noise_multiplier=1.5
+        ),
+        "RenyiFilter": _of(privacy, "RenyiFilter", order=4.0, budget=1.5, delta=1e-3, steps=6),
+        "noise_multiplier_of_plan": _of(
+            privacy, "noise_multiplier_of_plan", plan=_planned, epsilon=2.0, delta=1e-3
+        ),
         "selection_spent": _of(
             privacy, "selection_spent", steps=[(whole, 3)], delta=1e-3, runs=4.0
         ),

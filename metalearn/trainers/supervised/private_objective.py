@@ -14,7 +14,6 @@ from torch import Tensor
 
 from metalearn.data import Augmentation, augment
 from metalearn.data.regression import SupervisedData
-from metalearn.errors import SettingError
 from metalearn.privacy import (
     BatchSampling,
     CorrelatedNoise,
@@ -23,7 +22,7 @@ from metalearn.privacy import (
     add_gaussian_noise,
 )
 from metalearn.random_streams import SecureStream
-from metalearn.schema import Kind
+from metalearn.schema import Kind, Misfit
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.private.growing import GrowingBatch
 from metalearn.trainers.supervised.batches import LabelledBatch, check_augmentation
@@ -151,18 +150,11 @@ class PrivateObjective(PerSampleObjective):
     def state_kinds(self) -> list[Kind]:
         """And theirs."""
         norm = [] if self.following is None else self.following.state_kinds()
-        size = [] if self.growing is None else self.growing.state_kinds(self.model.params)
+        size = [_stays] if self.growing is None else self.growing.state_kinds(self.model.params)
         return [*super().state_kinds(), *self.account.state_kinds(), *norm, *size]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """And theirs; in the account no step is forgotten.
-
-        Raises:
-            SettingError: the batches of the run grow, and those of this training do not.
-        """
-        if self.growing is None and "batch_growth" in state:
-            accepted = "a largest batch is needed: what this run spent holds by a budget for it"
-            raise SettingError("batch_growth", None, accepted)
+        """And theirs; in the account no step is forgotten."""
         super().load_state(state)
         self.account.load_state(state)
         if self.following is not None:
@@ -214,6 +206,13 @@ class PrivateObjective(PerSampleObjective):
         if self.growing is not None:
             self.growing.observe(found)
         return found
+
+
+def _stays(state: Any, where: str) -> None:
+    """A run whose batch did not grow: what it spent would be claimed by no budget."""
+    if "batch_growth" in state:
+        needed = "a largest batch, as at the start of the run, whose ε is that of a budget for it,"
+        raise Misfit("batch_growth", None, needed)
 
 
 def _of_no_one() -> str:
