@@ -33,7 +33,8 @@ from metalearn.privacy import (
 from metalearn.privacy.mechanism import drawn_gaussian
 from metalearn.signatures import checked
 from metalearn.trainers.loop.settings import LoopSettings
-from metalearn.trainers.private.growing import GrowthPlan
+from metalearn.trainers.private.following import ClipQuantile
+from metalearn.trainers.private.growing import BatchGrowth, GrowthPlan, growth_plan
 
 __all__ = ["PrivacySettings"]
 
@@ -188,6 +189,21 @@ class PrivacySettings:
         if ledger is not None:
             _check_neighbours(ledger, self.mechanism.neighbours)
         return found
+
+    def growth(
+        self,
+        given: BatchGrowth,
+        units: int,
+        expected: int,
+        steps: int,
+        bands: int,
+        quantile: ClipQuantile,
+    ) -> GrowthPlan | None:
+        """How B may grow, see `growth_plan`, beside correlated noise and a norm that moves."""
+        return growth_plan(
+            given, units, expected, steps, sampling=self.sampling, accountant=self.accountant,
+            runs=self.runs, noise_bands=bands, clip_quantile=quantile,
+        )  # fmt: skip
 
     def draws(self, units: Tensor | int, seed: int) -> BatchSampling:
         """Who takes part in a step, of N or of indices ``[N]``; ``seed`` is of seeded draws."""

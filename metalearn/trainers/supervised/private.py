@@ -29,12 +29,7 @@ from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.private.following import ClipQuantile, following_norm, with_norm
-from metalearn.trainers.private.growing import (
-    BatchGrowth,
-    GrowthPlan,
-    growing_batch,
-    growth_plan,
-)
+from metalearn.trainers.private.growing import BatchGrowth, GrowthPlan, growing_batch
 from metalearn.trainers.private.noisy_validation import NoisyAccuracy, validation_account
 from metalearn.trainers.private.reports import data_checksum, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
@@ -178,19 +173,19 @@ class PrivateTrainer(Trainer):
         limits = private.limits(steps, {"monitor": (monitor, "loss")}, needed=_VALIDATION)
         self.data, self.seed, self.epsilon = data, seed, private.epsilon
         sizes = data.size("train"), batch_size, steps
-        growth = _growth(batch_growth, *sizes, private, noise_bands, clip_quantile)
+        growth = private.growth(batch_growth, *sizes, noise_bands, clip_quantile)
         self.account = private.account(*sizes, folder, bands=noise_bands, growth=growth)
-        self.noise = CorrelatedNoise(banded_strategy(steps, noise_bands))
-        clipped: Any = max_norm, clipping, clip_groups, private.mechanism
-        self.following = following_norm(clip_quantile, *clipped)
+        strategy, self.mechanism = banded_strategy(steps, noise_bands), private.mechanism
+        self.noise, clipped = CorrelatedNoise(strategy), (max_norm, clipping, clip_groups)
+        self.following = following_norm(clip_quantile, *clipped, self.mechanism)
         chosen, model = chosen_loss(loss, data), without_mixing(model, batch_norm)
         where = place(model, device)
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
         batches = self._batches(private, growth, steps, where)
         objective = partial(
             PrivateObjective, account=self.account, noise=self.noise, following=self.following,
-            growing=self.growing, seed=seed, chunk_size=chunk_size,
             placeholder=partial(_zeros, data, growth.most if growth else batch_size, where),
+            growing=self.growing, seed=seed, chunk_size=chunk_size,
             expected=batch_size, max_norm=float(max_norm), method=method, clipping=clipping,
             groups=clip_groups, deterministic=limits.deterministic, criterion=chosen.weighted_mean,
         )  # fmt: skip
@@ -199,8 +194,7 @@ class PrivateTrainer(Trainer):
             monitor=monitor if private.validation == "public" else None, device=where,
             vectorize=method != "loop", apart=True,
         )  # fmt: skip
-        self.noisy = self._noisy(private, validation_noise)
-        self.objective, self.mechanism = self.training.objective, private.mechanism
+        self.objective, self.noisy = self.training.objective, self._noisy(private, validation_noise)
         rest: Any = {"optimizer": optimizer, "tracker": tracker, "folder": folder}
         super().__init__(self.training.loop(limits, **rest))
 
@@ -250,22 +244,6 @@ class PrivateTrainer(Trainer):
             self.account, drawn, self.data, self.augmentation, known, device, steps,
             private.reserve, self.growing,
         )  # fmt: skip
-
-
-def _growth(
-    given: BatchGrowth,
-    units: int,
-    expected: int,
-    steps: int,
-    private: PrivacySettings,
-    bands: int,
-    quantile: ClipQuantile,
-) -> GrowthPlan | None:
-    """The plan of a batch that grows, refused beside what it does not go with."""
-    return growth_plan(
-        given, units, expected, steps, sampling=private.sampling, accountant=private.accountant,
-        runs=private.runs, noise_bands=bands, clip_quantile=quantile,
-    )  # fmt: skip
 
 
 def _check(seed: int, max_norm: float, method: str) -> None:
