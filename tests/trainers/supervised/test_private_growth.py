@@ -16,7 +16,13 @@ from torch import Tensor
 
 from metalearn.auditing import audit_private_step, audit_private_training
 from metalearn.errors import DataError, SettingError
-from metalearn.privacy import AdaptiveGaussian, PrivacyAccount, SampledGaussian, privacy_spent
+from metalearn.privacy import (
+    AdaptiveGaussian,
+    PrivacyAccount,
+    PrivacyLedger,
+    SampledGaussian,
+    privacy_spent,
+)
 from metalearn.trainers import PrivateTrainer
 from metalearn.trainers.private.growing import GrowingBatch, GrowthPlan
 from tests.support.builders import Recorder, assert_same
@@ -178,6 +184,40 @@ def test_sizes_are_those_of_batches_of_noise_and_of_the_division(tmp_path: Path)
     assert len(seen) > 2 and min(seen) == 4
     for size, std in seen.items():
         assert std == pytest.approx(4.0 * 0.5 / size, rel=0.03)
+
+
+def test_what_is_looked_at_is_the_gradient_with_its_noise() -> None:
+    trainer = grown()
+    trainer.prepare()
+    batch = trainer.objective.batch(0)
+    quiet = trainer.objective.gradient(trainer.params, batch, step=0)
+    assert quiet.noise is not None and trainer.growing is not None
+    means = {n: g * quiet.divisor / 4 for n, g in quiet.grads.items()}
+    loud = [dict(quiet.noise(means, 4.0)) for _ in range(2)]
+    state = trainer.growing.state()["batch_growth"]
+    assert_same(state["previous"], loud[1])
+    rows = [torch.cat([g.flatten().double() for g in one.values()]) for one in loud]
+    assert state["products"] == pytest.approx(float(rows[0] @ rows[1]), rel=1e-6, abs=1e-9)
+    assert state["squares"] == pytest.approx(float(sum(row @ row for row in rows)), rel=1e-6)
+    assert (state["taken"], state["pairs"]) == (2, 1)
+
+
+def test_steps_of_its_size_are_on_the_disk_before_a_batch_is_drawn(tmp_path: Path) -> None:
+    trainer: Any = grown(folder=tmp_path)
+    right, seen = trainer.growing, []
+
+    class Watched:
+        def draw(self, step: int) -> Tensor:
+            written = dict(PrivacyLedger(tmp_path / "privacy.jsonl").composed())
+            mechanism = AdaptiveGaussian(30, right.size, 24, 3.0)
+            seen.append((right.size, written.get(mechanism, 0), sum(written.values()) - step))
+            batch: Tensor = right.draw(step)
+            return batch
+
+    trainer.objective.batches.sampling = Watched()
+    trainer.fit()
+    assert len(seen) == 12 and len({size for size, _, _ in seen}) > 1
+    assert all(count > 0 and ahead == 1 for _, count, ahead in seen)
 
 
 def test_each_sample_is_drawn_as_often_as_its_size_says() -> None:
