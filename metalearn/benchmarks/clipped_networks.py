@@ -72,7 +72,8 @@ class _Text(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.block(self.table(tokens)).mean(1))
+        # data of trainers are floats
+        logits: Tensor = self.head(self.block(self.table(tokens.long())).mean(1))
         return logits
 
 

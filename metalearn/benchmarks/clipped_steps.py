@@ -24,7 +24,20 @@ from metalearn.benchmarks.clipped_networks import CLIPPED_NETWORKS
 from metalearn.core import clipped_gradient, functionalize
 from metalearn.core.memory import keep_freed_memory, peak_memory
 
-__all__ = ["CLIPPED_WAYS", "ClippedTiming", "clipped_race", "clipped_table"]
+__all__ = [
+    "CLIPPED_WAYS",
+    "ClippedTiming",
+    "Gradients",
+    "Run",
+    "clipped_mean",
+    "clipped_race",
+    "clipped_table",
+    "distance",
+    "interleaved",
+    "looped_gradients",
+    "our_gradient",
+    "plain_gradient",
+]
 
 Gradients = dict[str, Tensor]
 Run = Callable[[], Gradients]
@@ -56,9 +69,28 @@ def clipped_race(name: str, *, rounds: int, samples: int | None = None) -> list[
     keep_freed_memory()
     network = CLIPPED_NETWORKS[name]
     problem = network.problem(network.samples if samples is None else samples)
-    exact, bound = _looped(*problem)
+    formed = looped_gradients(*problem)
+    bound = float(torch.cat([g.flatten(1) for g in formed.values()], 1).norm(dim=1).median())
+    exact = clipped_mean(formed, bound)
     made = {way: make(*network.copied(problem), bound) for way, make in CLIPPED_WAYS.items()}
     runs = {way: run for way, run in made.items() if run is not None}
+    seconds, found = interleaved(runs, rounds)
+    return [
+        ClippedTiming(
+            way,
+            1e3 * statistics.median(spent),
+            statistics.median(a / b for a, b in zip(spent, seconds[_PLAIN])),
+            peak_memory(runs[way], torch.device("cpu")),
+            float("nan") if way == _PLAIN else distance(found[way], exact),
+        )
+        for way, spent in seconds.items()
+    ]
+
+
+def interleaved(
+    runs: Mapping[str, Run], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, Gradients]]:
+    """Seconds of the process of each, by round, the first of which does not count; and results."""
     seconds: dict[str, list[float]] = {way: [] for way in runs}
     found: dict[str, Gradients] = {}
     for _ in range(rounds + 1):
@@ -66,17 +98,7 @@ def clipped_race(name: str, *, rounds: int, samples: int | None = None) -> list[
             start = time.process_time()
             found[way] = run()
             seconds[way].append(time.process_time() - start)
-    plain = seconds[_PLAIN][1:]
-    return [
-        ClippedTiming(
-            way,
-            1e3 * statistics.median(spent[1:]),
-            statistics.median(a / b for a, b in zip(spent[1:], plain)),
-            peak_memory(runs[way], torch.device("cpu")),
-            float("nan") if way == _PLAIN else _distance(found[way], exact),
-        )
-        for way, spent in seconds.items()
-    ]
+    return {way: spent[1:] for way, spent in seconds.items()}, found
 
 
 def clipped_table(results: Mapping[str, Sequence[ClippedTiming]]) -> str:
@@ -93,36 +115,9 @@ def clipped_table(results: Mapping[str, Sequence[ClippedTiming]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(timing: ClippedTiming) -> str:
-    plain = timing.way == _PLAIN
-    time = f"{timing.milliseconds:.1f} ms" if plain else f"{timing.plain:.2f}"
-    return f"{time}, {timing.memory / 1e6:.0f} MB"
+def plain_gradient(module: nn.Module, x: Tensor, y: Tensor, bound: float) -> Run:
+    """A step of everybody's: the gradient of the mean loss, which clips nothing."""
 
-
-_PLAIN = "plain gradient"
-
-
-def _looped(module: nn.Module, x: Tensor, y: Tensor) -> tuple[Gradients, float]:
-    """The clipped gradient by a loop, and the bound: the median of the norms."""
-    names = [name for name, _ in module.named_parameters()]
-    rows = []
-    for i in range(len(x)):
-        loss = F.cross_entropy(module(x[i : i + 1]), y[i : i + 1])
-        rows.append(torch.autograd.grad(loss, list(module.parameters())))
-    formed = {name: torch.stack(column) for name, column in zip(names, zip(*rows))}
-    norms = torch.cat([g.flatten(1) for g in formed.values()], 1).norm(dim=1)
-    bound = float(norms.median())
-    return _clipped(formed, bound), bound
-
-
-def _clipped(grads: Mapping[str, Tensor], bound: float) -> Gradients:
-    """The mean of gradients ``[N, ...]`` clipped to a bound."""
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in grads.values()]).norm(dim=0)
-    factors = (bound / norms).clamp(max=1) / len(norms)
-    return {name: torch.tensordot(factors, g, 1) for name, g in grads.items()}
-
-
-def _plain(module: nn.Module, x: Tensor, y: Tensor, bound: float) -> Run:
     def run() -> Gradients:
         module.zero_grad()
         torch.autograd.backward(F.cross_entropy(module(x), y))
@@ -131,17 +126,50 @@ def _plain(module: nn.Module, x: Tensor, y: Tensor, bound: float) -> Run:
     return run
 
 
-def _ours(module: nn.Module, x: Tensor, y: Tensor, bound: float) -> Run:
+def our_gradient(module: nn.Module, x: Tensor, y: Tensor, bound: float, **settings: Any) -> Run:
+    """`clipped_gradient`, with further settings of it."""
     apply, params, buffers = functionalize(module)
 
     def loss(params: Gradients, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(apply(params, buffers, batch[0]), batch[1])
 
     def run() -> Gradients:
-        grads: Gradients = clipped_gradient(loss, params, (x, y), max_norm=bound).grads
+        grads: Gradients = clipped_gradient(loss, params, (x, y), max_norm=bound, **settings).grads
         return grads
 
     return run
+
+
+def looped_gradients(module: nn.Module, x: Tensor, y: Tensor) -> Gradients:
+    """Gradients of single samples ``[N, ...]``, one backward pass after another."""
+    names = [name for name, _ in module.named_parameters()]
+    rows = []
+    for i in range(len(x)):
+        loss = F.cross_entropy(module(x[i : i + 1]), y[i : i + 1])
+        rows.append(torch.autograd.grad(loss, list(module.parameters())))
+    return {name: torch.stack(column) for name, column in zip(names, zip(*rows))}
+
+
+def clipped_mean(grads: Mapping[str, Tensor], bound: float) -> Gradients:
+    """The mean of gradients ``[N, ...]`` clipped to a bound."""
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in grads.values()]).norm(dim=0)
+    factors = (bound / norms).clamp(max=1) / len(norms)
+    return {name: torch.tensordot(factors, g, 1) for name, g in grads.items()}
+
+
+def distance(found: Gradients, exact: Gradients) -> float:
+    """‖g − g'‖ / ‖g'‖, all parameters together."""
+    gap = torch.cat([(found[n] - g).flatten() for n, g in exact.items()]).norm()
+    return float(gap / torch.cat([g.flatten() for g in exact.values()]).norm())
+
+
+def _cell(timing: ClippedTiming) -> str:
+    plain = timing.way == _PLAIN
+    time = f"{timing.milliseconds:.1f} ms" if plain else f"{timing.plain:.2f}"
+    return f"{time}, {timing.memory / 1e6:.0f} MB"
+
+
+_PLAIN = "plain gradient"
 
 
 def _vmapped(module: nn.Module, x: Tensor, y: Tensor, bound: float) -> Run:
@@ -152,7 +180,7 @@ def _vmapped(module: nn.Module, x: Tensor, y: Tensor, bound: float) -> Run:
 
     def run() -> Gradients:
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows
-            return _clipped(vmap(grad(one), in_dims=(None, 0, 0))(params, x, y), bound)
+            return clipped_mean(vmap(grad(one), in_dims=(None, 0, 0))(params, x, y), bound)
 
     return run
 
@@ -168,7 +196,7 @@ def _opacus(module: nn.Module, x: Tensor, y: Tensor, bound: float) -> Run:
             p.grad_sample = None  # type: ignore[attr-defined]
         _quietly(lambda: torch.autograd.backward(F.cross_entropy(wrapped(x), y)))
         formed = {n: p.grad_sample for n, p in module.named_parameters()}  # type: ignore[attr-defined]
-        return _clipped(formed, bound)
+        return clipped_mean(formed, bound)
 
     return run
 
@@ -220,7 +248,7 @@ def _backpack(module: nn.Module, x: Tensor, y: Tensor, bound: float) -> Run | No
             _quietly(lambda: torch.autograd.backward(criterion(extended(x), y)))
         # BackPACK gives shares of the mean
         shares = {n: getattr(p, "grad_batch") for n, p in module.named_parameters()}  # noqa: B009
-        return _clipped({n: g * len(x) for n, g in shares.items()}, bound)
+        return clipped_mean({n: g * len(x) for n, g in shares.items()}, bound)
 
     return run
 
@@ -235,16 +263,11 @@ def _quietly(function: Callable[[], Any]) -> Any:
         return function()
 
 
-def _distance(found: Gradients, exact: Gradients) -> float:
-    gap = torch.cat([(found[n] - g).flatten() for n, g in exact.items()]).norm()
-    return float(gap / torch.cat([g.flatten() for g in exact.values()]).norm())
-
-
 _OF_BACKPACK = (nn.Sequential, nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten)
 
 CLIPPED_WAYS: dict[str, Callable[[nn.Module, Tensor, Tensor, float], Run | None]] = {
-    _PLAIN: _plain,
-    "ours": _ours,
+    _PLAIN: plain_gradient,
+    "ours": our_gradient,
     "vmap(grad) and clip": _vmapped,
 }
 """By name; each is given a network, inputs, targets and the bound, and gives None if it can't."""

@@ -10,6 +10,12 @@ from matplotlib.figure import Figure
 
 from metalearn.benchmarks.clipped_networks import CLIPPED_NETWORKS
 from metalearn.benchmarks.clipped_steps import clipped_race, clipped_table
+from metalearn.benchmarks.clipping_costs import (
+    clipping_race,
+    clipping_table,
+    step_memory,
+    step_memory_table,
+)
 from metalearn.benchmarks.curvature_problem import ProblemNorm, trained_conv4
 from metalearn.benchmarks.derivatives import derivative_race, derivative_table
 from metalearn.benchmarks.ensembles import (
@@ -81,14 +87,20 @@ def curvature(rounds: int) -> SuiteResult:
 
 
 def per_sample(rounds: int) -> SuiteResult:
-    """Per-sample gradients against plain torch.func, a loop, opacus and BackPACK."""
+    """Per-sample and clipped gradients against torch.func, opacus, BackPACK; ways of clipping."""
     results = {name: sample_race(name, rounds=rounds) for name in SAMPLE_WORKLOADS}
     peaks = {name: ghost_memory(name, (64, 256, 1024)) for name in SAMPLE_WORKLOADS}
     clipped = {name: clipped_race(name, rounds=rounds) for name in CLIPPED_NETWORKS}
-    tables = sample_table(results), memory_table(peaks), clipped_table(clipped)
-    timings = {name: [asdict(t) for t in found] for name, found in results.items()}
-    steps = {name: [asdict(t) for t in found] for name, found in clipped.items()}
-    numbers = {"timings": timings, "peak_bytes": peaks, "clipped": steps}
+    costs = {name: clipping_race(name, rounds=rounds) for name in CLIPPED_NETWORKS}
+    grown = {name: step_memory(name, _BATCHES) for name in CLIPPED_NETWORKS}
+    tables = [sample_table(results), memory_table(peaks), clipped_table(clipped)]
+    tables += [clipping_table(costs), step_memory_table(grown)]
+    timed = {"timings": results, "clipped": clipped, "clipping_costs": costs}
+    numbers: dict[str, Any] = {
+        key: {name: [asdict(t) for t in rows] for name, rows in found.items()}  # type: ignore[attr-defined]
+        for key, found in timed.items()
+    }
+    numbers |= {"peak_bytes": peaks, "peak_bytes_of_steps": grown}
     return SuiteResult("\n\n".join(tables), {}, numbers)
 
 
@@ -129,6 +141,9 @@ def attribution(rounds: int) -> SuiteResult:
     numbers = [finish.numbers() for finish in found.values()]
     return SuiteResult(attribution_table(found), {}, numbers)
 
+
+_BATCHES = (64, 256, 1024, 4096)
+"""Sizes N at which the memory of clipped steps is measured."""
 
 _HYPER = (
     ("hyper", (20, 100, 400), 1),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from metalearn.benchmarks import (
     SUITES,
     clipped_networks,
     clipped_steps,
+    clipping_costs,
     derivatives,
     ensembles,
     per_sample,
@@ -97,3 +101,75 @@ def test_every_way_to_a_clipped_gradient_gives_the_loop(monkeypatch: pytest.Monk
         assert all(t.error < 1e-4 for t in timings[1:]), name
         assert all(t.milliseconds > 0 and t.memory > 0 for t in timings)
     assert "| ours |" in clipped_steps.clipped_table(results)
+
+
+WAYS = ["plain gradient", "flat", "layers", "the head by itself", "automatic"]
+PRIVATE_WAYS = ["private step, flat", "private step, C follows the median"]
+NEEDS_PRIVACY = "the extra privacy is not installed"
+
+
+@pytest.mark.parametrize("name", clipped_networks.CLIPPED_NETWORKS)
+def test_every_way_of_clipping_gives_that_of_a_loop(name: str) -> None:
+    costs = {c.way: c for c in clipping_costs.clipping_race(name, rounds=1, samples=6)}
+    assert [way for way in costs if way not in PRIVATE_WAYS] == WAYS
+    assert all(costs[way].error < 1e-4 for way in WAYS[1:])
+    assert all(cost.milliseconds > 0 and cost.memory > 0 for cost in costs.values())
+    assert costs["plain gradient"].plain == 1 == costs["flat"].flat
+    table = clipping_costs.clipping_table({name: list(costs.values())})
+    assert table.count("\n") == 1 + len(costs)
+
+
+def test_private_steps_are_among_the_ways_of_clipping() -> None:
+    pytest.importorskip("dp_accounting", reason=NEEDS_PRIVACY)
+    assert list(clipping_costs.CLIPPING_WAYS) == [*WAYS, *PRIVATE_WAYS]
+
+
+@pytest.mark.parametrize("name", clipped_networks.CLIPPED_NETWORKS)
+@pytest.mark.parametrize("settings", [{}, {"clip_quantile": 0.5}, {"chunk_size": 4}])
+def test_the_private_step_that_is_timed_clips_the_whole_batch(
+    name: str, settings: dict[str, Any]
+) -> None:
+    pytest.importorskip("dp_accounting", reason=NEEDS_PRIVACY)
+    network = clipped_networks.CLIPPED_NETWORKS[name]
+    problem = network.problem(6)
+    exact = clipped_steps.clipped_mean(clipped_steps.looped_gradients(*problem), 0.5)
+    given: Any = {"noise_multiplier": 1e-9, **settings}
+    run = clipping_costs.private_gradient(*network.copied(problem), 0.5, **given)
+    found = run()
+    assert set(found) == set(exact)
+    assert clipped_steps.distance(found, exact) < 1e-4
+
+
+def test_memory_of_a_clipped_step_grows_with_the_batch_but_not_in_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clipping_costs, "_CHUNK", 16)
+    peaks = clipping_costs.step_memory("mnist", (32, 128))
+    small, large = peaks[32], peaks[128]
+    for way in ("plain", "clipped"):
+        assert 2 * small[way] < large[way]
+    assert large["plain"] < large["clipped"] < 3 * large["plain"]
+    assert large["clipped, chunk_size=16"] < 1.2 * small["clipped, chunk_size=16"]
+    lines = clipping_costs.step_memory_table({"mnist": peaks}).splitlines()
+    assert len(lines) == 4
+    assert lines[-1].startswith("| opacus' MNIST network | 128 |")
+
+
+def test_the_suite_has_a_table_for_each_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = importlib.import_module("metalearn.benchmarks.suites")
+    for race in ("clipped_race", "clipping_race"):
+        full = getattr(module, race)
+        monkeypatch.setattr(module, race, partial(full, samples=4))
+    monkeypatch.setattr(module, "CLIPPED_NETWORKS", ["mlp"])
+    monkeypatch.setattr(module, "SAMPLE_WORKLOADS", [])
+    monkeypatch.setattr(module, "memory_table", lambda peaks: "")
+    monkeypatch.setattr(module, "_BATCHES", (4,))
+    found = SUITES["per_sample"](1)
+    assert {"clipped", "clipping_costs", "peak_bytes_of_steps"} < set(found.numbers)
+    assert json.loads(json.dumps(found.numbers))["clipping_costs"]["mlp"][1]["way"] == "flat"
+    for head in (
+        "| ÷ plain gradient, peak MB |",
+        "| ÷ plain gradient, ÷ flat |",
+        "| peak MB | N |",
+    ):
+        assert head in found.table
