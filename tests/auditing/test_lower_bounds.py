@@ -50,6 +50,14 @@ def test_the_bound_is_wrong_as_seldom_as_is_said() -> None:
     assert wrong <= 0.2 * 100 + 3 * math.sqrt(100 * 0.2 * 0.8)
 
 
+def test_rates_are_of_other_scores_than_the_threshold() -> None:
+    """The first halves are apart, and the second ones the other way round."""
+    high, low = torch.ones(500, dtype=torch.float64), torch.zeros(500, dtype=torch.float64)
+    found = epsilon_lower_bound(torch.cat([high, low]), torch.cat([low, high]), delta=1e-5)
+    assert found.false_positives == found.false_negatives == 1
+    assert (found.epsilon, found.gaussian_epsilon, found.mu) == (0, 0, 0)
+
+
 def test_worlds_that_are_the_same_or_wholly_apart() -> None:
     same = torch.zeros(100, dtype=torch.float64)
     none = epsilon_lower_bound(same, same, delta=1e-5)

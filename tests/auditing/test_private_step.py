@@ -73,6 +73,16 @@ FAULTS = [not_clipped, half_the_noise, noise_again, less_than_is_counted]
 FAULTS += [noise_that_is_divided_again]
 
 
+def test_bounds_of_all_scores_hold_together() -> None:
+    """Worlds that are wholly apart have the rates of Clopper and Pearson, nothing seen in T/2."""
+    found = audit_private_step(private(noise_multiplier=1e-2), trials=400, confidence=0.9)
+    each = (1 - 0.9) / len(found.bounds) / 2  # of every score both rates
+    assert len(found.bounds) == 2
+    for bound in found.bounds.values():
+        assert bound.false_positives == pytest.approx(1 - each ** (1 / 200))
+        assert bound.false_negatives == bound.false_positives
+
+
 @pytest.mark.parametrize("sigma", [0.5, 2.0])
 @pytest.mark.parametrize("noise", ["secure", "seeded"])
 @pytest.mark.parametrize("step", [0, 4])
