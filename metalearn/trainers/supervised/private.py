@@ -271,7 +271,7 @@ def _monitor(
     if noise is not None and not noisy:
         accepted = f"null is needed with validation={private.validation}"
         raise SettingError("validation_noise", noise, accepted)
-    monitor: Monitor = given or ("accuracy" if noisy else "loss")
+    monitor: Monitor = given if given is not None else "accuracy" if noisy else "loss"
     check_monitor(monitor, data)
     return monitor
 
