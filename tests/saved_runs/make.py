@@ -3,7 +3,8 @@
 Written for the commits whose runs they are (v1: the last one before runs had versions; v2: one of
 the first with learners as a group of settings; v3: the first with real targets; v4: one of the
 first that train step sizes beside the weights; v5: the first of the family of learners; v6: one of
-the first with private training) and kept as the record of what stands in them. A
+the first with private training; v7: the first with private batches that grow, a private validation
+split and private meta-learners) and kept as the record of what stands in them. A
 version has the runs alone that it added. Each run is trained for 40 steps; ``interrupted`` is the
 same run told to stop by SIGTERM at step 20. ``expected.pt`` has, in float64, what the state that is
 on disk scores, and for an interrupted run the state and the scores after the 20 steps that were
@@ -168,9 +169,33 @@ _V6 = {
     "private": [*_PRIVATE, "trainer.noise=seeded", "trainer.max_shift=1"],
     "private_secure": _PRIVATE,
 }
-ADDED = {"v1": _V1, "v2": _V2, "v3": _V3, "v4": _V4, "v5": _V5, "v6": _V6}
+_SEEDED = [*_PRIVATE, "trainer.noise=seeded"]
+_V7 = {
+    "private_quantile": [*_SEEDED, "trainer.clip_quantile=0.5", "trainer.validation=noisy"],
+    "private_bands": [
+        *_SEEDED,
+        "trainer.noise_bands=4",
+        "optimizer._target_=torch.optim.SGD",
+        "trainer.schedule=constant",
+    ],
+    "private_growth": [
+        *_SEEDED,
+        "trainer.accountant=rdp",
+        "trainer.batch_growth={most: 128, window: 4}",
+    ],
+    "meta_private": [
+        *_SINE,
+        "trainer=private_meta",
+        "trainer.users=200",
+        "trainer.epsilon=null",
+        "trainer.noise_multiplier=1.0",
+        "trainer.noise=seeded",
+        "trainer.validation=public",
+    ],
+}
+ADDED = {"v1": _V1, "v2": _V2, "v3": _V3, "v4": _V4, "v5": _V5, "v6": _V6, "v7": _V7}
 """By version, the runs that it added."""
-RUNS = _V1 | _V2 | _V3 | _V4 | _V5 | _V6
+RUNS = _V1 | _V2 | _V3 | _V4 | _V5 | _V6 | _V7
 
 
 def with_pictures(settings: list[str], pictures: Path) -> list[str]:
@@ -205,7 +230,8 @@ def keep(folder: Path, place: Path, pictures: Path) -> None:
     (place / "checkpoints").mkdir(parents=True)
     config = (folder / "config.yaml").read_text().replace(str(pictures), PICTURES)
     (place / "config.yaml").write_text(config)
-    for name in ("checkpoints/best.pt", "checkpoints/last.pt", "metrics.jsonl", "privacy.jsonl"):
+    kept = ["checkpoints/best.pt", "checkpoints/last.pt", "metrics.jsonl"]
+    for name in [*kept, "privacy.jsonl", "privacy.validation.jsonl"]:
         if (folder / name).exists():
             shutil.copy(folder / name, place / name)
     if (folder / "results.json").exists():

@@ -67,6 +67,7 @@ def test_every_trainer_and_learner_is_among_them() -> None:
     kinds["v5"] = ["meta_sgd_members", "meta_cavia", "meta_mamlpp", "meta_anil_running"]
     kinds["v5"] += ["meta_protomaml", "meta_r2d2", "meta_rfs"]
     kinds["v6"] = ["private", "private_secure"]
+    kinds["v7"] = ["private_quantile", "private_bands", "private_growth", "meta_private"]
     assert {version: list(runs) for version, runs in ADDED.items()} == kinds
     ends = ("finished", "interrupted")
     wanted = {f"{v}/{kind}-{end}" for v in kinds for kind in kinds[v] for end in ends}
