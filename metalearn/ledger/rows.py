@@ -182,7 +182,7 @@ ROWS = {
         Row("within_meta_sgd", _WITHIN, "Meta-SGD", 15),
         Row("within_mamlpp", _WITHIN, "MAML++", 15),
         Row("within_imaml", _WITHIN, "iMAML (gradient descent)", 15),
-        Row("within_reptile", _WITHIN, "Reptile", 15),
+        Row("within_reptile", _WITHIN, "Reptile", 25),
         Row("within_protonet", _WITHIN, "ProtoNet", 15),
         Row("within_r2d2", _WITHIN, "R2D2", 15),
         Row("within_protonet_wide", _WITHIN, "ProtoNet, wide", 30),
