@@ -11,6 +11,7 @@ from metalearn.privacy.mechanism import Mechanism
 
 __all__ = ["combined_privacy"]
 
+_SCORES, _OF_SCORES = ".validation", "privacy of validation samples"
 Accounts = list[tuple[Path, PrivacyAccount]]
 """Each with the folder of its run."""
 
@@ -39,13 +40,22 @@ def combined_privacy(
     if not accounts:
         return {}, []
     reason = "some of them are not private" if None in every else _nothing_claimed(accounts)
+    reason = reason or _not_there(accounts, "")
     if reason:
         return {"privacy": {"epsilon": None}}, [f"privacy: none is claimed of all runs: {reason}"]
     entry, lines = _composed(accounts, "")
     scorers = zip(folders, (getattr(trainer, "noisy", None) for trainer in trainers))
     scored: Accounts = [(f, one.account) for f, one in scorers if one is not None]
     if scored:
-        entry["validation"], further = _composed(scored, ".validation")
+        reason = _not_there(scored, _SCORES)
+        if any(trainer.training.validated for trainer in trainers):
+            reason = "one of them read the validation split without noise"
+        entry["validation"], further = (
+            {"epsilon": None},
+            [f"{_OF_SCORES}: none is claimed: {reason}"],
+        )
+        if not reason:
+            entry["validation"], further = _composed(scored, _SCORES)
         lines += further
     return {"privacy": entry}, lines
 
@@ -67,12 +77,24 @@ def _composed(known: Accounts, of: str) -> tuple[dict[str, Any], list[str]]:
     spent = privacy_spent(list(_steps(known, of)), delta, by)
     entry = {"epsilon": spent.epsilon, "delta": delta, "accountant": spent.accountant,
              "neighbours": spent.neighbours, "runs": len(accounts)}  # fmt: skip
-    whose = "privacy of validation samples" if of else "privacy"
+    whose = _OF_SCORES if of else "privacy"
     return entry, [f"{whose}: {spent}, of all {len(accounts)} runs together"]
 
 
-def _steps(known: Accounts, of: str) -> Iterator[tuple[Mechanism, int]]:
-    """Those in the runs' ledgers; of a run without one, those that its checkpoint tells of."""
+def _not_there(known: Accounts, of: str) -> str:
+    """Why not all steps are known: a checkpoint knows of those before it alone."""
     for folder, account in known:
-        ledger = account.ledger or PrivacyLedger(folder / f"privacy{of}.jsonl")
-        yield from ledger.of(account.run) or account.steps() or [(account.mechanism, 0)]
+        ledger = _ledger(folder, account, of)
+        if not ledger.of(account.run):
+            return f"steps of {folder} stand in {ledger.path}, which is not there or another one"
+    return ""
+
+
+def _steps(known: Accounts, of: str) -> Iterator[tuple[Mechanism, int]]:
+    """Those in the runs' ledgers."""
+    for folder, account in known:
+        yield from _ledger(folder, account, of).of(account.run)
+
+
+def _ledger(folder: Path, account: PrivacyAccount, of: str) -> PrivacyLedger:
+    return account.ledger or PrivacyLedger(folder / f"privacy{of}.jsonl")

@@ -75,6 +75,7 @@ class PrivacyAccount:
         self._kept: PrivacyLedger | Records = ledger or Records()
         self._kept.of(self.run)
         self._numbers: dict[Mechanism, int] = {}
+        self._missing: Steps = []  # of a checkpoint, and not in the ledger
         self._ready: tuple[int, int, int] = (-1, 0, 0)  # reserved, not taken: declaration, range
         self._known: dict[str, tuple[Steps, PrivacySpent]] = {}
         self.change(mechanism)
@@ -108,6 +109,7 @@ class PrivacyAccount:
         """
         check_whole("step", step, 0)
         check_whole("count", count, 1)
+        self._write_missing()
         number = self._numbers.get(self._counted)
         if number is None:
             number = self._kept.declare(self.run, self._counted, **self._said)
@@ -122,7 +124,7 @@ class PrivacyAccount:
 
     def steps(self) -> list[tuple[Mechanism, int]]:
         """Mechanisms of this run, and as how many steps of each it counts."""
-        return self._kept.of(self.run)
+        return _summed([*self._kept.of(self.run), *self._missing])
 
     def spent(self) -> PrivacySpent:
         """(ε, δ) of this run; ε is worked out anew only where steps were added.
@@ -144,7 +146,7 @@ class PrivacyAccount:
             SettingError: the noise is seeded; or the runs do not compose.
             DataError: the ledger is damaged, or dp-accounting is not installed.
         """
-        return self._spent("all", self._kept.composed())
+        return self._spent("all", _summed([*self._kept.composed(), *self._missing]))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the run and all that it counts."""
@@ -159,8 +161,9 @@ class PrivacyAccount:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on with the run of a checkpoint: of each mechanism the larger count holds.
 
-        What the ledger lacks, because it is another one or was deleted, is written down first. A
-        budget is that of the checkpoint, since it was fixed before the first step.
+        What the ledger lacks, because it is another one or was deleted, counts at once and is
+        written down before the next step: who only looks at a run writes nothing. A budget is that
+        of the checkpoint, since it was fixed before the first step.
 
         Raises:
             SettingError: its steps do not compose with those to come; or they were chosen within a
@@ -182,12 +185,17 @@ class PrivacyAccount:
         self.run = saved["run"]
         if "budget" in saved:
             self.budget = RenyiFilter.from_state(saved["budget"], self.delta)
+        self._missing = []
         have = dict(self.steps())
-        for mechanism, count in counts:
-            missing = count - have.get(mechanism, 0)
-            if missing > 0:
-                number = self._kept.declare(self.run, mechanism, **self._said)
-                self._kept.reserve(number, 0, missing)
+        more = [(mechanism, count - have.get(mechanism, 0)) for mechanism, count in counts]
+        self._missing = [(mechanism, count) for mechanism, count in more if count > 0]
+
+    def _write_missing(self) -> None:
+        while self._missing:
+            mechanism, count = self._missing[0]
+            number = self._kept.declare(self.run, mechanism, **self._said)
+            self._kept.reserve(number, 0, count)
+            del self._missing[0]
 
     def _spent(self, whose: str, steps: Steps) -> PrivacySpent:
         if not self.secure:
@@ -201,6 +209,14 @@ class PrivacyAccount:
             every = steps or [(self._counted, 0)]
             known = self._known[whose] = steps, privacy_spent(every, self.delta, self.accountant)
         return known[1]
+
+
+def _summed(steps: Steps) -> Steps:
+    """Each mechanism once."""
+    found: dict[Mechanism, int] = {}
+    for mechanism, count in steps:
+        found[mechanism] = found.get(mechanism, 0) + count
+    return list(found.items())
 
 
 def account_kind() -> Kind:

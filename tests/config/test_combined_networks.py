@@ -81,9 +81,50 @@ def test_what_private_runs_have_cost_together(tmp_path: Path) -> None:
     entry, lines = combined_privacy(folders, reopened)
     assert entry["privacy"]["epsilon"] == wanted.epsilon and entry["privacy"]["runs"] == 2
     assert lines == [f"privacy: {wanted}, of all 2 runs together"]
-    entry, _ = combined_privacy([tmp_path / "gone"] * 2, reopened)  # by checkpoints alone
-    known = privacy_spent([(made[0], steps), (made[1], steps)], 1e-3)
-    assert entry["privacy"]["epsilon"] == known.epsilon
+    entry, lines = combined_privacy(
+        [tmp_path / "gone"] * 2, reopened
+    )  # checkpoints know too little
+    assert entry == {"privacy": {"epsilon": None}}
+    assert "privacy.jsonl, which is not there or another one" in lines[0]
+
+
+def test_a_ledger_that_is_elsewhere_is_neither_made_nor_taken_for_that_of_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path means another file in another folder."""
+    noisy: Any = {"delta": 1e-3, "validation": "noisy", "validation_noise": 5.0}
+    shared: Any = {**noisy, "ledger": "shared.jsonl"}
+    folders = [tmp_path / "a", tmp_path / "b"]
+    monkeypatch.chdir(tmp_path)
+    for seed, folder in enumerate(folders):
+        private(seed, folder=folder, **shared).fit()
+
+    def looked_at() -> tuple[dict[str, Any], list[str]]:
+        trainers = [private(seed, **shared) for seed in range(2)]
+        for trainer, folder in zip(trainers, folders):
+            trainer.resume(folder / "checkpoints" / "best.pt")
+        return combined_privacy(folders, trainers)
+
+    entry, _ = looked_at()
+    assert entry["privacy"]["epsilon"] > 0 and entry["privacy"]["validation"]["epsilon"] > 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    entry, lines = looked_at()
+    assert entry == {"privacy": {"epsilon": None}} and "shared.jsonl" in lines[0]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_split_that_one_run_read_without_noise_is_private_in_none(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    noisy: Any = {"delta": 1e-3, "validation": "noisy", "validation_noise": 5.0}
+    several = [private(0, folder=folders[0], **noisy)]
+    several.append(private(1, folder=folders[1], delta=1e-3, validation="public"))
+    for trainer in several:
+        trainer.fit()
+    entry, lines = combined_privacy(folders, several)
+    assert entry["privacy"]["epsilon"] > 0
+    assert entry["privacy"]["validation"] == {"epsilon": None}
+    assert lines[1].endswith("none is claimed: one of them read the validation split without noise")
 
 
 def test_scores_of_a_private_validation_split_add_up_too(tmp_path: Path) -> None:
@@ -91,7 +132,7 @@ def test_scores_of_a_private_validation_split_add_up_too(tmp_path: Path) -> None
     noisy: Any = {"delta": 1e-3, "validation": "noisy", "validation_noise": 5.0}
     several = [private(seed, folder=folder, **noisy) for seed, folder in enumerate(folders)]
     for trainer in several:
-        trainer.validate()
+        trainer.fit()
     entry, lines = combined_privacy(folders, several)
     [(mechanism, count)] = several[0].noisy.account.steps()  # type: ignore[union-attr]
     wanted = privacy_spent([(mechanism, 2 * count)], 1e-3)

@@ -112,8 +112,11 @@ def test_a_checkpoint_knows_what_another_ledger_does_not(tmp_path: Path) -> None
     other = PrivacyLedger(tmp_path / "b.jsonl")
     account = PrivacyAccount(ONE, ledger=other, name="resumed", **RULE)
     account.load_state(state)
-    assert PrivacyLedger(other.path).of(first.run) == [(ONE, 6)]
+    assert account.steps() == [(ONE, 6)] and account.spent() == first.spent()
+    assert account.spent_together() == first.spent()
+    assert not other.path.exists()  # who only looks writes nothing
     account.load_state(state)  # twice is once
+    assert account.steps() == [(ONE, 6)]
     account.reserve(6)
     assert PrivacyLedger(other.path).of(first.run) == [(ONE, 7)]
     assert other.runs()[0].name == "resumed"
