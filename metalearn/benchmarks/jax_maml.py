@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import torch
 from torch import nn
+from torch.utils.dlpack import from_dlpack
 
 from metalearn.benchmarks.workloads import Workload
 
@@ -19,9 +20,10 @@ def prepare(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Callabl
     """``jit`` of ``vmap(grad(task))``, or of ``lax.map`` over tasks; compiled at the first call."""
     if dtype == torch.float64:
         jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_device", jax.devices(torch.device(workload.device).type)[0])
     module, batch = workload.module(dtype), workload.batch(dtype)
-    start = {name: jnp.asarray(p.detach().numpy()) for name, p in module.named_parameters()}
-    tasks = tuple(tuple(jnp.asarray(leaf.numpy()) for leaf in half) for half in batch)
+    start = {name: jnp.asarray(p.detach().cpu().numpy()) for name, p in module.named_parameters()}
+    tasks = tuple(tuple(jnp.asarray(leaf.cpu().numpy()) for leaf in half) for half in batch)
     forward = _network(module)
 
     def loss(params: Any, batch: Any) -> Any:
@@ -48,9 +50,7 @@ def prepare(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Callabl
 
     def run() -> dict[str, torch.Tensor]:
         grads = jax.block_until_ready(compiled(start, *tasks))
-        return {
-            name: torch.from_numpy(jnp.asarray(g).__array__().copy()) for name, g in grads.items()
-        }
+        return {name: from_dlpack(g) for name, g in grads.items()}
 
     return run
 

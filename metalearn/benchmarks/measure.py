@@ -45,7 +45,14 @@ class Timing:
     """Peak bytes above those after the first import."""
 
 
-def race(workload: str, names: Sequence[str], *, rounds: int, memory: bool = False) -> list[Timing]:
+def race(
+    workload: str,
+    names: Sequence[str],
+    *,
+    rounds: int,
+    memory: bool = False,
+    device: str = "cpu",
+) -> list[Timing]:
     """Time contestants in turn, round by round, one at a time.
 
     Args:
@@ -53,9 +60,10 @@ def race(workload: str, names: Sequence[str], *, rounds: int, memory: bool = Fal
         names: keys of `CONTESTANTS`.
         rounds: how often each runs, after one round that does not count.
         memory: whether to measure peak memory as well.
+        device: where, as torch names it.
     """
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(_process(workload, name)) for name in names}
+        workers = {name: stack.enter_context(_process(workload, name, device)) for name in names}
         peaks = {n: w.ask("memory")["memory"] if memory else math.nan for n, w in workers.items()}
         turns: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
         for _ in range(rounds + 1):
@@ -79,32 +87,34 @@ def race(workload: str, names: Sequence[str], *, rounds: int, memory: bool = Fal
 
 
 def curve(
-    workload: str, names: Sequence[str], steps: Sequence[int]
+    workload: str, names: Sequence[str], steps: Sequence[int], *, device: str = "cpu"
 ) -> dict[str, dict[int, dict[str, float]]]:
     """Peak memory (bytes) and time (seconds) at several numbers of inner steps.
 
     Every point is a process of its own; NaN where it failed, or would take most of the memory that
     is free by the one before.
     """
-    return {name: _points(workload, name, sorted(steps)) for name in names}
+    return {name: _points(workload, name, sorted(steps), device) for name in names}
 
 
-def _points(workload: str, name: str, steps: Sequence[int]) -> dict[int, dict[str, float]]:
+def _points(
+    workload: str, name: str, steps: Sequence[int], device: str
+) -> dict[int, dict[str, float]]:
     points: dict[int, dict[str, float]] = {}
-    per_step, free = 0.0, free_memory(torch.device("cpu")) or math.inf
+    per_step, free = 0.0, free_memory(torch.device(device)) or math.inf
     for count in steps:
         if per_step * count > _SHARE_OF_FREE * free:
             points[count] = {"memory": math.nan, "seconds": math.nan}
             continue
-        with _process(workload, name, count) as worker:
+        with _process(workload, name, device, count) as worker:
             found = worker.ask("memory")
         points[count] = {quantity: found[quantity] for quantity in ("memory", "seconds")}
         per_step = points[count]["memory"] / count
     return points
 
 
-def _process(workload: str, contestant: str, steps: int | None = None) -> AskedProcess:
+def _process(workload: str, contestant: str, device: str, steps: int | None = None) -> AskedProcess:
     """Of `metalearn.benchmarks.worker`."""
     count = WORKLOADS[workload].steps if steps is None else steps
-    arguments = [workload, contestant, str(count), str(torch.get_num_threads())]
+    arguments = [workload, contestant, str(count), str(torch.get_num_threads()), device]
     return AskedProcess("metalearn.benchmarks.worker", arguments)

@@ -132,10 +132,10 @@ def parallel_metalearn(workload: Workload, dtype: torch.dtype) -> Run:
         if isinstance(layer, nn.BatchNorm2d):
             own = norms.BatchNorm(layer.num_features, eps=layer.eps, track_running_stats=False)
             own.load_state_dict(layer.state_dict())
-            module.set_submodule(name, own.to(dtype))
+            module.set_submodule(name, own.to(workload.device, dtype))
     model = wrappers.MAML_Model(backbone=_Part(module), head=_Part(nn.Identity()))
     inner = optimizers.InnerSGD(model.get_fast_weights(), inner_lr=workload.lr, learn_lr=False)
-    inner.to(dtype)
+    inner.to(workload.device, dtype)
     for rate in inner.parameters():
         rate.data.fill_(workload.lr)
     maml = algorithms.MAML(
@@ -144,7 +144,7 @@ def parallel_metalearn(workload: Workload, dtype: torch.dtype) -> Run:
         inner_optimizer=inner,
         support_loss_fn=Loss(),
         inner_steps=workload.steps,
-        device=torch.device("cpu"),
+        device=torch.device(workload.device),
     )
     support, query = workload.batch(dtype)
 

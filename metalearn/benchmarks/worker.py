@@ -1,10 +1,11 @@
-"""One contestant in a process of its own: ``python -m metalearn.benchmarks.worker W2 batched 5 2``.
+"""One contestant in a process of its own: ``python -m metalearn.benchmarks.worker W2 loop 5 2 cpu``.
 
-The arguments are workload, contestant, inner steps and threads. Each line on standard input asks
-for one thing, and is answered by one line of JSON:
+The arguments are workload, contestant, inner steps, threads and device. Each line on standard input
+asks for one thing, and is answered by one line of JSON:
 
-- ``memory``: peak bytes above those after the imports and a tiny meta-gradient, and the shorter
-  time in seconds of two runs (of one, where that takes long). Makes sense as the first question.
+- ``memory``: peak bytes above those after the imports and a tiny meta-gradient (on a CUDA device,
+  of torch's tensors above those of weights and data), and the shorter time in seconds of two runs
+  (of one, where that takes long). Makes sense as the first question.
 - ``turn``: seconds of the floor, and of a meta-gradient right after it, each the median of several
   where it is over in an instant.
 - ``errors``: see `errors`.
@@ -26,6 +27,7 @@ from torch import Tensor
 from metalearn.benchmarks.contestants import CONTESTANTS, Run
 from metalearn.benchmarks.processes import answer_questions, process_peak
 from metalearn.benchmarks.workloads import WORKLOADS, Workload
+from metalearn.core.memory import peak_memory, synchronize
 from metalearn.models import Conv4
 
 __all__ = ["errors"]
@@ -64,20 +66,37 @@ class _Worker:
         tiny = partial(Conv4, (1, 8, 8), 2, filters=2)
         small = replace(self.workload, make=tiny, input_shape=(1, 8, 8), way=2, tasks=1, steps=1)
         CONTESTANTS[self.contestant].prepare(small, torch.float32)()  # loads what is loaded lazily
-        run = self._run
-        before = process_peak()
-        seconds = _seconds(run)
-        memory = process_peak() - before
+        run, device = self._run, torch.device(self.workload.device)
+        if device.type == "cuda":
+            memory, seconds = peak_memory(run, device), self._seconds(run)
+        else:
+            before = process_peak()
+            seconds = self._seconds(run)
+            memory = process_peak() - before
         if seconds < _LONG:
-            seconds = min(seconds, _seconds(run))
+            seconds = min(seconds, self._seconds(run))
         return {"memory": memory, "seconds": seconds}
 
     def turn(self) -> dict[str, float]:
-        self._floor()  # wakes the threads
-        return {"floor": _seconds(self._floor), "seconds": _seconds(self._run)}
+        self._floor()  # wakes the threads, or the card
+        return {"floor": self._seconds(self._floor), "seconds": self._seconds(self._run)}
 
     def errors(self) -> dict[str, float]:
         return errors(self.workload, self.contestant)
+
+    def _seconds(self, run: Callable[[], object]) -> float:
+        """Of one run; where that is over in an instant, the median of as many as fill a turn.
+
+        The first run after another process had the machine finds its caches cold, which in a
+        training happens once, not at every iteration. What a device does is waited for.
+        """
+        spent: list[float] = []
+        while sum(spent) < _TURN:
+            start = time.perf_counter()
+            run()
+            synchronize(self.workload.device)
+            spent.append(time.perf_counter() - start)
+        return statistics.median(spent)
 
     @cached_property
     def _run(self) -> Run:
@@ -93,23 +112,9 @@ def _distance(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> f
     return math.sqrt(gap / sum(float(g.square().sum()) for g in expected.values()))
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    """Of one run; where that is over in an instant, the median of as many as fill a turn.
-
-    The first run after another process had the machine finds its caches cold, which in a training
-    happens once, not at every iteration.
-    """
-    spent: list[float] = []
-    while sum(spent) < _TURN:
-        start = time.perf_counter()
-        run()
-        spent.append(time.perf_counter() - start)
-    return statistics.median(spent)
-
-
-def _serve(workload: str, contestant: str, steps: str, threads: str) -> None:
+def _serve(workload: str, contestant: str, steps: str, threads: str, device: str) -> None:
     torch.set_num_threads(int(threads))
-    worker = _Worker(replace(WORKLOADS[workload], steps=int(steps)), contestant)
+    worker = _Worker(replace(WORKLOADS[workload], steps=int(steps), device=device), contestant)
     answer_questions(lambda question: getattr(worker, question)())
 
 

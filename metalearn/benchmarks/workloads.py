@@ -39,10 +39,12 @@ class Workload:
     lr: float = 0.1
     first: int = 0
     """Where in the sequence of tasks the batch begins."""
+    device: str = "cpu"
+    """Where weights and data are."""
 
     def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The network, the same at every call."""
-        return self.make().to(dtype)
+        return self.make().to(self.device, dtype)
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> TaskBatch:
         """Tasks of noise, labels in turn; a task is the same in every batch."""
@@ -54,10 +56,11 @@ class Workload:
         def half(samples: int) -> Batch:
             shape = (samples, *self.input_shape)
             draws = [torch.randn(shape, generator=g, dtype=torch.float64) for g in sources]
-            x = torch.stack(draws).to(dtype)
+            x = torch.stack(draws).to(self.device, dtype)
             if self.way is None:
                 return x, torch.sin(x)
-            return x, (torch.arange(samples) % self.way).repeat(self.tasks, 1)
+            labels = torch.arange(samples, device=self.device) % self.way
+            return x, labels.repeat(self.tasks, 1)
 
         return TaskBatch(half(self.support), half(self.query))
 
@@ -87,8 +90,9 @@ class Workload:
             for first, (rows, columns, outputs) in self._layers(samples):
                 each = (4 if first else 9) if second_order else (2 if first else 3)
                 count = each * steps if steps else (2 if first else 3)
-                a = torch.ones(self.tasks, rows, columns)
-                products.append((a, torch.ones(self.tasks, columns, outputs), count))
+                a = torch.ones(self.tasks, rows, columns, device=self.device)
+                b = torch.ones(self.tasks, columns, outputs, device=self.device)
+                products.append((a, b, count))
 
         def run() -> None:
             for a, b, count in products:
@@ -111,7 +115,7 @@ class Workload:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 layer.register_forward_hook(note)
         with torch.no_grad():
-            module(torch.zeros(samples, *self.input_shape))
+            module(torch.zeros(samples, *self.input_shape, device=self.device))
         return [(i == 0, shape) for i, shape in enumerate(found)]
 
 

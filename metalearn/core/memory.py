@@ -27,6 +27,7 @@ __all__ = [
     "keep_freed_memory",
     "parse_bytes",
     "peak_memory",
+    "synchronize",
 ]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -126,6 +127,13 @@ def peak_memory(function: Callable[[], Any], device: torch.device, *, counted: b
     with ledger:
         function()
     return ledger.peak
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until a device has done what it was given: nothing on a processor."""
+    kind = torch.device(device).type
+    if kind != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

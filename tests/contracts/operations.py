@@ -28,6 +28,7 @@ from metalearn.core import (
 )
 from metalearn.errors import SettingError
 from metalearn.types import TaskBatch
+from tests.support.devices import DEVICE, on_device
 from tests.support.oracles import generator
 
 with warnings.catch_warnings():
@@ -55,7 +56,7 @@ class Case(NamedTuple):
     def scalar(self, x: Tensor) -> Tensor:
         """A smooth function of the outputs in which none can hide."""
         y = self.function(x)
-        weights = torch.arange(1, len(y) + 1, dtype=y.dtype).cos()
+        weights = torch.arange(1, len(y) + 1, dtype=y.dtype, device=y.device).cos()
         return ((y * weights).sum() + 0.1 * y.square().sum()) / len(y)
 
 
@@ -77,7 +78,7 @@ def cases(start: int = 0, step: int = 1) -> Iterator[Case]:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
-            samples = list(info.sample_inputs("cpu", torch.float64, requires_grad=False))[:40]
+            samples = list(info.sample_inputs(DEVICE.type, torch.float64, requires_grad=False))[:40]
             for number, sample in enumerate(samples[:: max(1, len(samples) // 2)][:2]):
                 case = _case(info, sample, number)
                 if case is not None:
@@ -113,7 +114,7 @@ def _case(info: Any, sample: Any, number: int) -> Case | None:
         return None  # random
     name = f"{info.name}{'.' * bool(info.variant_test_name)}{info.variant_test_name} {number}"
     draw = partial(torch.randn, generator=generator(1), dtype=torch.float64)
-    return Case(name, function, x, draw(x.shape), draw(len(y)))
+    return Case(name, function, x, *on_device((draw(x.shape), draw(len(y)))))
 
 
 # --- plain autograd --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from metalearn.evaluation import EnsembleStatistics
 from metalearn.models import Ensemble
 from metalearn.trainers import EnsembleTrainer
 from tests.support.builders import assert_same, last, signal_in_step, state_of
-from tests.support.small_data import KINDS, MEMBERS, blobs, network, trainer
+from tests.support.devices import DEVICE
+from tests.support.small_data import KINDS, MEMBERS, blobs, network
+from tests.support.small_data import trainer as small_trainer
 
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 of_one = pytest.mark.parametrize("kind", list(KINDS.values())[1:], ids=list(KINDS)[1:])
 
 Kind = type[EnsembleTrainer]
+trainer = partial(small_trainer, device=DEVICE)
 
 
 @kinds
@@ -29,7 +33,7 @@ def test_members_predict_side_by_side(kind: Kind) -> None:
     made = trainer(kind, data=data)
     made.fit()
     made.load_best()
-    x, y = data.part("test")
+    x, y = data.part("test", device=DEVICE)
     model = made.predictive()
     logits = made.predict(x)
     assert len(model) == MEMBERS and logits.shape == (MEMBERS, 24, 3)
@@ -48,7 +52,7 @@ def test_members_predict_side_by_side(kind: Kind) -> None:
 def test_members_differ(kind: Kind) -> None:
     made = trainer(kind)
     made.fit()
-    logits = made.predict(blobs().part("test")[0])
+    logits = made.predict(blobs().part("test", device=DEVICE)[0])
     for i in range(MEMBERS):
         for j in range(i):
             assert (logits[i] - logits[j]).abs().max() > 1e-3
@@ -64,7 +68,7 @@ def test_a_second_data_set_is_scored(kind: Kind) -> None:
 
 @kinds
 def test_a_run_comes_again_and_seeds_change_it(kind: Kind) -> None:
-    x, _ = blobs().part("test")
+    x, _ = blobs().part("test", device=DEVICE)
     found = []
     nets = kind.networks or MEMBERS
     for seed in (0, 0, 7):
@@ -86,7 +90,7 @@ def test_an_interrupted_run_is_the_whole_run(kind: Kind, stop: int, tmp_path: Pa
     resumed.resume(last(tmp_path / "p"))
     resumed.fit()
     assert_same(state_of(resumed), state_of(whole))
-    x, _ = blobs().part("test")
+    x, _ = blobs().part("test", device=DEVICE)
     assert torch.equal(resumed.predict(x), whole.predict(x))
 
 
@@ -98,7 +102,7 @@ def test_a_checkpoint_has_all_that_predicts(kind: Kind, name: str, tmp_path: Pat
     if name == "best":
         made.load_best()
     loaded.resume(tmp_path / "checkpoints" / f"{name}.pt")
-    x, _ = blobs().part("test")
+    x, _ = blobs().part("test", device=DEVICE)
     assert torch.equal(loaded.predict(x), made.predict(x))
 
 

@@ -17,6 +17,7 @@ from metalearn.trainers.meta.making import takes_maml
 from metalearn.types import TaskBatch
 from tests.contracts.trainers import OF_REGRESSION, OWN_SETTINGS
 from tests.support.builders import assert_same, patterns
+from tests.support.devices import DEVICE
 
 TASKS = FewShotTasks(patterns(), way=3, shot=2, query=2)
 WAVES = SinusoidTasks(shot=4, query=3)
@@ -37,10 +38,7 @@ def tasks_for(name: str) -> Any:
 
 
 def doubled(name: str, split: Any) -> TaskBatch:
-    batch: TaskBatch = tree_map(
-        lambda x: x.double() if x.is_floating_point() else x,
-        tasks_for(name).sample(split, range(3)),
-    )
+    batch: TaskBatch = _doubled(tasks_for(name).sample(split, range(3), device=DEVICE))
     return batch
 
 
@@ -48,10 +46,12 @@ def batches(name: str) -> TaskBatch:
     """What a training step is made of: tasks, or samples."""
     if not on_samples(name):
         return doubled(name, "train")
-    drawn = tree_map(
-        lambda x: x.double() if x.is_floating_point() else x, TASKS.training_samples(range(3), 7)
-    )
+    drawn = _doubled(TASKS.training_samples(range(3), 7, device=DEVICE))
     return TaskBatch(drawn, drawn)
+
+
+def _doubled(batch: Any) -> Any:
+    return tree_map(lambda x: x.double() if x.is_floating_point() else x, batch)
 
 
 def on_samples(name: str) -> bool:
@@ -61,9 +61,11 @@ def on_samples(name: str) -> bool:
 def network(name: str, seed: int) -> MLP:
     tasks = tasks_for(name)
     outputs = 1 if name in OF_REGRESSION else 3
-    module = MLP(tasks.input_shape, outputs, hidden=(6,), seed=seed).double()
+    module = MLP(tasks.input_shape, outputs, hidden=(6,), seed=seed).double().to(DEVICE)
     with torch.no_grad():
-        list(module.parameters())[-1].add_(0.1 + torch.arange(outputs) / 10)  # no feature is zero
+        list(module.parameters())[-1].add_(
+            0.1 + torch.arange(outputs, device=DEVICE) / 10
+        )  # no feature is zero
     return module
 
 

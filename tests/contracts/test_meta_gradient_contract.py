@@ -15,6 +15,7 @@ from metalearn.core import InnerOptimizer, adam, meta_gradient, sgd
 from metalearn.errors import SettingError
 from metalearn.types import TaskBatch
 from tests.support import oracles
+from tests.support.devices import DEVICE
 from tests.support.oracles import Problem, assert_trees
 
 OPTIMIZERS: dict[str, tuple[InnerOptimizer, oracles.Rule]] = {
@@ -236,7 +237,7 @@ def test_all_frozen_is_the_ordinary_gradient(method: str, engine: str) -> None:
 @optimizers
 def test_unused_parameters_have_gradients_of_zero(method: str, engine: str, optimizer: str) -> None:
     case, (pair, rule) = PROBLEMS["mlp"](), OPTIMIZERS[optimizer]
-    spare = torch.ones(3, dtype=torch.float64)
+    spare = torch.ones(3, dtype=torch.float64, device=DEVICE)
     result = meta_gradient(
         case.loss_fn, {"spare": spare, **case.params}, case.tasks,
         optimizer=pair, steps=2, method=method, engine=engine,

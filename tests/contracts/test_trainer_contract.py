@@ -316,8 +316,8 @@ def test_killed_and_resumed_is_never_stopped(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_trainer_is_refused(
     make: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    other = episode_trainer if make is not episode_trainer else sinusoid_trainer
-    other(steps=1, folder=tmp_path).fit()
+    other = "waves" if make is TRAINERS["episodes"] else "episodes"
+    TRAINERS[other](steps=1, folder=tmp_path).fit()
     with pytest.raises(
         DataError, match=r"last\.pt: this checkpoint (does not fit the run|is of the optimiser)"
     ):

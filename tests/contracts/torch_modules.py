@@ -34,6 +34,7 @@ from metalearn.core import (
 )
 from metalearn.errors import SettingError
 from metalearn.types import TaskBatch
+from tests.support.devices import DEVICE
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of a package that torch's tests would like to have
@@ -68,7 +69,7 @@ def _cases_of(info: ModuleInfo) -> Iterator[Case]:
     with _seeded():
         try:
             samples = info.module_inputs_func(
-                info, device="cpu", dtype=torch.float64, requires_grad=False, training=True
+                info, device=DEVICE.type, dtype=torch.float64, requires_grad=False, training=True
             )
         except (NotImplementedError, RuntimeError):
             return
@@ -96,7 +97,7 @@ def _cases_of(info: ModuleInfo) -> Iterator[Case]:
 def _made(kind: type[nn.Module], args: Any, kwargs: Any) -> nn.Module:
     """The module in training mode, its parameters drawn from a seed."""
     with _seeded():
-        module = kind(*args, **kwargs).double()
+        module = kind(*args, **kwargs).double().to(DEVICE)
         with torch.no_grad():
             for value in module.parameters():
                 if not is_lazy(value):
@@ -125,7 +126,7 @@ def summed(outputs: Any) -> Tensor:
         v for v in tree_flatten(outputs)[0] if isinstance(v, Tensor) and v.is_floating_point()
     ]
     terms = [
-        (v * torch.arange(1, v.numel() + 1, dtype=v.dtype).view_as(v).sin()).sum()
+        (v * torch.arange(1, v.numel() + 1, dtype=v.dtype, device=v.device).view_as(v).sin()).sum()
         + 0.1 * v.square().sum()
         for v in values
     ]
@@ -136,7 +137,7 @@ def jittered(x: Tensor, seed: int) -> Tensor:
     if not x.is_floating_point():
         return x
     generator = torch.Generator().manual_seed(7 + seed)
-    return x + 0.1 * seed * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return x + 0.1 * seed * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
 
 
 def start_of(module: nn.Module) -> Params:
@@ -173,7 +174,7 @@ def meta(engine: Any, case: Case) -> tuple[Callable[[], Any], Callable[[], list[
 
     def right() -> list[Tensor]:
         params = start_of(case.make())
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=DEVICE)
         for t in range(2):
             one, other = ([x[t] for x in part] for part in tasks)
             inner = gradients(plain_loss(case, params, one), params, create_graph=True)
@@ -252,7 +253,7 @@ def curved(case: Case) -> tuple[Callable[[], Any], Callable[[], list[Tensor]]]:
     """A Hessian's product with a vector, in evaluation mode."""
     generator = torch.Generator().manual_seed(5)
     vector = {
-        n: torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        n: torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p)
         for n, p in start_of(case.make()).items()
     }
 

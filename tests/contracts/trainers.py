@@ -30,6 +30,7 @@ from tests.support.builders import (
     patterns,
     sinusoid_trainer,
 )
+from tests.support.devices import DEVICE
 from tests.support.diagnostic_cases import per_sample
 from tests.support.small_data import blobs, waves
 
@@ -159,7 +160,7 @@ def _learner(name: str, members: int, **settings: Any) -> Trainer:
     return MetaTrainer(model, tasks, learner=learner, **settings)
 
 
-TRAINERS: dict[str, Make] = {
+_MAKERS: dict[str, Make] = {
     "scripted": _scripted,
     "waves": sinusoid_trainer,
     "waves_first_order": _adam_inside,
@@ -179,6 +180,7 @@ TRAINERS: dict[str, Make] = {
     **{name: partial(_learner, name, 0) for name in LEARNERS if name != "maml"},
     **{f"{name}_members": partial(_learner, name, 2) for name in LEARNERS},
 }
+TRAINERS = {name: partial(make, device=DEVICE) for name, make in _MAKERS.items()}
 WITHOUT_DIAGNOSTICS = {
     "scripted",
     "private",

@@ -207,7 +207,7 @@ class ScriptedObjective(Stateless):
     def gradient(self, params: Params, batch: int, *, step: int) -> StepGradient:
         self.seen.append(step)
         grads = {name: self.gradient_of(step, value) for name, value in params.items()}
-        losses = torch.tensor([self.loss_of(step)])
+        losses = next(iter(params.values())).new_tensor([self.loss_of(step)])
         return StepGradient(grads, losses, 4, 4, suspects=lambda: f"step {step}'s own")
 
     def unused_parameters(self) -> list[str]:
@@ -233,7 +233,7 @@ class ScriptedEvaluator(Stateless):
 def drawn_gradient(step: int, value: Tensor) -> Tensor:
     """Depends on the step and on the parameter, so a step left out or doubled shows."""
     generator = torch.Generator().manual_seed(step)
-    return value + torch.randn(value.shape, generator=generator)
+    return value + torch.randn(value.shape, generator=generator).to(value)
 
 
 def linear(seed: int = 0) -> nn.Linear:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metalearn.core import functionalize
 from metalearn.types import TaskBatch
+from tests.support.devices import DEVICE, on_device
 
 Tree = dict[str, Tensor]
 Loss = Callable[[Any, Any], Tensor]
@@ -132,8 +133,8 @@ def maml(
             total[name] += grad / len(pairs)
         queries.append(query_loss.detach())
         supports.append([float(loss.detach()) for loss in losses])
-    support_losses = torch.tensor(supports, dtype=torch.float64).reshape(len(pairs), steps)
-    return total, torch.stack(queries), support_losses
+    losses = torch.stack(queries)
+    return total, losses, losses.new_tensor(supports).reshape(len(pairs), steps)
 
 
 def meta_loss(problem: Problem, rule: Rule, steps: int, **inner: Any) -> float:
@@ -185,7 +186,7 @@ def generator(seed: int) -> torch.Generator:
 def draw(module: nn.Module, seed: int = 0) -> nn.Module:
     """The module in float64, its parameters drawn from a generator (norms are not at 1 and 0)."""
     source = generator(seed)
-    module = module.double()
+    module = module.double().to(DEVICE)
     with torch.no_grad():
         for value in module.parameters():
             fan = math.prod(value.shape[1:]) if value.dim() > 1 else 4
@@ -207,7 +208,7 @@ def classification(
 
     def half() -> tuple[Tensor, Tensor]:
         x = torch.randn((tasks, samples, *shape), generator=source, dtype=torch.float64)
-        return x, (torch.arange(samples) % classes).repeat(tasks, 1)
+        return on_device((x, (torch.arange(samples) % classes).repeat(tasks, 1)))
 
     return Problem(loss_fn, params, TaskBatch(half(), half()))
 

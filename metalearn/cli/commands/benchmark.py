@@ -27,6 +27,7 @@ from metalearn.benchmarks import (
 )
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
+from metalearn.core.checks import as_device
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 from metalearn.tracking import provenance, write_json
@@ -37,7 +38,7 @@ _CURVE_WORKLOAD = "W2"
 _CURVE = ("batched", "mixed", "first_order", "implicit", "vmap_grad")
 _META = "meta_gradient"
 _MOST_THREADS = 4096
-_OF_RACE = ("workloads", "contestants", "memory", "curve", "parallel_metalearn")
+_OF_RACE = ("workloads", "contestants", "memory", "curve", "device", "parallel_metalearn")
 
 
 @one_sentence_errors()
@@ -83,6 +84,7 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     if config.parallel_metalearn is not None:
         _name_folder(plain_value(config.parallel_metalearn))
     _contestants(plain_value(config.contestants))
+    as_device(plain_value(config.device))
     check_whole("rounds", plain_value(config.rounds), 1)
     if not isinstance(config.memory, bool):
         raise SettingError("memory", plain_value(config.memory), "true or false is needed")
@@ -102,10 +104,11 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
 def _meta_gradients(config: DictConfig, names: Sequence[str]) -> SuiteResult:
     """The race on every workload, and the curve against inner steps."""
     results: dict[str, list[Timing]] = {}
+    how: Any = {"memory": config.memory, "device": config.device}
     racing = [name for name in names if CONTESTANTS[name].raced] or names
     for workload in config.workloads:
         print(f"{workload}: {WORKLOADS[workload].title}", flush=True)
-        results[workload] = race(workload, racing, rounds=config.rounds, memory=config.memory)
+        results[workload] = race(workload, racing, rounds=config.rounds, **how)
         print(race_table({workload: results[workload]}), flush=True)
     tables, figures = [race_table(results)] if results else [], {}
     numbers: dict[str, Any] = {name: [asdict(t) for t in found] for name, found in results.items()}
@@ -113,7 +116,7 @@ def _meta_gradients(config: DictConfig, names: Sequence[str]) -> SuiteResult:
         figures["race"] = race_figure(results)
     if config.curve:
         wanted = [name for name in _CURVE if name in names] or list(names)
-        measured = curve(_CURVE_WORKLOAD, wanted, list(config.curve))
+        measured = curve(_CURVE_WORKLOAD, wanted, list(config.curve), device=config.device)
         figures["curve"] = curve_figure(_CURVE_WORKLOAD, measured)
         numbers["curve"] = measured
         tables.append(_curve_table(measured))

@@ -17,7 +17,7 @@ from metalearn.core.hyper.run import Loss, Run, run_of
 from metalearn.core.hyper.unrolled import outer_gradient
 from metalearn.core.hyper.walked import state_bytes, states_kept
 from metalearn.core.loss_checks import outside_inference_mode
-from metalearn.core.memory import describe_bytes, peak_memory
+from metalearn.core.memory import describe_bytes, peak_memory, synchronize
 from metalearn.core.meta.backward_walk import BackwardWalk
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.meta.kept_states import forward_steps
@@ -118,14 +118,8 @@ def _tried(run: Run) -> tuple[float, float, int]:
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
+    synchronize(device)
     start = time.perf_counter()
     call()
-    _wait(device)
+    synchronize(device)
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    """For what the device still computes."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from metalearn.core.ensemble.stacking import MemberEngine
-from metalearn.core.memory import describe_bytes, peak_memory
+from metalearn.core.memory import describe_bytes, peak_memory, synchronize
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import SettingError
 from metalearn.models import Dropout, Ensemble, Stack
@@ -155,7 +155,7 @@ def plan_members(
     if engine == "auto" and deterministic:
         notes.insert(0, "nothing measured: deterministic")
     elif engine == "auto":
-        batched, loop = _seconds(attempt, ("batched", "loop"), chunk_size or count)
+        batched, loop = _seconds(attempt, ("batched", "loop"), chunk_size or count, device)
         engine = "loop" if loop * _CLEAR < batched else "batched"
         why = f"{'' if engine == 'loop' else 'not '}{_CLEAR} times as fast in the loop"
         notes.insert(
@@ -174,7 +174,10 @@ def _refusal_of_batched(attempt: Callable[[MemberEngine, int], object]) -> str:
 
 
 def _seconds(
-    attempt: Callable[[Any, int], object], engines: Sequence[str], count: int
+    attempt: Callable[[Any, int], object],
+    engines: Sequence[str],
+    count: int,
+    device: torch.device,
 ) -> list[float]:
     """The shortest of a few runs of each, in turns, after one that does not count."""
     found: list[list[float]] = [[] for _ in engines]
@@ -182,8 +185,7 @@ def _seconds(
         for engine, spent in zip(engines, found):
             start = time.perf_counter()
             attempt(engine, count)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronize(device)
             spent.append(time.perf_counter() - start)
     return [min(spent[1:]) for spent in found]
 

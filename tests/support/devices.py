@@ -1,0 +1,26 @@
+"""Where the contracts are checked: on the processor, or on what ``METALEARN_TEST_DEVICE`` names.
+
+On a card, torch is asked for its deterministic kernels, without which no run comes again to the
+last bit; where it has none, it says so in an error.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from metalearn.core.tree import tree_map
+
+__all__ = ["DEVICE", "on_device"]
+
+DEVICE = torch.device(os.environ.get("METALEARN_TEST_DEVICE", "cpu"))
+if DEVICE.type == "cuda":
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+def on_device(tree: Any) -> Any:
+    """The same tensors there."""
+    return tree_map(lambda value: value.to(DEVICE), tree)
