@@ -1,7 +1,7 @@
-"""One contestant in a process of its own: ``python -m metalearn.benchmarks.worker W2 loop 5 2 cpu``.
+"""One contestant, a process of its own: ``python -m metalearn.benchmarks.worker W2 loop 5 2 cpu``.
 
-The arguments are workload, contestant, inner steps, threads and device. Each line on standard input
-asks for one thing, and is answered by one line of JSON:
+The arguments are workload, contestant, inner steps, threads and device. Each line on standard
+input asks for one thing, and is answered by one line of JSON:
 
 - ``memory``: peak bytes above those after the imports and a tiny meta-gradient (on a CUDA device,
   of torch's tensors above those of weights and data), and the shorter time in seconds of two runs
