@@ -32,6 +32,7 @@ from torch import Tensor
 
 from metalearn.errors import SettingError
 from metalearn.near_names import nearest
+from metalearn.types import offers
 
 __all__ = ["accepted_settings", "check_fields", "check_settings", "checked", "takes_arguments"]
 
@@ -196,9 +197,9 @@ def _test(hint: Any) -> Test | None:
         return lambda v: isinstance(v, dict | collections.abc.Mapping)
     if origin in _LISTS:
         return functools.partial(_fits_list, origin, arguments)
-    protocol = getattr(hint, "_is_protocol", False)
-    if protocol and not getattr(hint, "_is_runtime_protocol", False):
-        return None
+    if getattr(hint, "_is_protocol", False):
+        checked_at_runtime = getattr(hint, "_is_runtime_protocol", False)
+        return functools.partial(offers, protocol=hint) if checked_at_runtime else None
     if inspect.isclass(hint) and hint is not Any and origin is None:
         return lambda v: isinstance(v, hint)
     return None

@@ -6,6 +6,8 @@ Axes: T tasks, N samples of a task.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from inspect import get_annotations
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -20,6 +22,7 @@ __all__ = [
     "TaskBatch",
     "TaskDistribution",
     "TaskLoss",
+    "offers",
 ]
 
 Params = Any
@@ -118,3 +121,20 @@ class SampleDistribution(Protocol):
         A batch is addressed as a task is: the same index gives the same batch.
         """
         ...
+
+
+def offers(value: object, protocol: type) -> bool:
+    """Whether a value has all that a protocol names, by whatever way.
+
+    ``isinstance`` says no, from Python 3.12 on, to what an object hands on by ``__getattr__``, such
+    as one that is wrapped around a source of tasks.
+    """
+    return all(hasattr(value, name) for name in _members(protocol))
+
+
+@cache
+def _members(protocol: type) -> frozenset[str]:
+    """What a protocol and those that it extends name."""
+    parts = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
+    names = {name for part in parts for name in (*vars(part), *get_annotations(part))}
+    return frozenset(name for name in names if not name.startswith("_"))

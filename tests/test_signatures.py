@@ -17,6 +17,7 @@ from metalearn.models import MLP, Conv4
 from metalearn.signatures import accepted_settings, check_settings, checked
 from metalearn.tasks import FewShotTasks, SinusoidTasks, folder_tasks, glyph_tasks, omniglot_tasks
 from metalearn.trainers import MAML, LoopSettings, MetaTrainer
+from metalearn.types import SampleDistribution, TaskDistribution, offers
 
 
 def function(
@@ -55,6 +56,16 @@ def top(first: int, *more: int, second: bool = True, **middle: Annotated[Any, Mi
 class Record:
     width: int = 1
     height: float = 2.0
+
+
+class Wrapped:
+    """Around a source of tasks, of which it hands everything on."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
 
 class Child(Inner):
@@ -319,3 +330,18 @@ def test_a_call_takes_what_fits_and_leaves_ranges_to_the_function(changes: Any) 
 def test_arguments_by_position_are_checked_too() -> None:
     with pytest.raises(SettingError, match="module='net': a Module or null is needed"):
         call(LOSS, "net")  # type: ignore[arg-type]
+
+
+def test_what_is_wrapped_around_a_source_of_tasks_is_one() -> None:
+    """From Python 3.12 on, ``isinstance`` with a protocol does not see what `__getattr__` gives."""
+    tasks = Wrapped(SinusoidTasks())
+    assert offers(tasks, TaskDistribution) and not offers(tasks, SampleDistribution)
+    assert not offers(Wrapped(object()), TaskDistribution)
+    take = checked(_source)
+    assert take(tasks) is tasks
+    with pytest.raises(SettingError, match="^tasks=.*: a TaskDistribution is needed"):
+        take(Wrapped(object()))  # type: ignore[arg-type]
+
+
+def _source(tasks: TaskDistribution) -> TaskDistribution:
+    return tasks

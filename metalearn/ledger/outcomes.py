@@ -63,6 +63,8 @@ class Outcome:
     machine: str
     normalization: str = ""
     """What the network normalises with; empty of runs that did not say so."""
+    device: str = "cpu"
+    """Where it was trained; runs that did not say so were trained on the processor."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain, for a file."""
@@ -103,6 +105,7 @@ def outcome_of(row: Row, seed: int, folder: Path) -> Outcome:
         (made["git"] or {}).get("revision", "unknown")[:7],
         f"{made['cpu']['name']}, {threads} thread{'s' * (threads > 1)}",
         next(iter(tested["scores"].values())).get("normalization", ""),
+        made.get("device", "cpu"),
     )
 
 
@@ -170,7 +173,8 @@ _PROVENANCE = mapping(
     {
         "git": maybe(mapping({"revision": text})),
         "cpu": mapping({"name": text, "threads": whole(1)}),
-    }
+    },
+    {"device": text},
 )
 _OUTCOME = mapping(
     {
@@ -189,6 +193,6 @@ _OUTCOME = mapping(
         "revision": text,
         "machine": text,
     },
-    {"normalization": text},
+    {"normalization": text, "device": text},
     others=nothing,
 )

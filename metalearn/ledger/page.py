@@ -138,6 +138,7 @@ def _notes(rows: Sequence[Row], outcomes: Mapping[str, Sequence[Outcome]]) -> st
     sources: dict[str, list[str]] = {}
     monitors: dict[str, list[str]] = {}
     norms: dict[str, list[str]] = {}
+    cards: dict[str, list[str]] = {}
     for row in rows:
         if row.reported is not None:
             sources.setdefault(row.reported.source, []).append(row.method)
@@ -145,12 +146,27 @@ def _notes(rows: Sequence[Row], outcomes: Mapping[str, Sequence[Outcome]]) -> st
             monitors.setdefault(f"`{monitor}`", []).append(row.method)
         for norm in {outcome.normalization for outcome in outcomes.get(row.name, ())} - {""}:
             norms.setdefault(f"`{norm}`", []).append(row.method)
+        for card in {outcome.device for outcome in outcomes.get(row.name, ())} - {"cpu"}:
+            cards.setdefault(card, []).append(_trained_there(row, outcomes[row.name], card))
     notes = []
-    kinds = {"Papers": sources, "State chosen by": monitors, "Normalised with": norms}
+    kinds = {
+        "Papers": sources,
+        "State chosen by": monitors,
+        "Normalised with": norms,
+        "Trained on a card": cards,
+    }
     for what, found in kinds.items():
         several = [f"{name} ({', '.join(methods)})" for name, methods in found.items()]
         notes += [f"{what}: {'; '.join(several)}."] if several else []
     return " ".join(notes) + "\n" if notes else ""
+
+
+def _trained_there(row: Row, outcomes: Sequence[Outcome], device: str) -> str:
+    """The method, with its seeds where others were trained elsewhere."""
+    seeds = [str(outcome.seed) for outcome in outcomes if outcome.device == device]
+    return (
+        row.method if len(seeds) == len(outcomes) else f"{row.method}, seed {' and '.join(seeds)}"
+    )
 
 
 def _about(table: Table) -> str:

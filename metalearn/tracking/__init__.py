@@ -18,7 +18,7 @@ from metalearn.tracking.ensemble_figures import (
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.tracking.gradient_figures import layers_figure, noise_scale_figure
 from metalearn.tracking.progress import Progress
-from metalearn.tracking.provenance import provenance, write_json
+from metalearn.tracking.provenance import device_name, provenance, write_json
 from metalearn.tracking.run_figures import (
     example_weights_figure,
     pictures_figure,
@@ -39,6 +39,7 @@ __all__ = [
     "ShownExample",
     "Tracker",
     "adaptation_figure",
+    "device_name",
     "ensemble_size_figure",
     "example_weights_figure",
     "examples_figure",

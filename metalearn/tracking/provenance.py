@@ -20,7 +20,7 @@ import torch
 
 from metalearn.files import replace_file
 
-__all__ = ["plain", "provenance", "write_json"]
+__all__ = ["device_name", "plain", "provenance", "write_json"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DISTRIBUTIONS = {
@@ -132,6 +132,11 @@ def _cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is: the name of a card, ``"cpu"`` or ``"mps"``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _devices() -> list[str]:

@@ -136,6 +136,14 @@ def test_the_page_says_what_outcomes_were_normalised_with() -> None:
     assert "Normalised with" not in ledger_page({ROW.name: [outcome()]})
 
 
+def test_the_page_says_what_was_trained_on_a_card() -> None:
+    card = [outcome(seed, device="A card") for seed in (1, 2)]
+    assert "Trained on a card: A card (MAML).\n" in ledger_page({ROW.name: card})
+    some = ledger_page({ROW.name: [outcome(), *card]})
+    assert "Trained on a card: A card (MAML, seed 1 and 2).\n" in some
+    assert "on a card" not in ledger_page({ROW.name: [outcome()]})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -165,7 +165,7 @@ def central_differences(
                 moved[i] += sign * width
                 ends.append(function({**params, name: moved.reshape(value.shape)}))
             grad.append((ends[0] - ends[1]) / (2 * width))
-        grads[name] = torch.tensor(grad, dtype=torch.float64).reshape(value.shape)
+        grads[name] = value.new_tensor(grad, dtype=torch.float64).reshape(value.shape)
     return grads
 
 

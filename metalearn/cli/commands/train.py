@@ -29,7 +29,7 @@ from metalearn.cli.shapes import recorded_shapes
 from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
 from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular
-from metalearn.tracking import RunTracker, provenance, write_json
+from metalearn.tracking import RunTracker, device_name, provenance, write_json
 from metalearn.trainers import FitResult, Trainer
 from metalearn.trainers.loop.stop_signal import Stopped
 from metalearn.trainers.report import Report, report_text
@@ -118,6 +118,7 @@ def _begin(
     if path.exists():
         path = folder / f"provenance-resumed-at-{trainer.step}.json"
     origin: dict[str, Any] = {} if start is None else {"init_from": start.origin}
+    origin["device"] = device_name(trainer.loop.device)
     origin["data"] = {"sha256": trainer.data_checksum}
     _warn_of_other_data(folder, origin["data"])
     write_json(path, provenance() | origin, make_folder=False)
