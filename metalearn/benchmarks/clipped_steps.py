@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ __all__ = [
     "clipped_mean",
     "clipped_race",
     "clipped_table",
+    "contestants",
     "distance",
     "interleaved",
     "looped_gradients",
@@ -41,6 +42,7 @@ __all__ = [
 
 Gradients = dict[str, Tensor]
 Run = Callable[[], Gradients]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,8 @@ def clipped_race(name: str, *, rounds: int, samples: int | None = None) -> list[
         rounds: how often each runs, after one round that does not count.
         samples: N, in the place of the network's own.
     """
-    keep_freed_memory()
-    network = CLIPPED_NETWORKS[name]
-    problem = network.problem(network.samples if samples is None else samples)
-    formed = looped_gradients(*problem)
-    bound = float(torch.cat([g.flatten(1) for g in formed.values()], 1).norm(dim=1).median())
+    made, formed, bound = contestants(name, CLIPPED_WAYS, samples)
     exact = clipped_mean(formed, bound)
-    made = {way: make(*network.copied(problem), bound) for way, make in CLIPPED_WAYS.items()}
     runs = {way: run for way, run in made.items() if run is not None}
     seconds, found = interleaved(runs, rounds)
     return [
@@ -85,6 +82,28 @@ def clipped_race(name: str, *, rounds: int, samples: int | None = None) -> list[
         )
         for way, spent in seconds.items()
     ]
+
+
+def contestants(
+    name: str, ways: Mapping[str, Callable[..., Made]], samples: int | None
+) -> tuple[dict[str, Made], Gradients, float]:
+    """Ways to one network's gradient, each on a copy; what is clipped, and to which norm.
+
+    Args:
+        name: key of `CLIPPED_NETWORKS`.
+        ways: each makes a run of a network, inputs, targets and a bound.
+        samples: N, in the place of the network's own.
+
+    Returns:
+        Runs by way, the gradient of each sample by a loop, and the median of their norms.
+    """
+    keep_freed_memory()
+    network = CLIPPED_NETWORKS[name]
+    problem = network.problem(network.samples if samples is None else samples)
+    formed = looped_gradients(*problem)
+    bound = float(torch.cat([g.flatten(1) for g in formed.values()], 1).norm(dim=1).median())
+    made = {way: make(*network.copied(problem), bound) for way, make in ways.items()}
+    return made, formed, bound
 
 
 def interleaved(

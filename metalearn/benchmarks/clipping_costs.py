@@ -21,13 +21,13 @@ from metalearn.benchmarks.clipped_steps import (
     Gradients,
     Run,
     clipped_mean,
+    contestants,
     distance,
     interleaved,
-    looped_gradients,
     our_gradient,
     plain_gradient,
 )
-from metalearn.core.memory import keep_freed_memory, peak_memory
+from metalearn.core.memory import peak_memory
 from metalearn.core.samples.clipping_groups import Clipping
 from metalearn.data import ClassificationData
 from metalearn.trainers import PrivateTrainer
@@ -77,12 +77,7 @@ def clipping_race(name: str, *, rounds: int, samples: int | None = None) -> list
         rounds: how often each runs, after one round that does not count.
         samples: N, in the place of the network's own.
     """
-    keep_freed_memory()
-    network = CLIPPED_NETWORKS[name]
-    problem = network.problem(network.samples if samples is None else samples)
-    formed = looped_gradients(*problem)
-    bound = float(torch.cat([g.flatten(1) for g in formed.values()], 1).norm(dim=1).median())
-    runs = {way: make(*network.copied(problem), bound) for way, make in CLIPPING_WAYS.items()}
+    runs, formed, bound = contestants(name, CLIPPING_WAYS, samples)
     seconds, found = interleaved(runs, rounds)
     costs = []
     for way, run in runs.items():

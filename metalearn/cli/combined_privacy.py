@@ -91,9 +91,12 @@ def _not_there(known: Accounts, of: str) -> str:
 
 
 def _steps(known: Accounts, of: str) -> Iterator[tuple[Mechanism, int]]:
-    """Those in the runs' ledgers."""
+    """Those in the runs' ledgers; where outputs could end a run, all that were planned."""
     for folder, account in known:
-        yield from _ledger(folder, account, of).of(account.run)
+        ledger = _ledger(folder, account, of)
+        yield from ledger.of(account.run)
+        if account.planned is not None:
+            yield from ledger.missing(account.run, account.planned)
 
 
 def _ledger(folder: Path, account: PrivacyAccount, of: str) -> PrivacyLedger:

@@ -46,6 +46,10 @@ class PrivacyAccount:
         data: a checksum of its training data.
         budget: of a run whose steps are chosen by what earlier ones released (`AdaptiveGaussian`);
             `spent` is what may be claimed by it then.
+        planned: steps in all of a run that may be ended before them by what it released, as by
+            patience. Then the number that was taken is an output too, of which no ε may be claimed:
+            once a step is reserved `spent` is of all that were planned, and `forgo` writes down
+            those that will not be taken. None: nothing but the last step, or chance, ends it.
 
     Raises:
         SettingError: a value out of range, or an accountant that does not know the sampling.
@@ -65,12 +69,15 @@ class PrivacyAccount:
         name: str = "",
         data: str = "",
         budget: RenyiFilter | None = None,
+        planned: int | None = None,
     ) -> None:
         check_accounting(delta, accountant)
+        if planned is not None:
+            check_whole("planned", planned, 1)
         if run == "":
             raise SettingError("run", run, "a text that is not empty is needed")
         self.delta, self.accountant, self.secure = float(delta), accountant, secure
-        self.run, self.budget = run or secrets.token_hex(16), budget
+        self.run, self.budget, self.planned = run or secrets.token_hex(16), budget, planned
         self.ledger, self._said = ledger, {"name": name, "data": data}
         self._kept: PrivacyLedger | Records = ledger or Records()
         self._kept.of(self.run)
@@ -122,6 +129,31 @@ class PrivacyAccount:
         self._kept.reserve(number, step, count)
         self._ready = (number, step + 1, step + count)
 
+    def forgo(self, step: int) -> None:
+        """Write down the planned steps from ``step`` on: what was released ended the run before.
+
+        Nothing is written where no steps were planned, or where they are reserved already.
+
+        Raises:
+            DataError: the ledger is damaged or gone.
+            StorageError: it cannot be written to.
+        """
+        known, first, beyond = self._ready
+        begin = beyond if known >= 0 and first == step else step
+        if self.planned is not None and begin < self.planned and self.left():
+            self.reserve(begin, self.planned - begin)
+
+    def left(self) -> Steps:
+        """What counts beside `steps` once there are some: those that were planned beyond them."""
+        known = self.steps()
+        if self.planned is None or not known:
+            return []
+        found = self._kept.missing(self.run, self.planned)
+        if not found:  # its place is not known, as where the ledger is another one
+            have = sum(count for _, count in known)
+            found = [(self._counted, max(0, self._counted.counted(0, self.planned) - have))]
+        return [(mechanism, count) for mechanism, count in found if count]
+
     def steps(self) -> list[tuple[Mechanism, int]]:
         """Mechanisms of this run, and as how many steps of each it counts."""
         return _summed([*self._kept.of(self.run), *self._missing])
@@ -134,7 +166,7 @@ class PrivacyAccount:
             DataError: the ledger is damaged, or dp-accounting is not installed.
         """
         steps = self.steps()
-        found = self._spent("run", steps)
+        found = self._spent("run", _summed([*steps, *self.left()]))
         if self.budget is None:
             return found
         return PrivacySpent(self.budget.epsilon(steps), self.delta, found.neighbours, "rdp")
@@ -146,7 +178,7 @@ class PrivacyAccount:
             SettingError: the noise is seeded; or the runs do not compose.
             DataError: the ledger is damaged, or dp-accounting is not installed.
         """
-        return self._spent("all", _summed([*self._kept.composed(), *self._missing]))
+        return self._spent("all", _summed([*self._kept.composed(), *self._missing, *self.left()]))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the run and all that it counts."""

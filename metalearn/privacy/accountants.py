@@ -22,6 +22,7 @@ from metalearn.errors import DataError
 from metalearn.privacy.events import GaussianEvent
 
 __all__ = [
+    "LEAST_NOISE",
     "Events",
     "epsilon_at_order",
     "order_of_least_epsilon",
@@ -34,7 +35,8 @@ __all__ = [
 Events = Mapping[GaussianEvent, int]
 """How often each event happens."""
 
-_LEAST_NOISE = 1e-3  # below it ε is above 10^5, whatever the sampling: as good as none
+LEAST_NOISE = 1e-3
+"""Of σ; below it ε is above 10^5, whatever the sampling: as good as none."""
 _INTERVAL = 1e-4  # of discretised privacy losses, dp-accounting's own
 _WIDTH = 8.0  # privacy losses of one event that are discretised so finely; wider ones are coarser
 _TOLERANCE = 1e-12  # of an ε that is found by bisection
@@ -94,7 +96,8 @@ def pld_epsilon(events: Events, delta: float) -> float:
         return math.inf if happened else 0.0
     if all(event.rate == 1 for event, _ in happened):
         precision = sum(count / event.noise_multiplier**2 for event, count in happened)
-        exact = _dp_accounting().get_epsilon_gaussian(precision**-0.5, delta, tol=_TOLERANCE)
+        with _quiet():
+            exact = _dp_accounting().get_epsilon_gaussian(precision**-0.5, delta, tol=_TOLERANCE)
         return float(exact) + _TOLERANCE
     interval = _interval(happened)
     with _quiet():
@@ -150,7 +153,7 @@ def _happened(events: Events) -> list[tuple[GaussianEvent, int]]:
 
 
 def _noiseless(happened: list[tuple[GaussianEvent, int]]) -> bool:
-    return any(event.noise_multiplier < _LEAST_NOISE for event, _ in happened)
+    return any(event.noise_multiplier < LEAST_NOISE for event, _ in happened)
 
 
 @lru_cache(maxsize=1024)

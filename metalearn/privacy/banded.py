@@ -5,13 +5,13 @@ Axes: N examples of the training data, of which a step takes B on average; b ban
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from metalearn.core.checks import check_number
-from metalearn.errors import DataError, SettingError, check_whole
+from metalearn.errors import SettingError, check_whole
 from metalearn.privacy.events import GaussianEvent, Neighbours
-from metalearn.schema import Misfit, choice, mapping, nothing, number, whole
+from metalearn.privacy.plain_states import made_of, take_noise
+from metalearn.schema import choice, mapping, nothing, number, whole
 
 __all__ = ["BandedGaussian"]
 
@@ -59,8 +59,7 @@ class BandedGaussian:
                 f"{self.examples // self.bands}"
             )
             raise SettingError("batch_size", self.batch_size, accepted)
-        check_number("noise_multiplier", self.noise_multiplier, least=0)
-        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
+        take_noise(self)
 
     @property
     def rate(self) -> float:
@@ -98,11 +97,7 @@ class BandedGaussian:
         Raises:
             DataError: it is none, or one that cannot be.
         """
-        try:
-            _STATE(state, "the mechanism")
-            return cls(**{field.name: state[field.name] for field in fields(cls)})
-        except (Misfit, SettingError) as error:
-            raise DataError(f"this is no mechanism of private steps ({error})") from error
+        return made_of(cls, state, _STATE)
 
 
 _STATE = mapping(

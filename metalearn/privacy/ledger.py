@@ -116,6 +116,14 @@ class PrivacyLedger:
         """
         return self._read().of(run)
 
+    def missing(self, run: str, steps: int) -> list[tuple[Mechanism, int]]:
+        """What would be added to a run by going on from its last step to so many steps in all.
+
+        Raises:
+            DataError: the file is damaged or no ledger.
+        """
+        return self._read().missing(run, steps)
+
     def runs(self) -> list[RecordedRun]:
         """Every run, in the order in which they began.
 

@@ -5,15 +5,15 @@ Axes: N examples of the training data, of which a step takes B, or B on average.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from metalearn.core.checks import check_number
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.privacy.adaptive import AdaptiveGaussian
 from metalearn.privacy.banded import BandedGaussian
 from metalearn.privacy.events import GaussianEvent, Neighbours
-from metalearn.schema import Misfit, choice, mapping, nothing, number, whole
+from metalearn.privacy.plain_states import made_of, take_noise
+from metalearn.schema import choice, mapping, nothing, number, whole
 
 __all__ = [
     "Mechanism",
@@ -93,8 +93,7 @@ class SampledGaussian:
         if self.sampling == "full_batch" and self.batch_size != self.examples:
             accepted = f"a full batch has all {self.examples} examples, so that many are needed"
             raise SettingError("batch_size", self.batch_size, accepted)
-        check_number("noise_multiplier", self.noise_multiplier, least=0)
-        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
+        take_noise(self)
 
     @property
     def rate(self) -> float:
@@ -145,11 +144,7 @@ class SampledGaussian:
         Raises:
             DataError: it is none, or one that cannot be.
         """
-        try:
-            _SAMPLED_GAUSSIAN(state, "the mechanism")
-            return cls(**{field.name: state[field.name] for field in fields(cls)})
-        except (Misfit, SettingError) as error:
-            raise DataError(f"this is no mechanism of private steps ({error})") from error
+        return made_of(cls, state, _SAMPLED_GAUSSIAN)
 
 
 @dataclass(frozen=True)

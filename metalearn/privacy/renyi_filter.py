@@ -106,12 +106,11 @@ class RenyiFilter:
     def epsilon(self, steps: Steps) -> float:
         """ε at δ that holds of steps which were taken, 0 where there is none.
 
-        Within the budget it is that of the budget. The number of steps, as opposed to which they
-        were, is taken for known beforehand, and so ε is at most that of as many of the largest
-        steps that could have been chosen. Where steps were taken anew after a kill and nothing
-        smaller was left to choose, what was spent may be above ρ: then ε is that of ρ and as many
-        of the largest steps as were taken beyond the planned ones, or of what was spent where that
-        is more, as after a change of settings.
+        It is that of the budget, whatever was chosen, and however early the run was ended. Steps
+        beyond the planned ones, which were taken anew after kills, may find nothing smaller left to
+        choose: ε is that of ρ and as many of the largest steps that could have been chosen as there
+        are of these, whether they were as large or not; or of what was spent where that is more, as
+        after a change of settings.
 
         Args:
             steps: of the run, each with its number.
@@ -119,16 +118,12 @@ class RenyiFilter:
         Raises:
             DataError: dp-accounting is not installed.
         """
-        count, spent = sum(count for _, count in steps), self.spent(steps)
+        count = sum(count for _, count in steps)
         if not count:
             return 0.0
-        events = events_of(steps)
-        known = rdp_epsilon(events, self.delta)
-        level = self.budget
-        if spent > level:
-            largest = max(renyi_divergence(event, self.order) for event in events)
-            level = max(spent, level + largest * max(0, count - self.steps))
-        return min(known, epsilon_at_order(level, self.order, self.delta))
+        largest = max(renyi_divergence(event, self.order) for event in events_of(steps))
+        level = self.budget + largest * max(0, count - self.steps)
+        return epsilon_at_order(max(level, self.spent(steps)), self.order, self.delta)
 
     def state(self) -> dict[str, Any]:
         """As plain JSON, of which `from_state` makes it anew with a δ."""

@@ -43,7 +43,12 @@ class Series:
     @property
     def counted(self) -> int:
         """As how many steps they count: a step that was taken twice counts twice."""
-        return self._ended + self.mechanism.counted(self._first, self._next - self._first)
+        return self.counted_until(self._next)
+
+    def counted_until(self, step: int) -> int:
+        """The same if those before ``step`` were added too that follow the last one."""
+        beyond = max(self._next, step)
+        return self._ended + self.mechanism.counted(self._first, beyond - self._first)
 
 
 class Records:
@@ -54,6 +59,7 @@ class Records:
 
     def __init__(self) -> None:
         self._declared: list[tuple[str, Series]] = []
+        self._last: dict[str, Series] = {}  # of a run, the one that was added to last
         self._runs: dict[str, tuple[str, str]] = {}
 
     def __len__(self) -> int:
@@ -68,7 +74,9 @@ class Records:
 
     def reserve(self, number: int, first: int, count: int) -> None:
         """Add steps to a declaration."""
-        self._declared[number][1].add(first, count)
+        run, series = self._declared[number]
+        series.add(first, count)
+        self._last[run] = series
 
     def composed(self) -> list[tuple[Mechanism, int]]:
         """Every mechanism with as how many steps it counts, over all runs."""
@@ -77,6 +85,13 @@ class Records:
     def of(self, run: str) -> list[tuple[Mechanism, int]]:
         """The same of one run; empty where nothing is known of it."""
         return _together(series for other, series in self._declared if other == run)
+
+    def missing(self, run: str, steps: int) -> list[tuple[Mechanism, int]]:
+        """What would be added to a run by going on from its last step to so many steps in all."""
+        if run not in self._last:
+            return []
+        last = self._last[run]
+        return [(last.mechanism, last.counted_until(steps) - last.counted)]
 
     def runs(self) -> list[RecordedRun]:
         """Every run, in the order in which they began."""

@@ -225,3 +225,73 @@ def test_states_of_another_kind_are_misfits() -> None:
             kind({"privacy": wrong}, "")
     with pytest.raises(DataError, match="kind is None"):
         account.load_state({"privacy": {**right, "steps": [[{}, 1]]}})
+
+
+# --- runs that may be ended by what they released ------------------------------------------------
+
+
+def test_a_run_that_outputs_may_end_claims_all_that_was_planned(where: dict[str, Any]) -> None:
+    account = PrivacyAccount(ONE, planned=9, **RULE, **where)
+    assert account.spent().epsilon == 0  # nothing was released
+    reserved(account, range(4))
+    assert account.steps() == [(ONE, 4)] and account.left() == [(ONE, 5)]
+    for found in (account.spent(), account.spent_together()):
+        assert found.epsilon == epsilon((ONE, 9))
+    reserved(account, range(2, 6))  # gone on with from step 2 after a kill: two were taken anew
+    assert account.spent().epsilon == epsilon((ONE, 11))
+    account.forgo(6)
+    assert account.steps() == [(ONE, 11)] and account.left() == []
+    account.forgo(6)
+    assert account.spent().epsilon == epsilon((ONE, 11))
+
+
+def test_steps_that_are_not_taken_are_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    account = PrivacyAccount(ONE, planned=9, ledger=PrivacyLedger(path), **RULE)
+    account.reserve(0, 4)
+    account.reserve(1)
+    account.forgo(2)  # the third and fourth are in the ledger already
+    assert PrivacyLedger(path).composed() == [(ONE, 9)]
+    other = PrivacyAccount(ONE, ledger=PrivacyLedger(path), **RULE)
+    reserved(other, range(2))
+    assert other.spent_together().epsilon == epsilon((ONE, 11))
+    seen = PrivacyAccount(ONE, planned=9, ledger=PrivacyLedger(path), **RULE)
+    seen.load_state(account.state())
+    assert seen.spent().epsilon == epsilon((ONE, 9))
+
+
+def test_a_run_without_a_plan_forgoes_nothing(where: dict[str, Any]) -> None:
+    account = PrivacyAccount(ONE, **RULE, **where)
+    reserved(account, range(4))
+    account.forgo(4)
+    assert account.steps() == [(ONE, 4)] and account.left() == []
+    assert account.spent().epsilon == epsilon((ONE, 4))
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 5])
+def test_shuffled_steps_that_are_not_taken_end_their_epoch_once(
+    first: int, where: dict[str, Any]
+) -> None:
+    """Epochs of three steps: what is claimed before and after is that of all steps in a row."""
+    account, whole = (PrivacyAccount(SHUFFLED, planned=8, **RULE) for _ in range(2))
+    reserved(whole, range(first, 8))
+    reserved(account, range(first, first + 2))
+    claimed = account.spent().epsilon
+    assert claimed == whole.spent().epsilon
+    account.forgo(first + 2)
+    assert account.steps() == whole.steps() and account.spent().epsilon == claimed
+
+
+def test_where_the_ledger_is_lost_no_fewer_than_planned_are_claimed(tmp_path: Path) -> None:
+    account = PrivacyAccount(ONE, planned=9, ledger=PrivacyLedger(tmp_path / "p.jsonl"), **RULE)
+    reserved(account, range(4))
+    for planned, claimed in ((9, 9), (3, 4), (None, 4)):
+        again = PrivacyAccount(ONE, planned=planned, **RULE)
+        again.load_state(account.state())
+        assert again.spent().epsilon == epsilon((ONE, claimed))
+
+
+def test_a_plan_of_no_steps_is_refused() -> None:
+    for bad in (0, -1, 2.5, True):
+        with pytest.raises(SettingError, match="^planned="):
+            PrivacyAccount(ONE, planned=bad, **RULE)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from metalearn.privacy import (
     noise_multiplier_of_plan,
     sampling_of,
 )
+from metalearn.privacy.accountants import LEAST_NOISE
 from metalearn.privacy.mechanism import SeededNoise
 from metalearn.schema import Kind, mapping, maybe, number, tensor_like, whole
 
@@ -72,6 +73,7 @@ class GrowthPlan:
         if sigma is None:
             assert epsilon is not None
             sigma = noise_multiplier_of_plan(planned, epsilon=epsilon, delta=delta)
+        check_number("noise_multiplier", sigma, least=LEAST_NOISE)  # below it counts as none
         first = AdaptiveGaussian(units, expected, self.most, sigma)
         return first, RenyiFilter.of_plan(planned(sigma), delta)
 

@@ -27,14 +27,16 @@ from metalearn.privacy.account import account_kind
 from metalearn.random_streams import AddressedStream
 from metalearn.schema import Kind, mapping
 from metalearn.trainers.loop.protocols import Evaluation
+from metalearn.trainers.private.reports import cost_remarks
 from metalearn.trainers.private.settings import PrivacySettings
 
-__all__ = ["NoisyAccuracy", "validation_account"]
+__all__ = ["SCORES", "NoisyAccuracy", "validation_account"]
 
 _SENSITIVITY = 0.5
 """Of a sum of bits less a half, in one sample that is added or taken away."""
 _LARGEST = 100.0  # the largest ε that noise is found for
-_STATE = "validation_privacy"
+SCORES = "validation_privacy"
+"""Where a checkpoint has the account of scores."""
 
 
 class NoisyAccuracy:
@@ -51,7 +53,8 @@ class NoisyAccuracy:
 
     Args:
         right: which samples of the split are classed rightly, as the network stands: bool ``[V]``.
-        account: of these scores.
+        account: of these scores, the one before the first step its step 0.
+        every: steps from one score to the next.
         seed: of the noise, where that is not secure.
     """
 
@@ -60,13 +63,18 @@ class NoisyAccuracy:
     bands: Mapping[str, Sequence[str]] = {}
 
     def __init__(
-        self, right: Callable[[], Tensor], account: PrivacyAccount, *, seed: int | None
+        self,
+        right: Callable[[], Tensor],
+        account: PrivacyAccount,
+        *,
+        every: int,
+        seed: int | None,
     ) -> None:
-        self._right, self.account, self._seed = right, account, seed
+        self._right, self.account, self._every, self._seed = right, account, every, seed
 
     def __call__(self, step: int) -> Evaluation:
         """The noisy share of right answers, which may lie outside of [0, 1], and what it cost."""
-        self.account.reserve(step)
+        self.account.reserve(self._number(step))
         mechanism = self.account.mechanism
         assert isinstance(mechanism, SampledGaussian)
         bits = self._right().double() - _SENSITIVITY
@@ -78,17 +86,21 @@ class NoisyAccuracy:
             numbers["privacy/validation_epsilon"] = self.account.spent().epsilon
         return Evaluation(numbers, torch.tensor([share], dtype=torch.float64))
 
+    def forgo(self, step: int) -> None:
+        """Count the planned scores after that of a step at which patience ended the training."""
+        self.account.forgo(self._number(step) + 1)
+
     def state(self) -> dict[str, Any]:
         """The account."""
-        return {_STATE: self.account.state()["privacy"]}
+        return {SCORES: self.account.state()["privacy"]}
 
     def state_kinds(self) -> list[Kind]:
         """The same."""
-        return [mapping({_STATE: account_kind()})]
+        return [mapping({SCORES: account_kind()})]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave; no score is forgotten."""
-        self.account.load_state({"privacy": state[_STATE]})
+        self.account.load_state({"privacy": state[SCORES]})
 
     def summary(self) -> dict[str, Any]:
         """What a person needs to know of it a year later, as plain values."""
@@ -110,15 +122,13 @@ class NoisyAccuracy:
         return found
 
     def remarks(self, asked: float | None) -> list[str]:
-        """What the scores have cost, in a line; and whether that is more than was asked for."""
-        if not self.account.secure:
-            return []
-        spent = self.account.spent()
-        found = [f"privacy of validation samples: {spent}"]
-        if asked is not None and spent.epsilon > asked:
-            reason = "scores were taken anew, or with less noise"
-            found.append(f"{found[0]} is more than the ε of {asked:g} that was asked for: {reason}")
-        return found
+        """What the scores have cost, in a line or two; whether that is more than was asked for."""
+        what = "privacy of validation samples"
+        return cost_remarks(self.account, asked, what, "scores") if self.account.secure else []
+
+    def _number(self, step: int) -> int:
+        """Of the score after so many steps, from 0."""
+        return -(-step // self._every)
 
     def _generator(self, step: int) -> torch.Generator | None:
         if self.account.secure:
@@ -160,6 +170,7 @@ def validation_account(
     return PrivacyAccount(
         drawn(float(noise)), delta=training.delta, accountant=training.accountant,
         secure=training.secure, ledger=ledger,
+        planned=private.validations if private.patient else None,
     )  # fmt: skip
 
 
@@ -173,9 +184,10 @@ def _epsilon(private: PrivacySettings, training: PrivacyAccount) -> float:
         return private.epsilon
     steps = [(training.mechanism, training.mechanism.counted(0, private.steps))]
     if training.budget is not None:
-        return training.budget.epsilon(steps)
-    spent = privacy_spent(steps, training.delta, training.accountant)
-    if spent.epsilon > _LARGEST:
-        accepted = f"a number above 0 is needed, as the training alone has ε = {spent.epsilon:.3g}"
+        found = training.budget.epsilon(steps)
+    else:
+        found = privacy_spent(steps, training.delta, training.accountant).epsilon
+    if found > _LARGEST:
+        accepted = f"a number above 0 is needed, as the training alone has ε = {found:.3g}"
         raise SettingError("validation_noise", None, accepted)
-    return spent.epsilon
+    return found

@@ -10,8 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from metalearn.privacy import PrivacyAccount
+from metalearn.trainers.loop.result import FitResult
 
-__all__ = ["data_checksum", "privacy_summary", "remarks", "results"]
+__all__ = ["cost_remarks", "data_checksum", "fit", "privacy_summary", "remarks", "results"]
+
+
+def fit(self: Any) -> FitResult:
+    """`Trainer.fit`; where patience ends it, steps that were planned are spent all the same."""
+    found: FitResult = self.loop.fit()
+    if found.reason == "patience":
+        self.account.forgo(found.step)
+    return found
 
 
 def results(self: Any) -> Mapping[str, Any]:
@@ -23,17 +32,28 @@ def remarks(self: Any) -> list[str]:
     """What it has cost, in a line."""
     if not self.account.secure:
         return ["privacy: none is claimed, since noise=seeded can be drawn again"]
-    spent, asked = self.account.spent(), self.epsilon
-    found = [f"privacy: {spent}"]
-    ledger = self.account.ledger
+    return cost_remarks(self.account, self.epsilon, "privacy", "steps")
+
+
+def cost_remarks(account: PrivacyAccount, asked: float | None, what: str, units: str) -> list[str]:
+    """What an account has spent, alone and with all runs of its ledger; whether that is too much.
+
+    Args:
+        account: with secure noise.
+        asked: ε that all of it was to cost; None where σ was given.
+        what: the lines begin with.
+        units: what is counted.
+    """
+    spent = account.spent()
+    found, ledger = [f"{what}: {spent}"], account.ledger
     if ledger is not None and (count := len(ledger.runs())) > 1:
-        spent = self.account.spent_together()
-        found.append(f"privacy: {spent}, of all {count} runs of {ledger.path}")
+        spent = account.spent_together()
+        found.append(f"{what}: {spent}, of all {count} runs of {ledger.path}")
     if asked is not None and spent.epsilon > asked:
-        reason = "steps were taken anew, or with other settings"
+        reason = f"{units} were taken anew, or with other settings"
         if len(found) > 1:
             reason += ", or by more runs than trainer.runs says"
-        found.append(f"privacy: more than the ε of {asked:g} that was asked for: {reason}")
+        found.append(f"{what}: more than the ε of {asked:g} that was asked for: {reason}")
     return found
 
 

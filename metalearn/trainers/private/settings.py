@@ -71,6 +71,10 @@ class PrivacySettings:
     """In all; known once there are `limits`, as is the next."""
     validations: int
     """How many there are, the one before the first step among them."""
+    every: int
+    """Steps from one to the next."""
+    patient: bool
+    """Whether what is released may end the training before its last step."""
 
     @checked
     def __init__(
@@ -127,6 +131,7 @@ class PrivacySettings:
         """
         found = LoopSettings(steps=steps, **self.settings)
         self.steps, self.validations = steps, 1 + -(-steps // found.eval_every)
+        self.every, self.patient = found.eval_every, found.patience is not None
         for name, silent, shown in _SILENT:
             value = getattr(found, name)
             if (tuple(value) if name == "diagnostics" else value) != silent:
@@ -184,7 +189,7 @@ class PrivacySettings:
         ledger = None if path is None else PrivacyLedger(path)
         found = PrivacyAccount(
             self.mechanism, delta=self.delta, accountant=self.accountant, secure=self.secure,
-            ledger=ledger, budget=budget,
+            ledger=ledger, budget=budget, planned=steps if self.patient else None,
         )  # fmt: skip
         if ledger is not None:
             _check_neighbours(ledger, self.mechanism.neighbours)

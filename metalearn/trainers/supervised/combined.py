@@ -60,12 +60,9 @@ class CombinedEnsembles:
     """
 
     def __init__(self, trainers: Sequence[EnsembleMethods]) -> None:
-        if len(trainers) < 2:
-            raise SettingError("trainers", len(trainers), "at least two are needed")
-        self.trainers: tuple[Any, ...] = tuple(trainers)
+        self.trainers = _of_same_data(trainers)
         self.data_checksum: str | None = self.trainers[0].data_checksum
         self.step = max(trainer.step for trainer in self.trainers)
-        _check_same_data(self.trainers)
 
     @property
     def members(self) -> list[int]:
@@ -96,12 +93,9 @@ class CombinedNetworks:
     """
 
     def __init__(self, trainers: Sequence[SampleMethods]) -> None:
-        if len(trainers) < 2:
-            raise SettingError("trainers", len(trainers), "at least two are needed")
-        self.trainers: tuple[Any, ...] = tuple(trainers)
+        self.trainers = _of_same_data(trainers)
         self.data_checksum: str | None = self.trainers[0].data_checksum
         self.step = max(trainer.step for trainer in self.trainers)
-        _check_same_data(self.trainers)
 
     @property
     def members(self) -> list[int]:
@@ -129,15 +123,18 @@ class CombinedNetworks:
         return {split: found}
 
 
-def _check_same_data(trainers: Sequence[Any]) -> None:
-    """Refuse trainings on different data; those that tell of none are compared all the same.
+def _of_same_data(trainers: Sequence[Any]) -> tuple[Any, ...]:
+    """Several trainings on the same data; those that tell of none are compared all the same.
 
     Raises:
-        SettingError: samples, or their division into parts, differ.
+        SettingError: there are fewer than two; samples, or their division into parts, differ.
     """
+    if len(trainers) < 2:
+        raise SettingError("trainers", len(trainers), "at least two are needed")
     if len({data_checksum(trainer.data) for trainer in trainers}) > 1:
         accepted = (
             "the same data in the same parts are needed; data.seed=0 keeps them where the "
             "seed of trainings differs"
         )
         raise SettingError("run", "other data", accepted)
+    return tuple(trainers)

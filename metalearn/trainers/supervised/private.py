@@ -28,10 +28,11 @@ from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
+from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.private.following import ClipQuantile, following_norm, with_norm
 from metalearn.trainers.private.growing import BatchGrowth, GrowthPlan, growing_batch
 from metalearn.trainers.private.noisy_validation import NoisyAccuracy, validation_account
-from metalearn.trainers.private.reports import data_checksum, remarks, results
+from metalearn.trainers.private.reports import data_checksum, fit, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
 from metalearn.trainers.supervised import sample_methods as methods
 from metalearn.trainers.supervised.batches import LabelledBatch
@@ -185,8 +186,8 @@ class PrivateTrainer(Trainer):
         objective = partial(
             PrivateObjective, account=self.account, noise=self.noise, following=self.following,
             placeholder=partial(_zeros, data, growth.most if growth else batch_size, where),
-            growing=self.growing, seed=seed, chunk_size=chunk_size,
-            expected=batch_size, max_norm=float(max_norm), method=method, clipping=clipping,
+            growing=self.growing, scored=private.validation == "noisy", seed=seed, method=method,
+            chunk_size=chunk_size, expected=batch_size, max_norm=float(max_norm), clipping=clipping,
             groups=clip_groups, deterministic=limits.deterministic, criterion=chosen.weighted_mean,
         )  # fmt: skip
         self.training = SampleTraining(
@@ -213,8 +214,16 @@ class PrivateTrainer(Trainer):
             return None
         training, known = self.training, None if private.secure else self.seed
         account = validation_account(private, self.account, training.data.size("validation"), noise)
-        found = NoisyAccuracy(partial(training.right, "validation"), account, seed=known)
+        right = partial(training.right, "validation")
+        found = NoisyAccuracy(right, account, every=private.every, seed=known)
         training.evaluator = found
+        return found
+
+    def fit(self) -> FitResult:
+        """`Trainer.fit`; where patience ends it, what was planned beyond is spent all the same."""
+        found = fit(self)
+        if self.noisy is not None and found.reason == "patience":
+            self.noisy.forgo(found.step)
         return found
 
     def remarks(self) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from metalearn.random_streams import SecureStream
 from metalearn.schema import Kind, Misfit
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.private.growing import GrowingBatch
+from metalearn.trainers.private.noisy_validation import SCORES
 from metalearn.trainers.supervised.batches import LabelledBatch, check_augmentation
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 from metalearn.types import Params
@@ -93,6 +95,7 @@ class PrivateObjective(PerSampleObjective):
         noise: what a step's sum gets.
         following: the clipping norm, where it follows a quantile; else it stays.
         growing: the expected batch, where it grows; else it stays.
+        scored: whether a noisy validation has an account of its own.
         given: arguments of `PerSampleObjective`.
     """
 
@@ -104,13 +107,14 @@ class PrivateObjective(PerSampleObjective):
         noise: CorrelatedNoise,
         following: QuantileNorm | None = None,
         growing: GrowingBatch | None = None,
+        scored: bool = False,
         **by_name: Any,
     ) -> None:
         sigma = account.mechanism.noise_multiplier  # type: ignore[attr-defined]
         super().__init__(*given, noise_multiplier=sigma, **by_name)
         self.account, self.placeholder, self.secure = account, placeholder, account.secure
         self.noise = noise  # its past rows are in no state: they would take noise off
-        self.following, self.growing = following, growing
+        self.following, self.growing, self.scored = following, growing, scored
 
     def batch(self, step: int) -> LabelledBatch:
         """See `PerSampleObjective`; a norm or a size that changes is that of this step now."""
@@ -151,7 +155,8 @@ class PrivateObjective(PerSampleObjective):
         """And theirs."""
         norm = [] if self.following is None else self.following.state_kinds()
         size = [_stays] if self.growing is None else self.growing.state_kinds(self.model.params)
-        return [*super().state_kinds(), *self.account.state_kinds(), *norm, *size]
+        kinds = [*super().state_kinds(), *self.account.state_kinds(), *norm, *size]
+        return [*kinds, partial(_scores_stay, self.scored)]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """And theirs; in the account no step is forgotten."""
@@ -213,6 +218,13 @@ def _stays(state: Any, where: str) -> None:
     if "batch_growth" in state:
         needed = "a largest batch, as at the start of the run, whose ε is that of a budget for it,"
         raise Misfit("batch_growth", None, needed)
+
+
+def _scores_stay(scored: bool, state: Any, where: str) -> None:
+    """A run whose validation is as private as it was: what scores have cost is not forgotten."""
+    if (SCORES in state) != scored:
+        found, needed = ("none", "noisy") if SCORES in state else ("noisy", "none or public")
+        raise Misfit("validation", found, f"{needed}, as at the start of the run,")
 
 
 def _of_no_one() -> str:

@@ -198,3 +198,14 @@ def test_what_noisy_scores_cannot_be_had_of_is_refused() -> None:
     wide = ClassificationData(known.inputs, known.targets, known.class_names, few)
     with pytest.raises(SettingError, match="delta=0.06: a number below 1/V = 0.053 is needed"):
         private(wide, delta=0.06)
+
+
+def test_remarks_tell_what_the_scores_of_all_runs_of_a_ledger_have_cost(tmp_path: Path) -> None:
+    """Each of two runs keeps to ε, and is not said to share it: together they are above it."""
+    settings: Any = {"epsilon": 2.0, "noise_multiplier": None, "ledger": tmp_path / "l.jsonl"}
+    for number in range(2):
+        trainer = private(**settings, folder=tmp_path / str(number))
+        trainer.fit()
+    alone, together, more = [line for line in trainer.remarks() if "validation" in line]
+    assert "of all 2 runs of" in together and "of all" not in alone
+    assert "more than the ε of 2 that was asked for" in more and "trainer.runs" in more
