@@ -25,7 +25,7 @@ from metalearn.privacy import (
 )
 from metalearn.privacy.account import account_kind
 from metalearn.random_streams import AddressedStream
-from metalearn.schema import Kind, mapping
+from metalearn.schema import Kind, Misfit, mapping
 from metalearn.trainers.loop.protocols import Evaluation
 from metalearn.trainers.private.reports import cost_remarks
 from metalearn.trainers.private.settings import PrivacySettings
@@ -96,7 +96,7 @@ class NoisyAccuracy:
 
     def state_kinds(self) -> list[Kind]:
         """The same."""
-        return [mapping({SCORES: account_kind()})]
+        return [_scored, mapping({SCORES: account_kind()})]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave; no score is forgotten."""
@@ -135,6 +135,12 @@ class NoisyAccuracy:
             return None
         drawn = AddressedStream(self._seed or 0, "scores", step).with_replacement(2**62, 1)
         return torch.Generator().manual_seed(int(drawn[0]))
+
+
+def _scored(state: Any, where: str) -> None:
+    """A run whose validation was private from the start: others may have read the split before."""
+    if SCORES not in state:
+        raise Misfit("validation", "noisy", "none or public, as at the start of the run,")
 
 
 def validation_account(

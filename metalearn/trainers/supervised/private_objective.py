@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -156,7 +155,7 @@ class PrivateObjective(PerSampleObjective):
         norm = [] if self.following is None else self.following.state_kinds()
         size = [_stays] if self.growing is None else self.growing.state_kinds(self.model.params)
         kinds = [*super().state_kinds(), *self.account.state_kinds(), *norm, *size]
-        return [*kinds, partial(_scores_stay, self.scored)]
+        return kinds if self.scored else [*kinds, _unscored]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """And theirs; in the account no step is forgotten."""
@@ -220,11 +219,10 @@ def _stays(state: Any, where: str) -> None:
         raise Misfit("batch_growth", None, needed)
 
 
-def _scores_stay(scored: bool, state: Any, where: str) -> None:
-    """A run whose validation is as private as it was: what scores have cost is not forgotten."""
-    if (SCORES in state) != scored:
-        found, needed = ("none", "noisy") if SCORES in state else ("noisy", "none or public")
-        raise Misfit("validation", found, f"{needed}, as at the start of the run,")
+def _unscored(state: Any, where: str) -> None:
+    """A run whose validation was not private: what scores have cost would be forgotten."""
+    if SCORES in state:
+        raise Misfit("validation", "none or public", "noisy, as at the start of the run,")
 
 
 def _of_no_one() -> str:
