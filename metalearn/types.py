@@ -127,9 +127,9 @@ def offers(value: object, protocol: type) -> bool:
     """Whether a value has all that a protocol names, by whatever way.
 
     ``isinstance`` says no, from Python 3.12 on, to what an object hands on by ``__getattr__``, such
-    as one that is wrapped around a source of tasks.
+    as one that is wrapped around a source of tasks. A member that is None is none.
     """
-    return all(hasattr(value, name) for name in _members(protocol))
+    return all(getattr(value, name, None) is not None for name in _members(protocol))
 
 
 @cache

@@ -32,12 +32,12 @@ __all__ = [
     "clipped_mean",
     "clipped_race",
     "clipped_table",
-    "contestants",
     "distance",
     "interleaved",
     "looped_gradients",
     "our_gradient",
     "plain_gradient",
+    "prepared_ways",
 ]
 
 Gradients = dict[str, Tensor]
@@ -68,7 +68,7 @@ def clipped_race(name: str, *, rounds: int, samples: int | None = None) -> list[
         rounds: how often each runs, after one round that does not count.
         samples: N, in the place of the network's own.
     """
-    made, formed, bound = contestants(name, CLIPPED_WAYS, samples)
+    made, formed, bound = prepared_ways(name, CLIPPED_WAYS, samples)
     exact = clipped_mean(formed, bound)
     runs = {way: run for way, run in made.items() if run is not None}
     seconds, found = interleaved(runs, rounds)
@@ -84,7 +84,7 @@ def clipped_race(name: str, *, rounds: int, samples: int | None = None) -> list[
     ]
 
 
-def contestants(
+def prepared_ways(
     name: str, ways: Mapping[str, Callable[..., Made]], samples: int | None
 ) -> tuple[dict[str, Made], Gradients, float]:
     """Ways to one network's gradient, each on a copy; what is clipped, and to which norm.

@@ -21,11 +21,11 @@ from metalearn.benchmarks.clipped_steps import (
     Gradients,
     Run,
     clipped_mean,
-    contestants,
     distance,
     interleaved,
     our_gradient,
     plain_gradient,
+    prepared_ways,
 )
 from metalearn.core.memory import peak_memory
 from metalearn.core.samples.clipping_groups import Clipping
@@ -77,7 +77,7 @@ def clipping_race(name: str, *, rounds: int, samples: int | None = None) -> list
         rounds: how often each runs, after one round that does not count.
         samples: N, in the place of the network's own.
     """
-    runs, formed, bound = contestants(name, CLIPPING_WAYS, samples)
+    runs, formed, bound = prepared_ways(name, CLIPPING_WAYS, samples)
     seconds, found = interleaved(runs, rounds)
     costs = []
     for way, run in runs.items():

@@ -32,6 +32,8 @@ class Contestant:
     """A package that has to be installed."""
     raced: bool = True
     """Whether it is after the same gradient as the others of its order."""
+    of_torch: bool = True
+    """Whether its tensors are torch's, whose memory on a card is known."""
 
 
 def available(contestant: Contestant) -> bool:
@@ -110,6 +112,10 @@ def _jax(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Run:
     return prepare(workload, dtype, batched=batched)
 
 
+def _of_jax(title: str, *, batched: bool) -> Contestant:
+    return Contestant(title, partial(_jax, batched=batched), needs="jax", of_torch=False)
+
+
 def _of(method: str, engine: str) -> Callable[[Workload, torch.dtype], Run]:
     return partial(_ours, method=method, engine=engine)
 
@@ -128,8 +134,8 @@ CONTESTANTS: dict[str, Contestant] = {
     "parallel_metalearn": Contestant(
         "parallel-metalearn", peers.parallel_metalearn, needs="parallel-metalearn"
     ),
-    "jax_vmap": Contestant("JAX jit(vmap(grad))", partial(_jax, batched=True), needs="jax"),
-    "jax_map": Contestant("JAX jit(lax.map(grad))", partial(_jax, batched=False), needs="jax"),
+    "jax_vmap": _of_jax("JAX jit(vmap(grad))", batched=True),
+    "jax_map": _of_jax("JAX jit(lax.map(grad))", batched=False),
     "first_order": Contestant(
         "first-order, batched", _of("first_order", "batched"), second_order=False
     ),

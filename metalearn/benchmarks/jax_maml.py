@@ -20,7 +20,8 @@ def prepare(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Callabl
     """``jit`` of ``vmap(grad(task))``, or of ``lax.map`` over tasks; compiled at the first call."""
     if dtype == torch.float64:
         jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_default_device", jax.devices(torch.device(workload.device).type)[0])
+    where = torch.device(workload.device)
+    jax.config.update("jax_default_device", jax.devices(where.type)[where.index or 0])
     module, batch = workload.module(dtype), workload.batch(dtype)
     start = {name: jnp.asarray(p.detach().cpu().numpy()) for name, p in module.named_parameters()}
     tasks = tuple(tuple(jnp.asarray(leaf.cpu().numpy()) for leaf in half) for half in batch)

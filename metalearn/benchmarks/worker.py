@@ -68,7 +68,9 @@ class _Worker:
         CONTESTANTS[self.contestant].prepare(small, torch.float32)()  # loads what is loaded lazily
         run, device = self._run, torch.device(self.workload.device)
         if device.type == "cuda":
-            memory, seconds = peak_memory(run, device), self._seconds(run)
+            known = CONTESTANTS[self.contestant].of_torch
+            memory = peak_memory(run, device) if known else math.nan
+            seconds = self._seconds(run)
         else:
             before = process_peak()
             seconds = self._seconds(run)

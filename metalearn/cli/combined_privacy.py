@@ -78,7 +78,8 @@ def _composed(known: Accounts, of: str) -> tuple[dict[str, Any], list[str]]:
     entry = {"epsilon": spent.epsilon, "delta": delta, "accountant": spent.accountant,
              "neighbours": spent.neighbours, "runs": len(accounts)}  # fmt: skip
     whose = _OF_SCORES if of else "privacy"
-    return entry, [f"{whose}: {spent}, of all {len(accounts)} runs together"]
+    of_all = f", of all {len(accounts)} runs together" if len(accounts) > 1 else ""
+    return entry, [f"{whose}: {spent}{of_all}"]
 
 
 def _not_there(known: Accounts, of: str) -> str:
@@ -91,12 +92,12 @@ def _not_there(known: Accounts, of: str) -> str:
 
 
 def _steps(known: Accounts, of: str) -> Iterator[tuple[Mechanism, int]]:
-    """Those in the runs' ledgers; where outputs could end a run, all that were planned."""
+    """Those in the runs' ledgers, and no fewer than in checkpoints; all that were planned."""
     for folder, account in known:
         ledger = _ledger(folder, account, of)
-        yield from ledger.of(account.run)
-        if account.planned is not None:
-            yield from ledger.missing(account.run, account.planned)
+        there = dict(ledger.of(account.run))
+        yield from (there | {m: max(n, there.get(m, 0)) for m, n in account.steps()}).items()
+        yield from ledger.left(account.run)
 
 
 def _ledger(folder: Path, account: PrivacyAccount, of: str) -> PrivacyLedger:

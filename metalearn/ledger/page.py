@@ -32,7 +32,8 @@ queries of a task share the statistics of normalisation; *inductive*: each is pr
 beside the support set. ± is half of the 95 % interval, over test tasks for one seed and over
 seeds for several. *Reproduced* is at most one point behind the paper, *ahead* is above it by more
 than the interval. Minutes are those of training and validation of a seed, of the clock, other work
-on the machine included, and in brackets of the processor in all threads, where they were counted.
+on the machine included, and in brackets of the processor in all threads, where they were counted;
+of runs without a card where there are some, else of those that notes say were trained on one.
 """
 
 
@@ -94,8 +95,9 @@ def verdict(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:
 def _line(row: Row, table: Table, outcomes: Sequence[Outcome]) -> str:
     shown = [_shown(over_seeds(outcomes, protocol), table) for protocol in _PROTOCOLS]
     last = outcomes[0] if outcomes else None
-    minutes = _minutes([o.seconds for o in outcomes]) if outcomes else f"≈ {row.minutes}"
-    of_processor = _minutes([o.cpu_seconds for o in outcomes])
+    timed = [o for o in outcomes if o.device == "cpu"] or outcomes
+    minutes = _minutes([o.seconds for o in timed]) if timed else f"≈ {row.minutes}"
+    of_processor = _minutes([o.cpu_seconds for o in timed])
     minutes += f" ({of_processor})" if of_processor else ""
     return "| {} |".format(
         " | ".join(
@@ -146,14 +148,14 @@ def _notes(rows: Sequence[Row], outcomes: Mapping[str, Sequence[Outcome]]) -> st
             monitors.setdefault(f"`{monitor}`", []).append(row.method)
         for norm in {outcome.normalization for outcome in outcomes.get(row.name, ())} - {""}:
             norms.setdefault(f"`{norm}`", []).append(row.method)
-        for card in {outcome.device for outcome in outcomes.get(row.name, ())} - {"cpu"}:
+        for card in sorted({outcome.device for outcome in outcomes.get(row.name, ())} - {"cpu"}):
             cards.setdefault(card, []).append(_trained_there(row, outcomes[row.name], card))
     notes = []
     kinds = {
         "Papers": sources,
         "State chosen by": monitors,
         "Normalised with": norms,
-        "Trained on a card": cards,
+        "Trained on": cards,
     }
     for what, found in kinds.items():
         several = [f"{name} ({', '.join(methods)})" for name, methods in found.items()]
@@ -164,9 +166,9 @@ def _notes(rows: Sequence[Row], outcomes: Mapping[str, Sequence[Outcome]]) -> st
 def _trained_there(row: Row, outcomes: Sequence[Outcome], device: str) -> str:
     """The method, with its seeds where others were trained elsewhere."""
     seeds = [str(outcome.seed) for outcome in outcomes if outcome.device == device]
-    return (
-        row.method if len(seeds) == len(outcomes) else f"{row.method}, seed {' and '.join(seeds)}"
-    )
+    if len(seeds) == len(outcomes):
+        return row.method
+    return f"{row.method}, seed{'s' * (len(seeds) > 1)} {' and '.join(seeds)}"
 
 
 def _about(table: Table) -> str:

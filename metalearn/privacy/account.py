@@ -14,7 +14,7 @@ from metalearn.privacy.accounting import Accountant, PrivacySpent, check_account
 from metalearn.privacy.ledger import PrivacyLedger
 from metalearn.privacy.mechanism import Mechanism, SeededNoise, mechanism_of
 from metalearn.privacy.renyi_filter import RenyiFilter
-from metalearn.privacy.series import Records
+from metalearn.privacy.series import Records, summed
 from metalearn.schema import Kind, entries, list_of, mapping, nothing, text, whole
 from metalearn.signatures import checked
 
@@ -48,8 +48,8 @@ class PrivacyAccount:
             `spent` is what may be claimed by it then.
         planned: steps in all of a run that may be ended before them by what it released, as by
             patience. Then the number that was taken is an output too, of which no ε may be claimed:
-            once a step is reserved `spent` is of all that were planned, and `forgo` writes down
-            those that will not be taken. None: nothing but the last step, or chance, ends it.
+            from the first step on all that were planned count, in the ledger as well. The most that
+            was said of a run holds. None: no output ends it.
 
     Raises:
         SettingError: a value out of range, or an accountant that does not know the sampling.
@@ -83,6 +83,7 @@ class PrivacyAccount:
         self._kept.of(self.run)
         self._numbers: dict[Mechanism, int] = {}
         self._missing: Steps = []  # of a checkpoint, and not in the ledger
+        self._left: Steps = []  # as a checkpoint says, where the ledger does not know the run
         self._ready: tuple[int, int, int] = (-1, 0, 0)  # reserved, not taken: declaration, range
         self._known: dict[str, tuple[Steps, PrivacySpent]] = {}
         self.change(mechanism)
@@ -119,7 +120,7 @@ class PrivacyAccount:
         self._write_missing()
         number = self._numbers.get(self._counted)
         if number is None:
-            number = self._kept.declare(self.run, self._counted, **self._said)
+            number = self._declared(self._counted)
             self._numbers[self._counted] = number
         known, first, beyond = self._ready
         if known == number and step == first < beyond:
@@ -129,34 +130,13 @@ class PrivacyAccount:
         self._kept.reserve(number, step, count)
         self._ready = (number, step + 1, step + count)
 
-    def forgo(self, step: int) -> None:
-        """Write down the planned steps from ``step`` on: what was released ended the run before.
-
-        Nothing is written where no steps were planned, or where they are reserved already.
-
-        Raises:
-            DataError: the ledger is damaged or gone.
-            StorageError: it cannot be written to.
-        """
-        known, first, beyond = self._ready
-        begin = beyond if known >= 0 and first == step else step
-        if self.planned is not None and begin < self.planned and self.left():
-            self.reserve(begin, self.planned - begin)
-
     def left(self) -> Steps:
         """What counts beside `steps` once there are some: those that were planned beyond them."""
-        known = self.steps()
-        if self.planned is None or not known:
-            return []
-        found = self._kept.missing(self.run, self.planned)
-        if not found:  # its place is not known, as where the ledger is another one
-            have = sum(count for _, count in known)
-            found = [(self._counted, max(0, self._counted.counted(0, self.planned) - have))]
-        return [(mechanism, count) for mechanism, count in found if count]
+        return self._kept.left(self.run) if self._kept.of(self.run) else self._left
 
     def steps(self) -> list[tuple[Mechanism, int]]:
         """Mechanisms of this run, and as how many steps of each it counts."""
-        return _summed([*self._kept.of(self.run), *self._missing])
+        return summed([*self._kept.of(self.run), *self._missing])
 
     def spent(self) -> PrivacySpent:
         """(ε, δ) of this run; ε is worked out anew only where steps were added.
@@ -165,8 +145,8 @@ class PrivacyAccount:
             SettingError: the noise is seeded; or the run changed to steps that do not compose.
             DataError: the ledger is damaged, or dp-accounting is not installed.
         """
-        steps = self.steps()
-        found = self._spent("run", _summed([*steps, *self.left()]))
+        steps = summed([*self.steps(), *self.left()])
+        found = self._spent("run", steps)
         if self.budget is None:
             return found
         return PrivacySpent(self.budget.epsilon(steps), self.delta, found.neighbours, "rdp")
@@ -178,13 +158,19 @@ class PrivacyAccount:
             SettingError: the noise is seeded; or the runs do not compose.
             DataError: the ledger is damaged, or dp-accounting is not installed.
         """
-        return self._spent("all", _summed([*self._kept.composed(), *self._missing, *self.left()]))
+        left = [] if self._kept.of(self.run) else self._left
+        return self._spent("all", summed([*self._kept.composed(), *self._missing, *left]))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the run and all that it counts."""
         steps = [[mechanism.state(), count] for mechanism, count in self.steps()]
-        budget = {} if self.budget is None else {"budget": self.budget.state()}
-        return {"privacy": {"run": self.run, "steps": steps, **budget}}
+        found: dict[str, Any] = {"run": self.run, "steps": steps}
+        if self.budget is not None:
+            found["budget"] = self.budget.state()
+        if self.planned is not None:
+            left = [[mechanism.state(), count] for mechanism, count in self.left()]
+            found |= {"planned": self.planned, "left": left}
+        return {"privacy": found}
 
     def state_kinds(self) -> list[Kind]:
         """The same."""
@@ -217,6 +203,9 @@ class PrivacyAccount:
         self.run = saved["run"]
         if "budget" in saved:
             self.budget = RenyiFilter.from_state(saved["budget"], self.delta)
+        if "planned" in saved:
+            self.planned = max(saved["planned"], self.planned or 0)
+        self._left = [(mechanism_of(known), count) for known, count in saved.get("left", [])]
         self._missing = []
         have = dict(self.steps())
         more = [(mechanism, count - have.get(mechanism, 0)) for mechanism, count in counts]
@@ -225,9 +214,12 @@ class PrivacyAccount:
     def _write_missing(self) -> None:
         while self._missing:
             mechanism, count = self._missing[0]
-            number = self._kept.declare(self.run, mechanism, **self._said)
+            number = self._declared(mechanism)
             self._kept.reserve(number, 0, count)
             del self._missing[0]
+
+    def _declared(self, mechanism: Mechanism) -> int:
+        return self._kept.declare(self.run, mechanism, planned=self.planned or 0, **self._said)
 
     def _spent(self, whose: str, steps: Steps) -> PrivacySpent:
         if not self.secure:
@@ -243,19 +235,12 @@ class PrivacyAccount:
         return known[1]
 
 
-def _summed(steps: Steps) -> Steps:
-    """Each mechanism once."""
-    found: dict[Mechanism, int] = {}
-    for mechanism, count in steps:
-        found[mechanism] = found.get(mechanism, 0) + count
-    return list(found.items())
-
-
 def account_kind() -> Kind:
     """What the state of an account is in a checkpoint."""
     steps = list_of(entries(mapping({}), whole()))
     fields: dict[str, Kind] = {"run": _name, "steps": steps}
-    return mapping(fields, {"budget": RenyiFilter.state_kind()}, others=nothing)
+    more = {"budget": RenyiFilter.state_kind(), "planned": whole(1), "left": steps}
+    return mapping(fields, more, others=nothing)
 
 
 def _name(value: Any, where: str) -> None:

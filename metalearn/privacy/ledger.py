@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from metalearn.errors import DataError, StorageError, check_whole
 from metalearn.files import append_whole, check_regular, lock
@@ -63,7 +64,9 @@ class PrivacyLedger:
         self._mutex = threading.Lock()
 
     @checked
-    def declare(self, run: str, mechanism: Mechanism, *, name: str = "", data: str = "") -> int:
+    def declare(
+        self, run: str, mechanism: Mechanism, *, name: str = "", data: str = "", planned: int = 0
+    ) -> int:
         """Write down that this process will take steps of a mechanism for a run.
 
         Args:
@@ -71,6 +74,8 @@ class PrivacyLedger:
             mechanism: of the steps.
             name: what the run is called.
             data: a checksum of its training data.
+            planned: steps in all of a run that may be ended before by what it released; they count
+                from its first step on, and the most that was said of a run holds.
 
         Returns:
             The number of the declaration, for `reserve`.
@@ -79,7 +84,7 @@ class PrivacyLedger:
             DataError: the file is damaged or no ledger.
             StorageError: it cannot be written to.
         """
-        return self._append(Declared(run, name, data, mechanism))
+        return self._append(Declared(run, name, data, mechanism, planned))
 
     def reserve(self, number: int, first: int, count: int = 1) -> None:
         """Write down steps; they may be taken once this has returned.
@@ -100,7 +105,7 @@ class PrivacyLedger:
         self._append(Reserved(number, first, count))
 
     def composed(self) -> list[tuple[Mechanism, int]]:
-        """Every mechanism with as how many steps it counts, over all runs; empty without a file.
+        """Every mechanism with as how many steps it counts, over all runs, those `left` included.
 
         Raises:
             DataError: the file is damaged or no ledger.
@@ -116,13 +121,13 @@ class PrivacyLedger:
         """
         return self._read().of(run)
 
-    def missing(self, run: str, steps: int) -> list[tuple[Mechanism, int]]:
-        """What would be added to a run by going on from its last step to so many steps in all.
+    def left(self, run: str) -> list[tuple[Mechanism, int]]:
+        """What going on from the last step of a run to all that were planned would add.
 
         Raises:
             DataError: the file is damaged or no ledger.
         """
-        return self._read().missing(run, steps)
+        return self._read().left(run)
 
     def runs(self) -> list[RecordedRun]:
         """Every run, in the order in which they began.
@@ -214,7 +219,8 @@ class PrivacyLedger:
         if isinstance(entry, Header):
             self._begun = True
         elif isinstance(entry, Declared):
-            self._records.declare(entry.run, entry.mechanism, name=entry.name, data=entry.data)
+            said: Any = {"name": entry.name, "data": entry.data, "planned": entry.planned}
+            self._records.declare(entry.run, entry.mechanism, **said)
         elif entry.number < len(self._records):
             self._records.reserve(entry.number, entry.first, entry.steps)
         else:

@@ -37,10 +37,13 @@ class Declared(NamedTuple):
     name: str
     data: str
     mechanism: Mechanism
+    planned: int = 0
+    """Steps in all of a run that may be ended before by what it released."""
 
     def entry(self) -> dict[str, Any]:
         """Itself as JSON."""
-        known = {"run": self.run, "name": self.name, "data": self.data}
+        known: dict[str, Any] = {"run": self.run, "name": self.name, "data": self.data}
+        known |= {"planned": self.planned} if self.planned else {}
         return {"kind": "mechanism", **known, "mechanism": self.mechanism.state()}
 
 
@@ -111,13 +114,14 @@ def _parsed(found: dict[str, Any]) -> Header | Declared | Reserved:
     if found["kind"] == "steps":
         return Reserved(found["of"], found["first"], found["count"])
     mechanism = mechanism_of(found["mechanism"])
-    return Declared(found["run"], found["name"], found["data"], mechanism)
+    return Declared(found["run"], found["name"], found["data"], mechanism, found.get("planned", 0))
 
 
 _ENTRIES = {
     "ledger": mapping({"kind": text, "version": whole(1)}, others=nothing),
     "mechanism": mapping(
         {"kind": text, "run": text, "name": text, "data": text, "mechanism": mapping({})},
+        {"planned": whole(1)},
         others=nothing,
     ),
     "steps": mapping(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from metalearn.privacy.mechanism import Mechanism
 
-__all__ = ["RecordedRun", "Records", "Series"]
+__all__ = ["RecordedRun", "Records", "Series", "summed"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,17 @@ class Records:
     def __init__(self) -> None:
         self._declared: list[tuple[str, Series]] = []
         self._last: dict[str, Series] = {}  # of a run, the one that was added to last
+        self._planned: dict[str, int] = {}
         self._runs: dict[str, tuple[str, str]] = {}
 
     def __len__(self) -> int:
         return len(self._declared)
 
-    def declare(self, run: str, mechanism: Mechanism, *, name: str = "", data: str = "") -> int:
+    def declare(
+        self, run: str, mechanism: Mechanism, *, name: str = "", data: str = "", planned: int = 0
+    ) -> int:
         """Open a series of steps; its number."""
+        self._planned[run] = max(planned, self._planned.get(run, 0))
         known = self._runs.get(run, ("", ""))
         self._runs[run] = (name or known[0], data or known[1])
         self._declared.append((run, Series(mechanism)))
@@ -79,19 +83,21 @@ class Records:
         self._last[run] = series
 
     def composed(self) -> list[tuple[Mechanism, int]]:
-        """Every mechanism with as how many steps it counts, over all runs."""
-        return _together(series for _, series in self._declared)
+        """Every mechanism with as how many steps it counts, over all runs, with those `left`."""
+        left = [one for run in self._runs for one in self.left(run)]
+        return summed([*_together(series for _, series in self._declared), *left])
 
     def of(self, run: str) -> list[tuple[Mechanism, int]]:
         """The same of one run; empty where nothing is known of it."""
         return _together(series for other, series in self._declared if other == run)
 
-    def missing(self, run: str, steps: int) -> list[tuple[Mechanism, int]]:
-        """What would be added to a run by going on from its last step to so many steps in all."""
-        if run not in self._last:
+    def left(self, run: str) -> list[tuple[Mechanism, int]]:
+        """What going on from the last step of a run to all that were planned would add."""
+        last = self._last.get(run)
+        if last is None:
             return []
-        last = self._last[run]
-        return [(last.mechanism, last.counted_until(steps) - last.counted)]
+        count = last.counted_until(self._planned[run]) - last.counted
+        return [(last.mechanism, count)] if count else []
 
     def runs(self) -> list[RecordedRun]:
         """Every run, in the order in which they began."""
@@ -101,8 +107,13 @@ class Records:
         ]
 
 
-def _together(several: Iterable[Series]) -> list[tuple[Mechanism, int]]:
+def summed(steps: Iterable[tuple[Mechanism, int]]) -> list[tuple[Mechanism, int]]:
+    """Each mechanism once."""
     counts: dict[Mechanism, int] = {}
-    for series in several:
-        counts[series.mechanism] = counts.get(series.mechanism, 0) + series.counted
+    for mechanism, count in steps:
+        counts[mechanism] = counts.get(mechanism, 0) + count
     return list(counts.items())
+
+
+def _together(several: Iterable[Series]) -> list[tuple[Mechanism, int]]:
+    return summed((series.mechanism, series.counted) for series in several)

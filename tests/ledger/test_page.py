@@ -138,10 +138,16 @@ def test_the_page_says_what_outcomes_were_normalised_with() -> None:
 
 def test_the_page_says_what_was_trained_on_a_card() -> None:
     card = [outcome(seed, device="A card") for seed in (1, 2)]
-    assert "Trained on a card: A card (MAML).\n" in ledger_page({ROW.name: card})
+    assert "Trained on: A card (MAML).\n" in ledger_page({ROW.name: card})
     some = ledger_page({ROW.name: [outcome(), *card]})
-    assert "Trained on a card: A card (MAML, seed 1 and 2).\n" in some
-    assert "on a card" not in ledger_page({ROW.name: [outcome()]})
+    assert "Trained on: A card (MAML, seeds 1 and 2).\n" in some
+    assert "Trained on:" not in ledger_page({ROW.name: [outcome()]})
+
+
+def test_minutes_are_of_the_processor_where_some_runs_were_trained_there() -> None:
+    fast: Any = {"device": "A card", "seconds": 6.0, "cpu_seconds": 6.0}
+    assert "| 10 | 2 (2) |" in ledger_page({ROW.name: [outcome(), outcome(1, **fast)]})
+    assert "| 10 | 0 (0) |" in ledger_page({ROW.name: [outcome(1, **fast)]})
 
 
 @pytest.mark.parametrize(

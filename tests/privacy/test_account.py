@@ -239,56 +239,66 @@ def test_a_run_that_outputs_may_end_claims_all_that_was_planned(where: dict[str,
         assert found.epsilon == epsilon((ONE, 9))
     reserved(account, range(2, 6))  # gone on with from step 2 after a kill: two were taken anew
     assert account.spent().epsilon == epsilon((ONE, 11))
-    account.forgo(6)
-    assert account.steps() == [(ONE, 11)] and account.left() == []
-    account.forgo(6)
-    assert account.spent().epsilon == epsilon((ONE, 11))
+    reserved(account, range(6, 9))
+    assert account.left() == [] and account.spent().epsilon == epsilon((ONE, 11))
 
 
-def test_steps_that_are_not_taken_are_written_down(tmp_path: Path) -> None:
+def test_the_ledger_counts_what_was_planned_of_every_run(tmp_path: Path) -> None:
+    """So another run, or who looks at this one without its settings, cannot claim less."""
     path = tmp_path / "p.jsonl"
     account = PrivacyAccount(ONE, planned=9, ledger=PrivacyLedger(path), **RULE)
     account.reserve(0, 4)
-    account.reserve(1)
-    account.forgo(2)  # the third and fourth are in the ledger already
     assert PrivacyLedger(path).composed() == [(ONE, 9)]
+    assert PrivacyLedger(path).of(account.run) == [(ONE, 4)]
+    assert PrivacyLedger(path).left(account.run) == [(ONE, 5)]
     other = PrivacyAccount(ONE, ledger=PrivacyLedger(path), **RULE)
     reserved(other, range(2))
     assert other.spent_together().epsilon == epsilon((ONE, 11))
-    seen = PrivacyAccount(ONE, planned=9, ledger=PrivacyLedger(path), **RULE)
-    seen.load_state(account.state())
+    for planned in (None, 3, 9):
+        seen = PrivacyAccount(ONE, planned=planned, ledger=PrivacyLedger(path), **RULE)
+        seen.load_state(account.state())
+        assert seen.spent().epsilon == epsilon((ONE, 9))
+    seen.reserve(4)  # gone on with after all
     assert seen.spent().epsilon == epsilon((ONE, 9))
+    longer = PrivacyAccount(ONE, planned=12, ledger=PrivacyLedger(path), **RULE)
+    longer.load_state(account.state())
+    longer.reserve(5)
+    assert longer.spent().epsilon == epsilon((ONE, 12))
 
 
-def test_a_run_without_a_plan_forgoes_nothing(where: dict[str, Any]) -> None:
+def test_a_run_without_a_plan_claims_what_it_took(where: dict[str, Any]) -> None:
     account = PrivacyAccount(ONE, **RULE, **where)
     reserved(account, range(4))
-    account.forgo(4)
     assert account.steps() == [(ONE, 4)] and account.left() == []
     assert account.spent().epsilon == epsilon((ONE, 4))
+    assert "planned" not in account.state()["privacy"]
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3, 5])
-def test_shuffled_steps_that_are_not_taken_end_their_epoch_once(
+def test_shuffled_steps_that_are_left_end_their_epoch_once(
     first: int, where: dict[str, Any]
 ) -> None:
-    """Epochs of three steps: what is claimed before and after is that of all steps in a row."""
+    """Epochs of three steps: what is claimed is that of all steps in a row."""
     account, whole = (PrivacyAccount(SHUFFLED, planned=8, **RULE) for _ in range(2))
     reserved(whole, range(first, 8))
     reserved(account, range(first, first + 2))
-    claimed = account.spent().epsilon
-    assert claimed == whole.spent().epsilon
-    account.forgo(first + 2)
-    assert account.steps() == whole.steps() and account.spent().epsilon == claimed
+    assert account.spent().epsilon == whole.spent().epsilon
+    assert sum(n for _, n in [*account.steps(), *account.left()]) == whole.steps()[0][1]
 
 
-def test_where_the_ledger_is_lost_no_fewer_than_planned_are_claimed(tmp_path: Path) -> None:
-    account = PrivacyAccount(ONE, planned=9, ledger=PrivacyLedger(tmp_path / "p.jsonl"), **RULE)
+def test_where_the_ledger_is_lost_the_plan_of_the_checkpoint_holds(tmp_path: Path) -> None:
+    """Of a run that took two steps anew, what is left is not what was planned less what counts."""
+    ledger = PrivacyLedger(tmp_path / "p.jsonl")
+    account = PrivacyAccount(ONE, planned=9, ledger=ledger, **RULE)
     reserved(account, range(4))
-    for planned, claimed in ((9, 9), (3, 4), (None, 4)):
+    reserved(account, range(2, 4))
+    for planned in (None, 3, 9):
         again = PrivacyAccount(ONE, planned=planned, **RULE)
+        again.state_kinds()[0](account.state(), "")
         again.load_state(account.state())
-        assert again.spent().epsilon == epsilon((ONE, claimed))
+        assert again.spent().epsilon == again.spent_together().epsilon == epsilon((ONE, 11))
+        again.reserve(4)  # what is left is that of the ledger now
+        assert again.spent().epsilon == epsilon((ONE, 11))
 
 
 def test_a_plan_of_no_steps_is_refused() -> None:

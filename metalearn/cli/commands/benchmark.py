@@ -30,7 +30,7 @@ from metalearn.cli.given_settings import GivenSetting, given_settings, plain_val
 from metalearn.core.checks import as_device
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
-from metalearn.tracking import provenance, write_json
+from metalearn.tracking import device_name, provenance, write_json
 
 __all__ = ["benchmark", "check"]
 
@@ -66,6 +66,7 @@ def benchmark(config: DictConfig) -> None:
         for name, figure in result.figures.items():
             figure.savefig(folder / f"{name}.png", dpi=120)
     report = {"rounds": config.rounds, "threads": torch.get_num_threads(), **numbers}
+    report["device"] = device_name(torch.device(config.device))
     write_json(folder / "results.json", report | {"provenance": provenance()})
     print(f"written: {folder}")
 
@@ -84,7 +85,7 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     if config.parallel_metalearn is not None:
         _name_folder(plain_value(config.parallel_metalearn))
     _contestants(plain_value(config.contestants))
-    as_device(plain_value(config.device))
+    _check_device(plain_value(config.device), plain_value(config.suites))
     check_whole("rounds", plain_value(config.rounds), 1)
     if not isinstance(config.memory, bool):
         raise SettingError("memory", plain_value(config.memory), "true or false is needed")
@@ -122,6 +123,16 @@ def _meta_gradients(config: DictConfig, names: Sequence[str]) -> SuiteResult:
         tables.append(_curve_table(measured))
         print(tables[-1], flush=True)
     return SuiteResult("\n\n".join(tables), figures, numbers)
+
+
+def _check_device(device: object, suites: Sequence[str]) -> None:
+    """Refuse what computes nothing, and a card beside suites that stay on the processor."""
+    accepted = "cpu or a card of this machine is needed, such as cuda:0"
+    if not isinstance(device, str) or as_device(device).type == "meta":
+        raise SettingError("device", device, accepted)
+    others = [suite for suite in suites if suite != _META]
+    if as_device(device).type != "cpu" and others:
+        raise SettingError("device", device, f"cpu is needed for suites=[{', '.join(others)}]")
 
 
 def _name_folder(folder: object) -> None:

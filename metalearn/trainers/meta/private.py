@@ -35,7 +35,7 @@ from metalearn.trainers.meta.private_checks import check_private_learner
 from metalearn.trainers.meta.private_objective import PrivateMetaObjective, PrivateSteps
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.settings import MAML
-from metalearn.trainers.private.reports import data_checksum, fit, remarks, results
+from metalearn.trainers.private.reports import data_checksum, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import TaskDistribution
@@ -165,7 +165,6 @@ class PrivateMetaTrainer(Trainer):
     reports = methods.reports
     diagnosis_sources = methods.diagnosis_sources
     data_checksum = data_checksum
-    fit = fit
     remarks = remarks
 
     def results(self) -> dict[str, Any]:

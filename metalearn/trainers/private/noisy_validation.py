@@ -86,10 +86,6 @@ class NoisyAccuracy:
             numbers["privacy/validation_epsilon"] = self.account.spent().epsilon
         return Evaluation(numbers, torch.tensor([share], dtype=torch.float64))
 
-    def forgo(self, step: int) -> None:
-        """Count the planned scores after that of a step at which patience ended the training."""
-        self.account.forgo(self._number(step) + 1)
-
     def state(self) -> dict[str, Any]:
         """The account."""
         return {SCORES: self.account.state()["privacy"]}

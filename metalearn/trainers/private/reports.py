@@ -10,17 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from metalearn.privacy import PrivacyAccount
-from metalearn.trainers.loop.result import FitResult
 
-__all__ = ["cost_remarks", "data_checksum", "fit", "privacy_summary", "remarks", "results"]
-
-
-def fit(self: Any) -> FitResult:
-    """`Trainer.fit`; where patience ends it, steps that were planned are spent all the same."""
-    found: FitResult = self.loop.fit()
-    if found.reason == "patience":
-        self.account.forgo(found.step)
-    return found
+__all__ = ["cost_remarks", "data_checksum", "privacy_summary", "remarks", "results"]
 
 
 def results(self: Any) -> Mapping[str, Any]:
@@ -75,6 +66,8 @@ def privacy_summary(account: PrivacyAccount) -> dict[str, Any]:
     }  # fmt: skip
     if account.budget is not None:
         found["order"] = account.budget.order
+    if left := account.left():  # which count as well, see `PrivacyAccount`
+        found["steps_left"] = sum(count for _, count in left)
     if len(steps) > 1:
         found["mechanisms"] = [{**made.state(), "steps": count} for made, count in steps]
     if account.secure:

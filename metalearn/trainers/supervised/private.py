@@ -28,11 +28,10 @@ from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
-from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.private.following import ClipQuantile, following_norm, with_norm
 from metalearn.trainers.private.growing import BatchGrowth, GrowthPlan, growing_batch
 from metalearn.trainers.private.noisy_validation import NoisyAccuracy, validation_account
-from metalearn.trainers.private.reports import data_checksum, fit, remarks, results
+from metalearn.trainers.private.reports import data_checksum, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
 from metalearn.trainers.supervised import sample_methods as methods
 from metalearn.trainers.supervised.batches import LabelledBatch
@@ -217,13 +216,6 @@ class PrivateTrainer(Trainer):
         right = partial(training.right, "validation")
         found = NoisyAccuracy(right, account, every=private.every, seed=known)
         training.evaluator = found
-        return found
-
-    def fit(self) -> FitResult:
-        """`Trainer.fit`; where patience ends it, what was planned beyond is spent all the same."""
-        found = fit(self)
-        if self.noisy is not None and found.reason == "patience":
-            self.noisy.forgo(found.step)
         return found
 
     def remarks(self) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 
 from metalearn.errors import DataError, SettingError
 from metalearn.models import MLP
-from metalearn.privacy import PrivacyLedger, privacy_spent
+from metalearn.privacy import PrivacyLedger, SampledGaussian, privacy_spent
 from metalearn.tasks import SinusoidTasks
 from metalearn.trainers import MAML, PrivateMetaTrainer, PrivateTrainer, Trainer
 from tests.support.builders import last, signal_in_step
@@ -52,27 +52,43 @@ def test_what_is_claimed_is_all_that_was_planned(make: Any, reserve: int, tmp_pa
     mechanism = trainer.account.mechanism
     planned = privacy_spent([(mechanism, 20)], DELTA).epsilon
     assert trainer.account.spent().epsilon == planned
-    assert trainer.results()["privacy"]["epsilon"] == planned
-    assert PrivacyLedger(tmp_path / "privacy.jsonl").composed() == [(mechanism, 20)]
+    told = trainer.results()["privacy"]
+    assert told["epsilon"] == planned
+    assert told["steps"] + told.get("steps_left", 0) == 20
+    ledger = PrivacyLedger(tmp_path / "privacy.jsonl")
+    assert ledger.composed() == [(mechanism, 20)]
     seen = make(folder=tmp_path, reserve=reserve)
     seen.resume(last(tmp_path))
     assert seen.account.spent().epsilon == planned
     assert seen.fit().reason == "patience"  # there is nothing to do, and nothing more is spent
-    assert seen.account.steps() == [(mechanism, 20)]
+    assert ledger.composed() == [(mechanism, 20)]
 
 
-def test_a_run_that_a_signal_ends_has_spent_its_steps_alone_in_the_ledger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{"steps": 2}, {"steps": 2, "patience": None}])
+def test_a_plan_is_not_forgotten_by_who_goes_on_with_fewer_steps(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = private(folder=tmp_path)
+    trainer.fit()
+    seen = private(folder=tmp_path, **settings)
+    seen.resume(last(tmp_path))
+    seen.fit()
+    assert seen.account.spent().epsilon == trainer.account.spent().epsilon
+
+
+def test_a_run_that_a_signal_ends_claims_all_that_was_planned(tmp_path: Path) -> None:
+    """Outputs could have ended it before; and it is gone on with at no further cost."""
     trainer = private(folder=tmp_path, patience=9)
     signal_in_step(trainer, 3, 15)
     assert trainer.fit().reason == "interrupted"
     mechanism = trainer.account.mechanism
     assert trainer.account.steps() == [(mechanism, 4)]
-    # Outputs could have ended it before: so much is claimed of it all the same.
-    assert trainer.account.spent().epsilon == privacy_spent([(mechanism, 20)], DELTA).epsilon
+    planned = privacy_spent([(mechanism, 20)], DELTA).epsilon
+    assert trainer.account.spent().epsilon == planned
     resumed = private(folder=tmp_path, patience=9)
     resumed.resume(last(tmp_path))
     resumed.fit()
-    assert resumed.account.steps() == [(mechanism, 20)]
+    assert resumed.account.spent().epsilon == planned
 
 
 def test_without_patience_what_is_claimed_is_what_was_taken() -> None:
@@ -83,31 +99,31 @@ def test_without_patience_what_is_claimed_is_what_was_taken() -> None:
     assert trainer.account.spent().epsilon == taken
 
 
-def test_scores_that_patience_makes_needless_are_spent_too(tmp_path: Path) -> None:
+def test_scores_that_patience_makes_needless_count_too(tmp_path: Path) -> None:
     """Eleven are planned; noise that is small leaves the first one the best."""
     trainer = private(validation="noisy", validation_noise=1e-2, folder=tmp_path)
     assert trainer.fit().step < 20
     assert trainer.noisy is not None
     scores = trainer.noisy.account
-    assert scores.steps() == [(scores.mechanism, 11)]
     ledger = PrivacyLedger(tmp_path / "privacy.validation.jsonl")
     assert ledger.composed() == [(scores.mechanism, 11)]
-    assert trainer.results()["privacy"]["validation"]["scores"] == 11
+    told = trainer.results()["privacy"]["validation"]
+    assert told["scores"] < 11 and told["epsilon"] == scores.spent().epsilon
     whole = private(validation="noisy", validation_noise=1e-2, patience=None)
     whole.fit()
     assert whole.noisy is not None
-    assert whole.noisy.account.steps() == scores.steps()
+    assert whole.noisy.account.steps() == [(scores.mechanism, 11)]
+    assert whole.noisy.account.spent().epsilon == scores.spent().epsilon
 
 
 def test_a_budget_is_claimed_whole_by_who_stops_early(tmp_path: Path) -> None:
-    settings: Any = {"batch_growth": 16, "accountant": "rdp", "folder": tmp_path}
-    trainer = private(**settings)
-    budget = trainer.account.budget
-    assert budget is not None and trainer.fit().step == 2
-    whole = budget.epsilon([(trainer.account.mechanism, 20)])
-    assert trainer.account.spent().epsilon == whole
-    composed = privacy_spent(trainer.account.steps(), DELTA, "rdp").epsilon
-    assert sum(count for _, count in trainer.account.steps()) == 20 and composed > 0
+    trainer = private(batch_growth=16, accountant="rdp", folder=tmp_path)
+    account = trainer.account
+    assert account.budget is not None and trainer.fit().step == 2
+    assert account.spent().epsilon == account.budget.epsilon([(account.mechanism, 20)])
+    others = PrivacyLedger(tmp_path / "privacy.jsonl").composed()
+    largest = SampledGaussian("poisson", 30, 16, 2.0)
+    assert privacy_spent(others, DELTA) == privacy_spent([(largest, 20)], DELTA)
 
 
 @pytest.mark.parametrize(
