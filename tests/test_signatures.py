@@ -337,6 +337,9 @@ def test_what_is_wrapped_around_a_source_of_tasks_is_one() -> None:
     tasks = Wrapped(SinusoidTasks())
     assert offers(tasks, TaskDistribution) and not offers(tasks, SampleDistribution)
     assert not offers(Wrapped(object()), TaskDistribution)
+    lacking = SinusoidTasks()
+    lacking.sample = None  # type: ignore[method-assign, assignment]
+    assert not offers(lacking, TaskDistribution)
     take = checked(_source)
     assert take(tasks) is tasks
     with pytest.raises(SettingError, match="^tasks=.*: a TaskDistribution is needed"):

@@ -17,7 +17,7 @@ from metalearn import combine
 from metalearn.cli.combined_privacy import combined_privacy
 from metalearn.errors import SettingError
 from metalearn.models import MLP
-from metalearn.privacy import SampledGaussian, privacy_spent
+from metalearn.privacy import PrivacyLedger, SampledGaussian, privacy_spent
 from metalearn.trainers import PrivateTrainer
 from tests.support.builders import ensemble_trainer
 from tests.support.commands import Outcome
@@ -112,6 +112,34 @@ def test_a_ledger_that_is_elsewhere_is_neither_made_nor_taken_for_that_of_the_ru
     entry, lines = looked_at()
     assert entry == {"privacy": {"epsilon": None}} and "shared.jsonl" in lines[0]
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_steps_that_a_checkpoint_knows_count_where_a_ledger_was_cut(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    several = [private(seed, folder=folder, delta=1e-3) for seed, folder in enumerate(folders)]
+    for trainer, folder in zip(several, folders):
+        trainer.fit()
+        ledger = folder / "privacy.jsonl"
+        ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:4]))
+    reopened = []
+    for seed, folder in enumerate(folders):
+        reopened.append(private(seed, folder=folder, delta=1e-3))
+        reopened[-1].resume(folder / "checkpoints" / "last.pt")
+    entry, _ = combined_privacy(folders, reopened)
+    mechanism, steps = several[0].account.mechanism, several[0].settings.steps
+    assert sum(n for _, n in PrivacyLedger(folders[0] / "privacy.jsonl").composed()) < steps
+    assert entry["privacy"]["epsilon"] == privacy_spent([(mechanism, 2 * steps)], 1e-3).epsilon
+
+
+def test_what_patience_left_out_counts_for_all_runs_together(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    still: Any = {"delta": 1e-3, "steps": 20, "eval_every": 2, "patience": 1, "clip": None}
+    still |= {"validation": "public", "optimizer": lambda ps: torch.optim.SGD(ps, lr=0.0)}
+    several = [private(seed, folder=folder, **still) for seed, folder in enumerate(folders)]
+    assert [trainer.fit().step for trainer in several] == [2, 2]
+    entry, _ = combined_privacy(folders, several)
+    wanted = privacy_spent([(several[0].account.mechanism, 40)], 1e-3)
+    assert entry["privacy"]["epsilon"] == wanted.epsilon
 
 
 def test_a_split_that_one_run_read_without_noise_is_private_in_none(tmp_path: Path) -> None:
