@@ -86,7 +86,7 @@ def _not_there(known: Accounts, of: str) -> str:
     """Why not all steps are known: a checkpoint knows of those before it alone."""
     for folder, account in known:
         ledger = _ledger(folder, account, of)
-        if not ledger.of(account.run):
+        if not any(count for _, count in ledger.of(account.run)):
             return f"steps of {folder} stand in {ledger.path}, which is not there or another one"
     return ""
 
@@ -97,7 +97,7 @@ def _steps(known: Accounts, of: str) -> Iterator[tuple[Mechanism, int]]:
         ledger = _ledger(folder, account, of)
         there = dict(ledger.of(account.run))
         yield from (there | {m: max(n, there.get(m, 0)) for m, n in account.steps()}).items()
-        yield from ledger.left(account.run)
+        yield from ledger.left(account.run, account.planned or 0)
 
 
 def _ledger(folder: Path, account: PrivacyAccount, of: str) -> PrivacyLedger:

@@ -132,7 +132,13 @@ class PrivacyAccount:
 
     def left(self) -> Steps:
         """What counts beside `steps` once there are some: those that were planned beyond them."""
-        return self._kept.left(self.run) if self._kept.of(self.run) else self._left
+        if self._is_kept():
+            return self._kept.left(self.run, self.planned or 0)
+        have = sum(count for _, count in self.steps())
+        if self._left or self.planned is None or not have:
+            return self._left
+        count = self._counted.counted(0, self.planned) - have  # its place is not known
+        return [(self._counted, count)] if count > 0 else []
 
     def steps(self) -> list[tuple[Mechanism, int]]:
         """Mechanisms of this run, and as how many steps of each it counts."""
@@ -158,7 +164,8 @@ class PrivacyAccount:
             SettingError: the noise is seeded; or the runs do not compose.
             DataError: the ledger is damaged, or dp-accounting is not installed.
         """
-        left = [] if self._kept.of(self.run) else self._left
+        counted = dict(self._kept.left(self.run))
+        left = [(made, count - counted.get(made, 0)) for made, count in self.left()]
         return self._spent("all", summed([*self._kept.composed(), *self._missing, *left]))
 
     def state(self) -> dict[str, Any]:
@@ -168,8 +175,9 @@ class PrivacyAccount:
         if self.budget is not None:
             found["budget"] = self.budget.state()
         if self.planned is not None:
-            left = [[mechanism.state(), count] for mechanism, count in self.left()]
-            found |= {"planned": self.planned, "left": left}
+            found["planned"] = self.planned
+        if left := self.left():
+            found["left"] = [[mechanism.state(), count] for mechanism, count in left]
         return {"privacy": found}
 
     def state_kinds(self) -> list[Kind]:
@@ -217,6 +225,10 @@ class PrivacyAccount:
             number = self._declared(mechanism)
             self._kept.reserve(number, 0, count)
             del self._missing[0]
+
+    def _is_kept(self) -> bool:
+        """Whether steps of the run are where they are written down, so that its place is known."""
+        return any(count for _, count in self._kept.of(self.run))
 
     def _declared(self, mechanism: Mechanism) -> int:
         return self._kept.declare(self.run, mechanism, planned=self.planned or 0, **self._said)

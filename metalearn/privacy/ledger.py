@@ -114,20 +114,22 @@ class PrivacyLedger:
 
     @checked
     def of(self, run: str) -> list[tuple[Mechanism, int]]:
-        """The same of one run; empty where nothing is known of it.
+        """What one run has reserved, without those `left`; empty where nothing is known of it.
 
         Raises:
             DataError: the file is damaged or no ledger.
         """
         return self._read().of(run)
 
-    def left(self, run: str) -> list[tuple[Mechanism, int]]:
+    def left(self, run: str, planned: int = 0) -> list[tuple[Mechanism, int]]:
         """What going on from the last step of a run to all that were planned would add.
+
+        Nothing where no step is known; ``planned`` is how many it is known of otherwise.
 
         Raises:
             DataError: the file is damaged or no ledger.
         """
-        return self._read().left(run)
+        return self._read().left(run, planned)
 
     def runs(self) -> list[RecordedRun]:
         """Every run, in the order in which they began.

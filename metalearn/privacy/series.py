@@ -24,7 +24,7 @@ class RecordedRun:
     data: str
     """A checksum of the training data, the last one that was given; perhaps empty."""
     steps: tuple[tuple[Mechanism, int], ...]
-    """Mechanisms, and as how many steps of each it counts."""
+    """Mechanisms, and as how many steps of each those count that it has reserved."""
 
 
 class Series:
@@ -88,15 +88,18 @@ class Records:
         return summed([*_together(series for _, series in self._declared), *left])
 
     def of(self, run: str) -> list[tuple[Mechanism, int]]:
-        """The same of one run; empty where nothing is known of it."""
+        """What one run has reserved, without those `left`; empty where nothing is known of it."""
         return _together(series for other, series in self._declared if other == run)
 
-    def left(self, run: str) -> list[tuple[Mechanism, int]]:
-        """What going on from the last step of a run to all that were planned would add."""
+    def left(self, run: str, planned: int = 0) -> list[tuple[Mechanism, int]]:
+        """What going on from the last step of a run to all that were planned would add.
+
+        Nothing where no step is known; ``planned`` is how many it is known of otherwise.
+        """
         last = self._last.get(run)
         if last is None:
             return []
-        count = last.counted_until(self._planned[run]) - last.counted
+        count = last.counted_until(max(planned, self._planned[run])) - last.counted
         return [(last.mechanism, count)] if count else []
 
     def runs(self) -> list[RecordedRun]:

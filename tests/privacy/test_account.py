@@ -301,6 +301,46 @@ def test_where_the_ledger_is_lost_the_plan_of_the_checkpoint_holds(tmp_path: Pat
         assert again.spent().epsilon == epsilon((ONE, 11))
 
 
+def test_a_plan_that_the_ledger_does_not_know_counts_all_the_same(tmp_path: Path) -> None:
+    """As in ledgers and checkpoints of before, or in ones that were cut."""
+    path = tmp_path / "p.jsonl"
+    before = PrivacyAccount(ONE, ledger=PrivacyLedger(path), **RULE)
+    reserved(before, range(4))
+    old, new = before.state(), before.state()
+    new["privacy"] |= {"planned": 9, "left": [[ONE.state(), 5]]}
+    for state, planned in ((old, 9), (new, 9), (new, None), (new, 3)):
+        for ledger in (PrivacyLedger(path), None):
+            seen = PrivacyAccount(ONE, planned=planned, ledger=ledger, **RULE)
+            seen.load_state(state)
+            assert seen.spent().epsilon == seen.spent_together().epsilon == epsilon((ONE, 9))
+
+
+def test_a_declaration_without_steps_says_nothing_of_a_plan(tmp_path: Path) -> None:
+    """A process that is killed between the two, while it writes a lost ledger anew."""
+    account = PrivacyAccount(ONE, planned=9, ledger=PrivacyLedger(tmp_path / "a.jsonl"), **RULE)
+    reserved(account, range(4))
+    lost = PrivacyLedger(tmp_path / "b.jsonl")
+    lost.declare(account.run, ONE, planned=9)
+    seen = PrivacyAccount(ONE, planned=9, ledger=lost, **RULE)
+    seen.load_state(account.state())
+    assert seen.spent().epsilon == seen.spent_together().epsilon == epsilon((ONE, 9))
+
+
+def test_a_checkpoint_keeps_a_plan_that_the_ledger_alone_knew(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    plain = PrivacyAccount(ONE, ledger=PrivacyLedger(path), **RULE)
+    reserved(plain, range(2))
+    patient = PrivacyAccount(ONE, planned=9, ledger=PrivacyLedger(path), **RULE)
+    patient.load_state(plain.state())
+    patient.reserve(2)
+    again = PrivacyAccount(ONE, ledger=PrivacyLedger(path), **RULE)
+    again.load_state(plain.state())
+    assert again.spent().epsilon == epsilon((ONE, 9))
+    alone = PrivacyAccount(ONE, **RULE)
+    alone.load_state(again.state())
+    assert alone.spent().epsilon == epsilon((ONE, 9))
+
+
 def test_a_plan_of_no_steps_is_refused() -> None:
     for bad in (0, -1, 2.5, True):
         with pytest.raises(SettingError, match="^planned="):
