@@ -89,6 +89,28 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+def test_no_file_asks_isinstance_whether_a_protocol_is_met() -> None:
+    """It does not see what `__getattr__` hands on from Python 3.12 on; `types.offers` does."""
+    protocols = {
+        node.name
+        for tree in trees().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases)
+    }
+    assert {"TaskDistribution", "AdaptsParameters"} <= protocols
+    asked = [
+        f"{short(file)}:{node.lineno}"
+        for file, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "isinstance"
+        and protocols & {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+    ]
+    assert not asked
+
+
 def test_no_file_takes_a_private_name_of_another() -> None:
     taken = [
         f"{short(file)}: {module}.{name}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from metalearn.trainers.diagnostics import (
 from metalearn.trainers.members.gradient_units import member_units
 from metalearn.trainers.meta.objective import MetaBatch
 from metalearn.trainers.meta.protocol import Learner
-from metalearn.types import LossFn, Params, TaskBatch
+from metalearn.types import LossFn, Params, TaskBatch, offers
 
 __all__ = ["TaskSource", "adapted_models", "diagnosis_sources", "shot_units", "task_units"]
 
@@ -56,11 +56,11 @@ class TaskSource:
 
     def diagnostic_kinds(self) -> dict[str, str]:
         """Shots of each task, tasks, members where there are some, adapted models."""
-        learner = self.learner
+        learner: Any = self.learner
         looped = "" if learner.vectorized else "vmap cannot take this module, which runs in a loop"
         alone = looped or batch_dependence(learner.module)
         found = {"task": ""}
-        if isinstance(learner, AdaptsParameters):
+        if offers(learner, AdaptsParameters):
             still = "" if learner.adapting() else "no parameter adapts (maml.frozen)"
             found = {"shot": alone or still, **found, "predictive": alone, "loss": looped}
         return found | ({} if learner.network.count is None else {"member": ""})
@@ -83,7 +83,6 @@ class TaskSource:
         return adapted_models(self.learner, batch.tasks)
 
 
-@runtime_checkable
 class AdaptsParameters(Protocol):
     """A learner with an inner loop on parameters."""
 
@@ -181,7 +180,7 @@ def diagnosis_sources(
     learner: Learner, tasks: TaskBatch, data: DiagnosisData
 ) -> Iterator[tuple[str, DiagnosticSource]]:
     """Models at each place, on the query sets, and meta-gradients of the tasks."""
-    for place in data.places if isinstance(learner, AdaptsParameters) else ():
+    for place in data.places if offers(learner, AdaptsParameters) else ():
         adapted = learner.eval_steps if data.inner_steps is None else data.inner_steps
         rows = list(adapted_models(learner, tasks, steps=0 if place == "initial" else adapted))
         for number, models in enumerate(rows):
