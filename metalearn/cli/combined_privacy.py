@@ -94,10 +94,13 @@ def _not_there(known: Accounts, of: str) -> str:
 def _steps(known: Accounts, of: str) -> Iterator[tuple[Mechanism, int]]:
     """Those in the runs' ledgers, and no fewer than in checkpoints; all that were planned."""
     for folder, account in known:
-        ledger = _ledger(folder, account, of)
-        there = dict(ledger.of(account.run))
-        yield from (there | {m: max(n, there.get(m, 0)) for m, n in account.steps()}).items()
-        yield from ledger.left(account.run, account.planned or 0)
+        one = PrivacyAccount(
+            account.mechanism, delta=account.delta, accountant=account.accountant,
+            secure=account.secure, ledger=_ledger(folder, account, of), budget=account.budget,
+        )  # fmt: skip
+        one.load_state(account.state())
+        yield from one.steps()
+        yield from one.left()
 
 
 def _ledger(folder: Path, account: PrivacyAccount, of: str) -> PrivacyLedger:

@@ -83,7 +83,8 @@ class PrivacyAccount:
         self._kept.of(self.run)
         self._numbers: dict[Mechanism, int] = {}
         self._missing: Steps = []  # of a checkpoint, and not in the ledger
-        self._left: Steps = []  # as a checkpoint says, where the ledger does not know the run
+        self._saved: Steps = []  # of a checkpoint
+        self._left: Steps = []  # as it says, where the ledger knows of no later step
         self._ready: tuple[int, int, int] = (-1, 0, 0)  # reserved, not taken: declaration, range
         self._known: dict[str, tuple[Steps, PrivacySpent]] = {}
         self.change(mechanism)
@@ -132,7 +133,7 @@ class PrivacyAccount:
 
     def left(self) -> Steps:
         """What counts beside `steps` once there are some: those that were planned beyond them."""
-        if self._is_kept():
+        if self._knows_place():
             return self._kept.left(self.run, self.planned or 0)
         have = sum(count for _, count in self.steps())
         if self._left or self.planned is None or not have:
@@ -164,9 +165,9 @@ class PrivacyAccount:
             SettingError: the noise is seeded; or the runs do not compose.
             DataError: the ledger is damaged, or dp-accounting is not installed.
         """
-        counted = dict(self._kept.left(self.run))
-        left = [(made, count - counted.get(made, 0)) for made, count in self.left()]
-        return self._spent("all", summed([*self._kept.composed(), *self._missing, *left]))
+        counted = [(made, -count) for made, count in self._kept.left(self.run)]
+        every = [*self._kept.composed(), *self._missing, *counted, *self.left()]
+        return self._spent("all", [(made, count) for made, count in summed(every) if count])
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the run and all that it counts."""
@@ -214,7 +215,7 @@ class PrivacyAccount:
         if "planned" in saved:
             self.planned = max(saved["planned"], self.planned or 0)
         self._left = [(mechanism_of(known), count) for known, count in saved.get("left", [])]
-        self._missing = []
+        self._missing, self._saved = [], counts
         have = dict(self.steps())
         more = [(mechanism, count - have.get(mechanism, 0)) for mechanism, count in counts]
         self._missing = [(mechanism, count) for mechanism, count in more if count > 0]
@@ -226,9 +227,12 @@ class PrivacyAccount:
             self._kept.reserve(number, 0, count)
             del self._missing[0]
 
-    def _is_kept(self) -> bool:
-        """Whether steps of the run are where they are written down, so that its place is known."""
-        return any(count for _, count in self._kept.of(self.run))
+    def _knows_place(self) -> bool:
+        """Whether what is written down says where the run is: not where the end of it was lost."""
+        kept, saved = self._kept.of(self.run), dict(self._saved)
+        if self._left:
+            return any(count > saved.get(mechanism, 0) for mechanism, count in kept)
+        return any(count for _, count in kept)
 
     def _declared(self, mechanism: Mechanism) -> int:
         return self._kept.declare(self.run, mechanism, planned=self.planned or 0, **self._said)

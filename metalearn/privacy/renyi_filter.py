@@ -109,8 +109,9 @@ class RenyiFilter:
         It is that of the budget, whatever was chosen, and however early the run was ended. Steps
         beyond the planned ones, which were taken anew after kills, may find nothing smaller left to
         choose: ε is that of ρ and as many of the largest steps that could have been chosen as there
-        are of these, whether they were as large or not; or of what was spent where that is more, as
-        after a change of settings.
+        are of these, whether they were as large or not. Steps of another σ or M than the first that
+        were chosen, as after a change of settings, add to ρ as the largest of theirs; and what was
+        spent holds where that is more.
 
         Args:
             steps: of the run, each with its number.
@@ -118,11 +119,14 @@ class RenyiFilter:
         Raises:
             DataError: dp-accounting is not installed.
         """
-        count = sum(count for _, count in steps)
+        own, others = _by_setting(steps)
+        count = sum(count for _, count in own)
         if not count:
             return 0.0
-        largest = max(renyi_divergence(event, self.order) for event in events_of(steps))
+        largest = max(renyi_divergence(event, self.order) for event in events_of(own))
         level = self.budget + largest * max(0, count - self.steps)
+        for event, further in events_of(others).items():
+            level += renyi_divergence(event, self.order) * further
         return epsilon_at_order(max(level, self.spent(steps)), self.order, self.delta)
 
     def state(self) -> dict[str, Any]:
@@ -171,6 +175,19 @@ def noise_multiplier_of_plan(
 
     check_whole("steps", sum(count for _, count in planned(1.0)), 1)
     return least_noise(spent, epsilon, 1.0)
+
+
+def _by_setting(steps: Steps) -> tuple[Steps, Steps]:
+    """Steps within the choice that the first one had, and those chosen of another σ, M or N."""
+    taken = [(mechanism, count) for mechanism, count in steps if count]
+    chosen = (made for made, _ in taken if isinstance(made, AdaptiveGaussian))
+    first = next((made.events(1) for made in chosen), None)
+    others = [
+        (made, count)
+        for made, count in taken
+        if isinstance(made, AdaptiveGaussian) and made.events(1) != first
+    ]
+    return [one for one in taken if one not in others], others
 
 
 def _drawn(steps: Steps) -> list[tuple[GaussianEvent, int]]:

@@ -33,9 +33,13 @@ class Series:
     def __init__(self, mechanism: Mechanism) -> None:
         self.mechanism = mechanism
         self._ended, self._first, self._next = 0, 0, 0
+        self.jumped = False
+        """Whether numbers were passed over, as of scores that earlier versions numbered by the
+        training's steps, or where lines of a ledger are missing: the last is no place then."""
 
     def add(self, first: int, count: int) -> None:
         """Add steps; those that begin where the last ended go on with its series."""
+        self.jumped |= 0 < self._next < first
         if first != self._next:
             self._ended, self._first = self.counted, first
         self._next = first + count
@@ -94,12 +98,15 @@ class Records:
     def left(self, run: str, planned: int = 0) -> list[tuple[Mechanism, int]]:
         """What going on from the last step of a run to all that were planned would add.
 
-        Nothing where no step is known; ``planned`` is how many it is known of otherwise.
+        Nothing where no step is known, and all where those known are not numbered in a row.
+        ``planned`` is how many it is known of otherwise.
         """
-        last = self._last.get(run)
+        last, planned = self._last.get(run), max(planned, self._planned.get(run, 0))
         if last is None:
             return []
-        count = last.counted_until(max(planned, self._planned[run])) - last.counted
+        count = last.counted_until(planned) - last.counted
+        if last.jumped:
+            count = last.mechanism.counted(0, planned)
         return [(last.mechanism, count)] if count else []
 
     def runs(self) -> list[RecordedRun]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from metalearn.checkpoint import load_checkpoint, save_checkpoint
+from metalearn.cli.combined_privacy import combined_privacy
 from metalearn.errors import DataError, SettingError
 from metalearn.privacy import PrivacyAccount, PrivacyLedger, SampledGaussian, privacy_spent
 from metalearn.privacy.mechanism import SeededNoise
@@ -339,6 +341,68 @@ def test_a_checkpoint_keeps_a_plan_that_the_ledger_alone_knew(tmp_path: Path) ->
     alone = PrivacyAccount(ONE, **RULE)
     alone.load_state(again.state())
     assert alone.spent().epsilon == epsilon((ONE, 9))
+
+
+def _cut(ledger: PrivacyLedger, lines: int) -> PrivacyLedger:
+    """The ledger as it was, its last lines lost."""
+    whole = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(b"".join(whole[:-lines]))
+    return PrivacyLedger(ledger.path)
+
+
+def test_where_the_end_of_the_ledger_is_lost_the_plan_of_the_checkpoint_holds(
+    tmp_path: Path,
+) -> None:
+    """Though steps of the run stand in it: they do not say where the run is."""
+    ledger = PrivacyLedger(tmp_path / "p.jsonl")
+    account = PrivacyAccount(ONE, planned=20, ledger=ledger, **RULE)
+    reserved(account, range(4))
+    account.change(LESS)
+    reserved(account, range(4, 9))
+    wanted = epsilon((ONE, 4), (LESS, 16))
+    assert account.spent().epsilon == pytest.approx(wanted, rel=1e-12)
+    state = account.state()
+    for planned in (20, None):
+        cut = PrivacyLedger(tmp_path / f"{planned}.jsonl")
+        cut.path.write_bytes(ledger.path.read_bytes())
+        seen = PrivacyAccount(LESS, planned=planned, ledger=_cut(cut, 6), **RULE)
+        seen.load_state(state)
+        assert seen.spent().epsilon == seen.spent_together().epsilon
+        assert seen.spent().epsilon == pytest.approx(wanted, rel=1e-12)
+        trainer = SimpleNamespace(account=seen, training=None)
+        entry, _ = combined_privacy([tmp_path], [trainer])
+        assert entry["privacy"]["epsilon"] == pytest.approx(wanted, rel=1e-12)
+        assert seen.state()["privacy"]["left"] == state["privacy"]["left"]
+        seen.reserve(9)  # what it lacks is written down, and its place is known again
+        assert seen.spent().epsilon == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_lost_ledger_that_was_begun_anew_without_a_step_says_nothing_of_a_place(
+    tmp_path: Path,
+) -> None:
+    """As a process leaves it that is killed after it wrote what was lost."""
+    account = PrivacyAccount(ONE, planned=9, ledger=PrivacyLedger(tmp_path / "a.jsonl"), **RULE)
+    reserved(account, range(4))
+    reserved(account, range(2, 5))  # two were taken anew
+    state, wanted = account.state(), epsilon((ONE, 4 + 7))
+    assert account.spent().epsilon == wanted
+    begun = PrivacyLedger(tmp_path / "b.jsonl")
+    begun.reserve(begun.declare(account.run, ONE, planned=9), 0, 7)
+    seen = PrivacyAccount(ONE, planned=9, ledger=begun, **RULE)
+    seen.load_state(state)
+    assert seen.spent().epsilon == seen.spent_together().epsilon == wanted
+
+
+def test_numbers_that_were_passed_over_are_no_place(tmp_path: Path) -> None:
+    """Scores that earlier versions numbered by steps; all that are planned count beside them."""
+    before = PrivacyAccount(ONE, ledger=PrivacyLedger(tmp_path / "p.jsonl"), **RULE)
+    for step in (0, 10, 20):
+        before.reserve(step)
+    after = PrivacyAccount(ONE, planned=6, ledger=before.ledger, **RULE)
+    after.load_state(before.state())
+    assert after.spent().epsilon == epsilon((ONE, 3 + 6))
+    after.reserve(3)  # as they are numbered now
+    assert after.spent().epsilon == epsilon((ONE, 3 + 3))
 
 
 def test_a_plan_of_no_steps_is_refused() -> None:

@@ -143,6 +143,17 @@ def test_steps_taken_anew_count_as_the_largest_whether_they_were_or_not() -> Non
     assert found.epsilon(small) == found.epsilon([(chosen(100), 22), (chosen(400), 20)])
 
 
+def test_steps_after_a_change_of_settings_add_to_the_budget_whatever_was_chosen() -> None:
+    """With another σ: of how many there are none was chosen, of how large each is."""
+    found = RenyiFilter.of_plan([(fixed(100), 20), (fixed(400), 20)], DELTA)
+    alpha = found.order
+    level = found.budget + 12 * found.spent([(fixed(400, 0.9), 1)])
+    wanted = level + math.log1p(-1 / alpha) - math.log(DELTA * alpha) / (alpha - 1)
+    for size in (10, 100, 390):
+        steps = [(chosen(size), 20), (chosen(30), 5), (chosen(size, noise=0.9), 12)]
+        assert found.epsilon(steps) == pytest.approx(wanted, rel=1e-12)
+
+
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
 def test_chosen_steps_compose_with_others_as_the_largest_that_could_be(accountant: Any) -> None:
     some = [(fixed(50, 3.0), 7)]

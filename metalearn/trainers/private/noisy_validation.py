@@ -110,6 +110,8 @@ class NoisyAccuracy:
             "scores": sum(count for _, count in account.steps()),
             "ledger": None if account.ledger is None else str(account.ledger.path),
         }  # fmt: skip
+        if left := account.left():  # which count as well, see `PrivacyAccount`
+            found["scores_left"] = sum(count for _, count in left)
         if account.secure:
             spent = account.spent()
             found |= {"epsilon": spent.epsilon, "accountant": spent.accountant}

@@ -185,7 +185,7 @@ class PrivateTrainer(Trainer):
         objective = partial(
             PrivateObjective, account=self.account, noise=self.noise, following=self.following,
             placeholder=partial(_zeros, data, growth.most if growth else batch_size, where),
-            growing=self.growing, scored=private.validation == "noisy", seed=seed, method=method,
+            growing=self.growing, validation=private.validation, seed=seed, method=method,
             chunk_size=chunk_size, expected=batch_size, max_norm=float(max_norm), clipping=clipping,
             groups=clip_groups, deterministic=limits.deterministic, criterion=chosen.weighted_mean,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class PrivateObjective(PerSampleObjective):
         noise: what a step's sum gets.
         following: the clipping norm, where it follows a quantile; else it stays.
         growing: the expected batch, where it grows; else it stays.
-        scored: whether a noisy validation has an account of its own.
+        validation: what `PrivateTrainer` calls so; a noisy one has an account of its own.
         given: arguments of `PerSampleObjective`.
     """
 
@@ -106,14 +107,14 @@ class PrivateObjective(PerSampleObjective):
         noise: CorrelatedNoise,
         following: QuantileNorm | None = None,
         growing: GrowingBatch | None = None,
-        scored: bool = False,
+        validation: str = "none",
         **by_name: Any,
     ) -> None:
         sigma = account.mechanism.noise_multiplier  # type: ignore[attr-defined]
         super().__init__(*given, noise_multiplier=sigma, **by_name)
         self.account, self.placeholder, self.secure = account, placeholder, account.secure
         self.noise = noise  # its past rows are in no state: they would take noise off
-        self.following, self.growing, self.scored = following, growing, scored
+        self.following, self.growing, self.validation = following, growing, validation
 
     def batch(self, step: int) -> LabelledBatch:
         """See `PerSampleObjective`; a norm or a size that changes is that of this step now."""
@@ -155,7 +156,8 @@ class PrivateObjective(PerSampleObjective):
         norm = [] if self.following is None else self.following.state_kinds()
         size = [_stays] if self.growing is None else self.growing.state_kinds(self.model.params)
         kinds = [*super().state_kinds(), *self.account.state_kinds(), *norm, *size]
-        return kinds if self.scored else [*kinds, _unscored]
+        scored = self.validation == "noisy"
+        return kinds if scored else [*kinds, partial(_unscored, self.validation)]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """And theirs; in the account no step is forgotten."""
@@ -219,10 +221,10 @@ def _stays(state: Any, where: str) -> None:
         raise Misfit("batch_growth", None, needed)
 
 
-def _unscored(state: Any, where: str) -> None:
+def _unscored(validation: str, state: Any, where: str) -> None:
     """A run whose validation was not private: what scores have cost would be forgotten."""
     if SCORES in state:
-        raise Misfit("validation", "none or public", "noisy, as at the start of the run,")
+        raise Misfit("validation", validation, "noisy, as at the start of the run,")
 
 
 def _of_no_one() -> str:

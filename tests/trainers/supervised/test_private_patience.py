@@ -129,16 +129,8 @@ def test_a_budget_is_claimed_whole_by_who_stops_early(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "sentence"),
     [
-        (
-            "noisy",
-            "public",
-            "validation is 'none or public', but noisy, as at the start of the run, is",
-        ),
-        (
-            "noisy",
-            "none",
-            "validation is 'none or public', but noisy, as at the start of the run, is",
-        ),
+        ("noisy", "public", "validation is 'public', but noisy, as at the start of the run, is"),
+        ("noisy", "none", "validation is 'none', but noisy, as at the start of the run, is"),
         ("public", "noisy", "validation is 'noisy', but none or public, as at the start of the"),
         ("none", "noisy", "validation is 'noisy', but none or public, as at the start of the"),
     ],
