@@ -4,6 +4,9 @@
 from metalearn.core.module.functionalize import functionalize
 from metalearn.core.module.norms import convert_norm
 
+# Functions that are compiled
+from metalearn.core.compilation import CompilationError, CompiledFunction, compiled
+
 # Derivatives of functions of trees
 from metalearn.core.autodiff.backend import Eager
 from metalearn.core.autodiff.derivatives import (
@@ -100,6 +103,10 @@ __all__ = [
     # Functions of modules
     "convert_norm",
     "functionalize",
+    # Functions that are compiled
+    "CompilationError",
+    "CompiledFunction",
+    "compiled",
     # Derivatives of functions of trees
     "Eager",
     "ggn_vp",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.core.memory import is_out_of_memory
+from metalearn.core.tracing import is_traced
 from metalearn.core.tree import leaves, tree_map
 from metalearn.errors import SettingError
 
@@ -146,7 +147,7 @@ def check_number(
         if shape is not None and tuple(value.shape) != tuple(shape):
             wanted = f"the shape {list(shape)}" if shape else "a number or a tensor without axes"
             raise SettingError(setting, f"a tensor {list(value.shape)}", f"{wanted} is needed")
-        if is_functorch_wrapped_tensor(value) or value.is_meta or torch.compiler.is_compiling():
+        if is_functorch_wrapped_tensor(value) or value.is_meta or is_traced():
             return
         numbers = value.detach().double().flatten()
         good = (numbers > above) & (numbers >= least)

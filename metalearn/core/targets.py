@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
+from metalearn.core.tracing import is_traced
 from metalearn.errors import SettingError
 
 __all__ = [
@@ -148,4 +149,4 @@ def mean_without_padding(values: Tensor, real: Tensor) -> Tensor:
 
 
 def _unreadable(targets: Tensor) -> bool:
-    return is_functorch_wrapped_tensor(targets) or targets.is_meta
+    return is_functorch_wrapped_tensor(targets) or targets.is_meta or is_traced()

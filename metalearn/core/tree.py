@@ -7,6 +7,7 @@ Axes: P parameters (all elements of all leaves).
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -17,10 +18,12 @@ from torch.utils import _pytree as pytree
 from metalearn.errors import SettingError
 
 __all__ = [
+    "TreeSpec",
     "add_scaled",
     "check_floating",
     "check_like",
     "check_tensors",
+    "distances",
     "dot",
     "flatten",
     "is_finite",
@@ -100,6 +103,24 @@ def dot(tree: Any, other: Any) -> Tensor:
     """Σ over all P elements of ``tree · other``, a scalar."""
     products = tree_map(lambda a, b: (a * b).sum(), tree, other)
     return torch.stack(leaves(products)).sum()
+
+
+def distances(actual: Any, expected: Any, *, floor: float) -> dict[str, float]:
+    """Relative Euclidean distance of each leaf, by name.
+
+    It is relative to the leaf's norm, or to ``floor`` times that of the whole tree where that is
+    more, so that rounding around a gradient of zero is not taken for an error. It is 0 where the
+    expected leaf is not finite, which no engine can be held to.
+    """
+    names, pairs = leaf_names(expected), list(zip(leaves(actual), leaves(expected)))
+    sizes = [float(b.double().norm()) for _, b in pairs]
+    whole = math.sqrt(sum(size**2 for size in sizes if math.isfinite(size)))
+    found = {}
+    for name, size, (a, b) in zip(names, sizes, pairs):
+        gap = float((a.double() - b.double()).norm())
+        least = max(size, floor * whole)
+        found[name] = (gap / least if least else gap) if math.isfinite(size) else 0.0
+    return found
 
 
 def norm(tree: Any) -> Tensor:

@@ -27,6 +27,7 @@ from metalearn.core.autodiff.derivative_modes import (
     is_missing,
     outputs_and_vjp,
 )
+from metalearn.core.tracing import is_traced
 from metalearn.core.tree import flatten, leaves
 from metalearn.errors import SettingError
 
@@ -123,7 +124,7 @@ def mismatch(
 
 def is_concrete(tensors: Sequence[Tensor]) -> bool:
     """Whether values can be read: not inside a transform of torch.func, nor in a compiled graph."""
-    inside = transforms_active() or torch.compiler.is_compiling()
+    inside = transforms_active() or is_traced()
     return not inside and not any(x.is_meta for x in tensors)
 
 

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.meta.task_mean import MetaGradient
-from metalearn.core.tree import leaf_names, leaves, tree_map
+from metalearn.core.tree import distances, leaves, tree_map
 from metalearn.errors import SettingError
 from metalearn.types import Params, TaskBatch
 
-__all__ = ["Trials", "distances", "doubled"]
+__all__ = ["Trials", "doubled"]
 
 _TOLERANCE = 0.05  # relative: a ReLU within rounding of zero can move one task by 1e-3
 _TOLERANCE_DOUBLE = 1e-6
@@ -100,24 +100,6 @@ class Trials:
         if double not in self._plain:
             self._plain[double] = self._attempt("loop", *self._given)
         return self._plain[double]
-
-
-def distances(actual: Any, expected: Any, *, floor: float) -> dict[str, float]:
-    """Relative Euclidean distance of each leaf, by name.
-
-    It is relative to the leaf's norm, or to ``floor`` times that of the whole tree where that is
-    more, so that rounding around a gradient of zero is not taken for an error. It is 0 where the
-    expected leaf is not finite, which no engine can be held to.
-    """
-    names, pairs = leaf_names(expected), list(zip(leaves(actual), leaves(expected)))
-    sizes = [float(b.double().norm()) for _, b in pairs]
-    whole = math.sqrt(sum(size**2 for size in sizes if math.isfinite(size)))
-    found = {}
-    for name, size, (a, b) in zip(names, sizes, pairs):
-        gap = float((a.double() - b.double()).norm())
-        least = max(size, floor * whole)
-        found[name] = (gap / least if least else gap) if math.isfinite(size) else 0.0
-    return found
 
 
 def doubled(values: Any) -> Any:

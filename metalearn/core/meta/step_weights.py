@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
+from metalearn.core.tracing import is_traced
 from metalearn.errors import SettingError
 
 __all__ = ["StepWeights", "Weights", "read_step_weights", "weighted", "weighted_steps"]
@@ -60,7 +60,7 @@ def _read(weight: float | Tensor, k: int) -> float | Tensor:
         if weight.dim() or not weight.is_floating_point():
             shown = list(weight.shape) if weight.dim() else weight.dtype
             raise SettingError(f"step_weights[{k}]", shown, "a finite number is needed")
-        wrapped = is_functorch_wrapped_tensor(weight) or torch.compiler.is_compiling()
+        wrapped = is_functorch_wrapped_tensor(weight) or is_traced()
         if wrapped or weight.device.type != "cpu":
             return weight
         number = weight.item()

@@ -23,6 +23,7 @@ from metalearn.core.samples.layer_io import Collected, collect
 from metalearn.core.samples.layer_rules import rules_version
 from metalearn.core.samples.sample_gradients import KnownNorms, SampleGradients
 from metalearn.core.samples.whole_batch import Step, WholeLoss, collect_whole
+from metalearn.core.tracing import is_traced
 from metalearn.core.tree import flatten
 from metalearn.types import Batch
 
@@ -192,7 +193,7 @@ def _is_concrete(params: list[Tensor], batch: Batch) -> bool:
     tensors = [*params, *flatten(batch)[0]]
     if transforms_active() or is_differentiated(tensors):
         return False
-    if torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+    if torch.is_inference_mode_enabled() or is_traced():
         return False
     return all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core.targets import is_label
+from metalearn.core.tracing import is_traced
 from metalearn.errors import SettingError
 
 __all__ = ["NOTHING", "AmongPresent", "absent", "among_present", "check_present"]
@@ -60,7 +61,7 @@ def check_present(support: Tensor, query: Tensor, classes: int) -> None:
     """Refuse tasks with a class left out, and queries of a class without a support sample.
 
     Labels that a task lacks are its last ones; of probabilities any class may be lacking. Reads the
-    targets.
+    targets, where they can be read.
 
     Args:
         support: labels ``[T, N]``, −100 of padding, or probabilities ``[T, N, C]``.
@@ -70,6 +71,8 @@ def check_present(support: Tensor, query: Tensor, classes: int) -> None:
     Raises:
         SettingError: names the set and the class.
     """
+    if is_traced():
+        return
     found, asked = (_of_some_sample(targets, classes) for targets in (support, query))
     missing = asked & ~found
     if is_label(support):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from metalearn.core import Plan, adamw, functionalize, sgd
 from metalearn.core import plan_meta_gradient as plan
-from metalearn.core.meta.agreement import distances
 from metalearn.core.ops import layers
+from metalearn.core.tree import distances
 from metalearn.types import TaskBatch
 from tests.support import oracles
 from tests.support.oracles import Problem

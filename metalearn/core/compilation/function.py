@@ -1,0 +1,178 @@
+"""A function of trees of tensors that is traced and compiled at its first call.
+
+Axes: none; what is compiled holds for the shapes of that call.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from metalearn.core._functorch import transforms_active
+from metalearn.core.compilation.folder import (
+    compiled_folder,
+    keeping_compiled,
+    remember_seconds,
+    remembered_seconds,
+)
+from metalearn.core.compilation.trace import CompilationError, Trace, traced
+from metalearn.core.memory import is_out_of_memory
+from metalearn.core.tree import TreeSpec, check_tensors, distances, flatten, leaves, unflatten
+from metalearn.errors import SettingError
+from metalearn.signatures import checked
+
+__all__ = ["CompiledFunction", "Compiler", "compiled"]
+
+Compiler = Literal["inductor", "aot_eager"]
+"""``inductor`` is torch's compiler, which writes C++ or Triton; ``aot_eager`` runs the traced graph
+operation by operation, to see what of a difference is the tracing's."""
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
+"""Relative, of a leaf; in float32 one ReLU within rounding of zero may move a task by 1e-3."""
+_FLOOR = 1e-3
+"""Of the whole result: below it, a leaf is rounding."""
+
+Signature = tuple[Any, ...]
+
+
+@checked
+def compiled(function: Callable[..., Any], *, compiler: Compiler = "inductor") -> CompiledFunction:
+    """A function that gives what ``function`` gives, compiled at its first call.
+
+    For what is called often with arguments of the same shapes and takes many small operations, such
+    as the meta-gradient of a small network::
+
+        settings = {"optimizer": sgd(0.01), "steps": 1}
+        step = compiled(lambda params, tasks: meta_gradient(loss, params, tasks, **settings))
+        for tasks in meta_batches:
+            found = step(params, tasks)
+
+    The first call runs ``function`` once, writes down each operation of torch that it takes,
+    derivatives included, and compiles the graph of these, which takes seconds to minutes, less
+    where the same graph was compiled before (see `metalearn.core.compilation.compiled_folder`). The
+    result is held to that of ``function`` there and then. Later calls with the same trees, shapes,
+    types and devices run the compiled code; others run ``function`` as it is.
+
+    Args:
+        function: of trees of tensors, giving a tree of tensors. It depends on nothing else that
+            changes: of tensors from elsewhere, such as buffers, values that are changed in place
+            are seen; numbers and what is printed are those of the first call.
+        compiler: see `Compiler`.
+
+    Returns:
+        `CompiledFunction`; what it gives has no graph of autograd.
+
+    Raises:
+        CompilationError: at the first call: the function reads values (``.item()``, an ``if``),
+            draws random numbers, writes to its arguments or gives what is no tensor; no C++
+            compiler is there; or the compiled code does not agree with the function.
+        StorageError: the folder of compiled code cannot be made, or is open to others.
+    """
+    return CompiledFunction(function, compiler=compiler)
+
+
+class CompiledFunction:
+    """What `compiled` gives.
+
+    Attributes:
+        function: as it was given.
+        seconds: that compiling took; 0 before.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, compiler: Compiler = "inductor") -> None:
+        if compiler not in get_args(Compiler):
+            accepted = f"one of {', '.join(get_args(Compiler))} is needed"
+            raise SettingError("compiler", compiler, accepted)
+        self.function, self.seconds, self._compiler = function, 0.0, compiler
+        self._trace: Trace | None = None
+        self._signature: Signature = ()
+        self._run: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function gives for these trees."""
+        values, spec = flatten(args)
+        if self._run is None:
+            self.compile(*args)
+        if self._run is None or self._signature != _signature(values, spec) or transforms_active():
+            return self.function(*args)
+        assert self._trace is not None
+        with torch.no_grad():
+            found = self._run(*values, *self._trace.captured)
+        return unflatten(list(found), self._trace.outputs)
+
+    def trace(self, *args: Any) -> Trace:
+        """The graph for arguments like these; the first that was traced stays.
+
+        Raises:
+            CompilationError: see `compiled`.
+        """
+        if self._trace is None:
+            check_tensors(args, "args")
+            values, spec = flatten(args)
+            self._trace = traced(self.function, args)
+            self._signature = _signature(values, spec)
+        return self._trace
+
+    def expected_seconds(self, *args: Any) -> float | None:
+        """How long compiling took the last time for the same graph; None where it is not known."""
+        digest = self.trace(*args).digest(leaves(args))
+        return remembered_seconds(compiled_folder()).get(digest)
+
+    def compile(self, *args: Any) -> None:
+        """Compile for arguments like these, and hold the result to the function's.
+
+        Raises:
+            CompilationError, StorageError: see `compiled`.
+        """
+        # before it is traced, as functions may try out what they are given
+        wanted = [value.detach() for value in leaves(self.function(*args))]
+        trace, values = self.trace(*args), [value.detach() for value in leaves(args)]
+        given = [*values, *trace.captured]
+        from torch._dynamo import lookup_backend  # which takes seconds to import
+
+        folder = compiled_folder() if self._compiler == "inductor" else None
+        start = time.perf_counter()
+        try:
+            with torch.no_grad():
+                if folder is None:
+                    run = lookup_backend(self._compiler)(trace.graph, given)
+                else:
+                    with keeping_compiled(folder):
+                        run = lookup_backend(self._compiler)(trace.graph, given)
+                found = run(*given)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise CompilationError(_reason(error)) from error
+        self.seconds = time.perf_counter() - start
+        _check_agreement(found, wanted)
+        self._run = run
+        if folder is not None:
+            remember_seconds(folder, trace.digest(values), self.seconds)
+
+
+def _signature(values: Sequence[Tensor], spec: TreeSpec) -> Signature:
+    """What compiled code holds for."""
+    return spec, *((v.shape, v.stride(), v.dtype, v.device) for v in values)
+
+
+def _check_agreement(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    """Refuse what is not the same to rounding."""
+    exact = all(v.dtype == torch.float64 for v in wanted if v.is_floating_point())
+    tolerance = _TOLERANCE[torch.float64 if exact else torch.float32]
+    gap = max(distances(list(found), list(wanted), floor=_FLOOR).values(), default=0.0)
+    if not gap <= tolerance or not math.isfinite(gap):
+        raise CompilationError(f"compiled, it differs from itself by {gap:.1g}")
+
+
+def _reason(error: BaseException) -> str:
+    """Why torch's compiler gave up."""
+    text = str(error).strip()
+    if "C++ compiler" in text or "CppCompileError" in type(error).__name__:
+        return "torch finds no C++ compiler that works (g++ or clang++ is needed)"
+    return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:160]}"

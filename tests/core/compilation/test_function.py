@@ -1,0 +1,249 @@
+"""Functions that are traced and compiled: what they take, refuse, see and remember."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metalearn.core import CompilationError, compiled
+from metalearn.core.compilation import folder as folders
+from metalearn.core.compilation.trace import traced
+from metalearn.errors import SettingError, StorageError
+
+X = torch.arange(6.0, dtype=torch.float64).reshape(2, 3) + 1
+
+
+def eager(function: Any) -> Any:
+    return compiled(function, compiler="aot_eager")
+
+
+def test_values_of_every_call_count_and_python_runs_at_the_first_alone() -> None:
+    calls = []
+
+    def function(tree: Any) -> Any:
+        calls.append(1)
+        return {"sum": (tree["a"] ** 2).sum(), "both": (tree["a"], tree["b"] + 1)}
+
+    step = eager(function)
+    step({"a": X, "b": X})
+    first = len(calls)
+    found = step({"a": 2 * X, "b": -X})
+    assert len(calls) == first
+    torch.testing.assert_close(found, {"sum": (4 * X**2).sum(), "both": (2 * X, 1 - X)})
+
+
+@pytest.mark.parametrize("other", [X[:1], X.float(), X.t().contiguous().t()])
+def test_other_shapes_types_and_strides_run_the_function_itself(other: Tensor) -> None:
+    calls = []
+    step = eager(lambda x: calls.append(1) or x * 2)
+    step(X)
+    before = len(calls)
+    torch.testing.assert_close(step(other), other * 2)
+    assert len(calls) == before + 1
+
+
+def test_other_trees_run_the_function_itself() -> None:
+    step = eager(lambda tree: sum(tree.values()))
+    torch.testing.assert_close(step({"a": X, "b": X}), 2 * X)
+    torch.testing.assert_close(step({"a": X, "c": X}), 2 * X)
+
+
+def test_inside_a_transform_it_is_the_function() -> None:
+    step = eager(lambda x: (x**3).sum())
+    step(X[0])
+    torch.testing.assert_close(torch.func.vmap(step)(X), (X**3).sum(1))
+    torch.testing.assert_close(torch.func.grad(step)(X[0]), 3 * X[0] ** 2)
+
+
+def test_tensors_from_elsewhere_are_seen_as_they_are() -> None:
+    scale = torch.ones(3, dtype=torch.float64)
+    step = eager(lambda x: x * scale)
+    torch.testing.assert_close(step(X), X)
+    scale.mul_(3)
+    torch.testing.assert_close(step(X), 3 * X)
+
+
+def test_an_argument_that_the_function_holds_too_is_two_tensors() -> None:
+    held = X.clone()
+    step = eager(lambda x: x * held)
+    step(held)
+    torch.testing.assert_close(step(2 * X), 2 * X * X)
+
+
+def test_one_tensor_as_two_arguments_is_two() -> None:
+    step = eager(lambda a, b: a - 2 * b)
+    step(X, X)
+    torch.testing.assert_close(step(X, 3 * X), -5 * X)
+
+
+def test_derivatives_and_leaves_that_need_them_give_no_graph() -> None:
+    def slope(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda y: (y**3).sum())(x)
+
+    step = eager(slope)
+    theta = X.clone().requires_grad_()
+    for _ in range(2):
+        found = step(theta)
+        torch.testing.assert_close(found, 3 * X**2)
+        assert not found.requires_grad
+    assert theta.grad is None
+
+
+def test_it_leaves_modes_and_random_state() -> None:
+    state = torch.get_rng_state()
+    step = eager(lambda x: x.exp())
+    with torch.no_grad():
+        step(X)
+        assert not torch.is_grad_enabled()
+    step(X)
+    assert torch.is_grad_enabled() and torch.equal(torch.get_rng_state(), state)
+
+
+REFUSED: dict[str, Any] = {
+    "reads the value of a tensor": lambda x: x if float(x.sum()) > 0 else -x,
+    r"draws random numbers \(": lambda x: x * torch.rand(3, dtype=x.dtype),
+    "writes to its arguments": lambda x: x.add_(1) * 2,
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_cannot_be_compiled_says_why(reason: str) -> None:
+    with pytest.raises(CompilationError, match=f"this function cannot be compiled: it {reason}"):
+        eager(REFUSED[reason])(X.clone())
+
+
+def test_a_write_to_a_tensor_from_elsewhere_is_refused() -> None:
+    counter = torch.zeros(3, dtype=torch.float64)
+
+    def function(x: Tensor) -> Tensor:
+        counter.add_(x[0])
+        return x
+
+    with pytest.raises(CompilationError, match="writes to a tensor that is none of its arguments"):
+        eager(function)(X)
+
+
+def test_errors_of_the_function_are_its_own() -> None:
+    def function(x: Tensor) -> Tensor:
+        raise SettingError("lr", -1, "a number above 0 is needed")
+
+    with pytest.raises(SettingError, match="^lr=-1: a number above 0 is needed$"):
+        eager(function)(X)
+    with pytest.raises(ZeroDivisionError):
+        eager(lambda x: x * (1 / 0))(X)
+
+
+def test_bad_arguments_are_refused() -> None:
+    unknown: Any = "gcc"
+    with pytest.raises(SettingError, match="^compiler='gcc': "):
+        compiled(lambda x: x, compiler=unknown)
+    with pytest.raises(SettingError, match=r"args\[1\]='int': a torch.Tensor is needed"):
+        eager(lambda x, y: x)(X, 3)
+
+
+def test_code_that_does_not_agree_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(name: str) -> Any:
+        return lambda graph, given: lambda *values: [1.1 * v for v in graph(*values)]
+
+    monkeypatch.setattr("torch._dynamo.lookup_backend", wrong)
+    step = eager(lambda x: x * 2)
+    with pytest.raises(CompilationError, match="compiled, it differs from itself by 0.1"):
+        step(X)
+    with pytest.raises(CompilationError, match="differs from itself"):  # and not silently taken
+        step(X)
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class InvalidCxxCompiler(RuntimeError):
+        pass
+
+    def none(graph: Any, given: Any) -> Any:
+        raise InvalidCxxCompiler("No working C++ compiler found in torch._inductor.config.cpp.cxx")
+
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
+    monkeypatch.setattr("torch._dynamo.lookup_backend", lambda name: none)
+    with pytest.raises(CompilationError, match=r"finds no C\+\+ compiler that works"):
+        compiled(lambda x: x * 2)(X)
+
+
+def test_the_graph_has_one_name_for_the_same_work() -> None:
+    names = {
+        traced(function, (x,)).digest([x])
+        for function in (lambda x: x * 2, lambda y: y * 2)
+        for x in (X, X + 1)
+    }
+    assert len(names) == 1
+    assert traced(lambda x: x * 3, (X,)).digest([X]) not in names
+    assert traced(lambda x: x * 2, (X[:1],)).digest([X[:1]]) not in names
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of folders are those of POSIX")
+def test_the_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "own"))
+    made = folders.compiled_folder()
+    assert made == tmp_path / "own" / "compiled" and stat.S_IMODE(made.stat().st_mode) == 0o700
+    made.chmod(0o777)
+    with pytest.raises(StorageError, match="a folder of your own with mode 0700 is needed"):
+        folders.compiled_folder()
+    made.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    made.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="a folder of your own"):
+        folders.compiled_folder()
+    monkeypatch.setenv("METALEARN_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert folders.compiled_folder() == tmp_path / "xdg" / "metalearn" / "compiled"
+
+
+def test_a_folder_that_cannot_be_made_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="compiled code cannot be kept there"):
+        compiled(lambda x: x * 2)(X)
+
+
+def test_seconds_are_remembered_and_damage_is_no_error(tmp_path: Path) -> None:
+    folders.remember_seconds(tmp_path, "a", 2.0)
+    folders.remember_seconds(tmp_path, "b", 0.5)
+    assert folders.remembered_seconds(tmp_path) == {"a": 2.0, "b": 0.5}
+    for damaged in ("", "[1]", '{"a": "x", "b": 1}', "\x00"):
+        (tmp_path / "seconds.json").write_text(damaged)
+        assert folders.remembered_seconds(tmp_path) == ({"b": 1.0} if "b" in damaged else {})
+    folders.remember_seconds(tmp_path / "seconds.json", "c", 1.0)  # no folder: only a guess is lost
+
+
+def test_the_environment_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for before in (None, "/somewhere"):
+        if before is None:
+            monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        else:
+            monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
+        with pytest.raises(ZeroDivisionError), folders.keeping_compiled(tmp_path):
+            assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+            raise ZeroDivisionError
+        assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == before
+
+
+@pytest.mark.inductor
+def test_inductor_gives_the_same_and_is_faster_to_make_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
+
+    def function(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda y: torch.tanh(y @ y.T).sum())(x)
+
+    for _ in range(2):
+        step = compiled(function)
+        step(X)
+        torch.testing.assert_close(step(X / 3), function(X / 3), rtol=1e-12, atol=1e-12)
+    assert step.expected_seconds(X) == pytest.approx(step.seconds, abs=1e-3)
+    assert "seconds.json" in os.listdir(tmp_path / "compiled")
