@@ -1,6 +1,7 @@
 """Errors that a person can act on: one sentence, no traceback needed."""
 
 __all__ = [
+    "CompilationError",
     "DataError",
     "DisagreementError",
     "NonFiniteError",
@@ -47,6 +48,14 @@ class NonFiniteError(FloatingPointError):
 
 class DisagreementError(ArithmeticError):
     """Two ways that must agree do not, or two that must differ agree; the message says which."""
+
+
+class CompilationError(RuntimeError):
+    """A function that cannot be traced or compiled; ``reason`` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"this function cannot be compiled: {reason}")
+        self.reason = reason
 
 
 def check_whole(setting: str, value: object, least: int, most: int = 2**63 - 1) -> None:

@@ -5,7 +5,7 @@ from metalearn.core.module.functionalize import functionalize
 from metalearn.core.module.norms import convert_norm
 
 # Functions that are compiled
-from metalearn.core.compilation import CompilationError, CompiledFunction, compiled
+from metalearn.core.compilation import CompiledFunction, compiled
 
 # Derivatives of functions of trees
 from metalearn.core.autodiff.backend import Eager
@@ -104,7 +104,6 @@ __all__ = [
     "convert_norm",
     "functionalize",
     # Functions that are compiled
-    "CompilationError",
     "CompiledFunction",
     "compiled",
     # Derivatives of functions of trees

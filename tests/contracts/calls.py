@@ -224,6 +224,8 @@ def _core() -> dict[str, Callable[[], Call]]:
         "consolidation_penalty": _of(
             core, "consolidation_penalty", "params", anchor=params, fisher=vector, strength=1.0
         ),
+        "compiled": _of(core, "compiled", function=torch.sum, compiler="aot_eager"),
+        "CompiledFunction": _of(core, "CompiledFunction", function=torch.sum, compiler="aot_eager"),
         "convert_norm": _of(core, "convert_norm", "module", norm="group"),
         "effective_rank": _of(core, "effective_rank", matrix=torch.eye(3, dtype=torch.float64)),
         "fisher_kfac": _of(core, "fisher_kfac", "module", "params", "batch", **_FISHER),

@@ -20,10 +20,10 @@ from metalearn.core.compilation.folder import (
     remember_seconds,
     remembered_seconds,
 )
-from metalearn.core.compilation.trace import CompilationError, Trace, traced
+from metalearn.core.compilation.trace import Trace, traced
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import TreeSpec, check_tensors, distances, flatten, leaves, unflatten
-from metalearn.errors import SettingError
+from metalearn.errors import CompilationError, SettingError
 from metalearn.signatures import checked
 
 __all__ = ["CompiledFunction", "Compiler", "compiled"]
@@ -84,6 +84,7 @@ class CompiledFunction:
         seconds: that compiling took; 0 before.
     """
 
+    @checked
     def __init__(self, function: Callable[..., Any], *, compiler: Compiler = "inductor") -> None:
         if compiler not in get_args(Compiler):
             accepted = f"one of {', '.join(get_args(Compiler))} is needed"

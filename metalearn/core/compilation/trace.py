@@ -21,17 +21,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import TreeSpec, flatten, unflatten
 from metalearn.core.vectorization import VectorizationError
-from metalearn.errors import DataError, NonFiniteError, SettingError
+from metalearn.errors import CompilationError, DataError, NonFiniteError, SettingError
 
-__all__ = ["CompilationError", "Trace", "traced"]
-
-
-class CompilationError(RuntimeError):
-    """A function that cannot be traced or compiled; ``reason`` says why, in a sentence's part."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"this function cannot be compiled: {reason}")
-        self.reason = reason
+__all__ = ["Trace", "traced"]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.core import CompilationError, compiled
+from metalearn.core import compiled
 from metalearn.core.compilation import folder as folders
 from metalearn.core.compilation.trace import traced
-from metalearn.errors import SettingError, StorageError
+from metalearn.errors import CompilationError, SettingError, StorageError
 
 X = torch.arange(6.0, dtype=torch.float64).reshape(2, 3) + 1
 
