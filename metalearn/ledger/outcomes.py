@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from metalearn.schema import (
     Kind,
     Misfit,
     choice,
+    entries,
     list_of,
     map_of,
     mapping,
@@ -66,6 +67,9 @@ class Outcome:
     device: str = "cpu"
     """Where it was trained; runs that did not say so were trained on the processor."""
 
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """Steps, and the monitor at each validation; nothing of runs of before it was kept."""
+
     def as_json(self) -> dict[str, Any]:
         """Plain, for a file."""
         return asdict(self)
@@ -77,7 +81,7 @@ def outcome_of(row: Row, seed: int, folder: Path) -> Outcome:
     Args:
         row: whose run it is.
         seed: of the run.
-        folder: of the run, with ``results.json``, ``provenance.json`` and
+        folder: of the run, with ``results.json``, ``provenance.json``, ``metrics.jsonl`` and
             ``evaluation-test.json``.
 
     Raises:
@@ -106,6 +110,7 @@ def outcome_of(row: Row, seed: int, folder: Path) -> Outcome:
         f"{made['cpu']['name']}, {threads} thread{'s' * (threads > 1)}",
         next(iter(tested["scores"].values())).get("normalization", ""),
         made.get("device", "cpu"),
+        _curve(folder / "metrics.jsonl", monitor),
     )
 
 
@@ -121,10 +126,25 @@ def read_outcomes(folder: Path) -> dict[str, list[Outcome]]:
         if state["row"] not in found:
             raise DataError(f"{path}: there is no row {state['row']!r}")
         scores = {name: Score(**score) for name, score in state["scores"].items()}
-        found[state["row"]].append(Outcome(**{**state, "scores": scores}))
+        curve = [(step, value) for step, value in state.get("curve", [])]
+        found[state["row"]].append(Outcome(**{**state, "scores": scores, "curve": curve}))
     for several in found.values():
         several.sort(key=lambda outcome: outcome.seed)
     return found
+
+
+def _curve(path: Path, monitor: str) -> list[tuple[int, float]]:
+    """A number of validation by step; of a step that was validated twice, the later.
+
+    Raises:
+        DataError: the file cannot be read, or has a line that is none of a run's.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = {line["step"]: line[monitor] for line in lines if monitor in line}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: {error}") from error
+    return [(step, round(value, 4)) for step, value in sorted(found.items())]
 
 
 def _score(found: Mapping[str, Any], measure: str) -> Score:
@@ -193,6 +213,6 @@ _OUTCOME = mapping(
         "revision": text,
         "machine": text,
     },
-    {"normalization": text, "device": text},
+    {"normalization": text, "device": text, "curve": list_of(entries(whole(), number()))},
     others=nothing,
 )

@@ -160,7 +160,22 @@ def _notes(rows: Sequence[Row], outcomes: Mapping[str, Sequence[Outcome]]) -> st
     for what, found in kinds.items():
         several = [f"{name} ({', '.join(methods)})" for name, methods in found.items()]
         notes += [f"{what}: {'; '.join(several)}."] if several else []
+    curves = [_on_the_way(row, outcomes.get(row.name, ())) for row in rows]
+    if shown := [curve for curve in curves if curve]:
+        notes.append(f"Validation on the way, of rows that are behind: {'; '.join(shown)}.")
     return " ".join(notes) + "\n" if notes else ""
+
+
+def _on_the_way(row: Row, outcomes: Sequence[Outcome]) -> str:
+    """The monitor of a row that is behind, at four steps of its first seed: what more may give."""
+    behind = verdict(row, TABLES[row.table], outcomes).startswith("behind")
+    curve = outcomes[0].curve if behind else []
+    if not curve:
+        return ""
+    last, losses = curve[-1][0], "loss" in outcomes[0].monitor
+    near = (min(curve, key=lambda point: abs(point[0] - last * k / 4)) for k in range(1, 5))
+    shown = [f"{v:.3f} at {k:,}" if losses else f"{100 * v:.1f} at {k:,}" for k, v in near]
+    return f"{row.method} {', '.join(dict.fromkeys(shown))} steps"
 
 
 def _trained_there(row: Row, outcomes: Sequence[Outcome], device: str) -> str:

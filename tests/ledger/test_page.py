@@ -115,7 +115,7 @@ def test_what_was_not_run_says_so() -> None:
 
 
 def test_outcomes_are_kept_and_read(tmp_path: Path) -> None:
-    kept = [outcome(1), outcome(0, 97.0)]
+    kept = [outcome(1, curve=[(0, 0.25), (10, 0.5)]), outcome(0, 97.0)]
     for one in kept:
         write_json(tmp_path / f"{one.row}-seed{one.seed}.json", one.as_json())
     found = read_outcomes(tmp_path)
@@ -134,6 +134,15 @@ def test_the_page_says_what_outcomes_were_normalised_with() -> None:
     both = [outcome(0, normalization="batch_stats"), outcome(1, normalization="batch_stats")]
     assert "Normalised with: `batch_stats` (MAML).\n" in ledger_page({ROW.name: both})
     assert "Normalised with" not in ledger_page({ROW.name: [outcome()]})
+
+
+def test_rows_that_are_behind_show_how_their_validation_rose() -> None:
+    curve = [(step, 0.5 + step / 100) for step in range(0, 41, 5)]
+    behind = outcome(0, 97.0, curve=curve)
+    sentence = "Validation on the way, of rows that are behind: MAML 60.0 at 10, 70.0 at 20, "
+    assert f"{sentence}80.0 at 30, 90.0 at 40 steps.\n" in ledger_page({ROW.name: [behind]})
+    assert "on the way" not in ledger_page({ROW.name: [outcome(0, 98.6, curve=curve)]})
+    assert "on the way" not in ledger_page({ROW.name: [outcome(0, 97.0)]})
 
 
 def test_the_page_says_what_was_trained_on_a_card() -> None:

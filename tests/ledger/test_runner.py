@@ -39,6 +39,7 @@ def test_a_row_is_trained_tested_and_kept(run: Callable[..., Outcome], tmp_path:
     assert (found.row, found.seed, found.steps, found.tasks) == ("sinusoid", 0, 4, 600)
     assert found.monitor == "loss_after" and found.seconds > 0
     assert found.cpu_seconds is not None and found.cpu_seconds > 0
+    assert found.curve[-1][0] == 4 and all(value > 0 for _, value in found.curve)
     tested = json.loads((runner.place(ROW, 0) / "evaluation-test.json").read_text())
     last = tested["scores"]["transductive"]["loss"][-1]
     assert found.scores["transductive"].mean == last["mean"]
