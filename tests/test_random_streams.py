@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 from metalearn.errors import SettingError
-from metalearn.random_streams import AddressedStream, SecureStream, check_split
+from metalearn.random_streams import (
+    AddressedStream,
+    SecureStream,
+    check_split,
+    uniform_of_each,
+)
 
 WORD = 2**64 - 1
 
@@ -212,3 +217,33 @@ def test_secure_words_are_uniform_and_never_the_same() -> None:
     assert_fair(Counter(drawn.tolist()).values(), 10)
     assert sorted(SecureStream().permutation(50).tolist()) == list(range(50))
     assert SecureStream().words(0).shape == (0,)
+
+
+@pytest.mark.parametrize("place", ["train", "test", "affine"])
+@pytest.mark.parametrize(("addresses", "count"), [(1, 3), (7, 9), (8, 1), (20, 130), (40, 22)])
+@pytest.mark.parametrize("seed", [0, 2**63, WORD])
+def test_draws_of_many_addresses_are_those_of_each(
+    place: Any, addresses: int, count: int, seed: int
+) -> None:
+    indices = [3 * i for i in range(addresses - 1)] + [2**58 - 1]
+    found = uniform_of_each(seed, place, indices, count)
+    wanted = [AddressedStream(seed, place, index).uniform(count) for index in indices]
+    assert found.shape == (addresses, count) and found.dtype == np.float64
+    assert np.array_equal(found, wanted)
+
+
+def test_words_of_many_addresses_are_those_of_the_paper() -> None:
+    found = uniform_of_each(5, "validation", range(10), 11)
+    for index, row in enumerate(found):
+        assert list(row) == list(itertools.islice(plain_uniform(5, "validation", index), 11))
+
+
+def test_addresses_that_are_none_are_refused() -> None:
+    for indices in ([-1], [*range(20), 2**62]):
+        with pytest.raises(SettingError, match="^index="):
+            uniform_of_each(0, "train", indices, 2)
+    unknown: Any = "holdout"
+    with pytest.raises(SettingError, match="^split='holdout'"):
+        uniform_of_each(0, unknown, range(20), 2)
+    with pytest.raises(SettingError, match="^seed=-1"):
+        uniform_of_each(-1, "train", range(20), 2)

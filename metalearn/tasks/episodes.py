@@ -22,7 +22,7 @@ from metalearn.data.feature_table import FeatureTable
 from metalearn.data.images import LabelledImages
 from metalearn.data.texts import LabelledTexts
 from metalearn.errors import SettingError, check_whole
-from metalearn.random_streams import AddressedStream, check_split
+from metalearn.random_streams import AddressedStream, check_split, uniform_of_each
 from metalearn.signatures import checked
 from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
 from metalearn.tasks.class_pools import ClassPools, class_pools
@@ -278,9 +278,8 @@ class FewShotTasks:
     def _change(self, inputs: Tensor, indices: Sequence[int]) -> Tensor:
         """``[T, W, S+Q, C, H, W]``, every picture changed as its place in its task says."""
         count = inputs[0].shape[:2].numel() * AFFINE_DRAWS
-        seed = self._seeds["train"]
-        drawn = [AddressedStream(seed, "affine", int(i)).uniform(count) for i in indices]
-        draws = torch.from_numpy(np.stack(drawn)).view(-1, AFFINE_DRAWS).to(inputs)
+        drawn = uniform_of_each(self._seeds["train"], "affine", indices, count)
+        draws = torch.from_numpy(drawn).view(-1, AFFINE_DRAWS).to(inputs)
         return change_pictures(inputs.flatten(0, 2), self._augment, draws).view_as(inputs)
 
     def _check_pictures(self, split: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from metalearn.core.checks import as_device
 from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError
-from metalearn.random_streams import AddressedStream, check_split
+from metalearn.random_streams import check_split, uniform_of_each
 from metalearn.signatures import checked
 from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
 from metalearn.tasks.units import NumberedUnits
@@ -78,9 +78,7 @@ class SinusoidTasks:
         if not len(indices):
             raise SettingError("indices", indices, "at least one task index is needed")
         shot, count = self._shot[split], 2 + self._shot[split] + self._query[split]
-        drawn = np.stack(
-            [AddressedStream(self._seeds[split], split, int(i)).uniform(count) for i in indices]
-        )
+        drawn = uniform_of_each(self._seeds[split], split, indices, count)
         amplitude, phase = 0.1 + 4.9 * drawn[:, :1], np.pi * drawn[:, 1:2]
         x = -5 + 10 * drawn[:, 2:]
         y = amplitude * np.sin(x - phase)
