@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,6 +23,8 @@ from metalearn.core.compilation.folder import (
 )
 from metalearn.core.compilation.trace import Trace, traced
 from metalearn.core.memory import is_out_of_memory
+from metalearn.core.precision import network_type
+from metalearn.core.tracing import is_traced
 from metalearn.core.tree import TreeSpec, check_tensors, distances, flatten, leaves, unflatten
 from metalearn.errors import CompilationError, SettingError
 from metalearn.signatures import checked
@@ -36,6 +39,8 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
 """Relative, of a leaf; in float32 one ReLU within rounding of zero may move a task by 1e-3."""
 _FLOOR = 1e-3
 """Of the whole result: below it, a leaf is rounding."""
+
+_WITHIN: ContextVar[bool] = ContextVar("a part of what is compiled as a whole", default=False)
 
 Signature = tuple[Any, ...]
 
@@ -56,7 +61,8 @@ def compiled(function: Callable[..., Any], *, compiler: Compiler = "inductor") -
     derivatives included, and compiles the graph of these, which takes seconds to minutes, less
     where the same graph was compiled before (see `metalearn.core.compilation.compiled_folder`). The
     result is held to that of ``function`` there and then. Later calls with the same trees, shapes,
-    types and devices run the compiled code; others run ``function`` as it is.
+    types and devices run the compiled code; others, under another precision too, and those inside
+    transforms of ``torch.func``, run ``function`` as it is.
 
     Args:
         function: of trees of tensors, giving a tree of tensors. It depends on nothing else that
@@ -96,28 +102,33 @@ class CompiledFunction:
 
     def __call__(self, *args: Any) -> Any:
         """What the function gives for these trees."""
-        values, spec = flatten(args)
+        if transforms_active() or is_traced() or _WITHIN.get():
+            return self.function(*args)
         if self._run is None:
             self.compile(*args)
-        if self._run is None or self._signature != _signature(values, spec) or transforms_active():
+        assert self._trace is not None and self._run is not None
+        values, spec = flatten(args)
+        given = [*values, *self._trace.captured]
+        if self._signature != _signature(given, spec):
             return self.function(*args)
-        assert self._trace is not None
         with torch.no_grad():
-            found = self._run(*values, *self._trace.captured)
+            found = self._run(*given)
         return unflatten(list(found), self._trace.outputs)
 
     def trace(self, *args: Any) -> Trace:
-        """The graph for arguments like these; the first that was traced stays.
+        """The graph for arguments like these, traced once.
 
         Raises:
             CompilationError: see `compiled`.
         """
-        if self._trace is None:
-            check_tensors(args, "args")
-            values, spec = flatten(args)
-            self._trace = traced(self.function, args)
-            self._signature = _signature(values, spec)
-        return self._trace
+        check_tensors(args, "args")
+        values, spec = flatten(args)
+        known = self._trace
+        if known is None or self._signature != _signature([*values, *known.captured], spec):
+            known = self._trace = traced(self.function, args)
+            self._signature = _signature([*values, *known.captured], spec)
+            self._run = None
+        return known
 
     def expected_seconds(self, *args: Any) -> float | None:
         """How long compiling took the last time for the same graph; None where it is not known."""
@@ -130,8 +141,11 @@ class CompiledFunction:
         Raises:
             CompilationError, StorageError: see `compiled`.
         """
-        # before it is traced, as functions may try out what they are given
-        wanted = [value.detach() for value in leaves(self.function(*args))]
+        token = _WITHIN.set(True)
+        try:  # before it is traced, as functions may try out what they are given
+            wanted = [value.detach() for value in leaves(self.function(*args))]
+        finally:
+            _WITHIN.reset(token)
         trace, values = self.trace(*args), [value.detach() for value in leaves(args)]
         given = [*values, *trace.captured]
         from torch._dynamo import lookup_backend  # which takes seconds to import
@@ -158,8 +172,10 @@ class CompiledFunction:
 
 
 def _signature(values: Sequence[Tensor], spec: TreeSpec) -> Signature:
-    """What compiled code holds for."""
-    return spec, *((v.shape, v.stride(), v.dtype, v.device) for v in values)
+    """What compiled code holds for: inputs, and what else changes what operations compute."""
+    kinds = tuple((v.shape, v.stride(), v.dtype, v.device) for v in values)
+    autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    return spec, kinds, autocast, network_type(), torch.are_deterministic_algorithms_enabled()
 
 
 def _check_agreement(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

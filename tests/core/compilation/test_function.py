@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.core import compiled
+from metalearn.core import compiled, functionalize
 from metalearn.core.compilation import folder as folders
 from metalearn.core.compilation.trace import traced
+from metalearn.core.precision import networks_in
 from metalearn.errors import CompilationError, SettingError, StorageError
 
 X = torch.arange(6.0, dtype=torch.float64).reshape(2, 3) + 1
@@ -54,9 +55,11 @@ def test_other_trees_run_the_function_itself() -> None:
     torch.testing.assert_close(step({"a": X, "c": X}), 2 * X)
 
 
-def test_inside_a_transform_it_is_the_function() -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_inside_a_transform_it_is_the_function(before: bool) -> None:
     step = eager(lambda x: (x**3).sum())
-    step(X[0])
+    if before:
+        step(X[0])
     torch.testing.assert_close(torch.func.vmap(step)(X), (X**3).sum(1))
     torch.testing.assert_close(torch.func.grad(step)(X[0]), 3 * X[0] ** 2)
 
@@ -67,6 +70,47 @@ def test_tensors_from_elsewhere_are_seen_as_they_are() -> None:
     torch.testing.assert_close(step(X), X)
     scale.mul_(3)
     torch.testing.assert_close(step(X), 3 * X)
+
+
+def test_inside_another_it_is_a_part_of_that() -> None:
+    inner = eager(lambda x: x**2)
+    outer = eager(lambda x: inner(x).sum())
+    outer(X)
+    torch.testing.assert_close(outer(2 * X), (4 * X**2).sum())
+    assert inner.seconds == 0
+
+
+def test_tensors_from_elsewhere_may_become_of_another_kind() -> None:
+    held = torch.nn.Parameter(torch.ones(3, dtype=torch.float64), requires_grad=False)
+    step = eager(lambda x: x * held)
+    step(X)
+    held.data = torch.full((1,), 5.0, dtype=torch.float64)
+    torch.testing.assert_close(step(X), 5 * X)
+
+
+def test_another_precision_runs_the_function_itself() -> None:
+    linear, params, buffers = functionalize(torch.nn.Linear(3, 2))
+    step = eager(lambda params, x: linear(params, buffers, x))
+    inputs = X.float()
+    plain = step(params, inputs)
+    with networks_in(torch.bfloat16):
+        torch.testing.assert_close(step(params, inputs), linear(params, buffers, inputs))
+        assert not torch.equal(step(params, inputs), plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert eager(lambda x: x @ x.T)(inputs).dtype == torch.bfloat16
+        assert step(params, inputs).dtype == torch.bfloat16
+
+
+def test_it_is_compiled_anew_where_that_is_asked_for() -> None:
+    calls = []
+    step = eager(lambda x: calls.append(1) or x * 2)
+    step(X)
+    step.compile(X[:1])
+    before = len(calls)
+    torch.testing.assert_close(step(3 * X[:1]), 6 * X[:1])
+    assert len(calls) == before
+    torch.testing.assert_close(step(X), 2 * X)
+    assert len(calls) == before + 1
 
 
 def test_an_argument_that_the_function_holds_too_is_two_tensors() -> None:
