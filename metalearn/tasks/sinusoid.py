@@ -23,6 +23,8 @@ from metalearn.types import Split, TaskBatch
 
 __all__ = ["SinusoidTasks"]
 
+_AHEAD = 2**14  # points
+
 
 class SinusoidTasks:
     """Sine waves y = A · sin(x − φ) as tasks: a `TaskDistribution`.
@@ -88,6 +90,11 @@ class SinusoidTasks:
             return inputs.to(device), targets.to(device)
 
         return TaskBatch(pair(slice(None, shot)), pair(slice(shot, None)))
+
+    @property
+    def tasks_ahead(self) -> int:
+        """How many training tasks are drawn at once with gain."""
+        return max(1, _AHEAD // (self._shot["train"] + self._query["train"]))
 
     @checked
     def training_units(self, users: int | None = None) -> NumberedUnits:

@@ -20,6 +20,7 @@ from metalearn.tasks import outputs_by_split
 from metalearn.tasks.by_split import any_split
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.meta.drawn_ahead import DrawnAhead
 from metalearn.trainers.meta.learnt_records import learnt_numbers
 from metalearn.trainers.meta.method_checks import check_gradient, check_methods
 from metalearn.trainers.meta.protocol import Learner
@@ -71,6 +72,8 @@ class MetaObjective:
         self._settings, self._check = settings, check
         self.unit: str = learner.draws
         self._said = False
+        count = settings.steps * settings.accumulate * meta_batch
+        self._ahead = DrawnAhead(self.draw, count)
         prepare_draws(learner, tasks, device)
 
     def prepare(self) -> None:
@@ -107,7 +110,8 @@ class MetaObjective:
         Those are counted over the training.
         """
         indices = range(step * self.meta_batch, (step + 1) * self.meta_batch)
-        return MetaBatch(indices, self.draw(indices), step // self._settings.accumulate)
+        drawn = self.draw(indices) if self.unit != "tasks" else self._ahead(self.tasks, indices)
+        return MetaBatch(indices, drawn, step // self._settings.accumulate)
 
     def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
         """The meta-gradient, a mean over the tasks."""
