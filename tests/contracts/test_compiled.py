@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -29,12 +30,23 @@ def moved(tree: Any) -> Any:
     return tree_map(lambda x: (x * 0.9 + 0.02) if x.is_floating_point() else x, tree)
 
 
-@meta.problems
-@meta.optimizers
-@meta.methods
-@pytest.mark.parametrize("engine", ["batched", "vmap"])
+EVERY = list(product(meta.PROBLEMS, meta.OPTIMIZERS, meta.METHODS, ["batched", "vmap"]))
+OFTEN = [
+    ("mlp", "sgd", "mixed", "batched"),
+    ("mlp", "sgd", "first_order", "batched"),
+    ("mlp", "momentum", "reverse", "vmap"),
+    ("mlp", "adam", "first_order", "batched"),
+    ("conv", "sgd", "reverse", "batched"),
+]
+"""Cases of every run; all of them are a campaign, as tracing one takes seconds."""
+
+
+@pytest.mark.parametrize(
+    ("problem", "optimizer", "method", "engine"),
+    [pytest.param(*c, marks=[] if c in OFTEN else pytest.mark.campaign) for c in EVERY],
+)
 def test_a_compiled_meta_gradient_is_that_of_loops(
-    engine: Any, method: Any, optimizer: str, problem: str
+    problem: str, optimizer: str, method: Any, engine: Any
 ) -> None:
     case, (pair, rule) = meta.PROBLEMS[problem](), meta.OPTIMIZERS[optimizer]
     settings: dict[str, Any] = {"optimizer": pair, "steps": 2, "method": method, "engine": engine}
@@ -54,17 +66,15 @@ def test_a_compiled_meta_gradient_is_that_of_loops(
     assert not any(value.requires_grad for value in leaves(found))
 
 
-@pytest.mark.parametrize("norm", meta.NORMS)
-@pytest.mark.parametrize("engine", ["batched", "vmap"])
-def test_compiled_second_order_through_norms_equals_finite_differences(
-    norm: str, engine: Any
-) -> None:
+@pytest.mark.parametrize(
+    "norm",
+    [pytest.param(n, marks=[] if n == "batch" else pytest.mark.campaign) for n in meta.NORMS],
+)
+def test_compiled_second_order_through_norms_equals_finite_differences(norm: str) -> None:
     case = meta.normalised(norm)
     step = compiled(
         lambda params, tasks: (
-            meta_gradient(
-                case.loss_fn, params, tasks, optimizer=sgd(0.4), steps=2, engine=engine
-            ).grads
+            meta_gradient(case.loss_fn, params, tasks, optimizer=sgd(0.4), steps=2).grads
         ),
         compiler="aot_eager",
     )
