@@ -82,6 +82,22 @@ def test_compiled_second_order_through_norms_equals_finite_differences(norm: str
     assert_trees(step(case.params, case.tasks), meta.differences(norm), 1e-7)
 
 
+@pytest.mark.parametrize("method", ["implicit", "reptile"])
+def test_compiled_approximations_are_what_they_are_by_themselves(method: Any) -> None:
+    case = meta.PROBLEMS["mlp"]()
+
+    def function(params: Any, tasks: Any) -> Any:
+        return meta_gradient(
+            case.loss_fn, params, tasks, optimizer=sgd(0.2), steps=1, method=method
+        ).grads
+
+    step = compiled(function, compiler="aot_eager")
+    step(case.params, case.tasks)
+    later = moved(case.params), moved(case.tasks)
+    assert_trees(step(*later), function(*later))
+    assert step.seconds > 0
+
+
 def regression(params: Any, batch: Any) -> Tensor:
     hidden = torch.tanh(batch[0] @ params["first"])
     return ((hidden @ params["second"] - batch[1]) ** 2).mean()
