@@ -59,8 +59,9 @@ def compiled(function: Callable[..., Any], *, compiler: Compiler = "inductor") -
 
     The first call runs ``function`` once, writes down each operation of torch that it takes,
     derivatives included, and compiles the graph of these, which takes seconds to minutes, less
-    where the same graph was compiled before (see `metalearn.core.compilation.compiled_folder`). The
-    result is held to that of ``function`` there and then. Later calls with the same trees, shapes,
+    where the same graph was compiled before: code is kept under ``METALEARN_CACHE``, by default
+    ``~/.cache/metalearn``, in a folder with mode 0700, as torch reads it with pickle. The result is
+    held to that of ``function`` there and then. Later calls with the same trees, shapes,
     types and devices run the compiled code; others, under another precision too, and those inside
     transforms of ``torch.func``, run ``function`` as it is.
 
@@ -123,6 +124,8 @@ class CompiledFunction:
         """
         check_tensors(args, "args")
         values, spec = flatten(args)
+        if not values:
+            raise SettingError("args", args, "a tensor is needed among them")
         known = self._trace
         if known is None or self._signature != _signature([*values, *known.captured], spec):
             known = self._trace = traced(self.function, args)
@@ -141,11 +144,15 @@ class CompiledFunction:
         Raises:
             CompilationError, StorageError: see `compiled`.
         """
+        check_tensors(args, "args")
         token = _WITHIN.set(True)
         try:  # before it is traced, as functions may try out what they are given
-            wanted = [value.detach() for value in leaves(self.function(*args))]
+            wanted = leaves(self.function(*args))
         finally:
             _WITHIN.reset(token)
+        if not wanted or not all(isinstance(value, Tensor) for value in wanted):
+            raise CompilationError("it gives what is no tensor")
+        wanted = [value.detach() for value in wanted]
         trace, values = self.trace(*args), [value.detach() for value in leaves(args)]
         given = [*values, *trace.captured]
         from torch._dynamo import lookup_backend  # which takes seconds to import

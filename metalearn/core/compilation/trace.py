@@ -103,12 +103,15 @@ def _lifted(graph: fx.GraphModule) -> tuple[Tensor, ...]:
     """
     held: dict[int, tuple[Tensor, fx.Node]] = {}
     nodes = graph.graph.nodes
+    written = {
+        _origin(node) for user in nodes for node in user.all_input_nodes if _writes(user, node)
+    }
     last = [node for node in nodes if node.op == "placeholder"][-1]
     for node in [node for node in nodes if node.op == "get_attr"]:
         value = getattr(graph, str(node.target), None)
         if not isinstance(value, Tensor):
             raise CompilationError("it has a part that is a graph of its own, as control flow is")
-        if any(_writes(user, node) for user in node.users):
+        if node in written:
             raise CompilationError("it writes to a tensor that is none of its arguments")
         if id(value) not in held:
             with graph.graph.inserting_after(last):
@@ -138,6 +141,17 @@ def _writes(user: fx.Node, node: fx.Node) -> bool:
         and named.get(argument.name) is node
         for argument in schema.arguments
     )
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """What a view is of, through other views."""
+    while node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        returned = schema.returns[:1] if schema is not None else []
+        if not returned or returned[0].alias_info is None or not node.all_input_nodes:
+            break
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _name(target: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from metalearn.core.tree import tree_map
+from metalearn.errors import check_whole
 from metalearn.types import TaskBatch
 
 __all__ = ["DrawnAhead"]
@@ -32,8 +33,14 @@ class DrawnAhead:
         self._numbers, self._source = range(0), None
 
     def __call__(self, source: Any, indices: range) -> TaskBatch:
-        """The tasks ``indices`` of a source, leaves ``[T, ...]`` that are nobody else's."""
-        steps = getattr(source, "tasks_ahead", 1) // len(indices)
+        """The tasks ``indices`` of a source, leaves ``[T, ...]`` that are nobody else's.
+
+        Raises:
+            SettingError: the source's ``tasks_ahead`` is no number of tasks.
+        """
+        many = getattr(source, "tasks_ahead", 1)
+        check_whole(f"{type(source).__name__}.tasks_ahead", many, 1)
+        steps = many // len(indices)
         if steps < 2:
             return self._draw(indices)
         known = self._numbers

@@ -162,11 +162,12 @@ def test_what_cannot_be_compiled_says_why(reason: str) -> None:
         eager(REFUSED[reason])(X.clone())
 
 
-def test_a_write_to_a_tensor_from_elsewhere_is_refused() -> None:
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x[1:], lambda x: x.view(1, 3).t()[:2]])
+def test_a_write_to_a_tensor_from_elsewhere_is_refused(view: Any) -> None:
     counter = torch.zeros(3, dtype=torch.float64)
 
     def function(x: Tensor) -> Tensor:
-        counter.add_(x[0])
+        view(counter).add_(x[0, 0])
         return x
 
     with pytest.raises(CompilationError, match="writes to a tensor that is none of its arguments"):
@@ -189,6 +190,23 @@ def test_bad_arguments_are_refused() -> None:
         compiled(lambda x: x, compiler=unknown)
     with pytest.raises(SettingError, match=r"args\[1\]='int': a torch.Tensor is needed"):
         eager(lambda x, y: x)(X, 3)
+
+
+def test_a_write_to_a_tensor_of_its_own_is_none_of_these() -> None:
+    step = eager(lambda x: torch.zeros_like(x)[:1].add_(x[:1]) * 2)
+    step(X)
+    torch.testing.assert_close(step(3 * X), 6 * X[:1])
+
+
+@pytest.mark.parametrize("given", [3.0, None, (), (X, 2)])
+def test_what_gives_no_tensor_is_refused(given: Any) -> None:
+    with pytest.raises(CompilationError, match="it gives what is no tensor"):
+        eager(lambda x: given)(X)
+
+
+def test_a_function_of_nothing_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"^args=\(\): a tensor is needed"):
+        eager(lambda: X * 2)()
 
 
 def test_code_that_does_not_agree_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from metalearn.core.tree import leaves
+from metalearn.errors import SettingError
 from metalearn.models import MLP
 from metalearn.tasks import SinusoidTasks
 from metalearn.trainers import MetaTrainer
@@ -73,6 +74,12 @@ def test_few_tasks_are_drawn_step_by_step(many: int) -> None:
     for step in range(3):
         take(4 * step, 4 * step + 4)
     assert source.drawn == [range(0, 4), range(4, 8), range(8, 12)]
+
+
+@pytest.mark.parametrize("bad", [0, -3, 2.0, "512", None])
+def test_what_is_no_number_of_tasks_is_refused(bad: Any) -> None:
+    with pytest.raises(SettingError, match="^Counted.tasks_ahead=.*: a whole number of at least 1"):
+        ahead(Counted(bad), 100)(0, 4)
 
 
 def test_another_source_is_drawn_from() -> None:
