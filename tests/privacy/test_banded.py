@@ -29,7 +29,7 @@ from metalearn.privacy import (
     steps_for,
 )
 from metalearn.privacy.mechanism import SeededNoise, drawn_gaussian, mechanism_of
-from tests.privacy.test_sampling import drawn
+from tests.privacy.test_sampling import check_apart, drawn
 from tests.privacy.test_strategies import dense
 
 FOUR = BandedGaussian(1000, 50, 4, 1.5)
@@ -99,9 +99,7 @@ def test_turns_are_b_apart_and_each_is_taken_with_its_chance(seed: int | None) -
     assert (turn.sum(0) / turns - rate).abs().max() < 6.5 * spread
     own = turn.argmax(0).bincount(minlength=parts)
     assert (own - population / parts).abs().max() < 7 * math.sqrt(population * 2 / 9)
-    together = torch.corrcoef(included.view(turns, parts, population).sum(1).T)
-    together -= torch.eye(population, dtype=torch.float64)
-    assert together.abs().max() < 7 / math.sqrt(turns)
+    check_apart(torch.corrcoef(included.view(turns, parts, population).sum(1).T), turns, rate)
 
 
 def test_parts_are_independent_of_each_other_and_of_the_object() -> None:
