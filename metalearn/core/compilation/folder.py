@@ -32,8 +32,12 @@ def compiled_folder() -> Path:
         StorageError: it cannot be made, or is open to others.
     """
     given = os.environ.get("METALEARN_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metalearn"
-    folder = (Path(given).expanduser() if given else base) / "compiled"
+    try:
+        base = Path(given or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError as error:
+        accepted = "a folder for compiled code is needed where there is no home directory"
+        raise StorageError(f"METALEARN_CACHE={given!r}: {accepted}") from error
+    folder = (base if given else base / "metalearn") / "compiled"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()

@@ -68,7 +68,8 @@ def compiled(function: Callable[..., Any], *, compiler: Compiler = "inductor") -
     Args:
         function: of trees of tensors, giving a tree of tensors. It depends on nothing else that
             changes: of tensors from elsewhere, such as buffers, values that are changed in place
-            are seen; numbers and what is printed are those of the first call.
+            are seen; numbers, those that it reads from such tensors too, and what is printed are
+            those of the first call.
         compiler: see `Compiler`.
 
     Returns:

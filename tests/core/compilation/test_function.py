@@ -309,3 +309,20 @@ def test_inductor_gives_the_same_and_is_faster_to_make_again(
         torch.testing.assert_close(step(X / 3), function(X / 3), rtol=1e-12, atol=1e-12)
     assert step.expected_seconds(X) == pytest.approx(step.seconds, abs=1e-3)
     assert "seconds.json" in os.listdir(tmp_path / "compiled")
+
+
+def test_where_there_is_no_home_a_folder_is_named_or_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(self: Path) -> Path:
+        if str(self).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return self
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
+    assert folders.compiled_folder() == tmp_path / "compiled"
+    monkeypatch.delenv("METALEARN_CACHE")
+    with pytest.raises(StorageError, match="^METALEARN_CACHE=None: a folder for compiled code"):
+        folders.compiled_folder()
