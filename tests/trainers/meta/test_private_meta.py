@@ -39,6 +39,7 @@ from metalearn.trainers.meta.registry import LEARNERS
 from metalearn.types import TaskBatch
 from tests.contracts.trainers import OWN_SETTINGS
 from tests.support.builders import Recorder, assert_same, patterns
+from tests.support.spreads import assert_normal_spread
 
 pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 SEEDED: Any = {"noise": "seeded"}
@@ -222,8 +223,7 @@ def test_noise_is_that_of_the_multiplier_and_divided_by_the_expected_number() ->
         loud = quiet.noise(means, 5.0)
         noise.append(torch.cat([(loud[n] - means[n]).flatten() for n in means]))
     rows = torch.stack(noise)
-    assert float(rows.std()) == pytest.approx(4.0 * 0.5 / 5, rel=0.08)
-    assert abs(float(rows.mean())) < 5 * float(rows.std()) / math.sqrt(rows.numel())
+    assert_normal_spread(rows, 4.0 * 0.5 / 5)
     close = (rows[:-1] * rows[1:]).mean() / rows.var()  # noise of one step and of the next
     assert abs(float(close)) < 5 / math.sqrt(rows.numel())
 
@@ -278,7 +278,8 @@ def test_users_take_part_as_often_as_is_accounted_for() -> None:
     rate, spread = 10 / 50, math.sqrt(0.2 * 0.8 / 400)
     assert trainer.mechanism.rate == rate
     assert float((seen / 400 - rate).abs().max()) < 5 * spread
-    assert float(torch.tensor(sizes, dtype=torch.double).var()) == pytest.approx(8, rel=0.3)
+    shifted = torch.tensor(sizes, dtype=torch.double) - 10
+    assert_normal_spread(shifted, math.sqrt(8))
 
 
 def test_the_tasks_of_a_step_are_those_of_the_units_that_were_drawn() -> None:

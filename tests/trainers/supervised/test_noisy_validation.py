@@ -20,6 +20,7 @@ from metalearn.privacy import PrivacyLedger, Sampling, privacy_spent
 from metalearn.trainers import PrivateTrainer
 from tests.support.builders import Recorder, assert_same
 from tests.support.diagnostic_cases import COMMON, blobs
+from tests.support.spreads import assert_normal_spread
 
 pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 SEEDED: Any = {"noise": "seeded"}
@@ -60,9 +61,7 @@ def test_noise_is_half_of_the_multiplier_on_the_number_of_right_answers(sampling
     count = trainer.data.size("validation")
     exact = accuracy(trainer)
     drawn = [trainer.validate()["validation/accuracy"] for _ in range(500)]
-    errors = torch.tensor([count * (share - exact) for share in drawn])
-    assert abs(float(errors.mean())) < 4 * 3 / math.sqrt(500)
-    assert 2.6 < float(errors.std()) < 3.4
+    assert_normal_spread([count * (share - exact) for share in drawn], 3.0)
     assert trainer.noisy.account.steps() == [(trainer.noisy.account.mechanism, 500)]
 
 

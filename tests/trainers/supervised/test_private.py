@@ -24,6 +24,7 @@ from metalearn.privacy import PrivacyLedger
 from metalearn.trainers import PrivateTrainer
 from tests.support.builders import Recorder, assert_same
 from tests.support.diagnostic_cases import COMMON, blobs, clipped_sum
+from tests.support.spreads import assert_normal_spread
 
 pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 SEEDED: Any = {"noise": "seeded"}
@@ -81,8 +82,7 @@ def test_noise_is_that_of_the_multiplier_and_divided_by_the_expected_size() -> N
         loud = quiet.noise(means, 8.0)
         noise.append(torch.cat([(loud[n] - means[n]).flatten() for n in means]))
     rows = torch.stack(noise).double()
-    assert float(rows.std()) == pytest.approx(4.0 * 0.5 / 8, rel=0.05)
-    assert abs(float(rows.mean())) < 5 * float(rows.std()) / math.sqrt(rows.numel())
+    assert_normal_spread(rows, 4.0 * 0.5 / 8)
     close = (rows[:-1] * rows[1:]).mean() / rows.var()  # noise of one step and of the next
     assert abs(float(close)) < 5 / math.sqrt(rows.numel())
 

@@ -26,6 +26,7 @@ from metalearn.privacy import (
 from metalearn.trainers import PrivateTrainer
 from metalearn.trainers.private.growing import GrowingBatch, GrowthPlan
 from tests.support.builders import Recorder, assert_same
+from tests.support.spreads import assert_normal_spread
 from tests.trainers.supervised.test_private import SEEDED, private
 
 DELTA = 1e-5
@@ -178,13 +179,13 @@ def test_sizes_are_those_of_batches_of_noise_and_of_the_division(tmp_path: Path)
         kept, objective.growing = objective.growing, None
         loud = found.noise(zeros, float(found.normalizer))
         objective.growing = kept
-        seen[int(found.normalizer)] = float(torch.cat([g.flatten() for g in loud.values()]).std())
+        seen[int(found.normalizer)] = torch.cat([g.flatten() for g in loud.values()])
         noisy = {n: torch.full_like(p, (-1.0) ** step) for n, p in trainer.params.items()}
         trainer.growing.observe(noisy)
         assert found.processed == objective.expected == found.normalizer
     assert len(seen) > 2 and min(seen) == 4
-    for size, std in seen.items():
-        assert std == pytest.approx(4.0 * 0.5 / size, rel=0.03)
+    for size, noise in seen.items():
+        assert_normal_spread(noise, 4.0 * 0.5 / size)
 
 
 def test_what_is_looked_at_is_the_gradient_with_its_noise() -> None:

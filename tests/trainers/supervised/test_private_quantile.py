@@ -17,6 +17,7 @@ from metalearn.core import per_sample_norms
 from metalearn.errors import SettingError
 from tests.support.builders import Recorder, assert_same
 from tests.support.diagnostic_cases import clipped_sum
+from tests.support.spreads import assert_normal_spread
 from tests.trainers.supervised.test_private import SEEDED, noiseless, private
 
 QUIET: Any = {"noise_multiplier": 1e-6, **SEEDED}
@@ -73,10 +74,8 @@ def test_noise_of_gradients_and_of_the_count_is_that_which_the_account_pays_for(
         share = -math.log(following.state()["clipping_norm"] / 0.5) / 0.2 + 0.5
         counts.append((share - 0.5) * 8 - bits)
     wanted = (2.0**-2 - 6.0**-2) ** -0.5
-    assert float(torch.stack(noise).std()) == pytest.approx(wanted * 0.5 / 8, rel=0.02)
-    found = torch.tensor(counts)
-    assert float(found.std()) == pytest.approx(3.0, rel=0.2)
-    assert abs(float(found.mean())) < 4 * 3.0 / math.sqrt(300)
+    assert_normal_spread(torch.stack(noise), wanted * 0.5 / 8)
+    assert_normal_spread(counts, 3.0)
 
 
 def test_a_resumed_run_is_the_one_that_was_not_interrupted(tmp_path: Path) -> None:
