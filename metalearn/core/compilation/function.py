@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from metalearn.core._functorch import transforms_active
 from metalearn.core.compilation.folder import (
@@ -21,22 +23,31 @@ from metalearn.core.compilation.folder import (
     remember_seconds,
     remembered_seconds,
 )
-from metalearn.core.compilation.trace import Trace, traced
+from metalearn.core.compilation.trace import LIMIT, Trace, traced
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.precision import network_type
 from metalearn.core.tracing import is_traced
-from metalearn.core.tree import TreeSpec, check_tensors, distances, flatten, leaves, unflatten
-from metalearn.errors import CompilationError, SettingError
+from metalearn.core.tree import (
+    TreeSpec,
+    check_tensors,
+    distances,
+    flatten,
+    leaves,
+    tree_map,
+    unflatten,
+)
+from metalearn.errors import CompilationError, SettingError, check_whole
 from metalearn.signatures import checked
 
-__all__ = ["CompiledFunction", "Compiler", "compiled"]
+__all__ = ["CompiledFunction", "Compiler", "check_agreement", "compiled"]
 
 Compiler = Literal["inductor", "aot_eager"]
 """``inductor`` is torch's compiler, which writes C++ or Triton; ``aot_eager`` runs the traced graph
 operation by operation, to see what of a difference is the tracing's."""
 
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
-"""Relative, of a leaf; in float32 one ReLU within rounding of zero may move a task by 1e-3."""
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2, torch.bfloat16: 0.1}
+"""Relative, of a leaf; in float32 one ReLU within rounding of zero may move a task by 1e-3, and
+compiled code rounds to bfloat16 less often."""
 _FLOOR = 1e-3
 """Of the whole result: below it, a leaf is rounding."""
 
@@ -68,8 +79,7 @@ def compiled(function: Callable[..., Any], *, compiler: Compiler = "inductor") -
     Args:
         function: of trees of tensors, giving a tree of tensors. It depends on nothing else that
             changes: of tensors from elsewhere, such as buffers, values that are changed in place
-            are seen; numbers, those that it reads from such tensors too, and what is printed are
-            those of the first call.
+            are seen; numbers, and what is printed, are those of the first call.
         compiler: see `Compiler`.
 
     Returns:
@@ -77,8 +87,9 @@ def compiled(function: Callable[..., Any], *, compiler: Compiler = "inductor") -
 
     Raises:
         CompilationError: at the first call: the function reads values (``.item()``, an ``if``),
-            draws random numbers, writes to its arguments or gives what is no tensor; no C++
-            compiler is there; or the compiled code does not agree with the function.
+            draws random numbers, writes to its arguments or to tensors from elsewhere, or gives
+            what is no tensor; no C++ compiler is there; or the compiled code does not agree with
+            the function.
         StorageError: the folder of compiled code cannot be made, or is open to others.
     """
     return CompiledFunction(function, compiler=compiler)
@@ -87,17 +98,29 @@ def compiled(function: Callable[..., Any], *, compiler: Compiler = "inductor") -
 class CompiledFunction:
     """What `compiled` gives.
 
+    Args:
+        function, compiler: see there.
+        limit: operations that are traced, at most; each takes some 25 kB while it is.
+
     Attributes:
         function: as it was given.
         seconds: that compiling took; 0 before.
     """
 
     @checked
-    def __init__(self, function: Callable[..., Any], *, compiler: Compiler = "inductor") -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        compiler: Compiler = "inductor",
+        limit: int = LIMIT,
+    ) -> None:
+        check_whole("limit", limit, 1)
         if compiler not in get_args(Compiler):
             accepted = f"one of {', '.join(get_args(Compiler))} is needed"
             raise SettingError("compiler", compiler, accepted)
         self.function, self.seconds, self._compiler = function, 0.0, compiler
+        self._limit = limit
         self._trace: Trace | None = None
         self._signature: Signature = ()
         self._run: Callable[..., Any] | None = None
@@ -108,11 +131,17 @@ class CompiledFunction:
             return self.function(*args)
         if self._run is None:
             self.compile(*args)
-        assert self._trace is not None and self._run is not None
+        found = self.run(*args)
+        return self.function(*args) if found is None else found
+
+    def run(self, *args: Any) -> Any:
+        """What the compiled code gives; None where it does not hold for such arguments."""
+        if self._trace is None or self._run is None:
+            return None
         values, spec = flatten(args)
         given = [*values, *self._trace.captured]
         if self._signature != _signature(given, spec):
-            return self.function(*args)
+            return None
         with torch.no_grad():
             found = self._run(*given)
         return unflatten(list(found), self._trace.outputs)
@@ -129,7 +158,7 @@ class CompiledFunction:
             raise SettingError("args", args, "a tensor is needed among them")
         known = self._trace
         if known is None or self._signature != _signature([*values, *known.captured], spec):
-            known = self._trace = traced(self.function, args)
+            known = self._trace = traced(self.function, args, self._limit)
             self._signature = _signature([*values, *known.captured], spec)
             self._run = None
         return known
@@ -139,44 +168,53 @@ class CompiledFunction:
         digest = self.trace(*args).digest(leaves(args))
         return remembered_seconds(compiled_folder()).get(digest)
 
-    def compile(self, *args: Any) -> None:
+    def compile(self, *args: Any, wanted: Any = None) -> None:
         """Compile for arguments like these, and hold the result to the function's.
+
+        Args:
+            args: the trees.
+            wanted: what the function gives for them, where that is known; else it is called.
 
         Raises:
             CompilationError, StorageError: see `compiled`.
         """
         check_tensors(args, "args")
-        token = _WITHIN.set(True)
-        try:  # before it is traced, as functions may try out what they are given
-            wanted = leaves(self.function(*args))
-        finally:
-            _WITHIN.reset(token)
-        if not wanted or not all(isinstance(value, Tensor) for value in wanted):
+        if wanted is None:  # before it is traced, as functions may try out what they are given
+            token = _WITHIN.set(True)
+            try:
+                wanted = self.function(*args)
+            finally:
+                _WITHIN.reset(token)
+        if not leaves(wanted) or not all(isinstance(value, Tensor) for value in leaves(wanted)):
             raise CompilationError("it gives what is no tensor")
-        wanted = [value.detach() for value in wanted]
+        wanted = tree_map(Tensor.detach, wanted)
         trace, values = self.trace(*args), [value.detach() for value in leaves(args)]
         given = [*values, *trace.captured]
-        from torch._dynamo import lookup_backend  # which takes seconds to import
-
         folder = compiled_folder() if self._compiler == "inductor" else None
         start = time.perf_counter()
-        try:
-            with torch.no_grad():
-                if folder is None:
-                    run = lookup_backend(self._compiler)(trace.graph, given)
-                else:
-                    with keeping_compiled(folder):
-                        run = lookup_backend(self._compiler)(trace.graph, given)
-                found = run(*given)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            raise CompilationError(_reason(error)) from error
+        run = _compiled(trace.graph, given, self._compiler, folder)
         self.seconds = time.perf_counter() - start
-        _check_agreement(found, wanted)
+        check_agreement(unflatten(list(run(*given)), trace.outputs), wanted)
         self._run = run
         if folder is not None:
             remember_seconds(folder, trace.digest(values), self.seconds)
+
+
+def _compiled(
+    graph: fx.GraphModule, given: Sequence[Tensor], compiler: Compiler, folder: Path | None
+) -> Callable[..., Any]:
+    """Code that has run once, as some of it is made then."""
+    from torch._dynamo import lookup_backend  # which takes seconds to import
+
+    try:
+        with torch.no_grad(), nullcontext() if folder is None else keeping_compiled(folder):
+            run: Callable[..., Any] = lookup_backend(compiler)(graph, list(given))
+            run(*given)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise CompilationError(_reason(error)) from error
+    return run
 
 
 def _signature(values: Sequence[Tensor], spec: TreeSpec) -> Signature:
@@ -186,12 +224,22 @@ def _signature(values: Sequence[Tensor], spec: TreeSpec) -> Signature:
     return spec, kinds, autocast, network_type(), torch.are_deterministic_algorithms_enabled()
 
 
-def _check_agreement(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """Refuse what is not the same to rounding."""
-    exact = all(v.dtype == torch.float64 for v in wanted if v.is_floating_point())
-    tolerance = _TOLERANCE[torch.float64 if exact else torch.float32]
-    gap = max(distances(list(found), list(wanted), floor=_FLOOR).values(), default=0.0)
-    if not gap <= tolerance or not math.isfinite(gap):
+def check_agreement(found: Any, wanted: Any) -> None:
+    """Refuse what is not the same to rounding, trees of tensors.
+
+    Raises:
+        CompilationError: the gap, relative to the leaf that differs most; NaN where one has a value
+            that is not finite and the other has another.
+    """
+    one, other = leaves(found), leaves(wanted)
+    dtypes = {value.dtype for value in other if value.is_floating_point()}
+    low = network_type() or (torch.float64 if dtypes <= {torch.float64} else torch.float32)
+    tolerance = _TOLERANCE.get(low, _TOLERANCE[torch.bfloat16])
+    same = [torch.equal(a.isfinite(), b.isfinite()) for a, b in zip(one, other)]
+    one, other = ([v.nan_to_num(0, 0, 0) for v in values] for values in (one, other))
+    gap = max(distances(one, other, floor=_FLOOR).values(), default=0.0)
+    if not gap <= tolerance or not math.isfinite(gap) or not all(same):
+        gap = gap if all(same) else math.nan
         raise CompilationError(f"compiled, it differs from itself by {gap:.1g}")
 
 

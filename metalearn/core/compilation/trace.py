@@ -10,6 +10,7 @@ Axes: none; a graph holds for the shapes that it was traced with.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,16 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metalearn.core.memory import is_out_of_memory
+from metalearn.core.compilation.watch import READS, watched
+from metalearn.core.memory import is_out_of_memory, synchronize
 from metalearn.core.tree import TreeSpec, flatten, unflatten
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import CompilationError, DataError, NonFiniteError, SettingError
 
-__all__ = ["Trace", "traced"]
+__all__ = ["LIMIT", "Trace", "traced"]
+
+LIMIT = 50_000
+"""Operations, by default."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,18 @@ class Trace:
         """How many the graph has."""
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
 
+    def seconds(self, args: Sequence[Any]) -> float:
+        """How long it takes operation by operation, the second time."""
+        given = [*(value.detach() for value in flatten(tuple(args))[0]), *self.captured]
+        device = given[0].device
+        with torch.no_grad():
+            self.graph(*given)
+            synchronize(device)
+            start = time.perf_counter()
+            self.graph(*given)
+            synchronize(device)
+        return time.perf_counter() - start
+
     def digest(self, values: Sequence[Tensor]) -> str:
         """A name for the graph with inputs like these: hexadecimal digits."""
         shapes = [(list(v.shape), v.stride(), str(v.dtype), v.device.type) for v in values]
@@ -50,16 +67,16 @@ class Trace:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def traced(function: Callable[..., Any], args: Sequence[Any]) -> Trace:
+def traced(function: Callable[..., Any], args: Sequence[Any], limit: int = LIMIT) -> Trace:
     """The graph of a function for arguments like these.
 
     Args:
         function: of trees of tensors, giving one; it depends on nothing else that changes.
         args: the trees.
+        limit: operations of torch, at most: one takes some 25 kB while it is traced.
 
     Raises:
-        CompilationError: it reads values, as an if does; draws random numbers; writes to tensors
-            from elsewhere; gives what is no tensor; or uses what cannot be traced.
+        CompilationError: see `watched`; or it gives what is no tensor, or cannot be traced.
     """
     values, spec = flatten(tuple(args))
     found: list[TreeSpec] = []
@@ -71,10 +88,11 @@ def traced(function: Callable[..., Any], args: Sequence[Any]) -> Trace:
 
     # tensors of their own, so that the function's own hold on one of them is seen as that
     values = [value.detach() for value in values]
-    versions = [value._version for value in values]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), watched(limit):
             graph = make_fx(flat)(*values)
+    except CompilationError:
+        raise
     except (SettingError, DataError, NonFiniteError) as error:
         if not isinstance(error, VectorizationError):
             raise
@@ -83,13 +101,10 @@ def traced(function: Callable[..., Any], args: Sequence[Any]) -> Trace:
         if is_out_of_memory(error):
             raise
         raise CompilationError(_reason(error)) from error
-    if [value._version for value in values] != versions:
-        raise CompilationError("it writes to its arguments")
     graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten.view.default:  # compiled, strides may be others
             node.target = torch.ops.aten.reshape.default
-    _refuse_draws(graph)
     captured = _lifted(graph)
     graph.recompile()
     return Trace(graph, captured, found[-1])
@@ -99,20 +114,15 @@ def _lifted(graph: fx.GraphModule) -> tuple[Tensor, ...]:
     """Make inputs of what a graph holds, and give that; each of it once.
 
     Raises:
-        CompilationError: it holds something else than tensors, or writes to them.
+        CompilationError: it holds something else than tensors.
     """
     held: dict[int, tuple[Tensor, fx.Node]] = {}
     nodes = graph.graph.nodes
-    written = {
-        _origin(node) for user in nodes for node in user.all_input_nodes if _writes(user, node)
-    }
     last = [node for node in nodes if node.op == "placeholder"][-1]
     for node in [node for node in nodes if node.op == "get_attr"]:
         value = getattr(graph, str(node.target), None)
         if not isinstance(value, Tensor):
             raise CompilationError("it has a part that is a graph of its own, as control flow is")
-        if node in written:
-            raise CompilationError("it writes to a tensor that is none of its arguments")
         if id(value) not in held:
             with graph.graph.inserting_after(last):
                 last = graph.graph.placeholder(f"captured_{len(held)}")
@@ -122,45 +132,9 @@ def _lifted(graph: fx.GraphModule) -> tuple[Tensor, ...]:
     return tuple(value for value, _ in held.values())
 
 
-def _refuse_draws(graph: fx.GraphModule) -> None:
-    """Random numbers of a compiled function are others than torch's own generators give."""
-    for node in graph.graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise CompilationError(f"it draws random numbers ({_name(node.target)})")
-
-
-def _writes(user: fx.Node, node: fx.Node) -> bool:
-    """Whether an operation changes one of its arguments in place."""
-    schema = getattr(user.target, "_schema", None)
-    if schema is None:
-        return False
-    named = dict(zip((a.name for a in schema.arguments), user.args)) | dict(user.kwargs)
-    return any(
-        argument.alias_info is not None
-        and argument.alias_info.is_write
-        and named.get(argument.name) is node
-        for argument in schema.arguments
-    )
-
-
-def _origin(node: fx.Node) -> fx.Node:
-    """What a view is of, through other views."""
-    while node.op == "call_function":
-        schema = getattr(node.target, "_schema", None)
-        returned = schema.returns[:1] if schema is not None else []
-        if not returned or returned[0].alias_info is None or not node.all_input_nodes:
-            break
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _name(target: Any) -> str:
-    return str(target).removeprefix("aten.").split(".")[0]
-
-
 def _reason(error: BaseException) -> str:
     text = str(error).strip()
     if "data-dependent" in text or "get value out of a tracing tensor" in text:
-        return "it reads the value of a tensor, by .item(), bool() or an if"
+        return READS
     line = (text.splitlines() or [type(error).__name__])[0]
     return line[:160]

@@ -14,6 +14,7 @@ from metalearn.models import Ensemble
 from metalearn.trainers.diagnostics import DiagnosticRunner
 from metalearn.trainers.loop.average import WeightAverage
 from metalearn.trainers.loop.callbacks import Diagnostics
+from metalearn.trainers.loop.compiled_part import CompiledPart
 from metalearn.trainers.loop.gradient import TYPES
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.outer_optimizer import (
@@ -110,6 +111,8 @@ def assemble(
     every = every if average is None else (*every, average)
     if settings.precision in TYPES:
         every = (*every, GradientError(TYPES[settings.precision], population.rows))
+    quiet = settings.deterministic and settings.compile == "auto"  # nothing is timed
+    every = (*every, CompiledPart("never" if quiet else settings.compile))
     parts: Any = {
         "update": update, "population": population, "settings": settings, "beside": beside,
         "average": average,

@@ -6,7 +6,7 @@ Axes: M members, or 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -95,7 +95,7 @@ class Loop:
         self.parameters = trained_parameters(module, beside)
         self.params = {n: p.detach() for n, p in self.parameters.items() if p.requires_grad}
         self.step = 0
-        self.spent = Spent()
+        self.spent, self.clock = Spent(), Clock()
         self.validation_due = True
         self._shown: dict[str, float] = {}
         self._unused: frozenset[str] | None = None
@@ -179,21 +179,25 @@ class Loop:
                 self.save("last")  # however long the validation takes, what is decided is kept
             validate(self)
             self.save("last")
-        clock = Clock()
-        for callback in self.callbacks:
-            callback.begin(self)
-        while self.step < total and not self.population.out_of_patience and not self.stop.received:
-            self._take_step(bar, clock)
-            self.spent.read()
-            if self._due(self.settings.eval_every):
-                self.validation_due = True
-                with clock.paused():
-                    validate(self)
-            if self._due(self.settings.checkpoint_every):
-                self.save("last")
+        self.clock.restart()
+        with ExitStack() as blocks:
+            for callback in self.callbacks:
+                blocks.enter_context(callback.during(self))
+                callback.begin(self)
+            while self.step < total and not self.population.out_of_patience:
+                if self.stop.received:
+                    break
+                self._take_step(bar)
+                self.spent.read()
+                if self._due(self.settings.eval_every):
+                    self.validation_due = True
+                    with self.clock.paused():
+                        validate(self)
+                if self._due(self.settings.checkpoint_every):
+                    self.save("last")
 
-    def _take_step(self, bar: Progress, clock: Clock) -> None:
-        step = self.step
+    def _take_step(self, bar: Progress) -> None:
+        step, clock = self.step, self.clock
         for callback in self.callbacks:
             callback.before_step(self, step)
         batch, gradient = step_gradient(self, step)

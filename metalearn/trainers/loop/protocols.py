@@ -6,7 +6,7 @@ Axes: M members, or 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import Tracker
-from metalearn.trainers.loop.clock import Spent
+from metalearn.trainers.loop.clock import Clock, Spent
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient
@@ -157,6 +157,8 @@ class Training(Protocol):
     """Steps taken so far; while one is taken, its number, counted from 0."""
     spent: Spent
     """Time in training and validation."""
+    clock: Clock
+    """Of the speed that is shown, paused in what is no training."""
     validation_due: bool
     """Whether a validation comes before the next step."""
 
@@ -188,6 +190,10 @@ class Training(Protocol):
 
 class Callback(Stateless):
     """Looks on at a loop: diagnostics, collected iterates. A subclass says at which moments."""
+
+    def during(self, loop: Training) -> AbstractContextManager[None]:
+        """A block around all steps of a `fit`, entered before `begin`."""
+        return nullcontext()
 
     def begin(self, loop: Training) -> None:
         """Training begins, or goes on."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
 from metalearn.trainers.diagnostics import check_diagnostics
 from metalearn.trainers.loop.schedules import Schedule, check_schedule, schedule_of
 
-__all__ = ["LoopSettings"]
+__all__ = ["Compile", "LoopSettings"]
+
+Compile = Literal["auto", "always", "never"]
+"""Whether the gradient of a step is compiled: where that pays, in any case, or not at all."""
 
 _COUNTS = (
     "steps", "warmup", "accumulate", "log_every", "eval_every", "checkpoint_every", "patience",
@@ -56,6 +59,10 @@ class LoopSettings:
         diagnostics_every: steps between two looks of them.
         deterministic: engines, methods and chunks follow from the model and the settings alone:
             nothing is timed, and what memory is free does not matter.
+        compile: whether the gradient of a step is compiled: ``"auto"`` where the steps that are
+            left pay for it (never with ``deterministic``), ``"always"`` from the first on, or
+            ``"never"``; see `metalearn.trainers.loop.compiled_part.CompiledPart`. Which it was is
+            in checkpoints.
 
     Raises:
         SettingError: a value out of range.
@@ -81,6 +88,7 @@ class LoopSettings:
     diagnostics: Sequence[str] = ()
     diagnostics_every: int = 50
     deterministic: bool = False
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -89,6 +97,8 @@ class LoopSettings:
         check_diagnostics(self.diagnostics)
         if not isinstance(self.deterministic, bool):
             raise SettingError("deterministic", self.deterministic, "true or false is needed")
+        if self.compile not in get_args(Compile):
+            raise SettingError("compile", self.compile, "auto, always or never is needed")
         if self.warmup >= self.steps:
             raise SettingError("warmup", self.warmup, f"fewer than steps={self.steps} are accepted")
         check_schedule(self)

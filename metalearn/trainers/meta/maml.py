@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,7 @@ from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
+from metalearn.trainers.loop.pure_calls import keyed
 from metalearn.trainers.meta.learnt import learn_in_adaptation
 from metalearn.trainers.meta.planning import plan_of_adaptation, planned, what_fits
 from metalearn.trainers.meta.protocol import Learner
@@ -119,9 +121,8 @@ class MetaLearner(Learner):
         settings = self.gradient_settings(step)
         try:
             with self.refusing_inputs(tasks):
-                found: MetaGradient = self.network.adaptation_gradient(
-                    self.descended, params, tasks, **settings
-                )
+                taken = partial(self.network.adaptation_gradient, self.descended, **settings)
+                found: MetaGradient = self.pure(keyed(taken, self.criterion.classes), params, tasks)
                 return found
         except Exception as error:
             if not is_out_of_memory(error):

@@ -18,6 +18,7 @@ from metalearn.errors import SettingError
 from metalearn.schema import Kind
 from metalearn.tasks import outputs_by_split
 from metalearn.tasks.by_split import any_split
+from metalearn.trainers.loop.pure_calls import PureCalls
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.meta.drawn_ahead import DrawnAhead
@@ -75,6 +76,15 @@ class MetaObjective:
         count = settings.steps * settings.accumulate * meta_batch
         self._ahead = DrawnAhead(self.draw, count)
         prepare_draws(learner, tasks, device)
+
+    @property
+    def pure(self) -> PureCalls:
+        """As of `metalearn.trainers.loop.pure_calls.Compilable`: the learner's."""
+        return self.learner.pure
+
+    @pure.setter
+    def pure(self, calls: PureCalls) -> None:
+        self.learner.pure = calls
 
     def prepare(self) -> None:
         """Decide once how gradients are taken, and say so; a plan from a checkpoint is said too."""

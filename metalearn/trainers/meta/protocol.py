@@ -25,6 +25,7 @@ from metalearn.core.tree import tree_map
 from metalearn.errors import check_whole
 from metalearn.schema import Kind as StateKind
 from metalearn.signatures import checked
+from metalearn.trainers.loop.pure_calls import PureCalls, as_it_is, keyed
 from metalearn.trainers.meta.adapting import adapted
 from metalearn.trainers.meta.criterion import Criterion, Kind
 from metalearn.trainers.meta.learnt import learn_beside
@@ -58,6 +59,7 @@ class Learner(ABC):
     Attributes:
         module, params: what is trained; by name, with what is learnt beside; of M, ``[M, ...]``.
         plan: how gradients are taken, once that is decided.
+        pure: makes the calls of `gradient` that may be compiled, such as a training does.
 
     Raises:
         SettingError: a module that cannot work, by name, or without parameters to learn.
@@ -90,6 +92,7 @@ class Learner(ABC):
         if features is not None:
             check_whole("features", features, 1)
             self.features = features
+        self.pure: PureCalls = as_it_is
         self.criterion = Criterion(kind, None if self.needs == "features" else self._as_it_is)
         self.kind, self._engine, self.chunk_size = kind, engine, chunk_size
         self.network = self.network_for(normalized(module, norm), engine)
@@ -125,8 +128,10 @@ class Learner(ABC):
         """
         self.check_training(tasks)
         how = dict(zip(("engine", "chunk_size"), self.batching))
+        taken = partial(self.network.task_gradient, self.task_loss, **how)
         with self.refusing_inputs(tasks), named_by_class(self):
-            return self.network.task_gradient(self.task_loss, params, tasks, **how)
+            found: MetaGradient = self.pure(keyed(taken, self.criterion.classes), params, tasks)
+            return found
 
     def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
         """The gradient of each task's loss, of one network; leaves ``[T, ...]``."""

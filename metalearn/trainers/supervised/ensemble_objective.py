@@ -15,6 +15,7 @@ from torch import Tensor
 from metalearn.core.ensemble.stacking import MemberEngine
 from metalearn.models import Ensemble
 from metalearn.schema import Kind
+from metalearn.trainers.loop.pure_calls import PureCalls, as_it_is
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.members.population import Population
@@ -70,6 +71,7 @@ class EnsembleObjective:
         self.ensemble, self.population = ensemble, population
         self.batches, self.planner, self.smoothing = batches, planner, smoothing
         self.criterion, self._stop = criterion, stop
+        self.pure: PureCalls = as_it_is
         self._seeds, self._dropout = seeds, dropout
         set_dropout(ensemble, seeds, dropout)
 
@@ -156,4 +158,5 @@ class EnsembleObjective:
             engine=engine,
             chunk_size=chunk,
             criterion=self.criterion,
+            pure=self.pure,
         )

@@ -6,6 +6,7 @@ Axes: M members, B samples of a batch, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from metalearn.core.ensemble.stacking import MemberEngine, member_gradients
 from metalearn.core.loss_checks import unused_parameters
 from metalearn.core.tree import tree_map
 from metalearn.models import Ensemble, Stack
+from metalearn.trainers.loop.pure_calls import PureCalls, as_it_is
 from metalearn.trainers.supervised.batches import LabelledBatch, have_member_axis
 
 __all__ = [
@@ -59,6 +61,7 @@ def supervised_gradients(
     engine: MemberEngine,
     chunk_size: int | None,
     criterion: Criterion,
+    pure: PureCalls = as_it_is,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of every chosen member, and its gradient.
 
@@ -73,6 +76,7 @@ def supervised_gradients(
         engine: see `MemberEngine`.
         chunk_size: members at a time; None takes all.
         criterion: loss of a member's outputs.
+        pure: makes the call of each stack's gradients.
 
     Returns:
         Losses ``[M]``, NaN where not chosen; gradients by the names of the ensemble's parameters,
@@ -96,6 +100,7 @@ def supervised_gradients(
             engine=engine,
             chunk_size=chunk_size,
             loss=member_loss(stack, criterion),
+            pure=pure,
         )
         losses[mine] = found[0].to(losses.dtype)
         grads |= {f"stacks.{number}.network.{name}": grad for name, grad in found[1].items()}
@@ -135,6 +140,7 @@ def _of_stack(
     engine: MemberEngine,
     chunk_size: int | None,
     loss: Callable[..., Tensor],
+    pure: PureCalls,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The same for some rows of a stack, which are these members."""
     every, own = len(rows) == stack.size, have_member_axis(batch[1])
@@ -143,18 +149,14 @@ def _of_stack(
         params, buffers = tree_map(lambda v: v.detach()[rows], (params, buffers))
     x, y = (part[members] for part in batch[:2]) if own else batch[:2]
     weights = [part[members] for part in batch[2:]]
-    found = member_gradients(
+    taken = partial(
+        member_gradients,
         loss,
-        params,
-        buffers,
-        x,
-        y,
-        smoothing,
-        *weights,
         in_dims=(0, 0 if own else None, 0 if own else None, 0, *(0 for _ in weights)),
         engine=engine,
         chunk_size=chunk_size,
     )
+    found = pure(taken, params, buffers, x, y, smoothing, *weights)
     if every:
         return found.losses, found.grads
     for name, buffer in stack.state()[1].items():  # running statistics that were written
@@ -168,15 +170,17 @@ def member_loss(
     stack: Stack, criterion: Criterion = smoothed_cross_entropy
 ) -> Callable[..., Tensor]:
     """Loss of one member's parameters, buffers, inputs, targets, smoothing, perhaps weights."""
+    return partial(_member_loss, stack, criterion)
 
-    def loss(
-        params: Mapping[str, Tensor],
-        buffers: Any,
-        x: Tensor,
-        y: Tensor,
-        smoothing: Tensor,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        return criterion(stack.call(params, buffers, x), y, smoothing, weights)
 
-    return loss
+def _member_loss(
+    stack: Stack,
+    criterion: Criterion,
+    params: Mapping[str, Tensor],
+    buffers: Any,
+    x: Tensor,
+    y: Tensor,
+    smoothing: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    return criterion(stack.call(params, buffers, x), y, smoothing, weights)

@@ -29,12 +29,13 @@ from metalearn.core.samples.gradients import SampleMethod, one_gradient
 from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream
 from metalearn.schema import Kind, mapping, maybe, text, whole
+from metalearn.trainers.loop.pure_calls import PureCalls, as_it_is
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.supervised.batches import LabelledBatch
 from metalearn.trainers.supervised.member_weights import ExampleWeights, same_weights
 from metalearn.trainers.supervised.plans import SamplePlan
 from metalearn.trainers.supervised.pure_model import PureModel
-from metalearn.types import Params
+from metalearn.types import LossFn, Params
 
 __all__ = ["PerSampleObjective"]
 
@@ -94,6 +95,7 @@ class PerSampleObjective:
             raise SettingError(name, error.value, error.accepted) from error
         self.criterion, self.weights = criterion, weights
         self.plan: SamplePlan | None = None
+        self.pure: PureCalls | None = as_it_is
 
     def loss(self, params: Params, batch: LabelledBatch) -> Tensor:
         """Mean loss of a batch at given parameters, a scalar."""
@@ -168,8 +170,7 @@ class PerSampleObjective:
                 grads = one_gradient(self.loss, params, batch)
                 with torch.no_grad():
                     return grads, self.loss(params, batch), None
-            grads, loss = torch.func.grad_and_value(checked_to_reach(self.loss))(params, batch)
-            return grads, loss, None
+            return *self._call(partial(_plain, self.loss), params, batch), None
         found = self.clipped(params, batch)
         loss = found.losses.detach().mean()
         return found.grads, loss, (found.norms > self.max_norm).double().mean()
@@ -179,7 +180,12 @@ class PerSampleObjective:
         assert self.plan is not None
         how: Any = {"chunk_size": self.plan.chunk_size, "method": self.method}
         how |= {"clipping": self.clipping, "groups": self.groups}
-        return clipped_gradient(self.loss, params, batch, max_norm=self.max_norm, **how)
+        taken = partial(clipped_gradient, self.loss, max_norm=self.max_norm, **how)
+        found: ClippedGradient = self._call(taken, params, batch)
+        return found
+
+    def _call(self, function: Callable[..., Any], *trees: Any) -> Any:
+        return (self.pure or as_it_is)(function, *trees)
 
     def noisy(
         self, grads: Mapping[str, Tensor], normalizer: float, *, step: int
@@ -213,6 +219,12 @@ class PerSampleObjective:
         size = clipped_chunk(self.loss, self.model.params, batch, method=self.method)
         whole = size is None or size >= len(batch[1])
         return SamplePlan(None if whole else size, "as many as memory has room for")
+
+
+def _plain(loss: LossFn, params: Params, batch: LabelledBatch) -> tuple[Params, Tensor]:
+    """Gradient and loss of a batch."""
+    grads, value = torch.func.grad_and_value(checked_to_reach(loss))(params, batch)
+    return grads, value
 
 
 def _of_nothing(params: Params) -> tuple[dict[str, Tensor], Tensor, None]:

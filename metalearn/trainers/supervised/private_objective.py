@@ -112,6 +112,7 @@ class PrivateObjective(PerSampleObjective):
     ) -> None:
         sigma = account.mechanism.noise_multiplier  # type: ignore[attr-defined]
         super().__init__(*given, noise_multiplier=sigma, **by_name)
+        self.pure = None  # batches drawn by chance are of many sizes
         self.account, self.placeholder, self.secure = account, placeholder, account.secure
         self.noise = noise  # its past rows are in no state: they would take noise off
         self.following, self.growing, self.validation = following, growing, validation

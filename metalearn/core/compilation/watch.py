@@ -1,0 +1,128 @@
+"""What a function may not do while it is traced, noticed before it is done.
+
+The graph holds what a function does with values, not what it does because of them, or to tensors
+that are not its own: a number that is read from a tensor would be that of the tracing for ever.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from metalearn.core._functorch import is_functorch_wrapped_tensor
+from metalearn.errors import CompilationError
+
+__all__ = ["READS", "watched"]
+
+READS = "it reads the value of a tensor, by .item(), bool() or an if"
+_DEPENDS_ON_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+
+
+@contextmanager
+def watched(limit: int) -> Iterator[None]:
+    """A block that refuses what a traced function may not do, before anything is changed.
+
+    Args:
+        limit: operations of torch, at most.
+
+    Raises:
+        CompilationError: a value is read that is not the same at each call; a tensor that was there
+            before is written to; random numbers are drawn; or there are more operations.
+    """
+    operations = _Operations(limit)
+    with _Reading(operations), operations:
+        yield
+
+
+class _Operations(TorchDispatchMode):
+    """Sees each operation with the tensors that hold memory, under all transforms."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.left = self.limit = limit
+        self.made: set[int] = set()
+        """Storages that came to be in the block."""
+        self.fixed: set[int] = set()
+        """Those of them that follow from nothing but numbers, the same at each call."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation, if it may be."""
+        kwargs = kwargs or {}
+        given = {_storage(value) for value in tree_leaves((args, kwargs)) if _is_plain(value)}
+        self.left -= 1
+        if self.left < 0:
+            raise CompilationError(f"it takes more than {self.limit:,} operations")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise CompilationError(f"it draws random numbers ({func.overloadpacket.__name__})")
+        if given - self.fixed and any(tag in func.tags for tag in _DEPENDS_ON_VALUES):
+            raise CompilationError(READS)
+        if any(_storage(value) not in self.made for value in _written(func, args, kwargs)):
+            raise CompilationError("it writes to its arguments, or to a tensor from elsewhere")
+        found = func(*args, **kwargs)
+        new = {_storage(value) for value in tree_leaves(found) if _is_plain(value)} - given
+        self.made |= new
+        if given <= self.fixed:
+            self.fixed |= new
+        else:  # what is computed there, or written to, follows from what was given
+            self.fixed -= new | {_storage(value) for value in _written(func, args, kwargs)}
+        return found
+
+
+class _Reading(TorchFunctionMode):
+    """Sees methods that read the memory of a tensor without an operation of torch."""
+
+    def __init__(self, operations: _Operations) -> None:
+        super().__init__()
+        self.operations = operations
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run what does not read."""
+        reads = func in _READING and _is_plain(args[0])
+        if reads and _storage(args[0]) not in self.operations.fixed:
+            raise CompilationError(READS)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor that holds memory of its own."""
+    return (
+        isinstance(value, Tensor)
+        and not is_functorch_wrapped_tensor(value)
+        and value.layout == torch.strided
+    )
+
+
+def _storage(value: Tensor) -> int:
+    return int(value.untyped_storage()._cdata)
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments that an operation changes in place."""
+    written = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[place] if place < len(args) else kwargs.get(argument.name)
+            written += [value for value in tree_leaves(given) if _is_plain(value)]
+    return written

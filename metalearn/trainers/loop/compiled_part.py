@@ -1,0 +1,224 @@
+"""The part of a step that is compiled, where that pays.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import Tensor
+
+from metalearn.core.compilation import CompiledFunction, Compiler, check_agreement
+from metalearn.core.tree import leaves
+from metalearn.errors import CompilationError, SettingError, StorageError
+from metalearn.schema import Kind, flag, mapping, maybe, text, whole
+from metalearn.trainers.loop.compile_cost import offer_of, seconds_of, worth_a_look
+from metalearn.trainers.loop.protocols import Callback, Training
+from metalearn.trainers.loop.pure_calls import Compilable, as_it_is, same_call
+from metalearn.trainers.loop.settings import Compile
+from metalearn.trainers.loop.stop_signal import Stopped
+
+__all__ = ["CompiledPart"]
+
+log = logging.getLogger(__name__)
+
+_LOOKS = 3
+"""Like calls in a row before it is decided; the first of a process are slow."""
+_OTHERS = 50
+"""Like calls in a row that the compiled code does not hold for before it is decided anew."""
+_TRIES = 3
+"""Decisions of a run."""
+_EVERY = 512
+"""Calls after which compiled code is held to what it stands for, at the latest."""
+_LARGEST = 20_000
+"""Operations: larger graphs take half an hour to compile, and memory to trace."""
+
+
+class CompiledPart(Callback):
+    """Compiles the pure calls of an objective's gradient, and stays with that from then on.
+
+    By ``"auto"`` it is decided after a few calls, by an estimate of what compiling costs and saves;
+    by ``"always"`` at the first. What is compiled holds for like calls (`same_call`) with trees of
+    like shapes; others are taken as they are. It is held to the function itself when it is made,
+    at its calls 1, 2, 4, 8, … and at each 512th: where a function depends on what is no tensor and
+    no setting, such as a count of its own, that shows there, and the training goes on as it is.
+
+    What was decided is in checkpoints, so that a resumed run computes as the one that was stopped.
+
+    Args:
+        wanted: see `metalearn.trainers.loop.settings.Compile`.
+        compiler: see `metalearn.core.compilation.Compiler`.
+    """
+
+    def __init__(self, wanted: Compile, *, compiler: Compiler = "inductor") -> None:
+        self.wanted, self._compiler = wanted, compiler
+        self._over = wanted == "never"
+        self._code: CompiledFunction | None = None
+        self._of: Callable[..., Any] | None = None
+        self._digest = ""
+        self._calls = self._like = self._tries = 0
+        self._last: tuple[Callable[..., Any], Any] | None = None
+        self._seconds = math.inf
+
+    @contextmanager
+    def during(self, loop: Training) -> Iterator[None]:
+        """The objective's pure calls come here, as long as the training goes on."""
+        objective = cast(Compilable, loop.objective)
+        if self._over or getattr(objective, "pure", None) is None:
+            yield
+            return
+        objective.pure, self._loop = self, loop
+        try:
+            yield
+        finally:
+            objective.pure = as_it_is
+
+    def after_gradient(self, loop: Training, batch: Any, grads: Mapping[str, Tensor]) -> None:
+        """Where a person asked for it, say before the first step that there is nothing to compile.
+
+        Raises:
+            SettingError: that.
+        """
+        if self.wanted == "always" and loop.step == 0 and self._last is None:
+            accepted = "auto or never is needed: its gradient makes no call that could be compiled"
+            raise SettingError("compile", "always", accepted)
+
+    def __call__(self, function: Callable[..., Any], *trees: Any) -> Any:
+        """What the function gives for trees of tensors."""
+        if self._code is not None and same_call(function, self._of):
+            found = self._code.run(*trees)
+            if found is not None:
+                self._like = 0
+                return self._held(found, function, trees)
+        if self._over:
+            return function(*trees)
+        found, seconds = seconds_of(lambda: function(*trees), self._loop.device)
+        changed = self._note(function, trees, seconds)
+        with self._loop.clock.paused():
+            if self._digest and self._code is None and changed and self._restored(function, trees):
+                assert self._code is not None
+                return self._held(self._code.run(*trees), function, trees)  # as it was before
+            if self._like == self._due:
+                self._decide(function, trees, found)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The graph that is compiled, whether there will be another, and how near that is."""
+        if self.wanted == "never":
+            return {}
+        kept = {"graph": self._digest, "over": self._over, "like": self._like, "tries": self._tries}
+        return {"compiled": {**kept, "calls": self._calls}}
+
+    def state_kinds(self) -> list[Kind]:
+        """The same, where there is some."""
+        count = whole()
+        kept = mapping({"graph": text, "over": flag, "like": count, "tries": count, "calls": count})
+        return [mapping({}, {"compiled": maybe(kept)})]
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on as was decided; a run that may not compile any more does not."""
+        kept = state.get("compiled")
+        if not kept or self.wanted == "never":
+            return
+        self._digest, self._like, self._calls = kept["graph"], kept["like"], kept["calls"]
+        self._tries, self._over = kept["tries"], kept["over"]
+        if self.wanted == "always" and not self._digest:
+            self._over, self._tries, self._like = False, 0, 0
+
+    @property
+    def _due(self) -> int:
+        """How many like calls in a row lead to a decision."""
+        if self._digest:
+            return _OTHERS
+        return 1 if self.wanted == "always" else _LOOKS
+
+    def _note(self, function: Callable[..., Any], trees: Any, seconds: float) -> bool:
+        """Count a call that was taken as it is; whether it is the first of its kind in a row."""
+        shapes = [(value.shape, value.dtype) for value in leaves(trees)]
+        last, self._last = self._last, (function, shapes)
+        like = last is not None and same_call(last[0], function) and last[1] == shapes
+        if not like and last is not None:
+            self._like = 0
+        self._seconds = min(self._seconds, seconds) if like else seconds
+        self._like += 1
+        return not like
+
+    def _decide(self, function: Callable[..., Any], trees: Any, found: Any) -> None:
+        """Compile where that pays, or was asked for."""
+        settings = self._loop.settings
+        calls = (settings.steps - self._loop.step - 1) * settings.accumulate
+        self._tries += 1
+        self._over = self._tries >= _TRIES
+        asked = self.wanted == "always"
+        if not asked and not worth_a_look(self._seconds, calls):
+            self._over = True  # nor will it later
+            return
+        code = CompiledFunction(function, compiler=self._compiler, limit=_LARGEST)
+        try:
+            offer = offer_of(code, trees, self._seconds, calls)
+            if not asked and not offer.pays:
+                log.info("steps are not compiled, as that does not pay: %s", offer)
+                return
+            log.info("compiling the gradient of a step: %s", offer)
+            code.compile(*trees, wanted=found)
+        except Stopped:
+            raise
+        except Exception as error:  # whatever torch's compiler raises, a training goes on
+            self._over = True
+            reason = _said(error)
+            if asked and self._loop.step == 0:
+                accepted = f"auto or never is needed: {reason}"
+                raise SettingError("compile", "always", accepted) from error
+            log.info("steps are not compiled: %s", reason)
+            return
+        log.info("compiled in %.1f s", code.seconds)
+        self._code, self._of, self._calls = code, function, 0
+        self._digest = code.trace(*trees).digest(leaves(trees))
+
+    def _restored(self, function: Callable[..., Any], trees: Any) -> bool:
+        """Compile what was compiled before an interruption, if this call is of that graph."""
+        code = CompiledFunction(function, compiler=self._compiler, limit=_LARGEST)
+        try:
+            if code.trace(*trees).digest(leaves(trees)) != self._digest:
+                return False
+            log.info("compiling the gradient of a step, as before the interruption")
+            code.compile(*trees)
+        except Stopped:
+            raise
+        except Exception as error:
+            self._over, self._digest = True, ""
+            log.warning("the run goes on otherwise than before the interruption: %s", _said(error))
+            return False
+        self._code, self._of = code, function
+        return True
+
+    def _held(self, found: Any, function: Callable[..., Any], trees: Any) -> Any:
+        """What compiled code gave, held to the function now and then."""
+        self._calls += 1
+        if self._calls & (self._calls - 1) and self._calls % _EVERY:
+            return found
+        wanted = function(*trees)
+        try:
+            check_agreement(found, wanted)
+        except CompilationError as error:
+            self._code, self._of, self._digest, self._over = None, None, "", True
+            log.warning(
+                "step %d: %s; from here on steps are not compiled. A loss or model that changes "
+                "over a training needs trainer.compile=never",
+                self._loop.step, error,
+            )  # fmt: skip
+            return wanted
+        return found
+
+
+def _said(error: Exception) -> str:
+    """Why, in a line."""
+    if isinstance(error, CompilationError | SettingError | StorageError):
+        return str(error)
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"

@@ -1,0 +1,77 @@
+"""Calls of a step that depend on tensors and on settings alone, so that they may be compiled.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["Compilable", "PureCalls", "as_it_is", "keyed", "same_call"]
+
+PureCalls = Callable[..., Any]
+"""``calls(function, *trees)`` gives what ``function(*trees)`` gives.
+
+The function, such as a `functools.partial`, holds what is no tensor; what it gives follows from
+that, from the trees and from tensors that it holds, such as buffers."""
+
+_PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
+
+
+class Compilable(Protocol):
+    """An objective whose gradient makes its pure calls by a function that a loop may replace."""
+
+    pure: PureCalls
+
+
+def as_it_is(function: Callable[..., Any], *trees: Any) -> Any:
+    """Call a function."""
+    return function(*trees)
+
+
+def keyed(function: Callable[..., Any], *keys: Any) -> partial[Any]:
+    """The function, as another where keys are others: what it depends on beside its settings."""
+    return partial(_without_keys, function, keys)
+
+
+def _without_keys(function: Callable[..., Any], keys: Any, *trees: Any) -> Any:
+    return function(*trees)
+
+
+def same_call(one: Any, other: Any) -> bool:
+    """Whether two functions compute the same of the same trees, as far as that can be seen.
+
+    Partials and methods of the same, with the same settings: numbers and names by their values, in
+    lists and data classes too; anything else has to be the same object.
+    """
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, _PLAIN):
+        return bool(one == other)
+    parts = _parts(one), _parts(other)
+    if parts[0] is None or parts[1] is None or len(parts[0]) != len(parts[1]):
+        return False
+    return all(map(same_call, *parts))
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """What makes up a value of a kind that is known; None of others."""
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, tuple | list):
+        return list(value)
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return None

@@ -1,0 +1,383 @@
+"""Steps whose gradient is compiled: equal to those that are not, and only where it holds and pays.
+
+The graphs run operation by operation here (``aot_eager``); inductor itself has a test of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metalearn.checkpoint import load_checkpoint, save_checkpoint
+from metalearn.core import MetaGradient
+from metalearn.core.compilation import CompiledFunction
+from metalearn.errors import DataError, SettingError
+from metalearn.models import MLP
+from metalearn.tasks import SinusoidTasks
+from metalearn.trainers import MAML, MetaLearner, MetaTrainer, PerSampleTrainer
+from metalearn.trainers.loop import assembly, compile_cost, compiled_part
+from metalearn.trainers.loop.compiled_part import CompiledPart
+from metalearn.trainers.loop.pure_calls import as_it_is, keyed, same_call
+from metalearn.trainers.meta.registry import LEARNERS
+from metalearn.types import Batch, Params, TaskBatch
+from tests.contracts.trainers import TASKS, TRAINERS, network
+from tests.support.builders import assert_same, sinusoid_trainer, state_of
+from tests.support.small_data import blobs
+
+NOT_COMPILED = ("private", "hyper", "scripted")
+COMPILED = [name for name in TRAINERS if not name.startswith(NOT_COMPILED)]
+OFTEN = ["waves", "waves_first_order", "waves_learnt_members", "ensemble", "per_sample", "protonet"]
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "CompiledPart", partial(CompiledPart, compiler="aot_eager"))
+
+
+@pytest.fixture(name="runs")
+def _runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether compiled code held, of each time that it was asked."""
+    seen, run = [], CompiledFunction.run
+
+    def noted(self: CompiledFunction, *args: Any) -> Any:
+        found = run(self, *args)
+        seen.append(found is not None)
+        return found
+
+    monkeypatch.setattr(CompiledFunction, "run", noted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.campaign) for n in COMPILED]
+)
+def test_a_compiled_training_is_one_that_is_not(name: str, runs: list[bool]) -> None:
+    plain, compiled = (TRAINERS[name](compile=w) for w in ("never", "always"))
+    plain.fit()
+    assert not runs
+    compiled.fit()
+    assert runs.count(True) >= plain.settings.steps - 1
+    for key, value in state_of(plain).items():
+        torch.testing.assert_close(state_of(compiled)[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in TRAINERS if n.startswith(NOT_COMPILED)])
+def test_what_cannot_be_compiled_is_refused_before_the_first_step(name: str) -> None:
+    trainer = TRAINERS[name](compile="always")
+    before = copy.deepcopy(state_of(trainer)["module"])
+    with pytest.raises(SettingError, match="^compile='always': auto or never is needed: its grad"):
+        trainer.fit()
+    assert trainer.step == 0
+    assert_same(before, state_of(trainer)["module"])
+    TRAINERS[name]().fit()  # by default it goes on as it is
+
+
+def test_settings_are_auto_always_or_never() -> None:
+    with pytest.raises(SettingError, match="^compile='yes': auto, always or never is needed$"):
+        sinusoid_trainer(compile="yes")
+
+
+# --- when it is compiled -------------------------------------------------------------------------
+
+
+@pytest.fixture(name="cheap")
+def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling always pays."""
+    monkeypatch.setattr(compiled_part, "worth_a_look", lambda seconds, calls: True)
+    monkeypatch.setattr(compile_cost.Offer, "pays", True)
+
+
+def part_of(trainer: Any) -> CompiledPart:
+    (part,) = (c for c in trainer.loop.callbacks if isinstance(c, CompiledPart))
+    return part
+
+
+@pytest.mark.usefixtures("cheap")
+def test_by_default_a_few_calls_are_timed_first(
+    runs: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        sinusoid_trainer(steps=8).fit()
+    assert runs == [True] * 5
+    said = [r.getMessage() for r in caplog.records if "compil" in r.getMessage()]
+    assert "operations" in said[0] and said[1].startswith("compiled in ")
+
+
+def test_short_runs_are_not_compiled_nor_traced(
+    runs: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled_part, "offer_of", lambda *given: 1 / 0)
+    trainer = sinusoid_trainer(steps=8)
+    trainer.fit()
+    assert not runs and part_of(trainer).state()["compiled"]["over"]
+
+
+def test_what_does_not_pay_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, runs: list[bool]
+) -> None:
+    monkeypatch.setattr(compiled_part, "worth_a_look", lambda seconds, calls: True)
+    with caplog.at_level(logging.INFO):
+        sinusoid_trainer(steps=8).fit()
+    assert not runs
+    (said,) = (r.getMessage() for r in caplog.records if "compil" in r.getMessage())
+    assert said.startswith("steps are not compiled, as that does not pay: ")
+
+
+@pytest.mark.usefixtures("cheap")
+def test_deterministic_runs_and_those_that_may_not_are_as_they_are(runs: list[bool]) -> None:
+    sinusoid_trainer(deterministic=True).fit()
+    sinusoid_trainer(compile="never").fit()
+    assert not runs
+    sinusoid_trainer(deterministic=True, compile="always").fit()
+    assert runs
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls", "worth"),
+    [(1.0, 99, False), (0.01, 100, False), (0.1, 100, True), (0.001, 10_000, True)],
+)
+def test_what_could_pay(seconds: float, calls: int, worth: bool) -> None:
+    assert compile_cost.worth_a_look(seconds, calls) is worth
+
+
+def test_an_offer_is_of_small_operations_alone() -> None:
+    code = CompiledFunction(lambda x: sum(x * 0.1 for _ in range(100)), compiler="aot_eager")
+    offer = compile_cost.offer_of(code, (torch.ones(8),), 1.0, 1000)
+    assert offer.operations == 200 and not offer.known
+    assert offer.compiling == pytest.approx(200 * 0.08)
+    assert 900 < offer.saved < 1000 and offer.pays
+    large = CompiledFunction(lambda x: x @ x, compiler="aot_eager")
+    matrix = torch.ones(800, 800)
+    floor = large.trace(matrix).seconds((matrix,))
+    assert compile_cost.offer_of(large, (matrix,), floor, 100).saved < 0.6 * 100 * floor
+
+
+# --- what it holds for ---------------------------------------------------------------------------
+
+
+class Drifting(MetaLearner):
+    """A learner whose loss depends on the step, of which its gradient's settings say nothing."""
+
+    late = False
+
+    def gradient(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> MetaGradient:
+        """From step 20 on of another loss."""
+        self.late = step >= 20
+        return super().gradient(params, tasks, step=step)
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """Three times as large later."""
+        return super().loss(params, batch) * (1 + 2 * self.late)
+
+
+def test_a_loss_that_changes_by_itself_is_noticed_and_left_alone(
+    caplog: pytest.LogCaptureFixture, runs: list[bool]
+) -> None:
+    how: Any = {"steps": 60, "meta_batch": 4, "validation_tasks": 5, "progress": False}
+    model, tasks = MLP((1,), 1, hidden=(6,), seed=0), SinusoidTasks(shot=4, query=4)
+    make = partial(Drifting, kind="regression")
+    trainer = MetaTrainer(model, tasks, learner=make, compile="always", **how)
+    trainer.fit()
+    (said,) = (r.getMessage() for r in caplog.records if "differs" in r.getMessage())
+    assert "from here on steps are not compiled" in said
+    assert part_of(trainer).state()["compiled"]["over"] and len(runs) == 32
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_model_that_cannot_be_traced_trains_as_it_is(
+    caplog: pytest.LogCaptureFixture, runs: list[bool]
+) -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = MLP((2,), 3, hidden=(5,))
+            self.register_buffer("scale", torch.ones(()))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            found: Tensor = self.inner(inputs) * float(self.scale)
+            return found
+
+    how: Any = {"steps": 6, "batch_size": 8, "noise_multiplier": 0.0, "progress": False}
+    with caplog.at_level(logging.INFO):
+        PerSampleTrainer(Reading(), blobs(), **how).fit()
+    assert not runs
+    assert any("steps are not compiled: " in r.getMessage() for r in caplog.records)
+    with pytest.raises(SettingError, match="^compile='always': auto or never is needed: "):
+        PerSampleTrainer(Reading(), blobs(), compile="always", **how).fit()
+
+
+def test_a_failing_compiler_ends_no_training(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiled_part, "worth_a_look", lambda seconds, calls: True)
+    monkeypatch.setattr(compile_cost.Offer, "pays", True)
+
+    def failing(self: Any, *args: Any, **rest: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(CompiledFunction, "compile", failing)
+    plain, trainer = sinusoid_trainer(compile="never"), sinusoid_trainer()
+    with caplog.at_level(logging.INFO):
+        trainer.fit()
+    plain.fit()
+    assert_same(state_of(plain), state_of(trainer))
+    assert any("steps are not compiled: MemoryError" in r.getMessage() for r in caplog.records)
+
+
+def test_weights_of_losses_that_change_are_not_those_of_the_first_step(runs: list[bool]) -> None:
+    made = mamlpp(multi_step_steps=10, first_order_steps=4)
+    plain, compiled = made(compile="never"), made(compile="always")
+    plain.fit()
+    compiled.fit()
+    for key, value in state_of(plain).items():
+        torch.testing.assert_close(state_of(compiled)[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_members_that_have_stopped_are_not_computed(runs: list[bool]) -> None:
+    def trained(compile: str) -> Any:
+        trainer: Any = TRAINERS["ensemble"](steps=12, compile=compile)
+        trainer.loop.population.active[1] = False
+        trainer.fit()
+        return trainer
+
+    plain, compiled = trained("never"), trained("always")
+    for key, value in state_of(plain).items():
+        torch.testing.assert_close(state_of(compiled)[key], value, rtol=1e-5, atol=1e-6)
+    assert any(runs)
+
+
+def test_half_precision_is_compiled_as_such(runs: list[bool]) -> None:
+    def trained(compile: str) -> Any:
+        trainer = sinusoid_trainer(steps=6, precision="bfloat16", compile=compile)
+        trainer.fit()
+        return trainer
+
+    plain = trained("never")
+    compiled = trained("always")
+    assert runs == [True] * 5
+    for key, value in state_of(plain).items():
+        torch.testing.assert_close(state_of(compiled)[key], value, rtol=2e-2, atol=2e-3)
+
+
+def test_afterwards_the_learner_is_as_before() -> None:
+    trainer = sinusoid_trainer(compile="always")
+    trainer.fit()
+    assert trainer.loop.objective.pure is as_it_is
+
+
+@pytest.mark.usefixtures("cheap")
+def test_code_that_holds_no_more_is_made_anew_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, runs: list[bool]
+) -> None:
+    monkeypatch.setattr(compiled_part, "_OTHERS", 4)
+    trainer = mamlpp(first_order_steps=6, multi_step_steps=1)()
+    trainer.fit()
+    state = part_of(trainer).state()["compiled"]
+    assert state["tries"] == 2 and state["graph"]
+    assert runs[-1]
+
+
+def mamlpp(**settings: Any) -> Any:
+    """Trainings of a learner whose gradient changes over them."""
+    learner = partial(LEARNERS["mamlpp"].make, **settings)
+    how: Any = {"steps": 20, "meta_batch": 4, "validation_tasks": 5, "progress": False}
+    how |= {"maml": MAML(inner_lr=0.2, inner_steps=2, eval_steps=2)}
+    return lambda **other: MetaTrainer(network(), TASKS, learner=learner, **how, **other)
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("wanted", ["auto", "always"])
+def test_a_resumed_run_is_the_one_that_was_not_stopped(tmp_path: Path, wanted: str) -> None:
+    whole = sinusoid_trainer(steps=12, compile=wanted)
+    whole.fit()
+    first = sinusoid_trainer(steps=7, compile=wanted, folder=tmp_path, schedule="constant")
+    again = sinusoid_trainer(steps=12, compile=wanted, folder=tmp_path, schedule="constant")
+    straight = sinusoid_trainer(steps=12, compile=wanted, schedule="constant")
+    first.fit()
+    again.resume(tmp_path / "checkpoints" / "last.pt")
+    again.fit()
+    straight.fit()
+    assert_same(state_of(straight), state_of(again))
+    assert part_of(straight).state() == part_of(again).state()
+
+
+def test_what_was_decided_against_stays_so(tmp_path: Path, runs: list[bool]) -> None:
+    sinusoid_trainer(steps=6, folder=tmp_path).fit()
+    for wanted, compiled in (("auto", False), ("never", False), ("always", True)):
+        again = sinusoid_trainer(steps=9, folder=tmp_path, compile=wanted)
+        again.resume(tmp_path / "checkpoints" / "last.pt")
+        again.fit()
+        assert bool(runs) == compiled
+        sinusoid_trainer(steps=6, folder=tmp_path).fit()
+
+
+def test_a_run_that_cannot_be_compiled_again_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sinusoid_trainer(steps=6, folder=tmp_path, compile="always").fit()
+    again = sinusoid_trainer(steps=9, folder=tmp_path, compile="always")
+    again.resume(tmp_path / "checkpoints" / "last.pt")
+    monkeypatch.setattr("torch._dynamo.lookup_backend", lambda name: 1 / 0)
+    again.fit()
+    assert any("goes on otherwise than before" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.parametrize("bad", [3, {"graph": 1}, {"graph": "", "over": False, "like": -1}])
+def test_a_damaged_entry_is_refused(tmp_path: Path, bad: Any) -> None:
+    sinusoid_trainer(steps=6, folder=tmp_path, compile="always").fit()
+    path = tmp_path / "checkpoints" / "last.pt"
+    state = load_checkpoint(path)
+    state["extra"]["compiled"] = bad
+    save_checkpoint(path, state)
+    with pytest.raises(DataError, match=r"extra\.compiled"):
+        sinusoid_trainer(steps=9, folder=tmp_path).resume(path)
+
+
+# --- like calls ----------------------------------------------------------------------------------
+
+
+def called(*given: Any, **by_name: Any) -> None:
+    """A function."""
+
+
+def test_calls_are_like_by_settings_and_by_the_objects_that_they_hold() -> None:
+    held, net = torch.ones(2), nn.Linear(2, 2)
+    made = lambda **other: partial(called, net, [1, (2.0, "a")], **{"k": {"n": None}, **other})  # noqa: E731
+    assert same_call(made(), made()) and same_call(made(t=held), made(t=held))
+    assert same_call(net.forward, net.forward) and same_call(keyed(called, 3), keyed(called, 3))
+    for other in ({"k": {"n": 0}}, {"k": {"m": None}}, {"t": held}, {"k": {}}):
+        assert not same_call(made(), made(**other))
+    assert not same_call(made(t=held), made(t=held.clone()))
+    assert not same_call(keyed(called, 3), keyed(called, 4))
+    assert not same_call(partial(called, 1), partial(called, True))
+    assert not same_call(partial(called, math.nan), partial(called, -math.nan))
+    assert not same_call(net.forward, nn.Linear(2, 2).forward)
+    assert not same_call(lambda: 1, lambda: 1)
+
+
+def test_inductor_compiles_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[bool]
+) -> None:
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
+    monkeypatch.setattr(assembly, "CompiledPart", CompiledPart)
+    net = lambda: MLP((1,), 1, hidden=(6,), seed=0)  # noqa: E731
+    states = []
+    for wanted in ("never", "always"):
+        how: Any = {"steps": 5, "meta_batch": 4, "validation_tasks": 5, "progress": False}
+        trainer = MetaTrainer(net(), SinusoidTasks(), compile=wanted, **how)
+        trainer.fit()
+        states.append(state_of(trainer))
+    assert runs == [True] * 4
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-5, atol=1e-6)
