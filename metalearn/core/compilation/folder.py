@@ -5,11 +5,14 @@ Axes: none.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from metalearn.errors import StorageError
@@ -26,7 +29,8 @@ def compiled_folder() -> Path:
 
     ``METALEARN_CACHE`` names it; by default it is ``metalearn/compiled`` under ``XDG_CACHE_HOME``
     or ``~/.cache``. torch reads what is there with pickle, so that whoever may write to it may run
-    code: it is made with mode 0700, and one that others may write to is refused.
+    code: it is made with mode 0700, and one that others may write to is refused. Each kind of
+    processor has a folder of its own in it, as a home may be shared by several.
 
     Raises:
         StorageError: it cannot be made, or is open to others.
@@ -50,7 +54,21 @@ def compiled_folder() -> Path:
             "compiled code is read with pickle, so a folder of your own with mode 0700 is needed"
         )
         raise StorageError(f"{folder}: {needed}")
-    return folder
+    own = folder / _processor()
+    with suppress(OSError):  # else the compiler says what it cannot write
+        own.mkdir(mode=0o700, exist_ok=True)
+    return own
+
+
+@cache
+def _processor() -> str:
+    """A name for this kind of processor, by what it can do: code is made for that."""
+    known = [platform.machine(), platform.processor()]
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        said = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+        known += sorted(set(said))
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
 
 
 @contextmanager

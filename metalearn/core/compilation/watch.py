@@ -24,7 +24,6 @@ from metalearn.errors import CompilationError
 __all__ = ["READS", "watched"]
 
 READS = "it reads the value of a tensor, by .item(), bool() or an if"
-_DEPENDS_ON_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 
 
@@ -44,11 +43,11 @@ def watched(limit: int) -> Iterator[None]:
         yield
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees each operation with the tensors that hold memory, under all transforms."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.left = self.limit = limit
         self.made: set[int] = set()
         """Storages that came to be in the block."""
@@ -70,7 +69,8 @@ class _Operations(TorchDispatchMode):
             raise CompilationError(f"it takes more than {self.limit:,} operations")
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise CompilationError(f"it draws random numbers ({func.overloadpacket.__name__})")
-        if given - self.fixed and any(tag in func.tags for tag in _DEPENDS_ON_VALUES):
+        reads = torch.Tag.data_dependent_output in func.tags and given - self.fixed
+        if reads or _has_a_shape_by_values(func, args):
             raise CompilationError(READS)
         if any(_storage(value) not in self.made for value in _written(func, args, kwargs)):
             raise CompilationError("it writes to its arguments, or to a tensor from elsewhere")
@@ -103,6 +103,13 @@ class _Reading(TorchFunctionMode):
         if reads and _storage(args[0]) not in self.operations.fixed:
             raise CompilationError(READS)
         return func(*args, **(kwargs or {}))
+
+
+def _has_a_shape_by_values(func: Any, args: Sequence[Any]) -> bool:
+    """Whether the shape that an operation gives follows from the values that it gets."""
+    if func is torch.ops.aten.index.Tensor:  # of indices only masks
+        return any(v is not None and v.dtype in (torch.bool, torch.uint8) for v in args[1])
+    return torch.Tag.dynamic_output_shape in func.tags
 
 
 def _is_plain(value: Any) -> bool:

@@ -56,10 +56,10 @@ def same_call(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, _PLAIN):
         return bool(one == other)
-    parts = _parts(one), _parts(other)
-    if parts[0] is None or parts[1] is None or len(parts[0]) != len(parts[1]):
+    own, others = _parts(one), _parts(other)
+    if own is None or others is None or len(own) != len(others):
         return False
-    return all(map(same_call, *parts))
+    return all(map(same_call, own, others))
 
 
 def _parts(value: Any) -> list[Any] | None:

@@ -31,12 +31,11 @@ from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tree import match_names
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
-from metalearn.trainers.loop.pure_calls import keyed
 from metalearn.trainers.meta.learnt import learn_in_adaptation
 from metalearn.trainers.meta.planning import plan_of_adaptation, planned, what_fits
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.settings import MAML
-from metalearn.trainers.meta.task_losses import plan_of_one
+from metalearn.trainers.meta.task_losses import plan_of_one, purely
 from metalearn.types import Batch, LossFn, Params, TaskBatch
 
 __all__ = ["MetaLearner"]
@@ -122,8 +121,7 @@ class MetaLearner(Learner):
         try:
             with self.refusing_inputs(tasks):
                 taken = partial(self.network.adaptation_gradient, self.descended, **settings)
-                found: MetaGradient = self.pure(keyed(taken, self.criterion.classes), params, tasks)
-                return found
+                return purely(self, taken, params, tasks)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

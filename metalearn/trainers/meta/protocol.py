@@ -25,7 +25,7 @@ from metalearn.core.tree import tree_map
 from metalearn.errors import check_whole
 from metalearn.schema import Kind as StateKind
 from metalearn.signatures import checked
-from metalearn.trainers.loop.pure_calls import PureCalls, as_it_is, keyed
+from metalearn.trainers.loop.pure_calls import as_it_is
 from metalearn.trainers.meta.adapting import adapted
 from metalearn.trainers.meta.criterion import Criterion, Kind
 from metalearn.trainers.meta.learnt import learn_beside
@@ -36,7 +36,7 @@ from metalearn.trainers.meta.plan_state import kept_plan, plan_kind, plan_state
 from metalearn.trainers.meta.scores import TaskScores
 from metalearn.trainers.meta.scoring import along_states, score_tasks
 from metalearn.trainers.meta.state_module import StateModule
-from metalearn.trainers.meta.task_losses import plan_of_loss, query_loss
+from metalearn.trainers.meta.task_losses import loss_gradient, plan_of_loss, query_loss
 from metalearn.types import Batch, Params, TaskBatch
 
 __all__ = ["Learner"]
@@ -58,8 +58,7 @@ class Learner(ABC):
 
     Attributes:
         module, params: what is trained; by name, with what is learnt beside; of M, ``[M, ...]``.
-        plan: how gradients are taken, once that is decided.
-        pure: makes the calls of `gradient` that may be compiled, such as a training does.
+        plan: how gradients are taken, once that is decided; ``pure`` makes their pure calls.
 
     Raises:
         SettingError: a module that cannot work, by name, or without parameters to learn.
@@ -92,9 +91,8 @@ class Learner(ABC):
         if features is not None:
             check_whole("features", features, 1)
             self.features = features
-        self.pure: PureCalls = as_it_is
         self.criterion = Criterion(kind, None if self.needs == "features" else self._as_it_is)
-        self.kind, self._engine, self.chunk_size = kind, engine, chunk_size
+        self.kind, self._engine, self.chunk_size, self.pure = kind, engine, chunk_size, as_it_is
         self.network = self.network_for(normalized(module, norm), engine)
         self.module, self.params = self.network.module, self.network.params
         self.buffers, self.apply = self.network.buffers, self.network.apply
@@ -127,11 +125,8 @@ class Learner(ABC):
         is `task_loss`, unless a method takes gradients of its own.
         """
         self.check_training(tasks)
-        how = dict(zip(("engine", "chunk_size"), self.batching))
-        taken = partial(self.network.task_gradient, self.task_loss, **how)
         with self.refusing_inputs(tasks), named_by_class(self):
-            found: MetaGradient = self.pure(keyed(taken, self.criterion.classes), params, tasks)
-            return found
+            return loss_gradient(self, params, tasks)
 
     def task_gradients(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> Params:
         """The gradient of each task's loss, of one network; leaves ``[T, ...]``."""

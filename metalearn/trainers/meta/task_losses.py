@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from metalearn.core import Plan, plan_task_gradient
+from metalearn.core import MetaGradient, Plan, plan_task_gradient
 from metalearn.core.checks import call_given
 from metalearn.errors import check_whole
+from metalearn.trainers.loop.pure_calls import keyed
 from metalearn.trainers.meta.method_checks import (
     CheckedLearner,
     check_outputs,
@@ -24,7 +26,7 @@ from metalearn.trainers.meta.method_checks import (
 from metalearn.trainers.meta.network import LearnerNetwork
 from metalearn.types import Batch, Params, TaskBatch, TaskLoss
 
-__all__ = ["plan_of_loss", "plan_of_one", "query_loss"]
+__all__ = ["loss_gradient", "plan_of_loss", "plan_of_one", "purely", "query_loss"]
 
 
 def query_loss(learner: CheckedLearner, params: Params, support: Batch, query: Batch) -> Tensor:
@@ -33,6 +35,23 @@ def query_loss(learner: CheckedLearner, params: Params, support: Batch, query: B
     outputs = predicted(learner, state, query[0])
     check_outputs(learner, outputs, query[1])
     return learner.criterion(of_task(learner, outputs, support[1]), query[1])
+
+
+def loss_gradient(learner: Any, params: Params, tasks: TaskBatch) -> MetaGradient:
+    """The mean over T tasks of the gradient of `Learner.task_loss`, of every network."""
+    engine, chunk_size = learner.batching
+    how: Any = {"engine": engine, "chunk_size": chunk_size}
+    taken = partial(learner.network.task_gradient, learner.task_loss, **how)
+    return purely(learner, taken, params, tasks)
+
+
+def purely(learner: Any, function: Callable[..., Any], *trees: Any) -> MetaGradient:
+    """What a function of parameters and tasks gives, by the learner's pure calls.
+
+    It depends on the number of classes that `Criterion.check` found as well.
+    """
+    found: MetaGradient = learner.pure(keyed(function, learner.criterion.classes), *trees)
+    return found
 
 
 def plan_of_loss(

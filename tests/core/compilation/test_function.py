@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core import compiled, functionalize
+from metalearn.core.compilation import CompiledFunction, check_agreement
 from metalearn.core.compilation import folder as folders
 from metalearn.core.compilation.trace import traced
 from metalearn.core.precision import networks_in
@@ -149,29 +151,101 @@ def test_it_leaves_modes_and_random_state() -> None:
     assert torch.is_grad_enabled() and torch.equal(torch.get_rng_state(), state)
 
 
-REFUSED: dict[str, Any] = {
-    "reads the value of a tensor": lambda x: x if float(x.sum()) > 0 else -x,
-    r"draws random numbers \(": lambda x: x * torch.rand(3, dtype=x.dtype),
-    "writes to its arguments": lambda x: x.add_(1) * 2,
+HELD = torch.full((3,), 2.0, dtype=torch.float64)
+READS = "reads the value of a tensor"
+REFUSED: dict[str, tuple[str, Any]] = {
+    "an if": (READS, lambda x: x if x.sum() > 0 else -x),
+    "item": (READS, lambda x: x * HELD[0].item()),
+    "a number of what is held": (READS, lambda x: x * float((HELD + 1).sum())),
+    "tolist": (READS, lambda x: x * HELD.tolist()[0]),
+    "numpy": (READS, lambda x: x * float(HELD.numpy()[0])),
+    "equal": (READS, lambda x: x if torch.equal(HELD, HELD + 0) else -x),
+    "chosen rows": (READS, lambda x: x[:, (HELD > 1).nonzero().flatten()]),
+    "rows by a ramp": (READS, lambda x: x[:, (torch.arange(3) > 1).nonzero().flatten()]),
+    "a mask": (READS, lambda x: x[x > 0]),
+    "a draw": (r"draws random numbers \(rand\)", lambda x: x * torch.rand(3, dtype=x.dtype)),
+    "a write": ("writes to its arguments, or", lambda x: x.add_(1) * 2),
+    "a write to a view": ("writes to its arguments, or", lambda x: x[:1].mul_(2) * 2),
 }
 
 
-@pytest.mark.parametrize("reason", REFUSED)
-def test_what_cannot_be_compiled_says_why(reason: str) -> None:
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_compiled_says_why(case: str) -> None:
+    reason, function = REFUSED[case]
     with pytest.raises(CompilationError, match=f"this function cannot be compiled: it {reason}"):
-        eager(REFUSED[reason])(X.clone())
+        CompiledFunction(function, compiler="aot_eager").trace(X.clone())
 
 
 @pytest.mark.parametrize("view", [lambda x: x, lambda x: x[1:], lambda x: x.view(1, 3).t()[:2]])
-def test_a_write_to_a_tensor_from_elsewhere_is_refused(view: Any) -> None:
+def test_a_write_to_a_tensor_from_elsewhere_is_refused_before_it_is_made(view: Any) -> None:
     counter = torch.zeros(3, dtype=torch.float64)
 
     def function(x: Tensor) -> Tensor:
         view(counter).add_(x[0, 0])
         return x
 
+    step = CompiledFunction(function, compiler="aot_eager")
     with pytest.raises(CompilationError, match="or to a tensor from elsewhere"):
+        step.trace(X)
+    assert torch.equal(counter, torch.zeros_like(counter))
+    given = X.clone()
+    with pytest.raises(CompilationError, match="it writes to its arguments"):
+        CompiledFunction(lambda x: x.zero_() + 1, compiler="aot_eager").trace(given)
+    assert torch.equal(given, X)
+
+
+def test_numbers_that_are_the_same_at_each_call_may_be_read() -> None:
+    def function(x: Tensor) -> Tensor:
+        ramp = torch.arange(3, dtype=x.dtype)
+        return x * ramp.tolist()[1] + x[:, torch.arange(2)].sum()
+
+    step = eager(function)
+    torch.testing.assert_close(step(X), function(X))
+    torch.testing.assert_close(step(3 * X), function(3 * X))
+
+
+def test_what_follows_from_given_values_is_not_the_same_at_each_call() -> None:
+    def function(x: Tensor) -> Tensor:
+        kept = torch.zeros(3, dtype=x.dtype)
+        kept.copy_(x[0])
+        return x * float(kept.sum())
+
+    with pytest.raises(CompilationError, match=READS):
         eager(function)(X)
+
+
+def test_too_many_operations_are_not_traced_to_the_end() -> None:
+    taken: list[int] = []
+
+    def function(x: Tensor) -> Tensor:
+        for index in range(1000):
+            taken.append(index)
+            x = x + 1
+        return x
+
+    step = CompiledFunction(function, compiler="aot_eager", limit=50)
+    with pytest.raises(CompilationError, match="it takes more than 50 operations"):
+        step.trace(X)
+    assert len(taken) <= 60
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "same"),
+    [
+        (math.nan, math.nan, True),
+        (math.nan, 1.0, False),
+        (1.0, math.inf, False),
+        (1 + 1e-9, 1.0, True),
+        (1 + 1e-6, 1.0, False),
+    ],
+)
+def test_what_agrees(found: float, wanted: float, same: bool) -> None:
+    one, other = ({"a": torch.tensor([2.0, v], dtype=torch.float64)} for v in (found, wanted))
+    if same:
+        check_agreement(one, other)
+    else:
+        with pytest.raises(CompilationError, match="differs from itself"):
+            check_agreement(one, other)
 
 
 def test_errors_of_the_function_are_its_own() -> None:
@@ -248,11 +322,14 @@ def test_the_graph_has_one_name_for_the_same_work() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="modes of folders are those of POSIX")
 def test_the_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "own"))
-    made = folders.compiled_folder()
-    assert made == tmp_path / "own" / "compiled" and stat.S_IMODE(made.stat().st_mode) == 0o700
+    own = folders.compiled_folder()
+    made = own.parent
+    assert made == tmp_path / "own" / "compiled" and folders.compiled_folder() == own
+    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in (made, own))
     made.chmod(0o777)
     with pytest.raises(StorageError, match="a folder of your own with mode 0700 is needed"):
         folders.compiled_folder()
+    own.rmdir()
     made.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     made.symlink_to(tmp_path / "elsewhere")
@@ -260,7 +337,7 @@ def test_the_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
         folders.compiled_folder()
     monkeypatch.setenv("METALEARN_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert folders.compiled_folder() == tmp_path / "xdg" / "metalearn" / "compiled"
+    assert folders.compiled_folder().parent == tmp_path / "xdg" / "metalearn" / "compiled"
 
 
 def test_a_folder_that_cannot_be_made_is_said(
@@ -322,7 +399,7 @@ def test_where_there_is_no_home_a_folder_is_named_or_asked_for(
     monkeypatch.setattr(Path, "expanduser", homeless)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
-    assert folders.compiled_folder() == tmp_path / "compiled"
+    assert folders.compiled_folder().parent == tmp_path / "compiled"
     monkeypatch.delenv("METALEARN_CACHE")
     with pytest.raises(StorageError, match="^METALEARN_CACHE=None: a folder for compiled code"):
         folders.compiled_folder()
