@@ -53,15 +53,29 @@ class Spent:
     cpu_seconds: float = 0.0
     """Of the processor, in all threads; NaN for what an earlier release trained a part of."""
 
-    def begin(self) -> None:
-        """What was spent before stands; count from now on."""
+    def __post_init__(self) -> None:
+        self._counts = False
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """What was spent before stands, and time in this block is counted."""
         self._wall = time.monotonic() - self.seconds
         self._cpu = time.process_time() - self.cpu_seconds
+        self._counts = True
+        try:
+            yield
+        finally:
+            self.read()
+            self._counts = False
 
     def read(self) -> None:
-        """Take the clocks' word for it."""
-        self.seconds = time.monotonic() - self._wall
-        self.cpu_seconds = time.process_time() - self._cpu
+        """Take the clocks' word for it, inside the block.
+
+        Not to be asked for at each step: of a process with many threads it may take a millisecond.
+        """
+        if self._counts:
+            self.seconds = time.monotonic() - self._wall
+            self.cpu_seconds = time.process_time() - self._cpu
 
 
 def process_memory(device: torch.device) -> float:

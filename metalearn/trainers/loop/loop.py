@@ -120,14 +120,13 @@ class Loop:
         """
         self.checkpoints.check_best()
         self.checkpoints.make_folder()
-        self.spent.begin()
         with (
+            self.spent.counted(),
             self.stop.listening() as stop,
             Progress(self.settings.steps, self.step, enabled=self.settings.progress) as bar,
         ):
             with suppress(Stopped):  # what is broken off is done again by who resumes
                 self._go_on(bar)
-            self.spent.read()
             if self.checkpoints.unsaved:
                 self.save("last")
         self.tracker.flush()
@@ -145,6 +144,7 @@ class Loop:
         if self.checkpoints.folder is None:
             return None
         self.check_parameters()
+        self.spent.read()
         return self.checkpoints.write(name)
 
     def check_parameters(self) -> None:
@@ -188,7 +188,6 @@ class Loop:
                 if self.stop.received:
                     break
                 self._take_step(bar)
-                self.spent.read()
                 if self._due(self.settings.eval_every):
                     self.validation_due = True
                     with self.clock.paused():
