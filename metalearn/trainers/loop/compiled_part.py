@@ -19,7 +19,7 @@ from metalearn.errors import CompilationError, SettingError, StorageError
 from metalearn.schema import Kind, flag, mapping, maybe, text, whole
 from metalearn.trainers.loop.compile_cost import offer_of, seconds_of, worth_a_look
 from metalearn.trainers.loop.protocols import Callback, Training
-from metalearn.trainers.loop.pure_calls import Compilable, as_it_is, same_call
+from metalearn.trainers.loop.pure_calls import Compilable, as_it_is, digest_of, same_call
 from metalearn.trainers.loop.settings import Compile
 from metalearn.trainers.loop.stop_signal import Stopped
 
@@ -63,6 +63,7 @@ class CompiledPart(Callback):
         self._digest = ""
         self._calls = self._like = self._tries = 0
         self._last: tuple[Callable[..., Any], Any] | None = None
+        self._before = ""  # what it was in the run that goes on here
         self._seconds = math.inf
 
     @contextmanager
@@ -93,14 +94,14 @@ class CompiledPart(Callback):
         if self._code is not None and same_call(function, self._of):
             found = self._code.run(*trees)
             if found is not None:
-                self._like = 0
                 return self._held(found, function, trees)
         if self._over:
             return function(*trees)
         found, seconds = seconds_of(lambda: function(*trees), self._loop.device)
         changed = self._note(function, trees, seconds)
         with self._loop.clock.paused():
-            if self._digest and self._code is None and changed and self._restored(function, trees):
+            waiting = bool(self._digest) and self._code is None
+            if waiting and changed and self._restored(function, trees):
                 assert self._code is not None
                 return self._held(self._code.run(*trees), function, trees)  # as it was before
             if self._like == self._due:
@@ -112,12 +113,14 @@ class CompiledPart(Callback):
         if self.wanted == "never":
             return {}
         kept = {"graph": self._digest, "over": self._over, "like": self._like, "tries": self._tries}
-        return {"compiled": {**kept, "calls": self._calls}}
+        last = self._before if self._last is None else digest_of(*self._last)
+        return {"compiled": {**kept, "calls": self._calls, "last": last}}
 
     def state_kinds(self) -> list[Kind]:
         """The same, where there is some."""
         count = whole()
-        kept = mapping({"graph": text, "over": flag, "like": count, "tries": count, "calls": count})
+        counts = {"like": count, "tries": count, "calls": count}
+        kept = mapping({"graph": text, "last": text, "over": flag, **counts})
         return [mapping({}, {"compiled": maybe(kept)})]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -126,7 +129,7 @@ class CompiledPart(Callback):
         if not kept or self.wanted == "never":
             return
         self._digest, self._like, self._calls = kept["graph"], kept["like"], kept["calls"]
-        self._tries, self._over = kept["tries"], kept["over"]
+        self._tries, self._over, self._before = kept["tries"], kept["over"], kept["last"]
         if self.wanted == "always" and not self._digest:
             self._over, self._tries, self._like = False, 0, 0
 
@@ -138,15 +141,17 @@ class CompiledPart(Callback):
         return 1 if self.wanted == "always" else _LOOKS
 
     def _note(self, function: Callable[..., Any], trees: Any, seconds: float) -> bool:
-        """Count a call that was taken as it is; whether it is the first of its kind in a row."""
-        shapes = [(value.shape, value.dtype) for value in leaves(trees)]
+        """Count a call that was taken as it is; whether it is new, here or after others."""
+        shapes = [(tuple(value.shape), value.dtype) for value in leaves(trees)]
         last, self._last = self._last, (function, shapes)
-        like = last is not None and same_call(last[0], function) and last[1] == shapes
-        if not like and last is not None:
-            self._like = 0
-        self._seconds = min(self._seconds, seconds) if like else seconds
-        self._like += 1
-        return not like
+        if last is None:
+            like = self._before == digest_of(function, shapes)
+        else:
+            like = same_call(last[0], function) and last[1] == shapes
+        timed = like and last is not None
+        self._seconds = min(self._seconds, seconds) if timed else seconds
+        self._like = self._like + 1 if like else 1
+        return not timed
 
     def _decide(self, function: Callable[..., Any], trees: Any, found: Any) -> None:
         """Compile where that pays, or was asked for."""
@@ -199,7 +204,7 @@ class CompiledPart(Callback):
 
     def _held(self, found: Any, function: Callable[..., Any], trees: Any) -> Any:
         """What compiled code gave, held to the function now and then."""
-        self._calls += 1
+        self._calls, self._like = self._calls + 1, 0
         if self._calls & (self._calls - 1) and self._calls % _EVERY:
             return found
         wanted = function(*trees)

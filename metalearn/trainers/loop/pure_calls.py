@@ -6,6 +6,7 @@ Axes: none.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Compilable", "PureCalls", "as_it_is", "keyed", "same_call"]
+__all__ = ["Compilable", "PureCalls", "as_it_is", "digest_of", "keyed", "same_call"]
 
 PureCalls = Callable[..., Any]
 """``calls(function, *trees)`` gives what ``function(*trees)`` gives.
@@ -60,6 +61,25 @@ def same_call(one: Any, other: Any) -> bool:
     if own is None or others is None or len(own) != len(others):
         return False
     return all(map(same_call, own, others))
+
+
+def digest_of(function: Callable[..., Any], shapes: Any) -> str:
+    """A name for like calls of functions, in another process too: objects are told by their types.
+
+    Args:
+        function: of the call.
+        shapes: of its trees, plain.
+    """
+    return hashlib.sha256(f"{_told(function)} {shapes}".encode()).hexdigest()[:32]
+
+
+def _told(value: Any) -> str:
+    """A value of a kind that is known, in words; of others their type."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    parts = _parts(value)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return name if parts is None else f"{name}({', '.join(map(_told, parts))})"
 
 
 def _parts(value: Any) -> list[Any] | None:
