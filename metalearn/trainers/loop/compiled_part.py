@@ -19,7 +19,7 @@ from metalearn.errors import CompilationError, SettingError, StorageError
 from metalearn.schema import Kind, flag, mapping, maybe, text, whole
 from metalearn.trainers.loop.compile_cost import offer_of, seconds_of, worth_a_look
 from metalearn.trainers.loop.protocols import Callback, Training
-from metalearn.trainers.loop.pure_calls import Compilable, as_it_is, digest_of, same_call
+from metalearn.trainers.loop.pure_calls import Compilable, as_it_is, digest_of, held, same_call
 from metalearn.trainers.loop.settings import Compile
 from metalearn.trainers.loop.stop_signal import Stopped
 
@@ -143,7 +143,7 @@ class CompiledPart(Callback):
     def _note(self, function: Callable[..., Any], trees: Any, seconds: float) -> bool:
         """Count a call that was taken as it is; whether it is new, here or after others."""
         shapes = [(tuple(value.shape), value.dtype) for value in leaves(trees)]
-        last, self._last = self._last, (function, shapes)
+        last, self._last = self._last, (held(function), shapes)
         if last is None:
             like = self._before == digest_of(function, shapes)
         else:
@@ -182,7 +182,7 @@ class CompiledPart(Callback):
             log.info("steps are not compiled: %s", reason)
             return
         log.info("compiled in %.1f s", code.seconds)
-        self._code, self._of, self._calls = code, function, 0
+        self._code, self._of, self._calls = code, held(function), 0
         self._digest = code.trace(*trees).digest(leaves(trees))
 
     def _restored(self, function: Callable[..., Any], trees: Any) -> bool:
@@ -199,7 +199,7 @@ class CompiledPart(Callback):
             self._over, self._digest = True, ""
             log.warning("the run goes on otherwise than before the interruption: %s", _said(error))
             return False
-        self._code, self._of = code, function
+        self._code, self._of = code, held(function)
         return True
 
     def _held(self, found: Any, function: Callable[..., Any], trees: Any) -> Any:

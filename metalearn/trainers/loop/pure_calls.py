@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Compilable", "PureCalls", "as_it_is", "digest_of", "keyed", "same_call"]
+__all__ = ["Compilable", "PureCalls", "as_it_is", "digest_of", "held", "keyed", "same_call"]
 
 PureCalls = Callable[..., Any]
 """``calls(function, *trees)`` gives what ``function(*trees)`` gives.
@@ -61,6 +61,18 @@ def same_call(one: Any, other: Any) -> bool:
     if own is None or others is None or len(own) != len(others):
         return False
     return all(map(same_call, own, others))
+
+
+def held(value: Any) -> Any:
+    """A function, or a setting of it, with lists and mappings copied, lest they change later."""
+    if isinstance(value, partial):
+        keywords = {name: held(own) for name, own in value.keywords.items()}
+        return partial(held(value.func), *map(held, value.args), **keywords)
+    if isinstance(value, dict):
+        return {name: held(own) for name, own in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(held, value))
+    return value
 
 
 def digest_of(function: Callable[..., Any], shapes: Any) -> str:

@@ -25,7 +25,7 @@ from metalearn.tasks import SinusoidTasks
 from metalearn.trainers import MAML, MetaLearner, MetaTrainer, PerSampleTrainer
 from metalearn.trainers.loop import assembly, compile_cost, compiled_part
 from metalearn.trainers.loop.compiled_part import CompiledPart
-from metalearn.trainers.loop.pure_calls import as_it_is, keyed, same_call
+from metalearn.trainers.loop.pure_calls import as_it_is, held, keyed, same_call
 from metalearn.trainers.meta.registry import LEARNERS
 from metalearn.types import Batch, Params, TaskBatch
 from tests.contracts.trainers import TASKS, TRAINERS, network
@@ -364,6 +364,18 @@ def test_calls_are_like_by_settings_and_by_the_objects_that_they_hold() -> None:
     assert not same_call(partial(called, math.nan), partial(called, -math.nan))
     assert not same_call(net.forward, nn.Linear(2, 2).forward)
     assert not same_call(lambda: 1, lambda: 1)
+
+
+def test_lists_that_change_in_place_make_another_call() -> None:
+    weights, options = [0.0, 1.0], {"a": [1]}
+    function = partial(called, weights, b=options)
+    kept = held(keyed(function, 3))
+    assert same_call(kept, keyed(function, 3))
+    weights[0] = 0.5
+    assert not same_call(kept, keyed(function, 3))
+    weights[0] = 0.0
+    options["a"].append(2)
+    assert not same_call(kept, keyed(function, 3))
 
 
 def test_inductor_compiles_a_training(
