@@ -136,7 +136,7 @@ class CompiledFunction:
 
     def run(self, *args: Any) -> Any:
         """What the compiled code gives; None where it does not hold for such arguments."""
-        if self._trace is None or self._run is None:
+        if self._trace is None or self._run is None or transforms_active() or is_traced():
             return None
         values, spec = flatten(args)
         given = [*values, *self._trace.captured]
@@ -165,8 +165,11 @@ class CompiledFunction:
 
     def expected_seconds(self, *args: Any) -> float | None:
         """How long compiling took the last time for the same graph; None where it is not known."""
-        digest = self.trace(*args).digest(leaves(args))
-        return remembered_seconds(compiled_folder()).get(digest)
+        return remembered_seconds(compiled_folder()).get(self.digest(*args))
+
+    def digest(self, *args: Any) -> str:
+        """A name for the graph for arguments like these."""
+        return self.trace(*args).digest(leaves(args))
 
     def compile(self, *args: Any, wanted: Any = None) -> None:
         """Compile for arguments like these, and hold the result to the function's.
@@ -197,7 +200,7 @@ class CompiledFunction:
         check_agreement(unflatten(list(run(*given)), trace.outputs), wanted)
         self._run = run
         if folder is not None:
-            remember_seconds(folder, trace.digest(values), self.seconds)
+            remember_seconds(folder, self.digest(*args), self.seconds)
 
 
 def _compiled(

@@ -31,8 +31,10 @@ class Clock:
     def paused(self) -> Iterator[None]:
         """Time spent inside does not count."""
         self._spent += time.monotonic() - self._since
-        yield
-        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
 
     def rate(self) -> float:
         """Samples a second."""

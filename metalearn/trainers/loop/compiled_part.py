@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from metalearn.core._functorch import transforms_active
 from metalearn.core.compilation import CompiledFunction, Compiler, check_agreement
 from metalearn.core.tree import leaves
 from metalearn.errors import CompilationError, SettingError, StorageError
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 _LOOKS = 3
 """Like calls in a row before it is decided; the first of a process are slow."""
 _OTHERS = 50
-"""Like calls in a row that the compiled code does not hold for before it is decided anew."""
+"""Like calls in a row, that are taken as they are, before it is decided once more."""
 _TRIES = 3
 """Decisions of a run."""
 _EVERY = 512
@@ -60,51 +61,60 @@ class CompiledPart(Callback):
         self._over = wanted == "never"
         self._code: CompiledFunction | None = None
         self._of: Callable[..., Any] | None = None
-        self._digest = ""
+        self._graph = self._name = ""  # of what is compiled: of its graph, and of the call
         self._calls = self._like = self._tries = 0
         self._last: tuple[Callable[..., Any], Any] | None = None
-        self._before = ""  # what it was in the run that goes on here
-        self._seconds = math.inf
+        self._before = ""  # the name of the last call of the run that goes on here
+        self._seconds, self._began = math.inf, 0
 
     @contextmanager
     def during(self, loop: Training) -> Iterator[None]:
         """The objective's pure calls come here, as long as the training goes on."""
         objective = cast(Compilable, loop.objective)
-        if self._over or getattr(objective, "pure", None) is None:
+        idle = self._over and not self._graph
+        if idle or getattr(objective, "pure", None) is None:
             yield
             return
-        objective.pure, self._loop = self, loop
+        objective.pure, self._loop, self._began = self, loop, loop.step
         try:
             yield
         finally:
             objective.pure = as_it_is
 
     def after_gradient(self, loop: Training, batch: Any, grads: Mapping[str, Tensor]) -> None:
-        """Where a person asked for it, say before the first step that there is nothing to compile.
+        """Where a person asked for it, say before a step is taken that there is nothing to compile.
 
         Raises:
             SettingError: that.
         """
-        if self.wanted == "always" and loop.step == 0 and self._last is None:
+        if self.wanted == "always" and self._last is None:
             accepted = "auto or never is needed: its gradient makes no call that could be compiled"
             raise SettingError("compile", "always", accepted)
 
     def __call__(self, function: Callable[..., Any], *trees: Any) -> Any:
         """What the function gives for trees of tensors."""
+        if transforms_active():  # of a diagnostic, say
+            return function(*trees)
         if self._code is not None and same_call(function, self._of):
             found = self._code.run(*trees)
             if found is not None:
                 return self._held(found, function, trees)
+        waits = bool(self._graph) and self._code is None
+        if self._over and not waits:
+            return function(*trees)
+        again = self._note(function, trees)
+        if waits and self._name == self._name_of_last() and self._restored(function, trees):
+            assert self._code is not None
+            return self._held(self._code.run(*trees), function, trees)
         if self._over:
             return function(*trees)
+        due = self._like >= self._due
+        if not again and not due:
+            return function(*trees)  # the first of a kind is slow
         found, seconds = seconds_of(lambda: function(*trees), self._loop.device)
-        changed = self._note(function, trees, seconds)
-        with self._loop.clock.paused():
-            waiting = bool(self._digest) and self._code is None
-            if waiting and changed and self._restored(function, trees):
-                assert self._code is not None
-                return self._held(self._code.run(*trees), function, trees)  # as it was before
-            if self._like == self._due:
+        self._seconds = min(self._seconds, seconds)
+        if due:
+            with self._loop.clock.paused():
                 self._decide(function, trees, found)
         return found
 
@@ -112,15 +122,15 @@ class CompiledPart(Callback):
         """The graph that is compiled, whether there will be another, and how near that is."""
         if self.wanted == "never":
             return {}
-        kept = {"graph": self._digest, "over": self._over, "like": self._like, "tries": self._tries}
-        last = self._before if self._last is None else digest_of(*self._last)
-        return {"compiled": {**kept, "calls": self._calls, "last": last}}
+        counts = {"like": self._like, "tries": self._tries, "calls": self._calls}
+        names = {"graph": self._graph, "name": self._name, "last": self._name_of_last()}
+        return {"compiled": {**names, **counts, "over": self._over}}
 
     def state_kinds(self) -> list[Kind]:
         """The same, where there is some."""
         count = whole()
         counts = {"like": count, "tries": count, "calls": count}
-        kept = mapping({"graph": text, "last": text, "over": flag, **counts})
+        kept = mapping({"graph": text, "name": text, "last": text, "over": flag, **counts})
         return [mapping({}, {"compiled": maybe(kept)})]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -128,36 +138,41 @@ class CompiledPart(Callback):
         kept = state.get("compiled")
         if not kept or self.wanted == "never":
             return
-        self._digest, self._like, self._calls = kept["graph"], kept["like"], kept["calls"]
-        self._tries, self._over, self._before = kept["tries"], kept["over"], kept["last"]
-        if self.wanted == "always" and not self._digest:
+        self._graph, self._name, self._before = kept["graph"], kept["name"], kept["last"]
+        self._like, self._calls = kept["like"], kept["calls"]
+        self._tries, self._over = kept["tries"], kept["over"]
+        if self.wanted == "always" and not self._graph:
             self._over, self._tries, self._like = False, 0, 0
 
     @property
     def _due(self) -> int:
         """How many like calls in a row lead to a decision."""
-        if self._digest:
+        if self._tries:
             return _OTHERS
         return 1 if self.wanted == "always" else _LOOKS
 
-    def _note(self, function: Callable[..., Any], trees: Any, seconds: float) -> bool:
-        """Count a call that was taken as it is; whether it is new, here or after others."""
+    def _note(self, function: Callable[..., Any], trees: Any) -> bool:
+        """Count a call that is taken as it is; whether the one before it, here, was like it."""
         shapes = [(tuple(value.shape), value.dtype) for value in leaves(trees)]
         last, self._last = self._last, (held(function), shapes)
         if last is None:
-            like = self._before == digest_of(function, shapes)
+            like = self._before == self._name_of_last()
         else:
             like = same_call(last[0], function) and last[1] == shapes
-        timed = like and last is not None
-        self._seconds = min(self._seconds, seconds) if timed else seconds
+        again = like and last is not None
+        self._seconds = self._seconds if again else math.inf
         self._like = self._like + 1 if like else 1
-        return not timed
+        return again
+
+    def _name_of_last(self) -> str:
+        """A name for the last call that was taken as it is, in another process too."""
+        return self._before if self._last is None else digest_of(*self._last)
 
     def _decide(self, function: Callable[..., Any], trees: Any, found: Any) -> None:
         """Compile where that pays, or was asked for."""
         settings = self._loop.settings
         calls = (settings.steps - self._loop.step - 1) * settings.accumulate
-        self._tries += 1
+        self._tries, self._like = self._tries + 1, 0
         self._over = self._tries >= _TRIES
         asked = self.wanted == "always"
         if not asked and not worth_a_look(self._seconds, calls):
@@ -176,27 +191,28 @@ class CompiledPart(Callback):
         except Exception as error:  # whatever torch's compiler raises, a training goes on
             self._over = True
             reason = _said(error)
-            if asked and self._loop.step == 0:
+            if asked and self._loop.step == self._began:
                 accepted = f"auto or never is needed: {reason}"
                 raise SettingError("compile", "always", accepted) from error
             log.info("steps are not compiled: %s", reason)
             return
         log.info("compiled in %.1f s", code.seconds)
         self._code, self._of, self._calls = code, held(function), 0
-        self._digest = code.trace(*trees).digest(leaves(trees))
+        self._graph, self._name = code.digest(*trees), self._name_of_last()
 
     def _restored(self, function: Callable[..., Any], trees: Any) -> bool:
-        """Compile what was compiled before an interruption, if this call is of that graph."""
+        """Compile what was compiled before an interruption."""
         code = CompiledFunction(function, compiler=self._compiler, limit=_LARGEST)
         try:
-            if code.trace(*trees).digest(leaves(trees)) != self._digest:
-                return False
-            log.info("compiling the gradient of a step, as before the interruption")
-            code.compile(*trees)
+            with self._loop.clock.paused():
+                if code.digest(*trees) != self._graph:
+                    raise CompilationError("it takes other operations now")
+                log.info("compiling the gradient of a step, as before the interruption")
+                code.compile(*trees)
         except Stopped:
             raise
         except Exception as error:
-            self._over, self._digest = True, ""
+            self._over, self._graph = True, ""
             log.warning("the run goes on otherwise than before the interruption: %s", _said(error))
             return False
         self._code, self._of = code, held(function)
@@ -211,7 +227,7 @@ class CompiledPart(Callback):
         try:
             check_agreement(found, wanted)
         except CompilationError as error:
-            self._code, self._of, self._digest, self._over = None, None, "", True
+            self._code, self._of, self._graph, self._over = None, None, "", True
             log.warning(
                 "step %d: %s; from here on steps are not compiled. A loss or model that changes "
                 "over a training needs trainer.compile=never",

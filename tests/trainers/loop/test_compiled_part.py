@@ -20,9 +20,9 @@ from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core import MetaGradient
 from metalearn.core.compilation import CompiledFunction
 from metalearn.errors import DataError, SettingError
-from metalearn.models import MLP
+from metalearn.models import MLP, Ensemble
 from metalearn.tasks import SinusoidTasks
-from metalearn.trainers import MAML, MetaLearner, MetaTrainer, PerSampleTrainer
+from metalearn.trainers import MAML, EnsembleTrainer, MetaLearner, MetaTrainer, PerSampleTrainer
 from metalearn.trainers.loop import assembly, compile_cost, compiled_part
 from metalearn.trainers.loop.compiled_part import CompiledPart
 from metalearn.trainers.loop.pure_calls import as_it_is, held, keyed, same_call
@@ -310,6 +310,66 @@ def test_a_resumed_run_is_the_one_that_was_not_stopped(tmp_path: Path, wanted: s
     straight.fit()
     assert_same(state_of(straight), state_of(again))
     assert part_of(straight).state() == part_of(again).state()
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_run_that_decides_no_more_goes_on_with_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[bool]
+) -> None:
+    monkeypatch.setattr(compiled_part, "_TRIES", 1)
+    sinusoid_trainer(steps=7, folder=tmp_path).fit()
+    assert runs == [True] * 4
+    again = sinusoid_trainer(steps=12, folder=tmp_path)
+    again.resume(tmp_path / "checkpoints" / "last.pt")
+    again.fit()
+    assert runs == [True] * 9
+
+
+def test_a_call_of_another_kind_does_not_take_the_place_of_the_compiled_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While weights of losses move, no step is traced to see whether it is the one."""
+    traces: list[int] = []
+    trace = CompiledFunction.trace
+    monkeypatch.setattr(
+        CompiledFunction, "trace", lambda self, *args: (traces.append(1), trace(self, *args))[1]
+    )
+    made = mamlpp(multi_step_steps=100)
+    made(folder=tmp_path, compile="always", checkpoint_every=10).fit()
+    again = made(folder=tmp_path, compile="always")
+    again.resume(tmp_path / "checkpoints" / "last.pt")
+    again.loop.step, count = 10, len(traces)
+    again.fit()
+    assert count and len(traces) == count
+    assert not [r for r in caplog.records if "interruption" in r.getMessage()]
+
+
+def test_always_is_refused_where_a_run_goes_on_that_cannot(tmp_path: Path) -> None:
+    make = TRAINERS["hyper_weight_decay"]
+    make(folder=tmp_path, steps=3).fit()
+    again = make(folder=tmp_path, compile="always")
+    again.resume(tmp_path / "checkpoints" / "last.pt")
+    with pytest.raises(SettingError, match="^compile='always': auto or never is needed"):
+        again.fit()
+
+
+def test_members_of_two_kinds_are_neither_timed_nor_compiled_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiled_part, "seconds_of", lambda *given: 1 / 0)
+    kinds = [MLP((2,), 3, hidden=(4 + kind,), seed=seed) for kind in (0, 1) for seed in (0, 1)]
+    how: Any = {"steps": 8, "batch_size": 8, "progress": False}
+    EnsembleTrainer(Ensemble.from_modules(kinds), blobs(), **how).fit()
+
+
+def test_inside_a_transform_calls_are_taken_as_they_are() -> None:
+    part = CompiledPart("always", compiler="aot_eager")
+    code = CompiledFunction(lambda x: x * 2, compiler="aot_eager")
+    code(torch.ones(3))
+    found = torch.vmap(lambda x: torch.ones(()) if code.run(x) is None else x)(torch.ones(2, 3))
+    assert torch.equal(found, torch.ones(2))
+    doubled = torch.vmap(lambda x: part(lambda y: y * 2, x))(torch.ones(2, 3))
+    assert torch.equal(doubled, torch.full((2, 3), 2.0)) and not part.state()["compiled"]["like"]
 
 
 def test_what_was_decided_against_stays_so(tmp_path: Path, runs: list[bool]) -> None:
