@@ -96,6 +96,8 @@ def traced(function: Callable[..., Any], args: Sequence[Any], limit: int = LIMIT
     except (SettingError, DataError, NonFiniteError) as error:
         if not isinstance(error, VectorizationError):
             raise
+        if isinstance(error.__cause__, CompilationError):
+            raise error.__cause__ from None
         raise CompilationError(error.reason) from error
     except Exception as error:
         if is_out_of_memory(error):
