@@ -214,16 +214,15 @@ def test_a_model_that_cannot_be_traced_trains_as_it_is(
         PerSampleTrainer(Reading(), blobs(), compile="always", **how).fit()
 
 
-def test_batch_norms_of_members_are_refused_in_one_sentence_and_stay_as_they_are() -> None:
+def test_batch_norms_of_members_are_refused_in_one_sentence_and_written_once() -> None:
     made = lambda seed: nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))  # noqa: E731
-    how: Any = {"steps": 6, "batch_size": 8, "progress": False}
-    trainer = EnsembleTrainer(
-        Ensemble.from_factory(made, range(2)), blobs(), compile="always", **how
+    how: Any = {"steps": 6, "batch_size": 8, "progress": False, "compile": "always"}
+    trainer = EnsembleTrainer(Ensemble.from_factory(made, range(2)), blobs(), **how)
+    said = (
+        "^compile='always': auto or never is needed: this function cannot be compiled: "
+        "it writes to its arguments, or to a tensor from elsewhere$"
     )
-    reason = "this function cannot be compiled: it writes to its arguments, or to a tensor from elsewhere"
-    with pytest.raises(
-        SettingError, match=f"^compile='always': auto or never is needed: {reason}$"
-    ):
+    with pytest.raises(SettingError, match=said):
         trainer.fit()
     (count,) = (b for n, b in trainer.module.named_buffers() if n.endswith("num_batches_tracked"))
     assert count.tolist() == [1, 1]  # of the gradient that was not applied; tracing wrote nothing
