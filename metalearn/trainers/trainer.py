@@ -223,6 +223,7 @@ class Trainer:
     @property
     def seconds(self) -> float:
         """Wall time in training and validation, over all resumptions."""
+        self.loop.spent.read()
         return self.loop.spent.seconds
 
     @property

@@ -93,7 +93,8 @@ def remembered_seconds(folder: Path) -> dict[str, float]:
         return {}
     if not isinstance(found, Mapping):
         return {}
-    return {str(k): float(v) for k, v in found.items() if isinstance(v, int | float) and v >= 0}
+    numbers = {str(k): v for k, v in found.items() if type(v) in (int, float) and 0 <= v <= 1e9}
+    return {name: float(value) for name, value in numbers.items()}
 
 
 def remember_seconds(folder: Path, digest: str, seconds: float) -> None:

@@ -203,6 +203,14 @@ class CompiledFunction:
             remember_seconds(folder, self.digest(*args), self.seconds)
 
 
+def _same_beside_rounding(found: Tensor, wanted: Tensor) -> bool:
+    """Whether whole numbers are the same, and of others those that are not finite."""
+    if not wanted.is_floating_point():
+        return torch.equal(found, wanted)
+    tests = torch.isnan, torch.isposinf, torch.isneginf
+    return all(torch.equal(test(found), test(wanted)) for test in tests)
+
+
 def _compiled(
     graph: fx.GraphModule, given: Sequence[Tensor], compiler: Compiler, folder: Path | None
 ) -> Callable[..., Any]:
@@ -231,14 +239,17 @@ def check_agreement(found: Any, wanted: Any) -> None:
     """Refuse what is not the same to rounding, trees of tensors.
 
     Raises:
-        CompilationError: the gap, relative to the leaf that differs most; NaN where one has a value
-            that is not finite and the other has another.
+        CompilationError: the gap, relative to the leaf that differs most; NaN where they differ in
+            whole numbers, or in what is not finite.
     """
-    one, other = leaves(found), leaves(wanted)
+    (one, form), (other, wanted_form) = flatten(found), flatten(wanted)
+    kinds, wanted_kinds = ([(v.shape, v.dtype) for v in values] for values in (one, other))
+    if form != wanted_form or kinds != wanted_kinds:
+        raise CompilationError("compiled, it gives a tree of another form")
     dtypes = {value.dtype for value in other if value.is_floating_point()}
     low = network_type() or (torch.float64 if dtypes <= {torch.float64} else torch.float32)
     tolerance = _TOLERANCE.get(low, _TOLERANCE[torch.bfloat16])
-    same = [torch.equal(a.isfinite(), b.isfinite()) for a, b in zip(one, other)]
+    same = [_same_beside_rounding(a, b) for a, b in zip(one, other)]
     one, other = ([v.nan_to_num(0, 0, 0) for v in values] for values in (one, other))
     gap = max(distances(one, other, floor=_FLOOR).values(), default=0.0)
     if not gap <= tolerance or not math.isfinite(gap) or not all(same):

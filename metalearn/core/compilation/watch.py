@@ -24,7 +24,11 @@ from metalearn.errors import CompilationError
 __all__ = ["READS", "watched"]
 
 READS = "it reads the value of a tensor, by .item(), bool() or an if"
-_READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+_READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+_SPLITTING = (torch.tensor_split, Tensor.tensor_split)
+_SETTING = Tensor.data.__set__  # type: ignore[attr-defined]
+_UNKNOWN = -1
+"""In place of the storage of a tensor that has none, or is wrapped by a transform."""
 
 
 @contextmanager
@@ -63,24 +67,27 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operation, if it may be."""
         kwargs = kwargs or {}
-        given = {_storage(value) for value in tree_leaves((args, kwargs)) if _is_plain(value)}
+        given = _storages((args, kwargs))
         self.left -= 1
         if self.left < 0:
             raise CompilationError(f"it takes more than {self.limit:,} operations")
+        if not isinstance(func, torch._ops.OpOverload):
+            raise CompilationError("it has a part that is a graph of its own, as control flow is")
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise CompilationError(f"it draws random numbers ({func.overloadpacket.__name__})")
         reads = torch.Tag.data_dependent_output in func.tags and given - self.fixed
         if reads or _has_a_shape_by_values(func, args):
             raise CompilationError(READS)
-        if any(_storage(value) not in self.made for value in _written(func, args, kwargs)):
+        written = _storages(_written(func, args, kwargs))
+        if written - self.made:
             raise CompilationError("it writes to its arguments, or to a tensor from elsewhere")
         found = func(*args, **kwargs)
-        new = {_storage(value) for value in tree_leaves(found) if _is_plain(value)} - given
+        new = _storages(found) - given - {_UNKNOWN}
         self.made |= new
         if given <= self.fixed:
             self.fixed |= new
         else:  # what is computed there, or written to, follows from what was given
-            self.fixed -= new | {_storage(value) for value in _written(func, args, kwargs)}
+            self.fixed -= new | written
         return found
 
 
@@ -99,9 +106,13 @@ class _Reading(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run what does not read."""
-        reads = func in _READING and _is_plain(args[0])
-        if reads and _storage(args[0]) not in self.operations.fixed:
+        reads = func in _READING or (
+            func in _SPLITTING and any(isinstance(value, Tensor) for value in args[1:])
+        )
+        if reads and not _storages(args) <= self.operations.fixed:
             raise CompilationError(READS)
+        if func == _SETTING:
+            raise CompilationError("it sets the data of a tensor")
         return func(*args, **(kwargs or {}))
 
 
@@ -121,8 +132,10 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _storage(value: Tensor) -> int:
-    return int(value.untyped_storage()._cdata)
+def _storages(tree: Any) -> set[int]:
+    """Where the tensors of a tree have their values."""
+    tensors = [value for value in tree_leaves(tree) if isinstance(value, Tensor)]
+    return {int(v.untyped_storage()._cdata) if _is_plain(v) else _UNKNOWN for v in tensors}
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -131,5 +144,5 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[place] if place < len(args) else kwargs.get(argument.name)
-            written += [value for value in tree_leaves(given) if _is_plain(value)]
+            written += [value for value in tree_leaves(given) if isinstance(value, Tensor)]
     return written

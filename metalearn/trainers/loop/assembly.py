@@ -112,7 +112,7 @@ def assemble(
     if settings.precision in TYPES:
         every = (*every, GradientError(TYPES[settings.precision], population.rows))
     quiet = settings.deterministic and settings.compile == "auto"  # nothing is timed
-    every = (*every, CompiledPart("never" if quiet else settings.compile))
+    every = (*every, CompiledPart("never" if quiet else settings.compile))  # the last
     parts: Any = {
         "update": update, "population": population, "settings": settings, "beside": beside,
         "average": average,

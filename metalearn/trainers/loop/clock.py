@@ -21,6 +21,7 @@ class Clock:
 
     def restart(self) -> None:
         """Count from now on."""
+        self._pauses = 0
         self._samples, self._spent, self._since = 0, 0.0, time.monotonic()
 
     def count(self, samples: int) -> None:
@@ -29,11 +30,14 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside does not count."""
-        self._spent += time.monotonic() - self._since
+        """Time spent inside does not count; one may be in another."""
+        if not self._pauses:
+            self._spent += time.monotonic() - self._since
+        self._pauses += 1
         try:
             yield
         finally:
+            self._pauses -= 1
             self._since = time.monotonic()
 
     def rate(self) -> float:

@@ -21,6 +21,8 @@ LEAST_CALLS = 100
 """Fewer that are left are not compiled for."""
 _LEAST_GAIN = 5.0
 """Seconds that a run has to become shorter by."""
+_LONGEST = 600.0
+"""Seconds of compiling, which no signal ends."""
 _BEST = 0.1
 """Share of a call's time that compiled code takes at least, for what a run may gain at most."""
 _SECONDS_PER_OPERATION = 0.08
@@ -45,7 +47,7 @@ class Offer:
     @property
     def pays(self) -> bool:
         """Whether the run becomes shorter by some seconds."""
-        return self.saved - self.compiling >= _LEAST_GAIN
+        return self.saved - self.compiling >= _LEAST_GAIN and self.compiling <= _LONGEST
 
     def __str__(self) -> str:
         about = "as before" if self.known else "an estimate"

@@ -9,20 +9,23 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, cast
 
 from torch import Tensor
 
 from metalearn.core._functorch import transforms_active
 from metalearn.core.compilation import CompiledFunction, Compiler, check_agreement
+from metalearn.core.memory import is_out_of_memory
+from metalearn.core.precision import network_type
 from metalearn.core.tree import leaves
 from metalearn.errors import CompilationError, SettingError, StorageError
 from metalearn.schema import Kind, flag, mapping, maybe, text, whole
-from metalearn.trainers.loop.compile_cost import offer_of, seconds_of, worth_a_look
+from metalearn.trainers.loop.compile_cost import Offer, offer_of, seconds_of, worth_a_look
+from metalearn.trainers.loop.compile_course import Course
 from metalearn.trainers.loop.protocols import Callback, Training
-from metalearn.trainers.loop.pure_calls import Compilable, as_it_is, digest_of, held, same_call
+from metalearn.trainers.loop.pure_calls import Compilable, held, same_call
 from metalearn.trainers.loop.settings import Compile
-from metalearn.trainers.loop.stop_signal import Stopped
 
 __all__ = ["CompiledPart"]
 
@@ -34,8 +37,9 @@ _OTHERS = 50
 """Like calls in a row, that are taken as they are, before it is decided once more."""
 _TRIES = 3
 """Decisions of a run."""
-_EVERY = 512
-"""Calls after which compiled code is held to what it stands for, at the latest."""
+_PATIENCE = 5.0
+"""Seconds of compiling, before which a checkpoint is saved."""
+_FROM_HERE = "from here on steps are not compiled"
 _LARGEST = 20_000
 """Operations: larger graphs take half an hour to compile, and memory to trace."""
 
@@ -45,9 +49,10 @@ class CompiledPart(Callback):
 
     By ``"auto"`` it is decided after a few calls, by an estimate of what compiling costs and saves;
     by ``"always"`` at the first. What is compiled holds for like calls (`same_call`) with trees of
-    like shapes; others are taken as they are. It is held to the function itself when it is made,
-    at its calls 1, 2, 4, 8, … and at each 512th: where a function depends on what is no tensor and
-    no setting, such as a count of its own, that shows there, and the training goes on as it is.
+    like shapes; others are taken as they are. It is held to the function itself when it is made, at
+    its first eight calls and at 16, 32, …, at one of 128 of them and in the last step: where a
+    function depends on what is no tensor and no setting, such as a count of its own, that shows
+    there as soon as it makes a difference of a hundredth, and the training goes on as it is.
 
     What was decided is in checkpoints, so that a resumed run computes as the one that was stopped.
 
@@ -57,29 +62,29 @@ class CompiledPart(Callback):
     """
 
     def __init__(self, wanted: Compile, *, compiler: Compiler = "inductor") -> None:
-        self.wanted, self._compiler = wanted, compiler
-        self._over = wanted == "never"
+        self.wanted, self._compiler, self._began = wanted, compiler, 0
         self._code: CompiledFunction | None = None
         self._of: Callable[..., Any] | None = None
-        self._graph = self._name = ""  # of what is compiled: of its graph, and of the call
-        self._calls = self._like = self._tries = 0
-        self._last: tuple[Callable[..., Any], Any] | None = None
-        self._before = ""  # the name of the last call of the run that goes on here
-        self._seconds, self._began = math.inf, 0
+        self._code_of, self._seconds = "", math.inf
+        self._kept = Course(over=wanted == "never")  # after the last step that was taken
+        self._now = copy(self._kept)
 
     @contextmanager
     def during(self, loop: Training) -> Iterator[None]:
         """The objective's pure calls come here, as long as the training goes on."""
+        self._now = copy(self._kept)  # a step that was broken off has left no trace
+        if self._code is not None and self._code_of != self._now.graph:
+            self._code = None
         objective = cast(Compilable, loop.objective)
-        idle = self._over and not self._graph
-        if idle or getattr(objective, "pure", None) is None:
+        before = getattr(objective, "pure", None)
+        if before is None or (self._now.over and not self._now.graph):
             yield
             return
         objective.pure, self._loop, self._began = self, loop, loop.step
         try:
             yield
         finally:
-            objective.pure = as_it_is
+            objective.pure = before
 
     def after_gradient(self, loop: Training, batch: Any, grads: Mapping[str, Tensor]) -> None:
         """Where a person asked for it, say before a step is taken that there is nothing to compile.
@@ -87,29 +92,33 @@ class CompiledPart(Callback):
         Raises:
             SettingError: that.
         """
-        if self.wanted == "always" and self._last is None:
+        if self.wanted == "always" and self._now.last is None and not self._now.failed:
             accepted = "auto or never is needed: its gradient makes no call that could be compiled"
             raise SettingError("compile", "always", accepted)
+
+    def after_update(self, loop: Training) -> None:
+        """A step that was taken counts."""
+        self._kept = copy(self._now)
 
     def __call__(self, function: Callable[..., Any], *trees: Any) -> Any:
         """What the function gives for trees of tensors."""
         if transforms_active():  # of a diagnostic, say
             return function(*trees)
-        if self._code is not None and same_call(function, self._of):
-            found = self._code.run(*trees)
-            if found is not None:
-                return self._held(found, function, trees)
-        waits = bool(self._graph) and self._code is None
-        if self._over and not waits:
+        found = self._compiled(function, trees)
+        if found is not None:
+            return self._held(found, function, trees)
+        waits = bool(self._now.graph) and self._code is None
+        if self._now.over and not waits:
             return function(*trees)
         again = self._note(function, trees)
-        if waits and self._name == self._name_of_last() and self._restored(function, trees):
-            assert self._code is not None
-            return self._held(self._code.run(*trees), function, trees)
-        if self._over:
-            return function(*trees)
-        due = self._like >= self._due
-        if not again and not due:
+        if waits and self._now.name == self._now.name_of_last():
+            with self._loop.clock.paused():
+                self._restore(function, trees)
+            found = self._compiled(function, trees)
+            if found is not None:
+                return self._held(found, function, trees)
+        due = self._now.like >= self._due
+        if self._now.over or not (again or due):
             return function(*trees)  # the first of a kind is slow
         found, seconds = seconds_of(lambda: function(*trees), self._loop.device)
         self._seconds = min(self._seconds, seconds)
@@ -119,122 +128,168 @@ class CompiledPart(Callback):
         return found
 
     def state(self) -> dict[str, Any]:
-        """The graph that is compiled, whether there will be another, and how near that is."""
-        if self.wanted == "never":
-            return {}
-        counts = {"like": self._like, "tries": self._tries, "calls": self._calls}
-        names = {"graph": self._graph, "name": self._name, "last": self._name_of_last()}
-        return {"compiled": {**names, **counts, "over": self._over}}
+        """The graph that is compiled, whether there will be another, and how near that is.
+
+        As it was after the last step that was taken.
+        """
+        return {} if self.wanted == "never" else {"compiled": self._kept.plain()}
 
     def state_kinds(self) -> list[Kind]:
         """The same, where there is some."""
-        count = whole()
-        counts = {"like": count, "tries": count, "calls": count}
-        kept = mapping({"graph": text, "name": text, "last": text, "over": flag, **counts})
-        return [mapping({}, {"compiled": maybe(kept)})]
+        names = dict.fromkeys(("graph", "name", "last"), text)
+        counts = dict.fromkeys(("like", "tries", "calls"), whole())
+        flags = dict.fromkeys(("over", "failed"), flag)
+        return [mapping({}, {"compiled": maybe(mapping({**names, **counts, **flags}))})]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on as was decided; a run that may not compile any more does not."""
+        self._forget()
         kept = state.get("compiled")
         if not kept or self.wanted == "never":
             return
-        self._graph, self._name, self._before = kept["graph"], kept["name"], kept["last"]
-        self._like, self._calls = kept["like"], kept["calls"]
-        self._tries, self._over = kept["tries"], kept["over"]
-        if self.wanted == "always" and not self._graph:
-            self._over, self._tries, self._like = False, 0, 0
+        kept = {**kept, "before": kept["last"], "last": None}
+        if self.wanted == "always" and not kept["graph"] and not kept["failed"]:
+            kept |= {"over": False, "tries": 0, "like": 0}  # that was decided by another wish
+        self._kept = Course(**kept)
+        self._now = copy(self._kept)
+
+    def _forget(self) -> None:
+        """Begin anew."""
+        self._kept = Course(over=self.wanted == "never")
+        self._now = copy(self._kept)
+        self._code, self._of, self._code_of, self._seconds = None, None, "", math.inf
 
     @property
     def _due(self) -> int:
         """How many like calls in a row lead to a decision."""
-        if self._tries:
-            return _OTHERS
-        return 1 if self.wanted == "always" else _LOOKS
+        first = 1 if self.wanted == "always" else _LOOKS
+        return _OTHERS if self._now.tries else first
 
     def _note(self, function: Callable[..., Any], trees: Any) -> bool:
         """Count a call that is taken as it is; whether the one before it, here, was like it."""
-        shapes = [(tuple(value.shape), value.dtype) for value in leaves(trees)]
-        last, self._last = self._last, (held(function), shapes)
+        now, last = self._now, self._now.last
+        kinds = [(tuple(value.shape), value.stride(), value.dtype) for value in leaves(trees)]
+        shapes = kinds, network_type()
+        now.last = held(function), shapes
         if last is None:
-            like = self._before == self._name_of_last()
+            like = now.before == now.name_of_last()
         else:
             like = same_call(last[0], function) and last[1] == shapes
         again = like and last is not None
         self._seconds = self._seconds if again else math.inf
-        self._like = self._like + 1 if like else 1
+        now.like = now.like + 1 if like else 1
         return again
-
-    def _name_of_last(self) -> str:
-        """A name for the last call that was taken as it is, in another process too."""
-        return self._before if self._last is None else digest_of(*self._last)
 
     def _decide(self, function: Callable[..., Any], trees: Any, found: Any) -> None:
         """Compile where that pays, or was asked for."""
-        settings = self._loop.settings
+        settings, now = self._loop.settings, self._now
         calls = (settings.steps - self._loop.step - 1) * settings.accumulate
-        self._tries, self._like = self._tries + 1, 0
-        self._over = self._tries >= _TRIES
+        now.tries, now.like = now.tries + 1, 0
+        now.over = now.tries >= _TRIES
         asked = self.wanted == "always"
         if not asked and not worth_a_look(self._seconds, calls):
-            self._over = True  # nor will it later
+            now.over = True
+            log.debug("steps are not compiled: those that are left are too few, or too fast")
             return
+        if not asked and not now.graph and now.name == now.name_of_last():
+            return  # it did not pay before, for more calls
         code = CompiledFunction(function, compiler=self._compiler, limit=_LARGEST)
         try:
             offer = offer_of(code, trees, self._seconds, calls)
-            if not asked and not offer.pays:
-                log.info("steps are not compiled, as that does not pay: %s", offer)
-                return
-            log.info("compiling the gradient of a step: %s", offer)
-            code.compile(*trees, wanted=found)
-        except Stopped:
-            raise
-        except Exception as error:  # whatever torch's compiler raises, a training goes on
-            self._over = True
-            reason = _said(error)
-            if asked and self._loop.step == self._began:
-                accepted = f"auto or never is needed: {reason}"
-                raise SettingError("compile", "always", accepted) from error
-            log.info("steps are not compiled: %s", reason)
+        except Exception as error:  # whatever torch raises, a training goes on
+            return self._failed(error)
+        if not asked and not offer.pays:
+            now.name = now.name if now.graph else now.name_of_last()
+            log.info("steps are not compiled, as that does not pay: %s", offer)
             return
+        self._save_before(offer)
+        try:
+            code.compile(*trees, wanted=found)
+        except Exception as error:
+            return self._failed(error)
         log.info("compiled in %.1f s", code.seconds)
-        self._code, self._of, self._calls = code, held(function), 0
-        self._graph, self._name = code.digest(*trees), self._name_of_last()
+        self._code, self._of, now.calls = code, held(function), 0
+        self._code_of = now.graph = code.digest(*trees)
+        now.name = now.name_of_last()
 
-    def _restored(self, function: Callable[..., Any], trees: Any) -> bool:
+    def _restore(self, function: Callable[..., Any], trees: Any) -> None:
         """Compile what was compiled before an interruption."""
+        wanted = function(*trees)  # before it is traced, as it may try out what it is given
         code = CompiledFunction(function, compiler=self._compiler, limit=_LARGEST)
         try:
-            with self._loop.clock.paused():
-                if code.digest(*trees) != self._graph:
-                    raise CompilationError("it takes other operations now")
-                log.info("compiling the gradient of a step, as before the interruption")
-                code.compile(*trees)
-        except Stopped:
-            raise
+            offer = offer_of(code, trees, 0.0, 0)
+            if code.digest(*trees) != self._now.graph:
+                raise CompilationError("it takes other operations now")
         except Exception as error:
-            self._over, self._graph = True, ""
-            log.warning("the run goes on otherwise than before the interruption: %s", _said(error))
-            return False
-        self._code, self._of = code, held(function)
-        return True
+            return self._failed(error)
+        self._save_before(offer)
+        try:
+            code.compile(*trees, wanted=wanted)
+        except Exception as error:
+            return self._failed(error)
+        log.info("compiled in %.1f s", code.seconds)
+        self._code, self._of, self._code_of = code, held(function), self._now.graph
+
+    def _save_before(self, offer: Offer) -> None:
+        """What there is to lose is saved before a compilation, which no signal ends."""
+        self._loop.stop.check()
+        if offer.compiling > _PATIENCE:
+            self._loop.save("last")
+        log.info("compiling the gradient of a step: %s", offer)
+
+    def _failed(self, error: Exception) -> None:
+        """Go on without, unless a person asked for it and training is about to begin.
+
+        Raises:
+            SettingError: that.
+        """
+        self._loop.stop.check()  # which may have been what the compiler died of
+        asked, reason = self.wanted == "always", _said(error)
+        if asked and self._loop.step == self._began:
+            accepted = f"auto or never is needed: {reason}"
+            raise SettingError("compile", "always", accepted) from error
+        if self._now.graph and self._code is None:
+            self._leave(f"the run goes on otherwise than before the interruption: {reason}")
+            return
+        self._now.over = self._now.failed = True
+        log.log(logging.WARNING if asked else logging.INFO, "steps are not compiled: %s", reason)
+
+    def _compiled(self, function: Callable[..., Any], trees: Any) -> Any:
+        """What compiled code gives for such a call; None where there is none that holds."""
+        if self._code is None or not same_call(function, self._of):
+            return None
+        try:
+            return self._code.run(*trees)
+        except Exception as error:  # for lack of memory, say, that the function does not need
+            reason = _said(error)
+        self._leave(f"compiled code fails ({reason}); {_FROM_HERE}")
+        return None
 
     def _held(self, found: Any, function: Callable[..., Any], trees: Any) -> Any:
         """What compiled code gave, held to the function now and then."""
-        self._calls, self._like = self._calls + 1, 0
-        if self._calls & (self._calls - 1) and self._calls % _EVERY:
+        self._now.calls, self._now.like = self._now.calls + 1, 0
+        if not self._now.checks and self._loop.step < self._loop.settings.steps - 1:
             return found
-        wanted = function(*trees)
+        try:
+            wanted = function(*trees)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("memory does not suffice to check the compiled code at this step")
+            return found
         try:
             check_agreement(found, wanted)
         except CompilationError as error:
-            self._code, self._of, self._graph, self._over = None, None, "", True
-            log.warning(
-                "step %d: %s; from here on steps are not compiled. A loss or model that changes "
-                "over a training needs trainer.compile=never",
-                self._loop.step, error,
-            )  # fmt: skip
+            hint = "a loss or model that changes over a training needs trainer.compile=never"
+            self._leave(f"{error}; {_FROM_HERE}; {hint}")
             return wanted
         return found
+
+    def _leave(self, reason: str) -> None:
+        """Take all further steps as they are."""
+        self._code = self._of = None
+        self._now.graph, self._now.over, self._now.failed = "", True, True
+        log.warning("step %d: %s", self._loop.step, reason)
 
 
 def _said(error: Exception) -> str:

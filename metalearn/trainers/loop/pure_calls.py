@@ -13,6 +13,7 @@ from types import MethodType
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 __all__ = ["Compilable", "PureCalls", "as_it_is", "digest_of", "held", "keyed", "same_call"]
 
@@ -49,7 +50,7 @@ def same_call(one: Any, other: Any) -> bool:
     """Whether two functions compute the same of the same trees, as far as that can be seen.
 
     Partials and methods of the same, with the same settings: numbers and names by their values, in
-    lists and data classes too; anything else has to be the same object.
+    lists, mappings and frozen data classes too; anything else has to be the same object.
     """
     if one is other:
         return True
@@ -104,6 +105,7 @@ def _parts(value: Any) -> list[Any] | None:
         return list(value)
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    fixed = dataclasses.is_dataclass(value) and not isinstance(value, type | nn.Module)
+    if fixed and value.__dataclass_params__.frozen:
         return [getattr(value, field.name) for field in dataclasses.fields(value)]
     return None

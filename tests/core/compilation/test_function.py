@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -152,6 +153,8 @@ def test_it_leaves_modes_and_random_state() -> None:
 
 
 HELD = torch.full((3,), 2.0, dtype=torch.float64)
+OTHER = HELD.clone()
+SPARSE = torch.eye(3, dtype=torch.float64).to_sparse()
 READS = "reads the value of a tensor"
 REFUSED: dict[str, tuple[str, Any]] = {
     "an if": (READS, lambda x: x if x.sum() > 0 else -x),
@@ -159,6 +162,15 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "a number of what is held": (READS, lambda x: x * float((HELD + 1).sum())),
     "tolist": (READS, lambda x: x * HELD.tolist()[0]),
     "numpy": (READS, lambda x: x * float(HELD.numpy()[0])),
+    "tolist under a gradient": (
+        READS,
+        lambda x: torch.func.grad(lambda p: (p * p.detach().tolist()[0][0]).sum())(x),
+    ),
+    "dlpack": (READS, lambda x: x * float(np.from_dlpack(HELD)[0])),
+    "tensor_split": (READS, lambda x: torch.tensor_split(x, torch.tensor([1]) + 0)[0]),
+    "a sparse tensor": (READS, lambda x: x * float(SPARSE.sum())),
+    "a write to a sparse tensor": ("writes to its arguments, or", lambda x: (SPARSE.mul_(2), x)[1]),
+    "data": ("sets the data", lambda x: (setattr(OTHER, "data", x[0] + 0), x * 2)[1]),
     "equal": (READS, lambda x: x if torch.equal(HELD, HELD + 0) else -x),
     "chosen rows": (READS, lambda x: x[:, (HELD > 1).nonzero().flatten()]),
     "rows by a ramp": (READS, lambda x: x[:, (torch.arange(3) > 1).nonzero().flatten()]),
@@ -204,6 +216,14 @@ def test_numbers_that_are_the_same_at_each_call_may_be_read() -> None:
     torch.testing.assert_close(step(3 * X), function(3 * X))
 
 
+def test_what_is_refused_has_changed_nothing() -> None:
+    for _, function in REFUSED.values():
+        with pytest.raises(CompilationError):
+            CompiledFunction(function, compiler="aot_eager").trace(X.clone())
+    assert torch.equal(SPARSE.to_dense(), torch.eye(3, dtype=torch.float64))
+    assert torch.equal(OTHER, HELD) and HELD.tolist() == [2.0] * 3
+
+
 def test_what_follows_from_given_values_is_not_the_same_at_each_call() -> None:
     def function(x: Tensor) -> Tensor:
         kept = torch.zeros(3, dtype=x.dtype)
@@ -227,6 +247,25 @@ def test_too_many_operations_are_not_traced_to_the_end() -> None:
     with pytest.raises(CompilationError, match="it takes more than 50 operations"):
         step.trace(X)
     assert len(taken) <= 60
+
+
+OTHERS: dict[str, tuple[Any, Any]] = {
+    "a shape": (torch.ones(3), torch.ones(1)),
+    "a leaf more": ([torch.ones(3)], [torch.ones(3), torch.zeros(2)]),
+    "a name": ({"a": torch.ones(3)}, {"b": torch.ones(3)}),
+    "a type": (torch.ones(3), torch.ones(3, dtype=torch.int64)),
+    "whole numbers": (torch.tensor([2**60]), torch.tensor([2**60 + 1])),
+    "infinities": (torch.tensor([math.inf]), torch.tensor([-math.inf])),
+    "infinite or not a number": (torch.tensor([math.inf]), torch.tensor([math.nan])),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_trees_of_another_form_do_not_agree(case: str) -> None:
+    with pytest.raises(CompilationError):
+        check_agreement(*OTHERS[case])
+    for tree in OTHERS[case]:
+        check_agreement(tree, tree)
 
 
 @pytest.mark.parametrize(

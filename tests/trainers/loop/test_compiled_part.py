@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from metalearn.tasks import SinusoidTasks
 from metalearn.trainers import MAML, EnsembleTrainer, MetaLearner, MetaTrainer, PerSampleTrainer
 from metalearn.trainers.loop import assembly, compile_cost, compiled_part
 from metalearn.trainers.loop.compiled_part import CompiledPart
+from metalearn.trainers.loop.protocols import Callback
 from metalearn.trainers.loop.pure_calls import as_it_is, held, keyed, same_call
+from metalearn.trainers.loop.stop_signal import Stopped
 from metalearn.trainers.meta.registry import LEARNERS
 from metalearn.types import Batch, Params, TaskBatch
 from tests.contracts.trainers import TASKS, TRAINERS, network
@@ -114,10 +117,11 @@ def test_by_default_a_few_calls_are_timed_first(
 def test_short_runs_are_not_compiled_nor_traced(
     runs: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled_part, "offer_of", lambda *given: 1 / 0)
+    offers: list[Any] = []
+    monkeypatch.setattr(compiled_part, "offer_of", lambda *given: offers.append(given))
     trainer = sinusoid_trainer(steps=8)
     trainer.fit()
-    assert not runs and part_of(trainer).state()["compiled"]["over"]
+    assert not runs and not offers and part_of(trainer).state()["compiled"]["over"]
 
 
 def test_what_does_not_pay_is_said(
@@ -167,10 +171,11 @@ class Drifting(MetaLearner):
     """A learner whose loss depends on the step, of which its gradient's settings say nothing."""
 
     late = False
+    from_then_on: Any = staticmethod(lambda step: step >= 20)
 
     def gradient(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> MetaGradient:
-        """From step 20 on of another loss."""
-        self.late = step >= 20
+        """From some step on, or at some steps, of another loss."""
+        self.late = self.from_then_on(step)
         return super().gradient(params, tasks, step=step)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
@@ -178,17 +183,30 @@ class Drifting(MetaLearner):
         return super().loss(params, batch) * (1 + 2 * self.late)
 
 
+class Turning(Drifting):
+    """At each fourth step."""
+
+    from_then_on = staticmethod(lambda step: step % 4 == 3)
+
+
+class Late(Drifting):
+    """In the last steps of 60 alone."""
+
+    from_then_on = staticmethod(lambda step: step >= 58)
+
+
+@pytest.mark.parametrize(("kind", "most"), [(Drifting, 32), (Turning, 8), (Late, 59)])
 def test_a_loss_that_changes_by_itself_is_noticed_and_left_alone(
-    caplog: pytest.LogCaptureFixture, runs: list[bool]
+    caplog: pytest.LogCaptureFixture, runs: list[bool], kind: Any, most: int
 ) -> None:
     how: Any = {"steps": 60, "meta_batch": 4, "validation_tasks": 5, "progress": False}
     model, tasks = MLP((1,), 1, hidden=(6,), seed=0), SinusoidTasks(shot=4, query=4)
-    make = partial(Drifting, kind="regression")
+    make = partial(kind, kind="regression")
     trainer = MetaTrainer(model, tasks, learner=make, compile="always", **how)
     trainer.fit()
     (said,) = (r.getMessage() for r in caplog.records if "differs" in r.getMessage())
     assert "from here on steps are not compiled" in said
-    assert part_of(trainer).state()["compiled"]["over"] and len(runs) == 32
+    assert part_of(trainer).state()["compiled"]["over"] and len(runs) <= most
 
 
 @pytest.mark.usefixtures("cheap")
@@ -310,20 +328,51 @@ def mamlpp(**settings: Any) -> Any:
 # --- going on ------------------------------------------------------------------------------------
 
 
+def split_in_two(folder: Path, name: str, wanted: str, runs: list[bool]) -> None:
+    """A run of nine steps that stops after the fifth is one that does not, compiled to the end."""
+    make = partial(TRAINERS[name], compile=wanted, schedule="constant", eval_every=3)
+    straight, first, again = make(steps=9), make(steps=5, folder=folder), make(steps=9)
+    straight.fit()
+    taken = runs.count(True)
+    runs.clear()
+    first.fit()
+    again.resume(folder / "checkpoints" / "last.pt")
+    again.fit()
+    assert runs.count(True) == taken == (8 if wanted == "always" else 6)
+    assert_same(state_of(straight)["module"], state_of(again)["module"])
+    assert part_of(straight).state() == part_of(again).state()
+
+
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("wanted", ["auto", "always"])
-def test_a_resumed_run_is_the_one_that_was_not_stopped(tmp_path: Path, wanted: str) -> None:
-    whole = sinusoid_trainer(steps=12, compile=wanted)
-    whole.fit()
-    first = sinusoid_trainer(steps=7, compile=wanted, folder=tmp_path, schedule="constant")
-    again = sinusoid_trainer(steps=12, compile=wanted, folder=tmp_path, schedule="constant")
-    straight = sinusoid_trainer(steps=12, compile=wanted, schedule="constant")
-    first.fit()
-    again.resume(tmp_path / "checkpoints" / "last.pt")
-    again.fit()
-    straight.fit()
-    assert_same(state_of(straight), state_of(again))
-    assert part_of(straight).state() == part_of(again).state()
+@pytest.mark.parametrize("name", ["waves", "ensemble", "regression", "per_sample", "protonet"])
+def test_a_resumed_run_is_the_one_that_was_not_stopped(
+    tmp_path: Path, name: str, wanted: str, runs: list[bool]
+) -> None:
+    split_in_two(tmp_path, name, wanted, runs)
+
+
+def test_a_resumed_run_has_the_bits_of_inductor_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[bool]
+) -> None:
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(assembly, "CompiledPart", CompiledPart)
+    split_in_two(tmp_path, "per_sample", "always", runs)
+
+
+def test_what_did_not_pay_is_not_traced_again(
+    monkeypatch: pytest.MonkeyPatch, runs: list[bool]
+) -> None:
+    offers: list[Any] = []
+    monkeypatch.setattr(compiled_part, "_OTHERS", 3)
+    monkeypatch.setattr(compiled_part, "worth_a_look", lambda seconds, calls: True)
+    monkeypatch.setattr(
+        compiled_part,
+        "offer_of",
+        lambda *given: (offers.append(given), compile_cost.offer_of(*given))[1],
+    )
+    sinusoid_trainer(steps=20).fit()
+    assert len(offers) == 1 and not runs
 
 
 @pytest.mark.usefixtures("cheap")
@@ -396,18 +445,131 @@ def test_what_was_decided_against_stays_so(tmp_path: Path, runs: list[bool]) -> 
         sinusoid_trainer(steps=6, folder=tmp_path).fit()
 
 
+@pytest.mark.usefixtures("cheap")
 def test_a_run_that_cannot_be_compiled_again_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sinusoid_trainer(steps=6, folder=tmp_path, compile="always").fit()
-    again = sinusoid_trainer(steps=9, folder=tmp_path, compile="always")
-    again.resume(tmp_path / "checkpoints" / "last.pt")
+    sinusoid_trainer(steps=6, folder=tmp_path).fit()
     monkeypatch.setattr("torch._dynamo.lookup_backend", lambda name: 1 / 0)
+    asked = sinusoid_trainer(steps=9, folder=tmp_path, compile="always")
+    asked.resume(tmp_path / "checkpoints" / "last.pt")
+    with pytest.raises(SettingError, match="^compile='always': auto or never is needed: "):
+        asked.fit()
+    again = sinusoid_trainer(steps=9, folder=tmp_path)
+    again.resume(tmp_path / "checkpoints" / "last.pt")
     again.fit()
     assert any("goes on otherwise than before" in r.getMessage() for r in caplog.records)
+    assert part_of(again).state()["compiled"]["failed"]
 
 
-@pytest.mark.parametrize("bad", [3, {"graph": 1}, {"graph": "", "over": False, "like": -1}])
+class Breaking(Callback):
+    """Breaks off a step after its gradient, once."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_gradient(self, loop: Any, batch: Any, grads: Any) -> None:
+        """As a diagnostic does that is stopped."""
+        if loop.step == self.step:
+            self.step = -1
+            raise Stopped
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_step_that_was_broken_off_leaves_no_trace(tmp_path: Path, step: int, anew: bool) -> None:
+    straight, broken = sinusoid_trainer(steps=9), sinusoid_trainer(steps=9, folder=tmp_path)
+    straight.fit()
+    broken.loop.callbacks = (*broken.loop.callbacks, Breaking(step))
+    broken.fit()
+    assert broken.step == step
+    kept = part_of(broken).state()["compiled"]
+    assert kept["calls"] == max(0, step - 3) and bool(kept["graph"]) == (step > 2)
+    if anew:
+        broken = sinusoid_trainer(steps=9, folder=tmp_path)
+        broken.resume(tmp_path / "checkpoints" / "last.pt")
+    broken.fit()
+    assert part_of(broken).state() == part_of(straight).state()
+    assert_same(state_of(straight)["module"], state_of(broken)["module"])
+
+
+@pytest.mark.usefixtures("cheap")
+def test_what_a_trainer_knew_before_it_resumes_is_forgotten(tmp_path: Path) -> None:
+    sinusoid_trainer(steps=2, folder=tmp_path, schedule="constant").fit()
+    used, fresh = (sinusoid_trainer(steps=9, schedule="constant") for _ in range(2))
+    used.fit()
+    for trainer in (used, fresh):
+        trainer.resume(tmp_path / "checkpoints" / "last.pt")
+        trainer.fit()
+    assert part_of(used).state() == part_of(fresh).state()
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("wanted", ["auto", "always"])
+def test_code_that_fails_later_ends_no_training_and_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wanted: str
+) -> None:
+    run, calls = CompiledFunction.run, [0]
+
+    def failing(self: CompiledFunction, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, *args)
+
+    plain = sinusoid_trainer(steps=9, compile="never")
+    plain.fit()
+    monkeypatch.setattr(CompiledFunction, "run", failing)
+    trainer = sinusoid_trainer(steps=9, compile=wanted, folder=tmp_path)
+    trainer.fit()
+    assert_same(state_of(plain)["module"], state_of(trainer)["module"])
+    assert sum("compiled code fails" in r.getMessage() for r in caplog.records) == 1
+    again = sinusoid_trainer(steps=12, compile=wanted, folder=tmp_path)
+    again.resume(tmp_path / "checkpoints" / "last.pt")
+    again.fit()
+    assert calls == [2]
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_compiler_that_a_stop_ends_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = sinusoid_trainer(steps=9, folder=tmp_path)
+    compiling = CompiledFunction.compile
+
+    def interrupted(self: Any, *args: Any, **rest: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("g++ was killed")
+
+    monkeypatch.setattr(CompiledFunction, "compile", interrupted)
+    trainer.fit()
+    assert trainer.step == 2 and not part_of(trainer).state()["compiled"]["failed"]
+    monkeypatch.setattr(CompiledFunction, "compile", compiling)
+    again = sinusoid_trainer(steps=9, folder=tmp_path)
+    again.resume(tmp_path / "checkpoints" / "last.pt")
+    again.fit()
+    assert part_of(again).state()["compiled"]["graph"]
+
+
+@pytest.mark.usefixtures("cheap")
+def test_before_a_long_compilation_a_checkpoint_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    compiling = CompiledFunction.compile
+
+    def noted(self: Any, *args: Any, **rest: Any) -> None:
+        steps.append(load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"])
+        compiling(self, *args, **rest)
+
+    monkeypatch.setattr(CompiledFunction, "compile", noted)
+    monkeypatch.setattr(compiled_part, "_PATIENCE", 0.0)
+    sinusoid_trainer(steps=9, folder=tmp_path, checkpoint_every=100).fit()
+    assert steps == [2]
+
+
+@pytest.mark.parametrize("bad", [3, {"graph": 1}, {"graph": "", "over": False, "like": -1}, {}])
 def test_a_damaged_entry_is_refused(tmp_path: Path, bad: Any) -> None:
     sinusoid_trainer(steps=6, folder=tmp_path, compile="always").fit()
     path = tmp_path / "checkpoints" / "last.pt"

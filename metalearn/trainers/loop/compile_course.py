@@ -1,0 +1,59 @@
+"""What was decided about compiling the gradient of a step.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from metalearn.trainers.loop.pure_calls import digest_of
+
+__all__ = ["Course"]
+
+_AT_FIRST, _EVERY = 8, 128
+_GOLDEN = 2654435769  # 2³² over the golden ratio: multiples are spread evenly, by any stride
+
+
+@dataclass
+class Course:
+    """What was decided so far, and what leads to the next decision."""
+
+    graph: str = ""
+    """Name of the graph that is compiled; empty where none is."""
+    name: str = ""
+    """Of the call that is, or where none is of one for which it did not pay."""
+    last: tuple[Callable[..., Any], Any] | None = None
+    """The last call, in this process, that was taken as it is."""
+    before: str = ""
+    """Its name, where it was in the run that goes on here."""
+    like: int = 0
+    """Calls in a row that were like the last."""
+    tries: int = 0
+    calls: int = 0
+    """Of compiled code."""
+    over: bool = False
+    """Whether nothing more will be decided."""
+    failed: bool = False
+    """Whether compiling, or compiled code, failed."""
+
+    def name_of_last(self) -> str:
+        """A name for the last call that was taken as it is, in another process too."""
+        return self.before if self.last is None else digest_of(*self.last)
+
+    @property
+    def checks(self) -> bool:
+        """Whether what compiled code gave at this call of it is held to the function.
+
+        It is so at each of the first, at powers of two, and then at one of so many, by a sequence
+        that keeps time with nothing.
+        """
+        early = self.calls <= _AT_FIRST or not self.calls & (self.calls - 1)
+        return early or self.calls * _GOLDEN % 2**32 < 2**32 // _EVERY
+
+    def plain(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        kept = {name: value for name, value in vars(self).items() if name != "before"}
+        return {**kept, "last": self.name_of_last()}
