@@ -1,20 +1,45 @@
-"""What was decided about compiling the gradient of a step.
+"""What was decided about compiling the gradient of a step, and the code that came of it.
 
 Axes: none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metalearn.trainers.loop.pure_calls import digest_of
+from torch import nn
 
-__all__ = ["Course"]
+from metalearn.core.compilation import CompiledFunction
+from metalearn.core.module.private_copy import ModuleTemplate
+from metalearn.trainers.loop.pure_calls import digest_of, held, same_call
+
+__all__ = ["CompiledCall", "Course"]
 
 _AT_FIRST, _EVERY = 8, 128
 _GOLDEN = 2654435769  # 2³² over the golden ratio: multiples are spread evenly, by any stride
+
+
+class CompiledCall:
+    """Compiled code, and what it stands for.
+
+    Args:
+        code: that has been compiled.
+        module: that the function calls; where its attributes, modes or layers have changed since,
+            the code does not hold.
+        graph: its name.
+    """
+
+    def __init__(self, code: CompiledFunction, module: nn.Module, graph: str) -> None:
+        self.code, self.graph = code, graph
+        self._function, self._module = held(code.function), ModuleTemplate(module)
+
+    def __call__(self, function: Callable[..., Any], trees: Sequence[Any]) -> Any:
+        """What the code gives for a call like its own; None for others."""
+        if not same_call(function, self._function) or not self._module.is_current():
+            return None
+        return self.code.run(*trees)
 
 
 @dataclass

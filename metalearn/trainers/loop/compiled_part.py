@@ -22,7 +22,7 @@ from metalearn.core.tree import leaves
 from metalearn.errors import CompilationError, SettingError, StorageError
 from metalearn.schema import Kind, flag, mapping, maybe, text, whole
 from metalearn.trainers.loop.compile_cost import Offer, offer_of, seconds_of, worth_a_look
-from metalearn.trainers.loop.compile_course import Course
+from metalearn.trainers.loop.compile_course import CompiledCall, Course
 from metalearn.trainers.loop.protocols import Callback, Training
 from metalearn.trainers.loop.pure_calls import Compilable, held, same_call
 from metalearn.trainers.loop.settings import Compile
@@ -63,9 +63,8 @@ class CompiledPart(Callback):
 
     def __init__(self, wanted: Compile, *, compiler: Compiler = "inductor") -> None:
         self.wanted, self._compiler, self._began = wanted, compiler, 0
-        self._code: CompiledFunction | None = None
-        self._of: Callable[..., Any] | None = None
-        self._code_of, self._seconds = "", math.inf
+        self._code: CompiledCall | None = None
+        self._seconds = math.inf
         self._kept = Course(over=wanted == "never")  # after the last step that was taken
         self._now = copy(self._kept)
 
@@ -73,7 +72,7 @@ class CompiledPart(Callback):
     def during(self, loop: Training) -> Iterator[None]:
         """The objective's pure calls come here, as long as the training goes on."""
         self._now = copy(self._kept)  # a step that was broken off has left no trace
-        if self._code is not None and self._code_of != self._now.graph:
+        if self._code is not None and self._code.graph != self._now.graph:
             self._code = None
         objective = cast(Compilable, loop.objective)
         before = getattr(objective, "pure", None)
@@ -157,7 +156,7 @@ class CompiledPart(Callback):
         """Begin anew."""
         self._kept = Course(over=self.wanted == "never")
         self._now = copy(self._kept)
-        self._code, self._of, self._code_of, self._seconds = None, None, "", math.inf
+        self._code, self._seconds = None, math.inf
 
     @property
     def _due(self) -> int:
@@ -205,12 +204,11 @@ class CompiledPart(Callback):
         self._save_before(offer)
         try:
             code.compile(*trees, wanted=found)
+            self._code = CompiledCall(code, self._loop.module, code.digest(*trees))
         except Exception as error:
             return self._failed(error)
         log.info("compiled in %.1f s", code.seconds)
-        self._code, self._of, now.calls = code, held(function), 0
-        self._code_of = now.graph = code.digest(*trees)
-        now.name = now.name_of_last()
+        now.graph, now.name, now.calls = self._code.graph, now.name_of_last(), 0
 
     def _restore(self, function: Callable[..., Any], trees: Any) -> None:
         """Compile what was compiled before an interruption."""
@@ -225,10 +223,10 @@ class CompiledPart(Callback):
         self._save_before(offer)
         try:
             code.compile(*trees, wanted=wanted)
+            self._code = CompiledCall(code, self._loop.module, self._now.graph)
         except Exception as error:
             return self._failed(error)
         log.info("compiled in %.1f s", code.seconds)
-        self._code, self._of, self._code_of = code, held(function), self._now.graph
 
     def _save_before(self, offer: Offer) -> None:
         """What there is to lose is saved before a compilation, which no signal ends."""
@@ -256,10 +254,10 @@ class CompiledPart(Callback):
 
     def _compiled(self, function: Callable[..., Any], trees: Any) -> Any:
         """What compiled code gives for such a call; None where there is none that holds."""
-        if self._code is None or not same_call(function, self._of):
+        if self._code is None:
             return None
         try:
-            return self._code.run(*trees)
+            return self._code(function, trees)
         except Exception as error:  # for lack of memory, say, that the function does not need
             reason = _said(error)
         self._leave(f"compiled code fails ({reason}); {_FROM_HERE}")
@@ -287,7 +285,7 @@ class CompiledPart(Callback):
 
     def _leave(self, reason: str) -> None:
         """Take all further steps as they are."""
-        self._code = self._of = None
+        self._code = None
         self._now.graph, self._now.over, self._now.failed = "", True, True
         log.warning("step %d: %s", self._loop.step, reason)
 

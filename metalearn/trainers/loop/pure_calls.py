@@ -15,7 +15,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-__all__ = ["Compilable", "PureCalls", "as_it_is", "digest_of", "held", "keyed", "same_call"]
+__all__ = [
+    "Compilable",
+    "PureCalls",
+    "as_it_is",
+    "digest_of",
+    "held",
+    "keyed",
+    "plain_attributes",
+    "same_call",
+]
 
 PureCalls = Callable[..., Any]
 """``calls(function, *trees)`` gives what ``function(*trees)`` gives.
@@ -40,6 +49,11 @@ def as_it_is(function: Callable[..., Any], *trees: Any) -> Any:
 def keyed(function: Callable[..., Any], *keys: Any) -> partial[Any]:
     """The function, as another where keys are others: what it depends on beside its settings."""
     return partial(_without_keys, function, keys)
+
+
+def plain_attributes(thing: object) -> dict[str, Any]:
+    """The numbers and names among the attributes of an object."""
+    return {name: value for name, value in vars(thing).items() if isinstance(value, _PLAIN)}
 
 
 def _without_keys(function: Callable[..., Any], keys: Any, *trees: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from metalearn.core import MetaGradient, Plan, plan_task_gradient
 from metalearn.core.checks import call_given
 from metalearn.errors import check_whole
-from metalearn.trainers.loop.pure_calls import keyed
+from metalearn.trainers.loop.pure_calls import keyed, plain_attributes
 from metalearn.trainers.meta.method_checks import (
     CheckedLearner,
     check_outputs,
@@ -48,9 +48,11 @@ def loss_gradient(learner: Any, params: Params, tasks: TaskBatch) -> MetaGradien
 def purely(learner: Any, function: Callable[..., Any], *trees: Any) -> MetaGradient:
     """What a function of parameters and tasks gives, by the learner's pure calls.
 
-    It depends on the number of classes that `Criterion.check` found as well.
+    It depends on the number of classes that `Criterion.check` found as well, and on numbers and
+    names that the learner has as attributes.
     """
-    found: MetaGradient = learner.pure(keyed(function, learner.criterion.classes), *trees)
+    keys = learner.criterion.classes, plain_attributes(learner)
+    found: MetaGradient = learner.pure(keyed(function, *keys), *trees)
     return found
 
 

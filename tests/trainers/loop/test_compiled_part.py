@@ -11,7 +11,7 @@ import math
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -170,17 +170,17 @@ def test_an_offer_is_of_small_operations_alone() -> None:
 class Drifting(MetaLearner):
     """A learner whose loss depends on the step, of which its gradient's settings say nothing."""
 
-    late = False
+    late: ClassVar[list[bool]] = [False]  # a list, as numbers among attributes are seen at once
     from_then_on: Any = staticmethod(lambda step: step >= 20)
 
     def gradient(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> MetaGradient:
         """From some step on, or at some steps, of another loss."""
-        self.late = self.from_then_on(step)
+        self.late[0] = self.from_then_on(step)
         return super().gradient(params, tasks, step=step)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Three times as large later."""
-        return super().loss(params, batch) * (1 + 2 * self.late)
+        return super().loss(params, batch) * (1 + 2 * self.late[0])
 
 
 class Turning(Drifting):
@@ -207,6 +207,57 @@ def test_a_loss_that_changes_by_itself_is_noticed_and_left_alone(
     (said,) = (r.getMessage() for r in caplog.records if "differs" in r.getMessage())
     assert "from here on steps are not compiled" in said
     assert part_of(trainer).state()["compiled"]["over"] and len(runs) <= most
+
+
+class Warming(MetaLearner):
+    """A learner with a number that changes."""
+
+    factor = 0.0
+
+    def gradient(self, params: Params, tasks: TaskBatch, *, step: int = 0) -> MetaGradient:
+        """Its loss grows for ten steps."""
+        self.factor = min(step, 10) / 10
+        return super().gradient(params, tasks, step=step)
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """Slowly larger."""
+        return super().loss(params, batch) * (1 + 1e-4 * self.factor)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_numbers_of_a_learner_and_attributes_of_a_module_are_seen_at_once(
+    runs: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    how: Any = {"steps": 30, "meta_batch": 4, "validation_tasks": 5, "progress": False}
+    make = partial(Warming, kind="regression")
+    model, tasks = MLP((1,), 1, hidden=(6,), seed=0), SinusoidTasks(shot=4, query=4)
+    MetaTrainer(model, tasks, learner=make, **how).fit()
+    assert runs == [True] * 17  # of steps 13 to 29: those of 10, 11 and 12 are alike
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.scale = MLP((2,), 3, hidden=(5,), seed=0), 1.0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            found: Tensor = self.inner(inputs) * self.scale
+            return found
+
+    class Scaling(Callback):
+        def before_step(self, loop: Any, step: int) -> None:
+            loop.module.scale = 1.0 if step < 9 else 1.0001
+
+    trained = []
+    for wanted in ("never", "always"):
+        trainer = PerSampleTrainer(
+            Scaled(), blobs(), steps=12, batch_size=8, compile=wanted, progress=False
+        )
+        trainer.loop.callbacks = (*trainer.loop.callbacks, Scaling())
+        trainer.fit()
+        trained.append(state_of(trainer)["module"])
+    assert_same(*trained)
+    assert runs[17:] == [True] * 8
+    assert not [r for r in caplog.records if "differs" in r.getMessage()]
 
 
 @pytest.mark.usefixtures("cheap")
