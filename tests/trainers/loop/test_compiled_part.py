@@ -147,7 +147,7 @@ def test_deterministic_runs_and_those_that_may_not_are_as_they_are(runs: list[bo
 
 @pytest.mark.parametrize(
     ("seconds", "calls", "worth"),
-    [(1.0, 99, False), (0.01, 100, False), (0.1, 100, True), (0.001, 10_000, True)],
+    [(1.0, 999, False), (0.005, 1000, False), (0.01, 1000, True), (0.001, 10_000, True)],
 )
 def test_what_could_pay(seconds: float, calls: int, worth: bool) -> None:
     assert compile_cost.worth_a_look(seconds, calls) is worth
