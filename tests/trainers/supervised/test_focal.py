@@ -81,7 +81,7 @@ def test_names_and_settings(loss: Any, gamma: float) -> None:
     assert chosen_loss({"name": "mse"}, waves()).name == "mse"
 
 
-FEW: dict[str, Any] = {"steps": 3, "batch_size": 16, "progress": False}
+FEW: dict[str, Any] = {"steps": 3, "batch_size": 16, "progress": False, "deterministic": True}
 
 
 def tiny(seed: int = 0) -> MLP:
