@@ -15,9 +15,9 @@ from torch import Tensor
 from metalearn.core.compilation import CompiledFunction
 from metalearn.core.memory import synchronize
 
-__all__ = ["LEAST_CALLS", "Offer", "offer_of", "seconds_of", "worth_a_look"]
+__all__ = ["Offer", "offer_of", "seconds_of", "worth_a_look"]
 
-LEAST_CALLS = 1000
+_LEAST_CALLS = 1000
 """Fewer that are left are not compiled for, nor traced: of an operation, compiling takes at least
 20 ms, from the cache too, and saves some 15 µs a call (sine waves, one core)."""
 _LEAST_GAIN = 5.0
@@ -60,7 +60,7 @@ class Offer:
 
 def worth_a_look(seconds: float, calls: int) -> bool:
     """Whether so many calls of so many seconds could pay at all, before anything is traced."""
-    return calls >= LEAST_CALLS and (1 - _BEST) * seconds * calls >= _LEAST_GAIN
+    return calls >= _LEAST_CALLS and (1 - _BEST) * seconds * calls >= _LEAST_GAIN
 
 
 def offer_of(

@@ -77,6 +77,8 @@ class CompiledPart(Callback):
         objective = cast(Compilable, loop.objective)
         before = getattr(objective, "pure", None)
         if before is None or (self._now.over and not self._now.graph):
+            if self.wanted == "always" and self._now.failed:
+                log.warning("steps are not compiled, as that failed before in this run")
             yield
             return
         objective.pure, self._loop, self._began = self, loop, loop.step

@@ -581,6 +581,8 @@ def test_code_that_fails_later_ends_no_training_and_is_not_tried_again(
     again.resume(tmp_path / "checkpoints" / "last.pt")
     again.fit()
     assert calls == [2]
+    said = [r for r in caplog.records if "as that failed before in this run" in r.getMessage()]
+    assert len(said) == (wanted == "always")  # which a person may not find ignored
 
 
 @pytest.mark.usefixtures("cheap")
