@@ -35,9 +35,9 @@ def stacked_over_tasks(params: Params, tasks: TaskBatch) -> Params:
 def for_every_task(leaf: Tensor, count: int) -> Tensor:
     """``[M, ...]`` as ``[M·T, ...]``, a member's row once for each task."""
     if leaf.dim() == 5:  # see _in_reading_order
-        ordered = leaf.permute(0, 3, 4, 2, 1)
+        ordered = leaf.permute(0, 1, 3, 4, 2)
         repeated = ordered[:, None].expand(-1, count, *ordered.shape[1:]).flatten(0, 1)
-        return repeated.permute(0, 4, 3, 1, 2)
+        return repeated.permute(0, 1, 4, 2, 3)
     return leaf[:, None].expand(-1, count, *leaf.shape[1:]).flatten(0, 1)
 
 
@@ -55,4 +55,4 @@ def _in_reading_order(leaf: Tensor) -> Tensor:
     """
     if leaf.dim() != 4:
         return leaf
-    return leaf.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    return leaf.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

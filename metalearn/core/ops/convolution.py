@@ -1,6 +1,6 @@
 """Convolution with weights of their own for every task, by columns and batched matrix products.
 
-Channels last: z = columns(x) · w + b. Columns are kh·kw times as large as x, so they are made anew
+Channels last: z = columns(x) · wᵀ + b. Columns are kh·kw times as large as x, so they are made anew
 wherever they are needed, a block of tasks at a time, and never kept: on a CPU a block stays in the
 cache, which is faster than to fetch columns from memory, let alone to ask the system for it.
 A ReLU in front of a convolution joins it, and its mask is applied to blocks too. Second derivatives
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.ops.columns import Columns, relu_backward
+from metalearn.core.ops.columns import Columns
 from metalearn.core.ops.windows import Window
 
 __all__ = ["Product", "convolution"]
 
-_BLOCK = 2**21  # bytes of columns at a time and thread on a CPU; less costs barriers
+_BLOCK = 2**20  # bytes of columns at a time and thread on a CPU; less costs barriers
 
 
 class Product(NamedTuple):
@@ -49,7 +49,7 @@ def convolution(
     *,
     rectify: bool = False,
 ) -> Tensor:
-    """``x [T, B, H, W, C]``, ``weight [T, K, O]``, ``bias [T, 1, O]``: ``[T, B, H', W', O]``.
+    """``x [T, B, H, W, C]``, ``weight [T, O, K]``, ``bias [T, 1, O]``: ``[T, B, H', W', O]``.
 
     Of max(0, x) with ``rectify``. Differentiable twice, in reverse mode.
     """
@@ -70,10 +70,12 @@ class _Blocks:
     """Columns of pictures and their transpose, some tasks at a time.
 
     With ``rows``, what is called x here is the matrix of a `Product`. All blocks are in the same
-    memory: columns hold until the next call.
+    memory: columns hold until the next call. Of ``others`` columns are made, or products with them.
     """
 
-    def __init__(self, rows: Tensor | None, weight: Tensor, settings: _Settings) -> None:
+    def __init__(
+        self, rows: Tensor | None, weight: Tensor, settings: _Settings, *others: Tensor | None
+    ) -> None:
         window, self.rectify, self.shape = settings
         self.rows = rows
         count, samples, height, width, channels = self.shape
@@ -82,7 +84,7 @@ class _Blocks:
         size = self.positions * window.size[0] * window.size[1] * channels * weight.element_size()
         cached = weight.device.type == "cpu"
         self.tasks = _tasks_a_block(count, size) if cached else count
-        self._columns = Columns(weight, window, (self.tasks, *self.shape[1:]))
+        self._columns = Columns(weight, window, (self.tasks, *self.shape[1:]), rows, *others)
 
     def __iter__(self) -> Iterator[slice]:
         for start in range(0, self.shape[0], self.tasks):
@@ -99,12 +101,11 @@ class _Blocks:
         return self._columns.of(pictures, gate if self.rectify else None)
 
     def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, part: slice) -> None:
-        """Transpose of `columns` and `pictures` at dz · wᵀ, written to a part of ``out``."""
+        """Transpose of `columns` and `pictures` at dz · w, written to a part of ``out``."""
         dz, out = dz[part], out[part]
-        torch.bmm(dz, weight[part].mT, out=self._columns.memory(len(dz)))
-        pictures = self._columns.add_up(out if self.rows is None else torch.empty_like(gate))
-        if self.rectify:
-            relu_backward(pictures, gate, out=pictures)
+        torch.bmm(dz, weight[part], out=self._columns.memory(len(dz)))
+        pictures = out if self.rows is None else torch.empty_like(gate)
+        self._columns.add_up(pictures, gate if self.rectify else None)
         if self.rows is not None:
             torch.bmm(self.rows[part].mT, pictures.flatten(1, 3), out=out)
 
@@ -132,15 +133,15 @@ class _Convolution(Function):
         rows: Tensor | None,
         settings: _Settings,
     ) -> Tensor:
-        blocks = _Blocks(rows, weight, settings)
-        z = x.new_empty(len(x), blocks.positions, weight.shape[-1])
+        blocks = _Blocks(rows, weight, settings, x)
+        z = x.new_empty(len(x), blocks.positions, weight.shape[1])
         for part in blocks:
             pictures = blocks.pictures(x, part)
             columns = blocks.columns(pictures, pictures)
             if bias is None:
-                torch.bmm(columns, weight[part], out=z[part])
+                torch.bmm(columns, weight[part].mT, out=z[part])
             else:
-                torch.baddbmm(bias[part], columns, weight[part], out=z[part])
+                torch.baddbmm(bias[part], columns, weight[part].mT, out=z[part])
         ctx.settings = settings
         ctx.save_for_backward(x, weight, rows)
         return z
@@ -168,14 +169,14 @@ class _ConvolutionBackward(Function):
         ctx.settings, ctx.want = settings, want
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dz, x, weight, rows)
-        blocks = _Blocks(rows, weight, settings)
+        blocks = _Blocks(rows, weight, settings, x, dz)
         dx = x.new_empty(x.shape) if want[0] else None
         dweight = x.new_empty(weight.shape) if want[1] else None
         for part in blocks:
             pictures = blocks.pictures(x, part)
             if dweight is not None:
                 columns = blocks.columns(pictures, pictures)
-                torch.bmm(columns.mT, dz[part], out=dweight[part])
+                torch.bmm(dz[part].mT, columns, out=dweight[part])
             if dx is not None:
                 blocks.back(dz, weight, pictures, dx, part)
         return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
@@ -190,7 +191,7 @@ class _ConvolutionBackward(Function):
             return (None,) * 6
         dz, x, weight, rows = ctx.saved_tensors
         to_dz, to_x, to_weight = ctx.needs_input_grad[:3]
-        blocks = _Blocks(rows, weight, ctx.settings)
+        blocks = _Blocks(rows, weight, ctx.settings, x, dz, ux, uw)
         gdz = gx = gweight = None
         if to_dz:
             gdz = (
@@ -207,13 +208,13 @@ class _ConvolutionBackward(Function):
             if ux is not None:
                 columns = blocks.columns(blocks.pictures(ux, part), pictures)
                 if gweight is not None:
-                    torch.bmm(columns.mT, dz[part], out=gweight[part])
+                    torch.bmm(dz[part].mT, columns, out=gweight[part])
                 if gdz is not None:
-                    gdz[part].baddbmm_(columns, weight[part], beta=int(kept))
+                    gdz[part].baddbmm_(columns, weight[part].mT, beta=int(kept))
                     kept = True
             if uw is not None and gdz is not None:
                 columns = blocks.columns(pictures, pictures)
-                gdz[part].baddbmm_(columns, uw[part], beta=int(kept))
+                gdz[part].baddbmm_(columns, uw[part].mT, beta=int(kept))
             if uw is not None and gx is not None:
                 blocks.back(dz, uw, pictures, gx, part)
         return gdz, gx, gweight, None, None, None

@@ -133,7 +133,7 @@ def folded_conv_batch_norm(
     eps: float,
 ) -> Product:
     """Convolution and batch norm of data as one matrix product; shapes as in `conv_batch_norm`."""
-    rows, matrix = fold(x, _matrix(weight), _row(gamma), _row(beta), window, eps)
+    rows, matrix = fold(x, _matrix(weight).mT, _row(gamma), _row(beta), window, eps)
     shape = *x.shape[:2], *window.positions(*x.shape[3:]), weight.shape[1]
     return Product(rows, matrix, shape)
 
@@ -165,7 +165,7 @@ class _Linear(Function):
 def _conv2d_of_shared(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """`conv2d` of the same pictures for all tasks: their columns are made once."""
     columns = cached(task_columns, x, window)
-    matrix = _matrix(weight)
+    matrix = _matrix(weight).mT
     if bias is None:
         z = torch.bmm(columns, matrix)
     else:
@@ -178,8 +178,8 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """``[T, O, C, kh, kw]`` to ``[T, kh·kw·C, O]``; a view where memory has that order."""
-    return weight.permute(0, 3, 4, 2, 1).flatten(1, 3)
+    """``[T, O, C, kh, kw]`` to ``[T, O, kh·kw·C]``; a view where memory has that order."""
+    return weight.permute(0, 1, 3, 4, 2).flatten(2)
 
 
 def _row(parameter: Tensor | None) -> Tensor | None:

@@ -10,15 +10,22 @@ Axes: ``[..., N, C]``, a group is the N elements along ``dim``.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from metalearn.core.native import Kernels, kernels_for
+
 __all__ = ["normalize"]
 
 _mask = torch.ops.aten.threshold_backward
+Second = Callable[..., tuple[Tensor, Tensor, Tensor]]
+_NARROW = 8
+"""Groups that lie side by side, below which the compiled passes are not worth it."""
 
 
 def normalize(
@@ -61,11 +68,15 @@ class _Normalize(Function):
         eps: float,
         relu: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        centred = z - z.mean(dim, keepdim=True)
-        r = (centred * centred).mean(dim, keepdim=True).add_(eps).rsqrt_()
-        slope = r if gamma is None else r * gamma
-        y = centred * slope if beta is None else torch.addcmul(beta, centred, slope)
-        y = y.relu_() if relu else y
+        passes = _passes(dim, z, gamma, beta)
+        if passes is None:
+            centred = z - z.mean(dim, keepdim=True)
+            r = (centred * centred).mean(dim, keepdim=True).add_(eps).rsqrt_()
+            slope = r if gamma is None else r * gamma
+            y = centred * slope if beta is None else torch.addcmul(beta, centred, slope)
+            y = y.relu_() if relu else y
+        else:
+            y, centred, r = passes.norm(z, gamma, beta, eps, relu)
         ctx.dim = dim
         ctx.mark_non_differentiable(r)
         ctx.set_materialize_grads(False)
@@ -107,11 +118,16 @@ class _NormalizeBackward(Function):
         y: Tensor | None,
         dim: int,
     ) -> tuple[Tensor, ...]:
-        g = dy if y is None else _mask(dy, y, 0)
-        count = centred.shape[dim]
-        a = r if gamma is None else r * gamma
-        s1, s2 = g.sum(dim, keepdim=True), (g * centred).sum(dim, keepdim=True)
-        dz = torch.addcmul((a * s1).div_(-count), centred, (a * r * r * s2).div_(-count))
+        passes = _passes(dim, centred, gamma, r, dy, y)
+        if passes is None:
+            g = dy if y is None else _mask(dy, y, 0)
+            count = centred.shape[dim]
+            a = r if gamma is None else r * gamma
+            s1, s2 = g.sum(dim, keepdim=True), (g * centred).sum(dim, keepdim=True)
+            dz = torch.addcmul((a * s1).div_(-count), centred, (a * r * r * s2).div_(-count))
+            dz.addcmul_(g, a)
+        else:
+            dz, s1, s2 = passes.backward(dy, y, centred, gamma, r)
         dgamma, dbeta = s2 * r, s1
         if gamma is not None:  # gamma may be shared by several groups
             dgamma, dbeta = (d.sum_to_size(gamma.shape) for d in (dgamma, dbeta))
@@ -120,7 +136,7 @@ class _NormalizeBackward(Function):
         ctx.mark_non_differentiable(sums)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dy, centred, gamma, r, y, sums)
-        return dz.addcmul_(g, a), dgamma, dbeta, sums
+        return dz, dgamma, dbeta, sums
 
     @staticmethod
     def backward(
@@ -129,28 +145,114 @@ class _NormalizeBackward(Function):
         """The tangent along (u, uγ, uβ): the Hessian of the layer is symmetric."""
         _refuse_third()
         dy, centred, gamma, r, y, (s1, s2) = ctx.saved_tensors
-        dim, count = ctx.dim, centred.shape[ctx.dim]
-        g = dy if y is None else _mask(dy, y, 0)
-        a = r if gamma is None else r * gamma
-        r2 = r * r
-        if u is None:
-            u = torch.zeros_like(centred)
-        tangent = u - u.mean(dim, keepdim=True)
-        r_ = (tangent * centred).sum(dim, keepdim=True).mul_(r2 * r).div_(-count)
-        a_ = r_ if gamma is None else r_ * gamma
-        if ugamma is not None:
-            a_ = torch.addcmul(a_, r, ugamma)
-        work = tangent * a if ubeta is None else torch.addcmul(ubeta, tangent, a)
-        gdy = work.addcmul_(centred, a_)
-        if y is not None:
-            gdy = _mask(gdy, y, 0)
-        s2_ = (g * tangent).sum(dim, keepdim=True)
-        c0 = (a_ * s1).div_(-count)
-        c1 = (a * r2 * s2).div_(-count)
-        c1_ = (a_ * r2 * s2 + 2 * a * r * r_ * s2 + a * r2 * s2_).div_(-count)
-        gz = torch.addcmul(c0, centred, c1_).addcmul_(tangent, c1).addcmul_(g, a_)
-        ggamma = None if gamma is None else (s2_ * r + s2 * r_).sum_to_size(gamma.shape)
-        return gdy, gz, ggamma, None, None, None
+        small = (gamma, r, s1, s2, ugamma, ubeta)
+        passes = _passes(ctx.dim, centred, *small, dy, y, u)
+        second: Second = _second_by_torch if passes is None else passes.second
+        given = (dy, y, centred, gamma, r, s1, s2)
+        gdy, gz, ggamma = second(u, ugamma, ubeta, *given, dim=ctx.dim)
+        own = None if gamma is None else ggamma.sum_to_size(gamma.shape)
+        return gdy, gz, own, None, None, None
+
+
+def _second_by_torch(
+    u: Tensor | None,
+    ugamma: Tensor | None,
+    ubeta: Tensor | None,
+    dy: Tensor,
+    y: Tensor | None,
+    centred: Tensor,
+    gamma: Tensor | None,
+    r: Tensor,
+    s1: Tensor,
+    s2: Tensor,
+    *,
+    dim: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cotangents of dy and z, and of γ before the sum over groups that share it."""
+    count = centred.shape[dim]
+    g = dy if y is None else _mask(dy, y, 0)
+    a = r if gamma is None else r * gamma
+    r2 = r * r
+    if u is None:
+        u = torch.zeros_like(centred)
+    tangent = u - u.mean(dim, keepdim=True)
+    r_ = (tangent * centred).sum(dim, keepdim=True).mul_(r2 * r).div_(-count)
+    a_ = r_ if gamma is None else r_ * gamma
+    if ugamma is not None:
+        a_ = torch.addcmul(a_, r, ugamma)
+    work = tangent * a if ubeta is None else torch.addcmul(ubeta, tangent, a)
+    gdy = work.addcmul_(centred, a_)
+    if y is not None:
+        gdy = _mask(gdy, y, 0)
+    s2_ = (g * tangent).sum(dim, keepdim=True)
+    c0 = (a_ * s1).div_(-count)
+    c1 = (a * r2 * s2).div_(-count)
+    c1_ = (a_ * r2 * s2 + 2 * a * r * r_ * s2 + a * r2 * s2_).div_(-count)
+    gz = torch.addcmul(c0, centred, c1_).addcmul_(tangent, c1).addcmul_(g, a_)
+    return gdy, gz, s2_ * r + s2 * r_
+
+
+def _passes(dim: int, whole: Tensor, *others: Tensor | None) -> _Passes | None:
+    """The compiled passes for such tensors, where they are worth it."""
+    dim %= whole.dim()
+    if math.prod(whole.shape[dim + 1 :]) < _NARROW or not whole.numel():
+        return None
+    if not all(other is None or _fits(other.shape, whole.shape) for other in others):
+        return None  # some of what is there makes the result larger
+    kernels = kernels_for(whole, *others)
+    return None if kernels is None else _Passes(kernels, whole.shape, dim)
+
+
+def _fits(shape: torch.Size, whole: torch.Size) -> bool:
+    """Whether it broadcasts to the whole."""
+    pairs = zip(reversed(shape), reversed(whole))
+    return len(shape) <= len(whole) and all(own in (1, other) for own, other in pairs)
+
+
+class _Passes:
+    """Kernels of `metalearn.core.native` for tensors of one shape, normed along one axis."""
+
+    def __init__(self, kernels: Kernels, shape: torch.Size, dim: int) -> None:
+        self._kernels, self._dim = kernels, dim
+        self._groups = (*shape[:dim], 1, *shape[dim + 1 :])
+
+    def norm(
+        self, z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, relu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Y, z − m and r."""
+        given = _whole(z), self._each(gamma), self._each(beta)
+        return self._kernels.norm(*given, eps, self._dim, relu)
+
+    def backward(
+        self, dy: Tensor, y: Tensor | None, centred: Tensor, gamma: Tensor | None, r: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Dz, Σg and Σ(g·(z − m))."""
+        given = (*map(_whole, (dy, y, centred)), *map(self._each, (gamma, r)))
+        return self._kernels.norm_backward(*given, dim=self._dim)
+
+    def second(
+        self,
+        u: Tensor | None,
+        ugamma: Tensor | None,
+        ubeta: Tensor | None,
+        dy: Tensor,
+        y: Tensor | None,
+        centred: Tensor,
+        *rest: Tensor | None,
+        dim: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_second_by_torch`."""
+        given = _whole(u), self._each(ugamma), self._each(ubeta)
+        more = (*map(_whole, (dy, y, centred)), *map(self._each, rest))
+        return self._kernels.norm_second(*given, *more, dim=self._dim)
+
+    def _each(self, tensor: Tensor | None) -> Any:
+        """A number for each group, contiguous."""
+        return None if tensor is None else tensor.expand(self._groups).contiguous()
+
+
+def _whole(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _refuse_third() -> None:

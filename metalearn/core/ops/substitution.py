@@ -89,11 +89,24 @@ def _conv2d(
     groups: int = 1,
 ) -> Tensor | None:
     if groups != 1 or input.dim() != 4 or not carries_tasks(input, weight, bias):
-        return None
+        return _torchs_conv2d(input, weight, bias, stride, padding, dilation, groups)
     window = window_of(weight.shape[-2:], stride, padding, dilation)
     fits = input.shape[1] == weight.shape[1] and min(window.positions(*input.shape[2:])) >= 1
     fits = fits and _sized(len(weight), bias) and (padding != "same" or window.stride == (1, 1))
     return _over(fits, lambda x, w, b: layers.conv2d(x, w, b, window), input, weight, bias)
+
+
+def _torchs_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
+) -> Tensor | None:
+    """Torch's own, where weights come channels-last, as the engine lays them out.
+
+    It would answer channels-last too, for which vmap lacks rules: of adaptive pooling, say.
+    """
+    if weight.dim() != 4 or weight.is_contiguous():
+        return None
+    answer: Tensor = torch.conv2d(input, weight.contiguous(), bias, *settings)
+    return answer
 
 
 def _batch_norm(

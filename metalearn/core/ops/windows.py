@@ -34,6 +34,12 @@ class Window(NamedTuple):
         )
         return down, across
 
+    def numbers(self, height: int, width: int, channels: int) -> tuple[int, ...]:
+        """How it slides over pictures ``[H, W, C]``, as core/native/columns.cpp wants it."""
+        (above, _), (before, _) = self.padding
+        shape = height, width, channels, *self.positions(height, width)
+        return *shape, *self.size, *self.stride, above, before, *self.dilation
+
     @property
     def is_pixel(self) -> bool:
         """Whether the window is one pixel, visited in order: columns are the picture itself."""

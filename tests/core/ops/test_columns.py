@@ -13,6 +13,8 @@ from metalearn.core.ops.columns import Columns, to_columns
 from metalearn.core.ops.windows import Window, window_of
 from tests.support import oracles
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 SETTINGS: list[tuple[tuple[int, int], Any, Any, Any, Any]] = [
     # (height, width), size, stride, padding, dilation
     ((6, 6), 3, 1, 1, 1),

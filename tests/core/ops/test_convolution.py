@@ -16,6 +16,8 @@ from metalearn.core.ops.folding import task_columns
 from metalearn.core.ops.windows import window_of
 from tests.support import oracles
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 class Counting:
     """A product that notes how many tasks it is given."""
@@ -48,9 +50,9 @@ def noise(*shape: int, seed: int = 0, grad: bool = True) -> Tensor:
 def operands(
     window: str, bias: bool, tasks: int = 2, samples: int = 2, outputs: int = 3
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``x [T, B, 4, 3, 2]``, ``weight [T, K, O]``, ``bias [T, 1, O]``."""
+    """``x [T, B, 4, 3, 2]``, ``weight [T, O, K]``, ``bias [T, 1, O]``."""
     down, across = window_of(*WINDOWS[window]).size
-    x, weight = noise(tasks, samples, 4, 3, 2), noise(tasks, down * across * 2, outputs, seed=1)
+    x, weight = noise(tasks, samples, 4, 3, 2), noise(tasks, outputs, down * across * 2, seed=1)
     return x, weight, noise(tasks, 1, outputs, seed=2) if bias else None
 
 
@@ -60,7 +62,7 @@ def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, window: str) -> Ten
     down, across = window_of(size, stride, padding, dilation).size
     results = []
     for t in range(len(x)):
-        kernel = weight[t].unflatten(0, (down, across, -1)).permute(3, 2, 0, 1)
+        kernel = weight[t].unflatten(1, (down, across, -1)).permute(0, 3, 1, 2)
         own = None if bias is None else bias[t, 0]
         z = F.conv2d(x[t].movedim(-1, 1), kernel, own, stride, padding, dilation)
         results.append(z.movedim(1, -1))
@@ -129,7 +131,7 @@ def test_operands_that_are_data_have_no_gradient(window: str, data: tuple[int, .
 def test_a_chain_of_two_and_a_graph_that_is_used_twice(window: str) -> None:
     """Cotangents written in place are nobody else's: a second pass gives the same."""
     x, weight, own = operands(window, bias=True)
-    head = noise(2, 3, 2, seed=5)
+    head = noise(2, 2, 3, seed=5)
 
     def chain(function: Any, pixel: Any) -> Tensor:
         return (pixel(function(x, weight, own).tanh(), head) ** 2).sum()
@@ -138,7 +140,7 @@ def test_a_chain_of_two_and_a_graph_that_is_used_twice(window: str) -> None:
         return convolution(z, head, None, window_of(1, 1, 0, 1))
 
     def plain(z: Tensor, head: Tensor) -> Tensor:
-        return torch.einsum("tbhwc,tco->tbhwo", z, head)
+        return torch.einsum("tbhwc,toc->tbhwo", z, head)
 
     results = []
     for loss in (
@@ -205,7 +207,7 @@ def test_blocks_have_as_many_tasks_for_each_thread(
     monkeypatch.setattr(module, "_BLOCK", budget)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "bmm", counting := Counting(torch.bmm))
-    convolution(noise(count, 1, 4, 4, 1), noise(count, 9, 2), None, window_of(3, 1, 1, 1))
+    convolution(noise(count, 1, 4, 4, 1), noise(count, 2, 9), None, window_of(3, 1, 1, 1))
     assert counting.tasks == expected
 
 

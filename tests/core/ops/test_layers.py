@@ -16,6 +16,8 @@ from metalearn.core.ops.folding import fold
 from metalearn.core.ops.windows import Window, window_of
 from tests.support import oracles
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 EPS = 1e-3
 Function = Callable[..., Tensor]
 

@@ -12,6 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from metalearn.core.ops.normalization import normalize
 from tests.support import oracles
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 class Case(NamedTuple):
     """Shapes of z, γ and β, and the axis of the moments."""
@@ -37,10 +39,20 @@ CASES = {
     "first_axis": Case((4, 3), (1, 3), (1, 3), 0),
     "one_axis": Case((5,), None, None, 0),
 }
+WIDE = {  # more elements than are summed at once, and strips of 32, 8 and 1 channels
+    "wide": Case((2, 70, 43), (2, 1, 43), (2, 1, 43), 1),
+    "wide_shared": Case((2, 3, 33, 41), (41,), None, 2),
+    "wide_plain": Case((1, 32, 64), None, None, 1),
+}
 EPS = 1e-2  # large enough to be seen in every derivative
 
 cases = pytest.mark.parametrize("case", CASES)
+all_cases = pytest.mark.parametrize("case", [*CASES, *WIDE])
 relus = pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+
+
+def case_of(name: str) -> Case:
+    return (CASES | WIDE)[name]
 
 
 def noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -49,7 +61,7 @@ def noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def operands(case: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    z, gamma, beta, _ = CASES[case]
+    z, gamma, beta, _ = case_of(case)
     return (
         noise(z, 0),
         None if gamma is None else noise(gamma, 1),
@@ -68,10 +80,10 @@ def composite(
     return y.relu() if relu else y
 
 
-@cases
+@all_cases
 @relus
 def test_values_are_the_definition(case: str, relu: bool) -> None:
-    settings = {"dim": CASES[case].dim, "eps": EPS, "relu": relu}
+    settings = {"dim": case_of(case).dim, "eps": EPS, "relu": relu}
     given = operands(case)
     actual, expected = normalize(*given, **settings), composite(*given, **settings)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
@@ -87,7 +99,7 @@ def test_first_and_second_derivatives_by_finite_differences(case: str, relu: boo
     def function(*values: Tensor) -> Tensor:
         supply = iter(values)
         full = [None if v is None else next(supply) for v in given]
-        return normalize(*full, dim=CASES[case].dim, eps=EPS, relu=relu)
+        return normalize(*full, dim=case_of(case).dim, eps=EPS, relu=relu)
 
     assert gradcheck(function, present)
     assert gradgradcheck(function, present)
@@ -103,13 +115,13 @@ def derivatives(function: Any, case: str, wanted: tuple[int, ...], **settings: A
     return [*first, *torch.autograd.grad(total, [v for v in given if v is not None])]
 
 
-@cases
+@all_cases
 @relus
 @pytest.mark.parametrize("wanted", [(0,), (0, 1), (0, 2), (0, 1, 2)], ids=str)
 def test_second_order_whatever_is_wanted_of_it(
     case: str, relu: bool, wanted: tuple[int, ...]
 ) -> None:
-    settings = {"dim": CASES[case].dim, "eps": EPS, "relu": relu}
+    settings = {"dim": case_of(case).dim, "eps": EPS, "relu": relu}
     actual = derivatives(normalize, case, wanted, **settings)
     expected = derivatives(composite, case, wanted, **settings)
     for a, e in zip(actual, expected):
@@ -124,7 +136,7 @@ def test_second_order_through_gradients_of_scale_and_shift_alone(
     relu: bool, wanted: tuple[int, ...]
 ) -> None:
     for case in ("batch", "instance", "all_share", "fewer_axes"):
-        settings = {"dim": CASES[case].dim, "eps": EPS, "relu": relu}
+        settings = {"dim": case_of(case).dim, "eps": EPS, "relu": relu}
         actual = derivatives(normalize, case, wanted, **settings)
         expected = derivatives(composite, case, wanted, **settings)
         for a, e in zip(actual, expected):
@@ -154,7 +166,7 @@ def test_operands_that_are_data_have_no_gradient(relu: bool, data: tuple[int, ..
 @cases
 def test_third_derivatives_are_refused(case: str) -> None:
     given = operands(case)
-    loss = (normalize(*given, dim=CASES[case].dim, eps=EPS) ** 3).sum()
+    loss = (normalize(*given, dim=case_of(case).dim, eps=EPS) ** 3).sum()
     (first,) = torch.autograd.grad(loss, given[0], create_graph=True)
     with pytest.raises(NotImplementedError, match="third derivatives of a task-batched normali"):
         torch.autograd.grad((first**2).sum(), given[0], create_graph=True)

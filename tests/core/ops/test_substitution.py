@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.core import functionalize, meta_gradient, sgd, tree
+from metalearn.core.meta.engines import over_tasks
+from metalearn.core.meta.task_axis import stacked_over_tasks
 from metalearn.core.ops import substitution
 from metalearn.core.ops.decomposed_norms import decomposed_norms
 from metalearn.types import TaskBatch
@@ -322,3 +325,28 @@ def test_layer_functions_of_constants_under_a_vmap_inside_the_loss() -> None:
 
     theta = {"w": torch.tensor(0.3, dtype=torch.float64)}
     both(Problem(lambda p, x: loss_fn(p["w"], x), theta, TaskBatch(*noise(2, 2, 3))))
+
+
+def test_gradients_of_its_own_within_a_task_meet_torchs_layout() -> None:
+    """Weights are channels-last for the engine; torch's own layers are not to hear of it."""
+    norm = partial(nn.BatchNorm2d, 3, track_running_stats=False)
+    blocks: list[nn.Module] = []
+    for channels in (1, 3, 3, 3):
+        blocks += [nn.Conv2d(channels, 3, 3, stride=2, padding=1), norm(), nn.ReLU()]
+    net = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    apply, params, buffers = functionalize(net.double())
+
+    def within(params: Any, support: Any, query: Any) -> Tensor:
+        def loss(params: Any, batch: Any) -> Tensor:
+            return F.cross_entropy(apply(params, buffers, batch[0]), batch[1])
+
+        for _ in range(2):
+            slope = torch.func.grad(loss)(params, support)
+            params = {name: p - 0.1 * slope[name] for name, p in params.items()}
+        return loss(params, query)
+
+    x, y = noise(2, 4, 1, 4, 4), torch.arange(4).remainder(2).expand(2, 4)
+    tasks = TaskBatch((x, y), (x + 0.1, y))
+    found = over_tasks(within)(stacked_over_tasks(params, tasks), *tasks)
+    alone = [within(params, (x[t], y[t]), (x[t] + 0.1, y[t])) for t in range(2)]
+    torch.testing.assert_close(found, torch.stack(alone), rtol=1e-10, atol=1e-12)

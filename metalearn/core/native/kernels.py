@@ -1,0 +1,207 @@
+"""The compiled functions as functions of tensors.
+
+Axes: n pictures, [H, W, C] of a picture, N·K columns; [n, N, C] of what is normed, a group is the N
+elements of one n and one channel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from metalearn.core._functorch import is_functorch_wrapped_tensor
+from metalearn.core.native.library import library
+from metalearn.core.tracing import is_traced
+
+__all__ = ["Kernels", "WindowNumbers", "kernels_for", "window_numbers", "without_kernels"]
+
+_TYPES = {torch.float32: "float32", torch.float64: "float64"}
+_GRAIN = 2**15
+"""Numbers that are worth a second thread."""
+
+_WANTED: ContextVar[bool] = ContextVar("whether kernels are taken where they can be", default=True)
+
+WindowNumbers = ctypes.Array[ctypes.c_int64]
+
+
+def kernels_for(*operands: Tensor | None) -> Kernels | None:
+    """The functions for such tensors; None where torch's own operations are to be taken.
+
+    Those are other devices and types than float32 and float64 on a processor, tensors of several
+    types, or without memory of their own, what is traced or has a graph or a tangent, and machines
+    on which nothing can be compiled.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or is_traced():
+        return None
+    tensors = [operand for operand in operands if operand is not None]
+    dtype = tensors[0].dtype
+    if dtype not in _TYPES or not _WANTED.get() or _is_pretended():
+        return None
+    graphs = torch.is_grad_enabled()
+    if not all(_is_plain(tensor, dtype, graphs) for tensor in tensors):
+        return None
+    return _kernels(dtype)
+
+
+def _is_pretended() -> bool:
+    """Whether new tensors are without memory, as torch's compiler follows shapes."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
+def _is_plain(tensor: Tensor, dtype: torch.dtype, graphs: bool) -> bool:
+    """Whether its values are those in its memory, and nobody follows what becomes of them."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.dtype == dtype
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not (graphs and tensor.requires_grad)
+        and not is_functorch_wrapped_tensor(tensor)
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+        and forward_ad.unpack_dual(tensor).tangent is None  # type: ignore[no-untyped-call]
+    )
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """A block in which torch's own operations are taken."""
+    token = _WANTED.set(False)
+    try:
+        yield
+    finally:
+        _WANTED.reset(token)
+
+
+def window_numbers(numbers: Sequence[int]) -> WindowNumbers:
+    """How a window slides over pictures, `metalearn.core.ops.windows.Window.numbers`."""
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+class Kernels:
+    """The functions for one type of numbers, of tensors for which `kernels_for` gave them.
+
+    Raises:
+        RuntimeError: a tensor of another type, or one that is not contiguous, whose memory would be
+            misread.
+    """
+
+    def __init__(self, functions: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self._functions, self._dtype = functions, dtype
+        self._to_columns = self._function("to_columns", 3, "qp")
+        self._add_up = self._function("add_up", 3, "qp")
+        self._norm = self._function("norm", 6, "qqqdi")
+        self._norm_backward = self._function("norm_backward", 8, "qqq")
+        self._norm_second = self._function("norm_second", 13, "qqq")
+
+    def to_columns(
+        self, pictures: Tensor, gate: Tensor | None, columns: Tensor, numbers: WindowNumbers
+    ) -> None:
+        """Write windows of pictures, where the gate is above 0, to contiguous columns."""
+        count = math.prod(pictures.shape[:-3])
+        given = self._at(pictures, gate, columns)
+        self._to_columns(*given, count, numbers, _threads(columns))
+
+    def add_up(
+        self, columns: Tensor, gate: Tensor | None, pictures: Tensor, numbers: WindowNumbers
+    ) -> None:
+        """The transpose: write to contiguous pictures."""
+        count = math.prod(pictures.shape[:-3])
+        given = self._at(columns, gate, pictures)
+        self._add_up(*given, count, numbers, _threads(columns))
+
+    def norm(
+        self, z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, dim: int, relu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Y, z − m and r of contiguous z; gamma, beta and r have 1 in the place of ``dim``."""
+        y, centred, r = torch.empty_like(z), torch.empty_like(z), _groups(z, dim)
+        given = self._at(z, gamma, beta, y, centred, r)
+        self._norm(*given, *_sizes(z, dim), eps, int(relu), _threads(z))
+        return y, centred, r
+
+    def norm_backward(
+        self,
+        dy: Tensor,
+        y: Tensor | None,
+        centred: Tensor,
+        gamma: Tensor | None,
+        r: Tensor,
+        *,
+        dim: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Dz, Σg and Σ(g·(z − m)), of groups, g being dy where y is above 0."""
+        dz, s1, s2 = torch.empty_like(centred), torch.empty_like(r), torch.empty_like(r)
+        given = self._at(dy, y, centred, gamma, r, dz, s1, s2)
+        self._norm_backward(*given, *_sizes(centred, dim), _threads(centred))
+        return dz, s1, s2
+
+    def norm_second(
+        self,
+        u: Tensor | None,
+        ugamma: Tensor | None,
+        ubeta: Tensor | None,
+        dy: Tensor,
+        y: Tensor | None,
+        centred: Tensor,
+        gamma: Tensor | None,
+        r: Tensor,
+        s1: Tensor,
+        s2: Tensor,
+        *,
+        dim: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of cotangents u of dz, uγ and uβ of groups: those of dy, z and, of groups, γ."""
+        gdy, gz, ggamma = torch.empty_like(centred), torch.empty_like(centred), torch.empty_like(r)
+        given = self._at(u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2, gdy, gz, ggamma)
+        self._norm_second(*given, *_sizes(centred, dim), _threads(centred))
+        return gdy, gz, ggamma
+
+    def _at(self, *tensors: Tensor | None) -> list[int | None]:
+        """Where they have their values."""
+        for tensor in tensors:
+            if tensor is not None and not (tensor.dtype == self._dtype and tensor.is_contiguous()):
+                raise RuntimeError(f"contiguous {self._dtype} is needed, not {tensor.dtype}")
+        return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+    def _function(self, name: str, tensors: int, rest: str) -> Callable[..., None]:
+        """A function of tensors, of others by letters of `struct`, and of a number of threads."""
+        kinds: dict[str, Any] = {
+            "p": ctypes.POINTER(ctypes.c_int64),
+            "q": ctypes.c_int64,
+            "d": ctypes.c_double,
+            "i": ctypes.c_int,
+        }
+        function = getattr(self._functions, f"{name}_{_TYPES[self._dtype]}")
+        function.argtypes = [ctypes.c_void_p] * tensors + [kinds[kind] for kind in rest + "i"]
+        function.restype = None
+        found: Callable[..., None] = function
+        return found
+
+
+@cache
+def _kernels(dtype: torch.dtype) -> Kernels | None:
+    functions = library()
+    return None if functions is None else Kernels(functions, dtype)
+
+
+def _sizes(z: Tensor, dim: int) -> tuple[int, int, int]:
+    """The sizes n, N and C of a contiguous tensor seen as ``[n, N, C]``."""
+    return math.prod(z.shape[:dim]), z.shape[dim], math.prod(z.shape[dim + 1 :])
+
+
+def _groups(z: Tensor, dim: int) -> Tensor:
+    """Room for a number for each group."""
+    return z.new_empty(*z.shape[:dim], 1, *z.shape[dim + 1 :])
+
+
+def _threads(tensor: Tensor) -> int:
+    return torch.get_num_threads() if tensor.numel() >= _GRAIN else 1
