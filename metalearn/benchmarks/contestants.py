@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 
 from metalearn.benchmarks import peers
 from metalearn.benchmarks.workloads import Workload
-from metalearn.core import meta_gradient, sgd
+from metalearn.core import compiled, meta_gradient, sgd
 
 __all__ = ["CONTESTANTS", "Contestant", "Run", "available"]
 
@@ -34,6 +34,8 @@ class Contestant:
     """Whether it is after the same gradient as the others of its order."""
     of_torch: bool = True
     """Whether its tensors are torch's, whose memory on a card is known."""
+    compiles: bool = False
+    """Whether torch's compiler makes a program of it, which it cannot of our convolutions."""
 
 
 def available(contestant: Contestant) -> bool:
@@ -59,6 +61,15 @@ def _ours(workload: Workload, dtype: torch.dtype, *, method: Any, engine: Any) -
         return grads
 
     return run
+
+
+def _compiled(workload: Workload, dtype: torch.dtype, *, method: Any) -> Run:
+    """Ours, through `compiled`; the first call compiles."""
+    loss_fn, params = workload.problem(workload.module(dtype))
+    batch, optimizer = workload.batch(dtype), sgd(workload.lr)
+    settings: Any = {"optimizer": optimizer, "steps": workload.steps, "method": method}
+    step = compiled(lambda params, tasks: meta_gradient(loss_fn, params, tasks, **settings).grads)
+    return lambda: step(params, batch)
 
 
 def _plain(workload: Workload, dtype: torch.dtype, *, outside: bool) -> Run:
@@ -106,14 +117,17 @@ def _recipe(workload: Workload, dtype: torch.dtype) -> tuple[dict[str, Tensor], 
     return start, batch, adapt
 
 
-def _jax(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Run:
+def _jax(
+    workload: Workload, dtype: torch.dtype, *, batched: bool, second_order: bool = True
+) -> Run:
     from metalearn.benchmarks.jax_maml import prepare
 
-    return prepare(workload, dtype, batched=batched)
+    return prepare(workload, dtype, batched=batched, second_order=second_order)
 
 
-def _of_jax(title: str, *, batched: bool) -> Contestant:
-    return Contestant(title, partial(_jax, batched=batched), needs="jax", of_torch=False)
+def _of_jax(title: str, *, batched: bool, second_order: bool = True) -> Contestant:
+    prepare = partial(_jax, batched=batched, second_order=second_order)
+    return Contestant(title, prepare, second_order, needs="jax", of_torch=False)
 
 
 def _of(method: str, engine: str) -> Callable[[Workload, torch.dtype], Run]:
@@ -124,6 +138,9 @@ CONTESTANTS: dict[str, Contestant] = {
     "batched": Contestant("reverse, batched", _of("reverse", "batched")),
     "mixed": Contestant("mixed, batched", _of("mixed", "batched")),
     "implicit": Contestant("implicit, batched", _of("implicit", "batched"), raced=False),
+    "compiled": Contestant(
+        "reverse, compiled", partial(_compiled, method="reverse"), compiles=True
+    ),
     "vmap": Contestant("reverse, vmap", _of("reverse", "vmap")),
     "loop": Contestant("reverse, loop", _of("reverse", "loop")),
     "vmap_grad": Contestant("torch.func vmap(grad)", partial(_plain, outside=False)),
@@ -139,12 +156,19 @@ CONTESTANTS: dict[str, Contestant] = {
     "first_order": Contestant(
         "first-order, batched", _of("first_order", "batched"), second_order=False
     ),
+    "first_order_compiled": Contestant(
+        "first-order, compiled",
+        partial(_compiled, method="first_order"),
+        second_order=False,
+        compiles=True,
+    ),
     "first_order_vmap": Contestant(
         "first-order, vmap", _of("first_order", "vmap"), second_order=False
     ),
     "first_order_plain": Contestant(
         "torch.func vmap(grad_and_value)", _plain_first_order, second_order=False
     ),
+    "first_order_jax": _of_jax("first-order, JAX jit(vmap)", batched=True, second_order=False),
     "first_order_loop": Contestant(
         "first-order, loop", _of("first_order", "loop"), second_order=False
     ),

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from metalearn.core import hessian, hvp, jacobian, jacobian_mode
+from metalearn.core import compiled, hessian, hvp, jacobian, jacobian_mode
 from metalearn.core.autodiff.products import hessian_product
 
 __all__ = ["DerivativeTiming", "derivative_race", "derivative_table"]
@@ -69,6 +69,7 @@ def derivative_race(*, rounds: int) -> list[DerivativeTiming]:
         {
             "twice by autograd": partial(_double, energy, x, v),
             "hvp, reverse over reverse": partial(hvp, energy, x, v),
+            "compiled(hvp)": partial(compiled(lambda x, v: hvp(energy, x, v)), x, v),
             "hvp, forward over reverse": partial(
                 hessian_product, energy, x, v, "forward_over_reverse", tested=True
             ),

@@ -5,6 +5,7 @@ Axes: M members, B samples of a batch.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from metalearn.benchmarks import peers
+from metalearn.core import compiled
 from metalearn.core.ensemble.stacking import MemberEngine, member_gradients, stack
 from metalearn.core.memory import peak_memory
 from metalearn.data import ClassificationData
@@ -34,7 +37,7 @@ __all__ = [
     "sweep_race",
 ]
 
-_BATCH, _CLASSES = 64, 10
+_BATCH, _CLASSES, _RATE = 64, 10, 1e-3
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Members:
     input_shape: tuple[int, ...]
     sizes: tuple[int, ...]
     """M to be timed."""
+    is_small: bool = False
+    """Whether calls of operations take longer than their work, so that compiling pays."""
 
 
 def _small_conv(seed: int) -> nn.Module:
@@ -71,7 +76,7 @@ def _conv4(seed: int) -> nn.Module:
 
 
 ENSEMBLES: dict[str, Members] = {
-    "mlp": Members("MLP 64-64-64-10", _mlp, (64,), (1, 4, 16, 64)),
+    "mlp": Members("MLP 64-64-64-10", _mlp, (64,), (1, 4, 16, 64), True),
     "digits_conv": Members("two convolutions, 8×8 pictures", _small_conv, (1, 8, 8), (8,)),
     "conv4": Members("conv4 of 32 filters, batch norm, 28×28", _conv4, (1, 28, 28), (8,)),
     "pooled_conv": Members("two pooled convolutions, 28×28", _pooled_conv, (1, 28, 28), (8,)),
@@ -89,11 +94,15 @@ class EnsembleTiming:
     recipe: float
     """Of ``vmap(grad)`` over stacked parameters."""
     ours: Mapping[str, float]
-    """Of our engines, by name."""
+    """Of our engines, by name; of ``compiled`` where the networks are small."""
     gain: float
-    """Median over rounds of loop ÷ the engine that a trainer would choose."""
+    """Median over rounds of loop ÷ the fastest of these."""
     recipe_gain: float
     """The same of the recipe."""
+    jax: float
+    """Milliseconds of a step of ``jit(vmap(grad))`` with Adam; NaN where it took no part."""
+    jax_ratio: float
+    """Median over rounds of JAX ÷ the fastest of ours."""
     memory: int
     """Most bytes of tensors alive at once in a step of the stack."""
 
@@ -112,28 +121,49 @@ def _race(name: str, workload: Members, count: int, rounds: int) -> EnsembleTimi
         "batched": _stacked(workload, count, x, y, "batched"),
         "looped": _stacked(workload, count, x, y, "loop"),
     }
+    if workload.is_small:
+        runs["compiled"] = _stacked(workload, count, x, y, "batched", compiles=True)
+        if peers.installed("jax"):
+            runs["jax"] = _jax(workload, count, x, y)
+    seconds = _seconds(runs, rounds)
+    median = {key: 1e3 * statistics.median(values) for key, values in seconds.items()}
+    ours = {str(key): median[key] for key in ("batched", "looped", "compiled") if key in runs}
+    chosen = min(ours, key=ours.__getitem__)
+
+    def ratio(slow: str, fast: str) -> float:
+        if slow not in runs:
+            return math.nan
+        return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast]))
+
+    memory = peak_memory(runs["batched"], torch.device("cpu"))
+    return EnsembleTiming(
+        workload=name,
+        members=count,
+        loop=median["loop"],
+        recipe=median["recipe"],
+        ours=ours,
+        gain=ratio("loop", chosen),
+        recipe_gain=ratio("loop", "recipe"),
+        jax=median.get("jax", math.nan),
+        jax_ratio=ratio("jax", chosen),
+        memory=memory,
+    )
+
+
+def _seconds(runs: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Of each run in each round, the first of which does not count."""
     seconds: dict[str, list[float]] = {key: [] for key in runs}
     for _ in range(rounds + 1):
         for key, run in runs.items():
             start = time.perf_counter()
             run()
             seconds[key].append(time.perf_counter() - start)
-    median = {key: 1e3 * statistics.median(values[1:]) for key, values in seconds.items()}
-    ours = {key: median[key] for key in ("batched", "looped")}
-    chosen = min(ours, key=ours.__getitem__)
-
-    def gain(key: str) -> float:
-        return statistics.median(a / b for a, b in zip(seconds["loop"][1:], seconds[key][1:]))
-
-    memory = peak_memory(runs["batched"], torch.device("cpu"))
-    return EnsembleTiming(
-        name, count, median["loop"], median["recipe"], ours, gain(chosen), gain("recipe"), memory
-    )
+    return {key: values[1:] for key, values in seconds.items()}
 
 
 def _loop(workload: Members, count: int, x: Tensor, y: Tensor) -> Callable[[], None]:
     networks = [workload.make(seed) for seed in range(count)]
-    optimizers = [torch.optim.Adam(n.parameters(), lr=1e-3, fused=True) for n in networks]
+    optimizers = [torch.optim.Adam(n.parameters(), lr=_RATE, fused=True) for n in networks]
 
     def run() -> None:
         for network, optimizer in zip(networks, optimizers):
@@ -150,7 +180,7 @@ def _recipe(workload: Members, count: int, x: Tensor, y: Tensor) -> Callable[[],
     base = networks[0]
     start: dict[str, Tensor] = stack([dict(network.named_parameters()) for network in networks])
     params = {key: nn.Parameter(value.detach()) for key, value in start.items()}
-    optimizer = torch.optim.Adam(params.values(), lr=1e-3)
+    optimizer = torch.optim.Adam(params.values(), lr=_RATE)
 
     def loss(row: dict[str, Tensor]) -> Tensor:
         return F.cross_entropy(functional_call(base, row, (x,)), y)
@@ -164,21 +194,39 @@ def _recipe(workload: Members, count: int, x: Tensor, y: Tensor) -> Callable[[],
     return run
 
 
+def _jax(workload: Members, count: int, x: Tensor, y: Tensor) -> Callable[[], None]:
+    from metalearn.benchmarks.jax_ensembles import prepare
+
+    return prepare([workload.make(seed) for seed in range(count)], x, y, lr=_RATE)[0]
+
+
 def _stacked(
-    workload: Members, count: int, x: Tensor, y: Tensor, engine: MemberEngine
+    workload: Members,
+    count: int,
+    x: Tensor,
+    y: Tensor,
+    engine: MemberEngine,
+    *,
+    compiles: bool = False,
 ) -> Callable[[], None]:
     (members,) = Ensemble.from_factory(workload.make, range(count)).stacks
     assert isinstance(members, Stack)
-    optimizer = torch.optim.Adam(members.parameters(), lr=1e-3, fused=True)
+    optimizer = torch.optim.Adam(members.parameters(), lr=_RATE, fused=True)
 
     def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(members.call(params, {}, x), y)
 
+    def gradients(params: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        found = member_gradients(loss, params, x, y, in_dims=None, engine=engine)
+        return dict(found.grads)
+
+    take = compiled(gradients) if compiles else gradients
+
     def run() -> None:
         params, _ = members.state()
-        found = member_gradients(loss, params, x, y, in_dims=None, engine=engine)
+        grads = take(params, x, y)
         for key, parameter in params.items():
-            parameter.grad = torch.empty_like(parameter).copy_(found.grads[key])
+            parameter.grad = torch.empty_like(parameter).copy_(grads[key])
         optimizer.step()
 
     return run
@@ -188,15 +236,16 @@ def ensemble_table(timings: Sequence[EnsembleTiming]) -> str:
     """Markdown: one row for each workload and M."""
     lines = [
         "| networks | M | loop, ms | vmap(grad), ms | ours, ms | vmap(grad): gain | ours: gain "
-        "| ours: MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| ours: MB | JAX, ms | JAX ÷ ours |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for t in timings:
         chosen = min(t.ours, key=t.ours.__getitem__)
         shown = f"{t.ours[chosen]:.2f} ({chosen})"
+        of_jax = " | " if math.isnan(t.jax) else f"{t.jax:.2f} | {t.jax_ratio:.2f}"
         lines.append(
             f"| {ENSEMBLES[t.workload].title} | {t.members} | {t.loop:.2f} | {t.recipe:.2f} "
-            f"| {shown} | {t.recipe_gain:.2f} | {t.gain:.2f} | {t.memory / 1e6:.1f} |"
+            f"| {shown} | {t.recipe_gain:.2f} | {t.gain:.2f} | {t.memory / 1e6:.1f} | {of_jax} |"
         )
     return "\n".join(lines)
 

@@ -13,11 +13,16 @@ from torch.utils.dlpack import from_dlpack
 
 from metalearn.benchmarks.workloads import Workload
 
-__all__ = ["prepare"]
+__all__ = ["network", "prepare"]
 
 
-def prepare(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Callable[[], Any]:
-    """``jit`` of ``vmap(grad(task))``, or of ``lax.map`` over tasks; compiled at the first call."""
+def prepare(
+    workload: Workload, dtype: torch.dtype, *, batched: bool, second_order: bool = True
+) -> Callable[[], Any]:
+    """``jit`` of ``vmap(grad(task))``, or of ``lax.map`` over tasks; compiled at the first call.
+
+    Without ``second_order`` inner gradients are constants, by ``lax.stop_gradient``.
+    """
     if dtype == torch.float64:
         jax.config.update("jax_enable_x64", True)
     where = torch.device(workload.device)
@@ -25,7 +30,7 @@ def prepare(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Callabl
     module, batch = workload.module(dtype), workload.batch(dtype)
     start = {name: jnp.asarray(p.detach().cpu().numpy()) for name, p in module.named_parameters()}
     tasks = tuple(tuple(jnp.asarray(leaf.cpu().numpy()) for leaf in half) for half in batch)
-    forward = _network(module)
+    forward = network(module)
 
     def loss(params: Any, batch: Any) -> Any:
         outputs = forward(params, batch[0])
@@ -37,6 +42,7 @@ def prepare(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Callabl
     def task(params: Any, support: Any, query: Any) -> Any:
         for _ in range(workload.steps):
             step = jax.grad(loss)(params, support)
+            step = step if second_order else jax.lax.stop_gradient(step)
             params = {name: p - workload.lr * step[name] for name, p in params.items()}
         return loss(params, query)
 
@@ -56,7 +62,8 @@ def prepare(workload: Workload, dtype: torch.dtype, *, batched: bool) -> Callabl
     return run
 
 
-def _network(module: nn.Module) -> Callable[[Any, Any], Any]:
+def network(module: nn.Module) -> Callable[[Any, Any], Any]:
+    """Its outputs, as a function of parameters by name and of inputs."""
     layers = [(name, layer) for name, layer in module.named_modules() if not list(layer.children())]
 
     def forward(params: Any, x: Any) -> Any:

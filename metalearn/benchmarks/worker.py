@@ -5,7 +5,8 @@ input asks for one thing, and is answered by one line of JSON:
 
 - ``memory``: peak bytes above those after the imports and a tiny meta-gradient (on a CUDA device,
   of torch's tensors above those of weights and data), and the shorter time in seconds of two runs
-  (of one, where that takes long). Makes sense as the first question.
+  (of one, where that takes long). Makes sense as the first question. Of what is compiled, the
+  bytes are not said: they would be the compiler's.
 - ``turn``: seconds of the floor, and of a meta-gradient right after it, each the median of several
   where it is over in an instant.
 - ``errors``: see `errors`.
@@ -43,7 +44,8 @@ def errors(workload: Workload, name: str) -> dict[str, float]:
     Returns:
         ``exact``, of the mean gradient in float64; ``rounding``, the median over (the first 8)
         tasks of the error of a task's own gradient in float32: one ReLU that rounding flips moves
-        one task, and would decide the error of a mean.
+        one task, and would decide the error of a mean. Where each of them would be compiled, only
+        the first.
     """
     reference = CONTESTANTS["loop" if CONTESTANTS[name].second_order else "first_order_loop"]
 
@@ -51,7 +53,8 @@ def errors(workload: Workload, name: str) -> dict[str, float]:
         exact = reference.prepare(workload, torch.float64)()
         return _distance(CONTESTANTS[name].prepare(workload, dtype)(), exact)
 
-    alone = [replace(workload, tasks=1, first=t) for t in range(min(_TASKS, workload.tasks))]
+    most = 1 if CONTESTANTS[name].compiles else _TASKS
+    alone = [replace(workload, tasks=1, first=t) for t in range(min(most, workload.tasks))]
     return {
         "exact": error(workload, torch.float64),
         "rounding": statistics.median(error(task, torch.float32) for task in alone),
@@ -63,6 +66,9 @@ class _Worker:
         self.workload, self.contestant = workload, contestant
 
     def memory(self) -> dict[str, float]:
+        if CONTESTANTS[self.contestant].compiles:
+            self._run()
+            return {"memory": math.nan, "seconds": self._seconds(self._run)}
         tiny = partial(Conv4, (1, 8, 8), 2, filters=2)
         small = replace(self.workload, make=tiny, input_shape=(1, 8, 8), way=2, tasks=1, steps=1)
         CONTESTANTS[self.contestant].prepare(small, torch.float32)()  # loads what is loaded lazily

@@ -101,6 +101,11 @@ class Workload:
 
         return run
 
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether its network has some."""
+        return any(isinstance(layer, nn.Conv2d) for layer in self.module().modules())
+
     def _layers(self, samples: int) -> list[tuple[bool, tuple[int, int, int]]]:
         """For each layer with weights: whether it is the first, and its product's N, K, O."""
         found: list[tuple[int, int, int]] = []

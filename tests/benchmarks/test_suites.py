@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,8 +20,10 @@ from metalearn.benchmarks import (
     clipping_costs,
     derivatives,
     ensembles,
+    peers,
     per_sample,
 )
+from metalearn.core import compiled
 from metalearn.data import digits_data
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -57,6 +60,7 @@ def test_norms_take_about_the_memory_of_a_plain_step() -> None:
 
 def test_every_way_to_a_derivative_gives_the_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derivatives, "_LAYERS", ((4, 4), (20, 3), (3, 20)))
+    monkeypatch.setattr(derivatives, "compiled", partial(compiled, compiler="aot_eager"))
     timings = derivatives.derivative_race(rounds=1)
     assert all(t.error < 1e-5 for t in timings)
     chosen = [t.way for t in timings if t.way.startswith("jacobian")]
@@ -69,14 +73,37 @@ def test_every_way_to_a_derivative_gives_the_slow_one(monkeypatch: pytest.Monkey
 def test_stacked_networks_are_timed_beside_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(ensembles.ENSEMBLES["mlp"], sizes=(1, 3))
     monkeypatch.setitem(ensembles.ENSEMBLES, "mlp", small)
+    monkeypatch.setattr(ensembles, "compiled", partial(compiled, compiler="aot_eager"))
     timings = ensembles.ensemble_race("mlp", rounds=1)
     assert [t.members for t in timings] == [1, 3]
     assert timings[0].memory < timings[1].memory
-    assert all(t.gain > 0 and set(t.ours) == {"batched", "looped"} for t in timings)
+    assert all(t.gain > 0 and set(t.ours) == {"batched", "compiled", "looped"} for t in timings)
+    assert all((t.jax_ratio > 0) == peers.installed("jax") for t in timings)
     table = ensembles.ensemble_table(timings)
     assert table.splitlines()[-1].startswith("| MLP 64-64-64-10 | 3 |")
     gains, memory = ensembles.ensemble_figure(timings).axes
     assert list(gains.lines[0].get_xdata()) == [1, 3] == list(memory.lines[0].get_xdata())
+
+
+def test_a_step_in_jax_is_that_of_the_loop() -> None:
+    pytest.importorskip("jax")
+    from metalearn.benchmarks import jax_ensembles
+
+    networks = [ensembles.ENSEMBLES["mlp"].make(seed) for seed in range(2)]
+    x, y = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    step, state = jax_ensembles.prepare(networks, x, y, lr=1e-2)
+    for _ in range(3):
+        step()
+    optimizers = [torch.optim.Adam(network.parameters(), lr=1e-2) for network in networks]
+    for network, optimizer in zip(networks, optimizers):
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.autograd.backward(torch.nn.functional.cross_entropy(network(x), y))
+            optimizer.step()
+        own = dict(network.named_parameters())
+    for name, rows in state[0].items():
+        found = torch.from_numpy(np.array(rows))[1]
+        torch.testing.assert_close(found, own[name].detach(), rtol=1e-3, atol=1e-5)
 
 
 def test_a_sweep_is_timed_both_ways() -> None:

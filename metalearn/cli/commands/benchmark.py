@@ -109,7 +109,8 @@ def _meta_gradients(config: DictConfig, names: Sequence[str]) -> SuiteResult:
     racing = [name for name in names if CONTESTANTS[name].raced] or names
     for workload in config.workloads:
         print(f"{workload}: {WORKLOADS[workload].title}", flush=True)
-        results[workload] = race(workload, racing, rounds=config.rounds, **how)
+        here = [name for name in racing if config.contestants or _fits(name, workload)]
+        results[workload] = race(workload, here, rounds=config.rounds, **how)
         print(race_table({workload: results[workload]}), flush=True)
     tables, figures = [race_table(results)] if results else [], {}
     numbers: dict[str, Any] = {name: [asdict(t) for t in found] for name, found in results.items()}
@@ -123,6 +124,11 @@ def _meta_gradients(config: DictConfig, names: Sequence[str]) -> SuiteResult:
         tables.append(_curve_table(measured))
         print(tables[-1], flush=True)
     return SuiteResult("\n\n".join(tables), figures, numbers)
+
+
+def _fits(contestant: str, workload: str) -> bool:
+    """Whether it takes part unasked: torch's compiler does not take our convolutions."""
+    return not (CONTESTANTS[contestant].compiles and WORKLOADS[workload].has_convolutions)
 
 
 def _check_device(device: object, suites: Sequence[str]) -> None:
