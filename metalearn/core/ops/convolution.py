@@ -1,8 +1,9 @@
 """Convolution with weights of their own for every task, by columns and batched matrix products.
 
 Channels last: z = columns(x) · wᵀ + b. Columns are kh·kw times as large as x, so they are made anew
-wherever they are needed, a block of tasks at a time, and never kept: on a CPU a block stays in the
-cache, which is faster than to fetch columns from memory, let alone to ask the system for it.
+wherever they are needed, a block of tasks (or of one's samples) at a time, and never kept: on a CPU
+a block stays in the cache, which is faster than to fetch columns from memory, let alone to ask the
+system for it.
 A ReLU in front of a convolution joins it, and its mask is applied to blocks too. Second derivatives
 are exact; third ones are refused.
 Axes: T tasks, B samples, [H, W, C] of a picture, N = B·H'·W' positions, K = kh·kw·C columns,
@@ -24,6 +25,7 @@ from metalearn.core.ops.windows import Window
 __all__ = ["Product", "convolution"]
 
 _BLOCK = 2**20  # bytes of columns at a time and thread on a CPU; less costs barriers
+_LARGE = 2**22  # bytes of a task's columns that no cache holds: samples of it are taken apart
 
 
 class Product(NamedTuple):
@@ -66,11 +68,32 @@ class _Settings(NamedTuple):
     """T, B, H, W, C of the pictures."""
 
 
-class _Blocks:
-    """Columns of pictures and their transpose, some tasks at a time.
+class _Block(NamedTuple):
+    """Some tasks, or some samples of one."""
 
-    With ``rows``, what is called x here is the matrix of a `Product`. All blocks are in the same
-    memory: columns hold until the next call. Of ``others`` columns are made, or products with them.
+    tasks: slice
+    samples: slice
+    positions: slice
+    """Of N, those of the samples."""
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Its part of ``[T, N, ...]``."""
+        return tensor[self.tasks, self.positions]
+
+    def add_product(self, a: Tensor, b: Tensor, total: Tensor) -> None:
+        """Write a · b to its tasks' part of a total, or add it to what samples before have left."""
+        if self.samples.start:
+            total[self.tasks].baddbmm_(a, b)
+        else:
+            torch.bmm(a, b, out=total[self.tasks])
+
+
+class _Blocks:
+    """Columns of pictures and their transpose, some tasks or some samples of a task at a time.
+
+    With ``rows``, what is called x here is the matrix of a `Product`, and tasks stay whole. All
+    blocks are in the same memory: columns hold until the next call. Of ``others`` columns are made,
+    or products with them.
     """
 
     def __init__(
@@ -84,34 +107,51 @@ class _Blocks:
         size = self.positions * window.size[0] * window.size[1] * channels * weight.element_size()
         cached = weight.device.type == "cpu"
         self.tasks = _tasks_a_block(count, size) if cached else count
-        self._columns = Columns(weight, window, (self.tasks, *self.shape[1:]), rows, *others)
+        self.samples, lead = samples, (self.tasks, samples)
+        self._apart = cached and rows is None and size > _LARGE and samples > 1
+        if self._apart:
+            self.tasks, self.samples = 1, _tasks_a_block(samples, size // samples)
+            lead = self.samples, 1
+        self._columns = Columns(weight, window, (*lead, *self.shape[2:]), rows, *others)
 
-    def __iter__(self) -> Iterator[slice]:
-        for start in range(0, self.shape[0], self.tasks):
-            yield slice(start, min(start + self.tasks, self.shape[0]))
+    def __iter__(self) -> Iterator[_Block]:
+        count, samples = self.shape[:2]
+        each = self.positions // max(1, samples)
+        for start in range(0, count, self.tasks):
+            tasks = slice(start, min(start + self.tasks, count))
+            for first in range(0, max(1, samples), max(1, self.samples)):
+                last = min(first + self.samples, samples)
+                yield _Block(tasks, slice(first, last), slice(first * each, last * each))
 
-    def pictures(self, x: Tensor, part: slice) -> Tensor:
-        """``[t, B, H, W, C]``."""
+    def pictures(self, x: Tensor, block: _Block) -> Tensor:
+        """``[t, b, H, W, C]``."""
         if self.rows is None:
-            return x[part]
-        return torch.bmm(self.rows[part], x[part]).view(-1, *self.shape[1:])
+            return x[block.tasks, block.samples]
+        return torch.bmm(self.rows[block.tasks], x[block.tasks]).view(-1, *self.shape[1:])
 
     def columns(self, pictures: Tensor, gate: Tensor) -> Tensor:
-        """``[t, N, K]`` of pictures; with a ReLU, where ``gate`` is above 0."""
-        return self._columns.of(pictures, gate if self.rectify else None)
+        """``[t, n, K]`` of pictures; with a ReLU, where ``gate`` is above 0."""
+        seen = self._columns.of(self._seen(pictures), self._seen(gate) if self.rectify else None)
+        return seen.flatten(0, 1)[None] if self._apart else seen
 
-    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, part: slice) -> None:
+    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, block: _Block) -> None:
         """Transpose of `columns` and `pictures` at dz · w, written to a part of ``out``."""
-        dz, out = dz[part], out[part]
-        torch.bmm(dz, weight[part], out=self._columns.memory(len(dz)))
-        pictures = out if self.rows is None else torch.empty_like(gate)
-        self._columns.add_up(pictures, gate if self.rectify else None)
+        memory = self._columns.memory(len(self._seen(gate)))
+        memory = memory.flatten(0, 1)[None] if self._apart else memory
+        torch.bmm(block.of(dz), weight[block.tasks], out=memory)
+        pictures = out[block.tasks, block.samples] if self.rows is None else torch.empty_like(gate)
+        self._columns.add_up(self._seen(pictures), self._seen(gate) if self.rectify else None)
         if self.rows is not None:
-            torch.bmm(self.rows[part].mT, pictures.flatten(1, 3), out=out)
+            rows = self.rows[block.tasks].mT
+            torch.bmm(rows, pictures.flatten(1, 3), out=out[block.tasks])
+
+    def _seen(self, pictures: Tensor) -> Tensor:
+        """As `Columns` has them: the samples of one task are in the place of tasks."""
+        return pictures.transpose(0, 1) if self._apart else pictures
 
 
 def _tasks_a_block(count: int, size: int) -> int:
-    """Of ``count`` tasks with columns of ``size`` bytes: equal blocks, as many for each thread.
+    """Of ``count`` tasks (or samples) with columns of ``size`` bytes: equal blocks for each thread.
 
     Operations split their first axis between threads; so a thread finds what it wrote itself.
     """
@@ -135,13 +175,13 @@ class _Convolution(Function):
     ) -> Tensor:
         blocks = _Blocks(rows, weight, settings, x)
         z = x.new_empty(len(x), blocks.positions, weight.shape[1])
-        for part in blocks:
-            pictures = blocks.pictures(x, part)
+        for block in blocks:
+            pictures, matrix = blocks.pictures(x, block), weight[block.tasks].mT
             columns = blocks.columns(pictures, pictures)
             if bias is None:
-                torch.bmm(columns, weight[part].mT, out=z[part])
+                torch.bmm(columns, matrix, out=block.of(z))
             else:
-                torch.baddbmm(bias[part], columns, weight[part].mT, out=z[part])
+                torch.baddbmm(bias[block.tasks], columns, matrix, out=block.of(z))
         ctx.settings = settings
         ctx.save_for_backward(x, weight, rows)
         return z
@@ -172,13 +212,13 @@ class _ConvolutionBackward(Function):
         blocks = _Blocks(rows, weight, settings, x, dz)
         dx = x.new_empty(x.shape) if want[0] else None
         dweight = x.new_empty(weight.shape) if want[1] else None
-        for part in blocks:
-            pictures = blocks.pictures(x, part)
+        for block in blocks:
+            pictures = blocks.pictures(x, block)
             if dweight is not None:
                 columns = blocks.columns(pictures, pictures)
-                torch.bmm(dz[part].mT, columns, out=dweight[part])
+                block.add_product(block.of(dz).mT, columns, dweight)
             if dx is not None:
-                blocks.back(dz, weight, pictures, dx, part)
+                blocks.back(dz, weight, pictures, dx, block)
         return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
 
     @staticmethod
@@ -203,18 +243,18 @@ class _ConvolutionBackward(Function):
             gx = x.new_empty(x.shape)
         if to_weight and ux is not None:
             gweight = x.new_empty(weight.shape)
-        for part in blocks:
-            pictures, kept = blocks.pictures(x, part), ub is not None  # kept: what gdz holds
+        for block in blocks:
+            pictures, kept = blocks.pictures(x, block), ub is not None  # kept: what gdz holds
             if ux is not None:
-                columns = blocks.columns(blocks.pictures(ux, part), pictures)
+                columns = blocks.columns(blocks.pictures(ux, block), pictures)
                 if gweight is not None:
-                    torch.bmm(dz[part].mT, columns, out=gweight[part])
+                    block.add_product(block.of(dz).mT, columns, gweight)
                 if gdz is not None:
-                    gdz[part].baddbmm_(columns, weight[part].mT, beta=int(kept))
+                    block.of(gdz).baddbmm_(columns, weight[block.tasks].mT, beta=int(kept))
                     kept = True
             if uw is not None and gdz is not None:
                 columns = blocks.columns(pictures, pictures)
-                gdz[part].baddbmm_(columns, uw[part].mT, beta=int(kept))
+                block.of(gdz).baddbmm_(columns, uw[block.tasks].mT, beta=int(kept))
             if uw is not None and gx is not None:
-                blocks.back(dz, uw, pictures, gx, part)
+                blocks.back(dz, uw, pictures, gx, block)
         return gdz, gx, gweight, None, None, None

@@ -164,13 +164,15 @@ def test_a_chain_of_two_and_a_graph_that_is_used_twice(window: str) -> None:
 
 
 @windows
-@pytest.mark.parametrize("block", [1, 2**21], ids=["task_by_task", "at_once"])
+@pytest.mark.parametrize("many", [1, 2, 3], ids=["one_by_one", "two_and_one", "at_once"])
+@pytest.mark.parametrize("apart", [False, True], ids=["tasks", "samples"])
 def test_a_relu_that_joins_is_a_relu_before(
-    window: str, block: int, monkeypatch: pytest.MonkeyPatch
+    window: str, many: int, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In value and two derivatives, also by finite differences; blocks of any size."""
-    monkeypatch.setattr(module, "_BLOCK", block)
-    x, weight, own = operands(window, bias=True, tasks=3)
+    monkeypatch.setattr(module, "_tasks_a_block", lambda count, size: min(many, count))
+    monkeypatch.setattr(module, "_LARGE", 1 if apart else 2**22)
+    x, weight, own = operands(window, bias=True, tasks=3, samples=3)
 
     def ours(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return convolution(x, w, b, window_of(*WINDOWS[window]), rectify=True)
