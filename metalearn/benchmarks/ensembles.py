@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +21,15 @@ from metalearn.benchmarks import peers
 from metalearn.core import compiled
 from metalearn.core.ensemble.stacking import MemberEngine, member_gradients, stack
 from metalearn.core.memory import peak_memory
-from metalearn.data import ClassificationData
 from metalearn.models import MLP, Conv4, Ensemble, Stack
 from metalearn.tracking.style import BLUE, GREY, ORANGE, plain_axes
-from metalearn.trainers import EnsembleTrainer
 
 __all__ = [
     "ENSEMBLES",
     "EnsembleTiming",
-    "Sweep",
     "ensemble_figure",
     "ensemble_race",
     "ensemble_table",
-    "sweep_race",
 ]
 
 _BATCH, _CLASSES, _RATE = 64, 10, 1e-3
@@ -271,34 +266,3 @@ def ensemble_figure(timings: Sequence[EnsembleTiming]) -> Figure:
         plain_axes(axes)
     figure.suptitle(f"{ENSEMBLES[most].title}, batch {_BATCH}, Adam", fontsize=11)
     return figure
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep of learning rates on digits: seconds of training, validations included."""
-
-    members: int
-    steps: int
-    at_once: float
-    """One run of M members."""
-    one_by_one: float
-    """M runs of one member each."""
-
-
-def sweep_race(data: ClassificationData, *, members: int = 32, steps: int = 300) -> Sweep:
-    """The same sweep as one run and as M runs, one after the other."""
-    rates = torch.logspace(-4, -1, members, dtype=torch.float64).tolist()
-
-    def fit(chosen: Sequence[int]) -> float:
-        make = partial(MLP, data.input_shape, data.outputs, hidden=(64, 64))
-        model = Ensemble.from_factory(lambda seed: make(seed=seed), chosen)
-        start = time.perf_counter()
-        EnsembleTrainer(
-            model, data, steps=steps, seeds=chosen, lr=[rates[i] for i in chosen], progress=False,
-            optimizer=partial(torch.optim.Adam, fused=True),
-        ).fit()  # fmt: skip
-        return time.perf_counter() - start
-
-    fit([0])  # loads what is loaded lazily
-    at_once = fit(range(members))
-    return Sweep(members, steps, at_once, sum(fit([index]) for index in range(members)))

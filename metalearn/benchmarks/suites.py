@@ -23,7 +23,6 @@ from metalearn.benchmarks.ensembles import (
     ensemble_figure,
     ensemble_race,
     ensemble_table,
-    sweep_race,
 )
 from metalearn.benchmarks.per_sample import (
     SAMPLE_WORKLOADS,
@@ -35,6 +34,7 @@ from metalearn.benchmarks.per_sample import (
 from metalearn.benchmarks.runs.attribution_suite import attribution_race, attribution_table
 from metalearn.benchmarks.runs.hyper_suite import hyper_figure, hyper_race, hyper_table
 from metalearn.benchmarks.spectrum import spectrum_figure, spectrum_race, spectrum_table
+from metalearn.benchmarks.sweep import sweep_race
 from metalearn.benchmarks.uncertainty import (
     uncertainty_comparison,
     uncertainty_figure,

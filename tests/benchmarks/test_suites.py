@@ -23,6 +23,7 @@ from metalearn.benchmarks import (
     peers,
     per_sample,
 )
+from metalearn.benchmarks.sweep import sweep_race
 from metalearn.core import compiled
 from metalearn.data import digits_data
 
@@ -107,7 +108,7 @@ def test_a_step_in_jax_is_that_of_the_loop() -> None:
 
 
 def test_a_sweep_is_timed_both_ways() -> None:
-    sweep = ensembles.sweep_race(digits_data(seed=0), members=2, steps=2)
+    sweep = sweep_race(digits_data(seed=0), members=2, steps=2)
     assert (sweep.members, sweep.steps) == (2, 2)
     assert sweep.at_once > 0 and sweep.one_by_one > 0 and math.isfinite(sweep.one_by_one)
 
