@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
 from metalearn.core.native.library import library
-from metalearn.core.tracing import is_traced
+from metalearn.core.tracing import is_followed
 
 __all__ = ["Kernels", "WindowNumbers", "kernels_for", "window_numbers", "without_kernels"]
 
@@ -40,21 +40,16 @@ def kernels_for(*operands: Tensor | None) -> Kernels | None:
     types, or without memory of their own, what is traced or has a graph or a tangent, and machines
     on which nothing can be compiled.
     """
-    if torch.compiler.is_compiling() or torch._C._is_tracing() or is_traced():
+    if is_followed():
         return None
     tensors = [operand for operand in operands if operand is not None]
     dtype = tensors[0].dtype
-    if dtype not in _TYPES or not _WANTED.get() or _is_pretended():
+    if dtype not in _TYPES or not _WANTED.get():
         return None
     graphs = torch.is_grad_enabled()
     if not all(_is_plain(tensor, dtype, graphs) for tensor in tensors):
         return None
     return _kernels(dtype)
-
-
-def _is_pretended() -> bool:
-    """Whether new tensors are without memory, as torch's compiler follows shapes."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 def _is_plain(tensor: Tensor, dtype: torch.dtype, graphs: bool) -> bool:
