@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metalearn.core.native import kernels, kernels_for, library, without_kernels
-from metalearn.core.ops.columns import Columns
+from metalearn.core.ops.columns import Columns, to_columns
 from metalearn.core.ops.normalization import normalize
 from metalearn.core.ops.windows import window_of
 from metalearn.errors import SettingError
@@ -255,3 +255,21 @@ def both() -> Callable[[], Iterator[str]]:
             yield "torch"
 
     return ways
+
+
+@with_a_compiler
+@pytest.mark.filterwarnings("ignore:.*lru_cache")
+@pytest.mark.parametrize("whole", [True, False], ids=["one_graph", "breaks"])
+def test_torchs_compiler_follows_torchs_operations(whole: bool) -> None:
+    """What is traced at one value holds for another: nothing is written past the graph."""
+    window = window_of(3, 1, 1, 1)
+
+    def both_of_them(x: Tensor) -> list[Tensor]:
+        return [to_columns(x, window) * 1, normalize(x, None, None, dim=1, eps=1e-5)]
+
+    torch._dynamo.reset()
+    traced = torch.compile(both_of_them, backend="aot_eager", fullgraph=whole)
+    first, second = noise(2, 5, 6, 16), noise(2, 5, 6, 16).flip(0)
+    traced(first)
+    for found, wanted in zip(traced(second), both_of_them(second)):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
