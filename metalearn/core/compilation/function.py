@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -219,13 +219,30 @@ def _compiled(
 
     try:
         with torch.no_grad(), nullcontext() if folder is None else keeping_compiled(folder):
-            run: Callable[..., Any] = lookup_backend(compiler)(graph, list(given))
+            with _of_known_shapes():
+                run: Callable[..., Any] = lookup_backend(compiler)(graph, list(given))
             run(*given)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise CompilationError(_reason(error)) from error
     return run
+
+
+@contextmanager
+def _of_known_shapes() -> Iterator[None]:
+    """A block in which compilers see shapes as numbers.
+
+    They are numbers without it too, but where a compiler is not told of an environment for shapes,
+    torch (2.14) passes by all that it keeps on the disk, without a word.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    numbers = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # type: ignore[no-untyped-call]
+    with tracing(TracingContext(numbers)):
+        yield
 
 
 def _signature(values: Sequence[Tensor], spec: TreeSpec) -> Signature:

@@ -411,10 +411,13 @@ def test_the_environment_is_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.inductor
-def test_inductor_gives_the_same_and_is_faster_to_make_again(
+def test_inductor_gives_the_same_and_code_that_is_kept_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch._dynamo.utils import counters
+
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
+    taken = []
 
     def function(x: Tensor) -> Tensor:
         return torch.func.grad(lambda y: torch.tanh(y @ y.T).sum())(x)
@@ -423,8 +426,10 @@ def test_inductor_gives_the_same_and_is_faster_to_make_again(
         step = compiled(function)
         step(X)
         torch.testing.assert_close(step(X / 3), function(X / 3), rtol=1e-12, atol=1e-12)
+        taken.append(counters["aot_autograd"]["autograd_cache_hit"])
+    assert taken[1] == taken[0] + 1  # else torch passes by what it keeps, and takes seconds
     assert step.expected_seconds(X) == pytest.approx(step.seconds, abs=1e-3)
-    assert "seconds.json" in os.listdir(tmp_path / "compiled")
+    assert "seconds.json" in os.listdir(folders.compiled_folder())
 
 
 def test_where_there_is_no_home_a_folder_is_named_or_asked_for(
