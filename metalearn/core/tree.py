@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -25,27 +26,39 @@ __all__ = [
     "check_tensors",
     "distances",
     "dot",
+    "filled",
     "flatten",
+    "form_of",
     "is_finite",
     "leaf_names",
     "leaves",
     "match_names",
     "norm",
     "ravel",
+    "same_form",
     "scale",
     "tree_map",
     "unflatten",
 ]
 
 TreeSpec = pytree.TreeSpec
+_NOTHING = torch.empty(0)
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Apply ``function`` to the leaves of one tree, or leaf by leaf to several of one shape."""
-    if _flat(tree, *rest):  # pytree takes longer than a small operation
-        if isinstance(tree, list):
-            return [function(*values) for values in zip(tree, *rest)]
-        return {key: function(v, *(other[key] for other in rest)) for key, v in tree.items()}
+    if isinstance(tree, Tensor):
+        return function(tree, *rest)
+    # torch's pytree, which knows more kinds of tree, takes longer than an operation
+    kind = type(tree)
+    if kind is dict and all(type(o) is dict and o.keys() == tree.keys() for o in rest):
+        return {
+            key: tree_map(function, value, *(other[key] for other in rest))
+            for key, value in tree.items()
+        }
+    if _is_row(kind) and all(type(o) is kind and len(o) == len(tree) for o in rest):
+        mapped = (tree_map(function, *values) for values in zip(tree, *rest))
+        return kind(mapped) if kind is list or kind is tuple else kind(*mapped)
     return pytree.tree_map(function, tree, *rest)
 
 
@@ -61,7 +74,32 @@ def unflatten(values: Sequence[Any], spec: TreeSpec) -> Any:
 
 def leaves(tree: Any) -> list[Any]:
     """Leaves in the order of `flatten`."""
-    return pytree.tree_leaves(tree)
+    found: list[Any] = []
+    _gather(tree, found)
+    return found
+
+
+def form_of(tree: Any) -> Any:
+    """The tree with a tensor of nothing at each leaf, for `same_form` and `filled`."""
+    return tree_map(lambda _: _NOTHING, tree)
+
+
+def filled(form: Any, values: Iterable[Any]) -> Any:
+    """A tree of a form with ``values`` as its leaves, as `unflatten`, which takes longer."""
+    rest = iter(values)
+    return tree_map(lambda _: next(rest), form)
+
+
+def same_form(tree: Any, other: Any) -> bool:
+    """Whether two trees are of the same containers, with leaves at the same places."""
+    kind = type(tree)
+    if isinstance(tree, Tensor) or kind is not type(other):
+        return isinstance(tree, Tensor) and isinstance(other, Tensor)
+    if kind is dict:
+        return list(tree) == list(other) and all(map(same_form, tree.values(), other.values()))
+    if _is_row(kind):
+        return len(tree) == len(other) and all(map(same_form, tree, other))
+    return bool(flatten(tree)[1] == flatten(other)[1])
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -206,16 +244,25 @@ def _refuse_without_values(tree: Any, setting: str, index: int, value: Tensor) -
     raise SettingError(_where(tree, setting, index), got, needed)
 
 
-def _flat(tree: Any, *rest: Any) -> bool:
-    """Whether it is a plain list or dict of tensors, and the rest have the same shape of tree."""
+def _gather(tree: Any, found: list[Any]) -> None:
+    """Add a tree's leaves."""
     kind = type(tree)
-    if kind is list:
-        same = all(type(other) is list and len(other) == len(tree) for other in rest)
-        return same and all(isinstance(leaf, Tensor) for leaf in tree)
-    if kind is dict:
-        same = all(type(other) is dict and other.keys() == tree.keys() for other in rest)
-        return same and all(isinstance(leaf, Tensor) for leaf in tree.values())
-    return False
+    if isinstance(tree, Tensor):
+        found.append(tree)
+    elif kind is dict:
+        for value in tree.values():
+            _gather(value, found)
+    elif _is_row(kind):
+        for value in tree:
+            _gather(value, found)
+    else:  # what pytree alone knows
+        found.extend(pytree.tree_leaves(tree))
+
+
+@cache
+def _is_row(kind: type) -> bool:
+    """Whether a type is list, tuple or a named tuple, whose values are a tree's branches."""
+    return kind is list or kind is tuple or bool(pytree.is_namedtuple_class(kind))
 
 
 def _key_name(key: Any) -> str:

@@ -28,13 +28,14 @@ from metalearn.core.memory import is_out_of_memory
 from metalearn.core.precision import network_type
 from metalearn.core.tracing import is_traced
 from metalearn.core.tree import (
-    TreeSpec,
     check_tensors,
     distances,
+    filled,
     flatten,
+    form_of,
     leaves,
+    same_form,
     tree_map,
-    unflatten,
 )
 from metalearn.errors import CompilationError, SettingError, check_whole
 from metalearn.signatures import checked
@@ -122,6 +123,7 @@ class CompiledFunction:
         self.function, self.seconds, self._compiler = function, 0.0, compiler
         self._limit = limit
         self._trace: Trace | None = None
+        self._form: Any = None
         self._signature: Signature = ()
         self._run: Callable[..., Any] | None = None
 
@@ -138,13 +140,11 @@ class CompiledFunction:
         """What the compiled code gives; None where it does not hold for such arguments."""
         if self._trace is None or self._run is None or transforms_active() or is_traced():
             return None
-        values, spec = flatten(args)
-        given = [*values, *self._trace.captured]
-        if self._signature != _signature(given, spec):
+        if not self._holds(args):
             return None
         with torch.no_grad():
-            found = self._run(*given)
-        return unflatten(list(found), self._trace.outputs)
+            found = self._run(*leaves(args), *self._trace.captured)
+        return filled(self._trace.outputs, found)
 
     def trace(self, *args: Any) -> Trace:
         """The graph for arguments like these, traced once.
@@ -153,13 +153,13 @@ class CompiledFunction:
             CompilationError: see `compiled`.
         """
         check_tensors(args, "args")
-        values, spec = flatten(args)
+        values = leaves(args)
         if not values:
             raise SettingError("args", args, "a tensor is needed among them")
         known = self._trace
-        if known is None or self._signature != _signature([*values, *known.captured], spec):
+        if known is None or not self._holds(args):
             known = self._trace = traced(self.function, args, self._limit)
-            self._signature = _signature([*values, *known.captured], spec)
+            self._form, self._signature = form_of(args), _signature([*values, *known.captured])
             self._run = None
         return known
 
@@ -197,10 +197,16 @@ class CompiledFunction:
         start = time.perf_counter()
         run = _compiled(trace.graph, given, self._compiler, folder)
         self.seconds = time.perf_counter() - start
-        check_agreement(unflatten(list(run(*given)), trace.outputs), wanted)
+        check_agreement(filled(trace.outputs, run(*given)), wanted)
         self._run = run
         if folder is not None:
             remember_seconds(folder, self.digest(*args), self.seconds)
+
+    def _holds(self, args: Any) -> bool:
+        """Whether the trace is of arguments like these."""
+        if self._trace is None or not same_form(args, self._form):
+            return False
+        return self._signature == _signature([*leaves(args), *self._trace.captured])
 
 
 def _same_beside_rounding(found: Tensor, wanted: Tensor) -> bool:
@@ -245,11 +251,11 @@ def _of_known_shapes() -> Iterator[None]:
         yield
 
 
-def _signature(values: Sequence[Tensor], spec: TreeSpec) -> Signature:
+def _signature(values: Sequence[Tensor]) -> Signature:
     """What compiled code holds for: inputs, and what else changes what operations compute."""
-    kinds = tuple((v.shape, v.stride(), v.dtype, v.device) for v in values)
+    kinds = [(v.shape, v.stride(), v.dtype, v.device) for v in values]
     autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-    return spec, kinds, autocast, network_type(), torch.are_deterministic_algorithms_enabled()
+    return kinds, autocast, network_type(), torch.are_deterministic_algorithms_enabled()
 
 
 def check_agreement(found: Any, wanted: Any) -> None:

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from metalearn.core.compilation.watch import READS, watched
 from metalearn.core.memory import is_out_of_memory, synchronize
-from metalearn.core.tree import TreeSpec, flatten, unflatten
+from metalearn.core.tree import flatten, form_of, leaves, unflatten
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import CompilationError, DataError, NonFiniteError, SettingError
 
@@ -40,8 +40,8 @@ class Trace:
     captured: tuple[Tensor, ...]
     """What the function took from elsewhere, such as buffers; by reference, so that values that
     are changed in place are seen."""
-    outputs: TreeSpec
-    """The tree that the function gives."""
+    outputs: Any
+    """The form of the tree that the function gives."""
 
     @property
     def operations(self) -> int:
@@ -79,12 +79,12 @@ def traced(function: Callable[..., Any], args: Sequence[Any], limit: int = LIMIT
         CompilationError: see `watched`; or it gives what is no tensor, or cannot be traced.
     """
     values, spec = flatten(tuple(args))
-    found: list[TreeSpec] = []
+    found: list[Any] = []
 
     def flat(*values: Tensor) -> list[Any]:
-        leaves, tree = flatten(function(*unflatten(list(values), spec)))
-        found.append(tree)
-        return leaves
+        tree = function(*unflatten(list(values), spec))
+        found.append(form_of(tree))
+        return leaves(tree)
 
     # tensors of their own, so that the function's own hold on one of them is seen as that
     values = [value.detach() for value in values]

@@ -100,5 +100,8 @@ def moved_by_tasks(
     def together(support: Any, query: Any) -> Any:
         return torch.cat([support.flatten(0, 1), query.flatten(0, 1)])
 
-    inputs = tree_map(together, tasks.support[0], tasks.query[0])
-    return moved_statistics(learner.module, lambda: learner.apply(params, learner.buffers, inputs))
+    def call() -> Any:
+        inputs = tree_map(together, tasks.support[0], tasks.query[0])
+        return learner.apply(params, learner.buffers, inputs)
+
+    return moved_statistics(learner.module, call)
