@@ -64,7 +64,13 @@ def prepare(
 
 def network(module: nn.Module) -> Callable[[Any, Any], Any]:
     """Its outputs, as a function of parameters by name and of inputs."""
-    layers = [(name, layer) for name, layer in module.named_modules() if not list(layer.children())]
+    layers = [
+        (name, layer)
+        for name, layer in module.named_modules(remove_duplicate=False)
+        if not list(layer.children())
+    ]
+    for _, layer in layers:
+        _check(layer)
 
     def forward(params: Any, x: Any) -> Any:
         for name, layer in layers:
@@ -77,6 +83,27 @@ def network(module: nn.Module) -> Callable[[Any, Any], Any]:
         return x
 
     return forward
+
+
+def _check(layer: Any) -> None:
+    """Refuse a layer that `_layer` would compute in another way than torch.
+
+    Raises:
+        NotImplementedError: names it.
+    """
+    known = True
+    if isinstance(layer, nn.Conv2d):
+        settings = layer.dilation, layer.groups, layer.padding_mode
+        known = settings == ((1, 1), 1, "zeros") and not isinstance(layer.padding, str)
+        known &= layer.bias is not None
+    known &= not isinstance(layer, nn.BatchNorm2d) or (layer.training and layer.affine)
+    known &= not isinstance(layer, nn.Flatten) or (layer.start_dim, layer.end_dim) == (1, -1)
+    known &= not isinstance(layer, nn.Linear) or layer.bias is not None
+    if isinstance(layer, nn.MaxPool2d):
+        plain = layer.stride == layer.kernel_size, layer.padding == 0, layer.dilation == 1
+        known = all(plain) and not layer.ceil_mode
+    if not known:
+        raise NotImplementedError(repr(layer))
 
 
 def _layer(layer: Any, own: Any, x: Any) -> Any:

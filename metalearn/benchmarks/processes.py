@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["AskedProcess", "answer_questions", "process_peak"]
+__all__ = ["AskedProcess", "answer_questions", "on_processors", "process_peak"]
 
 
 class AskedProcess:
@@ -53,6 +55,24 @@ class AskedProcess:
 class _Nothing(dict[str, Any]):
     def __missing__(self, key: str) -> float:
         return math.nan
+
+
+@contextmanager
+def on_processors(count: int | None) -> Iterator[None]:
+    """A block in which this process, and those that it starts, have so many processors; None: all.
+
+    Some libraries, JAX among them, take as many threads as there are processors, whatever they are
+    told. Where the system cannot do so (all but Linux) nothing is done.
+    """
+    if count is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def answer_questions(answer: Callable[[str], Any]) -> None:

@@ -63,7 +63,8 @@ def ensembles(rounds: int) -> SuiteResult:
     sweep = sweep_race(digits_data(seed=0))
     line = (
         f"A sweep of {sweep.members} learning rates on digits, {sweep.steps} steps each: "
-        f"{sweep.at_once:.1f} s in one run, {sweep.one_by_one:.1f} s in {sweep.members} runs."
+        f"{sweep.at_once:.1f} s in one run, {sweep.one_by_one:.1f} s "
+        f"in {sweep.members} runs of `EnsembleTrainer` with one member."
     )
     return SuiteResult(
         f"{ensemble_table(timings)}\n\n{line}",

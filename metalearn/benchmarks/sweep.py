@@ -1,4 +1,4 @@
-"""A sweep of learning rates as one training of M members, against M trainings.
+"""A sweep of learning rates as one training of M members, against M trainings by the same trainer.
 
 Axes: M members.
 """

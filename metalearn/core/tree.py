@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -259,10 +258,11 @@ def _gather(tree: Any, found: list[Any]) -> None:
         found.extend(pytree.tree_leaves(tree))
 
 
-@cache
 def _is_row(kind: type) -> bool:
     """Whether a type is list, tuple or a named tuple, whose values are a tree's branches."""
-    return kind is list or kind is tuple or bool(pytree.is_namedtuple_class(kind))
+    if kind is list or kind is tuple:
+        return True
+    return issubclass(kind, tuple) and pytree.is_namedtuple_class(kind)
 
 
 def _key_name(key: Any) -> str:

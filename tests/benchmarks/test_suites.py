@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from metalearn.benchmarks import (
     SUITES,
@@ -22,10 +23,12 @@ from metalearn.benchmarks import (
     ensembles,
     peers,
     per_sample,
+    sweep,
 )
-from metalearn.benchmarks.sweep import sweep_race
 from metalearn.core import compiled
 from metalearn.data import digits_data
+from metalearn.trainers import EnsembleTrainer
+from tests.support import oracles
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
@@ -107,10 +110,55 @@ def test_a_step_in_jax_is_that_of_the_loop() -> None:
         torch.testing.assert_close(found, own[name].detach(), rtol=1e-3, atol=1e-5)
 
 
-def test_a_sweep_is_timed_both_ways() -> None:
-    sweep = sweep_race(digits_data(seed=0), members=2, steps=2)
-    assert (sweep.members, sweep.steps) == (2, 2)
-    assert sweep.at_once > 0 and sweep.one_by_one > 0 and math.isfinite(sweep.one_by_one)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 2, 1, dilation=2),
+        nn.Conv2d(2, 2, 1, groups=2),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
+        nn.MaxPool2d(2, stride=1),
+        nn.BatchNorm2d(2).eval(),
+        nn.Flatten(2),
+    ],
+    ids=str,
+)
+def test_jax_refuses_layers_that_it_would_compute_otherwise(layer: nn.Module) -> None:
+    pytest.importorskip("jax")
+    from metalearn.benchmarks import jax_maml
+
+    with pytest.raises(NotImplementedError, match=type(layer).__name__):
+        jax_maml.network(nn.Sequential(layer))
+
+
+def test_a_layer_that_is_used_twice_is_so_in_jax() -> None:
+    pytest.importorskip("jax")
+    from metalearn.benchmarks import jax_maml
+
+    relu = nn.ReLU()
+    module = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu)
+    x = torch.randn(5, 4, generator=oracles.generator(0))
+    params = {name: p.detach().numpy() for name, p in module.named_parameters()}
+    found = torch.from_numpy(np.array(jax_maml.network(module)(params, x.numpy())))
+    torch.testing.assert_close(found, module(x).detach())
+
+
+def test_both_ways_of_a_sweep_train_the_same_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[list[Any]] = []
+
+    class Seen(EnsembleTrainer):
+        def fit(self) -> Any:
+            found = super().fit()
+            trained.append([member.state_dict() for member in self.ensemble.members()])
+            return found
+
+    monkeypatch.setattr(sweep, "EnsembleTrainer", Seen)
+    race = sweep.sweep_race(digits_data(seed=0), members=2, steps=3)
+    assert (race.members, race.steps) == (2, 3)
+    assert race.at_once > 0 and race.one_by_one > 0 and math.isfinite(race.one_by_one)
+    _, together, *alone = trained  # the first of all only loads what is loaded lazily
+    for one, (other,) in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(together[0][name], together[1][name]) for name in together[0])
 
 
 def test_every_way_to_a_clipped_gradient_gives_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

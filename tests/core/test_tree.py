@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
+from itertools import product
+from operator import is_
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from metalearn.core import tree
 from metalearn.errors import SettingError
@@ -64,6 +68,51 @@ def test_flat_lists_and_dicts_are_mapped_like_any_tree() -> None:
     for values, others in ([[one, two], [one]], [{"a": one}, {"b": one}], [[one], (one,)]):
         with pytest.raises(ValueError, match="expected|mismatch"):
             tree.tree_map(torch.add, values, others)
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+A, B, C = (torch.tensor(float(number)) for number in range(3))
+TREES = [
+    A,
+    [],
+    {},
+    (A, B),
+    [A, [B, {"x": C}]],
+    {"b": A, "a": (B, C)},
+    Pair(A, {"x": B}),
+    OrderedDict(b=A, a=[B]),
+    defaultdict(list, a=[A]),
+    {"a": OrderedDict(b=A), "c": Pair(B, None)},
+    [None, 2.0, nn.Parameter(A)],
+    torch.return_types.max((A, B)),
+]
+
+
+@pytest.mark.parametrize("one", TREES, ids=lambda t: type(t).__name__)
+def test_trees_are_taken_apart_as_by_torch(one: Any) -> None:
+    values, spec = pytree.tree_flatten(one)
+    assert all(map(is_, tree.leaves(one), values)) and len(tree.leaves(one)) == len(values)
+    numbered = iter(range(len(values)))
+    names = {id(value): next(numbered) for value in values}
+    found, wanted = (
+        m(lambda x, y: (names[id(x)], x is y), one, one) for m in (tree.tree_map, pytree.tree_map)
+    )
+    assert found == wanted and type(found) is type(wanted)
+    again = tree.filled(tree.form_of(one), values)
+    assert pytree.tree_flatten(again)[1] == spec
+    assert all(map(is_, tree.leaves(again), values))
+
+
+def test_forms_are_the_same_where_torchs_are() -> None:
+    tensors = [one for one in TREES if all(isinstance(v, Tensor) for v in tree.leaves(one))]
+    tensors += [{"a": (B, C), "b": A}, {"b": A, "a": [B, C]}, (A, B, C), ((A, B),), Pair(A, B)]
+    for one, other in product(tensors, tensors):
+        same = pytree.tree_flatten(one)[1] == pytree.tree_flatten(other)[1]
+        assert tree.same_form(one, other) == same == tree.same_form(other, tree.form_of(one))
 
 
 def test_inner_products_norms_and_vectors() -> None:

@@ -25,6 +25,7 @@ from metalearn.benchmarks import (
     race_figure,
     race_table,
 )
+from metalearn.benchmarks.processes import on_processors
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.core.checks import as_device
@@ -55,12 +56,13 @@ def benchmark(config: DictConfig) -> None:
         torch.set_num_threads(config.threads)
     numbers: dict[str, Any] = {}
     for suite in config.suites:
-        if suite == _META:
-            result = _meta_gradients(config, names)
-        else:
-            print(f"{suite}: {(SUITES[suite].__doc__ or '').strip()}", flush=True)
-            result = SUITES[suite](config.rounds)
-            print(result.table, flush=True)
+        with on_processors(config.threads):
+            if suite == _META:
+                result = _meta_gradients(config, names)
+            else:
+                print(f"{suite}: {(SUITES[suite].__doc__ or '').strip()}", flush=True)
+                result = SUITES[suite](config.rounds)
+                print(result.table, flush=True)
         numbers[suite] = result.numbers
         (folder / f"{suite}.md").write_text(result.table + "\n", encoding="utf-8")
         for name, figure in result.figures.items():

@@ -7,6 +7,7 @@ elements of one n and one channel.
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from metalearn.core._functorch import is_functorch_wrapped_tensor
-from metalearn.core.native.library import library
+from metalearn.core._functorch import is_functorch_wrapped_tensor, transforms_active
+from metalearn.core.native.library import WITHOUT, library
 from metalearn.core.tracing import is_followed
 
 __all__ = ["Kernels", "WindowNumbers", "kernels_for", "window_numbers", "without_kernels"]
 
+_log = logging.getLogger(__name__)
+
 _TYPES = {torch.float32: "float32", torch.float64: "float64"}
+_PLAIN = (Tensor, nn.Parameter)
 _GRAIN = 2**15
 """Numbers that are worth a second thread."""
 
@@ -40,7 +44,7 @@ def kernels_for(*operands: Tensor | None) -> Kernels | None:
     types, or without memory of their own, what is traced or has a graph or a tangent, and machines
     on which nothing can be compiled.
     """
-    if is_followed():
+    if is_followed() or transforms_active():  # what is made there may have no memory
         return None
     tensors = [operand for operand in operands if operand is not None]
     dtype = tensors[0].dtype
@@ -55,12 +59,13 @@ def kernels_for(*operands: Tensor | None) -> Kernels | None:
 def _is_plain(tensor: Tensor, dtype: torch.dtype, graphs: bool) -> bool:
     """Whether its values are those in its memory, and nobody follows what becomes of them."""
     return (
-        type(tensor) in (Tensor, nn.Parameter)
+        type(tensor) in _PLAIN
         and tensor.dtype == dtype
         and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
         and not (graphs and tensor.requires_grad)
         and not is_functorch_wrapped_tensor(tensor)
+        and not torch._is_functional_tensor(tensor)
         and not tensor.is_neg()
         and not tensor._is_zerotensor()
         and forward_ad.unpack_dual(tensor).tangent is None  # type: ignore[no-untyped-call]
@@ -86,8 +91,9 @@ class Kernels:
     """The functions for one type of numbers, of tensors for which `kernels_for` gave them.
 
     Raises:
-        RuntimeError: a tensor of another type, or one that is not contiguous, whose memory would be
-            misread.
+        RuntimeError: a tensor of another type, or one that is not contiguous or has no memory,
+            which would be misread.
+    Building it, AttributeError: the library lacks a function.
     """
 
     def __init__(self, functions: ctypes.CDLL, dtype: torch.dtype) -> None:
@@ -163,8 +169,14 @@ class Kernels:
     def _at(self, *tensors: Tensor | None) -> list[int | None]:
         """Where they have their values."""
         for tensor in tensors:
-            if tensor is not None and not (tensor.dtype == self._dtype and tensor.is_contiguous()):
-                raise RuntimeError(f"contiguous {self._dtype} is needed, not {tensor.dtype}")
+            if tensor is None:
+                continue
+            kind = type(tensor)
+            if not (tensor.dtype == self._dtype and tensor.is_contiguous() and kind in _PLAIN):
+                given = f"{tensor.dtype} in a {kind.__name__}"
+                raise RuntimeError(f"contiguous {self._dtype} is needed, not {given}")
+            if tensor.numel() and not tensor.data_ptr():
+                raise RuntimeError("a tensor with memory of its own is needed")
         return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
     def _function(self, name: str, tensors: int, rest: str) -> Callable[..., None]:
@@ -185,7 +197,11 @@ class Kernels:
 @cache
 def _kernels(dtype: torch.dtype) -> Kernels | None:
     functions = library()
-    return None if functions is None else Kernels(functions, dtype)
+    try:
+        return None if functions is None else Kernels(functions, dtype)
+    except AttributeError as error:  # of a compiler that hides, or leaves out
+        _log.info(WITHOUT, error)
+        return None
 
 
 def _sizes(z: Tensor, dim: int) -> tuple[int, int, int]:

@@ -24,14 +24,18 @@ from pathlib import Path
 
 from metalearn.core.compilation.folder import compiled_folder
 from metalearn.errors import SettingError
-from metalearn.files import replace_file
+from metalearn.files import read_regular, replace_file
 
-__all__ = ["library"]
+__all__ = ["WITHOUT", "library"]
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("columns.cpp", "moments.cpp")]
-_FLAGS = ["-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
+_FLAGS = shlex.split(
+    "-O3 -march=native -std=c++17 -fno-math-errno -fopenmp -shared -fPIC -fvisibility=default"
+)
 _PATIENCE = 120.0  # seconds for what takes four
-_WITHOUT = "no compiled kernels, so torch's own operations are taken: %s"
+_LARGEST = 2**24  # bytes of what is loaded, some 60 kB
+
+WITHOUT = "no compiled kernels, so torch's own operations are taken: %s"
 
 _log = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
@@ -60,12 +64,12 @@ def _library() -> ctypes.CDLL | None:
         return None
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        _log.info(_WITHOUT, "no C++ compiler (g++ or clang++) is there")
+        _log.info(WITHOUT, "no C++ compiler (g++ or clang++) is there")
         return None
     try:
         return _loaded([*shlex.split(compiler), *_FLAGS], compiled_folder())
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        _log.info(_WITHOUT, f"{type(error).__name__}: {error}")
+        _log.info(WITHOUT, f"{type(error).__name__}: {error}")
         return None
 
 
@@ -77,19 +81,24 @@ def _loaded(command: list[str], folder: Path) -> ctypes.CDLL:
         with _alone(folder):
             if not _is_whole(file):
                 _compile(command, file)
-    return ctypes.CDLL(str(file))
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError:  # written as it is by somebody else; once more
+        with _alone(folder):
+            _compile(command, file)
+        return ctypes.CDLL(str(file))
 
 
 def _is_whole(file: Path) -> bool:
     """Whether it is there as it was written: loading half a file ends the process."""
     try:
-        return _digest(file) == file.with_suffix(".sha256").read_text()
+        return _digest(file) == read_regular(file.with_suffix(".sha256"), 100).decode()
     except (OSError, ValueError):
         return False
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(read_regular(file, _LARGEST)).hexdigest()
 
 
 @contextmanager

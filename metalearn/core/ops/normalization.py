@@ -42,7 +42,7 @@ def normalize(
     Args:
         z: any shape.
         gamma: broadcasts to z and is constant along ``dim``; None is 1.
-        beta: as gamma; None is 0.
+        beta: as gamma, and of its shape; None is 0.
         dim: the axis over which the moments are taken.
         eps: added to the variance.
         relu: whether act is max(0, ·) or nothing.

@@ -241,9 +241,7 @@ def _fits(layer: Any, shape: Sequence[int]) -> bool:
         return False
     size = math.prod(shape)
     if kind is nn.Conv2d:
-        return (
-            bool(shape[1] == layer.in_channels) and min(_window(layer).positions(*shape[2:])) >= 1
-        )
+        return bool(shape[1] == layer.in_channels >= 1) and _window(layer).fits(*shape[2:])
     if kind in _BATCH_NORMS:
         return bool(shape[1] == layer.num_features) and size > shape[1]
     if kind in _INSTANCE_NORMS:

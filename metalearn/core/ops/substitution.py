@@ -91,7 +91,7 @@ def _conv2d(
     if groups != 1 or input.dim() != 4 or not carries_tasks(input, weight, bias):
         return _torchs_conv2d(input, weight, bias, stride, padding, dilation, groups)
     window = window_of(weight.shape[-2:], stride, padding, dilation)
-    fits = input.shape[1] == weight.shape[1] and min(window.positions(*input.shape[2:])) >= 1
+    fits = input.shape[1] == weight.shape[1] >= 1 and window.fits(*input.shape[2:])
     fits = fits and _sized(len(weight), bias) and (padding != "same" or window.stride == (1, 1))
     return _over(fits, lambda x, w, b: layers.conv2d(x, w, b, window), input, weight, bias)
 

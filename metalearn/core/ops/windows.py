@@ -41,6 +41,16 @@ class Window(NamedTuple):
         return *shape, *self.size, *self.stride, above, before, *self.dilation
 
     @property
+    def is_valid(self) -> bool:
+        """Whether torch takes its settings; of others it says what is wrong with them."""
+        counts = *self.size, *self.stride, *self.dilation
+        return min(counts) >= 1 and min(map(min, self.padding)) >= 0
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether it has a place on a picture of that size."""
+        return self.is_valid and min(self.positions(height, width)) >= 1
+
+    @property
     def is_pixel(self) -> bool:
         """Whether the window is one pixel, visited in order: columns are the picture itself."""
         return self.size == self.stride == (1, 1) and self.padding == ((0, 0), (0, 0))

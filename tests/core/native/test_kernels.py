@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +32,20 @@ with_a_compiler = pytest.mark.skipif(
 
 def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=oracles.generator(0), dtype=torch.float64)
+
+
+LOADING = [
+    sys.executable,
+    "-c",
+    "from metalearn.core.native.library import library; assert library() is not None",
+]
+
+
+def made_by_another_process(anew: Path) -> Path:
+    """What is kept, of which this process has nothing in its memory."""
+    subprocess.run(LOADING, check=True)
+    (kept,) = anew.rglob("kernels-*.so")
+    return kept
 
 
 @pytest.fixture
@@ -141,6 +159,84 @@ def test_what_has_a_graph_or_a_tangent_or_is_traced_takes_torchs_operations() ->
     assert all(seen) and len(seen) == 4
     with without_kernels():
         assert kernels_for(plain) is None
+
+
+@with_a_compiler
+def test_a_library_without_a_function_leaves_torchs_operations(
+    anew: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = tmp_path / "nothing.cpp"
+    empty.write_text("")
+    monkeypatch.setattr(library, "_SOURCES", [empty])
+    kernels._kernels.cache_clear()
+    with caplog.at_level(logging.INFO, "metalearn"):
+        assert kernels_for(torch.zeros(1)) is None
+    kernels._kernels.cache_clear()
+    assert "no compiled kernels" in caplog.text and "to_columns_float32" in caplog.text
+
+
+@with_a_compiler
+def test_a_compiler_that_hides_functions_is_overruled(
+    anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "g++ -fvisibility=hidden")
+    found = library.library()
+    assert found is not None and found.to_columns_float32
+
+
+@with_a_compiler
+def test_what_is_whole_but_no_library_is_made_anew(anew: Path) -> None:
+    kept = made_by_another_process(anew)
+    kept.write_bytes(b"no library")
+    kept.with_suffix(".sha256").write_text(library._digest(kept))
+    assert library.library() is not None
+    assert len(kept.read_bytes()) > 10_000
+
+
+@with_a_compiler
+def test_a_pipe_in_the_place_of_the_library_holds_nobody_up(anew: Path) -> None:
+    kept = made_by_another_process(anew)
+    kept.unlink()
+    os.mkfifo(kept)
+    assert library.library() is not None and kept.is_file()
+
+
+@with_a_compiler
+def test_two_processes_compile_once(anew: Path, tmp_path: Path) -> None:
+    counted = tmp_path / "counted"
+    counted.write_text(f'#!/bin/sh\necho once >> {tmp_path}/runs\nexec g++ "$@"\n')
+    counted.chmod(0o700)
+    surroundings = {**os.environ, "CXX": str(counted)}
+    both = [subprocess.Popen(LOADING, env=surroundings) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert (tmp_path / "runs").read_text() == "once\n"
+
+
+@with_a_compiler
+def test_a_trace_of_torch_jit_follows_torchs_operations() -> None:
+    x, other = noise(1, 6, 6, 16), noise(2, 6, 6, 16)[1:]
+    window = window_of(3, 1, 1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda v: to_columns(v, window) + 0, (x,), check_trace=False)
+    torch.testing.assert_close(traced(other), to_columns(other, window), rtol=0, atol=0)
+
+
+@with_a_compiler
+def test_inside_transforms_torchs_operations_are_taken() -> None:
+    x, window = noise(1, 6, 6, 16), window_of(3, 1, 1, 1)
+    found = torch.func.grad(lambda w: (to_columns(x, window) * w).sum())(noise(1)[0])
+    torch.testing.assert_close(found, to_columns(x, window).sum())
+
+
+@with_a_compiler
+def test_what_has_no_memory_is_never_read() -> None:
+    x = torch._to_functional_tensor(torch.zeros(2, 5, 6, 16))
+    assert type(x) is Tensor and kernels_for(x) is None
+    ours = kernels_for(torch.zeros(1))
+    assert ours is not None
+    with pytest.raises(RuntimeError, match="with memory of its own"):
+        ours.norm(x, None, None, 1e-5, 1, False)
 
 
 @with_a_compiler

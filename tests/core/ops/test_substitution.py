@@ -181,6 +181,10 @@ def test_a_loss_that_takes_gradients_itself(method: str, norm: str, wrt: str) ->
         assert_trees(actual.grads, expected.grads, 1e-9)
 
 
+def _window(x: Tensor, w: Tensor, **settings: Any) -> Tensor:
+    return F.conv2d(x, w[:8, None, None, None].expand(8, 6, 2, 2), **settings)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -190,9 +194,13 @@ def test_a_loss_that_takes_gradients_itself(method: str, norm: str, wrt: str) ->
         (lambda x, w: F.batch_norm(x, None, None, None, w[:1], training=True), "bias should"),
         (lambda x, w: F.instance_norm(x, weight=w[:1]), "weight"),
         (lambda x, w: F.conv2d(x, w[:1].expand(2, 6, 1, 1), stride=2, padding="same"), "strided"),
+        *((partial(_window, **bad), "negative padding|non-positive|dilation should") for bad in (
+            {"padding": -1}, {"padding": (0, -1)}, {"stride": 0}, {"stride": (1, -1)},
+            {"dilation": 0}, {"dilation": (-1, 1)})),
     ],
-    ids=["layer", "group", "group_weight", "batch_bias", "instance_weight", "same_strided"],
-)
+    ids=["layer", "group", "group_weight", "batch_bias", "instance_weight", "same_strided",
+         "padding", "padding_across", "stride", "stride_across", "dilation", "dilation_down"],
+)  # fmt: skip
 def test_shapes_that_torch_refuses_are_refused(call: Any, message: str) -> None:
     data, weights = noise(2, 3, 6, 4, 4), noise(2, 10)
     with pytest.raises((RuntimeError, ValueError), match=message):
