@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -85,8 +85,7 @@ def form_of(tree: Any) -> Any:
 
 def filled(form: Any, values: Iterable[Any]) -> Any:
     """A tree of a form with ``values`` as its leaves, as `unflatten`, which takes longer."""
-    rest = iter(values)
-    return tree_map(lambda _: next(rest), form)
+    return _filled(form, iter(values))
 
 
 def same_form(tree: Any, other: Any) -> bool:
@@ -241,6 +240,18 @@ def _refuse_without_values(tree: Any, setting: str, index: int, value: Tensor) -
     got = "a meta tensor" if value.is_meta else str(value.layout)
     needed = "a dense tensor with values is needed (to_empty, to_dense)"
     raise SettingError(_where(tree, setting, index), got, needed)
+
+
+def _filled(form: Any, rest: Iterator[Any]) -> Any:
+    if isinstance(form, Tensor):
+        return next(rest)
+    kind = type(form)
+    if kind is dict:
+        return {key: _filled(value, rest) for key, value in form.items()}
+    if _is_row(kind):
+        values = [_filled(value, rest) for value in form]
+        return kind(*values) if kind is not list and kind is not tuple else kind(values)
+    return pytree.tree_map(lambda _: next(rest), form)
 
 
 def _gather(tree: Any, found: list[Any]) -> None:
