@@ -105,8 +105,8 @@ class Population:
         Raises:
             Ending: training cannot go on.
         """
-        self.norms = self.rows.norms(grads).detach().cpu()
-        norms, known = self.norms.tolist(), losses.detach().cpu().tolist()
+        self.norms, read = self._read(self.rows.norms(grads).detach(), losses.detach())
+        norms, known = self.norms.tolist(), read.tolist()
         lost = {
             index: f"loss {known[index]:g} and gradient norm {norms[index]:g}"
             for index, trained in enumerate(self.active.tolist())
@@ -246,6 +246,13 @@ class Population:
         """What every checkpoint says of the best."""
         stale = 0 if isinstance(self.module, Ensemble) else int(self.stale[0])
         return {"best_step": self.best_step, "best_value": self.best_value, "stale": stale}
+
+    def _read(self, norms: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Both ``[M]`` on the processor, by one copy, as it waits for what a device has to do."""
+        kind = torch.promote_types(norms.dtype, losses.dtype)
+        both = torch.stack([norms.to(kind), losses.to(norms.device, kind)]).cpu()
+        own = torch.float64 if isinstance(self.module, Ensemble) else norms.dtype
+        return both[0].to(own), both[1]
 
     def _clipped(
         self, grads: Mapping[str, Tensor], norms: Sequence[float], *, whole: bool

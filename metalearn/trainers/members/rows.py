@@ -27,7 +27,7 @@ class Rows(Protocol):
     """M."""
 
     def norms(self, grads: State) -> Tensor:
-        """``[M]``: norm of each network's gradients, all parameters together."""
+        """``[M]``: norm of each network's gradients, all parameters together, where these are."""
 
     def scaled(self, grads: State, factors: Tensor) -> dict[str, Tensor]:
         """Each network's gradients times its factor ``[M]``; 0 makes them 0 whatever they were."""
@@ -83,9 +83,8 @@ class StackedMembers:
             self._all.append((LEARNT, beside, torch.arange(self.count)))
 
     def norms(self, grads: State) -> Tensor:
-        """``[M]``: norm of each member's gradients, on the CPU, in float64."""
-        norms = torch.zeros(self.count, dtype=torch.float64)
-        beside = []
+        """``[M]``: norm of each member's gradients; 0 of those that have none."""
+        found, order, beside = [], [], []
         if self._beside is not None:
             beside = [_by_member(g) for n, g in grads.items() if _in(n, LEARNT)]
         for prefix, _, members in self._stacks:
@@ -93,8 +92,13 @@ class StackedMembers:
             parts += [rows[members.to(rows.device)] for rows in beside]
             if parts:
                 each = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in parts])
-                norms[members] = torch.linalg.vector_norm(each, dim=0).cpu().double()
-        return norms
+                found.append(torch.linalg.vector_norm(each, dim=0))
+                order.append(members)
+        if not found:
+            return torch.zeros(self.count)
+        norms = torch.cat(found)
+        none = norms.new_zeros(self.count)
+        return none.index_copy(0, torch.cat(order).to(norms.device), norms)
 
     def scaled(self, grads: State, factors: Tensor) -> dict[str, Tensor]:
         """Each row times its member's factor; 0 makes a row 0 even where it is not finite."""
