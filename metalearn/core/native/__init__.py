@@ -6,10 +6,18 @@ numbers and machines without a compiler take.
 
 from metalearn.core.native.kernels import (
     Kernels,
+    NormTangent,
     WindowNumbers,
     kernels_for,
     window_numbers,
     without_kernels,
 )
 
-__all__ = ["Kernels", "WindowNumbers", "kernels_for", "window_numbers", "without_kernels"]
+__all__ = [
+    "Kernels",
+    "NormTangent",
+    "WindowNumbers",
+    "kernels_for",
+    "window_numbers",
+    "without_kernels",
+]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,14 @@ from metalearn.core._functorch import is_functorch_wrapped_tensor, transforms_ac
 from metalearn.core.native.library import WITHOUT, library
 from metalearn.core.tracing import is_followed
 
-__all__ = ["Kernels", "WindowNumbers", "kernels_for", "window_numbers", "without_kernels"]
+__all__ = [
+    "Kernels",
+    "NormTangent",
+    "WindowNumbers",
+    "kernels_for",
+    "window_numbers",
+    "without_kernels",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +94,28 @@ def window_numbers(numbers: Sequence[int]) -> WindowNumbers:
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
+class NormTangent(NamedTuple):
+    """Where the backward pass of a norm is differentiated, and along which cotangents."""
+
+    u: Tensor | None
+    """Of dz."""
+    ugamma: Tensor | None
+    """Of dγ."""
+    ubeta: Tensor | None
+    """Of dβ."""
+    dy: Tensor
+    y: Tensor | None
+    """Which is above 0 where a ReLU passes; None without one."""
+    centred: Tensor
+    """z − m."""
+    gamma: Tensor | None
+    r: Tensor
+    s1: Tensor
+    """Σg, g being dy where y is above 0."""
+    s2: Tensor
+    """Σ(g·(z − m))."""
+
+
 class Kernels:
     """The functions for one type of numbers, of tensors for which `kernels_for` gave them.
 
@@ -145,25 +174,11 @@ class Kernels:
         self._norm_backward(*given, *_sizes(centred, dim), _threads(centred))
         return dz, s1, s2
 
-    def norm_second(
-        self,
-        u: Tensor | None,
-        ugamma: Tensor | None,
-        ubeta: Tensor | None,
-        dy: Tensor,
-        y: Tensor | None,
-        centred: Tensor,
-        gamma: Tensor | None,
-        r: Tensor,
-        s1: Tensor,
-        s2: Tensor,
-        *,
-        dim: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of cotangents u of dz, uγ and uβ of groups: those of dy, z and, of groups, γ."""
-        gdy, gz, ggamma = torch.empty_like(centred), torch.empty_like(centred), torch.empty_like(r)
-        given = self._at(u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2, gdy, gz, ggamma)
-        self._norm_second(*given, *_sizes(centred, dim), _threads(centred))
+    def norm_second(self, at: NormTangent, *, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The cotangents of dy, z and, of groups, γ."""
+        like, r = at.centred, at.r
+        gdy, gz, ggamma = torch.empty_like(like), torch.empty_like(like), torch.empty_like(r)
+        self._norm_second(*self._at(*at, gdy, gz, ggamma), *_sizes(like, dim), _threads(like))
         return gdy, gz, ggamma
 
     def _at(self, *tensors: Tensor | None) -> list[int | None]:

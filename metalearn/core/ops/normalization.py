@@ -11,19 +11,19 @@ Axes: ``[..., N, C]``, a group is the N elements along ``dim``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.native import Kernels, kernels_for
+from metalearn.core.native import Kernels, NormTangent, kernels_for
 
 __all__ = ["normalize"]
 
 _mask = torch.ops.aten.threshold_backward
-Second = Callable[..., tuple[Tensor, Tensor, Tensor]]
+_OF_ELEMENTS = ("u", "dy", "y", "centred")
+"""Of a `NormTangent`, what has a number for each element; the others have one for each group."""
 _NARROW = 8
 """Groups that lie side by side, below which the compiled passes are not worth it."""
 
@@ -147,28 +147,16 @@ class _NormalizeBackward(Function):
         dy, centred, gamma, r, y, (s1, s2) = ctx.saved_tensors
         small = (gamma, r, s1, s2, ugamma, ubeta)
         passes = _passes(ctx.dim, centred, *small, dy, y, u)
-        second: Second = _second_by_torch if passes is None else passes.second
-        given = (dy, y, centred, gamma, r, s1, s2)
-        gdy, gz, ggamma = second(u, ugamma, ubeta, *given, dim=ctx.dim)
+        at = NormTangent(u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2)
+        second = _second_by_torch(at, ctx.dim) if passes is None else passes.second(at)
+        gdy, gz, ggamma = second
         own = None if gamma is None else ggamma.sum_to_size(gamma.shape)
         return gdy, gz, own, None, None, None
 
 
-def _second_by_torch(
-    u: Tensor | None,
-    ugamma: Tensor | None,
-    ubeta: Tensor | None,
-    dy: Tensor,
-    y: Tensor | None,
-    centred: Tensor,
-    gamma: Tensor | None,
-    r: Tensor,
-    s1: Tensor,
-    s2: Tensor,
-    *,
-    dim: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _second_by_torch(at: NormTangent, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cotangents of dy and z, and of γ before the sum over groups that share it."""
+    u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2 = at
     count = centred.shape[dim]
     g = dy if y is None else _mask(dy, y, 0)
     a = r if gamma is None else r * gamma
@@ -230,21 +218,13 @@ class _Passes:
         given = (*map(_whole, (dy, y, centred)), *map(self._each, (gamma, r)))
         return self._kernels.norm_backward(*given, dim=self._dim)
 
-    def second(
-        self,
-        u: Tensor | None,
-        ugamma: Tensor | None,
-        ubeta: Tensor | None,
-        dy: Tensor,
-        y: Tensor | None,
-        centred: Tensor,
-        *rest: Tensor | None,
-        dim: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def second(self, at: NormTangent) -> tuple[Tensor, Tensor, Tensor]:
         """As `_second_by_torch`."""
-        given = _whole(u), self._each(ugamma), self._each(ubeta)
-        more = (*map(_whole, (dy, y, centred)), *map(self._each, rest))
-        return self._kernels.norm_second(*given, *more, dim=self._dim)
+        laid = {
+            name: _whole(value) if name in _OF_ELEMENTS else self._each(value)
+            for name, value in at._asdict().items()
+        }
+        return self._kernels.norm_second(NormTangent(**laid), dim=self._dim)
 
     def _each(self, tensor: Tensor | None) -> Any:
         """A number for each group, contiguous."""
