@@ -15,6 +15,8 @@ from metalearn.benchmarks.workloads import Workload
 
 __all__ = ["network", "prepare"]
 
+_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU, nn.Flatten)
+
 
 def prepare(
     workload: Workload, dtype: torch.dtype, *, batched: bool, second_order: bool = True
@@ -91,17 +93,18 @@ def _check(layer: Any) -> None:
     Raises:
         NotImplementedError: names it.
     """
-    known = True
+    known = type(layer) in _LAYERS
     if isinstance(layer, nn.Conv2d):
         settings = layer.dilation, layer.groups, layer.padding_mode
-        known = settings == ((1, 1), 1, "zeros") and not isinstance(layer.padding, str)
+        known &= settings == ((1, 1), 1, "zeros") and not isinstance(layer.padding, str)
         known &= layer.bias is not None
-    known &= not isinstance(layer, nn.BatchNorm2d) or (layer.training and layer.affine)
+    if isinstance(layer, nn.BatchNorm2d):
+        known &= layer.training and layer.weight is not None and layer.bias is not None
     known &= not isinstance(layer, nn.Flatten) or (layer.start_dim, layer.end_dim) == (1, -1)
     known &= not isinstance(layer, nn.Linear) or layer.bias is not None
     if isinstance(layer, nn.MaxPool2d):
         plain = layer.stride == layer.kernel_size, layer.padding == 0, layer.dilation == 1
-        known = all(plain) and not layer.ceil_mode
+        known &= isinstance(layer.kernel_size, int) and all(plain) and not layer.ceil_mode
     if not known:
         raise NotImplementedError(repr(layer))
 

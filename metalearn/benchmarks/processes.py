@@ -59,10 +59,14 @@ class _Nothing(dict[str, Any]):
 
 @contextmanager
 def on_processors(count: int | None) -> Iterator[None]:
-    """A block in which this process, and those that it starts, have so many processors; None: all.
+    """A block in which what this thread starts has so many processors; None: all of them.
 
-    Some libraries, JAX among them, take as many threads as there are processors, whatever they are
-    told. Where the system cannot do so (all but Linux) nothing is done.
+    Those are processes, and threads of this one that are not there yet. Some libraries, JAX among
+    them, take as many threads as there are processors, whatever they are told. Where the system
+    cannot do so (all but Linux) nothing is done.
+
+    Args:
+        count: at least 1.
     """
     if count is None or not hasattr(os, "sched_setaffinity"):
         yield

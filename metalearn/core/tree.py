@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NoReturn
 
 import torch
@@ -45,7 +46,10 @@ _NOTHING = torch.empty(0)
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Apply ``function`` to the leaves of one tree, or leaf by leaf to several of one shape."""
+    """Apply ``function`` to the leaves of one tree, or leaf by leaf to several of one shape.
+
+    Where the shapes differ, it may have been applied to leaves before the place where they do.
+    """
     if isinstance(tree, Tensor):
         return function(tree, *rest)
     # torch's pytree, which knows more kinds of tree, takes longer than an operation
@@ -56,8 +60,7 @@ def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
             for key, value in tree.items()
         }
     if _is_row(kind) and all(type(o) is kind and len(o) == len(tree) for o in rest):
-        mapped = (tree_map(function, *values) for values in zip(tree, *rest))
-        return kind(mapped) if kind is list or kind is tuple else kind(*mapped)
+        return _row(kind, (tree_map(function, *values) for values in zip(tree, *rest)))
     return pytree.tree_map(function, tree, *rest)
 
 
@@ -79,8 +82,18 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def form_of(tree: Any) -> Any:
-    """The tree with a tensor of nothing at each leaf, for `same_form` and `filled`."""
-    return tree_map(lambda _: _NOTHING, tree)
+    """The tree with a tensor of nothing at each leaf, for `same_form` and `filled`.
+
+    Of nodes that pytree alone knows, whose classes may look at what they are given, it has specs.
+    """
+    if isinstance(tree, Tensor):
+        return _NOTHING
+    kind = type(tree)
+    if kind is dict:
+        return {key: form_of(value) for key, value in tree.items()}
+    if _is_row(kind):
+        return _row(kind, map(form_of, tree))
+    return flatten(tree)[1]
 
 
 def filled(form: Any, values: Iterable[Any]) -> Any:
@@ -88,16 +101,17 @@ def filled(form: Any, values: Iterable[Any]) -> Any:
     return _filled(form, iter(values))
 
 
-def same_form(tree: Any, other: Any) -> bool:
-    """Whether two trees are of the same containers, with leaves at the same places."""
+def same_form(tree: Any, form: Any) -> bool:
+    """Whether a tree of tensors has this form, by `form_of`."""
+    if isinstance(form, TreeSpec):
+        values, spec = flatten(tree)
+        return spec == form and all(isinstance(value, Tensor) for value in values)
     kind = type(tree)
-    if isinstance(tree, Tensor) or kind is not type(other):
-        return isinstance(tree, Tensor) and isinstance(other, Tensor)
+    if isinstance(tree, Tensor) or kind is not type(form):
+        return isinstance(tree, Tensor) and isinstance(form, Tensor)
     if kind is dict:
-        return list(tree) == list(other) and all(map(same_form, tree.values(), other.values()))
-    if _is_row(kind):
-        return len(tree) == len(other) and all(map(same_form, tree, other))
-    return bool(flatten(tree)[1] == flatten(other)[1])
+        return list(tree) == list(form) and all(map(same_form, tree.values(), form.values()))
+    return len(tree) == len(form) and all(map(same_form, tree, form))
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -248,10 +262,9 @@ def _filled(form: Any, rest: Iterator[Any]) -> Any:
     kind = type(form)
     if kind is dict:
         return {key: _filled(value, rest) for key, value in form.items()}
-    if _is_row(kind):
-        values = [_filled(value, rest) for value in form]
-        return kind(*values) if kind is not list and kind is not tuple else kind(values)
-    return pytree.tree_map(lambda _: next(rest), form)
+    if isinstance(form, TreeSpec):
+        return unflatten(list(islice(rest, form.num_leaves)), form)
+    return _row(kind, (_filled(value, rest) for value in form))
 
 
 def _gather(tree: Any, found: list[Any]) -> None:
@@ -267,6 +280,11 @@ def _gather(tree: Any, found: list[Any]) -> None:
             _gather(value, found)
     else:  # what pytree alone knows
         found.extend(pytree.tree_leaves(tree))
+
+
+def _row(kind: Any, values: Iterable[Any]) -> Any:
+    """A list, tuple or named tuple of values."""
+    return kind(values) if kind is list or kind is tuple else kind(*values)
 
 
 def _is_row(kind: type) -> bool:

@@ -119,6 +119,9 @@ def test_a_step_in_jax_is_that_of_the_loop() -> None:
         nn.MaxPool2d(2, stride=1),
         nn.BatchNorm2d(2).eval(),
         nn.Flatten(2),
+        nn.MaxPool2d((2, 2)),
+        nn.Dropout(),
+        type("Own", (nn.Linear,), {})(2, 2),
     ],
     ids=str,
 )

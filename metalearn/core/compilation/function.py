@@ -225,7 +225,7 @@ def _compiled(
 
     try:
         with torch.no_grad(), nullcontext() if folder is None else keeping_compiled(folder):
-            with _of_known_shapes():
+            with _of_these_shapes(given):
                 run: Callable[..., Any] = lookup_backend(compiler)(graph, list(given))
             run(*given)
     except Exception as error:
@@ -236,19 +236,22 @@ def _compiled(
 
 
 @contextmanager
-def _of_known_shapes() -> Iterator[None]:
-    """A block in which compilers see shapes as numbers.
+def _of_these_shapes(given: Sequence[Tensor]) -> Iterator[None]:
+    """A block in which compilers know these tensors, by shapes that are numbers.
 
-    They are numbers without it too, but where a compiler is not told of an environment for shapes,
-    torch (2.14) passes by all that it keeps on the disk, without a word.
+    Where a compiler is not told of an environment for shapes, torch (2.14) passes by all that it
+    keeps on the disk, without a word. Where it is, it takes each size for a symbol, unless it finds
+    the tensor known in that environment: code for few samples would be taken for many.
     """
     from torch._guards import TracingContext, tracing
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     numbers = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # type: ignore[no-untyped-call]
+    known = [numbers.from_tensor(value) for value in given]  # held, as the mode does not
     with tracing(TracingContext(numbers)):
         yield
+    known.clear()
 
 
 def _signature(values: Sequence[Tensor]) -> Signature:

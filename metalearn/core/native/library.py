@@ -83,16 +83,27 @@ def _loaded(command: list[str], folder: Path) -> ctypes.CDLL:
                 _compile(command, file)
     try:
         return ctypes.CDLL(str(file))
-    except OSError:  # written as it is by somebody else; once more
+    except OSError:  # damaged, with a checksum of the damage; or nothing can be loaded from there
+        refused = file.with_suffix(".refused")
         with _alone(folder):
+            if _says(refused, file):
+                raise
             _compile(command, file)
-        return ctypes.CDLL(str(file))
+            replace_file(refused, lambda to: to.write(_digest(file).encode()))
+        found = ctypes.CDLL(str(file))
+        refused.unlink(missing_ok=True)
+        return found
 
 
 def _is_whole(file: Path) -> bool:
     """Whether it is there as it was written: loading half a file ends the process."""
+    return _says(file.with_suffix(".sha256"), file)
+
+
+def _says(note: Path, file: Path) -> bool:
+    """Whether a note holds the digest of a file."""
     try:
-        return _digest(file) == read_regular(file.with_suffix(".sha256"), 100).decode()
+        return _digest(file) == read_regular(note, 100).decode()
     except (OSError, ValueError):
         return False
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from metalearn.core import compiled, functionalize
 from metalearn.core.compilation import CompiledFunction, check_agreement
@@ -430,6 +431,45 @@ def test_inductor_gives_the_same_and_code_that_is_kept_is_taken(
     assert taken[1] == taken[0] + 1  # else torch passes by what it keeps, and takes seconds
     assert step.expected_seconds(X) == pytest.approx(step.seconds, abs=1e-3)
     assert "seconds.json" in os.listdir(folders.compiled_folder())
+
+
+@pytest.mark.inductor
+def test_code_that_is_kept_is_of_the_same_shapes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
+    taken = []
+    for count in (4, 400, 4):
+        step = compiled(lambda x: torch.tanh(x).sum(0))
+        x = torch.ones(count, 3, dtype=torch.float64)
+        torch.testing.assert_close(step(x), torch.tanh(x).sum(0))
+        taken.append(counters["aot_autograd"]["autograd_cache_hit"])
+    assert taken[1] == taken[0] and taken[2] == taken[1] + 1
+
+
+class Checked:
+    """A node of a user's own, which looks at what it is given, and keeps its shape."""
+
+    def __init__(self, data: Any, shape: Any = None) -> None:
+        if isinstance(data, Tensor) and data.dim() != 2:
+            raise ValueError("data has to be [n, d]")
+        self.data, self.shape = data, shape or data.shape
+
+
+pytree.register_pytree_node(
+    Checked, lambda node: ([node.data], node.shape), lambda values, shape: Checked(values[0], shape)
+)
+
+
+def test_nodes_of_a_users_own_are_taken_and_given() -> None:
+    step = compiled(lambda node: {"own": Checked(node.data * 2)}, compiler="aot_eager")
+    x = Checked(torch.ones(2, 3))
+    assert step.trace(x) is step.trace(x)
+    torch.testing.assert_close(step(x)["own"].data, 2 * x.data)
+    assert step.run(x)["own"].shape == (2, 3)
+    assert step.run(Checked(torch.ones(3, 3))) is None
 
 
 def test_where_there_is_no_home_a_folder_is_named_or_asked_for(

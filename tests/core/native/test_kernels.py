@@ -194,6 +194,22 @@ def test_what_is_whole_but_no_library_is_made_anew(anew: Path) -> None:
 
 
 @with_a_compiler
+def test_what_never_loads_is_compiled_no_more_than_twice(
+    anew: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    junk = tmp_path / "junk"
+    junk.write_text(
+        f'#!/bin/sh\necho once >> {tmp_path}/runs\nfor last; do :; done\necho no > "$last"\n'
+    )
+    junk.chmod(0o700)
+    monkeypatch.setenv("CXX", str(junk))
+    for _ in range(4):
+        library._library.cache_clear()
+        assert library.library() is None
+    assert (tmp_path / "runs").read_text() == "once\n" * 2
+
+
+@with_a_compiler
 def test_a_pipe_in_the_place_of_the_library_holds_nobody_up(anew: Path) -> None:
     kept = made_by_another_process(anew)
     kept.unlink()
