@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -26,23 +25,21 @@ __all__ = [
     "check_tensors",
     "distances",
     "dot",
-    "filled",
     "flatten",
-    "form_of",
     "is_finite",
+    "is_row",
     "leaf_names",
     "leaves",
     "match_names",
     "norm",
     "ravel",
-    "same_form",
+    "row_of",
     "scale",
     "tree_map",
     "unflatten",
 ]
 
 TreeSpec = pytree.TreeSpec
-_NOTHING = torch.empty(0)
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -59,8 +56,8 @@ def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
             key: tree_map(function, value, *(other[key] for other in rest))
             for key, value in tree.items()
         }
-    if _is_row(kind) and all(type(o) is kind and len(o) == len(tree) for o in rest):
-        return _row(kind, (tree_map(function, *values) for values in zip(tree, *rest)))
+    if is_row(kind) and all(type(o) is kind and len(o) == len(tree) for o in rest):
+        return row_of(kind, (tree_map(function, *values) for values in zip(tree, *rest)))
     return pytree.tree_map(function, tree, *rest)
 
 
@@ -79,39 +76,6 @@ def leaves(tree: Any) -> list[Any]:
     found: list[Any] = []
     _gather(tree, found)
     return found
-
-
-def form_of(tree: Any) -> Any:
-    """The tree with a tensor of nothing at each leaf, for `same_form` and `filled`.
-
-    Of nodes that pytree alone knows, whose classes may look at what they are given, it has specs.
-    """
-    if isinstance(tree, Tensor):
-        return _NOTHING
-    kind = type(tree)
-    if kind is dict:
-        return {key: form_of(value) for key, value in tree.items()}
-    if _is_row(kind):
-        return _row(kind, map(form_of, tree))
-    return flatten(tree)[1]
-
-
-def filled(form: Any, values: Iterable[Any]) -> Any:
-    """A tree of a form with ``values`` as its leaves, as `unflatten`, which takes longer."""
-    return _filled(form, iter(values))
-
-
-def same_form(tree: Any, form: Any) -> bool:
-    """Whether a tree of tensors has this form, by `form_of`."""
-    if isinstance(form, TreeSpec):
-        values, spec = flatten(tree)
-        return spec == form and all(isinstance(value, Tensor) for value in values)
-    kind = type(tree)
-    if isinstance(tree, Tensor) or kind is not type(form):
-        return isinstance(tree, Tensor) and isinstance(form, Tensor)
-    if kind is dict:
-        return list(tree) == list(form) and all(map(same_form, tree.values(), form.values()))
-    return len(tree) == len(form) and all(map(same_form, tree, form))
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -256,17 +220,6 @@ def _refuse_without_values(tree: Any, setting: str, index: int, value: Tensor) -
     raise SettingError(_where(tree, setting, index), got, needed)
 
 
-def _filled(form: Any, rest: Iterator[Any]) -> Any:
-    if isinstance(form, Tensor):
-        return next(rest)
-    kind = type(form)
-    if kind is dict:
-        return {key: _filled(value, rest) for key, value in form.items()}
-    if isinstance(form, TreeSpec):
-        return unflatten(list(islice(rest, form.num_leaves)), form)
-    return _row(kind, (_filled(value, rest) for value in form))
-
-
 def _gather(tree: Any, found: list[Any]) -> None:
     """Add a tree's leaves."""
     kind = type(tree)
@@ -275,19 +228,19 @@ def _gather(tree: Any, found: list[Any]) -> None:
     elif kind is dict:
         for value in tree.values():
             _gather(value, found)
-    elif _is_row(kind):
+    elif is_row(kind):
         for value in tree:
             _gather(value, found)
     else:  # what pytree alone knows
         found.extend(pytree.tree_leaves(tree))
 
 
-def _row(kind: Any, values: Iterable[Any]) -> Any:
+def row_of(kind: Any, values: Iterable[Any]) -> Any:
     """A list, tuple or named tuple of values."""
     return kind(values) if kind is list or kind is tuple else kind(*values)
 
 
-def _is_row(kind: type) -> bool:
+def is_row(kind: type) -> bool:
     """Whether a type is list, tuple or a named tuple, whose values are a tree's branches."""
     if kind is list or kind is tuple:
         return True

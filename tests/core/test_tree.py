@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metalearn.core import tree
+from metalearn.core.compilation import forms
 from metalearn.errors import SettingError
 
 
@@ -102,7 +103,7 @@ def test_trees_are_taken_apart_as_by_torch(one: Any) -> None:
         m(lambda x, y: (names[id(x)], x is y), one, one) for m in (tree.tree_map, pytree.tree_map)
     )
     assert found == wanted and type(found) is type(wanted)
-    again = tree.filled(tree.form_of(one), values)
+    again = forms.filled(forms.form_of(one), values)
     assert pytree.tree_flatten(again)[1] == spec
     assert all(map(is_, tree.leaves(again), values))
 
@@ -112,8 +113,8 @@ def test_forms_are_the_same_where_torchs_are() -> None:
     tensors += [{"a": (B, C), "b": A}, {"b": A, "a": [B, C]}, (A, B, C), ((A, B),), Pair(A, B)]
     for one, other in product(tensors, tensors):
         same = pytree.tree_flatten(one)[1] == pytree.tree_flatten(other)[1]
-        assert tree.same_form(other, tree.form_of(one)) == same
-    assert not tree.same_form(OrderedDict(a=1.0), tree.form_of(OrderedDict(a=A)))
+        assert forms.same_form(other, forms.form_of(one)) == same
+    assert not forms.same_form(OrderedDict(a=1.0), forms.form_of(OrderedDict(a=A)))
 
 
 def test_inner_products_norms_and_vectors() -> None:

@@ -23,6 +23,7 @@ from metalearn.core.compilation.folder import (
     remember_seconds,
     remembered_seconds,
 )
+from metalearn.core.compilation.forms import filled, form_of, same_form
 from metalearn.core.compilation.trace import LIMIT, Trace, traced
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.precision import network_type
@@ -30,11 +31,8 @@ from metalearn.core.tracing import is_traced
 from metalearn.core.tree import (
     check_tensors,
     distances,
-    filled,
     flatten,
-    form_of,
     leaves,
-    same_form,
     tree_map,
 )
 from metalearn.errors import CompilationError, SettingError, check_whole

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from metalearn.core.compilation.forms import form_of
 from metalearn.core.compilation.watch import READS, watched
 from metalearn.core.memory import is_out_of_memory, synchronize
-from metalearn.core.tree import flatten, form_of, leaves, unflatten
+from metalearn.core.tree import flatten, leaves, unflatten
 from metalearn.core.vectorization import VectorizationError
 from metalearn.errors import CompilationError, DataError, NonFiniteError, SettingError
 

@@ -62,7 +62,8 @@ def relative_errors(
 ) -> Tensor:
     """``[M]``: ‖g − g₀‖ / ‖g₀‖ of each network, all parameters together; NaN where g₀ is 0."""
     apart = {name: grad - wanted[name] for name, grad in found.items()}
-    return (rows.norms(apart) / rows.norms(wanted)).detach().cpu()
+    gap, size = (rows.norms(grads).detach().cpu().double() for grads in (apart, wanted))
+    return gap / size
 
 
 def _percent(errors: Tensor) -> str:
