@@ -15,7 +15,9 @@ from metalearn.benchmarks.workloads import Workload
 
 __all__ = ["network", "prepare"]
 
-_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU, nn.Flatten)
+_LAYERS = (
+    nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.Flatten,
+)  # fmt: skip
 
 
 def prepare(
@@ -102,6 +104,7 @@ def _check(layer: Any) -> None:
         known &= layer.training and layer.weight is not None and layer.bias is not None
     known &= not isinstance(layer, nn.Flatten) or (layer.start_dim, layer.end_dim) == (1, -1)
     known &= not isinstance(layer, nn.Linear) or layer.bias is not None
+    known &= not isinstance(layer, nn.AdaptiveAvgPool2d) or layer.output_size in (1, (1, 1))
     if isinstance(layer, nn.MaxPool2d):
         plain = layer.stride == layer.kernel_size, layer.padding == 0, layer.dilation == 1
         known &= isinstance(layer.kernel_size, int) and all(plain) and not layer.ceil_mode
@@ -124,6 +127,8 @@ def _layer(layer: Any, own: Any, x: Any) -> Any:
     if isinstance(layer, nn.MaxPool2d):
         window = (1, 1, layer.kernel_size, layer.kernel_size)
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        return x.mean((2, 3), keepdims=True)
     if isinstance(layer, nn.ReLU):
         return jax.nn.relu(x)
     if isinstance(layer, nn.Flatten):

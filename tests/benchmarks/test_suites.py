@@ -25,8 +25,10 @@ from metalearn.benchmarks import (
     per_sample,
     sweep,
 )
+from metalearn.benchmarks.workloads import WORKLOADS
 from metalearn.core import compiled
 from metalearn.data import digits_data
+from metalearn.models import Conv4
 from metalearn.trainers import EnsembleTrainer
 from tests.support import oracles
 
@@ -131,6 +133,22 @@ def test_jax_refuses_layers_that_it_would_compute_otherwise(layer: nn.Module) ->
 
     with pytest.raises(NotImplementedError, match=type(layer).__name__):
         jax_maml.network(nn.Sequential(layer))
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_jax_computes_the_network_of_every_workload(name: str) -> None:
+    """And the tiny one that its worker begins with, which measures no memory otherwise."""
+    pytest.importorskip("jax")
+    from metalearn.benchmarks import jax_maml
+
+    workload = replace(WORKLOADS[name], tasks=1)
+    tiny = replace(workload, make=partial(Conv4, (1, 8, 8), 2, filters=2), input_shape=(1, 8, 8))
+    for one in (workload, replace(tiny, way=2)):
+        module = one.module(torch.float32)
+        x = one.batch(torch.float32).support[0][0]
+        params = {n: p.detach().numpy() for n, p in module.named_parameters()}
+        found = torch.from_numpy(np.array(jax_maml.network(module)(params, x.numpy())))
+        torch.testing.assert_close(found, module(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_that_is_used_twice_is_so_in_jax() -> None:
