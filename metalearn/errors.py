@@ -5,6 +5,7 @@ __all__ = [
     "DataError",
     "DisagreementError",
     "NonFiniteError",
+    "RankError",
     "SettingError",
     "StorageError",
     "check_whole",
@@ -48,6 +49,10 @@ class NonFiniteError(FloatingPointError):
 
 class DisagreementError(ArithmeticError):
     """Two ways that must agree do not, or two that must differ agree; the message says which."""
+
+
+class RankError(RuntimeError):
+    """Processes that share a training do not meet any more; the message says who is missing."""
 
 
 class CompilationError(RuntimeError):

@@ -33,6 +33,7 @@ from metalearn.benchmarks.per_sample import (
 )
 from metalearn.benchmarks.runs.attribution_suite import attribution_race, attribution_table
 from metalearn.benchmarks.runs.hyper_suite import hyper_figure, hyper_race, hyper_table
+from metalearn.benchmarks.shared_trainings import TRAININGS, shared_race, shared_table
 from metalearn.benchmarks.spectrum import spectrum_figure, spectrum_race, spectrum_table
 from metalearn.benchmarks.sweep import sweep_race
 from metalearn.benchmarks.uncertainty import (
@@ -154,6 +155,13 @@ _HYPER = (
 )
 """Races, numbers of steps K and of outer losses R."""
 
+
+def ranks(rounds: int) -> SuiteResult:
+    """Training steps that two processes share, against those of one."""
+    timings = shared_race(list(TRAININGS), rounds=rounds)
+    return SuiteResult(shared_table(timings), {}, [asdict(t) for t in timings])
+
+
 _HYPER_TITLES = {
     "hyper": "Through K steps of an MLP 64-64-64-10 on digits",
     "implicit": "At the minimum of a logistic regression on digits",
@@ -167,5 +175,6 @@ SUITES: dict[str, Callable[[int], SuiteResult]] = {
     "uncertainty": uncertainty,
     "hyper": hyper,
     "attribution": attribution,
+    "ranks": ranks,
 }
 """By name; each takes the number of rounds."""

@@ -36,6 +36,7 @@ from metalearn.core.checks import check_number
 from metalearn.data import ClassificationData, imbalanced, mislabelled, resized
 from metalearn.data.division import check_fraction
 from metalearn.errors import SettingError, check_whole
+from metalearn.ranks import Ranks, refuse_division
 from metalearn.signatures import accepted_settings, check_settings
 from metalearn.tasks.deferred import DeferredTasks
 from metalearn.trainers import Trainer
@@ -105,6 +106,7 @@ def build(
     start: InitialWeights | None = None,
     deferred: bool = False,
     trained_on: Mapping[str, int | None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """The trainer of a configuration, every setting checked before anything is loaded.
 
@@ -115,6 +117,7 @@ def build(
         deferred: whether the data of tasks are looked for when one is drawn, and not here.
         trained_on: ``training_classes`` and ``training_units`` of a learner that may be scored on
             tasks of other data.
+        ranks: that share the training; None is one process.
     """
     check_settings_of(config)
     device = device_of(config.device)
@@ -136,7 +139,7 @@ def build(
     if "factory" in accepted_settings(target_of(config.trainer, "trainer")):
         objects["factory"] = network_factory(config, source)
     objects |= {"optimizer": optimizer, "folder": folder, "device": device, **_weights(config)}
-    objects["deterministic"] = config.get("deterministic", False)
+    objects |= {"deterministic": config.get("deterministic", False), **_shared(config, ranks)}
 
     def assembled(start: InitialWeights | None) -> Trainer:
         model = made_model(config, source, start)
@@ -156,6 +159,20 @@ def build(
         name = {"source": "init_from", "skip": "init_skip"}.get(error.setting, error.setting)
         raise SettingError(name, error.value, error.accepted) from error
     return trainer
+
+
+def _shared(config: DictConfig, ranks: Ranks | None) -> dict[str, Any]:
+    """Ranks, as an argument of the trainer, where there are several.
+
+    Raises:
+        SettingError: a trainer that one process takes alone.
+    """
+    if ranks is None or ranks.count == 1:
+        return {}
+    if "ranks" not in accepted_settings(target_of(config.trainer, "trainer")):
+        name = config.trainer["_target_"].rpartition(".")[2]
+        refuse_division(f"a training by {name}", ranks.share)
+    return {"ranks": ranks}
 
 
 def _sources(config: DictConfig, later: DeferredTasks | None) -> dict[str, Any]:

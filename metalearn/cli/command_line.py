@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from metalearn.cli.command_table import COMMANDS
+from metalearn.cli.processes import shared_by_ranks
 from metalearn.cli.standard_streams import tolerant_streams
 from metalearn.cli.usage import typed
 from metalearn.near_names import check_known
@@ -35,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_name(name)
     command = COMMANDS[name]
     program = sys.argv[0] if arguments is not None else f"{sys.argv[0]} {name}"
-    with _called_as(program, rest):
+    with one_sentence_errors(), shared_by_ranks(name, rest) as own, _called_as(program, own):
         if command.config is None:
             with tolerant_streams():
-                command.function()(rest)
+                command.function()(own)
             return
         from metalearn.cli.hydra_commands import run_command
 

@@ -5,15 +5,28 @@ from __future__ import annotations
 import torch
 
 from metalearn.errors import SettingError
+from metalearn.ranks import launched
 
 __all__ = ["device_of"]
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` is an accelerator, where there is one."""
+    """The device of that name; ``"auto"`` is an accelerator, where there is one.
+
+    Of several ranks on a machine each has one of its own.
+    """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if accelerator is None else accelerator
+        if accelerator is None:
+            return torch.device("cpu")
+        launch = launched()
+        if launch is None:
+            return accelerator
+        count = torch.accelerator.device_count()
+        if launch.local_rank >= count:
+            accepted = f"device=cpu, or at most {count} ranks on this machine, one for each device"
+            raise SettingError("device", name, f"{accepted}, are needed")
+        return torch.device(accelerator.type, launch.local_rank)
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -27,6 +28,7 @@ from metalearn.errors import (
     DataError,
     DisagreementError,
     NonFiniteError,
+    RankError,
     SettingError,
     StorageError,
 )
@@ -35,7 +37,7 @@ from metalearn.near_names import nearest, with_nearest
 __all__ = ["KEPT_ON_RESUMING", "KNOWN_ERRORS", "check_options", "one_sentence_errors"]
 
 KNOWN_ERRORS = (
-    SettingError, DataError, NonFiniteError, DisagreementError, MemoryError, OSError,
+    SettingError, DataError, NonFiniteError, DisagreementError, RankError, MemoryError, OSError,
     HydraException, OmegaConfBaseException,
 )  # fmt: skip
 """What `one_sentence_errors` answers with a sentence, whatever else it says."""
@@ -58,7 +60,7 @@ def one_sentence_errors(config_name: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (NonFiniteError, DisagreementError, MemoryError, StorageError) as error:
+    except (NonFiniteError, DisagreementError, MemoryError, StorageError, RankError) as error:
         _fail(str(error) or "memory ran out", 1)
     except (SettingError, DataError) as error:
         _fail(str(error), _USAGE_ERROR)
@@ -237,5 +239,7 @@ def _is_of_hydra(error: BaseException) -> bool:
 def _fail(sentence: str, code: int) -> NoReturn:
     if sys.stdout is not None:  # as under pythonw, or >&-
         sys.stdout.flush()
-    print(f"error: {' '.join(sentence.splitlines())}", file=sys.stderr)
+    ranks, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
+    if code != _USAGE_ERROR or ranks in ("", "1") or rank == "0":  # else all would say it
+        print(f"error: {' '.join(sentence.splitlines())}", file=sys.stderr)
     raise SystemExit(code)

@@ -52,7 +52,7 @@ _GROUP_OF = {argument: group for group, argument in SOURCES.items()} | {
 }
 """By what a trainer refuses of its arguments, the group in which it is chosen."""
 _HANDED = (
-    "model", "factory", "optimizer", "tracker", "folder", "device", "deterministic",
+    "model", "factory", "optimizer", "tracker", "folder", "device", "deterministic", "ranks",
     "member_weights",
 )  # fmt: skip
 _SUPPLIED = {

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from metalearn.data.checksums import data_checksum
 from metalearn.models import SavedWeights, read_weights
 from metalearn.signatures import checked
-from metalearn.tracking import Tracker
+from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
-from metalearn.trainers.loop.gradient import step_gradient
 from metalearn.trainers.loop.initial_weights import start_from
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
-from metalearn.trainers.loop.step import StepGradient, finish
+from metalearn.trainers.loop.shared_members import mean_gradient, prepare
+from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.loop.stop_signal import StopRequest
 from metalearn.trainers.report import Report
 from metalearn.types import Split
@@ -122,12 +122,12 @@ class Trainer:
 
     def prepare(self) -> None:
         """Decide what is decided once, such as engines; `fit` does so before it begins."""
-        self.loop.objective.prepare()
+        prepare(self.loop.objective, self.loop.ranks)
 
     def gradient(self, step: int) -> StepGradient:
         """Losses and gradients of training step ``step``, means over its batches."""
         self.prepare()
-        return finish(step_gradient(self.loop, step)[1])
+        return mean_gradient(self.loop, step, looked_at=True)[1]
 
     def validate(self) -> Mapping[str, float]:
         """Validation numbers at the current parameters; ``monitor`` is one of them.
@@ -213,7 +213,7 @@ class Trainer:
 
     @tracker.setter
     def tracker(self, tracker: Tracker) -> None:
-        self.loop.tracker = tracker
+        self.loop.tracker = tracker if self.loop.ranks.rank == 0 else NullTracker()
 
     @property
     def step(self) -> int:

@@ -28,7 +28,7 @@ GIVEN_BY_THE_PROGRAM = {
     "task": {"data"},
     "trainer": {
         "model", "tasks", "data", "ood", "learner", "maml", "hyper", "factory", "optimizer",
-        "tracker", "folder",
+        "tracker", "folder", "ranks",
         "device", "deterministic", "metrics", "member_weights",
     },
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.networks import InitialWeights, check_initial, initial_weights, kept_weights
+from metalearn.cli.processes import ranks_of_command
 from metalearn.cli.run_config import resumed_config, used_part, write_config
 from metalearn.cli.run_folders import (
     claimed,
@@ -25,6 +27,7 @@ from metalearn.cli.run_folders import (
     remove_partial_files,
     writing_to,
 )
+from metalearn.cli.same_run import check_same_run
 from metalearn.cli.shapes import recorded_shapes
 from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
 from metalearn.errors import DataError, SettingError
@@ -54,27 +57,34 @@ def train(config: DictConfig) -> None:
         StorageError: the folder cannot be written to, or is gone.
         SystemExit: 128 + signal number, after an interrupted run has been saved.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    resuming = config.resume is not None
-    with claimed(folder, "resume" if resuming else "hydra.run.dir"):
+    ranks, own = ranks_of_command(), Path(HydraConfig.get().runtime.output_dir)
+    resuming, writes = config.resume is not None, ranks.rank == 0
+    held = claimed(own, "resume" if resuming else "hydra.run.dir") if writes else nullcontext()
+    with held:
         try:
-            config = _composed_or_resumed(config, folder)
-            remove_partial_files(folder)
+            folder = Path(ranks.agreed(str(own)))
+            config = _composed_or_resumed(config, folder, own)
+            if writes:
+                remove_partial_files(folder)
             begun = resuming and _last(folder).is_file()
             start = None if begun else initial_weights(config)
             made_of = kept_weights(config) if begun else config
-            trainer = build(made_of, folder=folder, start=start)
+            trainer = build(made_of, folder=folder, start=start, ranks=ranks)
+            check_same_run(ranks, config, trainer)
             if resuming:
                 _resume(trainer, folder)
         except Exception:
-            discard_unused(folder)
+            if writes:
+                discard_unused(own)
             raise
         with determinism(config):
-            if resuming and trainer.finished and _has_results(folder, trainer.step):
+            done = resuming and trainer.finished and _has_results(folder, trainer.step)
+            if ranks.agreed(done):
                 _show_again(folder, config, trainer)
                 return
             with writing_to(folder, f"with that mended, resume={folder} goes on"):
-                _begin(folder, config, trainer, start, resuming=resuming)
+                if writes:
+                    _begin(folder, config, trainer, start, resuming=resuming)
                 _train_and_test(folder, config, trainer)
 
 
@@ -118,9 +128,9 @@ def _begin(
     if path.exists():
         path = folder / f"provenance-resumed-at-{trainer.step}.json"
     origin: dict[str, Any] = {} if start is None else {"init_from": start.origin}
-    origin["device"] = device_name(trainer.loop.device)
-    origin["data"] = {"sha256": trainer.data_checksum}
-    _warn_of_other_data(folder, origin["data"])
+    data = {"sha256": trainer.data_checksum}
+    origin |= {"device": device_name(trainer.loop.device), "data": data}
+    _warn_of_other_data(folder, data)
     write_json(path, provenance() | origin, make_folder=False)
     again = ("validation",) if trainer.validation_due else _RECORDED
     trainer.tracker = RunTracker(
@@ -172,15 +182,19 @@ def _check_features(config: DictConfig) -> None:
         raise SettingError("learner.features", None, accepted)
 
 
-def _composed_or_resumed(config: DictConfig, folder: Path) -> DictConfig:
-    """The configuration to train: as composed, or that of the run which goes on in ``folder``."""
+def _composed_or_resumed(config: DictConfig, folder: Path, own: Path) -> DictConfig:
+    """The configuration to train: as composed, or that of the run which goes on in ``folder``.
+
+    ``own`` is what Hydra has made, of several ranks the first one's.
+    """
     if config.resume is not None:
         if folder.resolve() != existing_run(config.resume, "resume").resolve():
             accepted = "a resumed run stays in its own folder"
             raise SettingError("hydra.run.dir", str(folder), accepted)
         return resumed_config(config, given_settings(HydraConfig.get()))
     _check_trust(config)
-    _check_free(folder)
+    if own == folder:
+        _check_free(folder)
     return config
 
 
@@ -213,7 +227,8 @@ def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> None:
             except Stopped:
                 print(f"trained, but stopped before it was tested; go on with resume={folder}")
                 raise SystemExit(128 + (stop.received or 0)) from None
-            _finish(folder, config, result, reports, trainer)
+            if trainer.folder is not None:  # of several ranks the first keeps one
+                _finish(folder, config, result, reports, trainer)
     finally:
         trainer.tracker.close()
     if reports:
@@ -238,8 +253,7 @@ def _finish(
     numbers = {f"best/{result.best_name.rsplit('/', 1)[-1]}": result.best_value}
     for report in reports.values():
         numbers |= report.headline()
-    settings = _flat(config)
-    trainer.tracker.hparams(settings, numbers)
+    trainer.tracker.hparams(_flat(config), numbers)
     rows = trainer.member_settings()
     for report in reports.values():
         if rows:

@@ -11,6 +11,7 @@ from torch import nn
 from metalearn.core.checks import as_device
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble
+from metalearn.ranks import OneRank, Ranks
 from metalearn.trainers.diagnostics import DiagnosticRunner
 from metalearn.trainers.loop.average import WeightAverage
 from metalearn.trainers.loop.callbacks import Diagnostics
@@ -25,7 +26,7 @@ from metalearn.trainers.loop.outer_optimizer import (
 )
 from metalearn.trainers.loop.precision import GradientError
 from metalearn.trainers.loop.protocols import Callback, Evaluator, Objective
-from metalearn.trainers.loop.settings import LoopSettings
+from metalearn.trainers.loop.settings import Compile, LoopSettings
 from metalearn.trainers.members.population import Population
 from metalearn.trainers.members.update import MemberUpdate
 
@@ -70,6 +71,7 @@ def assemble(
     population: Population | None = None,
     beside: nn.Module | None = None,
     source: Any = None,
+    ranks: Ranks | None = None,
     callbacks: Sequence[Callback] = (),
     **rest: Any,
 ) -> Loop:
@@ -86,12 +88,12 @@ def assemble(
         population: of the module's networks, where the objective knows it too; None makes one.
         beside: what is learnt beside the module, if anything; of members, ``[M, ...]`` each.
         source: what diagnostics look at; None where there is nothing to see.
+        ranks: that share the training; None is one process.
         callbacks: that look on, beside the diagnostics.
-        rest: schedule, ranks, stop, tracker, folder and device of the `Loop`.
+        rest: schedule, stop, tracker, folder and device of the `Loop`.
 
     Raises:
-        SettingError: an optimiser that cannot train this module; a diagnostic that has nothing to
-            see.
+        SettingError: an optimiser, diagnostic or number of ranks that does not fit.
     """
     made = make_optimizer(optimizer, module, beside)
     update: OuterUpdate = ModuleUpdate(made)
@@ -111,10 +113,22 @@ def assemble(
     every = every if average is None else (*every, average)
     if settings.precision in TYPES:
         every = (*every, GradientError(TYPES[settings.precision], population.rows))
-    quiet = settings.deterministic and settings.compile == "auto"  # nothing is timed
-    every = (*every, CompiledPart("never" if quiet else settings.compile))  # the last
+    every = (*every, CompiledPart(_compiled(settings, ranks or OneRank())))  # the last
     parts: Any = {
         "update": update, "population": population, "settings": settings, "beside": beside,
         "average": average,
     }  # fmt: skip
-    return Loop(module, objective, evaluator, callbacks=every, **parts, **rest)
+    return Loop(module, objective, evaluator, callbacks=every, ranks=ranks, **parts, **rest)
+
+
+def _compiled(settings: LoopSettings, ranks: Ranks) -> Compile:
+    """Whether steps are compiled: nothing is timed where all is to be the same each time.
+
+    Raises:
+        SettingError: it was asked for with several ranks, whose parts differ in size.
+    """
+    if ranks.count > 1 and settings.compile == "always":
+        accepted = f"auto or never is needed with {ranks.count} ranks, whose steps are not compiled"
+        raise SettingError("compile", "always", accepted)
+    quiet = settings.deterministic or ranks.count > 1
+    return "never" if quiet and settings.compile == "auto" else settings.compile

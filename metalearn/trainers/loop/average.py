@@ -49,6 +49,10 @@ class WeightAverage(Callback):
         self.updates = 0
         self.values = {name: value.clone() for name, value in self._widened().items()}
 
+    def member_rows(self) -> dict[str, Tensor]:
+        """The average."""
+        return self.values
+
     def begin(self, loop: Training) -> None:
         """Start as the weights stand, which may have been changed since the loop was made."""
         if not self.updates:

@@ -30,6 +30,10 @@ class Diagnostics(Callback):
         """Shares of time are counted from here."""
         self.runner.restart()
 
+    def looks_at(self, step: int) -> bool:
+        """At those at which a diagnostic is due."""
+        return self.runner.due(step)
+
     def before_step(self, loop: Training, step: int) -> None:
         """Remember the buffers that the gradient of a step that is looked at may write."""
         due = self.runner.due(step)

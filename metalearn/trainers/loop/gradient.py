@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from metalearn.core.precision import networks_in
 from metalearn.models import set_draw
-from metalearn.trainers.loop.protocols import Training
+from metalearn.trainers.loop.protocols import Divisible, Training
 from metalearn.trainers.loop.step import StepGradient, added
 
 __all__ = ["TYPES", "batch_gradient", "step_gradient"]
@@ -23,7 +23,7 @@ TYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16}
 
 
 def step_gradient(loop: Training, step: int) -> tuple[Any, StepGradient]:
-    """The last batch of a step, and sums over all its batches, before ranks are summed.
+    """The last batch of a step, and sums over this rank's part of all its batches.
 
     Step s has the batches s·A .. (s + 1)·A − 1, so that it is one of a batch A times as large, to
     rounding: each counts by its size, and noise is added once. Draws of dropout are each batch's
@@ -35,7 +35,8 @@ def step_gradient(loop: Training, step: int) -> tuple[Any, StepGradient]:
     for index in range(step * count, (step + 1) * count):
         set_draw(loop.module, index)
         batch = loop.objective.batch(index)
-        found = batch_gradient(loop, batch, step, TYPES.get(loop.settings.precision))
+        mine = batch if loop.ranks.count == 1 else cast(Divisible, loop.objective).part(batch)
+        found = batch_gradient(loop, mine, step, TYPES.get(loop.settings.precision))
         total = found if total is None else added(total, found)
     assert total is not None
     return batch, total

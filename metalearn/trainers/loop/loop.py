@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import NonFiniteError
+from metalearn.ranks import OneRank, Ranks
 from metalearn.tracking import NullTracker, Progress, Tracker
 from metalearn.trainers.loop.checkpointing import Checkpoints
 from metalearn.trainers.loop.clock import Clock, Spent, process_memory
-from metalearn.trainers.loop.gradient import step_gradient
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
 from metalearn.trainers.loop.protocols import Average, Callback, Evaluator, Objective
-from metalearn.trainers.loop.ranks import OneRank, Ranks
 from metalearn.trainers.loop.result import FitResult, fit_result
 from metalearn.trainers.loop.settings import LoopSettings
-from metalearn.trainers.loop.step import StepGradient, finish, like_layout
+from metalearn.trainers.loop.shared_members import divided, mean_gradient, prepare
+from metalearn.trainers.loop.step import StepGradient, like_layout
 from metalearn.trainers.loop.stop_signal import Stopped, StopSignal
 from metalearn.trainers.loop.validation import validate
 from metalearn.trainers.members.not_finite import Ending
@@ -55,7 +55,8 @@ class Loop:
         beside: what is learnt beside the module, if anything.
         callbacks: that look on.
         average: of what is trained, validated in its place; None validates the weights themselves.
-        ranks: processes that share a step; one by default.
+        ranks: processes that share the training; one by default. The first alone keeps records
+            and checkpoints.
         stop: that the objective and the evaluator listen to as well.
         tracker: where numbers and figures go; nowhere by default.
         folder: of the run; ``checkpoints/last.pt`` and ``best.pt`` are kept in it. None saves
@@ -89,9 +90,11 @@ class Loop:
         self.callbacks, self.average = tuple(callbacks), average
         self.ranks: Ranks = ranks or OneRank()
         self.stop = stop or StopSignal()
-        self.tracker: Tracker = tracker or NullTracker()
+        alone = self.ranks.rank == 0  # to write and to show anything
+        self._shows_progress = settings.progress if alone else False
+        self.tracker: Tracker = (tracker if alone else None) or NullTracker()
         self.device = torch.device(device)
-        self.checkpoints = Checkpoints(self, None if folder is None else Path(folder))
+        self.checkpoints = Checkpoints(self, Path(folder) if folder and alone else None)
         self.parameters = trained_parameters(module, beside)
         self.params = {n: p.detach() for n, p in self.parameters.items() if p.requires_grad}
         self.step = 0
@@ -99,6 +102,7 @@ class Loop:
         self.validation_due = True
         self._shown: dict[str, float] = {}
         self._unused: frozenset[str] | None = None
+        self.shared = divided(self)
 
     @property
     def finished(self) -> bool:
@@ -122,15 +126,16 @@ class Loop:
         self.checkpoints.make_folder()
         with (
             self.spent.counted(),
-            self.stop.listening() as stop,
-            Progress(self.settings.steps, self.step, enabled=self.settings.progress) as bar,
+            self.stop.listening(),
+            Progress(self.settings.steps, self.step, enabled=self._shows_progress) as bar,
         ):
             with suppress(Stopped):  # what is broken off is done again by who resumes
                 self._go_on(bar)
             if self.checkpoints.unsaved:
                 self.save("last")
+            received = self.stop.received
         self.tracker.flush()
-        return fit_result(self, self.checkpoints.folder, stop.received)
+        return fit_result(self, self.checkpoints.folder, received)
 
     def save(self, name: str) -> Path | None:
         """Write ``checkpoints/<name>.pt``: all that `Checkpoints.resume` needs.
@@ -141,11 +146,18 @@ class Loop:
             NonFiniteError: parameters that are not finite.
             OSError: what the system refuses; so is a folder that was taken away meanwhile.
         """
-        if self.checkpoints.folder is None:
+        nowhere = self.checkpoints.folder is None
+        if nowhere and self.ranks.count == 1:
             return None
+        self.meet()
         self.check_parameters()
         self.spent.read()
-        return self.checkpoints.write(name)
+        return None if nowhere else self.checkpoints.write(name)
+
+    def meet(self) -> None:
+        """Have all members as they are now, where ranks divide them; all ranks come here."""
+        if self.shared is not None:
+            self.shared.meet()
 
     def check_parameters(self) -> None:
         """Refuse parameters that are not finite; of members, freeze those that have some.
@@ -173,7 +185,7 @@ class Loop:
         """All that is left to do."""
         total = self.settings.steps
         if not self.finished:
-            self.objective.prepare()
+            prepare(self.objective, self.ranks)
         if self.validation_due:
             if self.population.best_step < 0:
                 self.save("last")  # however long the validation takes, what is decided is kept
@@ -185,6 +197,7 @@ class Loop:
                 blocks.enter_context(callback.during(self))
                 callback.begin(self)
             while self.step < total and not self.population.out_of_patience:
+                self.stop.agree()
                 if self.stop.received:
                     break
                 self._take_step(bar)
@@ -199,13 +212,12 @@ class Loop:
         step, clock = self.step, self.clock
         for callback in self.callbacks:
             callback.before_step(self, step)
-        batch, gradient = step_gradient(self, step)
-        gradient = finish(self.ranks.reduce(gradient))
+        due = (step + 1) % self.settings.log_every == 0 or step == 0
+        batch, gradient = mean_gradient(self, step, looked_at=due)
         with clock.paused():
             for callback in self.callbacks:
                 callback.after_gradient(self, batch, gradient.grads)
         grads, loss, norm = self._clip(gradient)
-        due = (step + 1) % self.settings.log_every == 0 or step == 0
         with clock.paused():
             records = self._records(batch, gradient) if due else {}
         factor = self._apply(grads, gradient.buffers)
@@ -261,7 +273,7 @@ class Loop:
             parameter.grad = None if grad is None else like_layout(grad, parameter)
         factor = self.set_rates(self.step)
         with self.stop.whole():
-            self.update(self.population.active, factor)
+            self.update(self.population.stepped, factor)
             for name, value in buffers.items():
                 own[name].copy_(value)
             for callback in self.callbacks:

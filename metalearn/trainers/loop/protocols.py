@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from metalearn.ranks import Ranks, Share
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.clock import Clock, Spent
@@ -24,7 +25,16 @@ from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.members.population import Population
 from metalearn.types import Params
 
-__all__ = ["Average", "Callback", "Evaluation", "Evaluator", "Objective", "Stateless", "Training"]
+__all__ = [
+    "Average",
+    "Callback",
+    "Divisible",
+    "Evaluation",
+    "Evaluator",
+    "Objective",
+    "Stateless",
+    "Training",
+]
 
 
 class Objective(Protocol):
@@ -111,6 +121,23 @@ class Evaluator(Protocol):
         """As of an `Objective`."""
 
 
+class Divisible(Protocol):
+    """An objective whose steps ranks can share; others are trained by one process alone."""
+
+    divides_members: bool
+    """Whether ranks divide the members, each of which sees its whole batch."""
+
+    def divide(self, share: Share) -> None:
+        """Take a rank's share of every batch, or of the members, from here on.
+
+        Raises:
+            SettingError: there is too little for so many ranks, or what cannot be divided.
+        """
+
+    def part(self, batch: Any) -> Any:
+        """This rank's part of a batch; all of it where members are divided."""
+
+
 class Stateless:
     """A part of a loop that has nothing to keep in a checkpoint."""
 
@@ -151,6 +178,8 @@ class Training(Protocol):
     average: Average | None
     """Which is validated in place of the weights; None where they are themselves."""
     stop: StopSignal
+    ranks: Ranks
+    """That share the training."""
     tracker: Tracker
     device: torch.device
     step: int
@@ -175,6 +204,9 @@ class Training(Protocol):
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
 
+    def meet(self) -> None:
+        """Have all members as they are now, where ranks divide them; all ranks come here."""
+
     def set_rates(self, step: int) -> float:
         """Set the learning rates of a step; the factor of the schedule."""
 
@@ -198,6 +230,14 @@ class Callback(Stateless):
     def begin(self, loop: Training) -> None:
         """Training begins, or goes on."""
         return
+
+    def looks_at(self, step: int) -> bool:
+        """Whether it looks at the gradients of a step, so that members of other ranks are there."""
+        return False
+
+    def member_rows(self) -> dict[str, Tensor]:
+        """What it keeps of each member, by the names of the module's state, ``[m, ...]``."""
+        return {}
 
     def before_step(self, loop: Training, step: int) -> None:
         """Before the batch of a step is drawn."""

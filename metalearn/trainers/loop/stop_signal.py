@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from metalearn.ranks import Ranks
+
 __all__ = ["StopRequest", "StopSignal", "Stopped"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGINT first: from then on none ends the process
@@ -85,19 +87,35 @@ class StopRequest:
 
 
 class StopSignal:
-    """What a loop and its parts share: whether a stop is asked for, while somebody listens."""
+    """What a loop and its parts share: whether a stop is asked for, while somebody listens.
+
+    Where ranks share the loop, a signal to any of them counts from when all have agreed on it, so
+    that all stop at the same place.
+    """
 
     def __init__(self) -> None:
-        self._request = StopRequest()  # of no signal, unless in `listening`
+        self._idle = self._request = StopRequest()  # of no signal, unless in `listening`
+        self._ranks: Ranks | None = None
+        self._known = 0
 
     @property
     def received(self) -> int | None:
         """The signal's number, or None so far."""
-        return self._request.received
+        return self._request.received if self._ranks is None else self._known or None
+
+    def shared_by(self, ranks: Ranks) -> None:
+        """From here on signals count when ranks have agreed on them."""
+        self._ranks = ranks
+
+    def agree(self) -> None:
+        """Hear of the signals of all ranks, and let them hear of one to this; all come here."""
+        if self._ranks is not None:
+            self._known = self._ranks.noted(self._request.received or 0)
 
     def check(self) -> None:
         """Raise `Stopped` if a signal has been received."""
-        self._request.check()
+        if self.received is not None:
+            raise Stopped
 
     def whole(self) -> AbstractContextManager[None]:
         """See `StopRequest.whole`."""
@@ -113,3 +131,6 @@ class StopSignal:
                 yield request
             finally:
                 self._request = before
+                if before is self._idle and self._ranks is not None:
+                    self._known = 0
+                    self._ranks.forget()

@@ -27,6 +27,7 @@ def validate(loop: Validated) -> None:
         NonFiniteError: parameters that are not finite.
         Stopped: a signal broke it off; it has left no trace.
     """
+    loop.meet()
     loop.check_parameters()
     with loop.averaged():
         found = loop.evaluator(loop.step)

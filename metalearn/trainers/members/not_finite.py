@@ -42,6 +42,8 @@ class Networks(Protocol):
 
     diverged: Tensor
     """``[M]``."""
+    own: Tensor
+    """``[M]``: those that this process knows of, where others train the rest."""
     endings: dict[int, str]
     """Why a network is not trained any more, by its index."""
 
@@ -51,6 +53,9 @@ class Networks(Protocol):
 
 class NotFinitePolicy(Protocol):
     """What a population does about networks that are not finite, and how it speaks of them."""
+
+    def remember(self, population: Networks) -> None:
+        """Take note of what is known, as of a run that goes on, so that it is not said again."""
 
     def not_finite(
         self,
@@ -63,7 +68,7 @@ class NotFinitePolicy(Protocol):
 
         Args:
             population: that they are of.
-            lost: by index, at least one.
+            lost: by index; none where it was others that learnt of the last.
             step: of the training.
             suspects: names the batch; None where the parameters are not finite.
 
@@ -80,6 +85,10 @@ class NotFinitePolicy(Protocol):
 
 class RaiseError:
     """The training of a single module ends."""
+
+    def remember(self, population: Networks) -> None:
+        """Nothing."""
+        return
 
     def not_finite(
         self,
@@ -112,6 +121,13 @@ class RaiseError:
 class FreezeMember:
     """A member is put back to its best state and frozen, until all have diverged."""
 
+    def __init__(self) -> None:
+        self._over = False
+
+    def remember(self, population: Networks) -> None:
+        """Take note of whether all have, as far as ranks that train others have said."""
+        self._over = bool(population.diverged.all()) and bool(population.own.all())
+
     def not_finite(
         self,
         population: Networks,
@@ -122,7 +138,9 @@ class FreezeMember:
         """Put them back; end where none is left that has not diverged."""
         for index, what in lost.items():
             population.put_back(index, step, what)
-        if population.diverged.all():
+        said = self._over
+        self.remember(population)
+        if self._over and not said:
             ends = "; ".join(f"member {i}: {why}" for i, why in sorted(population.endings.items()))
             raise Ending(
                 f"step {step}: every member has diverged ({ends})", kept="their best states are in"

@@ -51,6 +51,7 @@ class Population:
 
     Attributes:
         active: ``[M]``, whether a network is still trained.
+        own: ``[M]``, whether it is trained by this process, where others train the rest.
         diverged: ``[M]``, whether it became not finite.
         endings: why a network is not trained any more, by its index.
         best: the `trained_state` with every network as it is kept.
@@ -77,6 +78,7 @@ class Population:
         self.policy: NotFinitePolicy = FreezeMember() if stacked else RaiseError()
         count = self.rows.count
         self.active = torch.ones(count, dtype=torch.bool)
+        self.own = torch.ones(count, dtype=torch.bool)
         self.diverged = torch.zeros(count, dtype=torch.bool)
         self.endings: dict[int, str] = {}
         self.best: dict[str, Tensor] = {}
@@ -109,12 +111,12 @@ class Population:
         norms, known = self.norms.tolist(), read.tolist()
         lost = {
             index: f"loss {known[index]:g} and gradient norm {norms[index]:g}"
-            for index, trained in enumerate(self.active.tolist())
-            if trained and not (math.isfinite(known[index]) and math.isfinite(norms[index]))
+            for index in self._trained()
+            if not (math.isfinite(known[index]) and math.isfinite(norms[index]))
         }
         self._not_finite(lost, step, suspects)
-        trained = [index for index, still in enumerate(self.active.tolist()) if still]
-        clipped = self._clipped(grads, norms, whole=len(trained) == len(norms))
+        trained = self._trained()
+        clipped = self._clipped(grads, norms, whole=len(trained) == int(self.own.sum()))
         if not trained:
             return clipped, math.nan, math.nan
         middle = sorted(norms[index] for index in trained)[(len(trained) - 1) // 2]
@@ -151,9 +153,14 @@ class Population:
         return bool(better.any())
 
     @property
+    def stepped(self) -> Tensor:
+        """``[M]``: those that an update changes; of others' it does not matter what becomes."""
+        return self.active | ~self.own
+
+    @property
     def out_of_patience(self) -> bool:
-        """Whether no network is trained any more."""
-        return not bool(self.active.any())
+        """Whether no network is trained any more, by this process or, as far as known, others."""
+        return not bool(self.stepped.any())
 
     def nan_scores(self, scores: Tensor, monitor: str) -> str:
         """What that is still trained scored NaN, in words; empty where nothing did.
@@ -228,6 +235,7 @@ class Population:
         self.endings = {int(index): why for index, why in state["endings"].items()}
         self.best_values, self.best_steps = state["best_values"].cpu(), state["best_steps"].cpu()
         self.stale = state["member_stale"].cpu()
+        self.policy.remember(self)
 
     def load_summary(self, best_step: int, best_value: float, stale: int) -> None:
         """Take what every checkpoint says of the best: of a single module it is all there is."""
@@ -265,6 +273,10 @@ class Population:
             factors = (self.clip / (self.norms + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
         return self.rows.scaled(grads, torch.where(self.active, factors, 0.0))
 
+    def _trained(self) -> list[int]:
+        """Those that are trained, by this process."""
+        return (self.active & self.own).nonzero().flatten().tolist()
+
     def _freeze_impatient(self) -> None:
         if self.patience is None:
             return
@@ -284,5 +296,5 @@ class Population:
     def _not_finite(
         self, lost: Mapping[int, str], step: int, suspects: Callable[[], str] | None
     ) -> None:
-        if lost:
+        if lost or self.diverged.all():
             self.policy.not_finite(self, lost, step, suspects)

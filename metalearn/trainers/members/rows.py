@@ -5,7 +5,7 @@ Axes: M members, or 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -81,6 +81,13 @@ class StackedMembers:
         self._all, self._beside = list(self._stacks), beside
         if beside is not None:
             self._all.append((LEARNT, beside, torch.arange(self.count)))
+
+    def groups(self, values: State) -> Iterator[tuple[list[str], Tensor]]:
+        """Names of values of each stack, and of what is beside it, and the members of its rows."""
+        for prefix, _, members in self._all:
+            names = [name for name in values if _in(name, prefix)]
+            if names:
+                yield names, members
 
     def norms(self, grads: State) -> Tensor:
         """``[M]``: norm of each member's gradients; 0 of those that have none."""

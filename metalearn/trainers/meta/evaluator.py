@@ -13,8 +13,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble
+from metalearn.ranks import OneRank, Ranks, Share
 from metalearn.schema import Kind, choice, mapping
 from metalearn.tasks import outputs_by_split
 from metalearn.tracking import Tracker
@@ -48,6 +50,8 @@ class MetaEvaluator:
         device: where tasks are made.
         prepare: decides how tasks are batched, if that has not been decided.
         check: called before every prediction; what it raises ends the scoring.
+        ranks: that share the tasks of a scoring, to which all come; None is one process.
+        agree: called before every batch of tasks; what ranks have to hear of comes to them there.
 
     Raises:
         SettingError: another ``select_by``.
@@ -64,12 +68,16 @@ class MetaEvaluator:
         device: torch.device,
         prepare: Callable[[], None],
         check: Callable[[], None],
+        ranks: Ranks | None = None,
+        agree: Callable[[], None] = lambda: None,
     ) -> None:
         if select_by not in get_args(SelectBy):
             raise SettingError("select_by", select_by, "transductive or inductive is needed")
         self.learner, self.tasks, self.count, self.at_once = learner, tasks, count, at_once
         self.select_by = select_by
+        self._ranks: Ranks = ranks or OneRank()
         self._device, self._prepare, self._check = device, prepare, check
+        self._agree = agree
         self.larger_is_better = tasks.kind == "classification"
         self._several = isinstance(learner.module, Ensemble)
         score = "accuracy" if self.larger_is_better else "loss"
@@ -93,12 +101,24 @@ class MetaEvaluator:
     ) -> TaskScores:
         """Scores of ``count`` tasks of a split, from the ``first`` one on."""
         self._prepare()
-        parts = []
-        for start in range(first, first + count, self.at_once):
-            indices = range(start, min(start + self.at_once, first + count))
+        share = self._ranks.share if count >= self._ranks.count else Share()
+        mine, parts = share.of(range(first, first + count)), []
+        for start in range(0, max(share.sizes(count)), self.at_once):
+            self._agree()
+            indices = mine[start : start + self.at_once]
+            if not indices:
+                break
             batch = self.tasks.sample(split, indices, device=self._device)
             parts.append(self.learner.score(batch, inductive=inductive, check=self._check))
-        return joined_scores(parts)
+        found = joined_scores(parts)
+        if share.count == 1:
+            return found
+        sizes = share.sizes(count)
+        every: TaskScores = tree_map(
+            lambda rows: self._ranks.joined(rows, sizes) if isinstance(rows, Tensor) else rows,
+            found,
+        )
+        return every
 
     @property
     def bands(self) -> Mapping[str, Sequence[str]]:

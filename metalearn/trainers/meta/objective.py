@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
+from metalearn.ranks import Share, check_enough
 from metalearn.schema import Kind
 from metalearn.tasks import outputs_by_split
 from metalearn.tasks.by_split import any_split
@@ -34,15 +35,28 @@ __all__ = ["MetaBatch", "MetaObjective"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class MetaBatch:
-    """The tasks of a step, or of learners that draw samples, the batches."""
+    """The tasks of a step, or of learners that draw samples, the batches.
 
-    indices: Sequence[int]
-    """Their numbers in the training split."""
-    tasks: TaskBatch
-    step: int
-    """Of the training."""
+    Args:
+        indices: their numbers in the training split.
+        draw: gives them.
+        step: of the training.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], draw: Callable[[Sequence[int]], TaskBatch], step: int
+    ) -> None:
+        self.indices, self.step, self._draw = indices, step, draw
+
+    @cached_property
+    def tasks(self) -> TaskBatch:
+        """Drawn when they are asked for, which a rank does of its part."""
+        return self._draw(self.indices)
+
+    def part(self, share: Share) -> MetaBatch:
+        """Those that a rank takes."""
+        return MetaBatch(share.of(self.indices), self._draw, self.step)
 
 
 class MetaObjective:
@@ -59,6 +73,8 @@ class MetaObjective:
         check: called in trials; what it raises ends them.
     """
 
+    divides_members = False
+
     def __init__(
         self,
         learner: Learner,
@@ -72,7 +88,7 @@ class MetaObjective:
         self.learner, self.tasks, self.meta_batch, self.device = learner, tasks, meta_batch, device
         self._settings, self._check = settings, check
         self.unit: str = learner.draws
-        self._said = False
+        self._said, self._share = False, Share()
         count = settings.steps * settings.accumulate * meta_batch
         self._ahead = DrawnAhead(self.draw, count)
         prepare_draws(learner, tasks, device)
@@ -120,8 +136,21 @@ class MetaObjective:
         Those are counted over the training.
         """
         indices = range(step * self.meta_batch, (step + 1) * self.meta_batch)
-        drawn = self.draw(indices) if self.unit != "tasks" else self._ahead(self.tasks, indices)
-        return MetaBatch(indices, drawn, step // self._settings.accumulate)
+        draw = self.draw if self.unit != "tasks" else partial(self._ahead, self.tasks)
+        return MetaBatch(indices, draw, step // self._settings.accumulate)
+
+    def divide(self, share: Share) -> None:
+        """Each rank takes some of the tasks of every step.
+
+        Raises:
+            SettingError: there are fewer than ranks.
+        """
+        check_enough("meta_batch", self.meta_batch, share)
+        self._share = share
+
+    def part(self, batch: MetaBatch) -> MetaBatch:
+        """The tasks of this rank."""
+        return batch.part(self._share)
 
     def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
         """The meta-gradient, a mean over the tasks."""

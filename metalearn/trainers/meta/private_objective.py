@@ -19,6 +19,7 @@ from metalearn.core.samples.clipping_rule import ClippingRule, clipped_sum
 from metalearn.core.tree import add_scaled, tree_map
 from metalearn.privacy import BatchSampling, PrivacyAccount, add_gaussian_noise
 from metalearn.random_streams import AddressedStream
+from metalearn.ranks import Share, refuse_division
 from metalearn.schema import Kind
 from metalearn.tasks.by_split import any_split
 from metalearn.tasks.units import TrainingUnits
@@ -58,7 +59,7 @@ class PrivateSteps:
         self.account.reserve(step, max(1, min(self.reserved, self.steps - step)))
         drawn = self.draws.draw(step).tolist()
         tasks = self.units.sample(drawn, step, device=device) if drawn else TaskBatch((), ())
-        return MetaBatch(drawn, tasks, step)
+        return MetaBatch(drawn, lambda _: tasks, step)
 
     def noisy(
         self, grads: Mapping[str, Tensor], normalizer: float, *, step: int
@@ -103,6 +104,10 @@ class PrivateMetaObjective(MetaObjective):
     def batch(self, step: int) -> MetaBatch:
         """The tasks of the units that chance has drawn for a step."""
         return self.batches(step)
+
+    def divide(self, share: Share) -> None:
+        """Refuse: every rank would draw by chance of its own."""
+        refuse_division("private training", share)
 
     def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
         """The sum of clipped gradients; noise comes after the division by B."""

@@ -16,6 +16,7 @@ from torch import nn
 from metalearn.core.checks import as_device
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble, SavedWeights
+from metalearn.ranks import Ranks
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import assemble, place
@@ -64,6 +65,8 @@ class MetaTrainer(Trainer):
         tracker: where numbers and figures go.
         folder: of the run, for checkpoints.
         device: where to train.
+        ranks: processes that share the training, each with some of the tasks of a step; None is one
+            process. See `metalearn.ranks.joined`.
         settings: the rest of `LoopSettings` by name: ``schedule``, ``clip``, ``eval_every``, …
 
     Raises:
@@ -93,6 +96,7 @@ class MetaTrainer(Trainer):
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
+        ranks: Ranks | None = None,
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
         for name, value in (("meta_batch", meta_batch), ("validation_tasks", validation_tasks)):
@@ -113,13 +117,12 @@ class MetaTrainer(Trainer):
             select_by=select_by,
             at_once=meta_batch,
             prepare=objective.decide,
+            ranks=ranks,
+            agree=stop.agree,
             **shared,
         )
-        self.source = TaskSource(
-            learner,
-            clip_norm=math.inf if limits.clip is None else limits.clip,
-            active=lambda: self.active,
-        )
+        clip = math.inf if limits.clip is None else limits.clip
+        self.source = TaskSource(learner, clip_norm=clip, active=lambda: self.active)
         super().__init__(
             assemble(
                 learner.module,
@@ -132,6 +135,7 @@ class MetaTrainer(Trainer):
                 tracker=tracker,
                 folder=folder,
                 device=found,
+                ranks=ranks,
                 beside=learner.network.learnt,
             )
         )

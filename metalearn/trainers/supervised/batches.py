@@ -8,14 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.data import Augmentation, MemberBatches, augment
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
+from metalearn.models import Dropout
+from metalearn.ranks import Share
+from metalearn.trainers.diagnostics import batch_dependence
 from metalearn.trainers.supervised.member_weights import ExampleWeights
 
-__all__ = ["LabelledBatch", "TrainingBatches", "check_augmentation", "have_member_axis"]
+__all__ = [
+    "LabelledBatch",
+    "TrainingBatches",
+    "check_augmentation",
+    "check_parts",
+    "have_member_axis",
+]
 
 LabelledBatch = tuple[Tensor, ...]
 """Inputs ``[B, ...]`` and targets, or with M in front of both where members differ.
@@ -40,6 +49,20 @@ def check_augmentation(augmentation: Augmentation, data: SupervisedData) -> None
         asked = {name: value for name, value in vars(augmentation).items() if value}
         accepted = f"pictures are needed for it, and inputs are {list(data.input_shape)}"
         raise SettingError(*next(iter(asked.items())), accepted)
+
+
+def check_parts(module: nn.Module, share: Share) -> None:
+    """Refuse networks of which a sample is computed otherwise in a part of its batch.
+
+    Raises:
+        SettingError: batch normalisation, or dropout.
+    """
+    reason = batch_dependence(module)
+    if any(isinstance(part, Dropout) and bool((part.p > 0).any()) for part in module.modules()):
+        reason = "its masks of dropout follow from places in the whole batch"
+    if reason:
+        accepted = f"1 is needed: {reason}, and each of {share.count} ranks would see a part"
+        raise SettingError("ranks", share.count, accepted)
 
 
 class TrainingBatches:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from metalearn.core.ensemble.stacking import MemberEngine
-from metalearn.models import Ensemble
+from metalearn.models import Ensemble, Stack
+from metalearn.ranks import Share, check_enough
 from metalearn.schema import Kind
 from metalearn.trainers.loop.pure_calls import PureCalls, as_it_is
 from metalearn.trainers.loop.step import StepGradient
@@ -23,6 +24,7 @@ from metalearn.trainers.members.settings import set_dropout
 from metalearn.trainers.supervised.batches import (
     LabelledBatch,
     TrainingBatches,
+    check_parts,
     have_member_axis,
 )
 from metalearn.trainers.supervised.member_gradients import (
@@ -72,7 +74,7 @@ class EnsembleObjective:
         self.batches, self.planner, self.smoothing = batches, planner, smoothing
         self.criterion, self._stop = criterion, stop
         self.pure: PureCalls = as_it_is
-        self._seeds, self._dropout = seeds, dropout
+        self._seeds, self._dropout, self._share = seeds, dropout, Share()
         set_dropout(ensemble, seeds, dropout)
 
     def prepare(self) -> None:
@@ -80,7 +82,10 @@ class EnsembleObjective:
         if self.planner.plan is None:
             kept = {name: buffer.clone() for name, buffer in self.ensemble.named_buffers()}
             try:
-                self.planner.decide(partial(self._attempt, self.batch(0)), len(self.ensemble))
+                batch, members = self.part(self.batch(0)), len(self.ensemble)
+                if self.divides_members:
+                    members = len(self._share.of(range(members)))
+                self.planner.decide(partial(self._attempt, batch), members)
             finally:
                 for name, buffer in self.ensemble.named_buffers():
                     buffer.copy_(kept[name])
@@ -90,12 +95,40 @@ class EnsembleObjective:
         """See `LabelledBatch`."""
         return self.batches(step)
 
+    @property
+    def divides_members(self) -> bool:
+        """Of several networks; of one, ranks divide the samples."""
+        return len(self.ensemble) > 1
+
+    def divide(self, share: Share) -> None:
+        """Each rank trains some of the members, or takes some of the samples of the one network.
+
+        Raises:
+            SettingError: there are fewer than ranks, or samples cannot be divided.
+        """
+        if self.divides_members:
+            check_enough("members", len(self.ensemble), share)
+        else:
+            check_enough("batch_size", self.batches.batch_size, share)
+            check_parts(self.ensemble.train(), share)
+        self._share = share
+
+    def part(self, batch: LabelledBatch) -> LabelledBatch:
+        """The samples of this rank; all of them where members are divided."""
+        if self.divides_members:
+            return batch
+        axis = 1 if have_member_axis(batch[1]) else 0
+        start, stop = self._share.bounds(batch[1].shape[axis])
+        weights = [part[:, start:stop] for part in batch[2:]]
+        return (*(part.narrow(axis, start, stop - start) for part in batch[:2]), *weights)
+
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """Every active member's mean loss and gradient; buffers are written on the way."""
         plan = self.planner.plan
         assert plan is not None
-        active = self.population.active
+        active = self.population.active & self.population.own
         losses, grads = self._gradients(batch, active, plan.engine, plan.chunk_size)
+        grads |= self._of_others(params, grads)
         count = batch[1].shape[1 if have_member_axis(batch[1]) else 0]
         processed = int(active.sum()) * count
         return StepGradient(
@@ -139,6 +172,18 @@ class EnsembleObjective:
         """Take the plan; rates and seeds of dropout are those of now."""
         set_dropout(self.ensemble, self._seeds, self._dropout)
         self.planner.load_state(state)
+
+    def _of_others(self, params: Params, grads: Params) -> dict[str, Tensor]:
+        """Zeros of stacks of which other ranks train all rows: an optimiser steps all alike."""
+        if self.population.own.all():
+            return {}
+        left = [
+            f"stacks.{number}."
+            for number, stack in enumerate(self.ensemble.stacks)
+            if isinstance(stack, Stack) and self.population.active[list(stack.indices)].any()
+        ]
+        names = [n for n in params if n not in grads and n.startswith(tuple(left))]
+        return {name: torch.zeros_like(params[name]) for name in names}
 
     def _attempt(self, batch: LabelledBatch, engine: MemberEngine, members: int) -> object:
         """Gradients of the first so many members."""

@@ -20,6 +20,7 @@ from metalearn.errors import SettingError
 from metalearn.evaluation import OODScores, ood_scores, uncertainty_scores
 from metalearn.models import Ensemble, Predictor
 from metalearn.random_streams import check_split
+from metalearn.ranks import OneRank, Ranks
 from metalearn.signatures import checked
 from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
@@ -56,7 +57,7 @@ from metalearn.trainers.supervised.network_run import (
     example_weights_of,
     step_batches,
 )
-from metalearn.trainers.supervised.predictions import MemberLogits, logits_of, report_of
+from metalearn.trainers.supervised.predictions import MemberLogits, logits_of, report_of, shared_by
 from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
 from metalearn.trainers.supervised.scoring import check_outputs, score_split
@@ -112,14 +113,15 @@ class EnsembleTraining:
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
+        ranks: Ranks | None = None,
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
         check_choices(engine, shuffle, bootstrap=bootstrap)
         check_monitor(monitor, data)
         self.loss, self.metrics = chosen_loss(loss, data), check_metrics(metrics)
         self.settings = LoopSettings(steps=steps, **settings)
-        self.device = place(model, device)
-        self.ensemble, self.data, self.ood = model, data, ood
+        self.ensemble, self.device = model, place(model, device)
+        self.data, self.ood, self.ranks = data, ood, ranks or OneRank()
         self.seeds, self.stop = checked_seeds(seeds, len(model)), StopSignal()
         self.own = own_settings(len(model), lr, weight_decay, label_smoothing, dropout)
         check_beside_loss(self.loss, data, self.own["label_smoothing"], ood)
@@ -137,7 +139,6 @@ class EnsembleTraining:
             example_weights(member_weights, len(model), data, self.device),
         )
         self.planner = made_planner(engine, chunk_size, memory, self.settings, self.device)
-        self.logits = MemberLogits(self.planner, self.stop)
         self._assemble_parts(validation or Validation(), monitor, member_curves)
         self._rest: dict[str, Any] = {"optimizer": optimizer, "tracker": tracker, "folder": folder}
 
@@ -145,6 +146,7 @@ class EnsembleTraining:
         self, validation: Validation, monitor: Monitor, member_curves: bool
     ) -> None:
         """Evaluator, population, objective and what diagnostics look at."""
+        self.logits = MemberLogits(self.planner, self.stop)
         self.evaluator = self._evaluator(validation, monitor, member_curves)
         self.population = Population(
             self.ensemble,
@@ -181,15 +183,16 @@ class EnsembleTraining:
             return self.logits(validation.scored(self.ensemble), inputs)
 
         second = "accuracy" if data.kind == "classification" else "rmse"
+        every = shared_by(self.ranks, predict, self.stop)
         found = EnsembleEvaluator(
-            partial(report_of, predict, data, "validation", members=members, device=device),
+            partial(report_of, every, data, "validation", members=members, device=device),
             {"loss": "nll", second: second},
             monitor,
             together=together,
             member_curves=member_curves,
         )
         asked: Any = {"metrics": self.metrics, "loss": self.loss, "monitor": monitor}
-        return with_measures(found, predict, data, **asked, device=device, together=together)
+        return with_measures(found, every, data, **asked, device=device, together=together)
 
     def loop(
         self,
@@ -216,6 +219,7 @@ class EnsembleTraining:
             callbacks=callbacks,
             stop=self.stop,
             device=self.device,
+            ranks=self.ranks,
             **self._rest,
         )
 
@@ -230,7 +234,7 @@ class EnsembleTraining:
         """Scores of a model on a split; of classes also temperature, out-of-distribution tests."""
         check_split(split)
         drawing = not isinstance(tracker, NullTracker)
-        predict, device = partial(self.logits, model), self.device
+        predict, device = shared_by(self.ranks, partial(self.logits, model), self.stop), self.device
         found = score_split(
             predict, self.data, split, members=len(model), device=device, metrics=self.metrics
         )

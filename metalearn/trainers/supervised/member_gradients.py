@@ -93,7 +93,7 @@ def supervised_gradients(
         mine = members[rows].to(smoothing.device)
         found = _of_stack(
             stack,
-            rows.to(mine),
+            rows,
             mine,
             batch,
             smoothing[mine],
@@ -142,11 +142,12 @@ def _of_stack(
     loss: Callable[..., Tensor],
     pure: PureCalls,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same for some rows of a stack, which are these members."""
+    """The same for some rows of a stack (on the CPU), which are these members."""
     every, own = len(rows) == stack.size, have_member_axis(batch[1])
     params, buffers = stack.state()
+    part = _as_slice(rows, members)
     if not every:
-        params, buffers = tree_map(lambda v: v.detach()[rows], (params, buffers))
+        params, buffers = tree_map(lambda v: v.detach()[part], (params, buffers))
     x, y = (part[members] for part in batch[:2]) if own else batch[:2]
     weights = [part[members] for part in batch[2:]]
     taken = partial(
@@ -160,10 +161,19 @@ def _of_stack(
     if every:
         return found.losses, found.grads
     for name, buffer in stack.state()[1].items():  # running statistics that were written
-        if not isinstance(buffer, torch.nn.Parameter):
-            buffer[rows] = buffers[name]
+        if not isinstance(buffer, torch.nn.Parameter) and not isinstance(part, slice):
+            buffer[part] = buffers[name]
     spread = {n: g.new_zeros(stack.size, *g.shape[1:]) for n, g in found.grads.items()}
-    return found.losses, {n: s.index_copy(0, rows, found.grads[n]) for n, s in spread.items()}
+    for name, values in spread.items():
+        values[part] = found.grads[name]
+    return found.losses, spread
+
+
+def _as_slice(rows: Tensor, like: Tensor) -> Tensor | slice:
+    """Rows that follow each other as a slice, which copies nothing; others on a device."""
+    numbers = rows.tolist()
+    start, stop = numbers[0], numbers[-1] + 1
+    return slice(start, stop) if numbers == list(range(start, stop)) else rows.to(like)
 
 
 def member_loss(

@@ -23,6 +23,7 @@ from metalearn.core.samples.gradients import SampleMethod
 from metalearn.data import Augmentation, MemberBatches
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
+from metalearn.ranks import Ranks
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
@@ -87,6 +88,8 @@ class PerSampleTrainer(Trainer):
         tracker: where numbers and figures go.
         folder: of the run, for checkpoints.
         device: where to train.
+        ranks: processes that share the training, each with some of the samples of a batch; None is
+            one process. See `metalearn.ranks.joined`.
         settings: the rest of `LoopSettings` by name; ``clip`` is that of the mean gradient.
 
     Raises:
@@ -124,6 +127,7 @@ class PerSampleTrainer(Trainer):
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
+        ranks: Ranks | None = None,
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
         _check(max_norm, noise_multiplier, chunk_size, seed)
@@ -146,6 +150,7 @@ class PerSampleTrainer(Trainer):
         self.training = SampleTraining(
             model, data, self._batches, objective, chosen, seed=seed, monitor=monitor,
             metrics=check_metrics(metrics), device=where, vectorize=method != "loop",
+            ranks=ranks,
         )  # fmt: skip
         self.data, self.seed, self.metrics = data, seed, self.training.metrics
         self.objective, self.source = self.training.objective, self.training.source

@@ -28,10 +28,11 @@ from metalearn.core.samples.clipping_groups import (
 from metalearn.core.samples.gradients import SampleMethod, one_gradient
 from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream
+from metalearn.ranks import Share, check_enough
 from metalearn.schema import Kind, mapping, maybe, text, whole
 from metalearn.trainers.loop.pure_calls import PureCalls, as_it_is
 from metalearn.trainers.loop.step import StepGradient
-from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.batches import LabelledBatch, check_parts
 from metalearn.trainers.supervised.member_weights import ExampleWeights, same_weights
 from metalearn.trainers.supervised.plans import SamplePlan
 from metalearn.trainers.supervised.pure_model import PureModel
@@ -66,6 +67,7 @@ class PerSampleObjective:
     """
 
     unit = "samples"
+    divides_members = False
 
     def __init__(
         self,
@@ -95,6 +97,7 @@ class PerSampleObjective:
             raise SettingError(name, error.value, error.accepted) from error
         self.criterion, self.weights = criterion, weights
         self.plan: SamplePlan | None = None
+        self._share = Share()
         self.pure: PureCalls | None = as_it_is
 
     def loss(self, params: Params, batch: LabelledBatch) -> Tensor:
@@ -113,6 +116,20 @@ class PerSampleObjective:
         """Inputs and targets of a step, and weights ``[N]`` where there are some."""
         batch = self.batches(step)
         return (*batch[:2], *(weights[0] for weights in batch[2:]))
+
+    def divide(self, share: Share) -> None:
+        """Each rank takes some of the samples of every batch.
+
+        Raises:
+            SettingError: there are fewer than ranks; dropout, whose masks follow from places.
+        """
+        check_enough("batch_size", self.expected, share)
+        check_parts(self.model.module, share)
+        self._share = share
+
+    def part(self, batch: LabelledBatch) -> LabelledBatch:
+        """The samples of this rank."""
+        return tuple(self._share.of(values) for values in batch)
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """Mean of the clipped gradients of a batch; noise comes after ranks are summed."""

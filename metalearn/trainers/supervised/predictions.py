@@ -22,11 +22,12 @@ from metalearn.evaluation import (
     RegressionStatistics,
 )
 from metalearn.models import Predictor
+from metalearn.ranks import Ranks
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.member_planner import MemberPlanner
 from metalearn.types import Split
 
-__all__ = ["MemberLogits", "Predict", "SplitReport", "logits_of", "report_of"]
+__all__ = ["MemberLogits", "Predict", "SplitReport", "logits_of", "report_of", "shared_by"]
 
 Predict = Callable[[Tensor], Tensor]
 """From inputs ``[N, ...]`` to outputs ``[M, N, C]``."""
@@ -64,6 +65,25 @@ def _predicted(
     for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
         x, y = data.take(indices, device=device)
         yield predict(x), y
+
+
+def shared_by(ranks: Ranks, predict: Predict, stop: StopSignal) -> Predict:
+    """The same outputs, of which each rank computes those of some inputs; all come to it.
+
+    There they hear of a signal to one of them, and stop.
+    """
+    if ranks.count == 1:
+        return predict
+
+    def joined(inputs: Tensor) -> Tensor:
+        stop.agree()
+        count, share = len(inputs), ranks.share
+        if count < share.count:
+            return predict(inputs)
+        own = predict(share.of(inputs)).transpose(0, 1).contiguous()
+        return ranks.joined(own, share.sizes(count)).transpose(0, 1)
+
+    return joined
 
 
 class MemberLogits:

@@ -23,6 +23,7 @@ from metalearn.privacy import (
     add_gaussian_noise,
 )
 from metalearn.random_streams import SecureStream
+from metalearn.ranks import Share, refuse_division
 from metalearn.schema import Kind, Misfit
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.private.growing import GrowingBatch
@@ -126,6 +127,10 @@ class PrivateObjective(PerSampleObjective):
             self.following.advance()
             self.max_norm = self.following.norm
         return super().batch(step)
+
+    def divide(self, share: Share) -> None:
+        """Refuse: every rank would draw by chance of its own."""
+        refuse_division("private training", share)
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """See `PerSampleObjective`; losses are not told."""

@@ -18,6 +18,7 @@ from metalearn.core.samples.checks import BatchNormPolicy
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
 from metalearn.models import Dropout
+from metalearn.ranks import OneRank, Ranks
 from metalearn.trainers.diagnostics import (
     DiagnosisData,
     DiagnosticSource,
@@ -37,7 +38,7 @@ from metalearn.trainers.supervised.metrics import Metrics, with_measures
 from metalearn.trainers.supervised.model_evaluation import ModelEvaluator, Monitor
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 from metalearn.trainers.supervised.per_sample_source import PerSampleSource
-from metalearn.trainers.supervised.predictions import logits_of, report_of
+from metalearn.trainers.supervised.predictions import Predict, logits_of, report_of, shared_by
 from metalearn.trainers.supervised.pure_model import PureModel
 from metalearn.trainers.supervised.regression_reports import RegressionTest
 from metalearn.trainers.supervised.reports import EnsembleTest
@@ -65,6 +66,7 @@ class SampleTraining:
         metrics: further numbers of splits.
         device: where the model is.
         vectorize: whether the model is called inside vmap.
+        ranks: that share the training; None is one process.
         apart: refuse a model or a loss in which samples of a batch depend on each other.
 
     Raises:
@@ -85,7 +87,9 @@ class SampleTraining:
         device: torch.device,
         vectorize: bool,
         apart: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks: Ranks = ranks or OneRank()
         self.data, self.metrics, self.device = data, metrics, device
         self.validated, self.stop = monitor is not None, StopSignal()
         self.model = PureModel(model, vectorize=vectorize, device=device, stop=self.stop)
@@ -98,7 +102,8 @@ class SampleTraining:
         _seed_dropout(model, seed)
         self.evaluator: Evaluator = Unvalidated(1)
         if monitor is not None:
-            self.evaluator = _evaluator(self.model, data, monitor, loss, metrics)
+            predict = shared_by(self.ranks, self.model.predict, self.stop)
+            self.evaluator = _evaluator(predict, device, data, monitor, loss, metrics)
 
     def loop(self, limits: LoopSettings, **rest: Any) -> Loop:
         """The loop over it; ``rest`` are optimiser, tracker and folder."""
@@ -106,6 +111,7 @@ class SampleTraining:
         if self.validated and not math.isinf(self.objective.max_norm):
             seen.append(ClippingRecord(self.objective, self.data))
         rest |= {"settings": limits, "source": self.source, "device": self.device}
+        rest["ranks"] = self.ranks
         rest["callbacks"] = seen
         return assemble(self.model.module, self.objective, self.evaluator, stop=self.stop, **rest)
 
@@ -117,7 +123,7 @@ class SampleTraining:
     def test(self, split: Split) -> EnsembleTest | RegressionTest:
         """Scores of the network as it stands; of classes temperature, where it is validated."""
         how: Any = {"members": 1, "device": self.device, "metrics": self.metrics}
-        predict = self.model.predict
+        predict = shared_by(self.ranks, self.model.predict, self.stop)
         return score_split(predict, self.data, split, validated=self.validated, **how)
 
     def diagnosis_sources(self, data: DiagnosisData) -> Iterator[tuple[str, DiagnosticSource]]:
@@ -217,14 +223,14 @@ def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _evaluator(
-    model: PureModel,
+    predict: Predict,
+    device: torch.device,
     data: SupervisedData,
     monitor: Monitor,
     loss: SupervisedLoss,
     metrics: Metrics,
 ) -> Evaluator:
     """What scores the validation split, and what is measured there beside the scores."""
-    predict, device = model.predict, model.device
     report = partial(report_of, predict, data, "validation", members=1, device=device)
     found = ModelEvaluator(report, monitor)
     asked: Any = {"metrics": metrics, "loss": loss, "monitor": monitor}

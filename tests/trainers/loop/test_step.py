@@ -14,15 +14,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metalearn.errors import SettingError
+from metalearn.ranks import Share
 from metalearn.trainers import LoopSettings
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.protocols import Callback, Evaluation, Stateless, Training
-from metalearn.trainers.loop.ranks import Ranks
+from metalearn.trainers.loop.reduction import reduced
 from metalearn.trainers.loop.step import StepGradient, finish
 from metalearn.trainers.members.rows import OneNetwork
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import Params
 from tests.support.builders import Recorder, linear
+from tests.support.rank_threads import ThreadRanks, on_ranks
 
 SAMPLES = 12
 
@@ -193,52 +196,44 @@ def test_buffers_that_a_gradient_brings_are_written_with_the_update() -> None:
 # --- ranks --------------------------------------------------------------------------------------
 
 
-class Part(Sums):
-    """The share of one of two ranks, which is uneven: a third and two thirds of the samples."""
+class Parts(Sums):
+    """An objective that ranks divide unevenly; the second divides its sums by itself."""
 
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = rank
+    divides_members = False
+
+    def divide(self, share: Share) -> None:
+        self.share = share
+
+    def part(self, batch: Any) -> Any:
+        cut = SAMPLES // 3
+        return tuple(part[:cut] if self.share.rank == 0 else part[cut:] for part in batch)
 
     def gradient(self, params: Params, batch: Any, *, step: int) -> StepGradient:
-        cut = SAMPLES // 3
-        mine = tuple(part[:cut] if self.rank == 0 else part[cut:] for part in batch)
-        found = super().gradient(params, mine, step=step)
-        return divided(found) if self.rank else found  # one of them divides by itself
-
-
-class TwoRanks(Ranks):
-    """Stands for a sum over two processes: the other one's part is computed here."""
-
-    rank, count = 0, 2
-
-    def __init__(self, params: Params) -> None:
-        self.params, self.other, self.step = params, Part(1), -1
-
-    def reduce(self, gradient: StepGradient) -> StepGradient:
-        self.step += 1
-        other = self.other.gradient(self.params, self.other.batch(self.step), step=self.step)
-        return StepGradient(
-            {
-                name: grad * gradient.divisor + other.grads[name] * other.divisor
-                for name, grad in gradient.grads.items()
-            },
-            gradient.losses * gradient.divisor + other.losses * other.divisor,
-            gradient.count + other.count,
-        )
+        found = super().gradient(params, batch, step=step)
+        return divided(found) if self.share.rank else found
 
 
 def test_two_ranks_take_the_step_of_one() -> None:
-    made, alone = trainer(Part(0)), trainer(Sums())
-    made.loop.ranks = TwoRanks(made.loop.params)
-    made.fit(), alone.fit()
-    torch.testing.assert_close(weights(made), weights(alone), rtol=1e-12, atol=1e-12)
+    def run(ranks: ThreadRanks) -> Tensor:
+        made = trainer(Parts(), ranks=ranks)
+        made.fit()
+        return weights(made)
+
+    alone = trainer(Sums())
+    alone.fit()
+    for found in on_ranks(2, run):
+        torch.testing.assert_close(found, weights(alone), rtol=1e-12, atol=1e-12)
+
+
+def test_an_objective_that_says_nothing_of_ranks_is_for_one_process() -> None:
+    with pytest.raises(SettingError, match="ranks=2: 1 is needed: this training"):
+        on_ranks(2, lambda ranks: trainer(Sums(), ranks=ranks))
 
 
 def test_one_rank_does_nothing() -> None:
     one = trainer(Sums())
     gradient = one.loop.objective.gradient(one.loop.params, one.loop.objective.batch(0), step=0)
-    assert one.loop.ranks.reduce(gradient) is gradient
+    assert reduced(gradient, one.loop.ranks) is gradient
     assert (one.loop.ranks.rank, one.loop.ranks.count) == (0, 1)
 
 

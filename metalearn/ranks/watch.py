@@ -1,0 +1,148 @@
+"""Who of the ranks is there: a pulse of each in a store, and what is said of those that are lost.
+
+Axes: R ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from torch.distributed.distributed_c10d import Store
+
+__all__ = ["Watch"]
+
+_PULSE = 1.0
+"""Seconds between two."""
+_PATIENCE = 3.5
+"""Seconds without a pulse after which a rank is gone."""
+
+
+class Watch:
+    """Keeps a rank's pulse in a store that all ranks see, and reads those of the others.
+
+    A meeting that fails tells nothing of why. Here a rank is gone if its pulse has stopped; it
+    hangs if it has a pulse and does not come; and what ended it is known if it could still say so.
+    No clocks of machines are compared.
+
+    Args:
+        store: a client of its own, which no other thread uses.
+        rank: of this process.
+        count: R.
+        timeout: seconds that a meeting waits.
+        heard: is given what other ranks `tell`, by their number; called from a thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        count: int,
+        timeout: float,
+        heard: Callable[[int, str], None] | None = None,
+    ) -> None:
+        self._store, self.rank, self.count, self.timeout = store, rank, count, timeout
+        self._heard, self._lock, self._end = heard, threading.Lock(), threading.Event()
+        self._meetings, self._beats, self._said = 0, 0, 0
+        self._known = [0] * count  # words of each that were heard
+        self._waiting: list[tuple[int, str]] = []
+        self._thread = threading.Thread(target=self._beat, name="ranks", daemon=True)
+        self._thread.start()
+
+    def enter(self) -> None:
+        """This rank comes to its next meeting."""
+        self._meetings += 1
+
+    def tell(self, words: str) -> None:
+        """Let rank 0 hear something."""
+        with self._lock:
+            self._store.set(f"words/{self.rank}/{self._said}", words)
+            self._said += 1
+            self._store.set(f"said/{self.rank}", str(self._said))
+
+    def leave(self, reason: str = "") -> None:
+        """End the pulse; ``reason`` is what ended this rank, empty where others did, or nothing."""
+        self._end.set()
+        self._thread.join(_PATIENCE)
+        with self._lock, suppress(RuntimeError):  # where the store is gone there is nobody to tell
+            self._hear()
+            self._hear()
+            self._store.set(f"left/{self.rank}", json.dumps(reason))
+
+    def wait_for_others(self) -> None:
+        """Give those who ask who is missing the time to; whoever keeps the store leaves last."""
+        end = time.monotonic() + 2 * _PATIENCE
+        with suppress(RuntimeError):
+            while time.monotonic() < end:
+                if all(self._read(f"left/{r}") is not None for r in self._others()):
+                    return
+                time.sleep(0.1)
+
+    def who_is_missing(self) -> str:
+        """A sentence that names who did not come to the last meeting; empty where all seem to."""
+        try:
+            before = {rank: self._read(f"pulse/{rank}") for rank in self._others()}
+            time.sleep(_PATIENCE)
+            said = [self._said_of(rank, before[rank]) for rank in self._others()]
+        except RuntimeError:
+            return "rank 0 is gone, and with it the place where ranks meet"
+        reasons = sorted((weight, words) for weight, words in said if words)
+        if not reasons:
+            return ""
+        return "; ".join(words for weight, words in reasons if weight == reasons[0][0])
+
+    def _said_of(self, rank: int, before: Any) -> tuple[int, str]:
+        """What is wrong with a rank, and how likely that is no consequence: less is likelier."""
+        left, now = self._read(f"left/{rank}"), self._read(f"pulse/{rank}")
+        if left:
+            return 0, f"rank {rank} ended: {left}"
+        if left is not None:
+            return 3, f"rank {rank} has left"
+        if now is None:
+            return 1, f"rank {rank} never came"
+        if before is not None and now["beats"] == before["beats"]:
+            return 1, f"rank {rank} is gone: it was killed, or its machine or network is lost"
+        if now["meetings"] < self._meetings:
+            return 2, f"rank {rank} hangs: the others have waited {self.timeout:g} s for it"
+        return 4, ""
+
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.count) if rank != self.rank]
+
+    def _read(self, key: str) -> Any:
+        with self._lock:
+            return json.loads(self._store.get(key)) if self._store.check([key]) else None
+
+    def _beat(self) -> None:
+        while not self._end.is_set():
+            try:
+                with self._lock:
+                    self._beats += 1
+                    pulse = {"beats": self._beats, "meetings": self._meetings}
+                    self._store.set(f"pulse/{self.rank}", json.dumps(pulse))
+                    self._hear()
+            except RuntimeError:
+                return  # the store is gone; the next meeting says so
+            self._end.wait(_PULSE)
+
+    def _hear(self) -> None:
+        """Note what other ranks have said since, and pass on what was noted a pulse ago.
+
+        By then this rank has said by itself what it had to say of the same.
+        """
+        if self._heard is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        for rank, words in waiting:
+            self._heard(rank, words)
+        for rank in self._others():
+            key = f"said/{rank}"
+            said = int(self._store.get(key)) if self._store.check([key]) else 0
+            for number in range(self._known[rank], said):
+                words = self._store.get(f"words/{rank}/{number}").decode()
+                self._waiting.append((rank, words))
+            self._known[rank] = said

@@ -1,0 +1,99 @@
+"""Who is missing is told by pulses, not by who happens to fail first."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import pytest
+from torch.distributed import TCPStore
+
+from metalearn.ranks import watch as room
+from metalearn.ranks.watch import Watch
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_PULSE", 0.05)
+    monkeypatch.setattr(room, "_PATIENCE", 0.4)
+
+
+@pytest.fixture(name="store")
+def _store() -> TCPStore:
+    return TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20))
+
+
+def watches(
+    store: TCPStore, count: int = 3, heard: list[tuple[int, str]] | None = None
+) -> list[Watch]:
+    def client() -> TCPStore:
+        return TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=20))
+
+    hears = None if heard is None else lambda rank, words: heard.append((rank, words))
+    return [Watch(client(), r, count, 7.0, hears if r == 0 else None) for r in range(count)]
+
+
+def stopped(watch: Watch) -> None:
+    """As if its process had been killed."""
+    watch._end.set()
+    watch._thread.join()
+
+
+def test_a_rank_without_a_pulse_is_gone(store: TCPStore) -> None:
+    first, second, third = watches(store)
+    time.sleep(0.2)
+    stopped(second)
+    for watch in (first, third):
+        watch.enter()
+        assert watch.who_is_missing().startswith("rank 1 is gone: it was killed")
+    for watch in (first, third):
+        watch.leave()
+
+
+def test_a_rank_that_does_not_come_hangs(store: TCPStore) -> None:
+    first, second, third = watches(store)
+    for watch in (first, third):
+        watch.enter()
+    time.sleep(0.2)
+    assert first.who_is_missing() == "rank 1 hangs: the others have waited 7 s for it"
+    for watch in (first, second, third):
+        watch.leave()
+
+
+def test_what_ended_a_rank_is_said_and_no_consequence_of_it(store: TCPStore) -> None:
+    first, second, third = watches(store)
+    third.leave("MemoryError: no room")
+    second.leave()  # as others had left it
+    first.enter()
+    assert first.who_is_missing() == "rank 2 ended: MemoryError: no room"
+    first.leave()
+
+
+def test_nobody_is_missing_where_all_came(store: TCPStore) -> None:
+    every = watches(store, 2)
+    time.sleep(0.2)
+    assert every[0].who_is_missing() == ""
+    for watch in every:
+        watch.leave()
+
+
+def test_a_rank_that_never_came_is_named(store: TCPStore) -> None:
+    client = TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=20))
+    first = Watch(client, 0, 2, 7.0)
+    assert first.who_is_missing() == "rank 1 never came"
+    first.leave()
+
+
+def test_words_of_others_come_to_the_first_in_order_and_once(store: TCPStore) -> None:
+    heard: list[tuple[int, str]] = []
+    first, second, third = watches(store, heard=heard)
+    for words in ("one", "two"):
+        second.tell(words)
+    third.tell("three")
+    time.sleep(0.3)
+    second.tell("four")
+    first.leave()  # which hears what is left
+    assert [words for rank, words in heard if rank == 1] == ["one", "two", "four"]
+    assert [words for rank, words in heard if rank == 2] == ["three"]
+    for watch in (second, third):
+        watch.leave()
