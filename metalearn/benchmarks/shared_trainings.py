@@ -111,6 +111,9 @@ class SharedTiming:
     """By layout."""
     efficiency: float
     """T(one process, one thread) ÷ (2·T(two ranks))."""
+    machine: float
+    """T(one process, one thread) ÷ T(two such processes at once, which share nothing): what the
+    machine leaves of a second processor, and so the most that the efficiency could be."""
     gain: float
     """T(one process, two threads) ÷ T(two ranks)."""
     meeting: float
@@ -123,9 +126,11 @@ def shared_race(names: Sequence[str], *, rounds: int) -> list[SharedTiming]:
     """Time trainings, layout by layout and round by round, each in new processes."""
     timings = []
     for name in names:
-        turns = [
-            {layout: _turn(name, *LAYOUTS[layout]) for layout in LAYOUTS} for _ in range(rounds)
-        ]
+        turns, apart = [], []
+        for _ in range(rounds):
+            turns.append({layout: _turn(name, *LAYOUTS[layout])[0] for layout in LAYOUTS})
+            both = _turn(name, 1, 1, groups=2)
+            apart.append(statistics.mean(one["step"] for one in both))
         alone, threads, ranks = ([turn[layout]["step"] for turn in turns] for layout in LAYOUTS)
         two = [turn["two ranks, one thread each"] for turn in turns]
         timings.append(
@@ -133,6 +138,7 @@ def shared_race(names: Sequence[str], *, rounds: int) -> list[SharedTiming]:
                 name,
                 {n: 1e3 * statistics.median(turn[n]["step"] for turn in turns) for n in LAYOUTS},
                 statistics.median(a / (2 * b) for a, b in zip(alone, ranks)),
+                statistics.median(a / b for a, b in zip(alone, apart)),
                 statistics.median(a / b for a, b in zip(threads, ranks)),
                 statistics.median(turn["meeting"] / turn["step"] for turn in two),
                 two[0]["sent"],
@@ -143,13 +149,14 @@ def shared_race(names: Sequence[str], *, rounds: int) -> list[SharedTiming]:
 
 def shared_table(timings: Sequence[SharedTiming]) -> str:
     """Markdown."""
-    head = ("| step, ms | " + " | ".join(LAYOUTS)) + " | efficiency | ÷ two threads | meetings |"
-    rows = [head, "|" + " --- |" * (len(LAYOUTS) + 4)]
+    columns = ["step, ms", *LAYOUTS, "efficiency", "machine", "÷ two threads", "meetings"]
+    rows = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
     for t in timings:
         times = " | ".join(f"{t.milliseconds[layout]:.2f}" for layout in LAYOUTS)
         meetings = f"{t.meeting:.0%}, {t.sent / 1e3:,.0f} kB"
         title = TRAININGS[t.training][0]
-        rows.append(f"| {title} | {times} | {t.efficiency:.2f} | {t.gain:.2f} | {meetings} |")
+        ratios = f"{t.efficiency:.2f} | {t.machine:.2f} | {t.gain:.2f}"
+        rows.append(f"| {title} | {times} | {ratios} | {meetings} |")
     return "\n".join(rows)
 
 
@@ -163,8 +170,15 @@ class _Clock(Callback):
         self.ends.append(time.perf_counter())
 
 
-def _turn(name: str, ranks: int, threads: int) -> dict[str, float]:
-    """What the first rank found."""
+def _turn(name: str, ranks: int, threads: int, groups: int = 1) -> list[dict[str, float]]:
+    """What the first rank of each of so many groups found, which train at the same time."""
+    started = [_started(name, ranks, threads) for _ in range(groups)]
+    outputs = [[process.communicate()[0] for process in group] for group in started]
+    return [json.loads(first) for first, *_ in outputs]
+
+
+def _started(name: str, ranks: int, threads: int) -> list[subprocess.Popen[bytes]]:
+    """The processes of a training."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -173,13 +187,10 @@ def _turn(name: str, ranks: int, threads: int) -> dict[str, float]:
         "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads),
     }  # fmt: skip
     command = [sys.executable, "-c", f"from {__name__} import take_part; take_part({name!r})"]
-    processes = [
+    return [
         subprocess.Popen(command, env={**known, "RANK": str(rank)}, stdout=subprocess.PIPE)
         for rank in range(ranks)
     ]
-    outputs = [process.communicate()[0] for process in processes]
-    found: dict[str, float] = json.loads(outputs[0])
-    return found
 
 
 def _measured(name: str, ranks: Ranks) -> dict[str, float]:

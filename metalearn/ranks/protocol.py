@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -66,6 +66,7 @@ def refuse_division(what: str, share: Share) -> NoReturn:
     raise SettingError("ranks", share.count, f"1 is needed: {what} is not divided among several")
 
 
+@runtime_checkable
 class Ranks(Protocol):
     """R processes that take the same step on parts of its batch.
 

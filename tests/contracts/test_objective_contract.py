@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -25,7 +24,9 @@ drawn = pytest.mark.parametrize(
 
 
 def plain(batch: Any) -> Any:
-    return vars(batch) if dataclasses.is_dataclass(batch) else batch
+    if isinstance(batch, MetaBatch):
+        return list(batch.indices), batch.tasks, batch.step
+    return batch
 
 
 def gradient_of(trainer: Any, batch: Any, step: int) -> StepGradient:
@@ -40,7 +41,7 @@ def halves(batch: Any) -> list[Any]:
         return [
             MetaBatch(
                 batch.indices[p],
-                TaskBatch(*tree_map(lambda v, p=p: v[p], batch.tasks)),
+                lambda _, p=p: TaskBatch(*tree_map(lambda v: v[p], batch.tasks)),
                 batch.step,
             )
             for p in parts
