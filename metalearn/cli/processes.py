@@ -21,7 +21,8 @@ __all__ = ["check_alike", "ranks_of_command", "shared_by_ranks"]
 
 _SHARED = ("train",)
 """Commands that ranks share."""
-_BY_ITSELF = ("WORLD_SIZE", ("", "1"))
+_ALONE = ("", "1")
+"""Values of WORLD_SIZE of a process by itself."""
 _ASKING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
 _SWEEPING = {"-m", "--multirun"}
 _TIMEOUT = "METALEARN_RANK_TIMEOUT"
@@ -51,10 +52,9 @@ def shared_by_ranks(name: str, arguments: Sequence[str]) -> Iterator[list[str]]:
         SettingError: a command that one process takes alone.
         RankError: not all ranks came, or one was lost.
     """
-    variable, alone = _BY_ITSELF
-    count = os.environ.get(variable, "")
+    count = os.environ.get("WORLD_SIZE", "")
     asks = any(argument.partition("=")[0] in _ASKING for argument in arguments)
-    if count in alone or (asks and os.environ.get("RANK") == "0"):
+    if count in _ALONE or (asks and os.environ.get("RANK") == "0"):
         yield with_run_found(arguments) if name == "train" else list(arguments)
         return
     if asks:
