@@ -92,10 +92,6 @@ SHARED = {**{n: make for n, make in TRAINERS.items() if n not in ALONE}, **MORE}
 shared = pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
 LENGTH = {"snapshot", "swag", "private_growth"}
 RESUMED = {name: make for name, make in SHARED.items() if name not in LENGTH}
-    name: make
-    for name, make in SHARED.items()
-    if name not in ("snapshot", "swag", "private_growth")
-}
 """The others follow from how long they are: their schedules, or their noise."""
 resumed = pytest.mark.parametrize("make", RESUMED.values(), ids=RESUMED)
 counts = pytest.mark.parametrize("count", [2, 3])
