@@ -152,23 +152,11 @@ def divided(loop: Training) -> SharedMembers | None:
 
 
 def prepare(objective: Objective, ranks: Ranks) -> None:
-    """Decide what is decided once: of several ranks the first does, by its part, for all.
-
-    What of a state is tensors comes from a checkpoint, and is alike on all.
-    """
+    """Decide what is decided once: of several ranks the first does, by its part, for all."""
     if ranks.rank == 0:
         objective.prepare()
     if ranks.count > 1:
-        state = objective.state()
-        plain = {name: value for name, value in state.items() if _is_plain(value)}
-        decided = ranks.agreed(plain if ranks.rank == 0 else None)
+        state = ranks.agreed(objective.state() if ranks.rank == 0 else None)
         if ranks.rank:
-            objective.load_state({**state, **decided})
+            objective.load_state(state)
             objective.prepare()
-
-
-def _is_plain(value: Any) -> bool:
-    parts = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, Mapping | list | tuple):
-        return all(map(_is_plain, parts))
-    return not isinstance(value, Tensor)
