@@ -16,9 +16,10 @@ from metalearn.attribution.scored_network import DOUBTS, METHODS, SELF_METHODS, 
 from metalearn.attribution.similarity import of_length_one
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
+from metalearn.ranks import Ranks
 from metalearn.signatures import checked
 
-__all__ = ["Attributed", "attribute", "correlation_of_members"]
+__all__ = ["Attributed", "attribute", "attribute_by_ranks", "correlation_of_members"]
 
 
 @dataclass
@@ -59,6 +60,8 @@ def attribute(
     networks: Sequence[ScoredNetwork],
     methods: Sequence[str] = tuple(METHODS),
     self_methods: Sequence[str] = (),
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> Attributed:
     """Run methods by name; one that cannot be has its reason in ``left_out``.
 
@@ -66,6 +69,7 @@ def attribute(
         networks: M, with the same targets and examples.
         methods: names of `METHODS`.
         self_methods: names of `SELF_METHODS`.
+        numbers: by which warnings tell of several networks; None counts them from 0.
 
     Raises:
         SettingError: no network, or a name that is not known.
@@ -82,12 +86,45 @@ def attribute(
     found.by_member |= _run(networks, {name: METHODS[name] for name in methods}, found)
     alone = _run(networks, {name: SELF_METHODS[name] for name in self_methods}, found)
     found.self_scores |= {name: scores.mean(0) for name, scores in alone.items()}
+    several = len(networks) > 1 or numbers is not None
     for name in found.by_member:
-        for number, network in enumerate(networks):
+        for number, network in zip(numbers or range(len(networks)), networks):
             if name in DOUBTS and (warning := DOUBTS[name](network)):
-                of = f"member {number}: " if len(networks) > 1 else ""
+                of = f"member {number}: " if several else ""
                 found.warnings.append(f"{of}{name}: {warning}")
     return found
+
+
+def attribute_by_ranks(
+    networks: Sequence[ScoredNetwork],
+    methods: Sequence[str],
+    self_methods: Sequence[str],
+    ranks: Ranks,
+    *,
+    numbers: Sequence[int] | None = None,
+) -> Attributed:
+    """What `attribute` finds of all networks; each rank brings some, in their order, or none.
+
+    Seconds are those of the rank that took longest.
+    """
+    own = attribute(networks, methods, self_methods, numbers=numbers) if networks else None
+    told = None if own is None else {**vars(own), "networks": len(networks)}
+    parts = [part for part in ranks.of_each(told) if part is not None]
+    left_out = {name: why for part in parts for name, why in part["left_out"].items()}
+    whole = Attributed(left_out=left_out)
+    for name in (*methods, *self_methods):
+        if name in left_out:
+            continue
+        whole.seconds[name] = max(part["seconds"][name] for part in parts)
+        if name in methods:
+            whole.by_member[name] = torch.cat([part["by_member"][name] for part in parts])
+        else:
+            sums = [part["self_scores"][name] * part["networks"] for part in parts]
+            counts = [part["networks"] for part in parts]
+            whole.self_scores[name] = torch.stack(sums).sum(0) / sum(counts)
+    for part in parts:
+        whole.warnings += part["warnings"]
+    return whole
 
 
 def _run(

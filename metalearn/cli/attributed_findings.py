@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from metalearn.attribution.attributing import Attributed, attribute
+from metalearn.attribution.attributing import Attributed, attribute_by_ranks
 from metalearn.attribution.exact import run_curvature
 from metalearn.attribution.findings import Findings
 from metalearn.attribution.found_samples import TargetSamples, TrainingExamples
@@ -32,8 +32,12 @@ from metalearn.cli.building import build
 from metalearn.cli.given_settings import plain_value
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.networks import kept_weights
+from metalearn.cli.processes import ranks_of_command
+from metalearn.cli.same_run import check_same_run
 from metalearn.core import HyperProgress
+from metalearn.data.regression import SupervisedData
 from metalearn.errors import check_whole
+from metalearn.ranks import Ranks, Share
 from metalearn.tracking import provenance
 from metalearn.tracking.progress import Progress
 from metalearn.trainers import Trainer
@@ -47,32 +51,44 @@ Retraining = Callable[[Tensor], Retrained]
 
 def findings_of_run(
     folder: Path, config: DictConfig, saved: DictConfig
-) -> tuple[Findings, Attributed, int]:
-    """Findings, what members make of it, and after how many steps the networks stood, at most."""
-    loaded = trainer_of(folder, saved, config.checkpoint, config.device)
+) -> tuple[Findings, Attributed, int] | None:
+    """Findings, what members make of it, and after how many steps the networks stood, at most.
+
+    Ranks divide the members, and the subsets that are trained anew; the first has the findings.
+    """
+    ranks = ranks_of_command()
+    loaded: Any = trainer_of(folder, saved, config.checkpoint, config.device)
+    check_same_run(ranks, saved, loaded)
     fresh = build(kept_weights(saved), folder=None)
     targets, rows = targets_of(loaded, config)
     members = members_of(loaded, config)
-    _check_left_out(config, loaded.data.size("train"))  # type: ignore[attr-defined]
-    runs = [network_of(fresh, loaded, config, m, targets, folder) for m in members]
+    _check_left_out(config, loaded.data.size("train"))
+    own = ranks.share.of(members)
+    runs = [network_of(fresh, loaded, config, m, targets, folder) for m in own]
     networks = [run.network for run in runs]
+    named = {"numbers": own} if len(members) > 1 else {}
     with _watched(config, runs):
-        found = attribute(networks, list(config.methods), list(config.self_methods))
-    found.warnings += [run.warning for run in runs if run.warning]
+        found = attribute_by_ranks(
+            networks, list(config.methods), list(config.self_methods), ranks, **named
+        )
+    found.warnings += _of_all(ranks, [run.warning for run in runs if run.warning])
+    steps = _of_all(ranks, [network.run.steps for network in networks])
+    outcomes = _of_all(ranks, [_outcomes(network) for network in networks])
     retrained, left_out = [], None
     if config.subsets or config.leave_k_out:
-        retrain = _retraining(fresh, members[0], networks[0], found)
-        retrained = _subsets(config, networks[0], found, retrain)
-        left_out = _leave_k_out(config, networks[0], found, retrain)
-    steps = [network.run.steps for network in networks]
-    parts = _parts(networks, found) | {"retrained": retrained, "leave_k_out": left_out}
+        retrain = _retraining(fresh, members[0], steps[0], targets, found, ranks)
+        retrained = _subsets(config, loaded.data, found, retrain)
+        left_out = _leave_k_out(config, loaded.data, found, retrain)
+    if ranks.rank:
+        return None
+    parts = _parts(networks[0], found) | {"retrained": retrained, "leave_k_out": left_out}
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     findings = Findings(
         run=str(folder),
         state=state_of(members, steps),
         split=config.split,
-        targets=_target_samples(networks, rows),
+        targets=_target_samples(networks[0], outcomes, rows),
         settings={str(name): value for name, value in settings.items()},
         provenance=provenance(),
         **parts,
@@ -107,11 +123,16 @@ def _check_left_out(config: DictConfig, examples: int) -> None:
 
 
 def _retraining(
-    fresh: Trainer, member: int, network: ScoredNetwork, found: Attributed
+    fresh: Trainer,
+    member: int,
+    steps: int,
+    targets: tuple[Tensor, Tensor],
+    found: Attributed,
+    ranks: Ranks,
 ) -> Retraining:
     """How subsets are trained as a network was, up to the step that is explained."""
     how = retraining_settings(fresh, member=member)
-    start, data, steps = how.pop("network"), how.pop("data"), network.run.steps
+    start, data = how.pop("network"), how.pop("data")
     if steps < how["steps"]:
         if how["schedule"] == "constant" and how["warmup"] < steps:
             how["steps"] = steps
@@ -120,48 +141,67 @@ def _retraining(
                 f"the network that is explained stood at step {steps}, subsets are trained for all "
                 f"{how['steps']} steps: their schedule goes on to the end"
             )
-    return lambda weights: retrain_subsets(start, data, weights, network.targets, **how)
+
+    def shared(weights: Tensor) -> Retrained:
+        share = ranks.share if len(weights) >= ranks.count else Share()
+        parts = retrain_subsets(start, data, share.of(weights), targets, **how)
+        if share.count == 1:
+            return parts
+        sizes = share.sizes(len(weights))
+        return Retrained(*(ranks.joined(part.contiguous(), sizes) for part in parts))
+
+    return shared
 
 
 def _subsets(
-    config: DictConfig, network: ScoredNetwork, found: Attributed, retrain: Retraining
+    config: DictConfig, data: SupervisedData, found: Attributed, retrain: Retraining
 ) -> list[SubsetOutcomes]:
     """Subsets drawn by chance, for each share that is left out."""
     outcomes = []
     for share in config.leave_out if config.subsets else ():
-        weights = random_subsets(
-            config.subsets, len(network.run.weights), leave_out=share, seed=config.seed
-        )
+        examples = data.size("train")
+        weights = random_subsets(config.subsets, examples, leave_out=share, seed=config.seed)
         losses = retrain(weights).losses.cpu()
         outcomes.append(subset_outcomes(found.scores, weights, losses))
     return outcomes
 
 
 def _leave_k_out(
-    config: DictConfig, network: ScoredNetwork, found: Attributed, retrain: Retraining
+    config: DictConfig, data: SupervisedData, found: Attributed, retrain: Retraining
 ) -> LeaveKOut | None:
     if not config.leave_k_out:
         return None
-    classes = network.run.data.kind == "classification"
+    classes = data.kind == "classification"
     counts = list(config.leave_k_out)
     return leave_k_out(found.scores, counts, retrain, classes=classes, seed=config.seed)
 
 
-def _target_samples(networks: Sequence[ScoredNetwork], rows: Tensor) -> TargetSamples:
-    """Targets, with mean losses and probabilities of the networks."""
-    run = networks[0].run
-    x, y = run.placed(networks[0].targets)
+def _of_all(ranks: Ranks, own: list[Any]) -> list[Any]:
+    """What ranks have of members, in their order."""
+    return [value for part in ranks.of_each(own) for value in part]
+
+
+def _outcomes(network: ScoredNetwork) -> list[Tensor]:
+    """Losses ``[R]`` and outputs ``[R, C]`` of the targets."""
+    run, params = network.run, network.params
+    x, y = run.placed(network.targets)
     with torch.no_grad():
-        losses = torch.stack([n.run.target_losses(n.params, None, (x, y)) for n in networks])
-        outputs = torch.stack([n.run.outputs(n.params, x) for n in networks])
-    classes = run.data.kind == "classification"
+        return [run.target_losses(params, None, (x, y)), run.outputs(params, x)]
+
+
+def _target_samples(
+    first: ScoredNetwork, outcomes: Sequence[Sequence[Tensor]], rows: Tensor
+) -> TargetSamples:
+    """Targets, with mean losses and probabilities of all networks."""
+    losses, outputs = (torch.stack(parts) for parts in zip(*outcomes))
+    classes = first.run.data.kind == "classification"
     probabilities = outputs.softmax(-1).mean(0).cpu() if classes else None
+    x, y = first.run.placed(first.targets)
     return TargetSamples(y.cpu(), losses.mean(0).cpu(), rows, x.cpu(), probabilities)
 
 
-def _parts(networks: Sequence[ScoredNetwork], found: Attributed) -> dict[str, Any]:
-    """What is the same whatever was retrained."""
-    first = networks[0]
+def _parts(first: ScoredNetwork, found: Attributed) -> dict[str, Any]:
+    """What is the same whatever was retrained; curvature and walk are those of the first."""
     exact = "exact" in found.by_member
     norms = first.exact.gradient.diagnostics["walk_norms"].cpu() if exact else None
     left_out = [f"left out: {name}: {reason}" for name, reason in found.left_out.items()]

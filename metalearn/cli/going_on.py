@@ -39,8 +39,7 @@ def with_run_found(arguments: Sequence[str]) -> list[str]:
     if sorted(kept) != sorted(began):
         accepted = f"the settings that {folder} was started with are needed: {' '.join(began)}"
         raise SettingError("resume=auto beside", " ".join(kept), accepted)
-    own = [word for word in rest if word not in kept and not word.startswith(f"{_FOLDER}=")]
-    return [f"resume={folder}", *own]
+    return [f"resume={folder}", *(w for w in rest if not w.startswith(f"{_FOLDER}="))]
 
 
 def _kept(words: Sequence[str]) -> list[str]:

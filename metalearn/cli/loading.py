@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, cast
 
@@ -14,10 +14,13 @@ from torch import nn
 from metalearn.cli.building import build
 from metalearn.cli.determinism import determinism
 from metalearn.cli.networks import kept_weights
+from metalearn.cli.processes import ranks_of_command
 from metalearn.cli.run_config import saved_config
 from metalearn.cli.run_folders import claimed, existing_run, writing_to
+from metalearn.cli.same_run import check_same_run
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble, Predictor
+from metalearn.ranks import OneRank, Ranks
 from metalearn.signatures import checked
 from metalearn.trainers import MetaLearner, Trainer
 
@@ -158,16 +161,19 @@ def trainer_of(
     device: str | torch.device,
     *,
     deferred: bool = False,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """The trainer of a run's configuration at a checkpoint, without a folder to write to.
 
-    With ``deferred`` the data of tasks are looked for when one is drawn.
+    With ``deferred`` the data of tasks are looked for when one is drawn. Several ``ranks`` are
+    refused where they differ in code, settings or data.
     """
     saved.device = str(device)
     shapes = saved.get("shapes") or {}
     known = {name: shapes.get(name) for name in ("training_classes", "training_units")}
     kept = kept_weights(saved)
-    trainer = build(kept, folder=None, deferred=deferred, trained_on=known)
+    trainer = build(kept, folder=None, deferred=deferred, trained_on=known, ranks=ranks)
+    check_same_run(ranks or OneRank(), saved, trainer)
     trainer.resume(_checkpoint(folder, checkpoint))
     return trainer
 
@@ -176,6 +182,8 @@ def trainer_of(
 def run_to_look_into(config: DictConfig) -> Iterator[tuple[Path, DictConfig]]:
     """A block that has the folder ``config.run`` to itself, and the settings it was trained with.
 
+    Of several ranks the first has it for all.
+
     Raises:
         SettingError, DataError: no run there, one that cannot be read, or one that another process
             is at.
@@ -183,7 +191,8 @@ def run_to_look_into(config: DictConfig) -> Iterator[tuple[Path, DictConfig]]:
     """
     folder = existing_run(config.run, "run")
     saved = saved_config(folder, trust=config.trust)
-    with claimed(folder, "run"), determinism(saved), writing_to(folder):
+    first = ranks_of_command().rank == 0
+    with claimed(folder, "run") if first else nullcontext(), determinism(saved), writing_to(folder):
         yield folder, saved
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_alike", "ranks_of_command", "shared_by_ranks"]
 
-_SHARED = ("train",)
+_SHARED = ("train", "evaluate", "diagnose", "attribute")
 """Commands that ranks share."""
 _ALONE = ("", "1")
 """Values of WORLD_SIZE of a process by itself."""
@@ -62,7 +62,7 @@ def shared_by_ranks(name: str, arguments: Sequence[str]) -> Iterator[list[str]]:
             yield list(arguments)
         return
     if name not in _SHARED:
-        accepted = f"{' or '.join(_SHARED)} is what {count} ranks can share; others run without"
+        accepted = f"{', '.join(_SHARED)} are what {count} ranks can share; others run without"
         raise SettingError("torchrun", name, accepted)
     if _SWEEPING & set(arguments):
         accepted = "one run is what ranks can share; a sweep (-m) goes without torchrun"

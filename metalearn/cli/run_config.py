@@ -151,17 +151,40 @@ def resumed_config(config: DictConfig, given: Sequence[GivenSetting]) -> DictCon
     folder = existing_run(config.resume, "resume")
     typed = [setting.name for setting in given]
     saved = saved_config(folder, trust=plain_value(config.trust), typed=typed)
+
+    def fits(setting: GivenSetting) -> bool:
+        return _may_change(setting) or _is_as_saved(config, saved, setting)
+
+    of_experiment = all(fits(setting) for setting in given if setting.experiment is not None)
     for setting in given:
         name = setting.name
-        same = name == "trainer" and config.trainer._target_ == saved.trainer._target_
-        if name in ("resume", "trust") or same:
+        if name in ("resume", "trust") or (name == "experiment" and of_experiment):
             continue
-        free = name in ("device", "test_tasks") or name.startswith("trainer.")
-        if setting.removed or not free:
+        if not fits(setting):
             raise setting.refusal(f"{KEPT_ON_RESUMING} beside resume={config.resume}")
-        _check_kept(saved, setting, config)
-        OmegaConf.update(saved, name, OmegaConf.select(config, name), merge=False)
+        if _may_change(setting):
+            _check_kept(saved, setting, config)
+            OmegaConf.update(saved, name, OmegaConf.select(config, name), merge=False)
     return saved
+
+
+def _may_change(given: GivenSetting) -> bool:
+    free = given.name in ("device", "test_tasks") or given.name.startswith("trainer.")
+    return free and not given.removed
+
+
+def _is_as_saved(config: DictConfig, saved: DictConfig, given: GivenSetting) -> bool:
+    """Whether what is given is what the run has: of a group, in all that the run knows of it."""
+    if given.removed:
+        return False
+    if given.name == "trainer":  # of which the rest may change
+        return bool(config.trainer._target_ == saved.trainer._target_)
+    found, had = (
+        plain_value(OmegaConf.select(part, given.name), resolve=True) for part in (config, saved)
+    )
+    if isinstance(found, dict) and isinstance(had, dict):
+        return all(name in found and found[name] == value for name, value in had.items())
+    return bool(found == had and had is not None)
 
 
 def _check_kept(saved: DictConfig, given: GivenSetting, config: DictConfig) -> None:

@@ -9,7 +9,9 @@ Axes: M members, B samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,14 @@ from torch import Tensor, nn
 
 from metalearn.core.checks import check_number
 from metalearn.core.module.copying import copy_module
-from metalearn.errors import check_whole
+from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
 
-__all__ = ["DropBlock", "Dropout", "convert_dropout", "set_draw"]
+__all__ = ["DropBlock", "Dropout", "convert_dropout", "part_of_batch", "set_draw"]
 
 _MASK = 0xFFFFFFFF
+_part: ContextVar[tuple[int, int] | None] = ContextVar("part", default=None)
+"""Where a part of a batch begins, and how many samples it has."""
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -68,7 +72,8 @@ class Dropout(nn.Module):
 
     def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Numbers in [0, 1) in float64, a function of key, draw and place alone."""
-        places = torch.arange(math.prod(shape), device=device).view(*shape)
+        first, count = _first_place(shape), math.prod(shape)
+        places = torch.arange(first, first + count, device=device).view(*shape)
         return _mix(places + _mix(_mix(self.key) + self.draw)).double() / 2.0**32
 
 
@@ -120,6 +125,21 @@ def set_draw(module: nn.Module, draw: int) -> None:
             layer.draw.fill_(draw)
 
 
+@contextmanager
+def part_of_batch(first: int, samples: int) -> Iterator[None]:
+    """A block in which networks see a part of a batch, and drop of it what they would of the whole.
+
+    Args:
+        first: of the batch's samples that the part has.
+        samples: in the part, along the first axis of what `Dropout` layers see; others are refused.
+    """
+    before = _part.set((first, samples))
+    try:
+        yield
+    finally:
+        _part.reset(before)
+
+
 @checked
 def convert_dropout(module: nn.Module, *, seed: int = 0) -> nn.Module:
     """A copy of the module with `Dropout` in place of torch's dropout layers.
@@ -141,6 +161,25 @@ def convert_dropout(module: nn.Module, *, seed: int = 0) -> nn.Module:
             parent, _, child = name.rpartition(".")
             setattr(root.get_submodule(parent), child, converted[layer])
     return root["module"]
+
+
+def _first_place(shape: Sequence[int]) -> int:
+    """The place in the whole batch of the first element of a shape.
+
+    Raises:
+        SettingError: its first axis is not that of the samples of a part.
+    """
+    part = _part.get()
+    if part is None:
+        return 0
+    first, samples = part
+    if not shape or shape[0] != samples:
+        accepted = (
+            f"[{samples}, ...] is needed, samples first, since ranks divide a batch and masks "
+            "follow from places in all of it"
+        )
+        raise SettingError("shape of what dropout sees", list(shape), accepted)
+    return first * math.prod(shape[1:])
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Axes: R ranks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from metalearn.errors import RankError
 from metalearn.ranks.protocol import Share
+from metalearn.ranks.texts import from_text, to_text
 from metalearn.ranks.watch import Watch
 
 __all__ = ["ProcessRanks"]
@@ -67,18 +67,18 @@ class ProcessRanks:
         return torch.cat([part[:size] for part, size in zip(parts, sizes)]).to(rows.dtype)
 
     def agreed(self, value: Any) -> Any:
-        """The plain value of rank 0, for all."""
+        """The value of rank 0, for all."""
         return self.of_each(value if self.rank == 0 else None)[0]
 
     def of_each(self, value: Any) -> list[Any]:
-        """The plain values of all ranks, in their order; they travel as JSON."""
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        """The values of all ranks, in their order; they travel as texts."""
+        text = torch.frombuffer(bytearray(to_text(value)), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
         with self._meeting():
             dist.all_gather(sizes, torch.tensor([len(text)]), group=self._group)
         known = [int(size) for size in sizes]
         every = self.joined(text, known)
-        return [json.loads(bytes(part.tolist())) for part in torch.split(every, known)]
+        return [from_text(part.numpy().tobytes()) for part in torch.split(every, known)]
 
     def noted(self, number: int) -> int:
         """The largest number that any rank had at the call before this one; 0 at the first."""

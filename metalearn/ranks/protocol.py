@@ -90,10 +90,10 @@ class Ranks(Protocol):
         """The rows of all ranks one after another; ``sizes`` are how many each has."""
 
     def agreed(self, value: Any) -> Any:
-        """The plain value of rank 0, for all."""
+        """The value of rank 0, for all: plain, with tensors in it, which come to the processor."""
 
     def of_each(self, value: Any) -> list[Any]:
-        """The plain values of all ranks, in their order."""
+        """The values of all ranks, in their order; as of `agreed`."""
 
     def noted(self, number: int) -> int:
         """The largest number that any rank had at the call before this one; 0 at the first.

@@ -1,4 +1,4 @@
-"""A few blows in every run of the tests, hundreds in the campaign; see `tests.campaigns.kills`."""
+"""A few blows in every run of the tests, hundreds in the campaigns: `kills`, `rank_kills`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.saved_runs.make import RUNS
 ROOT = Path(__file__).parents[2]
 
 
-def _held(*arguments: str) -> None:
+def _held(*arguments: str, module: str = "kills") -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.campaigns.kills", *arguments],
+        [sys.executable, "-m", f"tests.campaigns.{module}", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -41,3 +41,9 @@ def test_kills(kind: str) -> None:
 @pytest.mark.parametrize("kind", RUNS)
 def test_kills_of_processes_that_start_from_nothing(kind: str) -> None:
     _held("--kinds", kind, "--blows", "3", "--real")
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("kind", RUNS)
+def test_kills_of_one_of_two_ranks(kind: str) -> None:
+    _held("--kinds", kind, "--blows", "5", module="rank_kills")

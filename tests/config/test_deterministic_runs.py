@@ -47,13 +47,13 @@ def test_a_run_keeps_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run("evaluate", f"run={folder}", "tasks=4").code == 0
     assert seen and set(seen) == {(True, True)}
     found: list[bool] = []
-    compute = diagnosing.diagnose_sources
+    compute = diagnosing.diagnose_by_ranks
 
     def diagnosed(*given: Any) -> Any:
         found.append(torch.are_deterministic_algorithms_enabled())
         return compute(*given)
 
-    monkeypatch.setattr(diagnosing, "diagnose_sources", diagnosed)
+    monkeypatch.setattr(diagnosing, "diagnose_by_ranks", diagnosed)
     quick = ("what=[gradient_norms]", "tasks=2", "at=[initial]", "device=cpu")
     assert run("diagnose", f"run={folder}", *quick).code == 0
     assert found == [True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import (
     BatchEnsembleTrainer,
     EnsembleTrainer,
+    MCDropoutTrainer,
+    PerSampleTrainer,
     SnapshotTrainer,
     SWAGTrainer,
     Trainer,
@@ -29,9 +32,6 @@ from tests.support.small_data import blobs, waves
 
 ALONE = {
     "scripted",
-    "private",
-    "private_noisy",
-    "private_meta",
     *(name for name in TRAINERS if name.startswith("hyper_")),
 }
 """Trainers that one process takes by itself."""
@@ -46,11 +46,18 @@ def members(*hidden: int, **settings: Any) -> Trainer:
     return EnsembleTrainer(Ensemble.from_modules(made), waves(), **given)
 
 
-def one_network(kind: Callable[..., Trainer], **settings: Any) -> Trainer:
-    """An ensemble that is made of one network."""
-    made = Ensemble.from_modules([MLP((2,), 3, hidden=(6,), seed=0)])
+def one_network(kind: Callable[..., Trainer], p: float = 0.0, **settings: Any) -> Trainer:
+    """An ensemble that is made of one network, of which a share p is dropped."""
+    made = Ensemble.from_modules([MLP((2,), 3, hidden=(6,), dropout=p, seed=0)])
     given: Any = {"members": 2, "steps": 6, "batch_size": 8, "progress": False}
     return kind(made, blobs(), **{**given, **settings})
+
+
+def dropping(**settings: Any) -> Trainer:
+    """One network by its samples, of which some are dropped."""
+    given: Any = {"steps": 6, "batch_size": 7, "progress": False, "schedule": "constant"}
+    network = MLP((2,), 3, hidden=(6, 6), dropout=0.4, seed=0)
+    return PerSampleTrainer(network, blobs(), **{**given, **settings})
 
 
 DIVERGES = 1e35
@@ -66,14 +73,26 @@ MORE: dict[str, Make] = {
     "average_of_tasks": partial(TRAINERS["waves"], average=0.5, accumulate=2),
     "batch_ensemble": partial(one_network, BatchEnsembleTrainer),
     "snapshot": partial(one_network, SnapshotTrainer),
+    "mc_dropout": partial(one_network, MCDropoutTrainer, 0.4),
+    "dropout": partial(dropping, max_norm=math.inf),
+    "dropout_clipped": partial(dropping, max_norm=0.5),
+    "private_norm": partial(TRAINERS["private"], clip_quantile={"quantile": 0.5, "rate": 0.5}),
+    "private_growth": partial(
+        TRAINERS["private"],
+        batch_growth={"most": 32, "window": 2, "threshold": 0.01},
+        accountant="rdp",
+    ),
+    "private_empty_parts": partial(TRAINERS["private"], batch_size=3, clip_quantile=0.5),
+    "private_few_tasks": partial(TRAINERS["private_meta"], meta_batch=3),
     "swag": partial(one_network, SWAGTrainer, start=0.3, every=1),
 }
 """Beside those that all contracts run over."""
 SHARED = {**{n: make for n, make in TRAINERS.items() if n not in ALONE}, **MORE}
 
 shared = pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
-RESUMED = {name: make for name, make in SHARED.items() if name not in ("snapshot", "swag")}
-"""The others have schedules that follow from how long they are."""
+LENGTH = {"snapshot", "swag", "private_growth"}
+RESUMED = {name: make for name, make in SHARED.items() if name not in LENGTH}
+"""The others follow from how long they are: their schedules, or their noise."""
 resumed = pytest.mark.parametrize("make", RESUMED.values(), ids=RESUMED)
 counts = pytest.mark.parametrize("count", [2, 3])
 CADENCE: dict[str, Any] = {"log_every": 2, "eval_every": 3, "checkpoint_every": 3}

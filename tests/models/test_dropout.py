@@ -12,7 +12,8 @@ from torch.func import functional_call, vmap
 
 from metalearn import Ensemble
 from metalearn.errors import SettingError
-from metalearn.models import MLP, Dropout, convert_dropout, set_draw
+from metalearn.models import MLP, DropBlock, Dropout, convert_dropout, set_draw
+from metalearn.models.dropout import part_of_batch
 
 ONES = torch.ones(200, 500, dtype=torch.float64)
 
@@ -34,6 +35,23 @@ def test_a_share_p_is_dropped_and_the_others_are_scaled(p: float) -> None:
         shares = kept.double().mean(axis)
         spread = math.sqrt(p * (1 - p) / kept.shape[axis])
         assert float(shares.std()) == pytest.approx(spread, rel=0.25, abs=1e-12)
+
+
+@pytest.mark.parametrize("layer", [
+    Dropout(0.4, key=3), Dropout(0.4, key=3, whole_channels=True), DropBlock(0.3, size=2, key=3),
+])  # fmt: skip
+def test_a_part_of_a_batch_has_the_masks_of_the_whole(layer: Dropout) -> None:
+    x = torch.rand(7, 3, 6, 6, dtype=torch.float64) + 1
+    whole = layer(x)
+    for first, samples in ((0, 3), (3, 4), (6, 1)):
+        with part_of_batch(first, samples):
+            torch.testing.assert_close(layer(x[first : first + samples]), whole[first:][:samples])
+    torch.testing.assert_close(layer(x), whole)  # it is over with the block
+
+
+def test_what_does_not_have_the_samples_of_a_part_in_front_is_refused() -> None:
+    with part_of_batch(2, 3), pytest.raises(SettingError, match=r"sees=\[4, 3\]: \[3, ...\] is"):
+        Dropout(0.4)(torch.ones(4, 3))
 
 
 def test_masks_belong_to_key_draw_and_place_alone() -> None:

@@ -74,9 +74,16 @@ def test_meetings_over_the_loopback(tmp_path: Path) -> None:
 
 
 class Started:
-    """R processes of a training, as torchrun would start them, and what they say."""
+    """R processes of a command, as torchrun would start them, and what they say."""
 
-    def __init__(self, folder: Path, settings: Sequence[Sequence[str]], **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Sequence[Sequence[str]],
+        *,
+        command: str = "train",
+        **environment: str,
+    ) -> None:
         port = free_port()
         self.ranks = []
         for rank, own in enumerate(settings):
@@ -87,7 +94,7 @@ class Started:
             }  # fmt: skip
             self.ranks.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "metalearn", "train", *own],
+                    [sys.executable, "-m", "metalearn", command, *own],
                     cwd=folder, env=known, text=True,
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 )
@@ -216,7 +223,8 @@ def test_a_rank_with_other_settings_is_refused(tmp_path: Path, started: list[Sta
 def test_other_commands_and_sweeps_are_refused(tmp_path: Path, started: list[Started]) -> None:
     known = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": str(free_port())}
     for words, sentence in (
-        (["evaluate", "run=x"], "torchrun='evaluate': train is what 2 ranks can share"),
+        (["export", "run=x"], "diagnose, attribute are what 2 ranks can share; others run without"),
+        (["evaluate", "run=[x,y]"], "ranks=2: 1 is needed: the evaluation of several runs as one"),
         (["train", "-m", "seed=0,1"], "torchrun='-m': one run is what ranks can share"),
     ):
         found = subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.ranks import Ranks, Share
+from metalearn.ranks.texts import from_text, to_text
 
 __all__ = ["ThreadRanks", "on_ranks"]
 
@@ -73,7 +73,7 @@ class ThreadRanks(Ranks):
         return self.of_each(value)[0]
 
     def of_each(self, value: Any) -> list[Any]:
-        return [json.loads(text) for text in self._meet("values", json.dumps(value))]
+        return [from_text(text) for text in self._meet("values", to_text(value))]
 
     def noted(self, number: int) -> int:
         before, self._noted = self._noted, max(self._meet("note", number))

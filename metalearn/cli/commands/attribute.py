@@ -14,6 +14,8 @@ from metalearn.cli.attributed_settings import check, is_of_a_learner
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import given_settings
 from metalearn.cli.loading import run_to_look_into
+from metalearn.cli.processes import ranks_of_command
+from metalearn.ranks import refuse_division
 
 __all__ = ["attribute_run", "check"]
 
@@ -29,9 +31,14 @@ def attribute_run(config: DictConfig) -> None:
     check(config, given_settings(HydraConfig.get()))
     with run_to_look_into(config) as (folder, saved):
         started = time.monotonic()
+        ranks = ranks_of_command()
         if is_of_a_learner(saved):
+            if ranks.count > 1:
+                refuse_division("the attribution of a meta-learner", ranks.share)
             learnt, scores, step = findings_of_learner(folder, config, saved)
             write_learner(folder, config, step, learnt, scores, time.monotonic() - started)
             return
-        findings, found, step = findings_of_run(folder, config, saved)
-        write_run(folder, config, step, findings, found, time.monotonic() - started)
+        whole = findings_of_run(folder, config, saved)
+        if whole is not None:
+            findings, found, step = whole
+            write_run(folder, config, step, findings, found, time.monotonic() - started)

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import run_to_look_into, trainer_of
+from metalearn.cli.processes import ranks_of_command
 from metalearn.cli.run_config import config_to_read
+from metalearn.cli.same_run import check_same_run
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 from metalearn.tracking import RunTracker, provenance, write_json
@@ -27,7 +30,7 @@ from metalearn.trainers.diagnostics import (
     offline_diagnostics,
     record_diagnosis,
 )
-from metalearn.trainers.diagnostics import diagnose as diagnose_sources
+from metalearn.trainers.diagnostics.offline import diagnose_by_ranks
 
 __all__ = ["check", "diagnose"]
 
@@ -51,7 +54,9 @@ def _diagnose(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     settings = CurvatureSettings(**{name: config[name] for name in _CURVATURE})
     # torch's own, at its first forward-mode derivative
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    ranks = ranks_of_command()
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
+    check_same_run(ranks, saved, trainer)
     started = time.monotonic()
     data = DiagnosisData(
         run=config.run,
@@ -62,8 +67,10 @@ def _diagnose(folder: Path, config: DictConfig, saved: DictConfig) -> None:
         inner_steps=config.inner_steps,
         models_at_once=config.models_at_once,
     )
-    diagnosis = diagnose_sources(trainer.diagnosis_sources(data), list(config.what), settings)
-    _write(folder, config, trainer, diagnosis, time.monotonic() - started)
+    sources = partial(trainer.diagnosis_sources, data)
+    diagnosis = diagnose_by_ranks(sources, list(config.what), settings, ranks)
+    if ranks.rank == 0:
+        _write(folder, config, trainer, diagnosis, time.monotonic() - started)
 
 
 def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:

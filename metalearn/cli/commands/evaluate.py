@@ -18,12 +18,14 @@ from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.other_tasks import any_way, check_other_tasks, put_other_tasks
+from metalearn.cli.processes import ranks_of_command
 from metalearn.cli.run_config import config_to_read, saved_config
 from metalearn.cli.run_folders import existing_run, writing_to
 from metalearn.cli.scoring import Evaluated, conformal_sets, evaluated_episodes, evaluated_tasks
 from metalearn.cli.targets import target_of
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.files import failures_named
+from metalearn.ranks import refuse_division
 from metalearn.signatures import accepted_settings
 from metalearn.tracking import provenance, write_json
 from metalearn.trainers.report import report_text
@@ -40,6 +42,7 @@ def evaluate(config: DictConfig) -> None:
         StorageError: the scores are printed, but cannot be written into the run's folder.
     """
     check(config, given_settings(HydraConfig.get()))
+    _check_shared(config)
     folders = [existing_run(run, "run") for run in _runs(config)]
     several = [saved_config(folder, trust=config.trust) for folder in folders]
     folder, saved = folders[0], several[0]
@@ -67,7 +70,21 @@ def evaluate(config: DictConfig) -> None:
         if config.episodes is None:
             source["data"] = {"sha256": trainer.data_checksum}
         how["provenance"] = source
-        _write(folder, _evaluation_name(config, changes), found, how)
+        if ranks_of_command().rank == 0:
+            _write(folder, _evaluation_name(config, changes), found, how)
+
+
+def _check_shared(config: DictConfig) -> None:
+    """Refuse what ranks do not divide.
+
+    Raises:
+        SettingError: that.
+    """
+    ranks = ranks_of_command()
+    if ranks.count > 1 and len(_runs(config)) > 1:
+        refuse_division("the evaluation of several runs as one", ranks.share)
+    if ranks.count > 1 and config.episodes is not None:
+        refuse_division("the evaluation of given episodes", ranks.share)
 
 
 def _what(config: DictConfig, saved: DictConfig, found: Evaluated) -> str:
@@ -176,10 +193,10 @@ def _runs(config: DictConfig) -> list[str]:
 
 def _trainer(folders: Sequence[Path], several: Sequence[DictConfig], config: DictConfig) -> Any:
     """The trainer of a run, or several combined, on their own tasks or on those from elsewhere."""
-    deferred = config.episodes is not None
+    how: Any = {"deferred": config.episodes is not None, "ranks": ranks_of_command()}
     try:
         trainers = [
-            trainer_of(folder, saved, config.checkpoint, config.device, deferred=deferred)
+            trainer_of(folder, saved, config.checkpoint, config.device, **how)
             for folder, saved in zip(folders, several)
         ]
     except SettingError as error:

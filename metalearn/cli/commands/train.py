@@ -123,15 +123,15 @@ def _begin(
     resuming: bool,
 ) -> None:
     """Write what explains a run before it trains, and let it keep records."""
-    write_config(folder, config, recorded_shapes(trainer))
     path = folder / "provenance.json"
-    if path.exists():
+    if path.exists() and (folder / "config.yaml").exists():
         path = folder / f"provenance-resumed-at-{trainer.step}.json"
     origin: dict[str, Any] = {} if start is None else {"init_from": start.origin}
     data = {"sha256": trainer.data_checksum}
     origin |= {"device": device_name(trainer.loop.device), "data": data}
     _warn_of_other_data(folder, data)
     write_json(path, provenance() | origin, make_folder=False)
+    write_config(folder, config, recorded_shapes(trainer))  # from here on there is a run
     again = ("validation",) if trainer.validation_due else _RECORDED
     trainer.tracker = RunTracker(
         folder,

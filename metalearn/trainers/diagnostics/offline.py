@@ -5,7 +5,7 @@ Axes: G models (members, tasks), N samples of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metalearn.core.tree import leaf_names, leaves
 from metalearn.near_names import check_known
+from metalearn.ranks import Ranks
 from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics.measuring import measure
 from metalearn.trainers.diagnostics.models import map_models, mean_loss
@@ -37,6 +38,7 @@ __all__ = [
     "ModelSource",
     "UnitSource",
     "diagnose",
+    "diagnose_by_ranks",
     "record_diagnosis",
 ]
 
@@ -167,6 +169,36 @@ def diagnose(
     for name in nowhere:
         diagnosis.left_out[name] = f"this run has no {spelled_out(known[name].kinds)}"
     return diagnosis
+
+
+def diagnose_by_ranks(
+    sources: Callable[[], Iterable[tuple[str, DiagnosticSource]]],
+    names: Sequence[str],
+    settings: CurvatureSettings | None,
+    ranks: Ranks,
+) -> Diagnosis:
+    """What `diagnose` finds, each rank looking for some of the quantities; all have all of it.
+
+    Args:
+        sources: makes them, for each rank.
+        names: as of `diagnose`.
+        settings: as of `diagnose`.
+        ranks: that share the work.
+    """
+    own = diagnose(sources(), list(names)[ranks.rank :: ranks.count], settings)
+    findings = {
+        place: {name: vars(result) for name, result in found.items()}
+        for place, found in own.findings.items()
+    }
+    whole = Diagnosis()
+    for told, left_out in ranks.of_each([findings, own.left_out]):
+        whole.left_out |= left_out
+        for place, found in told.items():
+            results = {name: DiagnosticResult(**fields) for name, fields in found.items()}
+            whole.findings.setdefault(place, {}).update(results)
+    for place, found in whole.findings.items():
+        whole.findings[place] = {name: found[name] for name in names if name in found}
+    return whole
 
 
 def record_diagnosis(tracker: Tracker, step: int, split: str, diagnosis: Diagnosis) -> None:

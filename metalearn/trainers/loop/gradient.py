@@ -6,6 +6,7 @@ Axes: M members, or 1; A batches of a step.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -35,8 +36,9 @@ def step_gradient(loop: Training, step: int) -> tuple[Any, StepGradient]:
     for index in range(step * count, (step + 1) * count):
         set_draw(loop.module, index)
         batch = loop.objective.batch(index)
-        mine = batch if loop.ranks.count == 1 else cast(Divisible, loop.objective).part(batch)
-        found = batch_gradient(loop, mine, step, TYPES.get(loop.settings.precision))
+        alone = loop.ranks.count == 1
+        with nullcontext(batch) if alone else cast(Divisible, loop.objective).part(batch) as mine:
+            found = batch_gradient(loop, mine, step, TYPES.get(loop.settings.precision))
         total = found if total is None else added(total, found)
     assert total is not None
     return batch, total

@@ -134,8 +134,11 @@ class Divisible(Protocol):
             SettingError: there is too little for so many ranks, or what cannot be divided.
         """
 
-    def part(self, batch: Any) -> Any:
-        """This rank's part of a batch; all of it where members are divided."""
+    def part(self, batch: Any) -> AbstractContextManager[Any]:
+        """A block in which networks see this rank's part of a batch, which it gives.
+
+        All of it where members are divided.
+        """
 
 
 class Stateless:

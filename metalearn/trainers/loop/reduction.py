@@ -27,6 +27,7 @@ def reduced(gradient: StepGradient, ranks: Ranks) -> StepGradient:
         return gradient
     values = {
         **{f"grads/{n}": grad * gradient.divisor for n, grad in gradient.grads.items()},
+        **{f"beside/{n}": value * gradient.divisor for n, value in gradient.beside.items()},
         **{f"buffers/{n}": v * gradient.count for n, v in _real(gradient.buffers).items()},
         **{f"scalars/{n}": v.double() * gradient.count for n, v in gradient.scalars.items()},
         "losses": gradient.losses * gradient.divisor,
@@ -45,7 +46,8 @@ def reduced(gradient: StepGradient, ranks: Ranks) -> StepGradient:
         losses=found["losses"],
         count=count,
         divisor=1.0,
-        noise=None if gradient.noise is None else _by_the_first(gradient.noise, ranks),
+        beside={name: found[f"beside/{name}"] for name in gradient.beside},
+        noise=None if gradient.noise is None else _by_the_first(gradient, ranks),
         buffers=means,
         scalars={n: found[f"scalars/{n}"] / size for n in gradient.scalars},
         processed=processed,
@@ -62,14 +64,16 @@ def _processed(gradient: StepGradient) -> int:
 
 
 def _by_the_first(
-    noise: Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]], ranks: Ranks
+    gradient: StepGradient, ranks: Ranks
 ) -> Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]]:
     """Noise that rank 0 draws for all."""
+    noise = gradient.noise
+    assert noise is not None
 
     def noisy(grads: Mapping[str, Tensor], normalizer: float) -> Mapping[str, Tensor]:
         if ranks.rank == 0:
             return ranks.sums(noise(grads, normalizer))
-        return ranks.sums({name: torch.zeros_like(grad) for name, grad in grads.items()})
+        return ranks.sums({name: torch.zeros_like(grads[name]) for name in gradient.grads})
 
     return noisy
 

@@ -44,7 +44,9 @@ class StepGradient:
     """What gradients are to be divided by; None is the count of all ranks."""
     noise: Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]] | None = None
     """Adds noise to gradients after the division, of which it gets the divisor; once, not on each
-    rank, nor for each of several batches."""
+    rank, nor for each of several batches. Gets what is `beside` them too, and leaves it out."""
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further sums, by names that no parameter has, for the noise alone; divided as gradients."""
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     """New values of buffers, by name, which the update writes."""
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
@@ -70,18 +72,21 @@ def added(one: StepGradient, other: StepGradient) -> StepGradient:
         bad = [part for part in (one, other) if not bool(torch.isfinite(part.losses).all())]
         return ", ".join(part.suspects() for part in bad or (one, other))
 
+    def sums(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: value * one.divisor + theirs[name] * other.divisor
+            for name, value in ours.items()
+            if name in theirs  # else it is not trained
+        }
+
     fixed = one.normalizer is not None or other.normalizer is not None
-    grads = {
-        name: grad * one.divisor + other.grads[name] * other.divisor
-        for name, grad in one.grads.items()
-        if name in other.grads  # else it is not trained
-    }
     return StepGradient(
-        grads,
+        sums(one.grads, other.grads),
         one.losses * one.divisor + other.losses * other.divisor,
         sum(sizes),
         normalizer=expected(one) + expected(other) if fixed else None,
         noise=one.noise,
+        beside=sums(one.beside, other.beside),
         buffers=_means(one.buffers, other.buffers, sizes),
         scalars=_means(one.scalars, other.scalars, sizes),
         processed=sum(p.count if p.processed is None else p.processed for p in (one, other)),
@@ -111,6 +116,8 @@ def finish(gradient: StepGradient) -> StepGradient:
     count = max(gradient.count, 1)
     wanted = count if gradient.normalizer is None else gradient.normalizer
     grads, losses = gradient.grads, gradient.losses
+    if gradient.noise is not None:
+        grads = {**grads, **gradient.beside}
     if wanted != gradient.divisor:
         factor = gradient.divisor / wanted
         grads = {name: grad * factor for name, grad in grads.items()}
@@ -118,7 +125,7 @@ def finish(gradient: StepGradient) -> StepGradient:
         losses = losses * (gradient.divisor / count)
     if gradient.noise is not None:
         grads = gradient.noise(grads, float(wanted))
-    return replace(gradient, grads=grads, losses=losses, divisor=float(wanted))
+    return replace(gradient, grads=grads, losses=losses, divisor=float(wanted), beside={})
 
 
 def like_layout(grad: Tensor, parameter: Tensor) -> Tensor:

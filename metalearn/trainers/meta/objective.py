@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -148,9 +149,9 @@ class MetaObjective:
         check_enough("meta_batch", self.meta_batch, share)
         self._share = share
 
-    def part(self, batch: MetaBatch) -> MetaBatch:
+    def part(self, batch: MetaBatch) -> AbstractContextManager[MetaBatch]:
         """The tasks of this rank."""
-        return batch.part(self._share)
+        return nullcontext(batch.part(self._share))
 
     def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
         """The meta-gradient, a mean over the tasks."""

@@ -18,6 +18,7 @@ from metalearn.core.samples.clipping_groups import Clipping, ParameterGroups
 from metalearn.core.samples.clipping_rule import clipping_rule
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import check_seed
+from metalearn.ranks import OneRank, Ranks
 from metalearn.signatures import checked
 from metalearn.tasks import outputs_by_split
 from metalearn.tasks.units import training_units_of
@@ -85,6 +86,7 @@ class PrivateMetaTrainer(Trainer):
         tracker: see there.
         folder: of the run, for checkpoints and the account.
         device: see there.
+        ranks: as of `PrivateTrainer`, of units in the place of samples.
         settings: ``epsilon`` or ``noise_multiplier``, ``delta``, ``sampling``, ``accountant``,
             ``noise``, ``ledger``, ``runs``, ``reserve`` and ``validation`` as for `PrivateTrainer`,
             of units in the place of samples; and the rest of `LoopSettings` by name, without
@@ -119,6 +121,7 @@ class PrivateMetaTrainer(Trainer):
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
+        ranks: Ranks | None = None,
         **settings: Annotated[Any, PrivacySettings],
     ) -> None:
         private = PrivacySettings(**settings)
@@ -129,7 +132,9 @@ class PrivateMetaTrainer(Trainer):
         }
         limits = private.limits(steps, scored)
         self.units = units = training_units_of(tasks, users)
-        self.account = private.account(units.count, meta_batch, steps, folder, setting="meta_batch")
+        self.account = private.account(
+            units.count, meta_batch, steps, folder, setting="meta_batch", ranks=ranks
+        )
         self.learner = made_learner(learner, model, maml, tasks.kind, as_device(device))
         where = place(self.learner.module, device, self.learner.network.learnt)
         check_fit(self.learner, tasks, meta_batch, where)
@@ -141,6 +146,7 @@ class PrivateMetaTrainer(Trainer):
         steps_of = PrivateSteps(
             self.account, units, private.draws(units.count, seed), float(max_norm),
             clipping_rule(self.learner.params, clipping, clip_groups), seed, steps, private.reserve,
+            ranks or OneRank(),
         )  # fmt: skip
         stop = StopSignal()
         shared: Any = {"device": where, "check": stop.check}
@@ -149,13 +155,13 @@ class PrivateMetaTrainer(Trainer):
         )
         self.evaluator = MetaEvaluator(
             self.learner, tasks, self.validation_tasks, select_by=select_by, at_once=meta_batch,
-            prepare=self.objective.decide, **shared,
+            prepare=self.objective.decide, ranks=ranks, agree=stop.agree, **shared,
         )  # fmt: skip
         rest: Any = {"optimizer": optimizer, "tracker": tracker, "folder": folder}
         super().__init__(
             assemble(
                 self.learner.module, self.objective, self._validating(), settings=limits, stop=stop,
-                device=where, beside=self.learner.network.learnt, **rest,
+                device=where, beside=self.learner.network.learnt, ranks=ranks, **rest,
             )
         )  # fmt: skip
 

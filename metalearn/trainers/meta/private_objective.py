@@ -5,7 +5,7 @@ Axes: T tasks of a step, B expected ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from metalearn.core.samples.clipping_rule import ClippingRule, clipped_sum
 from metalearn.core.tree import add_scaled, tree_map
 from metalearn.privacy import BatchSampling, PrivacyAccount, add_gaussian_noise
 from metalearn.random_streams import AddressedStream
-from metalearn.ranks import Share, refuse_division
+from metalearn.ranks import Ranks
 from metalearn.schema import Kind
 from metalearn.tasks.by_split import any_split
 from metalearn.tasks.units import TrainingUnits
@@ -53,13 +53,22 @@ class PrivateSteps:
     """In all."""
     reserved: int
     """How many of them are written down at once."""
+    ranks: Ranks
+    """That share the training: the first writes down and draws, and tells the others."""
 
     def batch(self, step: int, device: torch.device) -> MetaBatch:
         """Units of a step, which is written down before, and their tasks; chance may draw none."""
+        drawn = self.ranks.agreed(self._drawn(step) if self.ranks.rank == 0 else None)
+
+        def tasks(units: Sequence[int]) -> TaskBatch:
+            return self.units.sample(units, step, device=device) if units else TaskBatch((), ())
+
+        return MetaBatch(drawn, tasks, step)
+
+    def _drawn(self, step: int) -> list[int]:
         self.account.reserve(step, max(1, min(self.reserved, self.steps - step)))
-        drawn = self.draws.draw(step).tolist()
-        tasks = self.units.sample(drawn, step, device=device) if drawn else TaskBatch((), ())
-        return MetaBatch(drawn, lambda _: tasks, step)
+        drawn: list[int] = self.draws.draw(step).tolist()
+        return drawn
 
     def noisy(
         self, grads: Mapping[str, Tensor], normalizer: float, *, step: int
@@ -105,10 +114,6 @@ class PrivateMetaObjective(MetaObjective):
         """The tasks of the units that chance has drawn for a step."""
         return self.batches(step)
 
-    def divide(self, share: Share) -> None:
-        """Refuse: every rank would draw by chance of its own."""
-        refuse_division("private training", share)
-
     def gradient(self, params: Params, batch: MetaBatch, *, step: int) -> StepGradient:
         """The sum of clipped gradients; noise comes after the division by B."""
         names = self.learner.names
@@ -121,7 +126,7 @@ class PrivateMetaObjective(MetaObjective):
             len(batch.indices),
             normalizer=self.meta_batch,
             noise=partial(self.private.noisy, step=step),
-            processed=self.meta_batch,
+            processed=self._share.sizes(self.meta_batch)[self._share.rank],
             shows_losses=False,
         )
 
@@ -135,7 +140,7 @@ class PrivateMetaObjective(MetaObjective):
     ) -> Mapping[str, float]:
         """What is learnt beside the weights, and ε so far, where there is one."""
         learnt = learnt_numbers(self.learner.network)
-        if not self.private.account.secure:
+        if not self.private.account.secure or self.private.ranks.rank:
             return learnt
         return {**learnt, "privacy/epsilon": self.private.account.spent().epsilon}
 

@@ -25,6 +25,7 @@ from metalearn.privacy import (
 )
 from metalearn.privacy.account import account_kind
 from metalearn.random_streams import AddressedStream
+from metalearn.ranks import OneRank, Ranks
 from metalearn.schema import Kind, Misfit, mapping
 from metalearn.trainers.loop.protocols import Evaluation
 from metalearn.trainers.private.reports import cost_remarks
@@ -56,6 +57,7 @@ class NoisyAccuracy:
         account: of these scores, the one before the first step its step 0.
         every: steps from one score to the next.
         seed: of the noise, where that is not secure.
+        ranks: that share the training: the first has the account, and tells its scores.
     """
 
     monitor = "validation/accuracy"
@@ -69,22 +71,19 @@ class NoisyAccuracy:
         *,
         every: int,
         seed: int | None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks: Ranks = ranks or OneRank()
         self._right, self.account, self._every, self._seed = right, account, every, seed
 
     def __call__(self, step: int) -> Evaluation:
         """The noisy share of right answers, which may lie outside of [0, 1], and what it cost."""
-        self.account.reserve(self._number(step))
-        mechanism = self.account.mechanism
-        assert isinstance(mechanism, SampledGaussian)
+        first = self._ranks.rank == 0
+        if first:
+            self.account.reserve(self._number(step))
         bits = self._right().double() - _SENSITIVITY
-        std = _SENSITIVITY * mechanism.noise_multiplier
-        noisy = float(add_gaussian_noise(bits.sum(), std, generator=self._generator(step)))
-        share = noisy / mechanism.examples + _SENSITIVITY
-        numbers = {self.monitor: share}
-        if self.account.secure:
-            numbers["privacy/validation_epsilon"] = self.account.spent().epsilon
-        return Evaluation(numbers, torch.tensor([share], dtype=torch.float64))
+        numbers = self._ranks.agreed(self._noisy(bits.sum(), step) if first else None)
+        return Evaluation(numbers, torch.tensor([numbers[self.monitor]], dtype=torch.float64))
 
     def state(self) -> dict[str, Any]:
         """The account."""
@@ -123,6 +122,17 @@ class NoisyAccuracy:
         """What the scores have cost, in a line or two; whether that is more than was asked for."""
         what = "privacy of validation samples"
         return cost_remarks(self.account, asked, what, "scores") if self.account.secure else []
+
+    def _noisy(self, bits: Tensor, step: int) -> dict[str, float]:
+        """The score of a sum of bits less a half each, and what it has cost."""
+        mechanism = self.account.mechanism
+        assert isinstance(mechanism, SampledGaussian)
+        std = _SENSITIVITY * mechanism.noise_multiplier
+        noisy = float(add_gaussian_noise(bits, std, generator=self._generator(step)))
+        numbers = {self.monitor: noisy / mechanism.examples + _SENSITIVITY}
+        if self.account.secure:
+            numbers["privacy/validation_epsilon"] = self.account.spent().epsilon
+        return numbers
 
     def _number(self, step: int) -> int:
         """Of the score after so many steps, from 0."""

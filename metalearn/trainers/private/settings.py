@@ -31,6 +31,7 @@ from metalearn.privacy import (
     sampling_of,
 )
 from metalearn.privacy.mechanism import drawn_gaussian
+from metalearn.ranks import Ranks
 from metalearn.signatures import checked
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.private.following import ClipQuantile
@@ -155,8 +156,11 @@ class PrivacySettings:
         setting: str = "batch_size",
         bands: int = 1,
         growth: GrowthPlan | None = None,
+        ranks: Ranks | None = None,
     ) -> PrivacyAccount:
         """The account of so many steps, in the ledger or in a file of the run's folder.
+
+        The first of several ranks alone draws, and writes down.
 
         Args:
             units: N.
@@ -166,6 +170,7 @@ class PrivacySettings:
             setting: what B is called in messages.
             bands: of correlated noise.
             growth: how B may grow.
+            ranks: that share the training; None is one process.
 
         Raises:
             SettingError: a number out of range; sampling that the accountant does not know.
@@ -186,7 +191,8 @@ class PrivacySettings:
         path = self.ledger
         if path is None and folder is not None:
             path = Path(folder) / _LEDGER
-        ledger = None if path is None else PrivacyLedger(path)
+        writes = ranks is None or ranks.rank == 0
+        ledger = None if path is None or not writes else PrivacyLedger(path)
         found = PrivacyAccount(
             self.mechanism, delta=self.delta, accountant=self.accountant, secure=self.secure,
             ledger=ledger, budget=budget, planned=steps if self.patient else None,

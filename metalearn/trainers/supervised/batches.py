@@ -5,7 +5,8 @@ Axes: M members, B samples of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from metalearn.data import Augmentation, MemberBatches, augment
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
-from metalearn.models import Dropout
+from metalearn.models.dropout import part_of_batch
 from metalearn.ranks import Share
 from metalearn.trainers.diagnostics import batch_dependence
 from metalearn.trainers.supervised.member_weights import ExampleWeights
@@ -24,6 +25,7 @@ __all__ = [
     "check_augmentation",
     "check_parts",
     "have_member_axis",
+    "samples_of_rank",
 ]
 
 LabelledBatch = tuple[Tensor, ...]
@@ -55,14 +57,35 @@ def check_parts(module: nn.Module, share: Share) -> None:
     """Refuse networks of which a sample is computed otherwise in a part of its batch.
 
     Raises:
-        SettingError: batch normalisation, or dropout.
+        SettingError: batch normalisation.
     """
     reason = batch_dependence(module)
-    if any(isinstance(part, Dropout) and bool((part.p > 0).any()) for part in module.modules()):
-        reason = "its masks of dropout follow from places in the whole batch"
     if reason:
         accepted = f"1 is needed: {reason}, and each of {share.count} ranks would see a part"
         raise SettingError("ranks", share.count, accepted)
+
+
+@contextmanager
+def samples_of_rank(
+    batch: LabelledBatch,
+    share: Share,
+    axes: tuple[int, int, int] = (0, 0, 0),
+    *,
+    alone: bool = False,
+) -> Iterator[LabelledBatch]:
+    """A block in which networks see a rank's part of a batch, which it gives.
+
+    Masks of dropout are those of the whole batch.
+
+    Args:
+        batch: inputs, targets and, where there are some, weights.
+        share: of the rank.
+        axes: of the samples in each of them.
+        alone: whether networks see each sample by itself, so that all have the same masks.
+    """
+    start, stop = share.bounds(batch[1].shape[axes[1]])
+    with part_of_batch(0, 1) if alone else part_of_batch(start, stop - start):
+        yield tuple(part.narrow(axis, start, stop - start) for part, axis in zip(batch, axes))
 
 
 class TrainingBatches:

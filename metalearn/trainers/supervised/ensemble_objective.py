@@ -6,6 +6,7 @@ Axes: M members, B samples of a batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from metalearn.trainers.supervised.batches import (
     TrainingBatches,
     check_parts,
     have_member_axis,
+    samples_of_rank,
 )
 from metalearn.trainers.supervised.member_gradients import (
     Criterion,
@@ -82,10 +84,11 @@ class EnsembleObjective:
         if self.planner.plan is None:
             kept = {name: buffer.clone() for name, buffer in self.ensemble.named_buffers()}
             try:
-                batch, members = self.part(self.batch(0)), len(self.ensemble)
+                members = len(self.ensemble)
                 if self.divides_members:
                     members = len(self._share.of(range(members)))
-                self.planner.decide(partial(self._attempt, batch), members)
+                with self.part(self.batch(0)) as batch:
+                    self.planner.decide(partial(self._attempt, batch), members)
             finally:
                 for name, buffer in self.ensemble.named_buffers():
                     buffer.copy_(kept[name])
@@ -113,14 +116,12 @@ class EnsembleObjective:
             check_parts(self.ensemble.train(), share)
         self._share = share
 
-    def part(self, batch: LabelledBatch) -> LabelledBatch:
+    def part(self, batch: LabelledBatch) -> AbstractContextManager[LabelledBatch]:
         """The samples of this rank; all of them where members are divided."""
         if self.divides_members:
-            return batch
+            return nullcontext(batch)
         axis = 1 if have_member_axis(batch[1]) else 0
-        start, stop = self._share.bounds(batch[1].shape[axis])
-        weights = [part[:, start:stop] for part in batch[2:]]
-        return (*(part.narrow(axis, start, stop - start) for part in batch[:2]), *weights)
+        return samples_of_rank(batch, self._share, (axis, axis, 1))
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """Every active member's mean loss and gradient; buffers are written on the way."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ from metalearn.ranks import Share, check_enough
 from metalearn.schema import Kind, mapping, maybe, text, whole
 from metalearn.trainers.loop.pure_calls import PureCalls, as_it_is
 from metalearn.trainers.loop.step import StepGradient
-from metalearn.trainers.supervised.batches import LabelledBatch, check_parts
+from metalearn.trainers.supervised.batches import LabelledBatch, check_parts, samples_of_rank
 from metalearn.trainers.supervised.member_weights import ExampleWeights, same_weights
 from metalearn.trainers.supervised.plans import SamplePlan
 from metalearn.trainers.supervised.pure_model import PureModel
@@ -121,15 +122,15 @@ class PerSampleObjective:
         """Each rank takes some of the samples of every batch.
 
         Raises:
-            SettingError: there are fewer than ranks; dropout, whose masks follow from places.
+            SettingError: there are fewer than ranks; batch normalisation.
         """
         check_enough("batch_size", self.expected, share)
         check_parts(self.model.module, share)
         self._share = share
 
-    def part(self, batch: LabelledBatch) -> LabelledBatch:
+    def part(self, batch: LabelledBatch) -> AbstractContextManager[LabelledBatch]:
         """The samples of this rank."""
-        return tuple(self._share.of(values) for values in batch)
+        return samples_of_rank(batch, self._share, alone=math.isfinite(self.max_norm))
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """Mean of the clipped gradients of a batch; noise comes after ranks are summed."""

@@ -22,6 +22,7 @@ from metalearn.evaluation import (
     RegressionStatistics,
 )
 from metalearn.models import Predictor
+from metalearn.models.dropout import part_of_batch
 from metalearn.ranks import Ranks
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.member_planner import MemberPlanner
@@ -80,7 +81,9 @@ def shared_by(ranks: Ranks, predict: Predict, stop: StopSignal) -> Predict:
         count, share = len(inputs), ranks.share
         if count < share.count:
             return predict(inputs)
-        own = predict(share.of(inputs)).transpose(0, 1).contiguous()
+        first, last = share.bounds(count)
+        with part_of_batch(first, last - first):  # masks of dropout are those of all
+            own = predict(inputs[first:last]).transpose(0, 1).contiguous()
         return ranks.joined(own, share.sizes(count)).transpose(0, 1)
 
     return joined

@@ -24,6 +24,7 @@ from metalearn.data import Augmentation
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
 from metalearn.privacy import CorrelatedNoise, banded_strategy
+from metalearn.ranks import Ranks
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
@@ -124,6 +125,8 @@ class PrivateTrainer(Trainer):
         tracker: see there.
         folder: of the run, for checkpoints and the account.
         device: see there.
+        ranks: see there; the first draws batches and noise for all and keeps the account. What
+            they tell each other, such as sums without noise, is private: nobody else may hear it.
         settings: the rest of `LoopSettings` by name, without diagnostics, accumulated batches or a
             lower precision; ``clip`` is that of the noisy mean.
 
@@ -165,6 +168,7 @@ class PrivateTrainer(Trainer):
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
+        ranks: Ranks | None = None,
         **settings: Annotated[Any, PrivacySettings],
     ) -> None:
         _check(seed, max_norm, method)
@@ -174,25 +178,28 @@ class PrivateTrainer(Trainer):
         self.data, self.seed, self.epsilon = data, seed, private.epsilon
         sizes = data.size("train"), batch_size, steps
         growth = private.growth(batch_growth, *sizes, noise_bands, clip_quantile)
-        self.account = private.account(*sizes, folder, bands=noise_bands, growth=growth)
+        self.account = private.account(
+            *sizes, folder, bands=noise_bands, growth=growth, ranks=ranks
+        )
         strategy, self.mechanism = banded_strategy(steps, noise_bands), private.mechanism
         self.noise, clipped = CorrelatedNoise(strategy), (max_norm, clipping, clip_groups)
         self.following = following_norm(clip_quantile, *clipped, self.mechanism)
         chosen, model = chosen_loss(loss, data), without_mixing(model, batch_norm)
         where = place(model, device)
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
-        batches = self._batches(private, growth, steps, where)
+        batches = self._batches(private, growth, steps, where, ranks)
         objective = partial(
             PrivateObjective, account=self.account, noise=self.noise, following=self.following,
             placeholder=partial(_zeros, data, growth.most if growth else batch_size, where),
             growing=self.growing, validation=private.validation, seed=seed, method=method,
             chunk_size=chunk_size, expected=batch_size, max_norm=float(max_norm), clipping=clipping,
             groups=clip_groups, deterministic=limits.deterministic, criterion=chosen.weighted_mean,
+            ranks=ranks,
         )  # fmt: skip
         self.training = SampleTraining(
             model, data, batches, objective, chosen, seed=seed, metrics=check_metrics(metrics),
             monitor=monitor if private.validation == "public" else None, device=where,
-            vectorize=method != "loop", apart=True,
+            vectorize=method != "loop", apart=True, ranks=ranks,
         )  # fmt: skip
         self.objective, self.noisy = self.training.objective, self._noisy(private, validation_noise)
         rest: Any = {"optimizer": optimizer, "tracker": tracker, "folder": folder}
@@ -214,7 +221,8 @@ class PrivateTrainer(Trainer):
         training, known = self.training, None if private.secure else self.seed
         account = validation_account(private, self.account, training.data.size("validation"), noise)
         right = partial(training.right, "validation")
-        found = NoisyAccuracy(right, account, every=private.every, seed=known)
+        how: Any = {"every": private.every, "seed": known, "ranks": training.ranks}
+        found = NoisyAccuracy(right, account, **how)
         training.evaluator = found
         return found
 
@@ -236,6 +244,7 @@ class PrivateTrainer(Trainer):
         growth: GrowthPlan | None,
         steps: int,
         device: torch.device,
+        ranks: Ranks | None,
     ) -> PrivateBatches:
         """What draws the batches that the account has."""
         known, units = None if private.secure else self.seed, self.data.splits["train"]
@@ -243,7 +252,7 @@ class PrivateTrainer(Trainer):
         drawn = self.growing or private.draws(units, self.seed)
         return PrivateBatches(
             self.account, drawn, self.data, self.augmentation, known, device, steps,
-            private.reserve, self.growing,
+            private.reserve, self.growing, ranks,
         )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from metalearn.privacy import (
     add_gaussian_noise,
 )
 from metalearn.random_streams import SecureStream
-from metalearn.ranks import Share, refuse_division
+from metalearn.ranks import OneRank, Ranks
 from metalearn.schema import Kind, Misfit
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.private.growing import GrowingBatch
@@ -52,6 +52,7 @@ class PrivateBatches:
         steps: of the whole training.
         reserved: how many of them are written down at once.
         growing: what draws them where they grow; steps are written down up to its next decision.
+        ranks: that share the training: the first writes down and draws, and tells the others.
 
     Raises:
         SettingError: augmentation of what are no pictures.
@@ -68,19 +69,26 @@ class PrivateBatches:
         steps: int,
         reserved: int,
         growing: GrowingBatch | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         check_augmentation(augmentation, data)
         self.account, self.sampling, self.data = account, sampling, data
         self.augmentation, self.seed, self.device = augmentation, seed, device
         self.steps, self.reserved, self.growing = steps, reserved, growing
+        self.ranks: Ranks = ranks or OneRank()
 
     def __call__(self, step: int) -> LabelledBatch:
         """Inputs and targets of a step, of as many samples as chance has it."""
+        indices, seed = self.ranks.agreed(self._drawn(step) if self.ranks.rank == 0 else None)
+        x, y = self.data.take(torch.tensor(indices, dtype=torch.int64), device=self.device)
+        return augment(x, self.augmentation, seeds=[seed], step=step), y
+
+    def _drawn(self, step: int) -> tuple[list[int], int]:
+        """The samples of a step, which is written down before, and the seed of the augmentation."""
         ahead = self.steps if self.growing is None else self.growing.ahead()
         self.account.reserve(step, max(1, min(self.reserved, self.steps - step, ahead)))
-        x, y = self.data.take(self.sampling.draw(step), device=self.device)
-        seed = int(SecureStream().words(1)[0]) if self.seed is None else self.seed
-        return augment(x, self.augmentation, seeds=[seed], step=step), y
+        indices: list[int] = self.sampling.draw(step).tolist()
+        return indices, int(SecureStream().words(1)[0]) if self.seed is None else self.seed
 
 
 class PrivateObjective(PerSampleObjective):
@@ -97,6 +105,7 @@ class PrivateObjective(PerSampleObjective):
         following: the clipping norm, where it follows a quantile; else it stays.
         growing: the expected batch, where it grows; else it stays.
         validation: what `PrivateTrainer` calls so; a noisy one has an account of its own.
+        ranks: that share the training; what is decided by what was released the first one decides.
         given: arguments of `PerSampleObjective`.
     """
 
@@ -109,6 +118,7 @@ class PrivateObjective(PerSampleObjective):
         following: QuantileNorm | None = None,
         growing: GrowingBatch | None = None,
         validation: str = "none",
+        ranks: Ranks | None = None,
         **by_name: Any,
     ) -> None:
         sigma = account.mechanism.noise_multiplier  # type: ignore[attr-defined]
@@ -117,27 +127,36 @@ class PrivateObjective(PerSampleObjective):
         self.account, self.placeholder, self.secure = account, placeholder, account.secure
         self.noise = noise  # its past rows are in no state: they would take noise off
         self.following, self.growing, self.validation = following, growing, validation
+        self.ranks: Ranks = ranks or OneRank()
 
     def batch(self, step: int) -> LabelledBatch:
         """See `PerSampleObjective`; a norm or a size that changes is that of this step now."""
         if self.growing is not None:
-            self.growing.advance(step)
-            self.expected = self.growing.size
+            if self.ranks.rank == 0:
+                self.growing.advance(step)
+            self.expected = self.ranks.agreed(self.growing.size)
         if self.following is not None:
             self.following.advance()
-            self.max_norm = self.following.norm
+            self.following.norm = self.max_norm = self.ranks.agreed(self.following.norm)
         return super().batch(step)
-
-    def divide(self, share: Share) -> None:
-        """Refuse: every rank would draw by chance of its own."""
-        refuse_division("private training", share)
 
     def gradient(self, params: Params, batch: LabelledBatch, *, step: int) -> StepGradient:
         """See `PerSampleObjective`; losses are not told."""
         found = super().gradient(params, batch, step=step)
-        hidden = torch.zeros_like(found.losses)
-        kept: Any = {"losses": hidden, "shows_losses": False, "scalars": {}}
-        return replace(found, **kept, processed=self.expected, suspects=_of_no_one)
+        grads = dict(found.grads)
+        beside: dict[str, Tensor] = {}
+        if self.following is not None:
+            beside[_BITS] = grads.pop(_BITS, torch.zeros((), dtype=torch.float64))
+        return replace(
+            found,
+            grads=grads,
+            losses=torch.zeros_like(found.losses),
+            shows_losses=False,
+            scalars={},
+            beside=beside,
+            processed=self._share.sizes(self.expected)[self._share.rank],
+            suspects=_of_no_one,
+        )
 
     def records(
         self, batch: LabelledBatch, gradient: StepGradient, *, step: int
@@ -146,7 +165,7 @@ class PrivateObjective(PerSampleObjective):
         found = {} if self.following is None else {"privacy/max_norm": self.max_norm}
         if self.growing is not None:
             found |= self.growing.records()
-        if self.account.secure:
+        if self.account.secure and self.ranks.rank == 0:
             found["privacy/epsilon"] = self.account.spent().epsilon
         return found
 
@@ -208,7 +227,7 @@ class PrivateObjective(PerSampleObjective):
         sigma, every = self.noise_multiplier, dict(grads)
         if self.following is not None:
             sigma = self.following.gradient_noise
-            bits = every.pop(_BITS, torch.zeros((), dtype=torch.float64)) * normalizer
+            bits = every.pop(_BITS) * normalizer
             generator = None if self.secure else self._noise_of(step)
             noisy = add_gaussian_noise(bits, self.following.noise, generator=generator)
             self.following.follow(float(noisy))

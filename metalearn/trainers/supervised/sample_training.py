@@ -117,7 +117,8 @@ class SampleTraining:
 
     def right(self, split: Split) -> torch.Tensor:
         """Which samples of a split the network classes rightly, as it stands: bool ``[N]``."""
-        outputs, labels = logits_of(self.model.predict, self.data, split, device=self.device)
+        predict = shared_by(self.ranks, self.model.predict, self.stop)
+        outputs, labels = logits_of(predict, self.data, split, device=self.device)
         return outputs[0].argmax(-1) == labels
 
     def test(self, split: Split) -> EnsembleTest | RegressionTest:
