@@ -119,7 +119,8 @@ def _panels(rows: Sequence[Row]) -> list[str]:
     found = [row.score for row in rows if row.score] + [n for names in tests for n in names[:1]]
     several = dict.fromkeys(found)
     counts = {name: sum(name in row.numbers for row in rows) for name in several}
-    return sorted(several, key=lambda name: -counts[name])[:_MOST_PANELS]
+    chosen = sorted(several, key=lambda name: -counts[name])[:_MOST_PANELS]
+    return sorted(chosen, key=found.index)
 
 
 def _label(place: int, row: Row) -> str:
