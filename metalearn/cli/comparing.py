@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,14 +186,16 @@ def _rows(
 
 
 def _means(runs: Sequence[ComparedRun]) -> dict[str, SeedMean]:
-    """Of the numbers that all runs have; NaN where one is not finite."""
+    """Of the numbers that all runs have; NaN where one is not finite, or their sum would not be."""
     names = [n for n in runs[0].numbers if all(n in run.numbers for run in runs)]
-    found = {}
-    for name in names:
-        values = [run.numbers[name] for run in runs]
-        finite = all(map(math.isfinite, values))
-        found[name] = mean_over_seeds(values) if finite else SeedMean(*[math.nan] * 3)
-    return found
+    return {name: _mean([run.numbers[name] for run in runs]) for name in names}
+
+
+def _mean(values: Sequence[float]) -> SeedMean:
+    if all(map(math.isfinite, values)):
+        with suppress(OverflowError):
+            return mean_over_seeds(values)
+    return SeedMean(math.nan, math.nan, math.nan)
 
 
 def _ordered(rows: Sequence[Row]) -> tuple[list[Row], str]:

@@ -21,6 +21,7 @@ __all__ = ["ComparedNumber", "comparison_figure"]
 
 _PANEL, _LEAST = 3.4, 7.0  # inches of width
 _DOTS, _LINE, _CHARACTER = 0.3, 0.17, 0.076  # inches: of dots, of a line of a label, of a letter
+_LARGEST = 1e30  # beyond it axes overflow
 _LOOKS: dict[str, dict[str, Any]] = {
     "seeds": {"color": BLUE, "marker": "o", "ls": "-"},
     "tests": {"color": ORANGE, "marker": "s", "ls": (0, (3, 1.5))},
@@ -58,7 +59,7 @@ def comparison_figure(
 
     Args:
         rows: ``[R]``, what each is, which stands in full above its dots.
-        numbers: name to ``[R]``; None, and what is not finite, is left blank.
+        numbers: name to ``[R]``; a dash stands for None, and words for what cannot be drawn.
         title: stands above.
         percent: names of numbers that are shares, drawn in per cent.
 
@@ -113,13 +114,13 @@ def _draw(
     cut = False
     low, high = _limits(axes, [number for number in shown if number is not None])
     for number, place in zip(shown, places):
-        if number is None or not math.isfinite(number.mean):
-            text = "–" if number is None else "not finite"
+        if number is None or not _drawable(number.mean):
+            text = "–" if number is None else "not finite, or too large"
             x = axes.get_yaxis_transform()
             axes.text(0.03, place, text, transform=x, va="center", color=GREY, fontsize=9.5)
             continue
         look = _LOOKS[number.over]
-        if math.isfinite(number.low) and math.isfinite(number.high):
+        if _drawable(number.low) and _drawable(number.high):
             ends = (max(number.low, low), min(number.high, high))
             axes.plot(ends, (place, place), color=look["color"], ls=look["ls"], lw=2)
             for end, inside, arrow in zip(ends, (number.low >= low, number.high <= high), "<>"):
@@ -145,13 +146,13 @@ def _limits(axes: Axes, numbers: Sequence[ComparedNumber]) -> tuple[float, float
 
     One run far from the others, or an interval over two seeds, would leave no room for the rest.
     """
-    points = [value for n in numbers for value in (n.mean, *n.values) if math.isfinite(value)]
-    ends = [end for n in numbers for end in (n.low, n.high) if math.isfinite(end)]
+    points = [value for n in numbers for value in (n.mean, *n.values) if _drawable(value)]
+    ends = [end for n in numbers for end in (n.low, n.high) if _drawable(end)]
     if not points:
         axes.set_xticks([])
         return 0.0, 1.0
     least, most = min(points), max(points)
-    if spans_decades(np.array(points)):
+    if spans_decades(np.array(points)) and least > 1 / _LARGEST:
         axes.set_xscale("log")
         room = (most / least) ** 0.25
         low, high = least / room, most * room
@@ -162,6 +163,10 @@ def _limits(axes: Axes, numbers: Sequence[ComparedNumber]) -> tuple[float, float
         axes.locator_params(axis="x", nbins=5)
     axes.set_xlim(low, high)
     return low, high
+
+
+def _drawable(value: float) -> bool:
+    return math.isfinite(value) and abs(value) < _LARGEST
 
 
 def _kinds(numbers: Mapping[str, Sequence[ComparedNumber | None]]) -> list[str]:

@@ -38,8 +38,8 @@ def compare(config: DictConfig) -> None:
     if name is None:
         name = make_new_folder(f"outputs/{_NAME}-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     folder = Path(name)
+    folder.mkdir(parents=True, exist_ok=True)
     with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         written = write_comparison(folder, _NAME, comparison)
     print(written)
 
