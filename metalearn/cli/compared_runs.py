@@ -20,7 +20,7 @@ from metalearn.errors import DataError, SettingError
 from metalearn.files import read_regular
 from metalearn.schema import Misfit, anything, map_of, mapping, maybe, number, text, whole
 
-__all__ = ["ComparedRun", "Finding", "Span", "find_runs", "read_run"]
+__all__ = ["ComparedRun", "Finding", "Span", "find_runs", "folders_named", "read_run"]
 
 _LARGEST = 2**26  # bytes of results, or of records
 _LARGEST_ORIGIN = 2**20  # bytes of a record of where a run comes from
@@ -93,7 +93,7 @@ def find_runs(names: Sequence[str | Path], *, within: Path | None = None) -> Fin
     finding = Finding([], {}, [])
     seen: set[Path] = set()
     for name in names:
-        for given in _matching(str(name)):
+        for given in folders_named(str(name)):
             places = list(_places(given, _DEEPEST))
             if not places:
                 reason = "neither it nor a folder in it has the config.yaml of a run"
@@ -137,7 +137,12 @@ def read_run(folder: Path, name: str) -> ComparedRun:
     return ComparedRun(name, settings, seed, numbers, spans, code=code)
 
 
-def _matching(name: str) -> list[Path]:
+def folders_named(name: str) -> list[Path]:
+    """What a name is of, or what fits it as a pattern where nothing has that very name.
+
+    Raises:
+        SettingError: neither.
+    """
     path = Path(name)
     if name and path.exists():
         return [path]

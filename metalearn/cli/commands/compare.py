@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from metalearn.cli.compared_runs import Finding, find_runs
+from metalearn.cli.compared_runs import Finding, find_runs, folders_named
 from metalearn.cli.comparing import compared
 from metalearn.cli.comparison_files import write_comparison
 from metalearn.cli.comparison_tables import comparison_lines
@@ -45,12 +45,13 @@ def compare(config: DictConfig) -> None:
 
 
 def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
-    """Refuse folders in which no run stands, and a folder that is none.
+    """Refuse names of nothing, and a folder that is none; what runs say is read once, later.
 
     Raises:
-        SettingError, DataError: the first of them.
+        SettingError: the first of them.
     """
-    _found(config)
+    for name in _names(config):
+        folders_named(name)
     folder = plain_value(config.folder)
     if folder is not None and (not isinstance(folder, str) or not folder):
         raise SettingError("folder", folder, "the name of a folder, or null, is needed")
@@ -58,13 +59,18 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         raise SettingError("folder", folder, "this is a file; a folder, or null, is needed")
 
 
-def _found(config: DictConfig) -> Finding:
+def _names(config: DictConfig) -> list[str]:
     runs = plain_value(config.runs)
     names = [runs] if isinstance(runs, str) else runs
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise SettingError("runs", runs, "folders of runs are needed, as [outputs/a,outputs/b]")
+    return names
+
+
+def _found(config: DictConfig) -> Finding:
+    names = _names(config)
     found = find_runs(names)
     if not found.runs:
         name, why = next(iter(found.passed_over.items()))
-        raise SettingError("runs", runs, f"at least one run is needed; {name}: {why}")
+        raise SettingError("runs", names, f"at least one run is needed; {name}: {why}")
     return found
