@@ -10,6 +10,7 @@ from metalearn.cli.command_table import COMMANDS
 from metalearn.cli.processes import shared_by_ranks
 from metalearn.cli.standard_streams import tolerant_streams
 from metalearn.cli.usage import typed
+from metalearn.cli.words import with_words
 from metalearn.near_names import check_known
 
 __all__ = ["main"]
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_sentence_errors():
         _check_name(name)
     command = COMMANDS[name]
+    if command.words is not None:
+        with one_sentence_errors():
+            rest = with_words(rest, command.words)
     program = sys.argv[0] if arguments is not None else f"{sys.argv[0]} {name}"
     with one_sentence_errors(), shared_by_ranks(name, rest) as own, _called_as(program, own):
         if command.config is None:

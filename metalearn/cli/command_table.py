@@ -25,12 +25,14 @@ class Command:
         config: name of the YAML in ``conf/`` that the settings are composed from. The module then
             has a function ``check(config, given)`` beside the command, which refuses settings
             before a folder is made.
+        words: setting that is a list of the words which are no settings, ``setting=[word,word]``.
     """
 
     name: str
     summary: str
     place: str
     config: str | None = None
+    words: str | None = None
 
     def function(self) -> Callable[[Any], None]:
         """The function, imported now."""
@@ -44,8 +46,10 @@ class Command:
         return found
 
 
-def _command(name: str, summary: str, function: str, config: str | None = None) -> Command:
-    return Command(name, summary, f"metalearn.cli.commands.{name}:{function}", config)
+def _command(
+    name: str, summary: str, function: str, config: str | None = None, words: str | None = None
+) -> Command:
+    return Command(name, summary, f"metalearn.cli.commands.{name}:{function}", config, words)
 
 
 COMMANDS = {
@@ -53,6 +57,7 @@ COMMANDS = {
     for command in (
         _command("train", "train a meta-learner, an ensemble or a network", "train", "train"),
         _command("evaluate", "score a trained run", "evaluate", "evaluate"),
+        _command("compare", "put runs side by side", "compare", "compare", words="runs"),
         _command("diagnose", "gradients and curvature of a trained run", "diagnose", "diagnose"),
         _command("attribute", "which examples made a run's network", "attribute_run", "attribute"),
         _command("audit", "whether a private run is as private as it says", "audit", "audit"),

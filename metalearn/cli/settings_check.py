@@ -9,6 +9,7 @@ anything removed that was there before.
 from __future__ import annotations
 
 import os
+import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ class CheckSettings(Callback):
             jobs = enumerate(sweep_jobs(config))
             typed = {str(number): list(job.hydra.overrides.task) for number, job in jobs}
             with writing_to(folder):
-                lines = summarize_sweep(folder, typed)
+                lines = summarize_sweep(folder, typed, width=shutil.get_terminal_size().columns)
             if lines:
                 print("\n".join(lines))
 

@@ -4,6 +4,7 @@ Axes: T tasks, N samples of a task, K inner steps, C classes.
 """
 
 from metalearn.tracking.attribution_figures import ShownExample, examples_figure, target_figure
+from metalearn.tracking.comparison_figure import ComparedNumber, comparison_figure
 from metalearn.tracking.diagnostic_figures import (
     matrix_figure,
     quantile_bands_figure,
@@ -33,12 +34,14 @@ from metalearn.tracking.score_figures import (
 from metalearn.tracking.tracker import NullTracker, Tracker
 
 __all__ = [
+    "ComparedNumber",
     "NullTracker",
     "Progress",
     "RunTracker",
     "ShownExample",
     "Tracker",
     "adaptation_figure",
+    "comparison_figure",
     "device_name",
     "ensemble_size_figure",
     "example_weights_figure",

@@ -95,7 +95,8 @@ def test_the_table_is_large_enough() -> None:
     assert len(REFUSED) >= 300
     assert len({line for line, _ in ROWS}) == len(ROWS)
     assert {line.split()[0] for line, _ in ROWS} == {
-        "train", "evaluate", "diagnose", "attribute", "audit", "export", "benchmark", "tour",
+        "train", "evaluate", "compare", "diagnose", "attribute", "audit", "export", "benchmark",
+        "tour",
     }  # fmt: skip
 
 

@@ -18,7 +18,16 @@ from tests.support.commands import TINY, Outcome
 
 def write_run(place: Path, seed: int, value: float, **settings: Any) -> None:
     place.mkdir(parents=True)
-    config = {"seed": seed, "task": {"seed": seed, "way": 5}, **settings}
+    config = {
+        "seed": seed,
+        "device": "cpu",
+        "test_tasks": 4,
+        "task": {"_target_": "metalearn.tasks.SinusoidTasks", "seed": seed, "way": 5},
+        "maml": {"_target_": "metalearn.trainers.MAML"},
+        **{name: {"_target_": name} for name in ("trainer", "model", "optimizer")},
+    }
+    for name, values in settings.items():
+        config[name] = {**config.get(name, {}), **values}  # type: ignore[dict-item]
     (place / "config.yaml").write_text(yaml.safe_dump(config))
     headline = {"best/accuracy": value / 2, "test/accuracy": value}
     (place / "results.json").write_text(json.dumps({"steps": 3, "headline": headline}))
@@ -29,7 +38,7 @@ def test_runs_that_differ_in_their_seed_alone_are_taken_together(tmp_path: Path)
         write_run(tmp_path / str(number), seed, rate + seed / 10, maml={"inner_lr": rate})
     (tmp_path / "9").mkdir()  # a run that has not begun
     text = "\n".join(summarize_sweep(tmp_path))
-    first, second = json.loads((tmp_path / "sweep.json").read_text())["groups"]
+    second, first = json.loads((tmp_path / "sweep.json").read_text())["groups"]
     assert first["settings"] == {"maml.inner_lr": 0.1} and first["seeds"] == [0, 1, 2]
     assert second["runs"] == ["1", "3"] and second["settings"] == {"maml.inner_lr": 0.4}
     accuracy = first["numbers"]["test/accuracy"]
@@ -37,9 +46,13 @@ def test_runs_that_differ_in_their_seed_alone_are_taken_together(tmp_path: Path)
     assert accuracy["mean"] == pytest.approx(0.2)
     assert accuracy["deviation"] == pytest.approx(0.1)
     assert accuracy["interval95"] == pytest.approx(4.3027 * 0.1 / 3**0.5)
-    assert "maml.inner_lr=0.1, seeds 0, 1, 2" in text and "20.00% ± 24.84%" in text
+    row = next(line for line in text.splitlines() if line.startswith("2  "))
+    numbers = ["10.00%", "±", "12.42%", "20.00%", "±", "24.84%"]
+    assert row.split() == ["2", "0.1", "0,", "1,", "2", *numbers, "0,", "2,", "4"]
+    assert "order of best/accuracy (validation), the highest first" in text
     assert text.startswith("5 runs; over seeds")
-    assert text.endswith(f"written: {tmp_path / 'sweep.json'}")
+    assert text.endswith(f"written: {tmp_path / 'sweep.json'}, .csv, .md and .png")
+    assert all((tmp_path / f"sweep.{ending}").stat().st_size for ending in ("csv", "md", "png"))
 
 
 def test_runs_are_named_as_they_were_typed(tmp_path: Path) -> None:
@@ -51,15 +64,19 @@ def test_runs_are_named_as_they_were_typed(tmp_path: Path) -> None:
     lines = summarize_sweep(tmp_path, typed)
     found = json.loads((tmp_path / "sweep.json").read_text())["groups"]
     assert [group["settings"] for group in found] == [{"learner": "maml"}, {"learner": "protonet"}]
-    assert "  learner=maml, seeds 0, 1" in lines and "  learner=protonet, seed 0" in lines
+    assert any(line.split()[:4] == ["1", "maml", "0,", "1"] for line in lines), lines
+    assert any(line.split()[:3] == ["2", "protonet", "0"] for line in lines)
 
 
 def test_runs_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
     for number, rate in enumerate([0.1, 0.4]):
         write_run(tmp_path / str(number), 0, rate, maml={"inner_lr": rate})
     lines = summarize_sweep(tmp_path)
-    assert lines[0] == "2 runs" and "  maml.inner_lr=0.4, seed 0" in lines
-    assert [line.split()[-1] for line in lines if "test/accuracy" in line] == ["10.00%", "40.00%"]
+    assert lines[0] == "2 runs"
+    assert [line.split() for line in lines if line[:1].isdigit()][1:] == [
+        ["1", "0.4", "0", "20.00%", "40.00%", "1"],
+        ["2", "0.1", "0", "5.00%", "10.00%", "0"],
+    ]
 
 
 @pytest.mark.parametrize("spoil", ["one run", "no results", "damaged"])
@@ -93,4 +110,4 @@ def test_a_sweep_over_seeds_ends_with_its_table(
         ]
         assert number["values"] == each and number["mean"] == pytest.approx(fmean(each))
     assert set(found["numbers"]) == {"best/loss_after", "test/loss"}
-    assert "all, seeds 0, 3" in outcome.out
+    assert "2 runs; over seeds" in outcome.out and "There is one row." in outcome.out

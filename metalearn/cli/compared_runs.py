@@ -1,0 +1,289 @@
+"""Runs that are to be compared: found in folders, and read without building anything.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from metalearn.cli.run_config import saved_config
+from metalearn.errors import DataError, SettingError
+from metalearn.files import read_regular
+from metalearn.schema import Misfit, anything, map_of, mapping, maybe, number, text, whole
+
+__all__ = ["ComparedRun", "Finding", "Span", "find_runs", "folders_named", "read_run"]
+
+_LARGEST = 2**26  # bytes of results, or of records
+_LARGEST_ORIGIN = 2**20  # bytes of a record of where a run comes from
+_DEEPEST = 2  # levels below a folder in which runs are looked for
+_MOST_NUMBERS = 256  # of a headline
+_SCORES = ("accuracy", "nll", "brier", "ece", "rmse", "coverage")
+"""What the headline of samples has, in runs from before there was one."""
+
+_NUMBER = maybe(number(nan=True))
+_RESULTS = mapping(
+    {"steps": whole()},
+    {"headline": map_of(text, _NUMBER), "reason": text, "test": map_of(text, mapping({}))},
+)
+
+
+class Span(NamedTuple):
+    """The ends of a 95 % interval."""
+
+    low: float
+    high: float
+    over: str
+    """What it was taken over: ``"test tasks"`` or ``"test samples"``, or ``"seeds"``."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """What a run's folder says of it.
+
+    Attributes:
+        name: its folder, as it is shown.
+        config: its settings, as they were saved.
+        seed: of the run.
+        numbers: its headline; NaN where one was not finite.
+        spans: intervals of these over what it was tested on, where there are some.
+        state: None where it is finished, else how far it is.
+        code: revision that trained it, where that is known.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    seed: int
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    spans: Mapping[str, Span] = field(default_factory=dict)
+    state: str | None = None
+    code: str | None = None
+
+
+class Finding(NamedTuple):
+    """What folders hold."""
+
+    runs: list[ComparedRun]
+    passed_over: dict[str, str]
+    """Folder to the reason, in words."""
+    twice: list[str]
+    """Folders that were named more than once; each counts once."""
+
+
+def find_runs(names: Sequence[str | Path], *, within: Path | None = None) -> Finding:
+    """The runs in folders, each once, in the order of the names; a sweep's by their numbers.
+
+    Args:
+        names: folders of runs, or of folders of runs; patterns where nothing has that very name.
+            One that is neither a run nor holds any is passed over, and so is a run that cannot be
+            read.
+        within: a folder above them, of which the names of runs say nothing.
+
+    Raises:
+        SettingError: a name of nothing that is there.
+    """
+    finding = Finding([], {}, [])
+    seen: set[Path] = set()
+    for name in names:
+        for given in folders_named(str(name)):
+            places = list(_places(given, _DEEPEST))
+            if not places:
+                reason = "neither it nor a folder in it has the config.yaml of a run"
+                finding.passed_over[str(given)] = reason
+            for place in places:
+                key, shown = place.resolve(), str(place.relative_to(within) if within else place)
+                if key in seen:
+                    finding.twice.append(shown)
+                    continue
+                seen.add(key)
+                try:
+                    finding.runs.append(read_run(place, shown))
+                except DataError as error:
+                    finding.passed_over[shown] = str(error).removeprefix(f"{place}/")
+    return finding
+
+
+def read_run(folder: Path, name: str) -> ComparedRun:
+    """A run as its folder tells it.
+
+    Args:
+        folder: of the run.
+        name: by which it is shown.
+
+    Raises:
+        DataError: a file that says nothing, or what no run of ours would write.
+    """
+    config = OmegaConf.to_container(saved_config(folder, trust=True))  # of which nothing is built
+    assert isinstance(config, dict)
+    settings = {str(key): value for key, value in config.items()}
+    seed, code = settings["seed"], _code(folder)
+    results = _results(folder / "results.json")
+    if results is None:
+        return ComparedRun(name, settings, seed, state=_how_far(folder, settings), code=code)
+    numbers, spans = _headline(results), _spans(results.get("test") or {})
+    steps = _steps(settings)
+    if results.get("reason") == "finished" and steps is not None and results["steps"] < steps:
+        # It goes on with more steps: these results are of other settings.
+        return ComparedRun(name, settings, seed, state=_how_far(folder, settings), code=code)
+    spans = {key: span for key, span in spans.items() if key in numbers}
+    return ComparedRun(name, settings, seed, numbers, spans, code=code)
+
+
+def folders_named(name: str) -> list[Path]:
+    """What a name is of, or what fits it as a pattern where nothing has that very name.
+
+    Raises:
+        SettingError: neither.
+    """
+    path = Path(name)
+    if name and path.exists():
+        return [path]
+    found = sorted(glob.glob(name)) if glob.has_magic(name) else []
+    if not found:
+        raise SettingError("runs", name, "nothing of that name is there; a run's folder is needed")
+    return [Path(each) for each in found]
+
+
+def _places(folder: Path, levels: int) -> Iterator[Path]:
+    """The folder itself where a run stands in it, else those in it, in the order of numbers."""
+    if (folder / "config.yaml").exists():
+        yield folder
+    elif levels and folder.is_dir():
+        try:
+            inside = [path for path in folder.iterdir() if path.is_dir()]
+        except OSError:
+            return
+        for path in sorted(inside, key=_by_number):
+            yield from _places(path, levels - 1)
+
+
+def _by_number(path: Path) -> tuple[int, str]:
+    number = path.name
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else -1, number
+
+
+def _results(path: Path) -> dict[str, Any] | None:
+    """What came of a run; None where there is nothing yet.
+
+    Raises:
+        DataError: the file cannot be read, or is no such thing.
+    """
+    if not path.exists() and not path.is_symlink():
+        return None
+    try:
+        found = json.loads(read_regular(path, _LARGEST))
+        _RESULTS(found, "")
+        headline = found.get("headline", {})
+        if len(headline) > _MOST_NUMBERS:
+            raise Misfit("the number of entries of headline", len(headline), f"{_MOST_NUMBERS}")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error if isinstance(error, Misfit) else "this cannot be read as JSON"
+        raise DataError(f"{path}: these are no results of a run ({reason})") from error
+    assert isinstance(found, dict)
+    return found
+
+
+def _headline(results: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers by which runs are compared; of runs that had none, what it would have been."""
+    if "headline" in results:
+        found = results["headline"]
+    else:
+        best = [name for name in results if name.startswith("validation/")]
+        found = {f"best/{name.rpartition('/')[2]}": results[name] for name in best[:1]}
+        for name, report in (results.get("test") or {}).items():
+            found |= _tested(name, report)
+    numbers = {}
+    for name, value in found.items():
+        try:
+            _NUMBER(value, name)
+        except Misfit:
+            continue  # of a run from before there was a headline
+        numbers[name] = math.nan if value is None else float(value)
+    return numbers
+
+
+def _tested(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a test without a headline."""
+    found = report.get("ensemble")
+    if isinstance(found, dict):
+        return {f"test/{score}": found[score] for score in _SCORES if score in found}
+    score = "accuracy" if "accuracy" in report else "loss"
+    last = _last(report.get(score))
+    return {} if last is None else {_of_tasks(name, score): last[0]}
+
+
+def _spans(test: Mapping[str, Mapping[str, Any]]) -> dict[str, Span]:
+    """By the name of a headline's number, its interval within the run."""
+    found: dict[str, Span] = {}
+    for name, report in test.items():
+        for score in ("accuracy", "loss"):
+            last = _last(report.get(score))
+            if last is not None:
+                mean, half = last
+                found[_of_tasks(name, score)] = Span(mean - half, mean + half, "test tasks")
+        others = report.get("out_of_distribution")
+        for score, scores in others.items() if isinstance(others, dict) else ():
+            ends = scores.get("auroc_interval") if isinstance(scores, dict) else None
+            if isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends)):
+                found[f"test/auroc_{score}"] = Span(float(ends[0]), float(ends[1]), "test samples")
+    return found
+
+
+def _of_tasks(report: str, score: str) -> str:
+    return f"test/inductive_{score}" if report == "inductive" else f"test/{score}"
+
+
+def _last(along: Any) -> tuple[float, float] | None:
+    """Mean and half-width after the last inner step; None of anything else."""
+    last = along[-1] if isinstance(along, list) and along else None
+    ends: Any = [last.get("mean"), last.get("interval95")] if isinstance(last, dict) else [None]
+    return (ends[0], ends[1]) if all(map(_is_number, ends)) else None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        number()(value, "")
+    except Misfit:
+        return False
+    return math.isfinite(value)
+
+
+def _steps(settings: Mapping[str, Any]) -> int | None:
+    steps = settings["trainer"].get("steps")
+    return steps if isinstance(steps, int) and not isinstance(steps, bool) else None
+
+
+def _how_far(folder: Path, settings: Mapping[str, Any]) -> str:
+    """How far a run has come that has no results."""
+    try:
+        lines = read_regular(folder / "metrics.jsonl", _LARGEST).splitlines()
+    except OSError:
+        lines = []
+    for line in reversed(lines):
+        try:
+            step = json.loads(line)["step"]
+            whole()(step, "step")
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue  # torn by what ended the run
+        of = _steps(settings)
+        return f"not finished: step {step}" + ("" if of is None else f" of {of}")
+    return "not finished: no step recorded"
+
+
+def _code(folder: Path) -> str | None:
+    """The revision of the code; None where that is not known."""
+    try:
+        found = json.loads(read_regular(folder / "provenance.json", _LARGEST_ORIGIN))
+        mapping({"git": mapping({"revision": text}, {"dirty": anything})})(found, "")
+    except (OSError, ValueError, RecursionError):
+        return None
+    revision: str = found["git"]["revision"]
+    return revision[:7] + ("+" if found["git"].get("dirty") else "")
