@@ -34,10 +34,10 @@ class Command:
     config: str | None = None
     words: str | None = None
 
-    def function(self) -> Callable[[Any], None]:
+    def function(self) -> Callable[[Any], Any]:
         """The function, imported now."""
         module, _, name = self.place.partition(":")
-        found: Callable[[Any], None] = getattr(import_module(module), name)
+        found: Callable[[Any], Any] = getattr(import_module(module), name)
         return found
 
     def check(self) -> Callable[[Any, Any], None]:

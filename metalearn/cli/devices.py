@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from metalearn.cli.launches import number_of_job
 from metalearn.errors import SettingError
 from metalearn.ranks import launched
 
@@ -13,7 +14,8 @@ __all__ = ["device_of"]
 def device_of(name: str) -> torch.device:
     """The device of that name; ``"auto"`` is an accelerator, where there is one.
 
-    Of several ranks on a machine each has one of its own.
+    Of several ranks on a machine each has one of its own; jobs of a sweep that run side by side
+    take turns.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -21,7 +23,10 @@ def device_of(name: str) -> torch.device:
             return torch.device("cpu")
         launch = launched()
         if launch is None:
-            return accelerator
+            job = number_of_job()
+            if job is None:
+                return accelerator
+            return torch.device(accelerator.type, job % torch.accelerator.device_count())
         count = torch.accelerator.device_count()
         if launch.local_rank >= count:
             accepted = f"device=cpu, or at most {count} ranks on this machine, one for each device"

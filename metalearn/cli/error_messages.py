@@ -34,7 +34,34 @@ from metalearn.errors import (
 )
 from metalearn.near_names import nearest, with_nearest
 
-__all__ = ["KEPT_ON_RESUMING", "KNOWN_ERRORS", "check_options", "one_sentence_errors"]
+__all__ = [
+    "KEPT_ON_RESUMING",
+    "KNOWN_ERRORS",
+    "Ended",
+    "JobError",
+    "check_options",
+    "one_sentence_errors",
+]
+
+
+class Ended(SystemExit):
+    """The end of the program after a sentence that has been printed."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(code)
+        self.sentence = sentence
+
+
+class JobError(Exception):
+    """A job of a sweep has ended in a process of its own; the message says which and why."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence, code)  # both, so that it can be sent to another process
+        self.sentence, self.code = sentence, code
+
+    def __str__(self) -> str:
+        return self.sentence
+
 
 KNOWN_ERRORS = (
     SettingError, DataError, NonFiniteError, DisagreementError, RankError, MemoryError, OSError,
@@ -46,6 +73,8 @@ KEPT_ON_RESUMING = "a resumed run keeps its settings; device, test_tasks and tra
 """What is said of a setting that is given beside ``resume=``."""
 
 _USAGE_ERROR = 2
+_LAUNCHERS = ("joblib", "submitit", "ray")
+"""Packages whose own errors tell of a job's process that was lost."""
 _OPTIONAL = ("ood", "experiment")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 """Nothing about the command is wrong: 1."""
@@ -64,6 +93,8 @@ def one_sentence_errors(config_name: str = "") -> Iterator[None]:
         _fail(str(error) or "memory ran out", 1)
     except (SettingError, DataError) as error:
         _fail(str(error), _USAGE_ERROR)
+    except JobError as error:
+        _fail(str(error), error.code)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_one_sentence(error, config_name), _USAGE_ERROR)
     except OSError as error:
@@ -73,6 +104,8 @@ def one_sentence_errors(config_name: str = "") -> Iterator[None]:
     except RuntimeError as error:
         from metalearn.core.memory import is_out_of_memory  # with torch, which raised it
 
+        if _is_of_launcher(error):
+            _fail(_lost_job(error), 1)
         if not is_out_of_memory(error):
             raise
         _fail(f"memory ran out: {str(error).splitlines()[0]}", 1)
@@ -85,6 +118,10 @@ def one_sentence_errors(config_name: str = "") -> Iterator[None]:
         _fail(_misfit_choice(config_name) or str(error), _USAGE_ERROR)
     except KeyboardInterrupt:
         _fail("interrupted", 128 + signal.SIGINT)
+    except Exception as error:
+        if not _is_of_launcher(error):
+            raise
+        _fail(_lost_job(error), 1)
 
 
 def check_options(arguments: Sequence[str]) -> None:
@@ -228,6 +265,17 @@ def _overrides() -> list[str]:
     return found
 
 
+def _is_of_launcher(error: BaseException) -> bool:
+    """Whether what starts jobs in processes of their own raised an error."""
+    return type(error).__module__.partition(".")[0] in _LAUNCHERS
+
+
+def _lost_job(error: BaseException) -> str:
+    kept = "runs that had begun go on with resume=<their folder>"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"a job's process was lost, and the sweep ends ({first}); {kept}"
+
+
 def _is_of_hydra(error: BaseException) -> bool:
     """Whether Hydra itself raised an error."""
     trace = error.__traceback__
@@ -242,4 +290,4 @@ def _fail(sentence: str, code: int) -> NoReturn:
     ranks, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
     if code != _USAGE_ERROR or ranks in ("", "1") or rank == "0":  # else all would say it
         print(f"error: {' '.join(sentence.splitlines())}", file=sys.stderr)
-    raise SystemExit(code)
+    raise Ended(sentence, code)

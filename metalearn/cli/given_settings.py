@@ -18,7 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 from metalearn.errors import SettingError
 from metalearn.near_names import nearest
 
-__all__ = ["GivenSetting", "given_settings", "plain_value", "refuse_unknown", "sweep_jobs"]
+__all__ = [
+    "GivenSetting",
+    "flat_settings",
+    "given_settings",
+    "is_grid",
+    "plain_value",
+    "refuse_unknown",
+    "sweep_jobs",
+]
 
 _NOT_SETTINGS = ("defaults", "hydra")
 
@@ -66,8 +74,20 @@ def given_settings(hydra: Any) -> list[GivenSetting]:
     return found
 
 
+def is_grid(config: DictConfig) -> bool:
+    """Whether a sweep is Hydra's own, of all combinations, so that its jobs are known before.
+
+    Args:
+        config: of a sweep, with its ``hydra`` node.
+    """
+    return str(config.hydra.sweeper._target_).startswith("hydra._internal.")
+
+
 def sweep_jobs(config: DictConfig) -> list[DictConfig]:
-    """The configurations of the jobs of a sweep; those that only a plug-in can tell are left out.
+    """The configurations of the jobs of a sweep.
+
+    What another sweeper than Hydra's own will choose is not known: of it each value stands once
+    beside the first ones of others, of an interval both ends.
 
     Args:
         config: of a sweep, with its ``hydra`` node.
@@ -82,10 +102,21 @@ def sweep_jobs(config: DictConfig) -> list[DictConfig]:
             values[key] = [_as_text(key, override.get_value_element_as_str(), override.is_delete())]
         elif override.is_discrete_sweep():
             values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        elif is_grid(config):
+            return []  # Hydra says what it does not take
         else:
-            return []
-    jobs = itertools.product(*values.values())
+            interval: Any = override.value()
+            values[key] = [f"{key}={end}" for end in (interval.start, interval.end)]
+    jobs = list(itertools.product(*values.values()) if is_grid(config) else _each_once(values))
     return [loader.load_sweep_config(config, list(job)) for job in jobs]
+
+
+def _each_once(values: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+    first = {key: several[0] for key, several in values.items()}
+    yield list(first.values())
+    for key, several in values.items():
+        for text in several[1:]:
+            yield list({**first, key: text}.values())
 
 
 def plain_value(value: Any, *, resolve: bool = False) -> Any:
@@ -108,7 +139,7 @@ def refuse_unknown(config: DictConfig, name: str, given: Sequence[GivenSetting])
     groups = {group for group, _ in _defaults(own)}
     values = {k: v for k, v in _entries(own).items() if k not in _NOT_SETTINGS}
     for setting in given:
-        if setting.removed and setting.name in _flat(values):
+        if setting.removed and setting.name in flat_settings(values):
             raise setting.refusal("this setting has to be given; ~ takes away a group alone")
     for key in config:
         if str(key) not in (*groups, *_NOT_SETTINGS):
@@ -149,7 +180,7 @@ def _of_experiment(name: str) -> Iterator[GivenSetting]:
         elif choice != "_self_":
             yield from _of_experiment(str(choice))
     values = {k: v for k, v in _entries(node).items() if k not in _NOT_SETTINGS}
-    for setting, value in _flat(values).items():
+    for setting, value in flat_settings(values).items():
         yield GivenSetting(setting, value, experiment=name)
 
 
@@ -163,12 +194,13 @@ def _defaults(node: DictConfig) -> Iterator[tuple[str, Any]]:
                 yield str(group).removeprefix("override ").lstrip("/").partition("@")[0], choice
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted names, and the mappings that hold some of them."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found[prefix + key] = value
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat_settings(value, f"{prefix}{key}.")
     return found
 
 

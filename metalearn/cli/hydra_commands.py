@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalearn.cli.command_table import Command
 from metalearn.cli.config_files import config_folder
-from metalearn.cli.error_messages import check_options, one_sentence_errors
+from metalearn.cli.error_messages import JobError, check_options, one_sentence_errors
+from metalearn.cli.job_signals import keep_signals
+from metalearn.cli.jobs import run_job
 from metalearn.cli.standard_streams import tolerant_streams
 from metalearn.cli.usage import typed
 
@@ -24,8 +26,8 @@ __all__ = ["run", "run_command"]
 def run_command(command: Command) -> None:
     """Compose the command's configuration from ``sys.argv`` and call it."""
 
-    def task(config: DictConfig) -> None:
-        command.function()(config)
+    def task(config: DictConfig) -> Any:
+        return run_job(command.function, config)
 
     folder, name = str(config_folder()), command.config
     run(hydra.main(version_base="1.3", config_path=folder, config_name=name)(task), name)
@@ -47,7 +49,20 @@ def run(main: Callable[[], Any], config_name: str | None = None) -> None:
     register("usage", typed, replace=True)
     with tolerant_streams(), one_sentence_errors(config_name or Path(sys.argv[0]).stem):
         check_options(sys.argv[1:])
+        _call(main)
+
+
+def _call(main: Callable[[], Any]) -> None:
+    """With the signal in the exit code, where jobs of a sweep have been stopped by one."""
+    try:
         main()
+    except Exception as error:
+        received = keep_signals()
+        if received is None:
+            raise
+        raise JobError("the sweep was stopped", 128 + received) from error
+    finally:
+        keep_signals()
 
 
 def _run_folder(*arguments: Any) -> str:

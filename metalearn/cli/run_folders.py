@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -18,6 +18,7 @@ from metalearn.files import lock, remove_partials
 from metalearn.signatures import accepted_settings
 
 __all__ = [
+    "also_missing",
     "claimed",
     "discard_unused",
     "existing_run",
@@ -106,10 +107,16 @@ def claimed(folder: Path, setting: str = "hydra.run.dir") -> Iterator[None]:
         file.close()
 
 
-def note_missing(folder: Path) -> None:
-    """Note what is missing of a folder that is about to be made."""
+def note_missing(folder: Path) -> Collection[Path]:
+    """Note what is missing of a folder that is about to be made, and say it."""
     _missing.clear()
     _missing.update(p for p in (folder / _LOG, folder, *folder.parents) if not p.exists())
+    return frozenset(_missing)
+
+
+def also_missing(paths: Collection[Path]) -> None:
+    """Take over what another process has noted."""
+    _missing.update(paths)
 
 
 def discard_unused(folder: Path) -> None:

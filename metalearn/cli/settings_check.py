@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,21 @@ from metalearn.cli.command_table import COMMANDS
 from metalearn.cli.error_messages import KNOWN_ERRORS, one_sentence_errors
 from metalearn.cli.given_settings import (
     given_settings,
+    is_grid,
     plain_value,
     refuse_unknown,
     sweep_jobs,
 )
+from metalearn.cli.job_signals import hand_on_signals
+from metalearn.cli.launches import note_launch
 from metalearn.cli.run_folders import make_new_folder, note_missing, writing_to
+from metalearn.cli.stacked_sweeps import as_one_stack
 from metalearn.cli.sweeps import summarize_sweep
 from metalearn.errors import SettingError, StorageError
 
 __all__ = ["CheckSettings"]
+
+_JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 
 
 class CheckSettings(Callback):
@@ -57,20 +63,25 @@ class CheckSettings(Callback):
     def on_multirun_start(self, config: DictConfig, **rest: Any) -> None:
         """Check every job of a sweep before the first begins."""
         with _ending_program(config):
-            for job in sweep_jobs(config):
+            jobs = sweep_jobs(config)
+            for job in jobs:
                 with _as_current(job):
                     if job.get("resume") is not None:
                         accepted = "a sweep starts new runs, so null is needed"
                         raise SettingError("resume", plain_value(job.resume), accepted)
                     self._check(job)
             with _as_current(config):
-                _expect_folder("hydra.sweep.dir", config)
+                note_launch(_expect_folder("hydra.sweep.dir", config))
+            hint = as_one_stack(jobs) if is_grid(config) else None
+            if hint is not None:
+                print(hint)
+            _prepare_launcher(config, len(jobs) if is_grid(config) else None)
 
     def on_multirun_end(self, config: DictConfig, **rest: Any) -> None:
         """Say what the runs of a sweep come to."""
         with _ending_program(config):
             folder = Path(config.hydra.sweep.dir)
-            jobs = enumerate(sweep_jobs(config))
+            jobs = enumerate(sweep_jobs(config) if is_grid(config) else [])
             typed = {str(number): list(job.hydra.overrides.task) for number, job in jobs}
             with writing_to(folder):
                 lines = summarize_sweep(folder, typed, width=shutil.get_terminal_size().columns)
@@ -114,8 +125,21 @@ def _is_named_by_time(config: DictConfig) -> bool:
     return str(name).startswith("${run_folder:") and config.resume is None
 
 
-def _expect_folder(setting: str, config: DictConfig) -> None:
-    """Refuse a folder that cannot be made or written to; note what is missing of it."""
+def _prepare_launcher(config: DictConfig, jobs: int | None) -> None:
+    """Have processors divided among the jobs that there are, and jobs hear of signals."""
+    launcher = config.hydra.launcher
+    if launcher._target_ != _JOBLIB:
+        return
+    if jobs is not None and launcher.n_jobs == -1:
+        from joblib import cpu_count  # of the extra sweep
+
+        with read_write(config.hydra):
+            launcher.n_jobs = min(jobs, cpu_count())
+    hand_on_signals()
+
+
+def _expect_folder(setting: str, config: DictConfig) -> Collection[Path]:
+    """Refuse a folder that cannot be made or written to; note and say what is missing of it."""
     name = OmegaConf.select(config, setting)
     if not name:
         raise SettingError(setting, name, "the name of a folder is needed")
@@ -126,4 +150,4 @@ def _expect_folder(setting: str, config: DictConfig) -> None:
         raise SettingError(setting, name, f"a folder is needed, and {nearest} is none")
     if not writable:
         raise StorageError(f"{nearest}: it cannot be written to: read-only, or somebody else's")
-    note_missing(folder)
+    return note_missing(folder)

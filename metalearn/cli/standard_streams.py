@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["tolerant_streams"]
+__all__ = ["numbered_streams", "tolerant_streams"]
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a reader, a terminal, a descriptor
 
@@ -35,6 +35,21 @@ def tolerant_streams() -> Iterator[None]:
         for stream in lasting:
             if stream is not None and not stream.flush():
                 stream.give_up()
+
+
+@contextmanager
+def numbered_streams(number: int) -> Iterator[None]:
+    """What is printed inside comes in whole lines that begin with a number, as those of one job."""
+    streams = (sys.stdout, sys.stderr)
+    numbered = [None if stream is None else _Numbered(stream, number) for stream in streams]
+    sys.stdout, sys.stderr = numbered  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        for stream in numbered:
+            if stream is not None:
+                stream.end()
 
 
 def _fill_descriptors() -> None:
@@ -88,3 +103,32 @@ class _Lasting:
                 raise
             return False
         return True
+
+
+class _Numbered:
+    """A stream that takes whole lines, for a stream that others write to as well."""
+
+    def __init__(self, stream: Any, number: int) -> None:
+        self._stream, self._number, self._begun = stream, number, ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        return False  # a bar would be drawn over the lines of others
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        if lines:
+            self._stream.write("".join(f"[{self._number}] {line}\n" for line in lines))
+            self._stream.flush()
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def end(self) -> None:
+        if self._begun:
+            with suppress(OSError, ValueError):
+                self.write("\n")

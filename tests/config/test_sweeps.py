@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from metalearn.cli.command_table import Command
 from metalearn.cli.sweeps import summarize_sweep
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.commands import TINY, Outcome
@@ -111,3 +113,62 @@ def test_a_sweep_over_seeds_ends_with_its_table(
         assert number["values"] == each and number["mean"] == pytest.approx(fmean(each))
     assert set(found["numbers"]) == {"best/loss_after", "test/loss"}
     assert "2 runs; over seeds" in outcome.out and "There is one row." in outcome.out
+
+
+# --- as one stack
+
+SMALL = [
+    "trainer=ensemble", "data=digits", "data.seed=0", "model.hidden=[4]", "trainer.steps=3",
+    "trainer.eval_every=3", "trainer.progress=false", "trainer.compile=never",
+    "trainer.engine=batched",
+]  # fmt: skip
+
+
+def test_runs_that_could_be_members_are_those_members(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("metalearn.cli.commands.train.provenance", dict)
+    swept = ["trainer.members=1", "optimizer.lr=0.1,0.01"]
+    several = run("train", "-m", *SMALL, *swept, "seed=3,5", "hydra.sweep.dir=several")
+    assert several.code == 0, several.err
+    (said,) = [line for line in several.out.splitlines() if "can be trained as one" in line]
+    command = shlex.split(said.partition("each as a member: ")[2])
+    assert command[:2] == ["python", "scripts/train.py"] and several.out.startswith(said)
+    one = run("train", *command[2:], "hydra.run.dir=one")
+    assert one.code == 0, one.err
+    members = json.loads((tmp_path / "one" / "results.json").read_text())["test"]["test"]["members"]
+    alone = [
+        json.loads((tmp_path / "several" / str(number) / "results.json").read_text())["test"]
+        for number in range(4)
+    ]
+    assert len(members) == 4 and len({member["nll"] for member in members}) == 4
+    for member, single in zip(members, alone):
+        assert member == pytest.approx(single["test"]["members"][0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "stacks"),
+    [
+        (["trainer.members=1", "optimizer.lr=0.1,0.01"], True),
+        (["trainer.members=1", "trainer.lr=0.1,0.01", "+optimizer.weight_decay=0,0.1"], True),
+        (["trainer.members=1", "seed=0,1"], True),
+        (["trainer.members=1", "seed=0,1", "data.seed=${seed}"], False),  # other data
+        (["trainer.members=1", "seed=0,1", "trainer.shuffle=shared"], False),  # another order
+        (["trainer.members=1", "optimizer.lr=0.1,0.01", "trainer.steps=3,4"], False),
+        (["trainer.members=1", "optimizer.lr=0.1"], False),  # one run
+        (["trainer.members=2", "optimizer.lr=0.1,0.01"], False),  # ensembles of their own
+        (["trainer.members=1", "seed=0,1", "data.member_weights={leave_out:0.1}"], False),
+        (["trainer=per_sample", "optimizer.lr=0.1,0.01"], False),
+    ],
+)  # fmt: skip
+def test_which_sweeps_could_be_one_stack(
+    words: list[str], stacks: bool, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(given: object) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Command, "function", lambda self: stop)
+    small = SMALL[:-1] if "trainer=per_sample" in words else SMALL
+    outcome = run("train", "-m", *small, *words)
+    assert outcome.code == 0, outcome.err
+    assert ("can be trained as one" in outcome.out) == stacks

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from metalearn.cli.command_table import COMMANDS as TABLE
@@ -22,6 +24,12 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 SPANS = sorted({(name(page), span) for page in PAGES for span in code_spans(page)})
 
 
+def _launcher(plugins: Plugins, **given: Any) -> BasicLauncher:
+    launcher = BasicLauncher()
+    launcher.setup(**given)
+    return launcher
+
+
 @pytest.fixture(autouse=True)
 def checked_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands end where what they do would begin; there is a run to name."""
@@ -30,6 +38,7 @@ def checked_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise SystemExit(0)
 
     monkeypatch.setattr(Command, "function", lambda self: stop)
+    monkeypatch.setattr(Plugins, "instantiate_launcher", _launcher)  # whichever is named
     saved = ROOT / "tests" / "saved_runs" / "v1" / "meta_sinusoid-finished"
     shutil.copytree(saved, tmp_path / "outputs" / "mine")
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metalearn.checkpoint import load_checkpoint
 from metalearn.cli.building import build, check_settings_of, groups_of
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
+from metalearn.cli.launches import is_of_sweep
 from metalearn.cli.networks import InitialWeights, check_initial, initial_weights, kept_weights
 from metalearn.cli.processes import ranks_of_command
-from metalearn.cli.run_config import resumed_config, used_part, write_config
+from metalearn.cli.run_config import resumed_config, write_config
 from metalearn.cli.run_folders import (
     claimed,
     discard_unused,
@@ -27,13 +29,14 @@ from metalearn.cli.run_folders import (
     remove_partial_files,
     writing_to,
 )
+from metalearn.cli.run_results import check_direction, has_results, write_results
 from metalearn.cli.same_run import check_same_run
 from metalearn.cli.shapes import recorded_shapes
 from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
-from metalearn.errors import DataError, SettingError
+from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.files import read_regular
 from metalearn.tracking import RunTracker, device_name, provenance, write_json
-from metalearn.trainers import FitResult, Trainer
+from metalearn.trainers import Trainer
 from metalearn.trainers.loop.stop_signal import Stopped
 from metalearn.trainers.report import Report, report_text
 
@@ -41,15 +44,18 @@ __all__ = ["check", "train"]
 
 log = logging.getLogger(__name__)
 
-_RESULTS = "results.json"
 _LARGEST = 2**26  # bytes of them
 _RECORDED = ("best/", "test/", "member_")
-"""Beginnings of the names under which `_finish` records what came of a run."""
+"""Beginnings of the names under which `write_results` records what came of a run."""
 
 
 @one_sentence_errors()  # inside Hydra's own handling, which would add lines
-def train(config: DictConfig) -> None:
+def train(config: DictConfig) -> float:
     """Train as the configuration says; leaves a folder that explains itself.
+
+    Returns:
+        The score of the best validation, never of a test: what a sweeper optimises. In a sweep a
+        run that diverges gives the worst of all scores, infinite.
 
     Raises:
         SettingError, DataError: what a user can mend.
@@ -70,6 +76,7 @@ def train(config: DictConfig) -> None:
             start = None if begun else initial_weights(config)
             made_of = kept_weights(config) if begun else config
             trainer = build(made_of, folder=folder, start=start, ranks=ranks)
+            check_direction(trainer)
             check_same_run(ranks, config, trainer)
             if resuming:
                 _resume(trainer, folder)
@@ -78,14 +85,14 @@ def train(config: DictConfig) -> None:
                 discard_unused(own)
             raise
         with determinism(config):
-            done = resuming and trainer.finished and _has_results(folder, trainer.step)
+            done = resuming and trainer.finished and has_results(folder, trainer.step)
             if ranks.agreed(done):
                 _show_again(folder, config, trainer)
-                return
+                return trainer.loop.population.best_value
             with writing_to(folder, f"with that mended, resume={folder} goes on"):
                 if writes:
                     _begin(folder, config, trainer, start, resuming=resuming)
-                _train_and_test(folder, config, trainer)
+                return _train_and_test(folder, config, trainer)
 
 
 def _resume(trainer: Trainer, folder: Path) -> None:
@@ -136,7 +143,7 @@ def _begin(
     trainer.tracker = RunTracker(
         folder,
         resume_step=trainer.step if resuming else None,
-        again=() if _has_results(folder, trainer.step) else again,
+        again=() if has_results(folder, trainer.step) else again,
         bands=trainer.bands,
     )
     print(f"run folder: {folder}")
@@ -214,10 +221,16 @@ def _check_trust(config: DictConfig) -> None:
         raise SettingError("trust", plain_value(config.trust), accepted)
 
 
-def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> None:
+def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> float:
     try:
         with trainer.stoppable() as stop:
-            result = trainer.fit()
+            try:
+                result = trainer.fit()
+            except NonFiniteError as error:
+                if not is_of_sweep():
+                    raise
+                log.error("diverged: %s", error)
+                return -math.inf if trainer.loop.evaluator.larger_is_better else math.inf
             if result.signal is not None:
                 print(f"stopped at step {result.step}; go on with resume={folder}")
                 raise SystemExit(128 + result.signal)
@@ -228,7 +241,7 @@ def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> None:
                 print(f"trained, but stopped before it was tested; go on with resume={folder}")
                 raise SystemExit(128 + (stop.received or 0)) from None
             if trainer.folder is not None:  # of several ranks the first keeps one
-                _finish(folder, config, result, reports, trainer)
+                write_results(folder, config, result, reports, trainer)
     finally:
         trainer.tracker.close()
     if reports:
@@ -236,65 +249,8 @@ def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> None:
     for line in trainer.remarks():
         print(line)
     print(f"dashboard: tensorboard --logdir {folder.parent}")
+    return result.best_value
 
 
 def _test_reports(trainer: Trainer, count: int) -> Mapping[str, Report]:
     return trainer.reports(tasks=count, inductive=None) if count else {}
-
-
-def _finish(
-    folder: Path,
-    config: DictConfig,
-    result: FitResult,
-    reports: Mapping[str, Report],
-    trainer: Trainer,
-) -> None:
-    """The rows of the hyper-parameters tab and, when all else is done, results.json."""
-    numbers = {f"best/{result.best_name.rsplit('/', 1)[-1]}": result.best_value}
-    for report in reports.values():
-        numbers |= report.headline()
-    trainer.tracker.hparams(_flat(config), numbers)
-    rows = trainer.member_settings()
-    for report in reports.values():
-        if rows:
-            trainer.tracker.member_hparams(rows, report.member_headlines())
-    write_json(
-        folder / _RESULTS,
-        {
-            "steps": result.step,
-            "reason": result.reason,
-            "best_step": result.best_step,
-            result.best_name: result.best_value,
-            "seconds": result.seconds,
-            "cpu_seconds": result.cpu_seconds,
-            **({"checkpoint": "best"} if reports else {}),
-            "test": {name: report.as_json() for name, report in reports.items()},
-            "headline": numbers,
-            **({"endings": trainer.endings} if rows else {}),
-            **trainer.results(),
-        },
-        make_folder=False,
-    )
-
-
-def _has_results(folder: Path, step: int) -> bool:
-    """Whether the run has been tested after this step."""
-    try:
-        results = json.loads(read_regular(folder / _RESULTS, _LARGEST))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(results, dict) and results.get("steps") == step
-
-
-def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:
-    """Settings as dotted names and plain values, for the comparison of runs."""
-
-    def walk(prefix: str, value: Any) -> dict[str, bool | int | float | str]:
-        if isinstance(value, dict):
-            parts = [walk(f"{prefix}{k}.", v) for k, v in value.items()]
-            return {k: v for part in parts for k, v in part.items()}
-        name = prefix[:-1]
-        return {name: value if isinstance(value, bool | int | float | str) else str(value)}
-
-    values = OmegaConf.to_container(used_part(config), resolve=True)
-    return {k: v for k, v in walk("", values).items() if k not in ("resume", "trust", "version")}

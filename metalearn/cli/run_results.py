@@ -1,0 +1,98 @@
+"""What came of a training: ``results.json``, and what a sweep is told of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn.cli.launches import is_of_sweep
+from metalearn.cli.run_config import used_part
+from metalearn.errors import SettingError
+from metalearn.files import read_regular
+from metalearn.tracking import write_json
+from metalearn.trainers import FitResult, Trainer
+from metalearn.trainers.report import Report
+
+__all__ = ["check_direction", "has_results", "write_results"]
+
+_RESULTS = "results.json"
+_LARGEST = 2**26  # bytes of them
+
+
+def check_direction(trainer: Trainer) -> None:
+    """Refuse to have a sweeper look for the worst score of validation in place of the best.
+
+    Raises:
+        SettingError: it would.
+    """
+    if not is_of_sweep():
+        return
+    given = HydraConfig.get().sweeper.get("direction")
+    evaluator = trainer.loop.evaluator
+    needed = "maximize" if evaluator.larger_is_better else "minimize"
+    if given is not None and getattr(given, "name", given) != needed:
+        accepted = f"{needed} is needed: a run gives one number, its best {evaluator.monitor}"
+        raise SettingError("hydra.sweeper.direction", getattr(given, "name", given), accepted)
+
+
+def write_results(
+    folder: Path,
+    config: DictConfig,
+    result: FitResult,
+    reports: Mapping[str, Report],
+    trainer: Trainer,
+) -> None:
+    """The rows of the hyper-parameters tab and, when all else is done, ``results.json``."""
+    numbers = {f"best/{result.best_name.rsplit('/', 1)[-1]}": result.best_value}
+    for report in reports.values():
+        numbers |= report.headline()
+    trainer.tracker.hparams(_flat(config), numbers)
+    rows = trainer.member_settings()
+    for report in reports.values():
+        if rows:
+            trainer.tracker.member_hparams(rows, report.member_headlines())
+    write_json(
+        folder / _RESULTS,
+        {
+            "steps": result.step,
+            "reason": result.reason,
+            "best_step": result.best_step,
+            result.best_name: result.best_value,
+            "seconds": result.seconds,
+            "cpu_seconds": result.cpu_seconds,
+            **({"checkpoint": "best"} if reports else {}),
+            "test": {name: report.as_json() for name, report in reports.items()},
+            "headline": numbers,
+            **({"endings": trainer.endings} if rows else {}),
+            **trainer.results(),
+        },
+        make_folder=False,
+    )
+
+
+def has_results(folder: Path, step: int) -> bool:
+    """Whether the run has been tested after this step."""
+    try:
+        results = json.loads(read_regular(folder / _RESULTS, _LARGEST))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(results, dict) and results.get("steps") == step
+
+
+def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:
+    """Settings as dotted names and plain values, for the comparison of runs."""
+
+    def walk(prefix: str, value: Any) -> dict[str, bool | int | float | str]:
+        if isinstance(value, dict):
+            parts = [walk(f"{prefix}{k}.", v) for k, v in value.items()]
+            return {k: v for part in parts for k, v in part.items()}
+        name = prefix[:-1]
+        return {name: value if isinstance(value, bool | int | float | str) else str(value)}
+
+    values = OmegaConf.to_container(used_part(config), resolve=True)
+    return {k: v for k, v in walk("", values).items() if k not in ("resume", "trust", "version")}

@@ -1,0 +1,96 @@
+"""Whether the runs of a sweep could be trained as the members of one ensemble, and how.
+
+Axes: M members, one for each job.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metalearn.cli.given_settings import flat_settings, plain_value
+from metalearn.cli.usage import typed
+
+__all__ = ["as_one_stack"]
+
+_GROUPS = ("data", "ood", "model", "optimizer", "trainer")
+_OWN = ("lr", "weight_decay", "label_smoothing", "dropout")
+"""Settings of the trainer of which members have their own."""
+_OF_OPTIMIZER = ("lr", "weight_decay")
+"""Those that are the optimiser's where the trainer has none."""
+_ALONE = ("init_from", "optimizer.groups", "data.member_weights")
+"""What is another thing for several members than for one."""
+
+
+def as_one_stack(jobs: Sequence[DictConfig]) -> str | None:
+    """Says that the runs can be trained as one, with the command; None where they cannot.
+
+    They can where each trains an ensemble of a single member, and they differ in nothing but what
+    members have of their own: then member m sees the draws that run m would see.
+
+    Args:
+        jobs: of a sweep, composed, with their ``hydra`` nodes.
+    """
+    if len(jobs) < 2 or not all(_is_single(job) for job in jobs):
+        return None
+    flat = [_settings(job) for job in jobs]
+    names = {name for settings in flat for name in settings}
+    if all(each.get("model.seed") == each.get("seed") for each in flat):
+        names.discard("model.seed")  # which is the member's
+    differing = {n for n in names if any(each.get(n) != flat[0].get(n) for each in flat)}
+    places = {n: [f"trainer.{n}", *([f"optimizer.{n}"] * (n in _OF_OPTIMIZER))] for n in _OWN}
+    known = {"seed", "trainer.seeds", *(place for several in places.values() for place in several)}
+    seeds = [_seed(each) for each in flat]
+    one_order = flat[0].get("trainer.shuffle") == "shared"
+    if not differing or not differing <= known or (one_order and len(set(seeds)) > 1):
+        return None
+    changes: dict[str, Sequence[Any]] = {"trainer.seeds": seeds}
+    for name in _OWN:
+        if differing & set(places[name]):
+            changes[f"trainer.{name}"] = [_first(each, places[name]) for each in flat]
+    if any(not _is_number(value) for several in changes.values() for value in several):
+        return None
+    return _sentence(jobs[0], differing, changes)
+
+
+def _sentence(job: DictConfig, differing: set[str], changes: Mapping[str, Sequence[Any]]) -> str:
+    count = len(changes["trainer.seeds"])
+    left = {*differing, *changes, "trainer.members"} - {"seed"}
+    texts = [str(text) for text in job.hydra.overrides.task]
+    words = [text for text in texts if text.lstrip("+").partition("=")[0] not in left]
+    words.append(f"trainer.members={count}")
+    words += [f"{name}=[{','.join(map(str, several))}]" for name, several in changes.items()]
+    command = " ".join([typed(str(job.hydra.job.name)), *map(shlex.quote, words)])
+    return f"these {count} runs can be trained as one, each as a member: {command}"
+
+
+def _is_single(job: DictConfig) -> bool:
+    trainer = job.get("trainer") or {}
+    named = trainer.get("_target_") == "metalearn.trainers.EnsembleTrainer"
+    alone = all(OmegaConf.select(job, name) is None for name in _ALONE)
+    return named and trainer.get("members") == 1 and alone
+
+
+def _settings(job: DictConfig) -> dict[str, Any]:
+    """Those that an ensemble has a use for; other groups are composed beside them."""
+    own = [key for key in job if key in _GROUPS or not OmegaConf.is_dict(job[key])]
+    found = flat_settings({str(key): plain_value(job[key], resolve=True) for key in own})
+    return {name: value for name, value in found.items() if not isinstance(value, dict)}
+
+
+def _seed(settings: Mapping[str, Any]) -> Any:
+    return (settings.get("trainer.seeds") or [settings.get("seed")])[0]
+
+
+def _first(settings: Mapping[str, Any], places: Sequence[str]) -> Any:
+    """The value that counts, of one member."""
+    values = [settings[place] for place in places if settings.get(place) is not None]
+    value = values[0] if values else 0.0
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
