@@ -126,11 +126,8 @@ class PrivateMetaTrainer(Trainer):
     ) -> None:
         private = PrivacySettings(**settings)
         _check(seed, max_norm, validation_tasks, private.validation)
-        scored = {
-            "select_by": (select_by, "transductive"),
-            "validation_tasks": (validation_tasks, None),
-        }
-        limits = private.limits(steps, scored)
+        chosen = {"select_by": (select_by, "transductive")}
+        limits = private.limits(steps, {**chosen, "validation_tasks": (validation_tasks, None)})
         self.units = units = training_units_of(tasks, users)
         self.account = private.account(
             units.count, meta_batch, steps, folder, setting="meta_batch", ranks=ranks
@@ -148,8 +145,7 @@ class PrivateMetaTrainer(Trainer):
             clipping_rule(self.learner.params, clipping, clip_groups), seed, steps, private.reserve,
             ranks or OneRank(),
         )  # fmt: skip
-        stop = StopSignal()
-        shared: Any = {"device": where, "check": stop.check}
+        shared: Any = {"device": where, "check": (stop := StopSignal()).check}
         self.objective = PrivateMetaObjective(
             self.learner, tasks, meta_batch, private=steps_of, settings=limits, **shared
         )

@@ -172,15 +172,12 @@ class PrivateTrainer(Trainer):
         **settings: Annotated[Any, PrivacySettings],
     ) -> None:
         _check(seed, max_norm, method)
-        private = PrivacySettings(**settings)
-        monitor = _monitor(monitor, private, data, validation_noise)
+        monitor = _monitor(monitor, private := PrivacySettings(**settings), data, validation_noise)
         limits = private.limits(steps, {"monitor": (monitor, "loss")}, needed=_VALIDATION)
-        self.data, self.seed, self.epsilon = data, seed, private.epsilon
         sizes = data.size("train"), batch_size, steps
         growth = private.growth(batch_growth, *sizes, noise_bands, clip_quantile)
-        self.account = private.account(
-            *sizes, folder, bands=noise_bands, growth=growth, ranks=ranks
-        )
+        account = private.account(*sizes, folder, bands=noise_bands, growth=growth, ranks=ranks)
+        self.data, self.seed, self.epsilon, self.account = data, seed, private.epsilon, account
         strategy, self.mechanism = banded_strategy(steps, noise_bands), private.mechanism
         self.noise, clipped = CorrelatedNoise(strategy), (max_norm, clipping, clip_groups)
         self.following = following_norm(clip_quantile, *clipped, self.mechanism)
@@ -189,12 +186,11 @@ class PrivateTrainer(Trainer):
         self.augmentation = Augmentation(max_shift=max_shift, flip=flip, rotate=rotate)
         batches = self._batches(private, growth, steps, where, ranks)
         objective = partial(
-            PrivateObjective, account=self.account, noise=self.noise, following=self.following,
+            PrivateObjective, noise=self.noise, following=self.following, groups=clip_groups,
             placeholder=partial(_zeros, data, growth.most if growth else batch_size, where),
-            growing=self.growing, validation=private.validation, seed=seed, method=method,
-            chunk_size=chunk_size, expected=batch_size, max_norm=float(max_norm), clipping=clipping,
-            groups=clip_groups, deterministic=limits.deterministic, criterion=chosen.weighted_mean,
-            ranks=ranks,
+            validation=private.validation, seed=seed, method=method, clipping=clipping,
+            chunk_size=chunk_size, expected=batch_size, max_norm=float(max_norm),
+            deterministic=limits.deterministic, criterion=chosen.weighted_mean,
         )  # fmt: skip
         self.training = SampleTraining(
             model, data, batches, objective, chosen, seed=seed, metrics=check_metrics(metrics),

@@ -30,6 +30,7 @@ from metalearn.trainers.private.growing import GrowingBatch
 from metalearn.trainers.private.noisy_validation import SCORES
 from metalearn.trainers.supervised.batches import LabelledBatch, check_augmentation
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
+from metalearn.trainers.supervised.pure_model import PureModel
 from metalearn.types import Params
 
 __all__ = ["PrivateBatches", "PrivateObjective"]
@@ -99,35 +100,35 @@ class PrivateObjective(PerSampleObjective):
     zeros. A sample whose gradient is not finite counts as none.
 
     Args:
-        account: reserves every step before its batch is drawn.
+        model: whose parameters are trained.
+        batches: reserve every step in the account before its batch is drawn, by the first of the
+            ranks that share the training, which also decides what is decided by what was released.
         placeholder: inputs and targets of B samples that are not the data's.
         noise: what a step's sum gets.
         following: the clipping norm, where it follows a quantile; else it stays.
-        growing: the expected batch, where it grows; else it stays.
         validation: what `PrivateTrainer` calls so; a noisy one has an account of its own.
-        ranks: that share the training; what is decided by what was released the first one decides.
-        given: arguments of `PerSampleObjective`.
+        given: the other arguments of `PerSampleObjective`.
     """
 
     def __init__(
         self,
-        *given: Any,
-        account: PrivacyAccount,
+        model: PureModel,
+        batches: PrivateBatches,
+        *,
         placeholder: Callable[[], LabelledBatch],
         noise: CorrelatedNoise,
         following: QuantileNorm | None = None,
-        growing: GrowingBatch | None = None,
         validation: str = "none",
-        ranks: Ranks | None = None,
-        **by_name: Any,
+        **given: Any,
     ) -> None:
+        account = batches.account
         sigma = account.mechanism.noise_multiplier  # type: ignore[attr-defined]
-        super().__init__(*given, noise_multiplier=sigma, **by_name)
+        super().__init__(model, batches, noise_multiplier=sigma, **given)
         self.pure = None  # batches drawn by chance are of many sizes
         self.account, self.placeholder, self.secure = account, placeholder, account.secure
         self.noise = noise  # its past rows are in no state: they would take noise off
-        self.following, self.growing, self.validation = following, growing, validation
-        self.ranks: Ranks = ranks or OneRank()
+        self.following, self.growing, self.validation = following, batches.growing, validation
+        self.ranks = batches.ranks
 
     def batch(self, step: int) -> LabelledBatch:
         """See `PerSampleObjective`; a norm or a size that changes is that of this step now."""
