@@ -12,7 +12,7 @@ from metalearn.data.classification_sources import (
     omniglot_data,
 )
 from metalearn.data.cub import load_cub
-from metalearn.data.folder import load_folder
+from metalearn.data.folder import list_folder, load_folder
 from metalearn.data.glyphs import load_glyphs
 from metalearn.data.imagenet_subsets import load_mini_imagenet, load_tiered_imagenet
 from metalearn.data.images import LabelledImages
@@ -32,6 +32,7 @@ __all__ = [
     "AffineRanges",
     "Augmentation",
     "ClassificationData",
+    "LabelledFiles",
     "LabelledImages",
     "LabelledTexts",
     "MemberBatches",
@@ -44,6 +45,7 @@ __all__ = [
     "folder_data",
     "glyphs_data",
     "imbalanced",
+    "list_folder",
     "load_cifar_fs",
     "load_cub",
     "load_fc100",
