@@ -20,6 +20,7 @@ from metalearn.data.imbalanced import imbalanced
 from metalearn.data.mislabelled import MislabelledData, mislabelled
 from metalearn.data.omniglot import load_omniglot
 from metalearn.data.omniglot_layout import OmniglotSplit
+from metalearn.data.picture_files import LabelledFiles
 from metalearn.data.regression import RegressionData
 from metalearn.data.resizing import resized
 from metalearn.data.text_source import load_texts

@@ -146,7 +146,7 @@ def _packed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures and labels as of `FolderReading.read`, of which the pictures are mapped."""
     files = [file for found in classes for file in found.files]
-    identity = files_identity(root, files)
+    identity = files_identity(root, [file for file in files if file.exists()])  # no dead links
     place = hashlib.sha256(f"{root.resolve()} {reading}".encode(errors="replace")).hexdigest()
     path = cache_folder() / f"folder-{reading.image_size}-{place[:16]}.npz"
 

@@ -75,7 +75,8 @@ class PictureFiles:
         digest = hashlib.sha256(f"{tuple(self.shape)} {self.invert}\n".encode())
         for file in self.files:
             name = file.relative_to(self.root).as_posix()
-            digest.update(f"{name} {file.stat().st_size}\n".encode(errors="replace"))
+            size = file.stat().st_size if file.exists() else None  # a dead link
+            digest.update(f"{name} {size}\n".encode(errors="replace"))
         return f"PictureFiles({digest.hexdigest()})"
 
     def dim(self) -> int:

@@ -27,7 +27,6 @@ class DrawTimes:
         self._draws: list[float] = []
         self._rests: list[float] = []
         self._last = 0.0
-        self.decided = False
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -43,7 +42,8 @@ class DrawTimes:
     def took(self) -> None:
         """A batch is there that was drawn ahead."""
         now = time.perf_counter()
-        self._rests.append(now - self._last)
+        if self._last:
+            self._rests.append(now - self._last)
         self._last = now
 
     @property
