@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import secrets
+import socket
 import stat
+import time
 import tokenize
 import zipfile
 import zlib
@@ -23,6 +26,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "UNREADABLE_ARRAYS",
+    "alone",
     "append_whole",
     "check_regular",
     "failures_named",
@@ -41,6 +45,9 @@ headers as Python's own literals."""
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}")
+_POLL = 0.1  # seconds between two tries of who waits for a lock
+_SAID_EVERY = 60.0  # seconds between two sentences of the same waiting
+_log = logging.getLogger(__name__)
 
 
 def check_regular(path: Path, largest: int) -> None:
@@ -157,6 +164,29 @@ def lock(file: IO[Any], *, wait: bool = False) -> bool | None:
 
 
 @contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """A block that makes ``path`` and that one process, or thread, at a time is in.
+
+    Whoever comes later waits, and the log says for whom: at once, and as a warning every minute.
+    The lock lies beside the file as ``.<name>.lock`` while it is held. It is the system's (flock),
+    so that it goes with the process that holds it, however that ends: nobody waits for the dead.
+    On network file systems it holds between machines where their server keeps locks (NFS does, if
+    its lock service runs), and a machine that is lost keeps it for as long as the server says.
+    Where there are no locks, or none can be written, everybody is let in, and whole files
+    (`replace_file`) are what is left of safety: they are made more than once, and are right.
+    """
+    place = path.with_name(f".{path.name}.lock")
+    file = _only_holder(path, place)
+    try:
+        yield
+    finally:
+        if file is not None:
+            with suppress(OSError):  # before it is closed, so that no other file is taken away
+                place.unlink(missing_ok=True)
+            file.close()
+
+
+@contextmanager
 def failures_named(path: Path) -> Iterator[None]:
     """Give an OSError from inside ``path`` as its file, which that of a write does not have."""
     try:
@@ -165,6 +195,39 @@ def failures_named(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _only_holder(path: Path, place: Path) -> IO[bytes] | None:
+    """The lock file of what is to be made, locked; None where there are no locks."""
+    said: float | None = None
+    while True:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file = place.open("a+b", buffering=0)  # writable: NFS asks for that
+        except OSError:
+            return None  # whoever makes the file will say why it cannot
+        try:
+            held = lock(file)
+            if held and os.fstat(file.fileno()).st_nlink:  # not what its last holder took away
+                file.truncate(0)
+                file.write(f"process {os.getpid()} of {socket.gethostname()}".encode())
+                return file
+            if held is None:
+                file.close()
+                place.unlink(missing_ok=True)
+                return None
+            if held is False and (said is None or time.monotonic() - said > _SAID_EVERY):
+                level = logging.INFO if said is None else logging.WARNING
+                file.seek(0)
+                holder = (file.read(200) or b"").decode(errors="replace") or "another process"
+                _log.log(level, "%s is being made by %s, which is waited for", path, holder)
+                said = time.monotonic()
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        if held is False:
+            time.sleep(_POLL)
 
 
 def _opened_beside(path: Path) -> tuple[Path, IO[bytes]]:

@@ -80,6 +80,12 @@ class TaskDistribution(Protocol):
     indices, classification) or ``[T, N, outputs]`` (float32, regression). Where the outputs of a
     task depend on its split, a mapping ``outputs_by_split`` gives them for each, and ``outputs``
     those of training.
+
+    A source that says ``thread_safe = True`` is drawn from by several threads at once, where that
+    makes a training faster: ``sample`` (and ``training_samples``) then keep no state that one draw
+    leaves to the next, share no generator, open file or buffer between threads, and depend on
+    nothing that belongs to a thread, such as the default device. One that does not say so is drawn
+    from by the training's own thread alone.
     """
 
     @property

@@ -15,6 +15,7 @@ from torch import nn
 from metalearn.cli.networks import InitialWeights, initial_weights, inputs_of, started_network
 from metalearn.core import convert_norm
 from metalearn.data.feature_table import FeatureTable, feature_table
+from metalearn.data.picture_files import PictureFiles
 from metalearn.errors import SettingError
 from metalearn.models.frozen import frozen_body
 from metalearn.tasks import FewShotTasks, MixtureTasks
@@ -60,7 +61,11 @@ def with_features(source: Any, network: nn.Module, device: torch.device) -> Any:
 
 
 def _table(
-    network: nn.Module, pictures: torch.Tensor, device: torch.device, *, turned: bool = False
+    network: nn.Module,
+    pictures: torch.Tensor | PictureFiles,
+    device: torch.device,
+    *,
+    turned: bool = False,
 ) -> FeatureTable:
     return feature_table(network, pictures, turned=turned, device=device)
 

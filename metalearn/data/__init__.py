@@ -12,7 +12,7 @@ from metalearn.data.classification_sources import (
     omniglot_data,
 )
 from metalearn.data.cub import load_cub
-from metalearn.data.folder import load_folder
+from metalearn.data.folder import list_folder, load_folder
 from metalearn.data.glyphs import load_glyphs
 from metalearn.data.imagenet_subsets import load_mini_imagenet, load_tiered_imagenet
 from metalearn.data.images import LabelledImages
@@ -20,6 +20,7 @@ from metalearn.data.imbalanced import imbalanced
 from metalearn.data.mislabelled import MislabelledData, mislabelled
 from metalearn.data.omniglot import load_omniglot
 from metalearn.data.omniglot_layout import OmniglotSplit
+from metalearn.data.picture_files import LabelledFiles
 from metalearn.data.regression import RegressionData
 from metalearn.data.resizing import resized
 from metalearn.data.text_source import load_texts
@@ -32,6 +33,7 @@ __all__ = [
     "AffineRanges",
     "Augmentation",
     "ClassificationData",
+    "LabelledFiles",
     "LabelledImages",
     "LabelledTexts",
     "MemberBatches",
@@ -44,6 +46,7 @@ __all__ = [
     "folder_data",
     "glyphs_data",
     "imbalanced",
+    "list_folder",
     "load_cifar_fs",
     "load_cub",
     "load_fc100",

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from metalearn.data.classification import ClassificationData
 from metalearn.data.images import LabelledImages
+from metalearn.data.picture_files import LabelledFiles
 from metalearn.data.regression import RegressionData
 from metalearn.data.texts import LabelledTexts
 
 __all__ = ["data_checksum", "tensors_checksum"]
 
+_SETS = (ClassificationData, LabelledFiles, LabelledImages, LabelledTexts, RegressionData)
 _ROWS = 4096  # samples at a time: a memory-mapped array is not read whole
 
 
@@ -26,8 +28,9 @@ def data_checksum(data: object) -> str | None:
     """SHA-256 of all samples, targets, names and splits; None of anything but this room's sets.
 
     It depends on values, types and shapes, and neither on the device nor on where data came from.
+    Of pictures that stay in their files it has names and sizes of the files in place of values.
     """
-    if not isinstance(data, ClassificationData | LabelledImages | LabelledTexts | RegressionData):
+    if not isinstance(data, _SETS):
         return None
     digest = hashlib.sha256()
     for name, value in vars(data).items():

@@ -19,6 +19,7 @@ import torch
 
 from metalearn.data.images import LabelledImages
 from metalearn.data.listed_pictures import ListedPictures, PictureSource
+from metalearn.data.made_once import made_once
 from metalearn.data.pictures import LARGEST, PictureError, decode
 from metalearn.errors import DataError
 from metalearn.files import UNREADABLE_ARRAYS, read_regular, replace_file
@@ -50,7 +51,11 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class _Header:
-    """What is written beside the array; ``pictures`` is the checksum of all encoded ones."""
+    """What is written beside the array.
+
+    ``pictures`` is the checksum of all encoded ones, ``array`` that of the array's file, which is
+    looked at again where that has not the size and the time (ns) that it was written with.
+    """
 
     version: int
     source: str
@@ -60,6 +65,9 @@ class _Header:
     splits: dict[str, list[int]]
     counts: list[int]
     pictures: str
+    array: str
+    bytes: int
+    time: int
 
 
 _KIND = mapping(
@@ -72,7 +80,8 @@ _KIND = mapping(
         "splits": map_of(text, list_of(whole())),
         "counts": list_of(whole()),
         "pictures": text,
-    }
+    },
+    {"array": text, "bytes": whole(), "time": whole()},  # headers of before have none
 )
 
 
@@ -87,9 +96,10 @@ def converted(
     """The pictures of a source in one size, from a file that is made at the first call.
 
     ``<name>-<size>-<source>.npy`` has all pictures, ``.json`` beside it the classes, the splits and
-    the checksums; both are written whole or not at all. The largest centred square of a picture is
-    brought to ``size``, in three channels. The array is mapped into memory: pages are read from
-    the disk when a task needs them, and what is written to it is written nowhere.
+    the checksums; both are written whole or not at all, by one process while others wait. The
+    largest centred square of a picture is brought to ``size``, in three channels. The array is
+    mapped into memory: pages are read from the disk when a task needs them, processes of a machine
+    share them, and what is written to it is written nowhere.
 
     Args:
         name: of the data set.
@@ -103,8 +113,8 @@ def converted(
     """
     identity = source.identity()
     path = folder / f"{name}-{size}-{identity[:16]}.npy"
-    data = _opened(path, size)
-    if data is None:
+
+    def make() -> LabelledImages:
         _log.info("%s is converted once to %s", source.place, path)
         listed = source.listed()
         try:
@@ -115,9 +125,11 @@ def converted(
                 "folder with room for it"
             ) from error
         data = _opened(path, size)
-    if data is None:
-        raise DataError(f"{path} cannot be read back")
-    return data
+        if data is None:
+            raise DataError(f"{path} cannot be read back")
+        return data
+
+    return made_once(path.with_suffix(".json"), lambda: _opened(path, size), make)
 
 
 def any_converted(name: str, size: int, folder: Path) -> LabelledImages | None:
@@ -137,6 +149,9 @@ def _opened(path: Path, size: int) -> LabelledImages | None:
         _KIND(header, "")
         if header["version"] != _VERSION or header["size"] != size:
             return None
+        if path.stem.rpartition("-")[2] != header["source"][:16]:
+            raise ValueError("its header is of another source")
+        _check_array(path, header)
         # Copy on write: torch takes no array that cannot be written to.
         images = np.load(path, mmap_mode="c", allow_pickle=False)
         counts = header["counts"]
@@ -154,6 +169,25 @@ def _opened(path: Path, size: int) -> LabelledImages | None:
     except UNREADABLE_ARRAYS as error:
         _log.warning("%s is damaged and is made again: %s", path, error)
         return None
+
+
+def _check_array(path: Path, header: Mapping[str, Any]) -> None:
+    """Refuse an array that is not the one that was written, or one that was changed."""
+    known = tuple(header.get(name) for name in ("array", "bytes", "time"))
+    found = path.stat()
+    if None not in known and known[1:] != (found.st_size, found.st_mtime_ns):
+        if found.st_size == known[1]:
+            _log.info("%s has another time than when it was written: it is read once", path)
+        if found.st_size != known[1] or _digest(path) != known[0]:
+            raise ValueError("its checksum does not fit")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _convert(
@@ -180,6 +214,7 @@ def _convert(
                     _log.info("%s: %d of %d pictures", path.name, done + 1, len(rows))
 
     replace_file(path, write)
+    found = path.stat()
     header = _Header(
         version=_VERSION,
         source=identity,
@@ -189,6 +224,9 @@ def _convert(
         splits={split: list(chosen) for split, chosen in table.splits.items()},
         counts=counts.tolist(),
         pictures=digest.hexdigest(),
+        array=_digest(path),
+        bytes=found.st_size,
+        time=found.st_mtime_ns,
     )
     written = json.dumps(asdict(header)).encode()
     replace_file(path.with_suffix(".json"), lambda file: file.write(written))

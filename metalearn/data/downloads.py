@@ -15,7 +15,7 @@ from pathlib import Path
 
 from metalearn.data.transfer import SECONDS, RemoteFile, Transfer, digest_of, remove_part
 from metalearn.errors import DataError
-from metalearn.files import check_regular, lock
+from metalearn.files import alone, check_regular, lock
 
 __all__ = ["DOWNLOAD_FAULTS", "RemoteFile", "download", "download_timeout", "fetched"]
 
@@ -29,11 +29,13 @@ def download(remote: RemoteFile, path: Path) -> Path:
     What has arrived is kept beside it as ``.name.part`` when a connection ends, also that of a
     process that was killed. The same call, or a later one, asks for the rest alone, if the server
     still has the same file (``If-Range``), and starts over where it has another one or gives no
-    parts. A file that is there already is read once for its checksum, and nothing is fetched.
+    parts. A file that is there already is read once for its checksum, and nothing is fetched. One
+    process fetches it, others wait for that (`metalearn.files.alone`).
 
     Raises:
         DataError: the file there is another one, the server has another one or a larger one, it
-            cannot be reached or ends the connection, or another process fetches it just now.
+            cannot be reached or ends the connection, or another process fetches it where there is
+            no waiting.
         OSError: the disk refuses.
     """
     if urllib.parse.urlsplit(remote.url).scheme not in ("http", "https"):
@@ -41,26 +43,8 @@ def download(remote: RemoteFile, path: Path) -> Path:
     if path.exists():
         return _checked(remote, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("ab") as file:
-        held = lock(file)
-        if held is False:
-            raise DataError(f"{path} is being downloaded by another process")
-        if path.exists():  # whoever had the lock was faster, and ``file`` may now be ``path``
-            remove_part(part)
-            return _checked(remote, path)
-        try:
-            Transfer(remote, file, part).run()
-        except BaseException:
-            if not file.tell():
-                remove_part(part)
-            raise
-        os.fsync(file.fileno())
-        if held is None:
-            file.close()  # Windows gives no open file another name
-        part.replace(path)
-        remove_part(part)
-    return path
+    with alone(path):
+        return _checked(remote, path) if path.exists() else _download(remote, path)
 
 
 def fetched(remote: RemoteFile, path: Path, *, title: str, allowed: bool) -> Path:
@@ -90,6 +74,29 @@ def download_timeout() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _download(remote: RemoteFile, path: Path) -> Path:
+    part = path.with_name(f".{path.name}.part")
+    with part.open("ab") as file:
+        held = lock(file)
+        if held is False:
+            raise DataError(f"{path} is being downloaded by another process")
+        if path.exists():  # whoever had the lock was faster, and ``file`` may now be ``path``
+            remove_part(part)
+            return _checked(remote, path)
+        try:
+            Transfer(remote, file, part).run()
+        except BaseException:
+            if not file.tell():
+                remove_part(part)
+            raise
+        os.fsync(file.fileno())
+        if held is None:
+            file.close()  # Windows gives no open file another name
+        part.replace(path)
+        remove_part(part)
+    return path
 
 
 def _checked(remote: RemoteFile, path: Path) -> Path:

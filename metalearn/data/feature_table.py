@@ -18,6 +18,7 @@ from metalearn.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.core.checks import module_takes
 from metalearn.core.memory import check_memory
 from metalearn.data.locations import cache_folder
+from metalearn.data.picture_files import PictureFiles
 from metalearn.errors import DataError, SettingError
 
 __all__ = ["FeatureTable", "feature_table"]
@@ -54,7 +55,7 @@ class FeatureTable:
 
 
 def feature_table(
-    network: nn.Module, pictures: Tensor, *, turned: bool, device: torch.device
+    network: nn.Module, pictures: Tensor | PictureFiles, *, turned: bool, device: torch.device
 ) -> FeatureTable:
     """The features of pictures, from the cache folder where they have been computed before.
 
@@ -62,7 +63,7 @@ def feature_table(
 
     Args:
         network: maps pictures ``[N, C, H, W]`` in [0, 1] to features ``[N, D]``, each by itself.
-        pictures: uint8 ``[N, C, H, W]``, which are divided by 255, or floats.
+        pictures: uint8 ``[N, C, H, W]``, which are divided by 255, also in files, or floats.
         turned: whether the quarter turns of each picture are described too.
         device: where to compute; the table stays on the CPU.
 
@@ -80,7 +81,9 @@ def feature_table(
 
 
 @torch.no_grad()
-def _computed(network: nn.Module, pictures: Tensor, turns: int, device: torch.device) -> Tensor:
+def _computed(
+    network: nn.Module, pictures: Tensor | PictureFiles, turns: int, device: torch.device
+) -> Tensor:
     """The table ``[R, N, D]``."""
     started = time.monotonic()
     network.to(device)
@@ -123,7 +126,7 @@ def _kept(path: Path) -> Tensor | None:
     return found if isinstance(found, Tensor) and found.dim() == 3 else None
 
 
-def _checksum(network: nn.Module, pictures: Tensor, turns: int) -> str:
+def _checksum(network: nn.Module, pictures: Tensor | PictureFiles, turns: int) -> str:
     """Of all that the features follow from."""
     found = hashlib.sha256(f"{network!r} {turns} {list(pictures.shape)}".encode())
     for name, value in network.state_dict().items():

@@ -43,7 +43,7 @@ from metalearn.data.glyph_letters import (
 )
 from metalearn.data.images import LabelledImages
 from metalearn.data.locations import cache_folder
-from metalearn.data.packed import Pack, read_pack, write_pack
+from metalearn.data.packed import kept_pack
 from metalearn.errors import DataError, SettingError
 from metalearn.signatures import checked
 from metalearn.types import Split
@@ -83,10 +83,7 @@ def load_glyphs(
     source = f"glyphs {VERSION}, size {image_size}, renderings {renderings}, fonts {fonts}"
     name = f"glyphs-{VERSION}-{image_size}-{renderings}-{fonts[:8]}.npz"
     path = (cache_folder() if cache is None else Path(cache)) / name
-    pack = read_pack(path)
-    if pack is None or pack.source != source:
-        pack = Pack(_draw(folder, image_size, renderings), source)
-        write_pack(path, pack)
+    pack = kept_pack(path, source, lambda: _draw(folder, image_size, renderings))
     return _labelled(pack.arrays["letters"].tolist(), pack.arrays["images"])
 
 

@@ -19,7 +19,7 @@ from metalearn.data.pictures import LARGEST
 from metalearn.errors import DataError
 from metalearn.files import read_regular
 
-__all__ = ["ListedPictures", "PictureSource", "find_pictures"]
+__all__ = ["ListedPictures", "PictureSource", "files_identity", "find_pictures"]
 
 _LISTS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 _LABELS = ("label", "class", "class_name")
@@ -62,16 +62,25 @@ class PictureSource:
 
     def identity(self) -> str:
         """A checksum of names, sizes and times of the files, which changes when they do."""
-        digest = hashlib.sha256()
         base = self.place if self.place.is_dir() else self.place.parent
-        for file in self.files:
-            try:
-                stat = file.stat()
-            except OSError as error:
-                raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-            name = os.path.relpath(file, base)
-            digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="replace"))
-        return digest.hexdigest()
+        return files_identity(base, self.files)
+
+
+def files_identity(base: Path, files: Sequence[Path]) -> str:
+    """A checksum of names below a folder, sizes and times of files, which changes when they do.
+
+    Raises:
+        DataError: a file that is not there, or may not be looked at.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+        name = os.path.relpath(file, base)
+        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="replace"))
+    return digest.hexdigest()
 
 
 def find_pictures(root: Path) -> PictureSource | None:

@@ -15,7 +15,7 @@ from metalearn.data.locations import cache_folder, data_folder
 from metalearn.data.omniglot_download import ARCHIVES, fetch
 from metalearn.data.omniglot_layout import ALPHABETS, OmniglotSplit, class_names, divide
 from metalearn.data.omniglot_source import fingerprint, parts_in, read_pictures
-from metalearn.data.packed import Pack, read_pack, write_pack
+from metalearn.data.packed import kept_pack, read_pack
 from metalearn.errors import DataError, SettingError
 from metalearn.signatures import checked
 
@@ -88,20 +88,21 @@ def _pictures(
     """
     path = cache / f"omniglot-{size}-v{_VERSION}.npz"
     parts = _find(data_folder()) if root is None else _find_root(Path(root).expanduser())
-    pack = read_pack(path)
-    if parts is None and pack is None:
+    if parts is None and read_pack(path) is None:
         parts = fetch(data_folder() / _PLACES[0], allowed=download)
     source = fingerprint(parts.values()) if parts is not None else None
-    if pack is None or source not in (None, pack.source):
-        assert parts is not None and source is not None
+
+    def made() -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+        if parts is None:  # the pack alone was there, and went in between
+            raise DataError(f"{path} cannot be read, and Omniglot itself is not there")
         by_name = {
             name: images
             for part, where in parts.items()
             for name, images in read_pictures(where, ALPHABETS[part], size).items()
         }
-        pack = Pack({"images": np.concatenate([by_name[name] for name in names])}, source)
-        write_pack(path, pack)
-    return pack.arrays["images"]
+        return {"images": np.concatenate([by_name[name] for name in names])}
+
+    return kept_pack(path, source, made).arrays["images"]
 
 
 def _find(folder: Path) -> dict[str, Path] | None:

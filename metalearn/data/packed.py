@@ -1,4 +1,4 @@
-"""Small array files: what took long to read is kept packed, checked by a checksum.
+"""Array files: what took long to read is kept packed, checked by a checksum.
 
 Axes: free; a pack holds named arrays of any shape and a line of text that says what they came from.
 """
@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from metalearn.data.made_once import made_once
 from metalearn.errors import DataError
 from metalearn.files import UNREADABLE_ARRAYS, check_regular, replace_file
 
-__all__ = ["Pack", "load_pack", "read_pack", "save_pack", "write_pack"]
+__all__ = ["Pack", "kept_pack", "load_pack", "read_pack", "save_pack", "write_pack"]
 
 _HEADER = "header"
 _LARGEST = 2**34  # bytes, packed or not; the largest set of glyphs has 14 billion
@@ -33,9 +36,34 @@ class Pack:
     source: str
 
 
+def kept_pack(
+    path: Path, source: str | None, make: Callable[[], Mapping[str, np.ndarray[Any, Any]]]
+) -> Pack:
+    """The pack of a source, made by one process while others wait (`made_once`) and then mapped.
+
+    Args:
+        path: of its file.
+        source: identity of what it is made from; another one's pack is made anew. None takes any.
+        make: gives the arrays.
+    """
+
+    def kept() -> Pack | None:
+        pack = read_pack(path)
+        return pack if pack is not None and source in (None, pack.source) else None
+
+    def made() -> Pack:
+        pack = Pack(make(), source or "")
+        write_pack(path, pack)
+        return read_pack(path) or pack
+
+    return made_once(path, kept, made)
+
+
 def read_pack(path: Path) -> Pack | None:
     """The pack in a file, or None where there is none or where it is damaged.
 
+    Arrays of bytes that `write_pack` wrote are mapped into memory: the processes of a machine share
+    the one copy that the system keeps of the file, and what one writes to its array stays its own.
     A pack of data is a convenience: whoever gets None builds it again from the source.
     """
     try:
@@ -64,25 +92,28 @@ def load_pack(path: Path) -> Pack:
 
 
 def write_pack(path: Path, pack: Pack) -> None:
-    """Write a pack of data; where that fails a warning is logged.
+    """Write a pack of data, as it lies in memory; where that fails a warning is logged.
 
     A folder that cannot be written to costs speed, not the run.
     """
     try:
-        save_pack(path, pack)
+        replace_file(path, lambda file: np.savez(file, **_columns(pack)))
     except OSError as error:
         _log.warning("%s could not be written, the next load is slower: %s", path, error)
 
 
 def save_pack(path: Path, pack: Pack) -> None:
-    """Write a pack whole or not at all: a temporary file beside it, then one rename.
+    """Write a pack, compressed, whole or not at all: a temporary file beside it, then one rename.
 
     Raises:
         OSError: what the system refuses, with ``path`` as its file.
     """
+    replace_file(path, lambda file: np.savez_compressed(file, **_columns(pack)))
+
+
+def _columns(pack: Pack) -> dict[str, Any]:
     header = {"source": pack.source, "sha256": _digest(pack.arrays, pack.source)}
-    columns: dict[str, Any] = {_HEADER: np.array(json.dumps(header)), **pack.arrays}
-    replace_file(path, lambda file: np.savez_compressed(file, **columns))
+    return {_HEADER: np.array(json.dumps(header)), **pack.arrays}
 
 
 def _unpacked(path: Path) -> Pack:
@@ -92,10 +123,31 @@ def _unpacked(path: Path) -> Pack:
         if sum(member.file_size for member in stored.zip.infolist()) > _LARGEST:
             raise ValueError(f"its arrays claim more than {_LARGEST} bytes")
         header = json.loads(str(stored[_HEADER]))
-        arrays = {name: stored[name] for name in stored.files if name != _HEADER}
+        arrays = {name: _array(file, stored, name) for name in stored.files if name != _HEADER}
     if header["sha256"] != _digest(arrays, header["source"]):
         raise ValueError("its checksum does not fit")
     return Pack(arrays, header["source"])
+
+
+def _array(file: IO[bytes], stored: Any, name: str) -> np.ndarray[Any, Any]:
+    """An array of an open archive, mapped where its bytes lie in the file as they are."""
+    try:
+        member = stored.zip.getinfo(f"{name}.npy")
+    except KeyError:
+        member = stored.zip.getinfo(name)
+    if member.compress_type == zipfile.ZIP_STORED:
+        file.seek(member.header_offset + 26)  # of the local header, whose last parts vary in length
+        start = member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+        file.seek(start)
+        if np.lib.format.read_magic(file) == (1, 0):
+            shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+            size = int(np.prod(shape, dtype=object))
+            if kind == np.uint8 and size and not by_columns:
+                if file.tell() + size != start + member.file_size:
+                    raise ValueError(f"{name} is not as long as its shape {shape} says")
+                return np.memmap(file, np.uint8, "c", file.tell(), shape).view(np.ndarray)
+    found: np.ndarray[Any, Any] = stored[name]
+    return found
 
 
 def _digest(arrays: Mapping[str, np.ndarray[Any, Any]], source: str) -> str:
@@ -103,5 +155,5 @@ def _digest(arrays: Mapping[str, np.ndarray[Any, Any]], source: str) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -5,6 +5,7 @@ Axes: N samples, [channels, height, width] of a picture.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from metalearn.data.division import check_fraction, divide_samples
 from metalearn.data.downloads import DOWNLOAD_FAULTS, download_timeout
 from metalearn.data.locations import data_folder
 from metalearn.errors import DataError, SettingError
-from metalearn.files import check_regular
+from metalearn.files import alone, check_regular
 from metalearn.signatures import checked
 
 __all__ = ["torchvision_data"]
@@ -101,8 +102,9 @@ def torchvision_data(
     check_fraction("validation_fraction", validation_fraction)
     kind = _KINDS[name]
     folder = data_folder() if root is None else Path(root).expanduser()
-    inputs, targets, names = _part(kind, folder, train=True, download=download)
-    test_inputs, test_targets, _ = _part(kind, folder, train=False, download=download)
+    with alone(folder / kind.label) if download else contextlib.nullcontext():
+        inputs, targets, names = _part(kind, folder, train=True, download=download)
+        test_inputs, test_targets, _ = _part(kind, folder, train=False, download=download)
     validation, train = divide_samples(
         targets, names=names, fractions=(validation_fraction,), seed=seed
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from metalearn.data.images import LabelledImages
+from metalearn.data.picture_files import LabelledFiles
 from metalearn.data.texts import LabelledTexts
 from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream
@@ -70,7 +71,7 @@ class ClassPools:
 
 
 def class_pools(
-    data: LabelledImages | LabelledTexts,
+    data: LabelledFiles | LabelledImages | LabelledTexts,
     split: str,
     *,
     way: int,

@@ -20,6 +20,7 @@ from metalearn.core.targets import IGNORED
 from metalearn.data.affine import AFFINE_DRAWS, change_pictures
 from metalearn.data.feature_table import FeatureTable
 from metalearn.data.images import LabelledImages
+from metalearn.data.picture_files import LabelledFiles
 from metalearn.data.texts import LabelledTexts
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, check_split, uniform_of_each
@@ -76,11 +77,12 @@ class FewShotTasks:
     """
 
     kind: Literal["classification"] = "classification"
+    thread_safe = True
 
     @checked
     def __init__(
         self,
-        data: LabelledImages | LabelledTexts,
+        data: LabelledImages | LabelledFiles | LabelledTexts,
         *,
         way: SplitSizes = 5,
         shot: SplitSizes = 1,
@@ -105,13 +107,12 @@ class FewShotTasks:
         self.vocabulary: int | None = getattr(data, "vocabulary", None)
         self.outputs_by_split = self._way
         self.outputs = self._way.get("train") or next(iter(self._way.values()))
-        self._augment = affine_ranges(augment or {})
+        self._within_group, self._augment = within_group, affine_ranges(augment or {})
         check_turns(
             {"rotate_train": rotate_train, "rotate_eval": rotate_eval, "turn_groups": turn_groups},
             within_group=within_group, changed=self._augment.active,
             texts=self.vocabulary is not None, shape=self.input_shape,
         )  # fmt: skip
-        self._within_group = within_group
         order = torch.argsort(data.labels, stable=True)
         counts = torch.bincount(data.labels, minlength=len(data.class_names))
         self._pictures = [part.numpy() for part in torch.split(order, counts.tolist())]

@@ -104,6 +104,11 @@ class MixtureTasks:
         known = torch.cat(ids)[back] if len(ids) == len(parts) else None
         return TaskBatch(support, query, known)
 
+    @property
+    def thread_safe(self) -> bool:
+        """Whether threads may draw at once: from all of the sets."""
+        return all(getattr(part, "thread_safe", False) is True for part in self.sets.values())
+
     @checked
     def set_names(self, split: Split, indices: Sequence[int]) -> tuple[str, ...]:
         """The set of each of the tasks ``indices`` of a split."""

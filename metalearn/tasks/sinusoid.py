@@ -48,6 +48,7 @@ class SinusoidTasks:
     kind: Literal["regression"] = "regression"
     input_shape = (1,)
     outputs = 1
+    thread_safe = True
 
     @checked
     def __init__(

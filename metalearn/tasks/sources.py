@@ -10,8 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from metalearn.data import OmniglotSplit, load_folder, load_glyphs, load_omniglot, load_texts
+from metalearn.data import (
+    OmniglotSplit,
+    list_folder,
+    load_folder,
+    load_glyphs,
+    load_omniglot,
+    load_texts,
+)
 from metalearn.data.tokens import Tokens
+from metalearn.errors import SettingError
 from metalearn.signatures import checked
 from metalearn.tasks.by_split import SplitSizes
 from metalearn.tasks.episodes import FewShotTasks
@@ -80,6 +88,7 @@ def folder_tasks(
     on_corrupt: Literal["refuse", "skip"] = "refuse",
     validation_fraction: float = 0.2,
     test_fraction: float = 0.2,
+    keep: Literal["memory", "cache", "nothing"] = "memory",
     **episodes: Annotated[Any, FewShotTasks],
 ) -> FewShotTasks:
     """Pictures of your own: a folder of class folders.
@@ -93,22 +102,28 @@ def folder_tasks(
         validation_fraction: share of the classes for validation, where the layout has no splits; 0
             leaves that split out.
         test_fraction: share of the classes for test; 1: all of them.
+        keep: where decoded pictures are: in ``"memory"``, of each process, decoded at its start; in
+            the ``"cache"`` folder, decoded once and shared by processes; ``"nothing"`` decodes
+            them whenever a task takes them.
         episodes: settings of `FewShotTasks`.
 
     Raises:
         SettingError: a setting that cannot work.
         DataError: no pictures, or files that cannot be read.
     """
-    data = load_folder(
-        root,
-        image_size=image_size,
-        channels=channels,
-        invert=invert,
-        on_corrupt=on_corrupt,
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
-    )
-    return FewShotTasks(data, **episodes)
+    how: dict[str, Any] = {
+        "image_size": image_size, "channels": channels, "invert": invert,
+        "validation_fraction": validation_fraction, "test_fraction": test_fraction,
+    }  # fmt: skip
+    if keep not in ("memory", "cache", "nothing"):
+        raise SettingError("keep", keep, "memory, cache or nothing is needed")
+    if keep != "nothing":
+        data = load_folder(root, on_corrupt=on_corrupt, keep=keep, **how)
+        return FewShotTasks(data, **episodes)
+    if on_corrupt != "refuse":
+        accepted = "refuse is needed with keep=nothing: which pictures can be read is not known"
+        raise SettingError("on_corrupt", on_corrupt, accepted)
+    return FewShotTasks(list_folder(root, **how), **episodes)
 
 
 @checked

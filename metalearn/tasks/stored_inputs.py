@@ -5,25 +5,30 @@ Axes: T tasks, W classes, n samples of a class in a task, R quarter turns, D fea
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
+
+from metalearn.data.picture_files import PictureFiles
 
 __all__ = ["StoredInputs"]
 
 _QUARTER_TURNS = 4
 _LARGEST_ON_DEVICE = 2**32
 """Bytes that are kept on a GPU; tiered-ImageNet has four times as many."""
+_one_mover = threading.Lock()
 
 
 class StoredInputs:
-    """What inputs of tasks are made of, moved to a device once.
+    """What inputs of tasks are made of, moved to a device once; threads may ask at once.
 
     Args:
-        values: uint8 pictures ``[N, C, H, W]``, int32 tokens ``[N, L]``, or features, floats
-            ``[R, N, D]``.
+        values: uint8 pictures ``[N, C, H, W]``, also in files, int32 tokens ``[N, L]``, or
+            features, floats ``[R, N, D]``.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor | PictureFiles) -> None:
         self.values = values
         self._on_device: dict[str, Tensor] = {}
 
@@ -38,10 +43,11 @@ class StoredInputs:
         values = self.on(device)
         samples = samples.to(values.device)
         if values.is_floating_point():
-            return values[turns[:, :, None].to(values.device), samples].to(device)
+            assert isinstance(values, Tensor)
+            return _sent(values[turns[:, :, None].to(values.device), samples], device)
         if values.dtype == torch.int32:
-            return values[samples].to(device).long()
-        inputs = values[samples].to(device).float().div_(255)
+            return _sent(values[samples], device).long()
+        inputs = _sent(values[samples], device).float().div_(255)
         for turn in range(1, _QUARTER_TURNS):
             chosen = turns == turn
             if chosen.any():
@@ -49,11 +55,20 @@ class StoredInputs:
                 inputs[chosen] = torch.rot90(inputs[chosen], turn, dims=(-2, -1))
         return inputs
 
-    def on(self, device: torch.device) -> Tensor:
+    def on(self, device: torch.device) -> Tensor | PictureFiles:
         """All of them on a device, kept there, or where they are if they are too many for it."""
-        if device.type != "cpu" and self.values.nbytes > _LARGEST_ON_DEVICE:
+        large = device.type != "cpu" and self.values.nbytes > _LARGEST_ON_DEVICE
+        if large or isinstance(self.values, PictureFiles):
             return self.values
         key = str(device)
-        if key not in self._on_device:
-            self._on_device[key] = self.values.to(device)
-        return self._on_device[key]
+        with _one_mover:
+            if key not in self._on_device:
+                self._on_device[key] = self.values.to(device)
+            return self._on_device[key]
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device, to which the host does not wait for their copy, if there is one."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

@@ -53,6 +53,8 @@ FACES = (
     "auditing",
 )
 FILES = {
+    "LabelledFiles",
+    "list_folder",
     "load_folder",
     "load_texts",
     "text_tasks",

@@ -6,7 +6,9 @@ A new source is one more entry of `SOURCES`; `test_every_source_is_here` names w
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any, get_args
 
 import pytest
@@ -54,6 +56,13 @@ def sinusoid(root: Path, **settings: Any) -> TaskDistribution:
 
 def folder(root: Path, **settings: Any) -> TaskDistribution:
     return tasks.folder_tasks(birds(root / "folder"), image_size=4, **SIZES | settings)
+
+
+def kept(how: str) -> Make:
+    def made(root: Path, **settings: Any) -> TaskDistribution:
+        return folder(root, keep=how, **settings)
+
+    return made
 
 
 def texts(root: Path, **settings: Any) -> TaskDistribution:
@@ -117,6 +126,8 @@ SOURCES: dict[str, Make] = {
     "cub_tasks": cub,
     "fc100_tasks": cifar(tasks.fc100_tasks),
     "folder_tasks": folder,
+    "folder_tasks of a pack": kept("cache"),
+    "folder_tasks of files": kept("nothing"),
     "mini_imagenet_tasks": imagenet(tasks.mini_imagenet_tasks, MINI_IMAGENET),
     "mixture_tasks": mixture_by_name,
     "text_tasks": texts,
@@ -177,6 +188,24 @@ def test_an_address_is_a_task(name: str, root: Path) -> None:
         for place, index in enumerate((3, 11, 0)):
             for one, alone in zip(tensors(batch), tensors(again.sample(split, [index]))):
                 assert torch.equal(one[place], alone[0])
+
+
+@sources
+def test_threads_draw_what_one_draws(name: str, root: Path) -> None:
+    source: Any = SOURCES[name](root)
+    assert source.thread_safe is True
+    steps = [range(3 * k, 3 * k + 3) for k in range(5)]
+    alone = [tensors(source.sample("train", step)) for step in steps]
+    gate = Barrier(4, timeout=60.0)
+
+    def draw(first: int) -> list[list[torch.Tensor]]:
+        gate.wait()  # all at once
+        return [tensors(source.sample("train", step)) for step in steps[first:] + steps[:first]]
+
+    with ThreadPoolExecutor(4) as pool:
+        for first, found in enumerate(pool.map(draw, range(4))):
+            for one, other in zip(found, alone[first:] + alone[:first], strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @sources

@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from metalearn.data.folder import load_folder
+from metalearn.data.checksums import data_checksum
+from metalearn.data.folder import list_folder, load_folder
 from metalearn.errors import DataError, SettingError
+from metalearn.tasks import folder_tasks
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 
@@ -268,3 +270,81 @@ def test_pictures_are_read_as_stored(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "ant" / "0.png")
     first = load_folder(tmp_path, image_size=8).images[0]
     assert torch.equal(first, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+# --- where decoded pictures are ---------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_pack_and_the_files_have_the_same_pictures(tmp_path: Path, cache: Path) -> None:
+    root = six(tmp_path / "here")
+    for how in ({}, {"channels": 1, "invert": True, "image_size": 5}):
+        plain = load_folder(root, **how)  # type: ignore[arg-type]
+        first, again = (load_folder(root, keep="cache", **how) for _ in range(2))  # type: ignore[arg-type]
+        files = list_folder(root, **how)  # type: ignore[arg-type]
+        for other in (first, again, files):
+            assert torch.equal(other.images[:], plain.images)
+            assert torch.equal(other.labels, plain.labels) and other.splits == plain.splits
+            assert other.image_shape == plain.image_shape
+        some = torch.tensor([[3, 0], [3, 20]])
+        assert torch.equal(files.images[some], plain.images[some])
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_pack_is_made_anew_where_files_change(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="metalearn")
+    root = six(tmp_path / "here")
+    for _ in range(2):
+        load_folder(root, image_size=4, keep="cache")
+    assert caplog.text.count("is decoded once to") == 1
+    (root / "ant" / "0.png").unlink()
+    paint(root / "ant" / "0.png", 255)
+    changed = load_folder(root, image_size=4, keep="cache")
+    assert int(changed.images[0, 0, 0, 0]) == 255 and len(list(cache.iterdir())) == 1
+    (pack,) = cache.iterdir()
+    content = pack.read_bytes()
+    for damage in (content[:-9], content[: len(content) // 2], b"", bytes(len(content))):
+        pack.unlink()  # what is mapped stays as it was
+        pack.write_bytes(damage)
+        again = load_folder(root, image_size=4, keep="cache")
+        assert torch.equal(again.images, changed.images) and pack.read_bytes() == content
+
+
+def test_what_a_pack_lacks_is_said_each_time(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = damaged(tmp_path / "here")
+    plain = load_folder(root, image_size=4, on_corrupt="skip")
+    for _ in range(2):
+        caplog.clear()
+        found = load_folder(root, image_size=4, on_corrupt="skip", keep="cache")
+        assert torch.equal(found.images, plain.images) and torch.equal(found.labels, plain.labels)
+        assert "could not be read and are left out" in caplog.text
+    with pytest.raises(DataError, match="cannot be read as a picture"):
+        load_folder(root, image_size=4, keep="cache")
+
+
+def test_a_file_that_is_no_picture_is_refused_when_it_is_taken(tmp_path: Path) -> None:
+    data = list_folder(damaged(tmp_path), image_size=4)
+    with pytest.raises(DataError, match=r"cannot be read as a picture \("):
+        data.images[:]
+    with pytest.raises(SettingError, match="on_corrupt='skip': refuse is needed with keep=nothing"):
+        folder_tasks(tmp_path, on_corrupt="skip", keep="nothing")
+    with pytest.raises(SettingError, match="keep="):
+        folder_tasks(tmp_path, keep="disk")  # type: ignore[arg-type]
+
+
+def test_files_tell_by_names_and_sizes_whether_they_are_the_same(tmp_path: Path) -> None:
+    root = six(tmp_path / "here")
+    one, same = (data_checksum(list_folder(root, image_size=4)) for _ in range(2))
+    assert one == same != data_checksum(list_folder(root, image_size=5))
+    with (root / "ant" / "0.png").open("ab") as file:
+        file.write(b"x")
+    assert one != data_checksum(list_folder(root, image_size=4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +95,10 @@ def test_other_files_or_another_size_are_converted_anew(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "header", "gone", "version", "text", "splits"])
+DAMAGES = ["cut", "empty", "header", "gone", "version", "text", "splits", "pixels", "foreign"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_array_is_made_again(damage: str, tmp_path: Path) -> None:
     root = lists(tmp_path / "set")
     load(root)
@@ -109,11 +113,35 @@ def test_a_damaged_array_is_made_again(damage: str, tmp_path: Path) -> None:
         header.unlink()
     elif damage == "text":
         header.write_text("{")
+    elif damage == "pixels":
+        content = array.read_bytes()
+        array.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
     else:
         values = json.loads(header.read_text())
-        changed = {"version": {"version": 0}, "splits": {"splits": {"train": [500]}}}
+        changed = {
+            "version": {"version": 0}, "splits": {"splits": {"train": [500]}},
+            "foreign": {"source": "0" * 64},
+        }  # fmt: skip
         header.write_text(json.dumps(values | changed[damage]))
     assert_whole(load(root))
+
+
+def test_an_array_that_was_copied_and_a_header_of_before_are_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="metalearn")
+    root = lists(tmp_path / "set")
+    load(root)
+    header, array = sorted((tmp_path / "cache").iterdir())
+    os.utime(array, ns=(1, 1))
+    assert_whole(load(root))
+    assert caplog.text.count("is converted once") == caplog.text.count("it is read once") == 1
+    values = json.loads(header.read_text())
+    for name in ("array", "bytes", "time"):
+        del values[name]
+    header.write_text(json.dumps(values))
+    assert_whole(load(root))
+    assert caplog.text.count("is converted once") == 1
 
 
 def test_the_array_stands_in_for_pictures_that_are_gone(

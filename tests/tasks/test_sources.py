@@ -104,9 +104,9 @@ EPISODES = {"way": 3, "shot": 2, "query": 3, "rotate_train": True, "seed": 4}
         (
             folder_tasks,
             {"root": "a", "image_size": 9, "channels": 1, "invert": True, "on_corrupt": "skip",
-             "validation_fraction": 0.3, "test_fraction": 0.1},
+             "validation_fraction": 0.3, "test_fraction": 0.1, "keep": "cache"},
             {"root": "a", "image_size": 9, "channels": 1, "invert": True, "on_corrupt": "skip",
-             "validation_fraction": 0.3, "test_fraction": 0.1},
+             "validation_fraction": 0.3, "test_fraction": 0.1, "keep": "cache"},
         ),
     ],
 )  # fmt: skip

@@ -20,6 +20,7 @@ from metalearn.ranks import Share, check_enough
 from metalearn.schema import Kind
 from metalearn.tasks import outputs_by_split
 from metalearn.tasks.by_split import any_split
+from metalearn.trainers.loop.drawer import Workers
 from metalearn.trainers.loop.pure_calls import PureCalls
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.step import StepGradient
@@ -72,6 +73,7 @@ class MetaObjective:
         device: where tasks are made.
         settings: of the loop: batches a step, and whether plans leave out what memory is free.
         check: called in trials; what it raises ends them.
+        workers: threads that draw ahead.
     """
 
     divides_members = False
@@ -85,13 +87,16 @@ class MetaObjective:
         device: torch.device,
         settings: LoopSettings,
         check: Callable[[], None],
+        workers: Workers = 0,
     ) -> None:
         self.learner, self.tasks, self.meta_batch, self.device = learner, tasks, meta_batch, device
         self._settings, self._check = settings, check
         self.unit: str = learner.draws
         self._said, self._share = False, Share()
         count = settings.steps * settings.accumulate * meta_batch
-        self._ahead = DrawnAhead(self.draw, count)
+        timed = workers != "auto" or not settings.deterministic
+        how: Any = {"workers": workers if timed else 0, "device": device}
+        self.ahead = DrawnAhead(self.draw, count, stride=meta_batch, **how)
         prepare_draws(learner, tasks, device)
 
     @property
@@ -137,7 +142,7 @@ class MetaObjective:
         Those are counted over the training.
         """
         indices = range(step * self.meta_batch, (step + 1) * self.meta_batch)
-        draw = self.draw if self.unit != "tasks" else partial(self._ahead, self.tasks)
+        draw = partial(self.ahead, self.tasks, blocks=self.unit == "tasks")
         return MetaBatch(indices, draw, step // self._settings.accumulate)
 
     def divide(self, share: Share) -> None:

@@ -20,11 +20,13 @@ from metalearn.ranks import Ranks
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import assemble, place
+from metalearn.trainers.loop.drawer import Workers
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.meta import task_methods as methods
 from metalearn.trainers.meta.diagnostics import TaskSource
+from metalearn.trainers.meta.drawn_ahead import DrawnWhileTraining
 from metalearn.trainers.meta.evaluator import MetaEvaluator, SelectBy
 from metalearn.trainers.meta.fitting import check_fit
 from metalearn.trainers.meta.making import check_members_of, made_learner
@@ -61,6 +63,10 @@ class MetaTrainer(Trainer):
             ``"transductive"`` (a task's queries share statistics of normalisation) or
             ``"inductive"`` (each is predicted alone; both are recorded then). Where tasks have no
             validation split the newest state is the best.
+        draw_workers: threads that draw the tasks of the next steps, which are the same tasks then:
+            a number, 0 for none, or ``"auto"``, which has some where drawing takes a notable part
+            of the steps and they are shorter with them (none with ``deterministic``). The source
+            has to say ``thread_safe``, see `metalearn.types.TaskDistribution`.
         optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
         tracker: where numbers and figures go.
         folder: of the run, for checkpoints.
@@ -92,6 +98,7 @@ class MetaTrainer(Trainer):
         meta_batch: int = 32,
         validation_tasks: int = 200,
         select_by: SelectBy = "transductive",
+        draw_workers: Workers = "auto",
         optimizer: OptimizerFactory | None = None,
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
@@ -109,7 +116,8 @@ class MetaTrainer(Trainer):
         self.tasks, self.meta_batch, self.validation_tasks = tasks, meta_batch, validation_tasks
         stop = StopSignal()
         shared: Any = {"device": found, "check": stop.check}
-        objective = MetaObjective(learner, tasks, meta_batch, settings=limits, **shared)
+        own: Any = {"settings": limits, "workers": draw_workers}
+        objective = MetaObjective(learner, tasks, meta_batch, **own, **shared)
         self.evaluator = MetaEvaluator(
             learner,
             tasks,
@@ -123,6 +131,7 @@ class MetaTrainer(Trainer):
         )
         clip = math.inf if limits.clip is None else limits.clip
         self.source = TaskSource(learner, clip_norm=clip, active=lambda: self.active)
+        rest: Any = {"stop": stop, "tracker": tracker, "folder": folder, "device": found}
         super().__init__(
             assemble(
                 learner.module,
@@ -131,12 +140,10 @@ class MetaTrainer(Trainer):
                 settings=limits,
                 optimizer=optimizer,
                 source=self.source,
-                stop=stop,
-                tracker=tracker,
-                folder=folder,
-                device=found,
+                callbacks=[DrawnWhileTraining(objective.ahead, lambda: objective.tasks)],
                 ranks=ranks,
                 beside=learner.network.learnt,
+                **rest,
             )
         )
 
