@@ -7,6 +7,7 @@ last bit; where it has none, it says so in an error.
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from metalearn.core.tree import tree_map
 
 __all__ = ["DEVICE", "on_device"]
 
-DEVICE = torch.device(os.environ.get("METALEARN_TEST_DEVICE", "cpu"))
+_NAME = os.environ.get("METALEARN_TEST_DEVICE", "cpu")
+if _NAME == "card":
+    import_module("tests.support.simulated_card")
+DEVICE = torch.device(_NAME)
 if DEVICE.type == "cuda":
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

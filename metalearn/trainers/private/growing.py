@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.checks import check_number
+from metalearn.core.float64 import widest
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 from metalearn.privacy import (
@@ -296,5 +297,5 @@ def _doubled(first: int, most: int) -> list[int]:
 
 def _product(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """The inner product of two gradients, in float64."""
-    parts = [one[name].double().flatten() @ g.double().flatten() for name, g in other.items()]
+    parts = [widest(one[name]).flatten() @ widest(g).flatten() for name, g in other.items()]
     return float(torch.stack(parts).sum())
