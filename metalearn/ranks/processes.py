@@ -18,7 +18,7 @@ from metalearn.ranks.protocol import Share
 from metalearn.ranks.texts import from_text, to_text
 from metalearn.ranks.watch import Watch
 
-__all__ = ["ProcessRanks"]
+__all__ = ["ProcessRanks", "messages_of"]
 
 _BUCKET = 2**25
 """Bytes of tensors that are summed by one message: few messages, and little memory beside."""
@@ -46,7 +46,7 @@ class ProcessRanks:
         """Sums over ranks, in as few messages as fit the memory; alike on all to the last bit."""
         found: dict[str, Tensor] = {}
         with self._meeting():
-            for names in _buckets(values):
+            for names in messages_of(values):
                 flat = torch.cat([values[name].detach().reshape(-1) for name in names])
                 dist.all_reduce(flat, group=self._group)
                 sizes = [values[name].numel() for name in names]
@@ -117,7 +117,7 @@ class ProcessRanks:
             raise RankError(lost or f"the ranks did not meet ({first})") from error
 
 
-def _buckets(values: Mapping[str, Tensor]) -> Iterable[list[str]]:
+def messages_of(values: Mapping[str, Tensor]) -> Iterable[list[str]]:
     """Names of tensors of one type and device that make up a message."""
     kinds: dict[Any, list[str]] = {}
     for name, value in values.items():
