@@ -48,9 +48,10 @@ class ProcessRanks:
         with self._meeting():
             for names in messages_of(values):
                 flat = torch.cat([values[name].detach().reshape(-1) for name in names])
-                dist.all_reduce(flat, group=self._group)
+                sent = _sendable(flat)
+                dist.all_reduce(sent, group=self._group)
                 sizes = [values[name].numel() for name in names]
-                for name, part in zip(names, torch.split(flat, sizes)):
+                for name, part in zip(names, torch.split(sent.to(flat.device), sizes)):
                     found[name] = part.view(values[name].shape)
         return {name: found[name] for name in values}
 
@@ -61,10 +62,12 @@ class ProcessRanks:
         kind = torch.uint8 if rows.dtype == torch.bool else rows.dtype
         own = rows.new_zeros(shape, dtype=kind)
         own[: len(rows)] = rows
+        own = _sendable(own)
         parts = [torch.empty_like(own) for _ in sizes]
         with self._meeting():
             dist.all_gather(parts, own, group=self._group)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)]).to(rows.dtype)
+        every = torch.cat([part[:size] for part, size in zip(parts, sizes)])
+        return every.to(rows.device, rows.dtype)
 
     def agreed(self, value: Any) -> Any:
         """The value of rank 0, for all."""
@@ -115,6 +118,11 @@ class ProcessRanks:
             lost = "" if self._watch is None else self._watch.who_is_missing()
             first = str(error).strip().splitlines()[0][:200]
             raise RankError(lost or f"the ranks did not meet ({first})") from error
+
+
+def _sendable(value: Tensor) -> Tensor:
+    """It where torch has a way between ranks, by NCCL or gloo; else on the processor."""
+    return value if value.device.type in ("cpu", "cuda") else value.cpu()
 
 
 def messages_of(values: Mapping[str, Tensor]) -> Iterable[list[str]]:

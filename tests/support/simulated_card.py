@@ -13,8 +13,6 @@ Once made, a process keeps it: import this module where nothing else is to be te
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-__all__ = ["NAME", "MixedDevices", "without_float64"]
+__all__ = ["NAME", "MixedDevices", "refuse_float64"]
 
 NAME = "card"
 _META = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
@@ -38,15 +36,10 @@ class MixedDevices(RuntimeError):
     """An operation that a card would refuse."""
 
 
-@contextmanager
-def without_float64() -> Iterator[None]:
-    """A block in which the card knows no float64, as Apple's MPS."""
+def refuse_float64() -> None:
+    """Let the card know no float64 from here on, as Apple's MPS."""
     global _refuses_float64
     _refuses_float64 = True
-    try:
-        yield
-    finally:
-        _refuses_float64 = False
 
 
 def _values(tensor: Tensor) -> Tensor:
