@@ -281,8 +281,7 @@ class GrowingBatch:
         return AdaptiveGaussian(first.examples, size, first.most, first.noise_multiplier)
 
     def _set(self, level: int) -> None:
-        mechanism = self._mechanism(level)
-        self._level = level
+        mechanism, self._level = self._mechanism(level), level
         self.account.change(mechanism)
         self._sampling: BatchSampling = sampling_of(mechanism, self._units, seed=self._seed)
 
@@ -296,6 +295,6 @@ def _doubled(first: int, most: int) -> list[int]:
 
 
 def _product(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """The inner product of two gradients, in float64."""
+    """The inner product of two gradients, in float64 where their device has it."""
     parts = [widest(one[name]).flatten() @ widest(g).flatten() for name, g in other.items()]
     return float(torch.stack(parts).sum())
