@@ -142,6 +142,10 @@ def _copied(storage: torch.UntypedStorage) -> torch.UntypedStorage:
     return _on_card(whole, {}).untyped_storage()
 
 
+def _fetched(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    return _cpu(storage) if storage.device.type != NAME else _clone(_memory[storage._cdata])
+
+
 def _convolution(*args: Any) -> Any:
     return _run(_aten.convolution.default, *args)
 
@@ -188,6 +192,8 @@ _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 torch.accelerator.synchronize = lambda device=None: None  # its work is done at once
 _clone = torch.UntypedStorage.clone
 torch.UntypedStorage.clone = _copied  # type: ignore[method-assign]
+_cpu = torch.UntypedStorage.cpu
+torch.UntypedStorage.cpu = _fetched  # type: ignore[method-assign]
 _everything = torch.library.Library("_", "IMPL")
 _everything.fallback(_run, "PrivateUse1")
 _own = torch.library.Library("aten", "IMPL")
