@@ -16,6 +16,7 @@ from metalearn.benchmarks.clipping_costs import (
     step_memory,
     step_memory_table,
 )
+from metalearn.benchmarks.counted_steps import counted_steps
 from metalearn.benchmarks.curvature_problem import ProblemNorm, trained_conv4
 from metalearn.benchmarks.derivatives import derivative_race, derivative_table
 from metalearn.benchmarks.ensembles import (
@@ -33,6 +34,7 @@ from metalearn.benchmarks.per_sample import (
 )
 from metalearn.benchmarks.runs.attribution_suite import attribution_race, attribution_table
 from metalearn.benchmarks.runs.hyper_suite import hyper_figure, hyper_race, hyper_table
+from metalearn.benchmarks.scaling import scaling_table
 from metalearn.benchmarks.shared_trainings import TRAININGS, shared_race, shared_table
 from metalearn.benchmarks.spectrum import spectrum_figure, spectrum_race, spectrum_table
 from metalearn.benchmarks.sweep import sweep_race
@@ -162,6 +164,12 @@ def ranks(rounds: int) -> SuiteResult:
     return SuiteResult(shared_table(timings), {}, [asdict(t) for t in timings])
 
 
+def scaling(rounds: int) -> SuiteResult:
+    """Efficiency on 8, 64 and 512 cards: a calculation, from counted bytes and operations."""
+    steps = counted_steps()
+    return SuiteResult(scaling_table(steps), {}, [asdict(step) for step in steps])
+
+
 _HYPER_TITLES = {
     "hyper": "Through K steps of an MLP 64-64-64-10 on digits",
     "implicit": "At the minimum of a logistic regression on digits",
@@ -176,5 +184,6 @@ SUITES: dict[str, Callable[[int], SuiteResult]] = {
     "hyper": hyper,
     "attribution": attribution,
     "ranks": ranks,
+    "scaling": scaling,
 }
 """By name; each takes the number of rounds."""

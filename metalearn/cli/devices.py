@@ -6,7 +6,7 @@ import torch
 
 from metalearn.cli.launches import number_of_job
 from metalearn.errors import SettingError
-from metalearn.ranks import launched
+from metalearn.ranks.launch import Launch, launched
 
 __all__ = ["device_of"]
 
@@ -14,24 +14,18 @@ __all__ = ["device_of"]
 def device_of(name: str) -> torch.device:
     """The device of that name; ``"auto"`` is an accelerator, where there is one.
 
-    Of several ranks on a machine each has one of its own; jobs of a sweep that run side by side
-    take turns.
+    Of several ranks on a machine each has one of its own, by ``"auto"`` or a kind such as
+    ``"cuda"``; with ``"auto"`` jobs of a sweep that run side by side take turns.
+
+    Raises:
+        SettingError: torch does not find it here, or ranks of this machine would share it.
     """
+    launch = launched()
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         if accelerator is None:
             return torch.device("cpu")
-        launch = launched()
-        if launch is None:
-            job = number_of_job()
-            if job is None:
-                return accelerator
-            return torch.device(accelerator.type, job % torch.accelerator.device_count())
-        count = torch.accelerator.device_count()
-        if launch.local_rank >= count:
-            accepted = f"device=cpu, or at most {count} ranks on this machine, one for each device"
-            raise SettingError("device", name, f"{accepted}, are needed")
-        return torch.device(accelerator.type, launch.local_rank)
+        return _in_turn(accelerator) if launch is None else _own(accelerator, name, launch)
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
@@ -39,4 +33,28 @@ def device_of(name: str) -> torch.device:
         raise SettingError(
             "device", name, "auto, cpu or a device that torch finds here is needed"
         ) from error
+    if launch is None or device.type == "cpu":
+        return device
+    if device.index is None:
+        return _own(device, name, launch)
+    if launch.local_count > 1:
+        accepted = f"device={device.type} is needed, so that each rank has one of its own"
+        raise SettingError("device", name, accepted)
     return device
+
+
+def _in_turn(device: torch.device) -> torch.device:
+    """The device of a process by itself: of a job of a sweep, by its number."""
+    job = number_of_job()
+    if job is None:
+        return device
+    return torch.device(device.type, job % torch.accelerator.device_count())
+
+
+def _own(device: torch.device, name: str, launch: Launch) -> torch.device:
+    """The device of a rank among those of its machine."""
+    count = torch.accelerator.device_count()
+    if launch.local_rank >= count:
+        accepted = f"device=cpu, or at most {count} ranks on this machine, one for each device"
+        raise SettingError("device", name, f"{accepted}, are needed")
+    return torch.device(device.type, launch.local_rank)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core._functorch import is_functorch_wrapped_tensor
+from metalearn.core.float64 import widest
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.tracing import is_traced
 from metalearn.core.tree import leaves, tree_map
@@ -149,7 +150,7 @@ def check_number(
             raise SettingError(setting, f"a tensor {list(value.shape)}", f"{wanted} is needed")
         if is_functorch_wrapped_tensor(value) or value.is_meta or is_traced():
             return
-        numbers = value.detach().double().flatten()
+        numbers = widest(value.detach()).flatten()
         good = (numbers > above) & (numbers >= least)
         good &= (numbers < below) | (infinite & (numbers == math.inf) & (below == math.inf))
         if bool(good.all()):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metalearn.core.float64 import widest
 from metalearn.errors import SettingError
 
 __all__ = [
@@ -127,11 +128,11 @@ def distances(actual: Any, expected: Any, *, floor: float) -> dict[str, float]:
     expected leaf is not finite, which no engine can be held to.
     """
     names, pairs = leaf_names(expected), list(zip(leaves(actual), leaves(expected)))
-    sizes = [float(b.double().norm()) for _, b in pairs]
+    sizes = [float(widest(b).norm()) for _, b in pairs]
     whole = math.sqrt(sum(size**2 for size in sizes if math.isfinite(size)))
     found = {}
     for name, size, (a, b) in zip(names, sizes, pairs):
-        gap = float((a.double() - b.double()).norm())
+        gap = float((widest(a) - widest(b)).norm())
         least = max(size, floor * whole)
         found[name] = (gap / least if least else gap) if math.isfinite(size) else 0.0
     return found

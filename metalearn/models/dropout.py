@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.core.checks import check_number
+from metalearn.core.float64 import widest
 from metalearn.core.module.copying import copy_module
 from metalearn.errors import SettingError, check_whole
 from metalearn.signatures import checked
@@ -67,14 +68,17 @@ class Dropout(nn.Module):
         if not self.training:
             return x
         shape = (*x.shape[:2], *(1,) * (x.dim() - 2)) if self.whole_channels else x.shape
-        keep = self.uniform(shape, x.device) >= self.p.double()
+        keep = self.uniform(shape, x.device) >= widest(self.p)
         return torch.where(keep, x / (1 - self.p).to(x.dtype), 0.0)
 
     def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Numbers in [0, 1) in float64, a function of key, draw and place alone."""
+        """Numbers in [0, 1), in float64 where the device has it.
+
+        They are a function of key, draw and place alone.
+        """
         first, count = _first_place(shape), math.prod(shape)
         places = torch.arange(first, first + count, device=device).view(*shape)
-        return _mix(places + _mix(_mix(self.key) + self.draw)).double() / 2.0**32
+        return widest(_mix(places + _mix(_mix(self.key) + self.draw))) / 2.0**32
 
 
 class DropBlock(Dropout):
@@ -109,7 +113,7 @@ class DropBlock(Dropout):
         height, width = (min(self.size, side) for side in x.shape[-2:])
         corners = (x.shape[-2] - height + 1, x.shape[-1] - width + 1)
         share = x.shape[-2] * x.shape[-1] / (height * width * math.prod(corners))
-        begins = self.uniform((*x.shape[:2], *corners), x.device) < self.p.double() * share
+        begins = self.uniform((*x.shape[:2], *corners), x.device) < widest(self.p) * share
         padding = (width - 1, width - 1, height - 1, height - 1)
         dropped = F.max_pool2d(F.pad(begins.to(x.dtype), padding), (height, width), stride=1)
         kept = 1 - dropped

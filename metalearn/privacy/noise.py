@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metalearn.core.checks import check_number
+from metalearn.core.float64 import has_float64
 from metalearn.core.tree import check_floating, flatten, unflatten
 from metalearn.random_streams import SecureStream
 from metalearn.signatures import checked
@@ -84,7 +85,9 @@ def gaussian_noise(likes: Any, std: float, *, generator: torch.Generator | None 
     check_floating(likes, "likes")
     values, shape = flatten(likes)
     noise = _pieces(values, _drawn(values, std, generator))
-    return unflatten([piece.to(value.dtype) for piece, value in zip(noise, values)], shape)
+    return unflatten(
+        [piece.to(value.device, value.dtype) for piece, value in zip(noise, values)], shape
+    )
 
 
 def standard_normal(values: list[Tensor], generator: torch.Generator | None) -> Tensor:
@@ -97,7 +100,7 @@ def standard_normal(values: list[Tensor], generator: torch.Generator | None) -> 
 def noisy_leaves(values: list[Tensor], noise: Tensor) -> list[Tensor]:
     """Leaves plus noise ``[P]`` of float64, added in float64 and rounded once."""
     pieces = _pieces(values, noise)
-    return [value.detach().double().add(piece).to(value.dtype)
+    return [_wide(value).add(piece).to(value.device, value.dtype)
             for value, piece in zip(values, pieces)]  # fmt: skip
 
 
@@ -107,10 +110,19 @@ def _drawn(values: list[Tensor], std: float, generator: torch.Generator | None) 
     return standard_normal(values, generator).mul_(float(std))
 
 
+def _place(value: Tensor) -> torch.device:
+    """Its device, where that has float64; else the processor."""
+    return value.device if has_float64(value.device) else torch.device("cpu")
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.detach().to(_place(value)).double()
+
+
 def _pieces(values: list[Tensor], noise: Tensor) -> list[Tensor]:
-    """The noise of each leaf, on its device."""
+    """The noise of each leaf, where it is added."""
     pieces = torch.split(noise, [value.numel() for value in values])
-    return [piece.view(value.shape).to(value.device) for piece, value in zip(pieces, values)]
+    return [piece.view(value.shape).to(_place(value)) for piece, value in zip(pieces, values)]
 
 
 def _mixed(words: Words, count: int) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.core.checks import check_number
+from metalearn.core.float64 import widest
 from metalearn.errors import check_whole
 from metalearn.schema import Kind, mapping, number
 from metalearn.signatures import checked
@@ -77,8 +78,11 @@ class QuantileNorm:
         self._next = self.norm
 
     def bits(self, norms: Tensor) -> Tensor:
-        """Σ_i (1[‖g_i‖ ≤ C] − ½) of the examples' norms ``[N]``, a scalar in float64."""
-        within = (norms <= self.norm).double()
+        """Σ_i (1[‖g_i‖ ≤ C] − ½) of the examples' norms ``[N]``, a scalar.
+
+        It is in float64 where the device has that; halves are exact in float32 up to 2^23.
+        """
+        within = widest(norms <= self.norm)
         return (within - _SENSITIVITY).sum()
 
     def follow(self, noisy: float) -> None:

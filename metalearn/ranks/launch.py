@@ -46,6 +46,8 @@ class Launch:
     """How often all have been started anew."""
     store_is_kept: bool = False
     """Whether somebody who is no rank keeps it."""
+    local_count: int = 1
+    """Ranks of its machine."""
 
 
 def launched(environment: Mapping[str, str] | None = None) -> Launch | None:
@@ -76,6 +78,7 @@ def launched(environment: Mapping[str, str] | None = None) -> Launch | None:
         number("MASTER_PORT"),
         number("TORCHELASTIC_RESTART_COUNT", "0"),
         known.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        number("LOCAL_WORLD_SIZE", "1"),
     )
 
 

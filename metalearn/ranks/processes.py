@@ -18,7 +18,7 @@ from metalearn.ranks.protocol import Share
 from metalearn.ranks.texts import from_text, to_text
 from metalearn.ranks.watch import Watch
 
-__all__ = ["ProcessRanks"]
+__all__ = ["ProcessRanks", "messages_of"]
 
 _BUCKET = 2**25
 """Bytes of tensors that are summed by one message: few messages, and little memory beside."""
@@ -46,11 +46,12 @@ class ProcessRanks:
         """Sums over ranks, in as few messages as fit the memory; alike on all to the last bit."""
         found: dict[str, Tensor] = {}
         with self._meeting():
-            for names in _buckets(values):
+            for names in messages_of(values):
                 flat = torch.cat([values[name].detach().reshape(-1) for name in names])
-                dist.all_reduce(flat, group=self._group)
+                sent = _sendable(flat)
+                dist.all_reduce(sent, group=self._group)
                 sizes = [values[name].numel() for name in names]
-                for name, part in zip(names, torch.split(flat, sizes)):
+                for name, part in zip(names, torch.split(sent.to(flat.device), sizes)):
                     found[name] = part.view(values[name].shape)
         return {name: found[name] for name in values}
 
@@ -61,10 +62,12 @@ class ProcessRanks:
         kind = torch.uint8 if rows.dtype == torch.bool else rows.dtype
         own = rows.new_zeros(shape, dtype=kind)
         own[: len(rows)] = rows
+        own = _sendable(own)
         parts = [torch.empty_like(own) for _ in sizes]
         with self._meeting():
             dist.all_gather(parts, own, group=self._group)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)]).to(rows.dtype)
+        every = torch.cat([part[:size] for part, size in zip(parts, sizes)])
+        return every.to(rows.device, rows.dtype)
 
     def agreed(self, value: Any) -> Any:
         """The value of rank 0, for all."""
@@ -117,7 +120,12 @@ class ProcessRanks:
             raise RankError(lost or f"the ranks did not meet ({first})") from error
 
 
-def _buckets(values: Mapping[str, Tensor]) -> Iterable[list[str]]:
+def _sendable(value: Tensor) -> Tensor:
+    """It where torch has a way between ranks, by NCCL or gloo; else on the processor."""
+    return value if value.device.type in ("cpu", "cuda") else value.cpu()
+
+
+def messages_of(values: Mapping[str, Tensor]) -> Iterable[list[str]]:
     """Names of tensors of one type and device that make up a message."""
     kinds: dict[Any, list[str]] = {}
     for name, value in values.items():

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 def test_suites_say_what_they_measure() -> None:
     names = ["ensembles", "per_sample", "derivatives", "curvature", "uncertainty", "hyper"]
-    assert list(SUITES) == [*names, "attribution", "ranks"]
+    assert list(SUITES) == [*names, "attribution", "ranks", "scaling"]
     assert all(suite.__doc__ for suite in SUITES.values())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.float64 import widest
 from metalearn.core.hyper.run import Run
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
@@ -74,7 +75,7 @@ def _tried(run: Run, state: Any) -> list[float]:
 
 def _norms(value: Tensor) -> list[float]:
     """Of all elements alike, and with weights that rise along them."""
-    flat = value.double().flatten()
+    flat = widest(value).flatten()
     ramp = torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device)
     return [float(flat.norm()), float((flat * ramp).norm())]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metalearn.core.float64 import has_float64
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.meta.task_mean import MetaGradient
 from metalearn.core.tree import distances, leaves, tree_map
@@ -43,9 +44,9 @@ class Trials:
 
     def __init__(self, attempt: Attempt, params: Params, tasks: TaskBatch) -> None:
         self._attempt, self._given = attempt, (params, tasks)
-        self._doubled = (doubled(params), doubled(tasks))
+        self._is_double = all(has_float64(leaf.device) for leaf in leaves((params, tasks)))
+        self._doubled = (doubled(params), doubled(tasks)) if self._is_double else self._given
         self._plain: dict[bool, MetaGradient] = {}
-        self._is_double = True
 
     def __call__(self, engine: str) -> MetaGradient:
         """The meta-gradient of an engine; in the precision that is compared, where that can be."""
@@ -64,7 +65,9 @@ class Trials:
         """What to say of the comparison, in words; empty where it is in float64."""
         if self._is_double:
             return ""
-        return f"held to a plain loop to {_TOLERANCE:.0%} alone: this loss does not run in float64"
+        narrow = [leaf.device for leaf in leaves(self._given) if not has_float64(leaf.device)]
+        what = f"{narrow[0].type}" if narrow else "this loss"
+        return f"held to a plain loop to {_TOLERANCE:.0%} alone: {what} does not run in float64"
 
     def disagreement(self, engine: str, found: MetaGradient) -> str:
         """Where an engine's trial is not what the loop gives, in words; empty where it is."""

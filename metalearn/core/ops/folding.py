@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from metalearn.core.float64 import widest
 from metalearn.core.ops.columns import to_columns
 from metalearn.core.ops.data_cache import cached
 from metalearn.core.ops.windows import Window
@@ -60,7 +61,7 @@ def _second_moment(rows: Tensor) -> Tensor:
     Most rows of a picture are its background and equal, and a float32 sum of equal numbers is
     rounded the same way thousands of times: to 1e-4, not to 1e-7.
     """
-    wide = rows if rows.device.type == "mps" else rows.double()
+    wide = widest(rows)
     return (torch.bmm(wide.mT, wide) / rows.shape[1]).to(rows.dtype)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.chunking import ChunkSize
+from metalearn.core.float64 import widest
 from metalearn.core.samples.clipping import clipped_gradient
 from metalearn.core.samples.clipping_groups import Clipping, ParameterGroups
 from metalearn.core.samples.gradients import SampleMethod
@@ -71,8 +72,8 @@ def clipping_bias(
     clipped, plain = (_joined(found.grads) for found in (short, whole))
     lengths = [torch.linalg.vector_norm(vector) for vector in (clipped, plain)]
     cosine = torch.dot(clipped, plain) / (lengths[0] * lengths[1])
-    return ClippingBias(cosine, lengths[0] / lengths[1], short.clipped_fraction.double())
+    return ClippingBias(cosine, lengths[0] / lengths[1], widest(short.clipped_fraction))
 
 
 def _joined(grads: Params) -> Tensor:
-    return torch.cat([leaf.double().flatten() for leaf in leaves(grads)])
+    return torch.cat([widest(leaf).flatten() for leaf in leaves(grads)])

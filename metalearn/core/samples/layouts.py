@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.core.float64 import widest
+
 __all__ = ["FRONT", "Layout", "layouts_of", "same_values", "spread"]
 
 
@@ -64,10 +66,10 @@ def same_values(found: Tensor, exact: Tensor) -> bool:
         return False
     if not exact.is_floating_point():
         return torch.equal(found, exact)
-    wide, size = exact.double(), exact.double().abs()
+    wide, size = widest(exact), widest(exact).abs()
     top = float(torch.where(size.isfinite(), size, 0.0).max()) if size.numel() else 0.0
     allowed = math.sqrt(torch.finfo(exact.dtype).eps) * top
-    return bool(torch.isclose(found.double(), wide, rtol=0, atol=allowed, equal_nan=True).all())
+    return bool(torch.isclose(widest(found), wide, rtol=0, atol=allowed, equal_nan=True).all())
 
 
 def _by_shape(shape: tuple[int, ...], one: tuple[int, ...], count: int) -> Iterator[Layout]:

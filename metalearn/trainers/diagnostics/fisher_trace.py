@@ -66,4 +66,4 @@ def fisher_traces(model: PredictiveModels, kind: FisherKind) -> Tensor:
     found = torch.vmap(partial(of, size=size), chunk_size=block)(
         model.params, model.extra, model.batch
     )
-    return found.detach().double().cpu()
+    return found.detach().cpu().double()

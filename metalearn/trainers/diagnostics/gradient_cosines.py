@@ -61,7 +61,7 @@ class GradientCosines(GradientDiagnostic):
 
     def result(self, reduced: Any, units: GradientUnits) -> DiagnosticResult:
         """Mean and lowest cosine of pairs, and the share of pairs that point against each other."""
-        matrix = reduced[0].double().cpu()
+        matrix = reduced[0].cpu().double()
         labels = None if units.labels is None else list(units.labels)[: len(matrix)]
         pairs = pairs_of(matrix)
         pairs = pairs[torch.isfinite(pairs)]

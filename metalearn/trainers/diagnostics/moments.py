@@ -53,7 +53,7 @@ number for each parameter are kept; chunks are merged as in Chan, Golub and LeVe
 def noise_over_populations(reduced: Any) -> NoiseScale:
     """Means over populations of what `MOMENTS` gave; the ratio is that of sums over parameters."""
     noise, signal = (
-        {name: values.mean().double().cpu() for name, values in part.items()} for part in reduced
+        {name: values.mean().cpu().double() for name, values in part.items()} for part in reduced
     )
     return noise_of(noise, signal)
 

@@ -80,7 +80,7 @@ class LearntExampleWeights(HyperModule):
 
     def records(self, values: RunValues) -> dict[str, float]:
         """Their mean and deciles; where labels are known to be wrong, what tells these apart."""
-        weights = values.in_loss["weights"].double().cpu()
+        weights = values.in_loss["weights"].cpu().double()
         low, high = torch.quantile(weights, torch.tensor([0.1, 0.9]).double()).tolist()
         found = {"mean": float(weights.mean()), "decile_1": low, "decile_9": high}
         wrong = self._wrong()

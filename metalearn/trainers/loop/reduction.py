@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from metalearn.core.float64 import widest
 from metalearn.ranks import Ranks
 from metalearn.trainers.loop.step import StepGradient
 
@@ -29,7 +30,7 @@ def reduced(gradient: StepGradient, ranks: Ranks) -> StepGradient:
         **{f"grads/{n}": grad * gradient.divisor for n, grad in gradient.grads.items()},
         **{f"beside/{n}": value * gradient.divisor for n, value in gradient.beside.items()},
         **{f"buffers/{n}": v * gradient.count for n, v in _real(gradient.buffers).items()},
-        **{f"scalars/{n}": v.double() * gradient.count for n, v in gradient.scalars.items()},
+        **{f"scalars/{n}": widest(v) * gradient.count for n, v in gradient.scalars.items()},
         "losses": gradient.losses * gradient.divisor,
         "sizes": torch.tensor([gradient.count, _processed(gradient)], dtype=torch.float64),
     }

@@ -136,7 +136,7 @@ class Population:
 
         The first validation is kept even where it is NaN.
         """
-        values = scores.double().cpu()
+        values = scores.cpu().double()
         first = self.best_steps < 0
         gain = values > self.best_values if self.larger_is_better else values < self.best_values
         gain |= self.best_values.isnan() & ~values.isnan()

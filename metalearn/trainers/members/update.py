@@ -126,6 +126,5 @@ def check_elementwise(optimizer: torch.optim.Optimizer) -> None:
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
     """``[M]`` as ``[M, 1, ...]``, on the device and, unless boolean, in the type of ``like``."""
-    values = values.to(like.device)
-    values = values if values.dtype == torch.bool else values.to(like.dtype)
+    values = values.to(like.device, values.dtype if values.dtype == torch.bool else like.dtype)
     return values.view(-1, *(1,) * (like.dim() - 1))

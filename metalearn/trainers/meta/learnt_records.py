@@ -36,7 +36,7 @@ def learnt_numbers(network: LearnsBeside) -> dict[str, float]:
     count = network.count
     parts: dict[str, list[Tensor]] = {}
     for name, value in network.learnt.named_parameters():
-        rows = value.detach().double().cpu().reshape(count or 1, -1)
+        rows = value.detach().cpu().double().reshape(count or 1, -1)
         parts.setdefault(name.partition(".")[0], []).append(rows)
     found = {}
     for name, several in parts.items():
@@ -62,7 +62,7 @@ def learnt_curves(network: LearnsBeside) -> dict[str, dict[str, float]]:
     They are means over the rest, members and elements among it.
     """
     every = () if network.learnt is None else network.learnt.named_parameters()
-    rates = {n: v.detach().double().cpu() for n, v in every if n.partition(".")[0] == "lr"}
+    rates = {n: v.detach().cpu().double() for n, v in every if n.partition(".")[0] == "lr"}
     found: dict[str, dict[str, float]] = {}
     if rates and network.learnt is not None and network.learnt.by_step:
         axis = 0 if network.count is None else 1

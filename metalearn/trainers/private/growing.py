@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core.checks import check_number
+from metalearn.core.float64 import widest
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 from metalearn.privacy import (
@@ -280,8 +281,7 @@ class GrowingBatch:
         return AdaptiveGaussian(first.examples, size, first.most, first.noise_multiplier)
 
     def _set(self, level: int) -> None:
-        mechanism = self._mechanism(level)
-        self._level = level
+        mechanism, self._level = self._mechanism(level), level
         self.account.change(mechanism)
         self._sampling: BatchSampling = sampling_of(mechanism, self._units, seed=self._seed)
 
@@ -295,6 +295,6 @@ def _doubled(first: int, most: int) -> list[int]:
 
 
 def _product(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """The inner product of two gradients, in float64."""
-    parts = [one[name].double().flatten() @ g.double().flatten() for name, g in other.items()]
+    """The inner product of two gradients, in float64 where their device has it."""
+    parts = [widest(one[name]).flatten() @ widest(g).flatten() for name, g in other.items()]
     return float(torch.stack(parts).sum())

@@ -81,7 +81,7 @@ class NoisyAccuracy:
         first = self._ranks.rank == 0
         if first:
             self.account.reserve(self._number(step))
-        bits = self._right().double() - _SENSITIVITY
+        bits = self._right().cpu().double() - _SENSITIVITY
         numbers = self._ranks.agreed(self._noisy(bits.sum(), step) if first else None)
         return Evaluation(numbers, torch.tensor([numbers[self.monitor]], dtype=torch.float64))
 

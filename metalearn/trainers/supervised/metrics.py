@@ -153,7 +153,7 @@ class MeasuringEvaluator:
             return replace(found, numbers=numbers)
         with torch.no_grad():
             losses = torch.stack([self.decides.mean(one, targets) for one in outputs])
-        losses = losses.double().cpu()
+        losses = losses.cpu().double()
         every = spread(self._objective, losses)
         numbers |= {self._objective: float(losses)} if self.alone else every
         scores = losses.mean(0, keepdim=True) if self.together else losses

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metalearn.core import ClippedGradient, clipped_gradient
 from metalearn.core.chunking import ChunkSize
+from metalearn.core.float64 import widest
 from metalearn.core.loss_checks import checked_to_reach, unused_parameters
 from metalearn.core.samples.clipping import clipped_chunk
 from metalearn.core.samples.clipping_groups import (
@@ -191,7 +192,7 @@ class PerSampleObjective:
             return *self._call(partial(_plain, self.loss), params, batch), None
         found = self.clipped(params, batch)
         loss = found.losses.detach().mean()
-        return found.grads, loss, (found.norms > self.max_norm).double().mean()
+        return found.grads, loss, widest(found.norms > self.max_norm).mean()
 
     def clipped(self, params: Params, batch: LabelledBatch) -> ClippedGradient:
         """The mean of the clipped gradients of a batch, norms and losses."""

@@ -228,7 +228,7 @@ class PrivateObjective(PerSampleObjective):
         sigma, every = self.noise_multiplier, dict(grads)
         if self.following is not None:
             sigma = self.following.gradient_noise
-            bits = every.pop(_BITS) * normalizer
+            bits = every.pop(_BITS).cpu().double() * normalizer
             generator = None if self.secure else self._noise_of(step)
             noisy = add_gaussian_noise(bits, self.following.noise, generator=generator)
             self.following.follow(float(noisy))
