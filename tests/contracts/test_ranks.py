@@ -49,7 +49,8 @@ def members(*hidden: int, **settings: Any) -> Trainer:
 def one_network(kind: Callable[..., Trainer], p: float = 0.0, **settings: Any) -> Trainer:
     """An ensemble that is made of one network, of which a share p is dropped."""
     made = Ensemble.from_modules([MLP((2,), 3, hidden=(6,), dropout=p, seed=0)])
-    given: Any = {"members": 2, "steps": 6, "batch_size": 8, "progress": False}
+    given: Any = {"members": 2, "steps": 6, "batch_size": 8, "engine": "batched"}
+    given |= {"progress": False}
     return kind(made, blobs(), **{**given, **settings})
 
 

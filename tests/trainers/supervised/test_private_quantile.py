@@ -37,7 +37,8 @@ def test_steps_are_clipped_to_norms_that_follow_the_quantile() -> None:
         for name, total in clipped_sum(trainer, batch, trainer.objective.max_norm).items():
             torch.testing.assert_close(sums[name], total, rtol=1e-4, atol=1e-6)
         assert found.noise is not None
-        loud = found.noise({n: g * found.divisor / 8 for n, g in found.grads.items()}, 8.0)
+        sums = {**found.grads, **found.beside}
+        loud = found.noise({n: g * found.divisor / 8 for n, g in sums.items()}, 8.0)
         assert set(loud) == set(trainer.params)
         norms = per_sample_norms(trainer.loss, trainer.params, batch) if len(batch[1]) else ()
         within = sum((float(n) <= wanted) - 0.5 for n in norms)
@@ -52,7 +53,7 @@ def test_samples_without_a_finite_gradient_have_no_bit() -> None:
     x = x.clone()
     x[:2] = torch.inf
     found = trainer.objective.gradient(trainer.params, (x, y), step=0)
-    (bits,) = (g for n, g in found.grads.items() if n not in trainer.params)
+    (bits,) = found.beside.values()
     assert float(bits) * found.divisor == pytest.approx((len(y) - 2) / 2)
 
 
@@ -66,7 +67,7 @@ def test_noise_of_gradients_and_of_the_count_is_that_which_the_account_pays_for(
     quiet = trainer.objective.gradient(trainer.params, batch, step=0)
     assert quiet.noise is not None
     bits = float(following.bits(per_sample_norms(trainer.loss, trainer.params, batch)))
-    means = {n: g * quiet.divisor / 8 for n, g in quiet.grads.items()}
+    means = {n: g * quiet.divisor / 8 for n, g in {**quiet.grads, **quiet.beside}.items()}
     noise, counts = [], []
     for _ in range(300):
         loud = quiet.noise(means, 8.0)
