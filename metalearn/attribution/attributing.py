@@ -108,6 +108,7 @@ def attribute_by_ranks(
     Seconds are those of the rank that took longest.
     """
     own = attribute(networks, methods, self_methods, numbers=numbers) if networks else None
+    ranks.gather()
     told = None if own is None else {**vars(own), "networks": len(networks)}
     parts = [part for part in ranks.of_each(told) if part is not None]
     left_out = {name: why for part in parts for name, why in part["left_out"].items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -64,7 +65,8 @@ def findings_of_run(
     members = members_of(loaded, config)
     _check_left_out(config, loaded.data.size("train"))
     own = ranks.share.of(members)
-    runs = [network_of(fresh, loaded, config, m, targets, folder) for m in own]
+    place = Path(HydraConfig.get().runtime.output_dir) if ranks.rank else folder  # of walks
+    runs = [network_of(fresh, loaded, config, m, targets, place) for m in own]
     networks = [run.network for run in runs]
     named = {"numbers": own} if len(members) > 1 else {}
     with _watched(config, runs):
@@ -147,6 +149,7 @@ def _retraining(
         parts = retrain_subsets(start, data, share.of(weights), targets, **how)
         if share.count == 1:
             return parts
+        ranks.gather()
         sizes = share.sizes(len(weights))
         return Retrained(*(ranks.joined(part.contiguous(), sizes) for part in parts))
 

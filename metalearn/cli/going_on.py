@@ -39,7 +39,7 @@ def with_run_found(arguments: Sequence[str]) -> list[str]:
     if sorted(kept) != sorted(began):
         accepted = f"the settings that {folder} was started with are needed: {' '.join(began)}"
         raise SettingError("resume=auto beside", " ".join(kept), accepted)
-    return [f"resume={folder}", *(w for w in rest if not w.startswith(f"{_FOLDER}="))]
+    return [*(w for w in rest if not w.startswith(f"{_FOLDER}=")), f"resume={folder}"]
 
 
 def _kept(words: Sequence[str]) -> list[str]:

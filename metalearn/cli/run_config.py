@@ -177,14 +177,16 @@ def _is_as_saved(config: DictConfig, saved: DictConfig, given: GivenSetting) -> 
     """Whether what is given is what the run has: of a group, in all that the run knows of it."""
     if given.removed:
         return False
-    if given.name == "trainer":  # of which the rest may change
+    # not a choice, that other settings come with; of an experiment's each is there by itself
+    composed = isinstance(given.value, dict) and given.experiment is None
+    if given.name == "trainer" and not composed:  # of which the rest may change
         return bool(config.trainer._target_ == saved.trainer._target_)
     found, had = (
         plain_value(OmegaConf.select(part, given.name), resolve=True) for part in (config, saved)
     )
-    if isinstance(found, dict) and isinstance(had, dict):
+    if isinstance(found, dict) and isinstance(had, dict) and not composed:
         return all(name in found and found[name] == value for name, value in had.items())
-    return bool(found == had and had is not None)
+    return type(found) is type(had) and bool(found == had)
 
 
 def _check_kept(saved: DictConfig, given: GivenSetting, config: DictConfig) -> None:
@@ -199,7 +201,7 @@ def _check_kept(saved: DictConfig, given: GivenSetting, config: DictConfig) -> N
         default = parameters[name].default if name in parameters else None
         had = OmegaConf.select(saved.trainer, name, default=default)  # of a run before: none
         had = plain_value(had)
-        if plain_value(given.value) != had:
+        if plain_value(OmegaConf.select(config, given.name), resolve=True) != had:
             shown = "null" if had is None else had
             accepted = f"{shown} is needed, as resume={config.resume} has it: {reason}"
             raise given.refusal(accepted)

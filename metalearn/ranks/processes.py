@@ -96,6 +96,14 @@ class ProcessRanks:
             self._note = work, mine
         return before
 
+    def gather(self) -> None:
+        """Wait until all ranks have come here, however long what they do before may take."""
+        if self._watch is None:
+            return
+        self._watch.enter()
+        if lost := self._watch.wait_for_all():
+            raise RankError(lost)
+
     def forget(self) -> None:
         """Let the next `noted` be as the first."""
         if self._note is not None:

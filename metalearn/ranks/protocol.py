@@ -101,6 +101,12 @@ class Ranks(Protocol):
         So nobody waits for it.
         """
 
+    def gather(self) -> None:
+        """Wait until all ranks have come here, however long what they do before may take.
+
+        Other meetings give up after a while. This one ends early where a rank is lost.
+        """
+
     def forget(self) -> None:
         """Let the next `noted` be as the first; no meeting, but at the same place on all ranks."""
 
@@ -131,6 +137,9 @@ class OneRank:
     def noted(self, number: int) -> int:
         """The number: nobody else is there to hear of it later."""
         return number
+
+    def gather(self) -> None:
+        """Nobody else is to come."""
 
     def forget(self) -> None:
         """Nothing is kept."""

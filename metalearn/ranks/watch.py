@@ -18,6 +18,8 @@ __all__ = ["Watch"]
 
 _PULSE = 1.0
 """Seconds between two."""
+_POLL = 0.1
+"""Seconds between two looks for who has come."""
 _PATIENCE = 3.5
 """Seconds without a pulse after which a rank is gone."""
 
@@ -81,6 +83,34 @@ class Watch:
                 if all(self._read(f"left/{r}") is not None for r in self._others()):
                     return
                 time.sleep(0.1)
+
+    def wait_for_all(self) -> str:
+        """Return when all ranks have come to this meeting; a sentence where one never will.
+
+        They are waited for as long as they have a pulse.
+        """
+        heard = {rank: (0, time.monotonic()) for rank in self._others()}
+        try:
+            while True:
+                missing = False
+                for rank in heard:
+                    pulse, now = self._read(f"pulse/{rank}"), time.monotonic()
+                    left = self._read(f"left/{rank}")
+                    if pulse is not None and pulse["meetings"] >= self._meetings:
+                        continue
+                    beats = 0 if pulse is None else pulse["beats"]
+                    if beats != heard[rank][0]:
+                        heard[rank] = beats, now
+                    if left is not None or now - heard[rank][1] > _PATIENCE:
+                        weight, words = self._said_of(rank, pulse)
+                        if weight in (0, 1, 3):
+                            return words
+                    missing = True
+                if not missing:
+                    return ""
+                time.sleep(_POLL)
+        except RuntimeError:
+            return "rank 0 is gone, and with it the place where ranks meet"
 
     def who_is_missing(self) -> str:
         """A sentence that names who did not come to the last meeting; empty where all seem to."""

@@ -20,6 +20,8 @@ KINDS = {
     "experiment": ["experiment=sinusoid", *TINY[2:]],
     "members": ["trainer=ensemble", "trainer.members=2", "model.hidden=[4]", *QUICK],
     "samples": ["trainer=per_sample", "trainer.batch_size=16", "model.hidden=[4]", *QUICK],
+    "null": ["trainer=ensemble", "trainer.members=2", "data.wrong_labels=null", *QUICK],
+    "overridden": ["experiment=digits_ensemble", "trainer.members=2", "model.hidden=[4]", *QUICK],
     "added": ["trainer=ensemble", "trainer.members=2", "+optimizer.weight_decay=0.1", *QUICK],
 }
 
@@ -42,6 +44,19 @@ def test_the_same_command_starts_and_goes_on(run: Run, tmp_path: Path, words: li
     assert _steps(tmp_path / "run") == 6
 
 
+def test_what_an_experiment_sets_may_be_set_otherwise(run: Run, tmp_path: Path) -> None:
+    """By the same words each time, also where it is what the run's module was made by."""
+    own = tmp_path / "own" / "experiment" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\ndefaults: [{override /trainer: ensemble}]\n"
+                   "trainer: {members: 3}\n")  # fmt: skip
+    words = ["--config-dir=own", "experiment=mine", "trainer.members=2", "model.hidden=[4]", *QUICK]
+    for _ in range(2):
+        outcome = run("train", *words, *AUTO)
+        assert outcome.code == 0, outcome.err
+    assert OmegaConf.load("run/config.yaml").trainer.members == 2
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -49,6 +64,8 @@ def test_the_same_command_starts_and_goes_on(run: Run, tmp_path: Path, words: li
         (["resume=auto"], "hydra.run.dir=<folder of the run> is needed beside it"),
         (["model=mlp", "model.hidden=[9]", "resume=run"], "model='mlp': a resumed run keeps its"),
         (["model=conv4", "resume=run"], "model='conv4': a resumed run keeps its settings"),
+        (["+model={dropout: 0.5}", "resume=run"], "a resumed run keeps its settings"),
+        (["trainer={steps: 9}", "resume=run"], "a resumed run keeps its settings"),
         (["~task", "resume=run"], "a resumed run keeps its settings"),
         (["learner=protonet", "resume=run"], "learner='protonet': a resumed run keeps"),
     ],

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.multiprocessing as processes
 
+from metalearn.errors import RankError
 from metalearn.ranks import joined
 from metalearn.ranks.launch import Launch
 
@@ -68,6 +69,34 @@ def test_meetings_over_the_loopback(tmp_path: Path) -> None:
         assert found["agreed"] == {"rank": 0}
         assert found["each"] == [[0, "ß"], [1, "ß"], [2, "ß"]]
         assert found["notes"] == [0, 15, 0]
+
+
+def _unequal_work(rank: int, count: int, port: int, folder: str) -> None:
+    """One takes longer than ranks wait for each other; then one of them is lost."""
+    with joined(4.0, Launch(rank, count, rank, "127.0.0.1", port)) as ranks:
+        if rank == 2:
+            time.sleep(7)
+        ranks.gather()
+        found = {"sum": float(ranks.sums({"a": torch.tensor(1.0)})["a"])}
+        Path(folder, f"{rank}.json").write_text(json.dumps(found))
+        if rank == 2:
+            os._exit(0)
+        before = time.monotonic()
+        try:
+            ranks.gather()
+        except RankError as error:
+            found |= {"lost": str(error), "seconds": time.monotonic() - before}
+        Path(folder, f"{rank}.json").write_text(json.dumps(found))
+        os._exit(0)
+
+
+def test_who_works_longer_is_waited_for_and_who_is_lost_is_not(tmp_path: Path) -> None:
+    count = 3
+    processes.spawn(_unequal_work, args=(count, free_port(), str(tmp_path)), nprocs=count)  # type: ignore[no-untyped-call]
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(count)]
+    assert [one["sum"] for one in found] == [3.0] * 3
+    first = found[0]
+    assert first["lost"].startswith("rank 2 is gone: it was killed") and first["seconds"] < 20
 
 
 # --- trainings -----------------------------------------------------------------------------------
@@ -224,7 +253,6 @@ def test_other_commands_and_sweeps_are_refused(tmp_path: Path, started: list[Sta
     known = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": str(free_port())}
     for words, sentence in (
         (["export", "run=x"], "diagnose, attribute are what 2 ranks can share; others run without"),
-        (["evaluate", "run=[x,y]"], "ranks=2: 1 is needed: the evaluation of several runs as one"),
         (["train", "-m", "seed=0,1"], "torchrun='-m': one run is what ranks can share"),
     ):
         found = subprocess.run(

@@ -79,6 +79,9 @@ class ThreadRanks(Ranks):
         before, self._noted = self._noted, max(self._meet("note", number))
         return before
 
+    def gather(self) -> None:
+        self._meet("gathered", None)
+
     def forget(self) -> None:
         self._noted = 0
 

@@ -191,6 +191,7 @@ def diagnose_by_ranks(
         for place, found in own.findings.items()
     }
     whole = Diagnosis()
+    ranks.gather()
     for told, left_out in ranks.of_each([findings, own.left_out]):
         whole.left_out |= left_out
         for place, found in told.items():

@@ -28,6 +28,7 @@ from metalearn.trainers.meta.learnt_records import learnt_numbers
 from metalearn.trainers.meta.method_checks import check_methods, check_task_gradients
 from metalearn.trainers.meta.objective import MetaBatch, MetaObjective
 from metalearn.trainers.meta.stand_ins import stand_ins
+from metalearn.trainers.private.sharing import drawn_by_the_first
 from metalearn.types import Params, TaskBatch
 
 __all__ = ["PrivateMetaObjective", "PrivateSteps"]
@@ -58,7 +59,7 @@ class PrivateSteps:
 
     def batch(self, step: int, device: torch.device) -> MetaBatch:
         """Units of a step, which is written down before, and their tasks; chance may draw none."""
-        drawn = self.ranks.agreed(self._drawn(step) if self.ranks.rank == 0 else None)
+        drawn = drawn_by_the_first(self.ranks, self.account, partial(self._drawn, step))
 
         def tasks(units: Sequence[int]) -> TaskBatch:
             return self.units.sample(units, step, device=device) if units else TaskBatch((), ())

@@ -30,6 +30,7 @@ from metalearn.schema import Kind, Misfit, mapping
 from metalearn.trainers.loop.protocols import Evaluation
 from metalearn.trainers.private.reports import cost_remarks
 from metalearn.trainers.private.settings import PrivacySettings
+from metalearn.trainers.private.sharing import drawn_by_the_first
 
 __all__ = ["SCORES", "NoisyAccuracy", "validation_account"]
 
@@ -82,7 +83,8 @@ class NoisyAccuracy:
         if first:
             self.account.reserve(self._number(step))
         bits = self._right().cpu().double() - _SENSITIVITY
-        numbers = self._ranks.agreed(self._noisy(bits.sum(), step) if first else None)
+        draw = partial(self._noisy, bits.sum(), step)
+        numbers = drawn_by_the_first(self._ranks, self.account, draw)
         return Evaluation(numbers, torch.tensor([numbers[self.monitor]], dtype=torch.float64))
 
     def state(self) -> dict[str, Any]:

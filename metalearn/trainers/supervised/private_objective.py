@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.float64 import widest
 from metalearn.data import Augmentation, augment
 from metalearn.data.regression import SupervisedData
 from metalearn.privacy import (
@@ -28,6 +29,7 @@ from metalearn.schema import Kind, Misfit
 from metalearn.trainers.loop.step import StepGradient
 from metalearn.trainers.private.growing import GrowingBatch
 from metalearn.trainers.private.noisy_validation import SCORES
+from metalearn.trainers.private.sharing import drawn_by_the_first
 from metalearn.trainers.supervised.batches import LabelledBatch, check_augmentation
 from metalearn.trainers.supervised.per_sample_objective import PerSampleObjective
 from metalearn.trainers.supervised.pure_model import PureModel
@@ -80,7 +82,8 @@ class PrivateBatches:
 
     def __call__(self, step: int) -> LabelledBatch:
         """Inputs and targets of a step, of as many samples as chance has it."""
-        indices, seed = self.ranks.agreed(self._drawn(step) if self.ranks.rank == 0 else None)
+        draw = partial(self._drawn, step)
+        indices, seed = drawn_by_the_first(self.ranks, self.account, draw)
         x, y = self.data.take(torch.tensor(indices, dtype=torch.int64), device=self.device)
         return augment(x, self.augmentation, seeds=[seed], step=step), y
 
@@ -147,7 +150,8 @@ class PrivateObjective(PerSampleObjective):
         grads = dict(found.grads)
         beside: dict[str, Tensor] = {}
         if self.following is not None:
-            beside[_BITS] = grads.pop(_BITS, torch.zeros((), dtype=torch.float64))
+            none = widest(next(iter(params.values())).new_zeros(()))  # of an empty part
+            beside[_BITS] = grads.pop(_BITS, none)
         return replace(
             found,
             grads=grads,
