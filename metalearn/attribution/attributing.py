@@ -72,7 +72,7 @@ def attribute(
         numbers: by which warnings tell of several networks; None counts them from 0.
 
     Raises:
-        SettingError: no network, or a name that is not known.
+        SettingError: no network, a name that is not known, or another count of numbers.
     """
     if not networks:
         raise SettingError("networks", [], "at least one network is needed")
@@ -82,13 +82,17 @@ def attribute(
     ):
         for name in names:
             check_known(setting, name, tuple(known))
+    named: Sequence[int] = range(len(networks)) if numbers is None else numbers
+    if len(named) != len(networks):
+        accepted = f"None is needed, or {len(networks)}, one for each network"
+        raise SettingError("numbers", len(named), accepted)
     found = Attributed()
     found.by_member |= _run(networks, {name: METHODS[name] for name in methods}, found)
     alone = _run(networks, {name: SELF_METHODS[name] for name in self_methods}, found)
     found.self_scores |= {name: scores.mean(0) for name, scores in alone.items()}
     several = len(networks) > 1 or numbers is not None
     for name in found.by_member:
-        for number, network in zip(numbers or range(len(networks)), networks):
+        for number, network in zip(named, networks):
             if name in DOUBTS and (warning := DOUBTS[name](network)):
                 of = f"member {number}: " if several else ""
                 found.warnings.append(f"{of}{name}: {warning}")
