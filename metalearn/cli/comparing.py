@@ -19,6 +19,7 @@ from metalearn.cli.compared_settings import (
     as_typed,
     differing_settings,
     key_of,
+    printable,
     seeds_of,
 )
 from metalearn.evaluation.seeds import SeedMean, mean_over_seeds
@@ -28,6 +29,7 @@ __all__ = ["Comparison", "Row", "compared", "is_share"]
 _SCORE = "best/"
 _SHARES = ("accuracy", "coverage")
 _LARGER, _SMALLER = ("accuracy",), ("loss", "nll", "objective")
+_SIZES = ("way", "shot", "query", "split")
 _OF_TESTS = ("task", "data", "ood", "test_tasks")
 """Groups and settings that say what is predicted."""
 
@@ -64,7 +66,7 @@ class Row:
         names = [n for n in of_each[0] if len({str(own.get(n)) for own in of_each}) > 1]
         name = names[0] if names else "seed"
         shown = ", ".join(as_typed(own.get(name, ABSENT)) for own in of_each)
-        return shown if name == "seed" else f"{name}: {shown}"
+        return shown if name == "seed" else f"{printable(name)}: {shown}"
 
     @property
     def folders(self) -> str:
@@ -235,12 +237,18 @@ def _larger_is_better(score: str) -> bool | None:
 
 
 def _tests_differ(rows: Sequence[Row]) -> bool:
-    """Whether rows are of different tasks or data."""
+    """Whether rows are of different tasks or data, whatever setting has brought that about."""
     return any(
-        len({key_of(row.settings[name]) for row in rows}) > 1
+        len({key_of(_choice_of(run.config.get(name))) for row in rows for run in row.runs}) > 1
         for name in ("task", "data")
-        if rows and name in rows[0].settings
     )
+
+
+def _choice_of(node: Any) -> Any:
+    """What a group builds, and the sizes that say how hard it is."""
+    if not isinstance(node, Mapping):
+        return node
+    return {name: node.get(name) for name in ("_target_", *_SIZES)}
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

@@ -61,6 +61,10 @@ def _call(main: Callable[[], Any]) -> None:
         if received is None:
             raise
         raise JobError("the sweep was stopped", 128 + received) from error
+    else:
+        received = keep_signals()
+        if received is not None:
+            raise JobError("the sweep was stopped as it ended", 128 + received)
     finally:
         keep_signals()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
 import threading
 from contextlib import suppress
@@ -17,6 +18,8 @@ from types import FrameType
 __all__ = ["StoppedJobs", "hand_on_signals", "keep_signals", "listen_as_job"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_LATER = 0.5
+"""Seconds between two looks for processes that have been started since a signal."""
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
@@ -28,6 +31,7 @@ class _Handing:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.told: set[int] = set()
         self.handlers = {n: signal.getsignal(n) for n in _SIGNALS}
         self.signals = [n for n in _SIGNALS if self.handlers[n] is not signal.SIG_IGN]  # nohup
         self.heard, self.said = os.pipe()
@@ -52,7 +56,15 @@ class _Handing:
 
     def _wait(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
-        while heard := os.read(self.heard, 1):
+        while True:
+            if not select.select([self.heard], [], [], None if self.received is None else _LATER)[
+                0
+            ]:
+                self._send(signal.SIGTERM, _children() - self.told)
+                continue
+            heard = os.read(self.heard, 1)
+            if not heard:
+                return
             if heard[0] in self.signals:
                 self._hand_on(heard[0])
 
@@ -60,9 +72,17 @@ class _Handing:
         # A terminal sends SIGINT to jobs as well, and a second one would end them at once.
         sent = signal.SIGTERM if self.received is None else number
         self.received = self.received or number
-        for child in multiprocessing.active_children():
+        self._send(sent, _children())
+
+    def _send(self, number: int, children: set[int]) -> None:
+        for child in children:
             with suppress(OSError):
-                os.kill(child.pid or 0, sent)
+                os.kill(child, number)
+        self.told |= children
+
+
+def _children() -> set[int]:
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
 
 def _start_trackers() -> None:

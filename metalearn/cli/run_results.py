@@ -16,6 +16,7 @@ from metalearn.errors import SettingError
 from metalearn.files import read_regular
 from metalearn.tracking import write_json
 from metalearn.trainers import FitResult, Trainer
+from metalearn.trainers.loop.unvalidated import Unvalidated
 from metalearn.trainers.report import Report
 
 __all__ = ["check_direction", "has_results", "write_results"]
@@ -34,6 +35,9 @@ def check_direction(trainer: Trainer) -> None:
         return
     given = HydraConfig.get().sweeper.get("direction")
     evaluator = trainer.loop.evaluator
+    if given is not None and evaluator.monitor == Unvalidated.monitor:
+        accepted = "a training that is validated is needed: a sweeper goes by that score"
+        raise SettingError("hydra.sweeper", "optuna", accepted)
     needed = "maximize" if evaluator.larger_is_better else "minimize"
     if given is not None and getattr(given, "name", given) != needed:
         accepted = f"{needed} is needed: a run gives one number, its best {evaluator.monitor}"

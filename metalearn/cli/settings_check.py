@@ -135,7 +135,8 @@ def _prepare_launcher(config: DictConfig, jobs: int | None) -> None:
 
         with read_write(config.hydra):
             launcher.n_jobs = min(jobs, cpu_count())
-    hand_on_signals()
+    if launcher.n_jobs != 1:  # else joblib runs them in this very process
+        hand_on_signals()
 
 
 def _expect_folder(setting: str, config: DictConfig) -> Collection[Path]:

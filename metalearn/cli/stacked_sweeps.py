@@ -6,6 +6,7 @@ Axes: M members, one for each job.
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def as_one_stack(jobs: Sequence[DictConfig]) -> str | None:
     Args:
         jobs: of a sweep, composed, with their ``hydra`` nodes.
     """
-    if len(jobs) < 2 or not all(_is_single(job) for job in jobs):
+    elsewhere = any(word.startswith("--config") for word in sys.argv)  # which a command would need
+    if elsewhere or len(jobs) < 2 or not all(_is_single(job) for job in jobs):
         return None
     flat = [_settings(job) for job in jobs]
     names = {name for settings in flat for name in settings}
@@ -46,6 +48,8 @@ def as_one_stack(jobs: Sequence[DictConfig]) -> str | None:
     seeds = [_seed(each) for each in flat]
     one_order = flat[0].get("trainer.shuffle") == "shared"
     if not differing or not differing <= known or (one_order and len(set(seeds)) > 1):
+        return None
+    if any(not _is_one(flat[0].get(f"trainer.{name}")) for name in _OWN):
         return None
     changes: dict[str, Sequence[Any]] = {"trainer.seeds": seeds}
     for name in _OWN:
@@ -88,8 +92,13 @@ def _seed(settings: Mapping[str, Any]) -> Any:
 def _first(settings: Mapping[str, Any], places: Sequence[str]) -> Any:
     """The value that counts, of one member."""
     values = [settings[place] for place in places if settings.get(place) is not None]
-    value = values[0] if values else 0.0
+    value = values[0] if values else None
     return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _is_one(value: Any) -> bool:
+    """Whether a setting that is given once goes for every member alike."""
+    return value is None or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:

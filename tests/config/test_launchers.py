@@ -28,6 +28,7 @@ from metalearn.cli.error_messages import JobError, one_sentence_errors
 from metalearn.cli.job_signals import StoppedJobs
 from metalearn.cli.launches import Launch, note_launch
 from metalearn.errors import SettingError
+from metalearn.trainers.loop.unvalidated import Unvalidated
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.commands import ROOT, TINY, Outcome
 
@@ -42,6 +43,34 @@ SWEEP = [*TINY, "trainer.compile=never", "maml.inner_lr=0.01,5000.0,0.02"]  # th
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetaEvaluator, "_draw", lambda *given: None)
     monkeypatch.setattr("metalearn.cli.commands.train.provenance", dict)  # asks git: slow
+
+
+_EARLY = """
+import multiprocessing, os, signal, time
+from metalearn.cli.job_signals import StoppedJobs, hand_on_signals, keep_signals, listen_as_job
+
+def job():
+    stopped = StoppedJobs()
+    stopped.busy = True
+    listen_as_job(stopped)
+    time.sleep(60)
+
+hand_on_signals()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.2)
+late = multiprocessing.get_context("fork").Process(target=job)
+late.start()
+late.join(30)
+print(late.exitcode, keep_signals())
+"""
+
+
+def test_a_signal_reaches_jobs_that_are_started_after_it() -> None:
+    """In a program of its own, whose signals they are."""
+    found = subprocess.run(
+        [sys.executable, "-c", _EARLY], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert found.stdout.split() == ["143", "15"]
 
 
 def headlines(sweep: Path) -> dict[str, Any]:
@@ -240,6 +269,9 @@ def test_a_sweeper_that_looks_the_wrong_way_is_refused(
         run_results.check_direction(trainer)
     config.sweeper["direction"] = wrong
     with pytest.raises(SettingError, match=rf"direction='{wrong}': {right} is needed: .*/score"):
+        run_results.check_direction(trainer)
+    evaluator.monitor = Unvalidated.monitor
+    with pytest.raises(SettingError, match="a training that is validated is needed"):
         run_results.check_direction(trainer)
 
 

@@ -70,6 +70,16 @@ def test_runs_are_named_as_they_were_typed(tmp_path: Path) -> None:
     assert any(line.split()[:3] == ["2", "protonet", "0"] for line in lines)
 
 
+def test_scores_on_other_tasks_do_not_order_runs(tmp_path: Path) -> None:
+    """Whatever was typed to bring that about, such as an experiment."""
+    typed = {}
+    for number, way in enumerate([5, 20]):
+        write_run(tmp_path / str(number), 0, 0.5 + way / 100, task={"way": way})
+        typed[str(number)] = [f"experiment=of_{way}"]
+    text = "\n".join(summarize_sweep(tmp_path, typed))
+    assert "in the order in which they were found: their tasks or data differ" in text
+
+
 def test_runs_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
     for number, rate in enumerate([0.1, 0.4]):
         write_run(tmp_path / str(number), 0, rate, maml={"inner_lr": rate})
@@ -158,6 +168,8 @@ def test_runs_that_could_be_members_are_those_members(
         (["trainer.members=1", "optimizer.lr=0.1"], False),  # one run
         (["trainer.members=2", "optimizer.lr=0.1,0.01"], False),  # ensembles of their own
         (["trainer.members=1", "seed=0,1", "data.member_weights={leave_out:0.1}"], False),
+        (["trainer.members=1", "trainer.dropout=null,0.1"], False),  # null is the model's own
+        (["trainer.members=1", "optimizer.lr=0.1,0.01", "trainer.dropout=[0.1]"], False),
         (["trainer=per_sample", "optimizer.lr=0.1,0.01"], False),
     ],
 )  # fmt: skip
