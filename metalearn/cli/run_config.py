@@ -160,7 +160,7 @@ def resumed_config(config: DictConfig, given: Sequence[GivenSetting]) -> DictCon
         name = setting.name
         if name in ("resume", "trust") or (name == "experiment" and of_experiment):
             continue
-        if not fits(setting):
+        if name == "experiment" or not fits(setting):
             raise setting.refusal(f"{KEPT_ON_RESUMING} beside resume={config.resume}")
         if _may_change(setting):
             _check_kept(saved, setting, config)

@@ -160,6 +160,7 @@ def test_a_signal_reaches_jobs_which_end_by_themselves(to_all: bool, tmp_path: P
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     said = out.strip().rpartition(" ")
     assert said[2] == str(int(number)) and process.returncode == 0
     begun = len(list(tmp_path.iterdir()))

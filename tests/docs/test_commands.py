@@ -43,6 +43,7 @@ def checked_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "outputs" / "mine")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, that optuna uses
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_accepted(command: str, run: Callable[..., Outcome], tmp_path: Path) -> None:
     _, script, *arguments = shlex.split(command, comments=True)

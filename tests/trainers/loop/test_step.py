@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -206,7 +207,8 @@ class Parts(Sums):
 
     def part(self, batch: Any) -> Any:
         cut = SAMPLES // 3
-        return tuple(part[:cut] if self.share.rank == 0 else part[cut:] for part in batch)
+        own = (part[:cut] if self.share.rank == 0 else part[cut:] for part in batch)
+        return nullcontext(tuple(own))
 
     def gradient(self, params: Params, batch: Any, *, step: int) -> StepGradient:
         found = super().gradient(params, batch, step=step)
