@@ -6,32 +6,27 @@ Axes: R ranks.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metalearn.benchmarks.clipped_networks import mnist_network
 from metalearn.benchmarks.ensembles import ENSEMBLES
+from metalearn.benchmarks.shared_steps import QUIET, step_times, turn
 from metalearn.data import ClassificationData, LabelledImages
 from metalearn.models import Conv4, Ensemble
-from metalearn.ranks import Ranks, joined
+from metalearn.ranks import joined
 from metalearn.tasks import FewShotTasks
 from metalearn.trainers import MAML, EnsembleTrainer, MetaTrainer, PerSampleTrainer, Trainer
-from metalearn.trainers.loop.protocols import Callback, Training
 
 __all__ = ["LAYOUTS", "TRAININGS", "SharedTiming", "shared_race", "shared_table", "take_part"]
 
-_STEPS, _FIRST = 24, 4
-"""Of a turn, and those at its begin that do not count."""
+_STEPS = 24
+"""Of a turn."""
 _CLASSES, _PICTURES = 60, 4
 LAYOUTS: dict[str, tuple[int, int]] = {
     "one process, one thread": (1, 1),
@@ -126,10 +121,11 @@ def shared_race(names: Sequence[str], *, rounds: int) -> list[SharedTiming]:
     """Time trainings, layout by layout and round by round, each in new processes."""
     timings = []
     for name in names:
+        code = f"from {__name__} import take_part; take_part({name!r})"
         turns, apart = [], []
         for _ in range(rounds):
-            turns.append({layout: _turn(name, *LAYOUTS[layout])[0] for layout in LAYOUTS})
-            both = _turn(name, 1, 1, groups=2)
+            turns.append({layout: turn(code, *LAYOUTS[layout])[0] for layout in LAYOUTS})
+            both = turn(code, 1, 1, groups=2)
             apart.append(statistics.mean(one["step"] for one in both))
         alone, threads, ranks = ([turn[layout]["step"] for turn in turns] for layout in LAYOUTS)
         two = [turn["two ranks, one thread each"] for turn in turns]
@@ -160,69 +156,9 @@ def shared_table(timings: Sequence[SharedTiming]) -> str:
     return "\n".join(rows)
 
 
-class _Clock(Callback):
-    """When steps ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def after_update(self, loop: Training) -> None:
-        self.ends.append(time.perf_counter())
-
-
-def _turn(name: str, ranks: int, threads: int, groups: int = 1) -> list[dict[str, float]]:
-    """What the first rank of each of so many groups found, which train at the same time."""
-    started = [_started(name, ranks, threads) for _ in range(groups)]
-    outputs = [[process.communicate()[0] for process in group] for group in started]
-    return [json.loads(first) for first, *_ in outputs]
-
-
-def _started(name: str, ranks: int, threads: int) -> list[subprocess.Popen[bytes]]:
-    """The processes of a training."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    known = {
-        **os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads),
-    }  # fmt: skip
-    command = [sys.executable, "-c", f"from {__name__} import take_part; take_part({name!r})"]
-    return [
-        subprocess.Popen(command, env={**known, "RANK": str(rank)}, stdout=subprocess.PIPE)
-        for rank in range(ranks)
-    ]
-
-
-def _measured(name: str, ranks: Ranks) -> dict[str, float]:
-    """Seconds of a step and of its meetings, and bytes that go to them."""
-    clock, spent, sent = _Clock(), [0.0], [0]
-    inner = ranks.sums
-
-    def sums(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        start = time.perf_counter()
-        found = inner(values)
-        spent.append(time.perf_counter() - start)
-        sent.append(sum(value.numel() * value.element_size() for value in values.values()))
-        return found
-
-    if ranks.count > 1:
-        ranks.sums = sums  # type: ignore[method-assign]
-    quiet: Any = {"steps": _STEPS, "compile": "never", "progress": False, "log_every": 10**6}
-    trainer = TRAININGS[name][1](ranks=ranks, **quiet)
-    trainer.loop.callbacks = (*trainer.loop.callbacks, clock)
-    trainer.fit()
-    steps = [end - begin for begin, end in zip(clock.ends, clock.ends[1:])][_FIRST:]
-    meetings = spent[1 + _FIRST :] or [0.0]
-    return {
-        "step": statistics.median(steps),
-        "meeting": statistics.median(meetings),
-        "sent": statistics.median(sent[1:] or [0]),
-    }
-
-
 def take_part(name: str) -> None:
     """Train as one of the ranks that the environment tells of; the first prints what it found."""
     with joined() as ranks:
-        found = _measured(name, ranks)
+        found = step_times(TRAININGS[name][1](ranks=ranks, steps=_STEPS, **QUIET), ranks)
         if ranks.rank == 0:
             print(json.dumps(found))

@@ -28,6 +28,8 @@ from metalearn.benchmarks import (
 from metalearn.benchmarks.processes import on_processors
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
+from metalearn.cli.run_folders import existing_run
+from metalearn.cli.timed_run import time_run
 from metalearn.core.checks import as_device
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
@@ -39,6 +41,7 @@ _CURVE_WORKLOAD = "W2"
 _CURVE = ("batched", "mixed", "first_order", "implicit", "vmap_grad")
 _META = "meta_gradient"
 _MOST_THREADS = 4096
+_RANKS = "ranks"
 _OF_RACE = ("workloads", "contestants", "memory", "curve", "device", "parallel_metalearn")
 
 
@@ -59,6 +62,8 @@ def benchmark(config: DictConfig) -> None:
         with on_processors(config.threads):
             if suite == _META:
                 result = _meta_gradients(config, names)
+            elif suite == _RANKS and config.run is not None:
+                result = _layouts(config)
             else:
                 print(f"{suite}: {(SUITES[suite].__doc__ or '').strip()}", flush=True)
                 result = SUITES[suite](config.rounds)
@@ -102,6 +107,16 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     for setting in given:
         if setting.name in _OF_RACE and setting.value is not None and _META not in config.suites:
             raise setting.refusal(f"suites=[{_META}] is needed for it")
+    _check_run(config, given)
+
+
+def _layouts(config: DictConfig) -> SuiteResult:
+    """How many ranks of this machine would share the training of a run best."""
+    print(f"ranks: a training step of {config.run}, by one process and by several", flush=True)
+    timing = time_run(config.run, trust=config.trust, rounds=config.rounds)
+    table = f"{timing.table()}\n\n{timing.sentence()}"
+    print(table, flush=True)
+    return SuiteResult(table, {}, timing.numbers())
 
 
 def _meta_gradients(config: DictConfig, names: Sequence[str]) -> SuiteResult:
@@ -141,6 +156,21 @@ def _check_device(device: object, suites: Sequence[str]) -> None:
     others = [suite for suite in suites if suite != _META]
     if as_device(device).type != "cpu" and others:
         raise SettingError("device", device, f"cpu is needed for suites=[{', '.join(others)}]")
+
+
+def _check_run(config: DictConfig, given: Sequence[GivenSetting]) -> None:
+    """Refuse a run that is none, or that nothing is asked of."""
+    if not isinstance(config.trust, bool):
+        raise SettingError("trust", plain_value(config.trust), "true or false is needed")
+    for setting in given:
+        if setting.name == "run" and _RANKS not in config.suites:
+            raise setting.refusal(f"suites=[{_RANKS}] is needed for it")
+        if setting.name == "trust" and config.run is None:
+            raise setting.refusal("run=<folder> is needed for it")
+        if setting.name == "threads" and config.run is not None and setting.value is not None:
+            raise setting.refusal("null is needed: a run is timed on all processors")
+    if config.run is not None:
+        existing_run(plain_value(config.run), "run")
 
 
 def _name_folder(folder: object) -> None:
