@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metalearn.cli.launches import number_of_job
+from metalearn.cli.launching.launches import number_of_job
 from metalearn.errors import SettingError
 from metalearn.ranks.launch import Launch, launched
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from metalearn.cli.command_table import Command
 from metalearn.cli.config_files import config_folder
 from metalearn.cli.error_messages import JobError, check_options, one_sentence_errors
-from metalearn.cli.job_signals import keep_signals
-from metalearn.cli.jobs import run_job
+from metalearn.cli.launching.jobs import run_job
+from metalearn.cli.launching.signals import keep_signals
 from metalearn.cli.standard_streams import tolerant_streams
 from metalearn.cli.usage import typed
 

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.cli.launches import is_of_sweep
+from metalearn.cli.launching.launches import is_of_sweep
 from metalearn.cli.run_config import used_part
 from metalearn.errors import SettingError
 from metalearn.files import read_regular

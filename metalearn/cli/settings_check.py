@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from metalearn.cli.command_table import COMMANDS
+from metalearn.cli.comparison.sweeps import summarize_sweep
 from metalearn.cli.error_messages import KNOWN_ERRORS, one_sentence_errors
 from metalearn.cli.given_settings import (
     given_settings,
@@ -29,11 +30,10 @@ from metalearn.cli.given_settings import (
     refuse_unknown,
     sweep_jobs,
 )
-from metalearn.cli.job_signals import hand_on_signals
-from metalearn.cli.launches import note_launch
+from metalearn.cli.launching.launches import note_launch
+from metalearn.cli.launching.signals import hand_on_signals
+from metalearn.cli.launching.stacked import as_one_stack
 from metalearn.cli.run_folders import make_new_folder, note_missing, writing_to
-from metalearn.cli.stacked_sweeps import as_one_stack
-from metalearn.cli.sweeps import summarize_sweep
 from metalearn.errors import SettingError, StorageError
 
 __all__ = ["CheckSettings"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from metalearn.cli.compared_settings import ABSENT, as_typed, differing_settings, seeds_of
+from metalearn.cli.comparison.settings import ABSENT, as_typed, differing_settings, seeds_of
 from metalearn.cli.config_files import config_folder
 
 CONF = config_folder()

@@ -22,11 +22,12 @@ from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from metalearn.cli import jobs, run_results
+from metalearn.cli import run_results
 from metalearn.cli.devices import device_of
 from metalearn.cli.error_messages import JobError, one_sentence_errors
-from metalearn.cli.job_signals import StoppedJobs
-from metalearn.cli.launches import Launch, note_launch
+from metalearn.cli.launching import jobs
+from metalearn.cli.launching.launches import Launch, note_launch
+from metalearn.cli.launching.signals import StoppedJobs
 from metalearn.errors import SettingError
 from metalearn.trainers.loop.unvalidated import Unvalidated
 from metalearn.trainers.meta.evaluator import MetaEvaluator
@@ -47,7 +48,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _EARLY = """
 import multiprocessing, os, signal, time
-from metalearn.cli.job_signals import StoppedJobs, hand_on_signals, keep_signals, listen_as_job
+from metalearn.cli.launching.signals import (
+    StoppedJobs, hand_on_signals, keep_signals, listen_as_job
+)
 
 def job():
     stopped = StoppedJobs()
@@ -120,10 +123,10 @@ def test_side_by_side_jobs_are_those_that_come_one_after_another(
 WORKERS = """
 import sys, time
 from joblib import Parallel, delayed
-from metalearn.cli.job_signals import hand_on_signals, keep_signals, listen_as_job
+from metalearn.cli.launching.signals import hand_on_signals, keep_signals, listen_as_job
 
 def job(number, folder):
-    from metalearn.cli.jobs import _stopped as stopped
+    from metalearn.cli.launching.jobs import _stopped as stopped
     listen_as_job(stopped)
     if stopped.received:
         return "not begun"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from metalearn.cli.command_table import Command
-from metalearn.cli.sweeps import summarize_sweep
+from metalearn.cli.comparison.sweeps import summarize_sweep
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.commands import TINY, Outcome
 

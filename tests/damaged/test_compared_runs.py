@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn.cli.compared_runs import find_runs
-from metalearn.cli.comparing import compared
-from metalearn.cli.comparison_files import write_comparison
-from metalearn.cli.comparison_tables import comparison_lines
+from metalearn.cli.comparison.comparing import compared
+from metalearn.cli.comparison.files import write_comparison
+from metalearn.cli.comparison.runs import find_runs
+from metalearn.cli.comparison.tables import comparison_lines
 from metalearn.cli.run_config import saved_config
 from tests.damaged.test_checkpoints import RUNS, SAVED, contents
 from tests.damaged.test_configs import damaged
@@ -84,7 +84,7 @@ def test_every_entry_of_results_replaced(tmp_path: Path, monkeypatch: pytest.Mon
     values = [v for k, v in REPLACEMENTS.items() if k not in ("deep",) and not hasattr(v, "shape")]
     values += [deep(5), 1e308, -math.inf]
     config, texts = saved_config(folder), set()
-    monkeypatch.setattr("metalearn.cli.compared_runs.saved_config", lambda *_, **__: config)
+    monkeypatch.setattr("metalearn.cli.comparison.runs.saved_config", lambda *_, **__: config)
     for path in entries(whole):
         texts |= {json.dumps(replaced(whole, path, value)) for value in values}
         texts.add(json.dumps(without(whole, path)))

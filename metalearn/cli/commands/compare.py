@@ -9,10 +9,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from metalearn.cli.compared_runs import Finding, find_runs, folders_named
-from metalearn.cli.comparing import compared
-from metalearn.cli.comparison_files import write_comparison
-from metalearn.cli.comparison_tables import comparison_lines
+from metalearn.cli.comparison.comparing import compared
+from metalearn.cli.comparison.files import write_comparison
+from metalearn.cli.comparison.runs import Finding, find_runs, folders_named
+from metalearn.cli.comparison.tables import comparison_lines
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, plain_value
 from metalearn.cli.run_folders import make_new_folder, writing_to

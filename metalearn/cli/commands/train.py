@@ -18,7 +18,7 @@ from metalearn.cli.building import build, check_settings_of, groups_of
 from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
-from metalearn.cli.launches import is_of_sweep
+from metalearn.cli.launching.launches import is_of_sweep
 from metalearn.cli.networks import InitialWeights, check_initial, initial_weights, kept_weights
 from metalearn.cli.processes import ranks_of_command
 from metalearn.cli.run_config import resumed_config, write_config

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from metalearn.cli.compared_runs import Span
-from metalearn.cli.compared_settings import as_typed, printable
-from metalearn.cli.comparing import Comparison, Row, is_share
+from metalearn.cli.comparison.comparing import Comparison, Row, is_share
+from metalearn.cli.comparison.runs import Span
+from metalearn.cli.comparison.settings import as_typed, printable
 from metalearn.cli.markdown import markdown
 
 __all__ = ["comparison_lines", "comparison_page"]

@@ -19,8 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from metalearn.cli.error_messages import Ended, JobError, one_sentence_errors
-from metalearn.cli.job_signals import StoppedJobs, listen_as_job
-from metalearn.cli.launches import Launch, launched_by
+from metalearn.cli.launching.launches import Launch, launched_by
+from metalearn.cli.launching.signals import StoppedJobs, listen_as_job
 from metalearn.cli.standard_streams import numbered_streams, tolerant_streams
 
 __all__ = ["run_job"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from metalearn.cli.compared_runs import find_runs
-from metalearn.cli.compared_settings import typed_settings
-from metalearn.cli.comparing import compared
-from metalearn.cli.comparison_files import write_comparison
-from metalearn.cli.comparison_tables import comparison_lines
+from metalearn.cli.comparison.comparing import compared
+from metalearn.cli.comparison.files import write_comparison
+from metalearn.cli.comparison.runs import find_runs
+from metalearn.cli.comparison.settings import typed_settings
+from metalearn.cli.comparison.tables import comparison_lines
 
 __all__ = ["summarize_sweep"]
 

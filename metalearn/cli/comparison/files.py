@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalearn.cli.compared_settings import ABSENT, as_typed, printable
-from metalearn.cli.comparing import Comparison, Row, is_share
-from metalearn.cli.comparison_tables import comparison_page
+from metalearn.cli.comparison.comparing import Comparison, Row, is_share
+from metalearn.cli.comparison.settings import ABSENT, as_typed, printable
+from metalearn.cli.comparison.tables import comparison_page
 from metalearn.files import replace_file
 from metalearn.tracking import ComparedNumber, comparison_figure, write_json
 

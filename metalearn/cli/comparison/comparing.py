@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalearn.cli.compared_runs import ComparedRun, Span
-from metalearn.cli.compared_settings import (
+from metalearn.cli.comparison.runs import ComparedRun, Span
+from metalearn.cli.comparison.settings import (
     ABSENT,
     as_typed,
     differing_settings,

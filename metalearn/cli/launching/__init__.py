@@ -1,0 +1,1 @@
+"""The jobs of a sweep in processes of their own, however a launcher starts them."""
