@@ -35,6 +35,9 @@ __all__ = [
 
 _LARGEST = 2**18  # bytes of a configuration: a hundred times what they have
 _DEEPEST = 32  # levels of a configuration
+_KINDS = ("map", "seq", "str", "int", "float", "bool", "null")
+_TAGS = (None, *(f"tag:yaml.org,2002:{kind}" for kind in _KINDS))
+"""Of values that a configuration has; others, such as bytes and sets, no command could type."""
 
 
 def saved_config(folder: Path, *, trust: bool = False, typed: Collection[str] = ()) -> DictConfig:
@@ -101,7 +104,10 @@ def config_to_read(config: DictConfig, run: str | None = None) -> DictConfig:
 
 
 def _check_form(text: str) -> None:
-    """Refuse YAML that is small on the disk and large, or without end, in memory."""
+    """Refuse YAML that is small on the disk and large, or without end, in memory.
+
+    So are values of which no configuration is made, such as bytes.
+    """
     if len(text) > _LARGEST:
         raise ValueError(f"more than {_LARGEST} characters")
     depth = 0
@@ -110,6 +116,8 @@ def _check_form(text: str) -> None:
             raise ValueError("aliases")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
+        if getattr(event, "tag", None) not in _TAGS:
+            raise ValueError(f"the tag {event.tag}")
         if depth > _DEEPEST:
             raise ValueError(f"more than {_DEEPEST} levels")
 

@@ -19,6 +19,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.cli.command_table import COMMANDS
 from metalearn.cli.comparison.sweeps import summarize_sweep
@@ -34,7 +35,7 @@ from metalearn.cli.launching.launches import note_launch
 from metalearn.cli.launching.signals import hand_on_signals
 from metalearn.cli.launching.stacked import as_one_stack
 from metalearn.cli.run_folders import make_new_folder, note_missing, writing_to
-from metalearn.errors import SettingError, StorageError
+from metalearn.errors import NonFiniteError, SettingError, StorageError
 
 __all__ = ["CheckSettings"]
 
@@ -81,17 +82,31 @@ class CheckSettings(Callback):
         """Say what the runs of a sweep come to."""
         with _ending_program(config):
             folder = Path(config.hydra.sweep.dir)
-            jobs = enumerate(sweep_jobs(config) if is_grid(config) else [])
-            typed = {str(number): list(job.hydra.overrides.task) for number, job in jobs}
+            jobs = sweep_jobs(config) if is_grid(config) else []
+            typed = {
+                _folder_of(n, job): list(job.hydra.overrides.task) for n, job in enumerate(jobs)
+            }
             with writing_to(folder):
-                lines = summarize_sweep(folder, typed, width=shutil.get_terminal_size().columns)
-            if lines:
-                print("\n".join(lines))
+                summary = summarize_sweep(folder, typed, width=shutil.get_terminal_size().columns)
+            if summary.lines:
+                print("\n".join(summary.lines))
+            if summary.failed is not None:
+                raise NonFiniteError(summary.failed)
 
     def _check(self, config: DictConfig) -> None:
         given = given_settings(config.hydra)
         refuse_unknown(config, config.hydra.job.config_name, given)
         self.command.check()(config, given)
+
+
+def _folder_of(number: int, job: DictConfig) -> str:
+    """The name of a job's folder in that of its sweep, as Hydra has made it; "" where not known."""
+    with read_write(job.hydra), _as_current(job):
+        job.hydra.job.num = number
+        try:
+            return str(Path(str(job.hydra.sweep.subdir)))
+        except OmegaConfBaseException:
+            return ""
 
 
 @contextmanager

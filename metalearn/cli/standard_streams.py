@@ -105,6 +105,12 @@ class _Lasting:
         return True
 
 
+def _last_drawn(line: str) -> str:
+    """What a terminal would show of a line that a bar has been drawn over, again and again."""
+    kept = line.rstrip("\r")
+    return kept.rpartition("\r")[2] + line[len(kept) :][-1:]
+
+
 class _Numbered:
     """A stream that takes whole lines, for a stream that others write to as well."""
 
@@ -118,9 +124,11 @@ class _Numbered:
         return False  # a bar would be drawn over the lines of others
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
+        *lines, begun = (self._begun + text).split("\n")
+        self._begun = _last_drawn(begun)
         if lines:
-            self._stream.write("".join(f"[{self._number}] {line}\n" for line in lines))
+            shown = [_last_drawn(line.rstrip("\r")) for line in lines]
+            self._stream.write("".join(f"[{self._number}] {line}\n" for line in shown))
             self._stream.flush()
         return len(text)
 

@@ -204,7 +204,8 @@ def test_seeds_group_and_nothing_else_does(run: Run, tmp_path: Path) -> None:
     by_runs = {tuple(group["runs"]): group["settings"] for group in found["groups"]}
     assert set(by_runs) == {("base", "seed", "task"), ("device",), ("older",), ("typed",)}
     assert {tuple(settings) for settings in by_runs.values()} == {("maml.inner_lr",)}
-    (note,) = found["notes"]
+    crossed, note = found["notes"]
+    assert crossed.startswith("Runs that share seed are no independent") and "(2 in all)" in crossed
     assert note.startswith("Settings and seeds of another run") and "device, older" in note
     assert "eval" not in (tmp_path / "out" / "compare.md").read_text()
 

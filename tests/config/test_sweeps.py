@@ -39,7 +39,7 @@ def test_runs_that_differ_in_their_seed_alone_are_taken_together(tmp_path: Path)
     for number, (seed, rate) in enumerate([(0, 0.1), (0, 0.4), (1, 0.1), (1, 0.4), (2, 0.1)]):
         write_run(tmp_path / str(number), seed, rate + seed / 10, maml={"inner_lr": rate})
     (tmp_path / "9").mkdir()  # a run that has not begun
-    text = "\n".join(summarize_sweep(tmp_path))
+    text = "\n".join(summarize_sweep(tmp_path).lines)
     second, first = json.loads((tmp_path / "sweep.json").read_text())["groups"]
     assert first["settings"] == {"maml.inner_lr": 0.1} and first["seeds"] == [0, 1, 2]
     assert second["runs"] == ["1", "3"] and second["settings"] == {"maml.inner_lr": 0.4}
@@ -63,7 +63,7 @@ def test_runs_are_named_as_they_were_typed(tmp_path: Path) -> None:
     for number, (seed, learner) in enumerate([(0, "maml"), (1, "maml"), (0, "protonet")]):
         write_run(tmp_path / str(number), seed, 0.5, learner={"_target_": learner, "features": 1})
         typed[str(number)] = ["task.way=5", f"learner={learner}", f"seed={seed}"]
-    lines = summarize_sweep(tmp_path, typed)
+    lines = summarize_sweep(tmp_path, typed).lines
     found = json.loads((tmp_path / "sweep.json").read_text())["groups"]
     assert [group["settings"] for group in found] == [{"learner": "maml"}, {"learner": "protonet"}]
     assert any(line.split()[:4] == ["1", "maml", "0,", "1"] for line in lines), lines
@@ -76,14 +76,14 @@ def test_scores_on_other_tasks_do_not_order_runs(tmp_path: Path) -> None:
     for number, way in enumerate([5, 20]):
         write_run(tmp_path / str(number), 0, 0.5 + way / 100, task={"way": way})
         typed[str(number)] = [f"experiment=of_{way}"]
-    text = "\n".join(summarize_sweep(tmp_path, typed))
+    text = "\n".join(summarize_sweep(tmp_path, typed).lines)
     assert "in the order in which they were found: their tasks or data differ" in text
 
 
 def test_runs_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
     for number, rate in enumerate([0.1, 0.4]):
         write_run(tmp_path / str(number), 0, rate, maml={"inner_lr": rate})
-    lines = summarize_sweep(tmp_path)
+    lines = summarize_sweep(tmp_path).lines
     assert lines[0] == "2 runs"
     assert [line.split() for line in lines if line[:1].isdigit()][1:] == [
         ["1", "0.4", "0", "20.00%", "40.00%", "1"],
@@ -91,18 +91,36 @@ def test_runs_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("spoil", ["one run", "no results", "damaged"])
-def test_without_several_runs_nothing_is_said(spoil: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoil", ["one run", "no results", "damaged", "none finished"])
+def test_a_sweep_says_what_there_is(spoil: str, tmp_path: Path) -> None:
     write_run(tmp_path / "0", 0, 0.5)
     if spoil != "one run":
         write_run(tmp_path / "1", 1, 0.6)
-    if spoil == "no results":
+    if spoil in ("no results", "none finished"):
         (tmp_path / "1" / "results.json").unlink()
+    if spoil == "none finished":
+        (tmp_path / "0" / "results.json").unlink()
     if spoil == "damaged":
         (tmp_path / "1" / "results.json").write_text("[1, 2")
-    assert summarize_sweep(tmp_path) == []
-    assert not (tmp_path / "sweep.json").exists()
-    assert summarize_sweep(tmp_path / "nowhere") == []
+    lines, failed = summarize_sweep(tmp_path)
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    states = {run: group["state"] for group in found["groups"] for run in group["runs"]}
+    cut = "not finished: no step recorded"
+    assert (
+        states
+        == {
+            "one run": {"0": "finished"},
+            "no results": {"0": "finished", "1": cut},
+            "damaged": {"0": "finished"},
+            "none finished": {"0": cut, "1": cut},
+        }[spoil]
+    )
+    assert any(line.startswith("Passed over: 1: results.json") for line in lines) == (
+        spoil == "damaged"
+    )
+    assert (failed is not None) == (spoil == "none finished")
+    assert failed is None or "no run of this sweep is finished" in failed
+    assert summarize_sweep(tmp_path / "nowhere") == ([], None)
 
 
 def test_a_sweep_over_seeds_ends_with_its_table(

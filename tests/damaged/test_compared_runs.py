@@ -14,7 +14,7 @@ import yaml
 
 from metalearn.cli.comparison.comparing import compared
 from metalearn.cli.comparison.files import write_comparison
-from metalearn.cli.comparison.runs import find_runs
+from metalearn.cli.comparison.finding import find_runs
 from metalearn.cli.comparison.tables import comparison_lines
 from metalearn.cli.run_config import saved_config
 from tests.damaged.test_checkpoints import RUNS, SAVED, contents

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from metalearn.cli.comparison.comparing import compared
 from metalearn.cli.comparison.files import write_comparison
-from metalearn.cli.comparison.runs import Finding, find_runs, folders_named
+from metalearn.cli.comparison.finding import Finding, find_runs, folders_named
 from metalearn.cli.comparison.tables import comparison_lines
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, plain_value

@@ -92,7 +92,7 @@ def train(config: DictConfig) -> float:
             with writing_to(folder, f"with that mended, resume={folder} goes on"):
                 if writes:
                     _begin(folder, config, trainer, start, resuming=resuming)
-                return _train_and_test(folder, config, trainer)
+                return _score(folder, config, trainer)
 
 
 def _resume(trainer: Trainer, folder: Path) -> None:
@@ -221,16 +221,21 @@ def _check_trust(config: DictConfig) -> None:
         raise SettingError("trust", plain_value(config.trust), accepted)
 
 
+def _score(folder: Path, config: DictConfig, trainer: Trainer) -> float:
+    """The score of a run; in a sweep the worst of all where it diverges, whatever shows that."""
+    try:
+        return _train_and_test(folder, config, trainer)
+    except NonFiniteError as error:
+        if not is_of_sweep():
+            raise
+        log.error("diverged: %s", error)
+        return -math.inf if trainer.loop.evaluator.larger_is_better else math.inf
+
+
 def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> float:
     try:
         with trainer.stoppable() as stop:
-            try:
-                result = trainer.fit()
-            except NonFiniteError as error:
-                if not is_of_sweep():
-                    raise
-                log.error("diverged: %s", error)
-                return -math.inf if trainer.loop.evaluator.larger_is_better else math.inf
+            result = trainer.fit()
             if result.signal is not None:
                 print(f"stopped at step {result.step}; go on with resume={folder}")
                 raise SystemExit(128 + result.signal)

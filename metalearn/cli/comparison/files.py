@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalearn.cli.comparison.comparing import Comparison, Row, is_share
+from metalearn.cli.comparison.comparing import Comparison, is_share
+from metalearn.cli.comparison.rows import Row
 from metalearn.cli.comparison.settings import ABSENT, as_typed, printable
 from metalearn.cli.comparison.tables import comparison_page
 from metalearn.files import replace_file
@@ -28,22 +29,26 @@ _LONGEST_LABEL = 240
 def write_comparison(folder: Path, name: str, comparison: Comparison) -> str:
     """Write ``<name>.csv``, ``.md``, ``.json`` and ``.png`` into a folder, each whole.
 
+    A figure that cannot be drawn is missing, and takes nothing else along.
+
     Returns:
-        A line that says so.
+        A line that says what is there.
 
     Raises:
         OSError: what the system refuses, with the file that it refuses.
     """
     paths = [folder / f"{name}.{ending}" for ending in ("csv", "md", "json", "png")]
     table, page, numbers, picture = paths
-    contents: dict[Path, bytes] = {
-        table: _csv(comparison).encode(),
-        page: comparison_page(comparison).encode(),
-        picture: _png(comparison),
-    }
-    for path, content in contents.items():
-        replace_file(path, _writer(content), make_folder=False)
+    for path, text in ((table, _csv(comparison)), (page, comparison_page(comparison))):
+        replace_file(path, _writer(text.encode()), make_folder=False)
     write_json(numbers, _as_json(comparison), make_folder=False)
+    try:
+        drawn = _png(comparison)
+    except Exception as error:  # of matplotlib, which may raise anything
+        picture.unlink(missing_ok=True)  # of another table
+        why = printable(str(error)) or type(error).__name__
+        return f"written: {numbers}, .csv and .md; the figure could not be drawn ({why})"
+    replace_file(picture, _writer(drawn), make_folder=False)
     return f"written: {numbers}, .csv, .md and .png"
 
 

@@ -1,14 +1,13 @@
-"""Runs that are to be compared: found in folders, and read without building anything.
+"""Runs that are to be compared: what their folders say, read without building anything.
 
 Axes: none.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +15,14 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from metalearn.cli.run_config import saved_config
-from metalearn.errors import DataError, SettingError
+from metalearn.errors import DataError
 from metalearn.files import read_regular
 from metalearn.schema import Misfit, anything, map_of, mapping, maybe, number, text, whole
 
-__all__ = ["ComparedRun", "Finding", "Span", "find_runs", "folders_named", "read_run"]
+__all__ = ["ComparedRun", "Span", "read_run"]
 
 _LARGEST = 2**26  # bytes of results, or of records
 _LARGEST_ORIGIN = 2**20  # bytes of a record of where a run comes from
-_DEEPEST = 2  # levels below a folder in which runs are looked for
 _MOST_NUMBERS = 256  # of a headline
 _SCORES = ("accuracy", "nll", "brier", "ece", "rmse", "coverage")
 """What the headline of samples has, in runs from before there was one."""
@@ -68,49 +66,6 @@ class ComparedRun:
     code: str | None = None
 
 
-class Finding(NamedTuple):
-    """What folders hold."""
-
-    runs: list[ComparedRun]
-    passed_over: dict[str, str]
-    """Folder to the reason, in words."""
-    twice: list[str]
-    """Folders that were named more than once; each counts once."""
-
-
-def find_runs(names: Sequence[str | Path], *, within: Path | None = None) -> Finding:
-    """The runs in folders, each once, in the order of the names; a sweep's by their numbers.
-
-    Args:
-        names: folders of runs, or of folders of runs; patterns where nothing has that very name.
-            One that is neither a run nor holds any is passed over, and so is a run that cannot be
-            read.
-        within: a folder above them, of which the names of runs say nothing.
-
-    Raises:
-        SettingError: a name of nothing that is there.
-    """
-    finding = Finding([], {}, [])
-    seen: set[Path] = set()
-    for name in names:
-        for given in folders_named(str(name)):
-            places = list(_places(given, _DEEPEST))
-            if not places:
-                reason = "neither it nor a folder in it has the config.yaml of a run"
-                finding.passed_over[str(given)] = reason
-            for place in places:
-                key, shown = place.resolve(), str(place.relative_to(within) if within else place)
-                if key in seen:
-                    finding.twice.append(shown)
-                    continue
-                seen.add(key)
-                try:
-                    finding.runs.append(read_run(place, shown))
-                except DataError as error:
-                    finding.passed_over[shown] = str(error).removeprefix(f"{place}/")
-    return finding
-
-
 def read_run(folder: Path, name: str) -> ComparedRun:
     """A run as its folder tells it.
 
@@ -135,39 +90,6 @@ def read_run(folder: Path, name: str) -> ComparedRun:
         return ComparedRun(name, settings, seed, state=_how_far(folder, settings), code=code)
     spans = {key: span for key, span in spans.items() if key in numbers}
     return ComparedRun(name, settings, seed, numbers, spans, code=code)
-
-
-def folders_named(name: str) -> list[Path]:
-    """What a name is of, or what fits it as a pattern where nothing has that very name.
-
-    Raises:
-        SettingError: neither.
-    """
-    path = Path(name)
-    if name and path.exists():
-        return [path]
-    found = sorted(glob.glob(name)) if glob.has_magic(name) else []
-    if not found:
-        raise SettingError("runs", name, "nothing of that name is there; a run's folder is needed")
-    return [Path(each) for each in found]
-
-
-def _places(folder: Path, levels: int) -> Iterator[Path]:
-    """The folder itself where a run stands in it, else those in it, in the order of numbers."""
-    if (folder / "config.yaml").exists():
-        yield folder
-    elif levels and folder.is_dir():
-        try:
-            inside = [path for path in folder.iterdir() if path.is_dir()]
-        except OSError:
-            return
-        for path in sorted(inside, key=_by_number):
-            yield from _places(path, levels - 1)
-
-
-def _by_number(path: Path) -> tuple[int, str]:
-    number = path.name
-    return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else -1, number
 
 
 def _results(path: Path) -> dict[str, Any] | None:

@@ -110,8 +110,13 @@ def _typed(value: Any) -> str:
 
 
 def _with_groups(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without groups that are null; with the learner of runs on tasks that name none, MAML."""
-    own = {k: v for k, v in config.items() if v is not None or not _choices(k)}
+    """Without groups that are null, with what is the default now of settings that it lacks.
+
+    Runs on tasks that name no learner are of MAML.
+    """
+    lacking = {name: value for name, value in _top_level().items() if name not in config}
+    whole = {**config, **lacking}
+    own = {k: v for k, v in whole.items() if v is not None or not _choices(k)}
     return own if own.get("task") is None else {"learner": _written("learner", "maml"), **own}
 
 
@@ -192,7 +197,17 @@ def _add(found: Sequence[dict[str, Any]], name: str, values: Sequence[Any]) -> N
 
 
 @cache
+def _top_level() -> dict[str, Any]:
+    """The settings of a training that stand in no group."""
+    written: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / "train.yaml"))
+    return {name: value for name, value in written.items() if name not in ("defaults", "hydra")}
+
+
+@cache
 def _choices(group: str) -> tuple[str, ...]:
+    """Of a group by its name; none of what is no name of a folder, such as a path."""
+    if not group.isidentifier():
+        return ()
     return tuple(sorted(path.stem for path in (config_folder() / group).glob("*.yaml")))
 
 

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from metalearn.cli.comparison.comparing import Comparison, Row, is_share
+from metalearn.cli.comparison.comparing import Comparison, is_share
+from metalearn.cli.comparison.rows import Row
 from metalearn.cli.comparison.runs import Span
 from metalearn.cli.comparison.settings import as_typed, printable
 from metalearn.cli.markdown import markdown
