@@ -272,8 +272,15 @@ def _is_of_launcher(error: BaseException) -> bool:
 
 def _lost_job(error: BaseException) -> str:
     kept = "runs that had begun go on with resume=<their folder>"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"a job's process was lost, and the sweep ends ({first}); {kept}"
+    causes = [each for each in (error, error.__cause__) if each is not None]
+    why = "; ".join(dict.fromkeys(text for each in causes for text in _first_and_last(each)))
+    return f"a job's process was lost, and the sweep ends ({why}); {kept}"
+
+
+def _first_and_last(error: BaseException) -> list[str]:
+    """Lines of a message that say what and why: what stands between is a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -\"'")]
+    return [*lines[:1], *lines[-1:]] or [type(error).__name__]
 
 
 def _is_of_hydra(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ __all__ = ["with_run_found"]
 
 _AUTO = "resume=auto"
 _FOLDER = "hydra.run.dir"
+_SWEEP = ("-m", "--multirun")
 _FREE = ("device", "test_tasks", "trust")
 _LARGEST = 2**20  # bytes of a record of where a run comes from
 
@@ -23,11 +24,14 @@ def with_run_found(arguments: Sequence[str]) -> list[str]:
     Where there is no run yet they start one.
 
     Raises:
-        SettingError: no folder beside it, or a run that another command has started.
+        SettingError: no folder beside it, a sweep, or a run that another command has started.
     """
     given = list(arguments)
     if _AUTO not in given:
         return given
+    if any(word in _SWEEP for word in given):
+        accepted = f"no sweep ({' or '.join(_SWEEP)}) is needed beside it: one run goes on"
+        raise SettingError("resume", "auto", accepted)
     folders = [word.partition("=")[2] for word in given if word.startswith(f"{_FOLDER}=")]
     if not folders or not folders[-1]:
         raise SettingError("resume", "auto", f"{_FOLDER}=<folder of the run> is needed beside it")

@@ -60,7 +60,9 @@ def _call(main: Callable[[], Any]) -> None:
         received = keep_signals()
         if received is None:
             raise
-        raise JobError("the sweep was stopped", 128 + received) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        why = "; ".join(dict.fromkeys((lines[0], lines[-1])))  # between them is a traceback
+        raise JobError(f"the sweep was stopped ({why})", 128 + received) from error
     else:
         received = keep_signals()
         if received is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from metalearn.cli.given_settings import plain_value
 from metalearn.cli.launching.launches import is_of_sweep
 from metalearn.cli.run_config import used_part
 from metalearn.errors import SettingError
@@ -21,6 +22,12 @@ from metalearn.trainers.report import Report
 
 __all__ = ["check_direction", "has_results", "write_results"]
 
+_DIRECTIONS: dict[str, tuple[Any, Any]] = {
+    "direction": ("minimize", "maximize"),  # of Optuna
+    "ax_config.experiment.minimize": (True, False),  # of Ax
+    "optim.maximize": (False, True),  # of Nevergrad
+}
+"""By the setting in which a sweeper is told: what a small score asks for, and what a large one."""
 _RESULTS = "results.json"
 _LARGEST = 2**26  # bytes of them
 
@@ -33,15 +40,26 @@ def check_direction(trainer: Trainer) -> None:
     """
     if not is_of_sweep():
         return
-    given = HydraConfig.get().sweeper.get("direction")
+    sweeper = HydraConfig.get().sweeper
     evaluator = trainer.loop.evaluator
-    if given is not None and evaluator.monitor == Unvalidated.monitor:
-        accepted = "a training that is validated is needed: a sweeper goes by that score"
-        raise SettingError("hydra.sweeper", "optuna", accepted)
-    needed = "maximize" if evaluator.larger_is_better else "minimize"
-    if given is not None and getattr(given, "name", given) != needed:
-        accepted = f"{needed} is needed: a run gives one number, its best {evaluator.monitor}"
-        raise SettingError("hydra.sweeper.direction", getattr(given, "name", given), accepted)
+    for name, wanted in _DIRECTIONS.items():
+        given = OmegaConf.select(sweeper, name)
+        if given is None:
+            continue
+        if evaluator.monitor == Unvalidated.monitor:
+            accepted = "a training that is validated is needed: a sweeper goes by that score"
+            raise SettingError("hydra.sweeper", _name_of(sweeper), accepted)
+        needed, shown = wanted[evaluator.larger_is_better], getattr(given, "name", given)
+        if shown != needed:
+            text = str(needed).lower()
+            accepted = f"{text} is needed: a run gives one number, its best {evaluator.monitor}"
+            raise SettingError(f"hydra.sweeper.{name}", plain_value(shown), accepted)
+
+
+def _name_of(sweeper: Any) -> str:
+    """The choice that a sweeper comes from, else what it builds."""
+    target = str(sweeper.get("_target_") or "").rpartition(".")[2]
+    return str(HydraConfig.get().runtime.choices.get("hydra/sweeper") or target)
 
 
 def write_results(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from metalearn.errors import SettingError
 
@@ -42,7 +42,22 @@ def with_words(arguments: Sequence[str], setting: str) -> list[str]:
     if any(word.startswith(f"{setting}=") for word in given if word not in words):
         raise SettingError(setting, words, f"folders by themselves, or {setting}=[...], are needed")
     quoted = ",".join(QuotedString(word, Quote.single).with_quotes() for word in words)
-    return [*(word for word in arguments if word not in words), f"{setting}=[{quoted}]"]
+    kept = [word for word in given if word not in words]
+    return [*_without(arguments, given, parser), *kept, f"{setting}=[{quoted}]"]
+
+
+def _without(arguments: Sequence[str], given: Sequence[str], parser: Any) -> list[str]:
+    """The arguments but for settings and words: options, with values that may look like words."""
+    for place in range(len(arguments)):
+        if list(arguments[place : place + len(given)]) != given:
+            continue
+        rest = [*arguments[:place], *arguments[place + len(given) :]]
+        try:
+            if not parser.parse_known_args(rest)[0].overrides:
+                return rest
+        except _Unreadable:
+            continue
+    return [word for word in arguments if word not in given]
 
 
 def _refuse(message: str) -> NoReturn:

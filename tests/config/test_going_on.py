@@ -62,6 +62,7 @@ def test_what_an_experiment_sets_may_be_set_otherwise(run: Run, tmp_path: Path) 
     [
         (["maml.inner_lr=0.02", *AUTO], "the settings that run was started with are needed"),
         (["resume=auto"], "hydra.run.dir=<folder of the run> is needed beside it"),
+        (["-m", *AUTO], "resume='auto': no sweep (-m or --multirun) is needed beside it"),
         (["model=mlp", "model.hidden=[9]", "resume=run"], "model='mlp': a resumed run keeps its"),
         (["model=conv4", "resume=run"], "model='conv4': a resumed run keeps its settings"),
         (["+model={dropout: 0.5}", "resume=run"], "a resumed run keeps its settings"),

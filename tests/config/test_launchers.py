@@ -22,7 +22,7 @@ from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from metalearn.cli import run_results
+from metalearn.cli import hydra_commands, run_results
 from metalearn.cli.devices import device_of
 from metalearn.cli.error_messages import JobError, one_sentence_errors
 from metalearn.cli.launching import jobs
@@ -209,6 +209,45 @@ def test_a_job_has_the_command_and_whole_lines(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.usefixtures("elsewhere")
+def test_a_bar_that_is_drawn_again_and_again_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    held = []
+
+    def work(config: Any) -> None:
+        for step in range(1000):
+            sys.stdout.write(f"\r{step:4d}/1000")
+            held.append(len(sys.stdout._begun))  # type: ignore[attr-defined]
+        print("\rdone", end="\r\n")
+        print("a\rb")
+        sys.stdout.write("torn\r")
+
+    as_job(work)
+    assert capsys.readouterr().out == "[7] done\n[7] b\n[7] torn\n"
+    assert max(held) < 20
+
+
+class _Lost(RuntimeError):
+    __module__ = "joblib.externals"
+
+
+@pytest.mark.parametrize("received", [None, signal.SIGTERM])
+def test_what_a_lost_process_or_a_stop_began_with_is_said(
+    received: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hydra_commands, "keep_signals", lambda: received)
+
+    def lose() -> None:
+        trace = "Job 3 failed with trace:\n----\nTraceback\n  in x\nZeroDivisionError: deep\n"
+        raise _Lost(trace) from OSError("no memory")
+
+    with pytest.raises(SystemExit) as ending, one_sentence_errors():
+        hydra_commands._call(lose)
+    said = capsys.readouterr().err
+    assert ending.value.code == (1 if received is None else 143)
+    assert said.count("\n") == 1 and "Job 3 failed" in said and "ZeroDivisionError: deep" in said
+    assert ("no memory" in said) == (received is None)
+
+
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(
     ("error", "sentence", "code"),
     [
@@ -260,23 +299,39 @@ def test_jobs_side_by_side_take_turns_on_accelerators(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("larger", [True, False])
+@pytest.mark.parametrize(
+    ("setting", "for_small", "for_large"),
+    [
+        ("direction", "minimize", "maximize"),  # of Optuna
+        ("ax_config.experiment.minimize", True, False),
+        ("optim.maximize", False, True),  # of Nevergrad
+    ],
+)
 def test_a_sweeper_that_looks_the_wrong_way_is_refused(
-    larger: bool, monkeypatch: pytest.MonkeyPatch
+    setting: str, for_small: Any, for_large: Any, larger: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluator = SimpleNamespace(larger_is_better=larger, monitor="validation/score")
     trainer: Any = SimpleNamespace(loop=SimpleNamespace(evaluator=evaluator))
-    right, wrong = ("maximize", "minimize") if larger else ("minimize", "maximize")
-    for mode, direction in ((RunMode.RUN, wrong), (RunMode.MULTIRUN, right)):
-        config = SimpleNamespace(mode=mode, sweeper={"direction": direction})
-        monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda config=config: config))
+    right, wrong = (for_large, for_small) if larger else (for_small, for_large)
+
+    def sweep(mode: RunMode, value: Any) -> None:
+        sweeper = OmegaConf.create({"_target_": "own.Sweeper"})
+        OmegaConf.update(sweeper, setting, value, force_add=True)
+        config = SimpleNamespace(
+            mode=mode, sweeper=sweeper, runtime=SimpleNamespace(choices={"hydra/sweeper": "own"})
+        )
+        monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: config))
         monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
         run_results.check_direction(trainer)
-    config.sweeper["direction"] = wrong
-    with pytest.raises(SettingError, match=rf"direction='{wrong}': {right} is needed: .*/score"):
-        run_results.check_direction(trainer)
+
+    sweep(RunMode.RUN, wrong)
+    sweep(RunMode.MULTIRUN, right)
+    refused = rf"hydra.sweeper.{setting}='?{wrong}'?: {str(right).lower()} is needed: .*/score"
+    with pytest.raises(SettingError, match=refused):
+        sweep(RunMode.MULTIRUN, wrong)
     evaluator.monitor = Unvalidated.monitor
-    with pytest.raises(SettingError, match="a training that is validated is needed"):
-        run_results.check_direction(trainer)
+    with pytest.raises(SettingError, match="sweeper='own': a training that is validated is needed"):
+        sweep(RunMode.MULTIRUN, right)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, that optuna uses

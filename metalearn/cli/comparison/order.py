@@ -50,6 +50,8 @@ def ordered(rows: Sequence[Row]) -> tuple[list[Row], str]:
 
 def _unordered(rows: Sequence[Row], score: str | None) -> str | None:
     """Why the validation score of some rows says nothing of which is better; None where it does."""
+    if not rows:
+        return "none is finished"
     if score is None or _larger_is_better(score) is None:
         return "not all have the same validation score"
     if _tests_differ(rows):
