@@ -10,20 +10,22 @@ from pathlib import Path
 
 from metalearn.attribution.learner_figures import LearnerGallery, agreement_figure
 from metalearn.attribution.learner_findings import LearnerFindings
-from metalearn.attribution.page_markup import chart, escaped, picture_tag, table
-from metalearn.attribution.page_parts import (
+from metalearn.attribution.page_parts import helped_and_harmed, target_article
+from metalearn.errors import SettingError
+from metalearn.files import replace_file
+from metalearn.pages import (
+    chart,
     counted,
-    helped_and_harmed,
+    escaped,
     number,
+    picture_tag,
     seconds_in_words,
     sources,
-    target_article,
+    table,
     warnings_of,
     whole_page,
     with_interval,
 )
-from metalearn.errors import SettingError
-from metalearn.files import replace_file
 from metalearn.signatures import checked
 from metalearn.tracking.attribution_figures import shortened
 

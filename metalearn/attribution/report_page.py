@@ -12,20 +12,21 @@ from metalearn.attribution.findings import Findings
 from metalearn.attribution.findings_figures import score_figures
 from metalearn.attribution.gallery import Gallery
 from metalearn.attribution.leaving_out import CHANCE, change_in_words
-from metalearn.attribution.page_markup import chart, escaped, table
-from metalearn.attribution.page_parts import (
+from metalearn.attribution.page_parts import example_row, target_article
+from metalearn.errors import SettingError
+from metalearn.files import replace_file
+from metalearn.pages import (
+    chart,
     counted,
-    example_row,
+    escaped,
     number,
     seconds_in_words,
     sources,
-    target_article,
+    table,
     warnings_of,
     whole_page,
     with_interval,
 )
-from metalearn.errors import SettingError
-from metalearn.files import replace_file
 from metalearn.signatures import checked
 from metalearn.tracking.attribution_figures import shortened
 

@@ -19,9 +19,9 @@ from PIL import Image
 from metalearn.attribution import TargetSamples, TrainingExamples, track_findings, write_page
 from metalearn.attribution.gallery import Gallery
 from metalearn.attribution.leaving_out import change_in_words
-from metalearn.attribution.page_markup import picture_tag
 from metalearn.attribution.report_page import page_of
 from metalearn.errors import SettingError
+from metalearn.pages import picture_tag
 from metalearn.tracking import NullTracker
 from tests.support.found import found
 

@@ -1,4 +1,4 @@
-"""How the page of findings looks: light and dark, wide and narrow, on paper.
+"""How pages look: light and dark, wide and narrow, on paper.
 
 Axes: none.
 """
