@@ -64,12 +64,15 @@ details h3 { margin-top: 1.25rem; }
 .chart img { display: block; width: 100%; height: auto; }
 @media screen and (prefers-color-scheme: dark) { .chart { background: #1a1a1a; }
   .chart img { filter: invert(.9) hue-rotate(180deg); } }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 1rem; }
+.charts .chart { margin: 0; }
 code { font-size: .92em; }
 @media (max-width: 40rem) {
   body { padding: 1rem .9rem 3rem; }
   .target { padding: .8rem; }
   .target > .beside { grid-template-columns: 1fr; }
   .chart img { min-width: 34rem; }
+  .charts { grid-template-columns: 1fr; } .charts .chart img { min-width: 0; }
   .row { grid-template-columns: repeat(5, minmax(0, 4.75rem)); }
   .row figure { font-size: .75rem; }
   .head { display: flex; gap: 1rem; align-items: flex-start; }

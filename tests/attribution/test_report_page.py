@@ -6,7 +6,6 @@ import base64
 import io
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +23,7 @@ from metalearn.errors import SettingError
 from metalearn.pages import picture_tag
 from metalearn.tracking import NullTracker
 from tests.support.found import found
-
-VOID = {"meta", "img", "br"}
-
-
-class Read(HTMLParser):
-    """Tags in order, with their attributes and the text; tags that do not close are an error."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open[-1:] != ["style"]:
-            self.text += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+from tests.support.html_pages import Read, check_self_contained
 
 
 def test_the_page_begins_with_what_was_done_and_with_warnings() -> None:
@@ -84,16 +54,7 @@ def test_the_page_begins_with_what_was_done_and_with_warnings() -> None:
 def test_nothing_of_the_page_lies_elsewhere(shape: tuple[int, ...], regression: bool) -> None:
     page = page_of(found(shape=shape, regression=regression))
     read = Read(page)
-    assert not {"script", "link", "iframe", "object", "base", "form"} & {
-        tag for tag, _ in read.tags
-    }
-    outside = {"src", "href", "srcset", "action", "poster", "background"}
-    for tag, attributes in read.tags:
-        assert not any(name.startswith("on") for name in attributes)
-        for name in outside & set(attributes):
-            assert tag == "img" and (attributes[name] or "").startswith("data:image/")
-        assert tag != "img" or attributes["alt"]
-    assert not re.search(r"url\(|@import|https?:", page)
+    check_self_contained(page)
     pictures = [img for img in read.named("img") if "picture" in (img.get("class") or "")]
     assert bool(pictures) == (len(shape) == 3)
     assert ("bars" in {row.get("class") for row in read.named("table")}) == (len(shape) != 3)

@@ -1,0 +1,181 @@
+"""One HTML page of a run, or of several side by side: to be mailed, read in a year, printed.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from metalearn.cli.comparison.comparing import is_share
+from metalearn.cli.report_tables import found_tables, shown, spaced
+from metalearn.cli.run_story import RunStory
+from metalearn.pages import (
+    chart,
+    counted,
+    escaped,
+    facts_table,
+    seconds_in_words,
+    table,
+    warnings_of,
+    whole_page,
+)
+from metalearn.tracking.run_curves import Curve, curve_figure, curves_of
+
+__all__ = ["page_of_run"]
+
+_FIRST = (
+    "accuracy_after",
+    "accuracy",
+    "loss_after",
+    "loss",
+    "objective",
+    "learning_rate",
+    "gradient_norm",
+    "tasks_per_s",
+    "samples_per_s",
+)
+"""Curves that stand beside that of the score, in this order; all others are folded."""
+_MOST_CURVES = 40
+_GROUPS = ("task", "data", "learner", "hyper", "model", "optimizer", "trainer")
+_SECTIONS = ("version", "shapes", "hydra")
+
+
+def page_of_run(story: RunStory) -> str:
+    """The text of a run's page."""
+    curves = curves_of(story.records)
+    parts = [
+        *_opening(story),
+        *_results(story),
+        *_curves(story, curves),
+        *_findings(story),
+        *_pictures(story),
+        *_sources(story),
+    ]
+    return whole_page(f"Run {PurePath(story.run.name).name}", parts)
+
+
+def _opening(story: RunStory) -> Iterator[str]:
+    run, results = story.run, story.results
+    yield f"<h1>Run <code>{escaped(run.name)}</code></h1>"
+    origin = story.origins[0] if story.origins else {}
+    groups = [(name, run.config[name]) for name in _GROUPS if name in run.config]
+    facts = {name: _made_of(node) for name, node in groups if isinstance(node, Mapping)}
+    facts["steps"] = _steps(story)
+    if isinstance(results.get("seconds"), (int, float)):
+        facts["seconds"] = seconds_in_words(float(results["seconds"]))
+    facts["seed"] = str(run.seed)
+    if "device" in origin:
+        facts["device"] = str(origin["device"])
+    if "time" in origin:
+        facts["begun"] = str(origin["time"]).replace("T", " ").replace("+00:00", " UTC")
+    command = origin.get("command")
+    if isinstance(command, list):
+        facts["command"] = shlex.join(["python", *map(str, command)])
+    yield facts_table(facts)
+    if run.state is not None:
+        yield from warnings_of([f"{run.state}; it has no results yet"])
+    yield from warnings_of(story.warnings)
+
+
+def _made_of(node: Mapping[str, Any]) -> str:
+    """A group in a word: what is built, without its package."""
+    return str(node.get("_target_", "–")).rpartition(".")[2]
+
+
+def _steps(story: RunStory) -> str:
+    asked = story.run.config.get("trainer", {}).get("steps")
+    done = story.results.get("steps")
+    if done is None:
+        return f"{asked} asked for"
+    text = f"{done:,}" if isinstance(done, int) else str(done)
+    if done != asked:
+        text += f" of {asked}"
+    reason = story.results.get("reason")
+    return text + (f", {reason}" if reason else "")
+
+
+def _results(story: RunStory) -> Iterator[str]:
+    run = story.run
+    if not run.numbers:
+        return
+    yield "<h2>Results</h2>"
+    rows = []
+    for name, value in run.numbers.items():
+        span, factor = run.spans.get(name), 100.0 if is_share(name) else 1.0
+        unit = " %" if is_share(name) else ""
+        ends = "" if span is None else f"{factor * span.low:.4g} to {factor * span.high:.4g}{unit}"
+        rows.append([_of_what(name), shown(name, value), ends])
+    yield table(["", "value", "95 % interval over the test"], rows)
+    best = story.results.get("best_step")
+    if isinstance(best, int):
+        yield (
+            f'<p class="soft">Tested is the state at the best validation, after {best:,} steps; no '
+            "test chose anything. Intervals are over tasks or samples of the test, so that they "
+            "say nothing of other seeds.</p>"
+        )
+    reports = story.results.get("test") or {}
+    for name, report in reports.items():
+        heading = f"<h3>{escaped(spaced(name))}</h3>" if len(reports) > 1 else ""
+        yield heading + "".join(found_tables(report))
+
+
+def _of_what(name: str) -> str:
+    part, _, score = name.partition("/")
+    words = {"best": "best validation: ", "test": "test: "}.get(part, f"{part}: ")
+    return words + spaced(score)
+
+
+def _curves(story: RunStory, curves: Mapping[str, Mapping[str, Curve]]) -> Iterator[str]:
+    if not curves:
+        return
+    scores = [n.partition("/")[2] for n in story.run.numbers if n.startswith("best/")]
+    wanted = [name for name in (*scores, *_FIRST) if name in curves]
+    wanted = list(dict.fromkeys(wanted)) or list(curves)[:4]
+    others = [name for name in curves if name not in wanted]
+    yield "<h2>How it went</h2>"
+    yield _charts({name: curves[name] for name in wanted})
+    if others:
+        shown_ones = {name: curves[name] for name in others[:_MOST_CURVES]}
+        title = counted(len(shown_ones), "further curve")
+        yield f"<details><summary>{title}</summary>{_charts(shown_ones)}</details>"
+
+
+def _charts(curves: Mapping[str, Mapping[str, Curve]]) -> str:
+    inner = "".join(
+        chart(curve_figure(name, parts, percent=is_share(name)), f"{spaced(name)} over the steps")
+        for name, parts in curves.items()
+    )
+    return f'<div class="charts">{inner}</div>'
+
+
+def _findings(story: RunStory) -> Iterator[str]:
+    """What was asked of the run later."""
+    for name, finding in story.findings.items():
+        found = finding.get("scores", finding.get("findings"))
+        inner = "".join(found_tables(found)) if isinstance(found, Mapping) else ""
+        if inner:
+            yield f"<h2>{escaped(spaced(name.replace('-', ': ')).capitalize())}</h2>{inner}"
+
+
+def _pictures(story: RunStory) -> Iterator[str]:
+    if not story.pictures:
+        return
+    yield "<h2>Figures</h2>"
+    for name, (step, png) in story.pictures.items():
+        words = f"{spaced(name.replace('/', ': '))}, after {step:,} steps"
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        image = f'<img alt="{escaped(words)}" src="{source}">'
+        yield f'<h4>{escaped(words)}</h4><div class="chart">{image}</div>'
+
+
+def _sources(story: RunStory) -> Iterator[str]:
+    settings = {k: v for k, v in story.run.config.items() if k not in _SECTIONS}
+    yield "<h2>Settings</h2>"
+    yield f"<details open><summary>All of them</summary>{facts_table(settings)}</details>"
+    for place, origin in enumerate(story.origins):
+        yield f"<h2>Provenance{' of a resumption' if place else ''}</h2>{facts_table(origin)}"

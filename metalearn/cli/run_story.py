@@ -1,0 +1,173 @@
+"""All that a run's folder tells of it, read without building anything.
+
+Axes: none.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from metalearn.cli.comparison.runs import ComparedRun, read_run
+from metalearn.cli.log_lines import WARNED
+from metalearn.files import read_regular
+from metalearn.schema import map_of, maybe, number, text, whole
+
+__all__ = ["Picture", "RunStory", "read_story"]
+
+_LARGEST = 2**26  # bytes of records, results, or a log
+_LARGEST_PICTURE = 2**22
+_MOST_PIXELS = 2**24
+_MOST_PICTURES, _MOST_WARNINGS = 40, 50
+_NUMBERS = map_of(text, maybe(number(nan=True)))
+
+
+class Picture(NamedTuple):
+    """A figure that a run left."""
+
+    step: int
+    png: bytes
+
+
+@dataclass(frozen=True)
+class RunStory:
+    """What a run's folder tells.
+
+    Attributes:
+        run: its settings, its headline and how far it is.
+        results: ``results.json``; empty where there is none yet.
+        records: objects of ``metrics.jsonl``, in their order.
+        origins: ``provenance.json``, then those of resumptions in the order of their steps.
+        warnings: lines of the log that warn, and what of the folder could not be read.
+        pictures: the last of each figure in ``tensorboard/``, by name.
+        findings: what was asked of the trained run later (``evaluation-*.json``,
+            ``diagnosis-*.json``), by the name of the file.
+    """
+
+    run: ComparedRun
+    results: Mapping[str, Any]
+    records: Sequence[Mapping[str, float | None]]
+    origins: Sequence[Mapping[str, Any]]
+    warnings: Sequence[str]
+    pictures: Mapping[str, Picture]
+    findings: Mapping[str, Mapping[str, Any]]
+
+
+def read_story(folder: Path, name: str) -> RunStory:
+    """Read a run's folder; what is damaged beside its settings is left out, with a warning.
+
+    Args:
+        folder: of the run.
+        name: by which it is shown.
+
+    Raises:
+        DataError: settings or results that no run of ours would write.
+    """
+    run = read_run(folder, name)
+    notes: list[str] = []
+    results = _json(folder / "results.json", notes) or {}
+    resumed = sorted(folder.glob("provenance-resumed-at-*.json"), key=_number_in)
+    origins = [_json(path, notes) for path in (folder / "provenance.json", *resumed)]
+    found = sorted([*folder.glob("evaluation-*.json"), *folder.glob("diagnosis-*.json")])
+    findings = {path.stem: _json(path, notes) for path in found}
+    return RunStory(
+        run,
+        results,
+        list(_records(folder / "metrics.jsonl", notes)),
+        [origin for origin in origins if origin],
+        [*_warnings(folder / "train.log", notes), *notes],
+        _pictures(folder / "tensorboard", notes),
+        {name: finding for name, finding in findings.items() if finding},
+    )
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    """An object of JSON; None where the file is missing, or is another thing."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(read_regular(path, _LARGEST))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        notes.append(f"{path.name} cannot be read, so that what it says is missing here")
+        return None
+    return found
+
+
+def _records(path: Path, notes: list[str]) -> Iterator[dict[str, float | None]]:
+    """Lines that are whole."""
+    try:
+        lines = read_regular(path, _LARGEST).splitlines()
+    except FileNotFoundError:
+        return
+    except OSError:
+        notes.append(f"{path.name} cannot be read, or is too large, so that there are no curves")
+        return
+    for line in lines:
+        with suppress(ValueError, TypeError, RecursionError):  # torn by what ended the run
+            record = json.loads(line)
+            _NUMBERS(record, "")
+            whole()(record.get("step"), "step")
+            yield record
+
+
+def _warnings(path: Path, notes: list[str]) -> list[str]:
+    """What the log warned of, each sentence once."""
+    try:
+        lines = read_regular(path, _LARGEST).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError:
+        notes.append(
+            f"{path.name} cannot be read, or is too large, so that its warnings are missing"
+        )
+        return []
+    found = [m["sentence"] for m in map(WARNED.fullmatch, lines) if m is not None]
+    once = list(dict.fromkeys(found))
+    if len(once) > _MOST_WARNINGS:
+        notes.append(f"{len(once) - _MOST_WARNINGS} further warnings are in {path.name}")
+    return once[:_MOST_WARNINGS]
+
+
+def _pictures(folder: Path, notes: list[str]) -> dict[str, Picture]:
+    """The last of each figure."""
+    if not folder.is_dir():
+        return {}
+    from tensorboard.backend.event_processing import event_accumulator as events
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # of files that are torn
+    last = dict.fromkeys(events.DEFAULT_SIZE_GUIDANCE, 1)
+    try:
+        read = events.EventAccumulator(str(folder), size_guidance=last).Reload()
+        names = read.Tags()[events.IMAGES]
+        shown = [(name, read.Images(name)[-1]) for name in names[:_MOST_PICTURES]]
+    except Exception:  # a parser of others, of a file that may be anything
+        notes.append(f"{folder.name} cannot be read, so that its figures are missing here")
+        return {}
+    pictures = {name: Picture(int(e.step), bytes(e.encoded_image_string)) for name, e in shown}
+    return {name: picture for name, picture in pictures.items() if _is_png(picture.png)}
+
+
+def _is_png(data: bytes) -> bool:
+    if len(data) > _LARGEST_PICTURE:
+        return False
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return image.width * image.height <= _MOST_PIXELS
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _number_in(path: Path) -> tuple[int, str]:
+    found = re.search(r"(\d{1,18})\.json$", path.name)
+    return (int(found[1]) if found else 0, path.name)

@@ -1,0 +1,224 @@
+"""The page of a run: what it says, that it needs nothing else, what it makes of damaged folders."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from metalearn.cli.comparison.runs import ComparedRun, Span
+from metalearn.cli.log_lines import WARNED, LogLines
+from metalearn.cli.report_tables import found_tables, shown
+from metalearn.cli.run_pages import page_of_run
+from metalearn.cli.run_story import Picture, RunStory, read_story
+from metalearn.tracking import RunTracker
+from tests.support.commands import ROOT, TINY, Outcome, call
+from tests.support.html_pages import Read, check_self_contained
+
+SAVED = sorted(path.parent for path in (ROOT / "tests" / "saved_runs").glob("v*/*/config.yaml"))
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\ud800$\\frac'
+Caller = Callable[..., Outcome]
+
+
+@pytest.fixture
+def commanded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Caller:
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *arguments: str) -> Outcome:
+        return call(script, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+    return run
+
+
+@pytest.fixture
+def trained(commanded: Caller) -> Path:
+    assert commanded("train", *TINY, "hydra.run.dir=run").code == 0
+    return Path("run")
+
+
+@pytest.mark.parametrize("folder", SAVED, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_every_saved_run_has_a_page_that_needs_nothing_else(folder: Path) -> None:
+    story = read_story(folder, folder.name)
+    page = page_of_run(story)
+    check_self_contained(page)
+    text = Read(page).text
+    assert ("not finished" in text) == folder.name.endswith("interrupted")
+    assert all(shown(name, value) in text for name, value in story.run.numbers.items())
+
+
+def test_a_page_says_what_was_trained_what_came_of_it_and_where_from(
+    trained: Path, commanded: Caller
+) -> None:
+    done = commanded("report", "run=run")
+    assert done.code == 0 and done.out.endswith("written: run/report.html\n")
+    read = Read((trained / "report.html").read_text(encoding="utf-8"))
+    results = json.loads((trained / "results.json").read_text())
+    text = " ".join(read.text.split())
+    for name, value in results["headline"].items():
+        assert shown(name, value) in text
+    for row in results["test"]["inductive" if "inductive" in results["test"] else "test"]["loss"]:
+        assert shown("loss", row["mean"]) in text
+    order = ("SinusoidTasks", "Results", "How it went", "Figures", "Settings", "Provenance")
+    places = [text.index(heading) for heading in order]
+    assert places == sorted(places)
+    origin = json.loads((trained / "provenance.json").read_text())
+    assert origin["git"]["revision"] in text and "trainer.steps=4" in text
+    charts = [i for i in read.named("img") if "over the steps" in (i["alt"] or "")]
+    figures = [i for i in read.named("img") if "after 4 steps" in (i["alt"] or "")]
+    assert len(charts) >= 4 and figures
+
+
+def test_a_page_goes_where_it_is_asked_to(trained: Path, commanded: Caller) -> None:
+    before = set(trained.rglob("*"))
+    assert commanded("report", "run=run", "file=mine.html").code == 0
+    assert Path("mine.html").is_file() and set(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["run=nowhere"], "run='nowhere'"),
+        ([], "run"),
+        (["run=5"], "run=5"),
+        (["run=run", "file=run"], "file='run'"),
+        (["run=run", "file=nowhere/page.html"], "file='nowhere/page.html'"),
+        (["run=run", "file=5"], "file=5"),
+        (["run=run", "file=''"], "file=''"),
+    ],
+    ids=str,
+)
+def test_what_is_asked_wrongly_is_one_sentence(
+    settings: list[str], sentence: str, commanded: Caller
+) -> None:
+    shutil.copytree(SAVED[0], "run")
+    before = set(Path().rglob("*"))
+    done = commanded("report", *settings)
+    assert done.code == 2 and done.err.count("\n") == 1 and sentence in done.err
+    assert set(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"[" * 10**5], ids=len)
+@pytest.mark.parametrize("name", ["provenance.json", "evaluation-test.json"])
+def test_what_is_damaged_beside_the_results_is_named_and_left_out(
+    content: bytes, name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(SAVED[0], folder)
+    (folder / name).write_bytes(content)
+    story = read_story(folder, "run")
+    assert any(name in warning for warning in story.warnings)
+    check_self_contained(page_of_run(story))
+
+
+def test_torn_records_and_event_files_cost_themselves_alone(trained: Path) -> None:
+    whole = read_story(trained, "run")
+    with (trained / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 9, "train/lo')
+    (events,) = (trained / "tensorboard").glob("events*")
+    events.write_bytes(events.read_bytes()[:-7])
+    torn = read_story(trained, "run")
+    assert torn.records == whole.records
+    assert set(torn.pictures) <= set(whole.pictures) and whole.pictures
+    events.write_bytes(b"no events")
+    assert not read_story(trained, "run").pictures
+
+
+def test_results_that_are_none_are_refused(commanded: Caller) -> None:
+    folder = next(path for path in SAVED if path.name.endswith("finished"))
+    shutil.copytree(folder, "run")
+    Path("run/results.json").write_text("[]")
+    done = commanded("report", "run=run")
+    assert done.code == 2 and done.err.count("\n") == 1 and "results.json" in done.err
+    assert not Path("run/report.html").exists()
+
+
+def test_texts_of_a_folder_are_texts() -> None:
+    run = ComparedRun(
+        HOSTILE,
+        {HOSTILE: HOSTILE, "trainer": {"_target_": HOSTILE, "steps": HOSTILE}},
+        0,
+        {f"best/{HOSTILE}": 0.5, HOSTILE: math.nan},
+        {HOSTILE: Span(0.0, 1.0, HOSTILE)},
+        HOSTILE,
+    )
+    test = {HOSTILE: {HOSTILE: HOSTILE, "of": {HOSTILE: {"a": 1}, HOSTILE + "2": {"a": 2}}}}
+    story = RunStory(
+        run,
+        {"reason": HOSTILE, "steps": 3, "best_step": HOSTILE, "test": test},
+        [
+            {"step": n, f"{HOSTILE.replace('/', '')}/x": 1.0, f"train/{HOSTILE[:9]}": n}
+            for n in (1, 2)
+        ],
+        [{HOSTILE: HOSTILE, "command": [HOSTILE]}],
+        [HOSTILE],
+        {HOSTILE: Picture(1, b"\x89PNG")},
+        {HOSTILE: {"scores": {HOSTILE: [1, 2]}}},
+    )
+    page = page_of_run(story)
+    check_self_contained(page)
+    assert "<script>alert(1)</script>" in Read(page).text  # as words
+
+
+def test_pictures_are_png_and_no_others(tmp_path: Path) -> None:
+    shutil.copytree(SAVED[0], tmp_path / "run")
+    tracker = RunTracker(tmp_path / "run")
+    for step in (1, 2):
+        figure = Figure(figsize=(1, 1))
+        figure.text(0, 0, str(step))
+        tracker.figure(step, "a/figure", figure)
+    tracker.close()
+    (picture,) = read_story(tmp_path / "run", "run").pictures.values()
+    assert picture.step == 2 and picture.png.startswith(b"\x89PNG")
+
+
+def test_the_log_marks_what_warns_and_the_page_repeats_it(tmp_path: Path) -> None:
+    lines = LogLines("%(asctime)s %(message)s", "%H:%M:%S")
+    levels = {logging.INFO: None, logging.WARNING: "warning", logging.ERROR: "error"}
+    written = []
+    for level, word in levels.items():
+        record = logging.LogRecord("metalearn", level, "", 0, "of %s", ("something",), None)
+        written.append(lines.format(record))
+        found = WARNED.fullmatch(written[-1])
+        assert (found and found["sentence"]) == (word and f"{word}: of something")
+        assert re.fullmatch(r"\d\d:\d\d:\d\d .*of something", written[-1])
+    shutil.copytree(SAVED[0], tmp_path / "run")
+    (tmp_path / "run" / "train.log").write_text("\n".join([*written, *written]))
+    story = read_story(tmp_path / "run", "run")
+    assert story.warnings == ["warning: of something", "error: of something"]
+    assert Read(page_of_run(story)).text.count("of something") == 2
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"accuracy": 0.5, "loss": 2.0}, ["accuracy: 50.00 %; loss: 2"]),
+        ({"loss": {"mean": 1.0, "interval95": 0.25}}, ["loss", "1 ± 0.25"]),
+        ({"loss": {"mean": 1.0, "interval95": None}}, ["1"]),
+        (
+            {"accuracy": [{"inner_step": s, "mean": s / 4, "interval95": 0.1} for s in (0, 1)]},
+            ["inner steps", "25.00 % ± 10.00 %"],
+        ),
+        (
+            {"ensemble": {"nll": 1.0}, "members": [{"nll": 1.0}, {"nll": 2.0}, {"nll": 4.0}]},
+            ["the ensemble", "112"],
+        ),
+        ({"of": {"auroc": 0.5, "auroc_interval": [0.25, 0.75]}}, ["AUROC", "0.25 to 0.75"]),
+        ({"matrix": [[1.0, 2.0]], "none": None}, ["none: –"]),
+        ({"trace": [3.0, 1.0, 2.0]}, ["trace: 2 (1 to 3)"]),
+        ({"value": math.inf}, ["value: not finite"]),
+    ],
+    ids=str,
+)
+def test_findings_are_told_by_their_shape(found: dict[str, Any], words: list[str]) -> None:
+    text = "".join(Read(part).text for part in found_tables(found))
+    assert all(word in text for word in words)
