@@ -20,7 +20,7 @@ from tests.docs.pages import CONF, ROOT
 API = sorted((ROOT / "docs" / "api").glob("*.rst"))
 FACES = re.findall(r"^\.\. face:: (\S+)$", "".join(p.read_text() for p in API), flags=re.MULTILINE)
 WITHOUT_A_PAGE = {
-    f"metalearn.{name}" for name in ("benchmarks", "ledger", "studies", "tour")
+    f"metalearn.{name}" for name in ("benchmarks", "ledger", "pages", "studies", "tour")
 }  # of scripts
 
 
