@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from metalearn.cli.comparison.runs import ComparedRun, Span
 from metalearn.cli.log_lines import WARNED, LogLines
-from metalearn.cli.report_tables import found_tables, shown
-from metalearn.cli.run_pages import page_of_run
-from metalearn.cli.run_story import Picture, RunStory, read_story
+from metalearn.cli.reports.page import page_of_run
+from metalearn.cli.reports.story import Picture, RunStory, read_story
+from metalearn.cli.reports.tables import found_tables, shown
 from metalearn.tracking import RunTracker
 from tests.support.commands import ROOT, TINY, Outcome, call
 from tests.support.html_pages import Read, check_self_contained

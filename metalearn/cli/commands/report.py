@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, plain_value
+from metalearn.cli.reports.page import page_of_run
+from metalearn.cli.reports.story import read_story
 from metalearn.cli.run_folders import existing_run, writing_to
-from metalearn.cli.run_pages import page_of_run
-from metalearn.cli.run_story import read_story
 from metalearn.errors import SettingError
 from metalearn.files import replace_file
 

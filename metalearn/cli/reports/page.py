@@ -12,8 +12,8 @@ from pathlib import PurePath
 from typing import Any
 
 from metalearn.cli.comparison.comparing import is_share
-from metalearn.cli.report_tables import found_tables, shown, spaced
-from metalearn.cli.run_story import RunStory
+from metalearn.cli.reports.story import RunStory
+from metalearn.cli.reports.tables import found_tables, shown, spaced
 from metalearn.pages import (
     chart,
     counted,

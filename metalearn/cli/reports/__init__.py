@@ -1,0 +1,1 @@
+"""A run on one page: what its folder tells, and how that is shown."""
