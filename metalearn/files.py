@@ -172,8 +172,9 @@ def alone(path: Path) -> Iterator[None]:
     so that it goes with the process that holds it, however that ends: nobody waits for the dead.
     On network file systems it holds between machines where their server keeps locks (NFS does, if
     its lock service runs), and a machine that is lost keeps it for as long as the server says.
-    Where there are no locks, or none can be written, everybody is let in, and whole files
-    (`replace_file`) are what is left of safety: they are made more than once, and are right.
+    Where there are no locks, or they fail, or none can be written, everybody is let in, and whole
+    files (`replace_file`) are what is left of safety: they are made more than once, and are right.
+    So does one who comes after somebody else has removed the lock of who is inside.
     """
     place = path.with_name(f".{path.name}.lock")
     file = _only_holder(path, place)
@@ -182,7 +183,8 @@ def alone(path: Path) -> Iterator[None]:
     finally:
         if file is not None:
             with suppress(OSError):  # before it is closed, so that no other file is taken away
-                place.unlink(missing_ok=True)
+                if _is_at(place, file):
+                    place.unlink()
             file.close()
 
 
@@ -206,28 +208,55 @@ def _only_holder(path: Path, place: Path) -> IO[bytes] | None:
             file = place.open("a+b", buffering=0)  # writable: NFS asks for that
         except OSError:
             return None  # whoever makes the file will say why it cannot
+        there = False
         try:
-            held = lock(file)
-            if held and os.fstat(file.fileno()).st_nlink:  # not what its last holder took away
-                file.truncate(0)
-                file.write(f"process {os.getpid()} of {socket.gethostname()}".encode())
+            try:
+                held = lock(file)
+                there = held is True and _is_at(place, file)
+            except OSError:
+                held = None  # a system that fails to lock has no locks
+            if there:
+                with suppress(OSError):  # a full disk has no room for a name, and the lock holds
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} of {socket.gethostname()}".encode())
                 return file
-            if held is None:
-                file.close()
-                place.unlink(missing_ok=True)
-                return None
             if held is False and (said is None or time.monotonic() - said > _SAID_EVERY):
                 level = logging.INFO if said is None else logging.WARNING
-                file.seek(0)
-                holder = (file.read(200) or b"").decode(errors="replace") or "another process"
-                _log.log(level, "%s is being made by %s, which is waited for", path, holder)
+                _log.log(level, "%s is being made by %s, which is waited for", path, _holder(file))
                 said = time.monotonic()
-        except BaseException:
-            file.close()
-            raise
-        file.close()
+        finally:
+            if not there:
+                file.close()
+        if held is None:
+            with suppress(OSError):  # Windows removes no file that somebody has open
+                place.unlink(missing_ok=True)
+            return None
         if held is False:
             time.sleep(_POLL)
+
+
+def _holder(file: IO[bytes]) -> str:
+    """What the holder of a lock has written of itself."""
+    try:
+        file.seek(0)
+        return file.read(200).decode(errors="replace") or "another process"
+    except OSError:
+        return "another process"
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether an open file is the one that has this name, and not one that was taken away.
+
+    The number of its names does not say that everywhere: NFS gives a file that is removed while it
+    is open another name.
+
+    Raises:
+        OSError: what the system refuses, but for a name that nothing has.
+    """
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _opened_beside(path: Path) -> tuple[Path, IO[bytes]]:
@@ -236,7 +265,8 @@ def _opened_beside(path: Path) -> tuple[Path, IO[bytes]]:
         # Not tempfile: its files are closed to others, whatever the umask says.
         partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         file = partial.open("xb")
-        if lock(file) is not False and os.fstat(file.fileno()).st_nlink:
+        locked = lock(file)
+        if locked is None or (locked and _is_at(partial, file)):
             return partial, file
         file.close()  # somebody took it for a leftover before it was locked
 

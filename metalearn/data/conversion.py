@@ -10,6 +10,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ import torch
 from metalearn.data.images import LabelledImages
 from metalearn.data.listed_pictures import ListedPictures, PictureSource
 from metalearn.data.made_once import made_once
+from metalearn.data.mapped import check_machine, mapped
 from metalearn.data.pictures import LARGEST, PictureError, decode
 from metalearn.errors import DataError
 from metalearn.files import UNREADABLE_ARRAYS, read_regular, replace_file
@@ -109,7 +111,8 @@ def converted(
         folder: of the conversions.
 
     Raises:
-        DataError: a picture that cannot be read, or a folder that cannot be written to.
+        DataError: a picture that cannot be read, a folder that cannot be written to, or a machine
+            that has no room to map the array.
     """
     identity = source.identity()
     path = folder / f"{name}-{size}-{identity[:16]}.npy"
@@ -152,11 +155,8 @@ def _opened(path: Path, size: int) -> LabelledImages | None:
         if path.stem.rpartition("-")[2] != header["source"][:16]:
             raise ValueError("its header is of another source")
         _check_array(path, header)
-        # Copy on write: torch takes no array that cannot be written to.
-        images = np.load(path, mmap_mode="c", allow_pickle=False)
         counts = header["counts"]
-        if images.dtype != np.uint8 or images.shape != (sum(counts), 3, size, size):
-            raise ValueError(f"its array is {images.dtype} {images.shape}")
+        images = _mapped(path, (sum(counts), 3, size, size))
         return LabelledImages(
             images=torch.from_numpy(images),
             labels=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
@@ -167,12 +167,28 @@ def _opened(path: Path, size: int) -> LabelledImages | None:
     except FileNotFoundError:
         return None
     except UNREADABLE_ARRAYS as error:
+        check_machine(path, error)
         _log.warning("%s is damaged and is made again: %s", path, error)
         return None
 
 
+def _mapped(path: Path, wanted: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The array of a conversion, which has to be of bytes and of this shape."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"its array is of version {version}")
+        shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+        if kind != np.uint8 or shape != wanted or by_columns:
+            raise ValueError(f"its array is {kind} {shape}")
+        return mapped(file, file.tell(), shape)
+
+
 def _check_array(path: Path, header: Mapping[str, Any]) -> None:
-    """Refuse an array that is not the one that was written, or one that was changed."""
+    """Refuse an array that is not the one that was written, or one that was changed.
+
+    The time of one that was only touched or copied is noted, so that it is read once.
+    """
     known = tuple(header.get(name) for name in ("array", "bytes", "time"))
     found = path.stat()
     if None not in known and known[1:] != (found.st_size, found.st_mtime_ns):
@@ -180,6 +196,9 @@ def _check_array(path: Path, header: Mapping[str, Any]) -> None:
             _log.info("%s has another time than when it was written: it is read once", path)
         if found.st_size != known[1] or _digest(path) != known[0]:
             raise ValueError("its checksum does not fit")
+        written = json.dumps({**header, "time": found.st_mtime_ns}).encode()
+        with suppress(OSError):  # it is read again the next time
+            replace_file(path.with_suffix(".json"), lambda file: file.write(written))
 
 
 def _digest(path: Path) -> str:

@@ -19,6 +19,9 @@ T = TypeVar("T")
 def made_once(path: Path, read: Callable[[], T | None], make: Callable[[], T]) -> T:
     """What is read, or where there is nothing, what one process or thread at a time makes.
 
+    Where making fails, whoever waited tries in turn, and fails by itself: what one process lacks
+    (memory, a download, the right to read) the next may have.
+
     Args:
         path: the file that is written last: when it changes there is something new to read.
         read: gives what there is, or None, also where it is damaged.

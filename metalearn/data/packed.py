@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from typing import IO, Any
 import numpy as np
 
 from metalearn.data.made_once import made_once
+from metalearn.data.mapped import check_machine, mapped
 from metalearn.errors import DataError
 from metalearn.files import UNREADABLE_ARRAYS, check_regular, replace_file
 
 __all__ = ["Pack", "kept_pack", "load_pack", "read_pack", "save_pack", "write_pack"]
 
 _HEADER = "header"
-_LARGEST = 2**34  # bytes, packed or not; the largest set of glyphs has 14 billion
+_LARGEST = 2**34  # bytes that compressed arrays may claim; others are as long as their file
 _log = logging.getLogger(__name__)
 
 
@@ -64,13 +66,18 @@ def read_pack(path: Path) -> Pack | None:
 
     Arrays of bytes that `write_pack` wrote are mapped into memory: the processes of a machine share
     the one copy that the system keeps of the file, and what one writes to its array stays its own.
-    A pack of data is a convenience: whoever gets None builds it again from the source.
+    A pack of data is a convenience: whoever gets None builds it again from the source. What
+    `write_pack` has written is read whatever its size.
+
+    Raises:
+        DataError: the machine has no room to map the file, see `check_machine`.
     """
     try:
         return _unpacked(path)
     except FileNotFoundError:
         return None
     except UNREADABLE_ARRAYS as error:
+        check_machine(path, error)
         _log.warning("%s is damaged and is left aside: %s", path, error)
         return None
 
@@ -80,13 +87,14 @@ def load_pack(path: Path) -> Pack:
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it is damaged, or no pack.
+        DataError: it is damaged, or no pack, or there is no memory for it.
     """
     try:
         return _unpacked(path)
     except FileNotFoundError:
         raise
     except UNREADABLE_ARRAYS as error:
+        check_machine(path, error)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is damaged: {reason}") from error
 
@@ -117,16 +125,23 @@ def _columns(pack: Pack) -> dict[str, Any]:
 
 
 def _unpacked(path: Path) -> Pack:
-    check_regular(path, _LARGEST)
+    check_regular(path, sys.maxsize)
     # Opened here because np.load leaves the file open when it is no archive.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        if sum(member.file_size for member in stored.zip.infolist()) > _LARGEST:
-            raise ValueError(f"its arrays claim more than {_LARGEST} bytes")
+        _check_sizes(path.stat().st_size, stored.zip.infolist())
         header = json.loads(str(stored[_HEADER]))
         arrays = {name: _array(file, stored, name) for name in stored.files if name != _HEADER}
     if header["sha256"] != _digest(arrays, header["source"]):
         raise ValueError("its checksum does not fit")
     return Pack(arrays, header["source"])
+
+
+def _check_sizes(there: int, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse arrays that would take far more memory than their file could hold."""
+    plain = sum(m.file_size for m in members if m.compress_type == zipfile.ZIP_STORED)
+    claimed = sum(m.file_size for m in members) - plain
+    if plain > there or claimed > _LARGEST:
+        raise ValueError(f"its arrays claim more than {there if plain > there else _LARGEST} bytes")
 
 
 def _array(file: IO[bytes], stored: Any, name: str) -> np.ndarray[Any, Any]:
@@ -145,7 +160,7 @@ def _array(file: IO[bytes], stored: Any, name: str) -> np.ndarray[Any, Any]:
             if kind == np.uint8 and size and not by_columns:
                 if file.tell() + size != start + member.file_size:
                     raise ValueError(f"{name} is not as long as its shape {shape} says")
-                return np.memmap(file, np.uint8, "c", file.tell(), shape).view(np.ndarray)
+                return mapped(file, file.tell(), shape)
     found: np.ndarray[Any, Any] = stored[name]
     return found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
 import re
 from collections.abc import Callable
@@ -126,6 +128,22 @@ def test_a_damaged_array_is_made_again(damage: str, tmp_path: Path) -> None:
     assert_whole(load(root))
 
 
+def test_a_machine_without_room_converts_nothing_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="metalearn")
+    root = lists(tmp_path / "set")
+    load(root)
+
+    def refused(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    with pytest.raises(DataError, match=r"cannot be mapped into memory .*: it is not damaged"):
+        load(root)
+    assert caplog.text.count("is converted once") == 1 and "damaged" not in caplog.text
+
+
 def test_an_array_that_was_copied_and_a_header_of_before_are_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,6 +152,7 @@ def test_an_array_that_was_copied_and_a_header_of_before_are_taken(
     load(root)
     header, array = sorted((tmp_path / "cache").iterdir())
     os.utime(array, ns=(1, 1))
+    assert_whole(load(root))
     assert_whole(load(root))
     assert caplog.text.count("is converted once") == caplog.text.count("it is read once") == 1
     values = json.loads(header.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import re
@@ -169,3 +170,86 @@ def test_processes_share_one_copy_of_a_pack(tmp_path: Path) -> None:
     for each in readers:
         each.join(WAIT)
     assert [each.exitcode for each in readers] == [0] * count
+
+
+LOCKLESS = [errno.ENOLCK, errno.EIO, errno.EACCES, errno.EINVAL, errno.ESTALE]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fcntl")
+@pytest.mark.parametrize("refusal", LOCKLESS)
+def test_who_cannot_lock_is_let_in(
+    tmp_path: Path, refusal: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def refused(*given: object) -> None:
+        raise OSError(refusal, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert made_once(tmp_path / "things", lambda: None, lambda: 3) == 3
+    assert not list(tmp_path.iterdir()), "no lock is left"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+def test_a_full_disk_that_takes_no_name_still_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Path.open
+
+    class Full:
+        """A lock file on a full disk."""
+
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda path, *a, **b: Full(before(path, *a, **b)))
+    path, inside = tmp_path / "things", threading.Event()
+    with alone(path):
+        thread = threading.Thread(target=lambda: alone(path).__enter__() or inside.set())
+        thread.start()
+        assert not inside.wait(0.3)
+    assert inside.wait(WAIT)
+    thread.join(WAIT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fcntl")
+@pytest.mark.parametrize("after", ["removed", "made anew"])
+def test_who_locked_a_file_that_was_taken_away_locks_the_one_that_is_there(
+    tmp_path: Path, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    path, place = tmp_path / "things", tmp_path / ".things.lock"
+    before, taken = fcntl.flock, list[int]()
+
+    def late(file: Any, how: int) -> None:
+        """As where NFS keeps a removed file under another name: it still has one."""
+        if not taken:
+            os.link(place, tmp_path / ".nfs0001")
+            place.unlink()
+            if after == "made anew":
+                place.touch()
+        taken.append(os.fstat(file.fileno()).st_ino)
+        before(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with alone(path):
+        assert len(taken) == 2 and taken[0] != taken[1] == place.stat().st_ino
+        with place.open("rb") as other, pytest.raises(BlockingIOError):
+            before(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not place.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fcntl")
+def test_the_lock_of_another_is_not_taken_away(tmp_path: Path) -> None:
+    place = tmp_path / ".things.lock"
+    with alone(tmp_path / "things"):
+        place.unlink()
+        place.write_text("of another")
+    assert place.read_text() == "of another"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from metalearn.data.packed import Pack, load_pack, read_pack, save_pack, write_pack
+from metalearn.data import packed
+from metalearn.data.mapped import mapped
+from metalearn.data.packed import Pack, kept_pack, load_pack, read_pack, save_pack, write_pack
 from metalearn.errors import DataError
 
 ARRAYS = {"images": np.arange(600, dtype=np.uint8).reshape(6, 10, 10), "names": np.array(["a"])}
@@ -105,3 +110,76 @@ def test_a_pack_that_is_needed_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         save_pack(tmp_path / "file" / "things.npz", Pack(ARRAYS, ""))
+
+
+def test_what_is_written_is_read_whatever_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(packed, "_LARGEST", 100)
+    arrays = {**ARRAYS, "labels": np.arange(50)}
+    made = []
+
+    def make() -> dict[str, np.ndarray]:
+        made.append(1)
+        return arrays
+
+    for _ in range(3):
+        pack = kept_pack(tmp_path / "things.npz", "a source", make)
+        assert all(np.array_equal(pack.arrays[name], array) for name, array in arrays.items())
+    assert made == [1] and not caplog.records
+    save_pack(tmp_path / "claims.npz", Pack({"zeros": np.zeros(10**4, np.uint8)}, ""))
+    with pytest.raises(DataError, match="claim more than 100 bytes"):
+        load_pack(tmp_path / "claims.npz")
+
+
+REFUSALS = [errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_machine_without_room_is_no_damage(
+    tmp_path: Path, refusal: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "things.npz"
+    write_pack(path, Pack(ARRAYS, "a source"))
+    before = path.read_bytes()
+
+    def refused(*given: object, **named: object) -> None:
+        raise OSError(refusal, "no room")
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    said = r"things.npz cannot be mapped into memory \(no room\): it is not damaged"
+    for read in (read_pack, load_pack, lambda path: kept_pack(path, "a source", pytest.fail)):
+        with pytest.raises(DataError, match=said):
+            read(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_parts_of_a_file_are_mapped_and_can_be_written_to_without_changing_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "bytes"
+    path.write_bytes(bytes(range(256)) * 300)
+    wanted = np.frombuffer(path.read_bytes(), np.uint8)
+    with path.open("rb") as file:
+        for start, shape in ((0, (3, 5)), (70001, (7, 2, 4)), (5, (0, 4)), (0, (76800,))):
+            array = mapped(file, start, shape)
+            size = array.size
+            assert array.shape == shape
+            assert np.array_equal(array.reshape(-1), wanted[start : start + size])
+            array[...] = 9
+        for start, size in ((0, 76801), (76800, 1)):
+            with pytest.raises(ValueError, match="ends before its array"):
+                mapped(file, start, (size,))
+    assert path.read_bytes() == wanted.tobytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_file_larger_than_the_memory_is_mapped(tmp_path: Path) -> None:
+    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+        pytest.skip("this machine sets all memory aside that is asked for")
+    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    size = 2048 * sum(int(told[name].split()[0]) for name in ("MemTotal", "SwapTotal"))
+    with (tmp_path / "sparse").open("w+b") as file:
+        file.truncate(size)
+        array = mapped(file, 0, (size // 4, 4))
+        assert array.shape == (size // 4, 4) and array[-1].tolist() == [0] * 4
