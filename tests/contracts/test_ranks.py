@@ -19,6 +19,7 @@ from metalearn.tasks import FewShotTasks, SinusoidTasks
 from metalearn.trainers import (
     BatchEnsembleTrainer,
     EnsembleTrainer,
+    HyperTrainer,
     MCDropoutTrainer,
     PerSampleTrainer,
     SnapshotTrainer,
@@ -30,10 +31,7 @@ from tests.support.builders import Recorder, last, state_of
 from tests.support.rank_threads import ThreadRanks, on_ranks
 from tests.support.small_data import blobs, waves
 
-ALONE = {
-    "scripted",
-    *(name for name in TRAINERS if name.startswith("hyper_")),
-}
+ALONE = {"scripted"}
 """Trainers that one process takes by itself."""
 
 
@@ -61,6 +59,18 @@ def dropping(**settings: Any) -> Trainer:
     return PerSampleTrainer(network, blobs(), **{**given, **settings})
 
 
+def shaping(method: str, hyper: str = "weight_decay", **settings: Any) -> Trainer:
+    """What shapes runs of a network with dropout, Adam in them, five examples a step."""
+
+    def network(seed: int = 0) -> MLP:
+        return MLP((2,), 3, hidden=(5,), activation="gelu", dropout=0.3, seed=seed)
+
+    inner: Any = {"steps": 3, "batch_size": 5, "optimizer": "adam", "lr": 0.05}
+    given: Any = {"steps": 6, "progress": False, "outer_batch": 7, "method": method}
+    given |= {"inner": inner, "factory": network}
+    return HyperTrainer(network(), blobs(), hyper=hyper, **{**given, **settings})
+
+
 DIVERGES = 1e35
 MORE: dict[str, Make] = {
     "stacks": partial(members, 8, 12, 8),
@@ -86,14 +96,27 @@ MORE: dict[str, Make] = {
     "private_empty_parts": partial(TRAINERS["private"], batch_size=3, clip_quantile=0.5),
     "private_few_tasks": partial(TRAINERS["private_meta"], meta_batch=3),
     "swag": partial(one_network, SWAGTrainer, start=0.3, every=1),
+    "hyper_reverse": partial(shaping, "reverse", "example_weights", accumulate=2),
+    "hyper_mixed": partial(shaping, "mixed"),
+    "hyper_truncated": partial(shaping, "truncated", "distilled", truncation=2),
+    "hyper_implicit": partial(shaping, "implicit", implicit={"iterations": 2, "damping": 1.0}),
+    "hyper_series": partial(
+        shaping,
+        "implicit",
+        "example_weights",
+        implicit={"solver": "neumann", "iterations": 2, "product": "difference"},
+    ),
+    "hyper_first_order": partial(shaping, "first_order", "learning_rates"),
 }
 """Beside those that all contracts run over."""
 SHARED = {**{n: make for n, make in TRAINERS.items() if n not in ALONE}, **MORE}
 
 shared = pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
 LENGTH = {"snapshot", "swag", "private_growth"}
-RESUMED = {name: make for name, make in SHARED.items() if name not in LENGTH}
-"""The others follow from how long they are: their schedules, or their noise."""
+"""Those that follow from how long they are: their schedules, or their noise."""
+METHODS = {name for name in MORE if name.startswith("hyper_")}
+"""Of gradients through runs; what they go on from is that of all kinds of what is learnt."""
+RESUMED = {name: make for name, make in SHARED.items() if name not in LENGTH | METHODS}
 resumed = pytest.mark.parametrize("make", RESUMED.values(), ids=RESUMED)
 counts = pytest.mark.parametrize("count", [2, 3])
 CADENCE: dict[str, Any] = {"log_every": 2, "eval_every": 3, "checkpoint_every": 3}

@@ -91,12 +91,16 @@ class DistilledExamples(HyperModule):
         in_loss = {"inputs": raw["inputs"], "targets": targets}
         return RunValues(in_loss, {"lr": raw["log_rate"].exp()} if "log_rate" in raw else {})
 
-    def inner_loss(
+    def examples(self, in_loss: Mapping[str, Tensor], batch: StepBatch) -> StepBatch:
+        """The inputs and their labels."""
+        return in_loss["inputs"], in_loss["targets"], self.classes, batch[3]
+
+    def terms(
         self, network: RunNetwork, params: Params, in_loss: Mapping[str, Tensor], batch: StepBatch
     ) -> Tensor:
-        """Mean cross-entropy of the inputs with their labels."""
-        logits = network.trained(params, in_loss["inputs"], batch[3])
-        return -(in_loss["targets"] * logits.log_softmax(-1)).sum(-1).mean()
+        """Cross-entropies of the inputs with their labels."""
+        x, y, _, step = batch
+        return -(y * network.trained(params, x, step).log_softmax(-1)).sum(-1)
 
     def records(self, values: RunValues) -> dict[str, float]:
         """The learnt rate; the range of the inputs."""

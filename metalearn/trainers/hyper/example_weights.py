@@ -67,12 +67,11 @@ class LearntExampleWeights(HyperModule):
         squash: Any = torch.sigmoid if self.bound == "unit" else F.softplus
         return RunValues({"weights": squash(raw["scores"])}, {})
 
-    def inner_loss(
+    def terms(
         self, network: RunNetwork, params: Params, in_loss: Mapping[str, Tensor], batch: StepBatch
     ) -> Tensor:
-        """(1/B)·Σ w_i·ℓ_i."""
-        losses = self.sample_losses(network, params, batch)
-        return (in_loss["weights"][batch[2]] * losses).mean()
+        """w_i·ℓ_i."""
+        return in_loss["weights"][batch[2]] * self.sample_losses(network, params, batch)
 
     def plain(self) -> RunValues:
         """Weights of 1."""

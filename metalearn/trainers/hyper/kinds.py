@@ -75,8 +75,27 @@ class HyperModule(nn.Module, ABC):
     def inner_loss(
         self, network: RunNetwork, params: Params, in_loss: Mapping[str, Tensor], batch: StepBatch
     ) -> Tensor:
-        """The loss that a step of a run descends, a scalar; here the mean over its batch."""
-        return self.sample_losses(network, params, batch).mean()
+        """The loss that a step of a run descends, a scalar: mean of `terms`, and `penalty`.
+
+        One of a subclass's own is not divided among ranks, as these are.
+        """
+        mean = self.terms(network, params, in_loss, self.examples(in_loss, batch)).mean()
+        penalty = self.penalty(params, in_loss)
+        return mean if penalty is None else mean + penalty
+
+    def examples(self, in_loss: Mapping[str, Tensor], batch: StepBatch) -> StepBatch:
+        """What a step is taken on, ``[B, ...]``; here the step's batch."""
+        return batch
+
+    def terms(
+        self, network: RunNetwork, params: Params, in_loss: Mapping[str, Tensor], batch: StepBatch
+    ) -> Tensor:
+        """``[B]``, whose mean is in the loss: each of its example alone; here `sample_losses`."""
+        return self.sample_losses(network, params, batch)
+
+    def penalty(self, params: Params, in_loss: Mapping[str, Tensor]) -> Tensor | None:
+        """A scalar beside the mean, in which no example has a part; None where there is none."""
+        return None
 
     def sample_losses(self, network: RunNetwork, params: Params, batch: StepBatch) -> Tensor:
         """Losses ``[B]`` of a step's examples in training mode."""

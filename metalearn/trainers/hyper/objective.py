@@ -6,6 +6,7 @@ Axes: K steps of a run, B samples of an outer batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,15 +16,17 @@ from torch import Tensor
 from metalearn.core import DirectionCheck, HyperGradient, check_hyper_gradient, hyper_gradient
 from metalearn.core.tree import tree_map
 from metalearn.core.vectorization import vmapped_or_looped
+from metalearn.ranks import Share, check_enough
 from metalearn.trainers.hyper.carried import Carried
 from metalearn.trainers.hyper.combinations import GradientSettings
 from metalearn.trainers.hyper.gradient_check import GradientCheck
 from metalearn.trainers.hyper.kinds import HyperModule, RunValues
 from metalearn.trainers.hyper.run_settings import optimizer_gradients
 from metalearn.trainers.hyper.runs import InnerRuns, StartOfRun
+from metalearn.trainers.hyper.shared_samples import check_divisible, shared_outer_loss
 from metalearn.trainers.loop.protocols import Stateless
 from metalearn.trainers.loop.step import StepGradient
-from metalearn.trainers.supervised.batches import LabelledBatch
+from metalearn.trainers.supervised.batches import LabelledBatch, check_parts
 from metalearn.types import Params
 
 __all__ = ["HyperObjective"]
@@ -42,6 +45,7 @@ class HyperObjective(Stateless):
     """
 
     unit = "samples"
+    divides_members = False
 
     def __init__(
         self,
@@ -54,6 +58,24 @@ class HyperObjective(Stateless):
 
     def prepare(self) -> None:
         """Nothing is left to decide."""
+
+    def divide(self, share: Share) -> None:
+        """Each rank takes some of the samples of every step of a run, and of the outer loss.
+
+        Raises:
+            SettingError: there are fewer than ranks; batch normalisation; a loss of a run that is
+                not known to be a mean of samples.
+        """
+        runs = self.runs
+        check_divisible(self.hyper, share)
+        check_parts(runs.module, share)
+        if self.hyper.sees_examples:
+            check_enough("inner.batch_size", runs.settings.batch_size, share)
+        check_enough("outer_batch", len(self.batch(0)[1]), share)
+
+    def part(self, batch: LabelledBatch) -> AbstractContextManager[LabelledBatch]:
+        """All of it, of which `gradient` takes this rank's samples where they are computed."""
+        return nullcontext(batch)
 
     def batch(self, step: int) -> LabelledBatch:
         """Inputs and targets of the outer loss, and the batch's number, which its run has too."""
@@ -69,7 +91,7 @@ class HyperObjective(Stateless):
         found = self._through_run(values, start, (x, y))
         in_optimizer = optimizer_gradients(found.optimizer_grads, values.in_optimizer)
         (grads,) = pull(RunValues(found.hyper_grads, in_optimizer))
-        count = len(y)
+        count = len(self.runs.ranks.share.of(y))
         return StepGradient(
             grads,
             found.loss[None],
@@ -93,7 +115,8 @@ class HyperObjective(Stateless):
 
     def outer_loss(self, params: Params, in_loss: Any, batch: LabelledBatch) -> Tensor:
         """Mean loss of a batch in evaluation mode, a scalar."""
-        return self.runs.loss.mean(self.runs.network.evaluated(params, batch[0]), batch[1])
+        runs, (x, y, *_) = self.runs, batch
+        return shared_outer_loss(runs.loss, runs.network, params, x, y, runs.ranks)
 
     def _values(self, raw: Params) -> RunValues:
         """What a run gets of the parameters that are trained, and of the others as they are."""
@@ -114,7 +137,9 @@ class HyperObjective(Stateless):
             generator = torch.Generator().manual_seed(seed)
             return check_hyper_gradient(found, **run, generator=generator, stacked=stacked)
 
-        both = vmapped_or_looped(partial(check, stacked=True), partial(check, stacked=False))
+        looped = partial(check, stacked=False)
+        alone = self.runs.ranks.count == 1  # a stack of runs has no way to meet
+        both = vmapped_or_looped(partial(check, stacked=True), looped) if alone else looped()
         return GradientCheck.of(self.how.method, both)
 
     def _through_run(

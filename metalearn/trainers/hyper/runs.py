@@ -18,9 +18,11 @@ from metalearn.data import Augmentation, MemberBatches
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream
+from metalearn.ranks import Ranks
 from metalearn.trainers.hyper.carried import Carried
 from metalearn.trainers.hyper.kinds import HyperModule, RunSetup, RunValues
 from metalearn.trainers.hyper.run_settings import RunSettings
+from metalearn.trainers.hyper.shared_samples import shared_inner_loss
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.batches import TrainingBatches
 from metalearn.trainers.supervised.losses import SupervisedLoss
@@ -57,6 +59,7 @@ class InnerRuns:
         seed: of orders of batches, and of networks.
         device: where runs are computed.
         stop: ends a whole run that a signal breaks off.
+        ranks: that divide the examples of every step.
 
     Raises:
         SettingError: a start that there is no network for, a batch larger than the training part.
@@ -73,10 +76,12 @@ class InnerRuns:
         seed: int,
         device: torch.device,
         stop: StopSignal,
+        ranks: Ranks,
     ) -> None:
-        self.network = RunNetwork(model)
+        self.module, self.network = model, RunNetwork(model)
         self.data, self.loss, self.settings = data, loss, settings
-        self.seed, self.device, self._stop = seed, device, stop
+        self.seed, self.device, self.stop = seed, device, stop
+        self.ranks = ranks
         self._factory = factory
         self.like = next(iter(self.network.params.values()))
         if settings.start == "fresh" and factory is None:
@@ -142,7 +147,8 @@ class InnerRuns:
         )  # fmt: skip
         end = run.start
         for point in walk(run.loop, run.start, run.batches, run.steps):
-            self._stop.check()
+            self.stop.agree()
+            self.stop.check()
             end = point.values
         found: Params = run.apart([value.detach() for value in end])[0]
         return found
@@ -151,7 +157,7 @@ class InnerRuns:
         """What a step of a run descends."""
 
         def loss(params: Params, in_loss: Any, batch: Any) -> Tensor:
-            return hyper.inner_loss(self.network, params, in_loss, batch)
+            return shared_inner_loss(hyper, self.network, params, in_loss, batch, self.ranks)
 
         return loss
 

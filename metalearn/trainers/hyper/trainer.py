@@ -20,6 +20,7 @@ from metalearn.core.module.copying import copy_module
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import check_whole
 from metalearn.random_streams import check_split
+from metalearn.ranks import OneRank, Ranks
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.hyper.combinations import GradientSettings, check_combination
@@ -41,7 +42,7 @@ from metalearn.trainers.supervised.ensemble_settings import check_monitor
 from metalearn.trainers.supervised.losses import LossSetting, chosen_loss
 from metalearn.trainers.supervised.metrics import with_measures
 from metalearn.trainers.supervised.model_evaluation import Monitor
-from metalearn.trainers.supervised.predictions import SplitReport, report_of
+from metalearn.trainers.supervised.predictions import SplitReport, report_of, shared_by
 from metalearn.trainers.supervised.scoring import check_outputs, score_split
 from metalearn.trainers.trainer import Trainer
 from metalearn.types import Split
@@ -85,6 +86,8 @@ class HyperTrainer(Trainer):
         tracker: where numbers and figures go.
         folder: of the run, for checkpoints.
         device: where to train.
+        ranks: processes that share the training, each with some of the samples of every step of a
+            run and of the outer loss; None is one process. See `metalearn.ranks.joined`.
         settings: the rest of `LoopSettings` by name.
 
     Raises:
@@ -118,6 +121,7 @@ class HyperTrainer(Trainer):
         tracker: Tracker | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
+        ranks: Ranks | None = None,
         **settings: Annotated[Any, LoopSettings],
     ) -> None:
         check_whole("seed", seed, 0, _LARGEST_SEED)
@@ -130,7 +134,7 @@ class HyperTrainer(Trainer):
         self.data, where = data, as_device(device)
         self._model = copy_module(model).to(where)
         outer, self._scored = divided_validation(data)
-        rest: Any = {"device": where, "stop": StopSignal()}
+        rest: Any = {"device": where, "stop": StopSignal(), "ranks": ranks or OneRank()}
         chosen = chosen_loss(loss, data)
         self._runs = InnerRuns(self._model, factory, data, chosen, settings=run, seed=seed, **rest)
         self._check_outputs()
@@ -214,14 +218,15 @@ class HyperTrainer(Trainer):
 
     def _predict(self, values: RunValues) -> Callable[[Tensor], Tensor]:
         """Outputs ``[R, N, C]`` of the networks of whole runs."""
-        ends = [self._runs.whole(self._hyper, values, index) for index in range(self._count)]
+        runs = self._runs
+        ends = [runs.whole(self._hyper, values, index) for index in range(self._count)]
 
         @torch.no_grad()
         def predict(inputs: Tensor) -> Tensor:
-            x = self._runs.placed(inputs)
-            return torch.stack([self._runs.network.evaluated(params, x) for params in ends])
+            x = runs.placed(inputs)
+            return torch.stack([runs.network.evaluated(params, x) for params in ends])
 
-        return predict
+        return shared_by(runs.ranks, predict, runs.stop)
 
     def _validated(self) -> SplitReport:
         self._runs_validated = self._predict(self._hyper.current())

@@ -18,8 +18,6 @@ from metalearn.core.checks import check_number
 from metalearn.signatures import checked
 from metalearn.tracking import layers_figure
 from metalearn.trainers.hyper.kinds import HyperModule, RunSetup, RunValues
-from metalearn.trainers.supervised.network_run import StepBatch
-from metalearn.trainers.supervised.run_network import RunNetwork
 from metalearn.types import Params
 
 __all__ = ["LearntWeightDecay"]
@@ -62,14 +60,11 @@ class LearntWeightDecay(HyperModule):
         """``strengths`` ``[G]``."""
         return RunValues({"strengths": raw["log_strengths"].exp()}, {})
 
-    def inner_loss(
-        self, network: RunNetwork, params: Params, in_loss: Mapping[str, Tensor], batch: StepBatch
-    ) -> Tensor:
-        """Mean loss of the batch and Σ_g ½·λ_g·‖θ_g‖²."""
+    def penalty(self, params: Params, in_loss: Mapping[str, Tensor]) -> Tensor:
+        """Σ_g ½·λ_g·‖θ_g‖²."""
         strengths = in_loss["strengths"]
         squares = [strengths[self._group_of[n]] * v.square().sum() for n, v in params.items()]
-        mean = self.sample_losses(network, params, batch).mean()
-        return mean + torch.stack(squares).sum() / 2
+        return torch.stack(squares).sum() / 2
 
     def records(self, values: RunValues) -> dict[str, float]:
         """Each strength by the name of its layer."""
