@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from metalearn.trainers import (
     SWAGTrainer,
     Trainer,
 )
+from metalearn.trainers.hyper.weight_decay import LearntWeightDecay
 from tests.contracts.trainers import TRAINERS, Make
 from tests.support.builders import Recorder, last, state_of
 from tests.support.rank_threads import ThreadRanks, on_ranks
@@ -243,6 +245,44 @@ def test_a_stop_and_as_many_ranks_leave_no_trace(make: Make, tmp_path: Path) -> 
 def test_what_cannot_be_divided_is_refused(name: str) -> None:
     with pytest.raises((SettingError, TypeError), match="ranks"):
         on_ranks(2, lambda ranks: ranks.made(TRAINERS[name]))
+
+
+class _OwnLoss(LearntWeightDecay):
+    def inner_loss(self, *args: Any) -> torch.Tensor:
+        return super().inner_loss(*args) ** 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"hyper": _OwnLoss}, "ranks=4: 1 is needed: _OwnLoss.inner_loss is not known"),
+        ({"inner": {"batch_size": 3}}, "inner.batch_size=3: at least 4"),
+        ({"outer_batch": 3}, "outer_batch=3: at least 4"),
+        ({"hyper": "distilled"}, "examples of a step of a run=3: at least 4"),
+    ],
+)
+def test_runs_that_cannot_be_divided_are_refused(settings: dict[str, Any], said: str) -> None:
+    def run(ranks: ThreadRanks) -> None:
+        given: Any = {"inner": {"steps": 1, "batch_size": 8}, "steps": 1}
+        given |= {"progress": False, "hyper": "weight_decay", **settings}
+        ranks.made(partial(HyperTrainer, MLP((2,), 3), blobs(), **given)).gradient(0)
+
+    with pytest.raises(SettingError, match=re.escape(said)):
+        on_ranks(4, run)
+
+
+@pytest.mark.parametrize(("method", "most"), [("reverse", 4), ("mixed", 8)])
+def test_a_step_of_a_run_takes_few_messages(method: str, most: int) -> None:
+    def run(ranks: ThreadRanks, steps: int) -> int:
+        inner = {"steps": steps, "batch_size": 8}
+        given: Any = {"hyper": "example_weights", "method": method, "progress": False}
+        trainer = ranks.made(partial(HyperTrainer, MLP((2,), 3), blobs(), inner=inner, **given))
+        before = len(ranks.messages)
+        trainer.gradient(0)
+        return len(ranks.messages) - before
+
+    shorter, longer = (on_ranks(2, partial(run, steps=steps))[0] for steps in (4, 8))
+    assert 0 < longer - shorter <= 4 * most
 
 
 @pytest.mark.parametrize("rates", [(DIVERGES, DIVERGES), (DIVERGES, DIVERGES, DIVERGES)])
