@@ -98,6 +98,10 @@ MORE: dict[str, Make] = {
     "private_empty_parts": partial(TRAINERS["private"], batch_size=3, clip_quantile=0.5),
     "private_few_tasks": partial(TRAINERS["private_meta"], meta_batch=3),
     "swag": partial(one_network, SWAGTrainer, start=0.3, every=1),
+    # its fresh networks are global draws, which threads would take for each other's
+    "hyper_learning_rates": partial(
+        TRAINERS["hyper_learning_rates"], inner={"steps": 3, "batch_size": 8}
+    ),
     "hyper_reverse": partial(shaping, "reverse", "example_weights", accumulate=2),
     "hyper_mixed": partial(shaping, "mixed"),
     "hyper_truncated": partial(shaping, "truncated", "distilled", truncation=2),
