@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import sys
@@ -21,6 +22,12 @@ def pytest_configure(config: pytest.Config) -> None:
     with suppress(ImportError):
         handler = import_module("absl.logging").get_absl_handler().python_handler
         handler.setStream(sys.__stderr__)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: no walk of the collector takes half a second for them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
