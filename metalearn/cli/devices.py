@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from metalearn.cli.launching.launches import number_of_job
@@ -9,6 +11,9 @@ from metalearn.errors import SettingError
 from metalearn.ranks.launch import Launch, launched
 
 __all__ = ["device_of"]
+
+_SHOWN = {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"}
+"""Variables by which a process is shown some of a machine's devices."""
 
 
 def device_of(name: str) -> torch.device:
@@ -28,15 +33,25 @@ def device_of(name: str) -> torch.device:
         return _in_turn(accelerator) if launch is None else _own(accelerator, name, launch)
     try:
         device = torch.device(name)
-        torch.ones(1, device=device).item()
+        if launch is not None and device.type != "cpu":
+            device = _of_rank(device, name, launch)
+        torch.ones(1, device=device).item()  # of a rank on its own: a card is not looked at twice
     except (RuntimeError, AssertionError, TypeError) as error:
         raise SettingError(
             "device", name, "auto, cpu or a device that torch finds here is needed"
         ) from error
-    if launch is None or device.type == "cpu":
-        return device
+    return device
+
+
+def _of_rank(device: torch.device, name: str, launch: Launch) -> torch.device:
+    """The device that is meant by a rank's setting.
+
+    Raises:
+        SettingError: ranks of this machine would share it.
+    """
     if device.index is None:
-        return _own(device, name, launch)
+        here = torch.accelerator.current_accelerator(check_available=True)
+        return device if here is None or here.type != device.type else _own(device, name, launch)
     if launch.local_count > 1:
         accepted = f"device={device.type} is needed, so that each rank has one of its own"
         raise SettingError("device", name, accepted)
@@ -52,8 +67,13 @@ def _in_turn(device: torch.device) -> torch.device:
 
 
 def _own(device: torch.device, name: str, launch: Launch) -> torch.device:
-    """The device of a rank among those of its machine."""
+    """The device of a rank among those of its machine.
+
+    Where a rank sees one alone, that is its own: a scheduler has shown it no others.
+    """
     count = torch.accelerator.device_count()
+    if count == 1 and _SHOWN & set(os.environ):
+        return torch.device(device.type, 0)
     if launch.local_rank >= count:
         accepted = f"device=cpu, or at most {count} ranks on this machine, one for each device"
         raise SettingError("device", name, f"{accepted}, are needed")

@@ -27,12 +27,14 @@ def check_same_run(ranks: Ranks, config: DictConfig, trainer: Trainer) -> None:
     """
     if ranks.count == 1:
         return
+    data = str(trainer.data_checksum)
+    ranks.gather()  # one machine may have prepared the data, where another had them already
     known = provenance()
     code = json.dumps([known["git"], known["versions"]], sort_keys=True)
     same = {
         "code": _digest(code),
         "configuration": _digest(OmegaConf.to_yaml(used_part(config), resolve=True)),
-        "data": str(trainer.data_checksum),
+        "data": data,
     }
     check_alike(ranks, same)
 

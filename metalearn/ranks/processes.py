@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metalearn.errors import RankError
 from metalearn.ranks.protocol import Share
-from metalearn.ranks.texts import from_text, to_text
+from metalearn.ranks.told import from_bytes, to_bytes
 from metalearn.ranks.watch import Watch
 
 __all__ = ["ProcessRanks", "messages_of"]
@@ -74,14 +74,14 @@ class ProcessRanks:
         return self.of_each(value if self.rank == 0 else None)[0]
 
     def of_each(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order; they travel as texts."""
-        text = torch.frombuffer(bytearray(to_text(value)), dtype=torch.uint8)
+        """The values of all ranks, in their order."""
+        told = torch.frombuffer(bytearray(to_bytes(value)), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
         with self._meeting():
-            dist.all_gather(sizes, torch.tensor([len(text)]), group=self._group)
+            dist.all_gather(sizes, torch.tensor([len(told)]), group=self._group)
         known = [int(size) for size in sizes]
-        every = self.joined(text, known)
-        return [from_text(part.numpy().tobytes()) for part in torch.split(every, known)]
+        every = self.joined(told, known)
+        return [from_bytes(part.numpy().tobytes()) for part in torch.split(every, known)]
 
     def noted(self, number: int) -> int:
         """The largest number that any rank had at the call before this one; 0 at the first."""

@@ -21,7 +21,9 @@ _PULSE = 1.0
 _POLL = 0.1
 """Seconds between two looks for who has come."""
 _PATIENCE = 3.5
-"""Seconds without a pulse after which a rank is gone."""
+"""Seconds without a pulse after which a rank is gone that did not come to a meeting."""
+_LONG_PATIENCE = 45.0
+"""The same of one that is waited for without a limit: it may be busy, or swapped out."""
 
 
 class Watch:
@@ -87,30 +89,51 @@ class Watch:
     def wait_for_all(self) -> str:
         """Return when all ranks have come to this meeting; a sentence where one never will.
 
-        They are waited for as long as they have a pulse.
+        They are waited for as long as they have a pulse. Of several that are lost the likeliest
+        cause is named: who said what ended it, then whose pulse stopped first.
         """
         heard = {rank: (0, time.monotonic()) for rank in self._others()}
+        first_lost: float | None = None
         try:
+            self._publish()
             while True:
-                missing = False
-                for rank in heard:
-                    pulse, now = self._read(f"pulse/{rank}"), time.monotonic()
-                    left = self._read(f"left/{rank}")
-                    if pulse is not None and pulse["meetings"] >= self._meetings:
-                        continue
-                    beats = 0 if pulse is None else pulse["beats"]
-                    if beats != heard[rank][0]:
-                        heard[rank] = beats, now
-                    if left is not None or now - heard[rank][1] > _PATIENCE:
-                        weight, words = self._said_of(rank, pulse)
-                        if weight in (0, 1, 3):
-                            return words
-                    missing = True
+                lost, missing = self._lost(heard)
+                if lost:
+                    now = time.monotonic()
+                    first_lost = now if first_lost is None else first_lost
+                    weight, _, words = min(lost)
+                    # Who has left without a reason may have done so because of another.
+                    if weight < 3 or now - first_lost > _PATIENCE:
+                        return words
                 if not missing:
                     return ""
                 time.sleep(_POLL)
         except RuntimeError:
             return "rank 0 is gone, and with it the place where ranks meet"
+
+    def _lost(
+        self, heard: dict[int, tuple[int, float]]
+    ) -> tuple[list[tuple[int, float, str]], bool]:
+        """Who will not come, with weight, time of the last new pulse and words; if any has to.
+
+        Args:
+            heard: pulse and time at which it was new, by rank; brought up to date.
+        """
+        lost, missing = [], False
+        for rank, (beats, since) in heard.items():
+            pulse, now = self._read(f"pulse/{rank}"), time.monotonic()
+            left = self._read(f"left/{rank}")
+            if pulse is not None and pulse["meetings"] >= self._meetings:
+                continue
+            missing = True
+            if pulse is not None and pulse["beats"] != beats:
+                since = now
+                heard[rank] = pulse["beats"], now
+            if left is not None or now - since > _LONG_PATIENCE:
+                weight, words = self._said_of(rank, pulse)
+                if weight in (0, 1, 3):
+                    lost.append((weight, since, words))
+        return lost, missing
 
     def who_is_missing(self) -> str:
         """A sentence that names who did not come to the last meeting; empty where all seem to."""
@@ -147,13 +170,18 @@ class Watch:
         with self._lock:
             return json.loads(self._store.get(key)) if self._store.check([key]) else None
 
+    def _publish(self) -> None:
+        """Let the others see this rank, and to how many meetings it has come."""
+        with self._lock:
+            self._beats += 1
+            pulse = {"beats": self._beats, "meetings": self._meetings}
+            self._store.set(f"pulse/{self.rank}", json.dumps(pulse))
+
     def _beat(self) -> None:
         while not self._end.is_set():
             try:
+                self._publish()
                 with self._lock:
-                    self._beats += 1
-                    pulse = {"beats": self._beats, "meetings": self._meetings}
-                    self._store.set(f"pulse/{self.rank}", json.dumps(pulse))
                     self._hear()
             except RuntimeError:
                 return  # the store is gone; the next meeting says so

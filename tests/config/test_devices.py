@@ -24,6 +24,12 @@ def machine(monkeypatch: pytest.MonkeyPatch, kind: str, count: int) -> None:
     monkeypatch.setattr(torch, "ones", ones)
 
 
+@pytest.fixture(autouse=True)
+def _shown_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def rank(monkeypatch: pytest.MonkeyPatch, local_rank: int, of: int = 8, nodes: int = 1) -> None:
     """As torchrun has it in the environment."""
     known = {"RANK": local_rank, "WORLD_SIZE": of * nodes, "LOCAL_RANK": local_rank}
@@ -96,6 +102,34 @@ def test_a_rank_beyond_the_cards_is_told_how_many_there_are(
     said = f"^device='{name}': device=cpu, or at most {count} ranks on this machine, one for each"
     with pytest.raises(SettingError, match=said):
         device_of(name)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+@pytest.mark.parametrize("local_rank", [0, 5])
+def test_a_rank_that_is_shown_one_card_has_that(
+    name: str, local_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm shows each of its tasks one; to each it is the first."""
+    machine(monkeypatch, "cuda", 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", str(local_rank))
+    rank(monkeypatch, local_rank)
+    assert device_of(name) == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_rank_looks_at_no_card_of_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look takes memory of the card."""
+    machine(monkeypatch, "cuda", 8)
+    rank(monkeypatch, 3)
+    make, looked = torch.ones, []
+
+    def ones(*size: int, device: torch.device) -> torch.Tensor:
+        looked.append(device)
+        return make(*size, device=device)
+
+    monkeypatch.setattr(torch, "ones", ones)
+    device_of(name)
+    assert set(looked) <= {torch.device("cuda", 3)}
 
 
 def test_ranks_of_a_machine_do_not_share_a_card(monkeypatch: pytest.MonkeyPatch) -> None:

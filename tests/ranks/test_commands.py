@@ -15,7 +15,7 @@ import torch
 from metalearn.attribution import attribute
 from metalearn.attribution.attributing import attribute_by_ranks
 from metalearn.ranks import Ranks
-from metalearn.ranks.texts import from_text, to_text
+from metalearn.ranks.told import from_bytes, to_bytes
 from metalearn.trainers.diagnostics import DiagnosisData, diagnose, offline_diagnostics
 from metalearn.trainers.diagnostics.offline import diagnose_by_ranks
 from tests.attribution.test_attributing import scored
@@ -36,20 +36,26 @@ from tests.support.rank_threads import on_ranks
         torch.tensor([1.0, 2.0]).bfloat16(),
         {"deep": [{"er": torch.ones(2)}, {"tensor": 1, "type": 2}]},
         {"a": [1, 0.1, math.inf]},
+        [torch.arange(5), {"x": torch.zeros(0)}, torch.arange(3.0), torch.ones(2).bool()],
     ],
 )
 def test_values_arrive_as_they_were(value: Any) -> None:
-    torch.testing.assert_close(from_text(to_text(value)), value, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(from_bytes(to_bytes(value)), value, rtol=0, atol=0, equal_nan=True)
 
 
 def test_plain_values_arrive_as_they_were() -> None:
     value = {"a": [None, "ß", True, -1], "b": {"c": []}}
-    assert from_text(to_text(value)) == value
+    assert from_bytes(to_bytes(value)) == value
+
+
+def test_tensors_travel_as_their_bits() -> None:
+    told = to_bytes({"scores": torch.zeros(1000, 100)})
+    assert len(told) < 4 * 100_000 + 200
 
 
 def test_what_is_no_value_is_not_told() -> None:
     with pytest.raises(TypeError, match="a Linear is not told to other ranks"):
-        to_text({"a": torch.nn.Linear(1, 1)})
+        to_bytes({"a": torch.nn.Linear(1, 1)})
 
 
 @pytest.mark.parametrize("count", [2, 11])

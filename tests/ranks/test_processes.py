@@ -19,7 +19,7 @@ import torch
 import torch.multiprocessing as processes
 
 from metalearn.errors import RankError
-from metalearn.ranks import joined
+from metalearn.ranks import joined, watch
 from metalearn.ranks.launch import Launch
 
 WAIT = 150.0
@@ -73,6 +73,7 @@ def test_meetings_over_the_loopback(tmp_path: Path) -> None:
 
 def _unequal_work(rank: int, count: int, port: int, folder: str) -> None:
     """One takes longer than ranks wait for each other; then one of them is lost."""
+    watch._LONG_PATIENCE = 3.0
     with joined(4.0, Launch(rank, count, rank, "127.0.0.1", port)) as ranks:
         if rank == 2:
             time.sleep(7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import timedelta
 
@@ -16,6 +17,7 @@ from metalearn.ranks.watch import Watch
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_PULSE", 0.05)
     monkeypatch.setattr(room, "_PATIENCE", 0.4)
+    monkeypatch.setattr(room, "_LONG_PATIENCE", 2.0)
 
 
 @pytest.fixture(name="store")
@@ -97,3 +99,48 @@ def test_words_of_others_come_to_the_first_in_order_and_once(store: TCPStore) ->
     assert [words for rank, words in heard if rank == 2] == ["three"]
     for watch in (second, third):
         watch.leave()
+
+
+def test_silence_is_borne_longer_where_ranks_wait_without_a_limit(store: TCPStore) -> None:
+    """Of a rank that is busy in one long call, or on a machine that swaps."""
+    first, second = watches(store, 2)
+    stopped(second)
+    first.enter()
+    second.enter()
+    coming = threading.Timer(1.2, second._publish)  # three times what a meeting's failure waits
+    coming.start()
+    assert first.wait_for_all() == ""
+    coming.join()
+    first.leave()
+
+
+def test_who_never_comes_is_given_up_where_ranks_wait_without_a_limit(store: TCPStore) -> None:
+    first, second, third = watches(store)
+    stopped(third)
+    following = threading.Timer(0.5, stopped, [second])
+    following.start()
+    first.enter()
+    begin = time.monotonic()
+    assert first.wait_for_all().startswith("rank 2 is gone: it was killed")
+    assert 1.0 < time.monotonic() - begin < 8
+    first.leave()
+
+
+def test_a_cause_is_named_and_not_who_left_because_of_it(store: TCPStore) -> None:
+    first, second, third = watches(store)
+    second.leave()  # as others had left it
+    first.enter()
+    telling = threading.Timer(0.2, third.leave, ["MemoryError: no room"])
+    telling.start()
+    assert first.wait_for_all() == "rank 2 ended: MemoryError: no room"
+    telling.join()
+    first.leave()
+
+
+def test_whoever_waits_is_seen_at_once(store: TCPStore) -> None:
+    first, second = watches(store, 2)
+    for watch in (first, second):
+        stopped(watch)  # no pulse tells of it
+        watch.enter()
+    second._publish()
+    assert first.wait_for_all() == "" and second.wait_for_all() == ""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.ranks import Ranks, Share
-from metalearn.ranks.texts import from_text, to_text
+from metalearn.ranks.told import from_bytes, to_bytes
 
 __all__ = ["ThreadRanks", "on_ranks"]
 
@@ -73,7 +73,7 @@ class ThreadRanks(Ranks):
         return self.of_each(value)[0]
 
     def of_each(self, value: Any) -> list[Any]:
-        return [from_text(text) for text in self._meet("values", to_text(value))]
+        return [from_bytes(text) for text in self._meet("values", to_bytes(value))]
 
     def noted(self, number: int) -> int:
         before, self._noted = self._noted, max(self._meet("note", number))

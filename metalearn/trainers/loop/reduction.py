@@ -17,6 +17,8 @@ from metalearn.trainers.loop.step import StepGradient
 
 __all__ = ["reduced"]
 
+_BASE = 4096
+
 
 def reduced(gradient: StepGradient, ranks: Ranks) -> StepGradient:
     """Sums and counts over ranks, the same on every one.
@@ -26,16 +28,17 @@ def reduced(gradient: StepGradient, ranks: Ranks) -> StepGradient:
     """
     if ranks.count == 1:
         return gradient
+    kind = gradient.losses.dtype
     values = {
         **{f"grads/{n}": grad * gradient.divisor for n, grad in gradient.grads.items()},
         **{f"beside/{n}": value * gradient.divisor for n, value in gradient.beside.items()},
         **{f"buffers/{n}": v * gradient.count for n, v in _real(gradient.buffers).items()},
-        **{f"scalars/{n}": widest(v) * gradient.count for n, v in gradient.scalars.items()},
+        **{f"scalars/{n}": v.to(kind) * gradient.count for n, v in gradient.scalars.items()},
         "losses": gradient.losses * gradient.divisor,
-        "sizes": torch.tensor([gradient.count, _processed(gradient)], dtype=torch.float64),
+        "sizes": _digits(gradient.count, _processed(gradient)).to(_of_message(gradient)),
     }
     found = ranks.sums(values)
-    count, processed = (int(size) for size in found["sizes"])
+    count, processed = _numbers(found["sizes"])
     size = max(count, 1)
     means = {
         name: found[f"buffers/{name}"] / size if f"buffers/{name}" in found else value
@@ -50,10 +53,35 @@ def reduced(gradient: StepGradient, ranks: Ranks) -> StepGradient:
         beside={name: found[f"beside/{name}"] for name in gradient.beside},
         noise=None if gradient.noise is None else _by_the_first(gradient, ranks),
         buffers=means,
-        scalars={n: found[f"scalars/{n}"] / size for n in gradient.scalars},
+        scalars={n: widest(found[f"scalars/{n}"]) / size for n in gradient.scalars},
         processed=processed,
         suspects=lambda: _suspects(gradient, ranks),
     )
+
+
+def _digits(*counts: int) -> Tensor:
+    """``[2·counts]``: counts as digits to the base 4096, so that sums over ranks are exact.
+
+    In float32 too, for as many as 4096 ranks and counts below 2²⁴.
+    """
+    return torch.tensor([digit for count in counts for digit in divmod(count, _BASE)])
+
+
+def _numbers(sums: Tensor) -> list[int]:
+    """The counts whose digits have been summed."""
+    digits = [int(digit) for digit in sums]
+    return [_BASE * high + low for high, low in zip(digits[::2], digits[1::2])]
+
+
+def _of_message(gradient: StepGradient) -> torch.dtype:
+    """A type in which counts travel beside losses and gradients, as one message.
+
+    On a card they are a message of their own from the processor's memory: to read them there would
+    make the host wait for the step.
+    """
+    losses = gradient.losses
+    beside = losses.device.type == "cpu" and losses.dtype in (torch.float32, torch.float64)
+    return losses.dtype if beside else torch.float64
 
 
 def _real(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
