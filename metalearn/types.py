@@ -85,7 +85,8 @@ class TaskDistribution(Protocol):
     makes a training faster: ``sample`` (and ``training_samples``) then keep no state that one draw
     leaves to the next, share no generator, open file or buffer between threads, and depend on
     nothing that belongs to a thread, such as the default device. One that does not say so is drawn
-    from by the training's own thread alone.
+    from by the training's own thread alone, and so is a subclass with a ``sample`` of its own that
+    does not say it anew.
     """
 
     @property

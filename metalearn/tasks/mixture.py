@@ -22,6 +22,7 @@ from metalearn.tasks.by_split import (
     seeds_by_split,
     stream_of_split,
 )
+from metalearn.tasks.thread_safety import threads_may_draw
 from metalearn.types import Split, TaskBatch, TaskDistribution
 
 __all__ = ["MixtureTasks"]
@@ -107,7 +108,7 @@ class MixtureTasks:
     @property
     def thread_safe(self) -> bool:
         """Whether threads may draw at once: from all of the sets."""
-        return all(getattr(part, "thread_safe", False) is True for part in self.sets.values())
+        return all(threads_may_draw(part) for part in self.sets.values())
 
     @checked
     def set_names(self, split: Split, indices: Sequence[int]) -> tuple[str, ...]:

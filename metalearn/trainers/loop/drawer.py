@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from metalearn.errors import SettingError, check_whole
+from metalearn.tasks.thread_safety import threads_may_draw
 from metalearn.trainers.loop.draw_times import DrawTimes, spare_processors
 from metalearn.trainers.loop.draw_workers import DrawWorkers
 
@@ -57,7 +58,7 @@ class Drawer:
         Raises:
             SettingError: threads are wanted, and the source does not say that it can bear them.
         """
-        safe = self._wanted != 0 and getattr(source, "thread_safe", False) is True
+        safe = self._wanted != 0 and threads_may_draw(source)
         if not safe and self._wanted not in (0, "auto"):
             accepted = f"0 or auto is needed: {type(source).__name__} does not say thread_safe=True"
             raise SettingError("draw_workers", self._wanted, accepted)

@@ -15,7 +15,8 @@ import torch
 
 from metalearn.errors import DataError, SettingError
 from metalearn.models import MLP
-from metalearn.tasks import SinusoidTasks
+from metalearn.tasks import MixtureTasks, SinusoidTasks
+from metalearn.tasks.thread_safety import threads_may_draw
 from metalearn.trainers import MetaTrainer
 from metalearn.trainers.loop import draw_times, draw_workers
 from metalearn.trainers.loop.draw_times import DrawTimes, spare_processors
@@ -30,6 +31,7 @@ class Slow(SinusoidTasks):
     """Sine waves that take as long as chance says, and keep who drew what."""
 
     tasks_ahead = 1  # type: ignore[assignment]
+    thread_safe = True
 
     def __init__(self, longest: float = 0.02) -> None:
         super().__init__(shot=3, query=2)
@@ -87,6 +89,8 @@ def test_blocks_are_drawn_ahead_too() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_a_thread_raised_is_raised_at_its_step(workers: int) -> None:
     class Broken(Slow):
+        thread_safe = True
+
         def sample(self, split: Any, indices: Sequence[int], **how: Any) -> Any:
             if split == "train" and 14 in indices:
                 raise DataError("picture 14 is damaged")
@@ -140,6 +144,36 @@ def test_a_source_that_does_not_say_so_is_drawn_from_by_one_thread(safe: Any) ->
     assert source.threads == {threading.current_thread().name}
     with pytest.raises(SettingError, match="draw_workers=2: 0 or auto is needed: Plain does not"):
         trained(Plain(), 2)
+
+
+class Changed(Slow):
+    def sample(self, *arguments: Any, **settings: Any) -> Any:
+        return super().sample(*arguments, **settings)
+
+
+class SaidAnew(Changed):
+    thread_safe = True
+
+
+class Renamed(SaidAnew):
+    shots = 3
+
+
+def test_what_is_said_of_a_draw_holds_for_that_draw() -> None:
+    """A subclass may keep state where its parent does not."""
+    found = [threads_may_draw(kind()) for kind in (Slow, Changed, SaidAnew, Renamed)]
+    assert found == [True, False, True, True]
+    changed = Changed()
+    changed.thread_safe = True
+    assert threads_may_draw(changed)
+    assert not threads_may_draw(object())
+    assert not MixtureTasks({"a": SinusoidTasks(), "b": Loud()}).thread_safe
+    assert MixtureTasks({"a": SinusoidTasks(), "b": SinusoidTasks(seed=1)}).thread_safe
+
+
+class Loud(SinusoidTasks):
+    def sample(self, *arguments: Any, **settings: Any) -> Any:
+        return super().sample(*arguments, **settings)
 
 
 @pytest.mark.parametrize("bad", [-1, 2.0, "two", None, True, 257])
