@@ -1,5 +1,7 @@
 """Errors that a person can act on: one sentence, no traceback needed."""
 
+from collections.abc import Sequence
+
 __all__ = [
     "CompilationError",
     "DataError",
@@ -8,6 +10,7 @@ __all__ = [
     "RankError",
     "SettingError",
     "StorageError",
+    "SubsetsDivergedError",
     "check_whole",
 ]
 
@@ -45,6 +48,15 @@ class StorageError(OSError):
 
 class NonFiniteError(FloatingPointError):
     """A loss or gradient became infinite or NaN; the message says where."""
+
+
+class SubsetsDivergedError(NonFiniteError):
+    """Networks that were trained on subsets diverged; the message has the subsets' numbers."""
+
+    def __init__(self, subsets: Sequence[int]) -> None:
+        names = ", ".join(f"member {number}" for number in subsets)
+        super().__init__(f"subsets: {names} diverged")
+        self.subsets = tuple(subsets)
 
 
 class DisagreementError(ArithmeticError):

@@ -91,8 +91,8 @@ def attribute(
     alone = _run(networks, {name: SELF_METHODS[name] for name in self_methods}, found)
     found.self_scores |= {name: scores.mean(0) for name, scores in alone.items()}
     several = len(networks) > 1 or numbers is not None
-    for name in found.by_member:
-        for number, network in zip(named, networks):
+    for number, network in zip(named, networks):
+        for name in found.by_member:
             if name in DOUBTS and (warning := DOUBTS[name](network)):
                 of = f"member {number}: " if several else ""
                 found.warnings.append(f"{of}{name}: {warning}")
@@ -109,13 +109,17 @@ def attribute_by_ranks(
 ) -> Attributed:
     """What `attribute` finds of all networks; each rank brings some, in their order, or none.
 
-    Seconds are those of the rank that took longest.
+    Warnings and what is left out stand in the order in which one process tells of them. Seconds
+    are those of the rank that took longest.
     """
     own = attribute(networks, methods, self_methods, numbers=numbers) if networks else None
     ranks.gather()
     told = None if own is None else {**vars(own), "networks": len(networks)}
     parts = [part for part in ranks.of_each(told) if part is not None]
-    left_out = {name: why for part in parts for name, why in part["left_out"].items()}
+    reasons: dict[str, str] = {}
+    for part in parts:
+        reasons = part["left_out"] | reasons  # the first that has one
+    left_out = {name: reasons[name] for name in (*methods, *self_methods) if name in reasons}
     whole = Attributed(left_out=left_out)
     for name in (*methods, *self_methods):
         if name in left_out:

@@ -16,12 +16,11 @@ from metalearn.attribution.target_samples import checked_targets
 from metalearn.core.checks import as_device
 from metalearn.core.tree import check_tensors
 from metalearn.data.regression import SupervisedData
-from metalearn.errors import NonFiniteError, SettingError, check_whole
+from metalearn.errors import SettingError, SubsetsDivergedError, check_whole
 from metalearn.models import Ensemble
 from metalearn.signatures import check_settings, checked
 from metalearn.trainers.loop.plans import memory_budget
 from metalearn.trainers.loop.stop_signal import Stopped
-from metalearn.trainers.members.not_finite import named
 from metalearn.trainers.supervised.ensemble_evaluation import Validation
 from metalearn.trainers.supervised.ensemble_settings import checked_seeds, own_settings
 from metalearn.trainers.supervised.ensemble_training import EnsembleTraining
@@ -84,7 +83,7 @@ def retrain_subsets(
     Raises:
         SettingError: a setting that cannot work, or that retraining has no use for; weights or
             targets that do not fit the data; a loss of one's own that gives no losses of samples.
-        NonFiniteError: subsets that diverged.
+        SubsetsDivergedError: that, with the numbers of those of the stack.
     """
     count = _count(weights)
     table = made_weights(weights, count, data.size("train"), name="weights")
@@ -118,7 +117,7 @@ def _outcomes(training: EnsembleTraining, x: Tensor, y: Tensor, first: int) -> R
         raise Stopped
     lost = loop.population.diverged.nonzero().flatten().tolist()
     if lost:
-        raise NonFiniteError(f"subsets: {named([first + row for row in lost])} diverged")
+        raise SubsetsDivergedError([first + row for row in lost])
     with loop.averaged(), torch.no_grad():
         outputs = training.logits(training.ensemble, x)
         losses = training.loss.each(outputs, y.to(outputs.device))

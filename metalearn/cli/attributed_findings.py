@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,17 @@ from metalearn.cli.given_settings import plain_value
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.networks import kept_weights
 from metalearn.cli.processes import ranks_of_command
-from metalearn.cli.same_run import check_same_run
+from metalearn.cli.same_run import check_same_data, check_same_settings
 from metalearn.core import HyperProgress
 from metalearn.data.regression import SupervisedData
-from metalearn.errors import check_whole
-from metalearn.ranks import Ranks, Share
+from metalearn.errors import SubsetsDivergedError, check_whole
+from metalearn.ranks import Ranks
 from metalearn.tracking import provenance
 from metalearn.tracking.progress import Progress
 from metalearn.trainers import Trainer
 from metalearn.trainers.supervised.member_weights import random_subsets
 
-__all__ = ["findings_of_run"]
+__all__ = ["findings_of_run", "retrained_by_ranks"]
 
 Retraining = Callable[[Tensor], Retrained]
 """From weights ``[M, N]`` to what became of the targets."""
@@ -58,8 +59,9 @@ def findings_of_run(
     Ranks divide the members, and the subsets that are trained anew; the first has the findings.
     """
     ranks = ranks_of_command()
+    check_same_settings(ranks, saved)
     loaded: Any = trainer_of(folder, saved, config.checkpoint, config.device)
-    check_same_run(ranks, saved, loaded)
+    check_same_data(ranks, loaded)
     fresh = build(kept_weights(saved), folder=None)
     targets, rows = targets_of(loaded, config)
     members = members_of(loaded, config)
@@ -144,16 +146,33 @@ def _retraining(
                 f"{how['steps']} steps: their schedule goes on to the end"
             )
 
-    def shared(weights: Tensor) -> Retrained:
-        share = ranks.share if len(weights) >= ranks.count else Share()
-        parts = retrain_subsets(start, data, share.of(weights), targets, **how)
-        if share.count == 1:
-            return parts
-        ranks.gather()
-        sizes = share.sizes(len(weights))
-        return Retrained(*(ranks.joined(part.contiguous(), sizes) for part in parts))
+    def trained(rows: Tensor) -> Retrained:
+        return retrain_subsets(start, data, rows, targets, **how)
 
-    return shared
+    return partial(retrained_by_ranks, trained=trained, ranks=ranks)
+
+
+def retrained_by_ranks(weights: Tensor, trained: Retraining, ranks: Ranks) -> Retrained:
+    """What becomes of the targets under weights ``[M, N]``, whose rows ranks divide.
+
+    Fewer rows than ranks are trained by each.
+
+    Raises:
+        SubsetsDivergedError: on all ranks, with numbers among the M.
+    """
+    share, parts, lost = ranks.share, None, list[int]()
+    if len(weights) < ranks.count or ranks.count == 1:
+        return trained(weights)
+    try:
+        parts = trained(share.of(weights))
+    except SubsetsDivergedError as error:
+        lost = [share.bounds(len(weights))[0] + subset for subset in error.subsets]
+    ranks.gather()
+    every = _of_all(ranks, lost)
+    if parts is None or every:
+        raise SubsetsDivergedError(every)
+    sizes = share.sizes(len(weights))
+    return Retrained(*(ranks.joined(part.contiguous(), sizes) for part in parts))
 
 
 def _subsets(

@@ -17,7 +17,7 @@ from metalearn.cli.networks import kept_weights
 from metalearn.cli.processes import ranks_of_command
 from metalearn.cli.run_config import saved_config
 from metalearn.cli.run_folders import claimed, existing_run, writing_to
-from metalearn.cli.same_run import check_same_run
+from metalearn.cli.same_run import check_same_data, check_same_settings
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble, Predictor
 from metalearn.ranks import OneRank, Ranks
@@ -172,8 +172,10 @@ def trainer_of(
     shapes = saved.get("shapes") or {}
     known = {name: shapes.get(name) for name in ("training_classes", "training_units")}
     kept = kept_weights(saved)
+    ranks = ranks or OneRank()
+    check_same_settings(ranks, saved)
     trainer = build(kept, folder=None, deferred=deferred, trained_on=known, ranks=ranks)
-    check_same_run(ranks or OneRank(), saved, trainer)
+    check_same_data(ranks, trainer)
     trainer.resume(_checkpoint(folder, checkpoint))
     return trainer
 

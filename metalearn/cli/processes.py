@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from metalearn.cli.going_on import with_run_found
 from metalearn.errors import SettingError
@@ -54,6 +54,10 @@ def shared_by_ranks(name: str, arguments: Sequence[str]) -> Iterator[list[str]]:
     """
     count = os.environ.get("WORLD_SIZE", "")
     asks = any(argument.partition("=")[0] in _ASKING for argument in arguments)
+    if count == "1" and os.environ.get("RANK", "0") not in ("", "0"):
+        from metalearn.ranks import launched
+
+        launched()  # which refuses that
     if count in _ALONE or (asks and os.environ.get("RANK") == "0"):
         yield with_run_found(arguments) if name == "train" else list(arguments)
         return
@@ -63,16 +67,17 @@ def shared_by_ranks(name: str, arguments: Sequence[str]) -> Iterator[list[str]]:
         return
     if name not in _SHARED:
         accepted = f"{', '.join(_SHARED)} are what {count} ranks can share; others run without"
-        raise SettingError("torchrun", name, accepted)
+        _refuse(name, accepted)
     if _SWEEPING & set(arguments):
         accepted = "one run is what ranks can share; a sweep (-m) goes without torchrun"
-        raise SettingError("torchrun", " ".join(sorted(_SWEEPING & set(arguments))), accepted)
+        _refuse(" ".join(sorted(_SWEEPING & set(arguments))), accepted)
     from metalearn.ranks import joined
+    from metalearn.tracking import code_versions
 
     with joined(_timeout()) as ranks:
         _ranks.append(ranks)
         try:
-            check_alike(ranks, {"command": " ".join([name, *arguments])})
+            check_alike(ranks, {"command": " ".join([name, *arguments]), **code_versions()})
             own = ranks.agreed(with_run_found(arguments) if ranks.rank == 0 else None)
             if ranks.rank == 0:
                 yield own
@@ -81,6 +86,13 @@ def shared_by_ranks(name: str, arguments: Sequence[str]) -> Iterator[list[str]]:
                 yield [*own, f"hydra.run.dir={folder}", "hydra/job_logging=none"]
         finally:
             _ranks.pop()
+
+
+def _refuse(what: str, accepted: str) -> NoReturn:
+    """Say what ranks cannot share, to those too that were started with something else."""
+    from metalearn.ranks import refused
+
+    refused(SettingError("torchrun", what, accepted))
 
 
 def check_alike(ranks: Ranks, what: Mapping[str, str]) -> None:
@@ -95,10 +107,11 @@ def check_alike(ranks: Ranks, what: Mapping[str, str]) -> None:
     """
     first, *others = ranks.of_each(dict(what))
     for rank, other in enumerate(others, 1):
-        for name, value in first.items():
-            if other[name] != value:
-                accepted = f"{value} is needed, as rank 0 has it"
-                raise SettingError(f"{name} of rank {rank}", other[name], accepted)
+        for name in {**first, **other}:
+            has, needed = (one.get(name, "nothing") for one in (other, first))
+            if has != needed:
+                accepted = f"{needed} is needed, as rank 0 has it"
+                raise SettingError(f"{name} of rank {rank}", has, accepted)
 
 
 def _timeout() -> float:

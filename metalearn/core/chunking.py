@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from metalearn.core.memory import free_memory, parse_bytes, peak_memory
+from metalearn.core.memory import free_memory, parse_bytes, peak_memory, sharers
 from metalearn.core.tree import check_tensors, flatten, leaf_names, tree_map
 from metalearn.errors import SettingError, check_whole
 from metalearn.types import Batch
@@ -77,7 +77,8 @@ def resolve_chunk(
         check_whole("chunk_size", chunk_size, 1)
         return min(chunk_size, count)
     device = flatten(batch)[0][0].device
-    budget = parse_bytes(memory) if memory is not None else (free_memory(device) or 0) // 2
+    own = (free_memory(device) or 0) // (2 * sharers(device))
+    budget = parse_bytes(memory) if memory is not None else own
     if memory is None and budget == 0:
         return None  # nothing is known
     # copies, so that what is a view of them does not count as the whole batch

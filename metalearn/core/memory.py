@@ -27,6 +27,8 @@ __all__ = [
     "keep_freed_memory",
     "parse_bytes",
     "peak_memory",
+    "ranks_of_machine",
+    "sharers",
     "synchronize",
 ]
 
@@ -71,6 +73,18 @@ def free_memory(device: torch.device) -> int | None:
     found = [_available_in_system(), _left_in_cgroup()]
     known = [amount for amount in found if amount is not None]
     return min(known) if known else None
+
+
+def ranks_of_machine() -> int:
+    """How many processes that ``torchrun`` has started share this machine; 1 without it."""
+    given = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(given)) if given.isdecimal() else 1
+
+
+def sharers(device: torch.device) -> int:
+    """How many ranks of this machine take memory of a device: of accelerators each has its own."""
+    ranks = ranks_of_machine()
+    return ranks if device.type == "cpu" else 1
 
 
 def check_memory(

@@ -3,7 +3,7 @@
 Axes: R ranks.
 """
 
-from metalearn.ranks.launch import joined, launched
+from metalearn.ranks.launch import joined, launched, refused
 from metalearn.ranks.processes import ProcessRanks
 from metalearn.ranks.protocol import OneRank, Ranks, Share, check_enough, refuse_division
 
@@ -16,4 +16,5 @@ __all__ = [
     "joined",
     "launched",
     "refuse_division",
+    "refused",
 ]

@@ -5,13 +5,15 @@ Axes: R ranks.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -22,10 +24,12 @@ from metalearn.ranks.processes import ProcessRanks
 from metalearn.ranks.protocol import OneRank, Ranks
 from metalearn.ranks.watch import Watch
 
-__all__ = ["Launch", "joined", "launched"]
+__all__ = ["Launch", "joined", "launched", "refused"]
 
 log = logging.getLogger(__name__)
 
+_TELLING = 10.0
+"""Seconds that a rank which is refused by itself looks for the place where ranks meet."""
 _REMEMBERED = 1000
 """Warnings, so that those of all ranks are said once."""
 
@@ -57,7 +61,9 @@ def launched(environment: Mapping[str, str] | None = None) -> Launch | None:
         SettingError: a variable that is missing or no number.
     """
     known = os.environ if environment is None else environment
-    if known.get("WORLD_SIZE") in (None, "", "1"):
+    if known.get("WORLD_SIZE") in (None, ""):
+        return None
+    if known["WORLD_SIZE"] == "1" and known.get("RANK", "0") in ("", "0"):
         return None
 
     def number(name: str, default: str | None = None) -> int:
@@ -94,6 +100,7 @@ def joined(timeout: float = 300.0, launch: Launch | None = None) -> Iterator[Ran
         launch: by default what `launched` finds.
 
     Raises:
+        SettingError: a rank was started for another number of ranks.
         RankError: not all came; or, in the block, a rank was lost.
     """
     launch = launch or launched()
@@ -107,6 +114,7 @@ def joined(timeout: float = 300.0, launch: Launch | None = None) -> Iterator[Ran
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         limit = timedelta(seconds=timeout)
+        watch.begin({"version of torch": torch.__version__})
         prefix = PrefixStore(f"group/{launch.restart}", store)
         try:
             dist.init_process_group(
@@ -128,6 +136,20 @@ def joined(timeout: float = 300.0, launch: Launch | None = None) -> Iterator[Ran
         logging.getLogger("metalearn").removeHandler(handler)
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def refused(error: Exception) -> NoReturn:
+    """Let other ranks, which might wait, know what ends this one before it joins them; raise that.
+
+    Raises:
+        Exception: the one that is given.
+    """
+    launch = launched()
+    if launch is not None and (launch.rank or launch.store_is_kept):
+        with suppress(RankError, RuntimeError):
+            store = PrefixStore(f"watch/{launch.restart}", _store(launch, _TELLING))
+            store.set(f"left/{launch.rank}", json.dumps(_reason(error)))
+    raise error
 
 
 def _store(launch: Launch, timeout: float, *, hosts: bool = False) -> TCPStore:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from torch.distributed.distributed_c10d import Store
+
+from metalearn.errors import RankError, SettingError
 
 __all__ = ["Watch"]
 
@@ -56,6 +58,43 @@ class Watch:
         self._waiting: list[tuple[int, str]] = []
         self._thread = threading.Thread(target=self._beat, name="ranks", daemon=True)
         self._thread.start()
+
+    def begin(self, known: Mapping[str, str]) -> None:
+        """Wait until all ranks are there, and see that they can meet.
+
+        Args:
+            known: what they have to have alike for that, by its name, beside the count R.
+
+        Raises:
+            SettingError: names what a rank has otherwise than the first.
+            RankError: one has left again, or did not come in time.
+        """
+        end = time.monotonic() + self.timeout
+        try:
+            with self._lock:
+                own = {"WORLD_SIZE": self.count, **known}
+                self._store.set(f"here/{self.rank}", json.dumps(own))
+            first = self._known_of(0, end)
+            for rank in (self.rank, *range(1, self.count)):
+                other = self._known_of(rank, end)
+                for name, value in first.items():
+                    if other[name] != value:
+                        accepted = f"{value} is needed, as rank 0 has it"
+                        raise SettingError(f"{name} of rank {rank}", other[name], accepted)
+        except RuntimeError as error:
+            if isinstance(error, RankError):
+                raise
+            raise RankError("rank 0 is gone, and with it the place where ranks meet") from error
+
+    def _known_of(self, rank: int, end: float) -> dict[str, Any]:
+        """What a rank says of itself, as soon as it is there."""
+        while (known := self._read(f"here/{rank}")) is None:
+            if self._read(f"left/{rank}") is not None:
+                raise RankError(self._said_of(rank, None)[1])
+            if time.monotonic() > end:
+                raise RankError(self.who_is_missing() or f"rank {rank} never came")
+            time.sleep(_POLL)
+        return dict(known)
 
     def enter(self) -> None:
         """This rank comes to its next meeting."""

@@ -19,7 +19,7 @@ from metalearn.tracking.ensemble_figures import (
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
 from metalearn.tracking.gradient_figures import layers_figure, noise_scale_figure
 from metalearn.tracking.progress import Progress
-from metalearn.tracking.provenance import device_name, provenance, write_json
+from metalearn.tracking.provenance import code_versions, device_name, provenance, write_json
 from metalearn.tracking.run_figures import (
     example_weights_figure,
     pictures_figure,
@@ -41,6 +41,7 @@ __all__ = [
     "ShownExample",
     "Tracker",
     "adaptation_figure",
+    "code_versions",
     "comparison_figure",
     "device_name",
     "ensemble_size_figure",

@@ -5,6 +5,7 @@ Axes: none; everything here is plain JSON.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import torch
 
 from metalearn.files import replace_file
 
-__all__ = ["device_name", "plain", "provenance", "write_json"]
+__all__ = ["code_versions", "device_name", "plain", "provenance", "write_json"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DISTRIBUTIONS = {
@@ -40,11 +41,9 @@ def provenance() -> dict[str, object]:
         ``count``, ``threads`` that torch uses), ``devices`` (accelerators), ``time`` (UTC, ISO
         8601) and ``command``. The machine's name is left out on purpose.
     """
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    versions |= {name: _version(package) for name, package in _DISTRIBUTIONS.items()}
     return {
         "git": _git(_PACKAGE),
-        "versions": versions,
+        "versions": _versions(),
         "platform": platform.platform(),
         "cpu": {
             "name": _cpu_name(),
@@ -55,6 +54,21 @@ def provenance() -> dict[str, object]:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(sys.argv),
     }
+
+
+def code_versions() -> dict[str, str]:
+    """What processes need alike to compute the same: versions, and a checksum of this package.
+
+    Returns:
+        ``version of <package>``, by `provenance`'s names, and ``code``: of all modules of this
+        package as they lie on the disk, committed or not.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    versions = {f"version of {name}": str(found) for name, found in _versions().items()}
+    return {**versions, "code": digest.hexdigest()[:16]}
 
 
 def write_json(path: Path, value: object, *, make_folder: bool = True) -> None:
@@ -85,6 +99,11 @@ def plain(value: object) -> object:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return value
+
+
+def _versions() -> dict[str, str | None]:
+    known: dict[str, str | None] = {"python": platform.python_version()}
+    return known | {name: _version(package) for name, package in _DISTRIBUTIONS.items()}
 
 
 def _version(package: str) -> str | None:

@@ -17,7 +17,7 @@ from metalearn.cli.given_settings import GivenSetting, given_settings, plain_val
 from metalearn.cli.loading import run_to_look_into, trainer_of
 from metalearn.cli.processes import ranks_of_command
 from metalearn.cli.run_config import config_to_read
-from metalearn.cli.same_run import check_same_run
+from metalearn.cli.same_run import check_same_data, check_same_settings
 from metalearn.errors import SettingError, check_whole
 from metalearn.near_names import check_known
 from metalearn.tracking import RunTracker, provenance, write_json
@@ -55,8 +55,9 @@ def _diagnose(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     # torch's own, at its first forward-mode derivative
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     ranks = ranks_of_command()
+    check_same_settings(ranks, saved)
     trainer = trainer_of(folder, saved, config.checkpoint, config.device)
-    check_same_run(ranks, saved, trainer)
+    check_same_data(ranks, trainer)
     started = time.monotonic()
     data = DiagnosisData(
         run=config.run,

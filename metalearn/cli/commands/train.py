@@ -30,7 +30,7 @@ from metalearn.cli.run_folders import (
     writing_to,
 )
 from metalearn.cli.run_results import check_direction, has_results, write_results
-from metalearn.cli.same_run import check_same_run
+from metalearn.cli.same_run import check_same_data, check_same_settings
 from metalearn.cli.shapes import recorded_shapes
 from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
 from metalearn.errors import DataError, NonFiniteError, SettingError
@@ -72,12 +72,13 @@ def train(config: DictConfig) -> float:
             config = _composed_or_resumed(config, folder, own)
             if writes:
                 remove_partial_files(folder)
+            check_same_settings(ranks, config)
             begun = resuming and _last(folder).is_file()
             start = None if begun else initial_weights(config)
             made_of = kept_weights(config) if begun else config
             trainer = build(made_of, folder=folder, start=start, ranks=ranks)
             check_direction(trainer)
-            check_same_run(ranks, config, trainer)
+            check_same_data(ranks, trainer)
             if resuming:
                 _resume(trainer, folder)
         except Exception:

@@ -185,20 +185,32 @@ def diagnose_by_ranks(
         settings: as of `diagnose`.
         ranks: that share the work.
     """
-    own = diagnose(sources(), list(names)[ranks.rank :: ranks.count], settings)
+    places: list[str] = []
+
+    def noted() -> Iterator[tuple[str, DiagnosticSource]]:
+        for place, source in sources():
+            places.append(place)
+            yield place, source
+
+    own = diagnose(noted(), list(names)[ranks.rank :: ranks.count], settings)
     findings = {
         place: {name: vars(result) for name, result in found.items()}
         for place, found in own.findings.items()
     }
-    whole = Diagnosis()
+    every: dict[str, dict[str, DiagnosticResult]] = {}
+    reasons: dict[str, str] = {}
     ranks.gather()
     for told, left_out in ranks.of_each([findings, own.left_out]):
-        whole.left_out |= left_out
+        reasons |= left_out
         for place, found in told.items():
             results = {name: DiagnosticResult(**fields) for name, fields in found.items()}
-            whole.findings.setdefault(place, {}).update(results)
-    for place, found in whole.findings.items():
-        whole.findings[place] = {name: found[name] for name in names if name in found}
+            every.setdefault(place, {}).update(results)
+    # in the order of one process
+    whole = Diagnosis()
+    for place in [place for place in places if place in every]:
+        whole.findings[place] = {name: every[place][name] for name in names if name in every[place]}
+    where = [*(f"{place}/{name}" for place in places for name in names), *names]
+    whole.left_out = {name: reasons[name] for name in where if name in reasons}
     return whole
 
 

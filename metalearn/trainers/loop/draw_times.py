@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from metalearn.core.memory import ranks_of_machine
+
 __all__ = ["DrawTimes", "spare_processors"]
 
 _MOST = 4  # threads that are started by themselves
@@ -79,5 +81,4 @@ def spare_processors() -> int:
         there = len(os.sched_getaffinity(0))
     else:  # no Linux
         there = os.cpu_count() or 1
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(_MOST, there // max(1, int(ranks) if ranks.isdecimal() else 1) - 1))
+    return max(1, min(_MOST, there // ranks_of_machine() - 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from metalearn.core.memory import free_memory, parse_bytes
+from metalearn.core.memory import free_memory, parse_bytes, sharers
 
 __all__ = ["keeps", "memory_budget"]
 
@@ -29,9 +29,10 @@ def memory_budget(
 ) -> int | None:
     """Bytes that gradients may take: what was given, or a share of what the device has free.
 
-    None leaves memory out of it: where nothing is known, and where plans are to be deterministic.
+    Ranks of a machine share what it has. None leaves memory out of it: where nothing is known, and
+    where plans are to be deterministic.
     """
     if memory is not None:
         return parse_bytes(memory)
     free = None if deterministic else free_memory(device)
-    return None if free is None else int(_SHARE_OF_FREE * free)
+    return None if free is None else int(_SHARE_OF_FREE * free / sharers(device))
