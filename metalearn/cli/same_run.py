@@ -66,7 +66,7 @@ def _flat(prefix: str, value: Any) -> dict[str, str]:
     """The settings within a node by their whole names, as texts."""
     if not isinstance(value, Mapping) or not value:
         return {prefix: json.dumps(value, default=str)}
-    found = {}
+    found: dict[str, str] = {}
     for name, part in value.items():
         found |= _flat(f"{prefix}.{name}" if prefix else str(name), part)
     return found

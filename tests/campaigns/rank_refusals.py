@@ -32,8 +32,22 @@ _SINUSOID = (
 )  # fmt: skip
 _SMALL = ("model=mlp", "model.hidden=[4]", "device=cpu", "trainer.progress=false")
 _TASKS = ("train", "task=folder", "task.root=pictures", "task.way=2", "task.query=2", *_SMALL)
-_MEMBERS = ("train", "trainer=ensemble", "data=folder", "data.root=pictures", *_SMALL)
-_PRIVATE = ("train", "trainer=private", "data=folder", "data.root=pictures", *_SMALL)
+_MEMBERS = (
+    "train",
+    "trainer=ensemble",
+    "data=folder",
+    "data.root=pictures",
+    "trainer.batch_size=8",
+    *_SMALL,
+)
+_PRIVATE = (
+    "train",
+    "trainer=private",
+    "data=folder",
+    "data.root=pictures",
+    "trainer.batch_size=8",
+    *_SMALL,
+)
 _STEPS = ("trainer.steps=2", "device=cpu", "trainer.progress=false")
 
 
@@ -111,7 +125,7 @@ CASES = {
     "setting": Case(r"command of rank 1='train", other=(*_SINUSOID, "maml.first_order=true")),
     "setting of the environment": Case(
         r"setting maml\.inner_lr of rank 1='0\.02': 0\.01 is needed",
-        (*_SINUSOID, "maml.inner_lr=${oc.decode:${oc.env:RATE}}"),
+        (*_SINUSOID, 'maml.inner_lr="${oc.decode:${oc.env:RATE}}"'),
         first={"RATE": "0.01"}, second={"RATE": "0.02"},
     ),
     "default of a file": Case(

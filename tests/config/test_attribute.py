@@ -234,6 +234,7 @@ def test_weights_that_the_run_does_not_end_at_are_told(run: Run, folder: Path) -
         ("targets=[1,1]", "targets=[1, 1]: each number once"),
         ("members=[1]", "members=1: a whole number from 0 to 0|members=1: a whole number of at"),
         ("members=[]", "members=[]: a list of whole numbers"),
+        ("members=[0,0]", "members=[0, 0]: each number once"),
         ("split=train", "split='train': validation or test is needed"),
         ("subsets=1", "subsets=1: 0, or at least 2"),
         ("leave_out=[0.1]", "leave_out=[0.1]: subsets=64 is needed for it"),

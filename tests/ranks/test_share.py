@@ -65,3 +65,8 @@ def test_an_environment_that_makes_no_sense_is_refused(name: str, value: str | N
     said = {k: v for k, v in said.items() if k != name} | ({} if value is None else {name: value})
     with pytest.raises(SettingError, match=f"^{name}="):
         launched(said)
+
+
+def test_a_rank_that_takes_itself_for_the_only_one_is_refused() -> None:
+    with pytest.raises(SettingError, match="^RANK=1: a number below WORLD_SIZE=1 is needed"):
+        launched({"RANK": "1", "WORLD_SIZE": "1", "MASTER_PORT": "29500"})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 from torch.distributed import TCPStore
 
+from metalearn.errors import RankError, SettingError
 from metalearn.ranks import watch as room
 from metalearn.ranks.watch import Watch
 
@@ -144,3 +146,56 @@ def test_whoever_waits_is_seen_at_once(store: TCPStore) -> None:
         watch.enter()
     second._publish()
     assert first.wait_for_all() == "" and second.wait_for_all() == ""
+
+
+def _beginnings(store: TCPStore, known: list[tuple[int, str]]) -> list[str]:
+    """What ranks that know of so many and so much say when they begin."""
+    every = [
+        Watch(TCPStore("127.0.0.1", store.port, is_master=False), rank, count, 7.0)
+        for rank, (count, _) in enumerate(known)
+    ]
+
+    def begin(watch: Watch) -> str:
+        try:
+            watch.begin({"version": known[watch.rank][1]})
+        except SettingError as error:
+            return str(error)
+        finally:
+            watch.leave()
+        return ""
+
+    with ThreadPoolExecutor(len(every)) as pool:
+        return list(pool.map(begin, every))
+
+
+@pytest.mark.parametrize(
+    ("known", "sentence"),
+    [
+        ([(2, "a"), (2, "a")], ""),
+        ([(2, "a"), (3, "a")], "WORLD_SIZE of rank 1=3: 2 is needed, as rank 0 has it"),
+        ([(3, "a"), (2, "a"), (3, "a")], "WORLD_SIZE of rank 1=2: 3 is needed, as rank 0 has it"),
+        ([(2, "a"), (2, "b")], "version of rank 1='b': a is needed, as rank 0 has it"),
+    ],
+)
+def test_ranks_of_another_launch_are_refused_by_all(
+    store: TCPStore, known: list[tuple[int, str]], sentence: str
+) -> None:
+    assert _beginnings(store, known) == [sentence] * len(known)
+
+
+def test_a_rank_that_left_before_it_came_is_not_waited_for(store: TCPStore) -> None:
+    first, second = watches(store, 2)
+    second.leave("SettingError: torchrun='export'")
+    before = time.monotonic()
+    with pytest.raises(RankError, match="^rank 1 ended: SettingError: torchrun='export'"):
+        first.begin({})
+    assert time.monotonic() - before < 5
+    first.leave()
+
+
+def test_a_rank_that_does_not_come_in_time_is_named(store: TCPStore) -> None:
+    client = TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=20))
+    first = Watch(client, 0, 2, 0.3)
+    with pytest.raises(RankError, match="^rank 1 never came$"):
+        first.begin({})
+    first.leave()
