@@ -1,4 +1,5 @@
-"""A few blows in every run of the tests, hundreds in the campaigns: `kills`, `rank_kills`."""
+"""A few blows in every run of the tests, hundreds in the campaigns: `kills`, `rank_kills`,
+`rank_refusals`."""
 
 from __future__ import annotations
 
@@ -47,3 +48,8 @@ def test_kills_of_processes_that_start_from_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", RUNS)
 def test_kills_of_one_of_two_ranks(kind: str) -> None:
     _held("--kinds", kind, "--blows", "5", module="rank_kills")
+
+
+@pytest.mark.campaign
+def test_refusals_of_ranks_that_were_not_started_alike() -> None:
+    _held(module="rank_refusals")
