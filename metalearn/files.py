@@ -265,7 +265,10 @@ def _opened_beside(path: Path) -> tuple[Path, IO[bytes]]:
         # Not tempfile: its files are closed to others, whatever the umask says.
         partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         file = partial.open("xb")
-        locked = lock(file)
+        try:
+            locked = lock(file)
+        except OSError:
+            locked = None  # a system that fails to lock has no locks
         if locked is None or (locked and _is_at(partial, file)):
             return partial, file
         file.close()  # somebody took it for a leftover before it was locked

@@ -57,7 +57,7 @@ class LayoutTiming:
         return [
             {"ranks": r, "threads": t, "milliseconds": time, "ratio": self.ratios[r, t]}
             for (r, t), time in self.milliseconds.items()
-        ]
+        ] + [{"ranks": r, "threads": t, "refused": why} for (r, t), why in self.refused.items()]
 
     def sentence(self) -> str:
         """Which is the fastest, and the beginning of the command that uses it."""

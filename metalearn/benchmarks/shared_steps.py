@@ -106,15 +106,37 @@ def turn(code: str, ranks: int, threads: int, groups: int = 1) -> list[dict[str,
         SettingError: they were `refused`.
         RankError: the first printed nothing.
     """
-    started = [_started(code, ranks, threads) for _ in range(groups)]
-    outputs = [[process.communicate()[0] for process in group] for group in started]
-    found = [json.loads(first or "null") for first, *_ in outputs]
+    started: list[list[subprocess.Popen[bytes]]] = []
+    try:
+        for _ in range(groups):
+            started.append(_started(code, ranks, threads))
+        outputs = [[process.communicate()[0] for process in group] for group in started]
+        for group in started:
+            for rank, process in enumerate(group):
+                if process.returncode:
+                    raise RankError(f"rank {rank} of {ranks} ended before it had timed its steps")
+        found = [_last_line(first) for first, *_ in outputs]
+    finally:
+        for process in (process for group in started for process in group):
+            process.kill()  # what has ended is left alone
     for numbers in found:
-        if numbers is None:
-            raise RankError(f"rank 0 of {ranks} ended before it had timed its steps")
         if "accepted" in numbers:
             raise SettingError(numbers["setting"], numbers["value"], numbers["accepted"])
     return found
+
+
+def _last_line(printed: bytes) -> dict[str, Any]:
+    """The numbers that a rank printed last; a network of a user's own may have printed before.
+
+    Raises:
+        RankError: there are none.
+    """
+    try:
+        found = json.loads(printed.strip().splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise RankError("rank 0 ended before it had timed its steps") from error
+    numbers: dict[str, Any] = found
+    return numbers
 
 
 def _started(code: str, ranks: int, threads: int) -> list[subprocess.Popen[bytes]]:

@@ -10,9 +10,14 @@ from metalearn.cli.launching.launches import number_of_job
 from metalearn.errors import SettingError
 from metalearn.ranks.launch import Launch, launched
 
-__all__ = ["device_of"]
+__all__ = ["device_of", "identity_of"]
 
-_SHOWN = {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"}
+_SHOWN = {
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+}
 """Variables by which a process is shown some of a machine's devices."""
 
 
@@ -56,6 +61,14 @@ def _of_rank(device: torch.device, name: str, launch: Launch) -> torch.device:
         accepted = f"device={device.type} is needed, so that each rank has one of its own"
         raise SettingError("device", name, accepted)
     return device
+
+
+def identity_of(device: torch.device) -> str:
+    """What tells a device from the others of its machine, whatever a process calls it."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_properties(device).uuid)
+    shown = [f"{name}={os.environ[name]}" for name in sorted(_SHOWN & set(os.environ))]
+    return " ".join([str(device), *shown])
 
 
 def _in_turn(device: torch.device) -> torch.device:

@@ -8,18 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import socket
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from metalearn.cli.devices import identity_of
 from metalearn.cli.processes import check_alike
 from metalearn.cli.run_config import used_part
 from metalearn.data.checksums import data_checksum
+from metalearn.errors import SettingError
 from metalearn.ranks import Ranks
 from metalearn.trainers import Trainer
 
-__all__ = ["check_same_data", "check_same_settings"]
+__all__ = ["check_own_devices", "check_same_data", "check_same_settings"]
 
 
 def check_same_settings(ranks: Ranks, config: DictConfig) -> None:
@@ -50,10 +54,28 @@ def check_same_data(ranks: Ranks, trainer: Trainer) -> None:
     known = trainer.data_checksum
     private = data_checksum(_data_of(trainer)) if known is None else None
     ranks.gather()  # one machine may have prepared the data, where another had them already
+    check_own_devices(ranks, trainer.loop.device)
     salt = ranks.agreed(secrets.token_hex(16))
     if private is not None:
         known = hashlib.sha256((salt + private).encode()).hexdigest()
     check_alike(ranks, {"data": str(known)})
+
+
+def check_own_devices(ranks: Ranks, device: torch.device) -> None:
+    """Refuse ranks that were shown the same card, as by one ``CUDA_VISIBLE_DEVICES`` for all.
+
+    Raises:
+        SettingError: names two of them.
+    """
+    mine = None if device.type == "cpu" else [socket.gethostname(), identity_of(device)]
+    every = ranks.of_each(mine)
+    for rank, other in enumerate(every):
+        if other is not None and other in every[:rank]:
+            accepted = (
+                f"a device of its own is needed for each rank: ranks {every.index(other)} and "
+                f"{rank} have been shown the same one"
+            )
+            raise SettingError("device", str(device), accepted)
 
 
 def _data_of(trainer: Any) -> object:

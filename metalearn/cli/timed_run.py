@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from metalearn.trainers import Trainer
 
 __all__ = ["take_part", "time_run"]
 
+_LEAST = 3
 _MOST, _SECONDS = 24, 20.0
 """Steps of a turn, and seconds after which the first turn of all ends, at three at least."""
 
@@ -54,8 +56,7 @@ def take_part(folder: str, trust: bool, steps: int) -> None:
 
     What cannot be shared by so many is what it found, too.
     """
-    logging.disable(logging.WARNING)  # of what is chosen for so few steps
-    with joined() as ranks:
+    with _without_warnings(), joined() as ranks:
         try:
             found: Mapping[str, Any] = step_times(
                 _trainer(Path(folder), trust, ranks), ranks, most=steps
@@ -66,9 +67,24 @@ def take_part(folder: str, trust: bool, steps: int) -> None:
             print(json.dumps(found))
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """A block that does not warn of what is chosen for so few steps."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _trainer(folder: Path, trust: bool, ranks: Ranks) -> Trainer:
     """As `scripts/train.py` makes it, new."""
     saved = saved_config(folder, trust=trust)
+    asked = saved.trainer.get("steps")
+    if isinstance(asked, int) and asked < _LEAST:
+        accepted = f"a run of at least {_LEAST} steps is needed, so that one can be timed"
+        raise SettingError("trainer.steps", asked, accepted)
     with open_dict(saved.trainer):
         saved.trainer.update(QUIET)
     return build(kept_weights(saved), folder=None, ranks=ranks)

@@ -60,6 +60,10 @@ def check_machine(path: Path, error: BaseException) -> None:
     Raises:
         DataError: there is no memory, or there are too many open files.
     """
+    if isinstance(error, MemoryError):
+        raise DataError(
+            f"{path}: there is no memory to read it ({error}); it is not damaged"
+        ) from error
     if isinstance(error, OSError) and error.errno in _MACHINES:
         raise DataError(
             f"{path} cannot be mapped into memory ({error.strerror}): it is not damaged, and "

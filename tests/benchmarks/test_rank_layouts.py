@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 
 from metalearn.benchmarks.rank_layouts import LayoutTiming, layouts_of, time_layouts
-from metalearn.benchmarks.shared_steps import QUIET, step_times
+from metalearn.benchmarks.shared_steps import QUIET, step_times, turn
 from metalearn.cli.timed_run import take_part
 from metalearn.errors import RankError, SettingError
 from metalearn.models import MLP
@@ -64,8 +65,15 @@ def test_what_one_process_cannot_take_is_refused() -> None:
 
 
 def test_processes_that_end_without_numbers_are_an_error() -> None:
-    with pytest.raises(RankError, match="rank 0 of 1 ended before"):
+    with pytest.raises(RankError, match="rank 0 ended before"):
         time_layouts("pass", rounds=1, processors=1)
+    with pytest.raises(RankError, match="rank 1 of 2 ended before"):
+        turn(f"MOST = 2\n{PRINTED}\nif os.environ['RANK'] == '1': raise SystemExit('boom')", 2, 1)
+
+
+def test_what_a_network_prints_is_no_number() -> None:
+    (found,) = turn(f"print('a word of its own')\nMOST = 2\n{PRINTED}", 1, 2)
+    assert found == {"step": 4.0}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,9 @@ def test_the_training_of_a_run_is_timed_without_touching_it(
         "train", *small, "hydra.run.dir=run", monkeypatch=monkeypatch, capsys=capsys
     ).code
     before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+    level = logging.root.manager.disable
     take_part("run", False, 4)
+    assert logging.root.manager.disable == level
     found = json.loads(capsys.readouterr().out)
     assert found["steps"] == 4 and found["step"] > 0
     assert before == {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}

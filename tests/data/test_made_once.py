@@ -19,7 +19,7 @@ import pytest
 
 from metalearn.data.made_once import made_once
 from metalearn.data.packed import Pack, kept_pack, read_pack, write_pack
-from metalearn.files import alone
+from metalearn.files import alone, replace_file
 
 WAIT = 60.0
 SUM = int((np.arange(2**16) % 256).sum())
@@ -186,8 +186,15 @@ def test_who_cannot_lock_is_let_in(
         raise OSError(refusal, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    assert made_once(tmp_path / "things", lambda: None, lambda: 3) == 3
-    assert not list(tmp_path.iterdir()), "no lock is left"
+    path = tmp_path / "things"
+
+    def make() -> int:
+        replace_file(path, lambda file: file.write(b"3"))
+        return 3
+
+    assert made_once(path, lambda: None, make) == 3
+    assert path.read_bytes() == b"3"
+    assert list(tmp_path.iterdir()) == [path], "no lock is left, and nothing half made"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")

@@ -18,7 +18,7 @@ from metalearn.attribution.attributing import attribute_by_ranks
 from metalearn.attribution.retraining import Retrained
 from metalearn.cli import same_run
 from metalearn.cli.attributed_findings import retrained_by_ranks
-from metalearn.cli.same_run import check_same_data, check_same_settings
+from metalearn.cli.same_run import check_own_devices, check_same_data, check_same_settings
 from metalearn.core import memory
 from metalearn.core.memory import sharers
 from metalearn.errors import SettingError, SubsetsDivergedError
@@ -70,7 +70,11 @@ def test_other_data_are_refused_and_private_ones_cannot_be_told_by_the_sentence(
     said = []
     for own in (data[:2], data[1:], data[1:]):
         stand_ins = [
-            SimpleNamespace(data=one, data_checksum=None if private else str(one.inputs[0, 0]))
+            SimpleNamespace(
+                data=one,
+                data_checksum=None if private else str(one.inputs[0, 0]),
+                loop=SimpleNamespace(device=torch.device("cpu")),
+            )
             for one in own
         ]
         said.append(on_ranks(2, partial(_of_rank, stand_ins)))
@@ -78,6 +82,29 @@ def test_other_data_are_refused_and_private_ones_cannot_be_told_by_the_sentence(
     assert same == ["", ""]
     assert other[0] == other[1] and other[0].startswith("data of rank 1=")
     assert (again == other) == (not private)  # another salt each time
+
+
+@pytest.mark.parametrize(
+    ("cards", "refused"), [("ab", ""), ("aba", "ranks 0 and 2"), ("bb", "ranks 0 and 1")]
+)
+def test_ranks_that_were_shown_the_same_card_are_refused(
+    cards: str, refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each calls it ``cuda:0``, as Slurm's tasks do with a card of their own."""
+    uuids = iter(cards)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=next(uuids))
+    )
+    found = on_ranks(
+        len(cards), lambda ranks: _refusal(check_own_devices, ranks, torch.device("cuda", 0))
+    )
+    assert len(set(found)) == 1
+    assert refused in found[0] and bool(refused) == found[0].startswith("device='cuda:0': a device")
+
+
+def test_ranks_share_a_processor() -> None:
+    check = partial(_refusal, check_own_devices)
+    assert on_ranks(3, lambda ranks: check(ranks, torch.device("cpu"))) == [""] * 3
 
 
 def _of_rank(stand_ins: list[Any], ranks: Ranks) -> str:

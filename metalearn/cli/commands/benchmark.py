@@ -163,7 +163,7 @@ def _check_run(config: DictConfig, given: Sequence[GivenSetting]) -> None:
     if not isinstance(config.trust, bool):
         raise SettingError("trust", plain_value(config.trust), "true or false is needed")
     for setting in given:
-        if setting.name == "run" and _RANKS not in config.suites:
+        if setting.name == "run" and setting.value is not None and _RANKS not in config.suites:
             raise setting.refusal(f"suites=[{_RANKS}] is needed for it")
         if setting.name == "trust" and config.run is None:
             raise setting.refusal("run=<folder> is needed for it")

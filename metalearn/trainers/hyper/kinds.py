@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from metalearn.data.regression import SupervisedData
+from metalearn.errors import SettingError
 from metalearn.trainers.supervised.losses import SupervisedLoss
 from metalearn.trainers.supervised.network_run import StepBatch
 from metalearn.trainers.supervised.run_network import RunNetwork
 from metalearn.types import Params
 
-__all__ = ["HyperModule", "RunOptimizer", "RunSetup", "RunValues"]
+__all__ = ["HyperModule", "RunOptimizer", "RunSetup", "RunValues", "checked_terms"]
 
 RunOptimizer = Literal["sgd", "adam", "adamw"]
 
@@ -79,7 +80,8 @@ class HyperModule(nn.Module, ABC):
 
         One of a subclass's own is not divided among ranks, as these are.
         """
-        mean = self.terms(network, params, in_loss, self.examples(in_loss, batch)).mean()
+        batch = self.examples(in_loss, batch)
+        mean = checked_terms(self.terms(network, params, in_loss, batch), len(batch[0])).mean()
         penalty = self.penalty(params, in_loss)
         return mean if penalty is None else mean + penalty
 
@@ -118,3 +120,15 @@ class HyperModule(nn.Module, ABC):
     def figure(self, values: RunValues, plain: RunValues, title: str) -> Figure | None:
         """What has been learnt beside what an ordinary run has; None where there is no picture."""
         return None
+
+
+def checked_terms(terms: Tensor, count: int) -> Tensor:
+    """Losses of so many examples, as they are.
+
+    Raises:
+        SettingError: another shape, whose mean would not be that over examples.
+    """
+    if terms.shape != (count,):
+        accepted = f"one loss for each of {count} examples, of shape [{count}], is needed"
+        raise SettingError("terms", list(terms.shape), accepted)
+    return terms

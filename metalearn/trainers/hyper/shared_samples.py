@@ -16,7 +16,7 @@ from metalearn.errors import SettingError
 from metalearn.models.dropout import part_of_batch
 from metalearn.ranks import Ranks, Share, check_enough
 from metalearn.ranks.differentiable import spread, total
-from metalearn.trainers.hyper.kinds import HyperModule
+from metalearn.trainers.hyper.kinds import HyperModule, checked_terms
 from metalearn.trainers.supervised.losses import SupervisedLoss
 from metalearn.trainers.supervised.network_run import StepBatch
 from metalearn.trainers.supervised.run_network import RunNetwork
@@ -47,7 +47,7 @@ def shared_inner_loss(
     part = x[start:stop], y[start:stop], rows[start:stop], step
     with part_of_batch(start, stop - start):  # masks of dropout are those of the whole batch
         terms = hyper.terms(network, own_params, own_in_loss, part)
-    mean = total(terms.sum(), ranks) / len(x)
+    mean = total(checked_terms(terms, stop - start).sum(), ranks) / len(x)
     penalty = hyper.penalty(params, in_loss)
     return mean if penalty is None else mean + penalty
 

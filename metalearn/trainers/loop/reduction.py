@@ -28,12 +28,11 @@ def reduced(gradient: StepGradient, ranks: Ranks) -> StepGradient:
     """
     if ranks.count == 1:
         return gradient
-    kind = gradient.losses.dtype
     values = {
         **{f"grads/{n}": grad * gradient.divisor for n, grad in gradient.grads.items()},
         **{f"beside/{n}": value * gradient.divisor for n, value in gradient.beside.items()},
         **{f"buffers/{n}": v * gradient.count for n, v in _real(gradient.buffers).items()},
-        **{f"scalars/{n}": v.to(kind) * gradient.count for n, v in gradient.scalars.items()},
+        **{f"scalars/{n}": widest(v) * gradient.count for n, v in gradient.scalars.items()},
         "losses": gradient.losses * gradient.divisor,
         "sizes": _digits(gradient.count, _processed(gradient)).to(_of_message(gradient)),
     }
@@ -53,7 +52,7 @@ def reduced(gradient: StepGradient, ranks: Ranks) -> StepGradient:
         beside={name: found[f"beside/{name}"] for name in gradient.beside},
         noise=None if gradient.noise is None else _by_the_first(gradient, ranks),
         buffers=means,
-        scalars={n: widest(found[f"scalars/{n}"]) / size for n in gradient.scalars},
+        scalars={n: found[f"scalars/{n}"] / size for n in gradient.scalars},
         processed=processed,
         suspects=lambda: _suspects(gradient, ranks),
     )

@@ -27,6 +27,7 @@ from metalearn.trainers import (
     LearntWeightDecay,
 )
 from tests.support.builders import Recorder, samples
+from tests.support.rank_threads import ThreadRanks, on_ranks
 from tests.support.small_data import blobs, waves
 
 INNER: dict[str, Any] = {"steps": 5, "batch_size": 12, "lr": 0.2}
@@ -361,3 +362,33 @@ def test_data_of_real_targets_have_halves() -> None:
     trainer = made("weight_decay", model=MLP((2,), 4, hidden=(4,)), data=data)
     halves = [trainer.objective.batches.order.indices(0), trainer._scored.splits["validation"]]
     assert torch.cat(halves).sort().values.tolist() == data.splits["validation"].tolist()
+
+
+class _Shapes(LearntWeightDecay):
+    """Terms of another shape, whose mean would be another one when samples are divided."""
+
+    change: Any = staticmethod(lambda terms: terms)
+
+    def terms(self, *given: Any, **named: Any) -> torch.Tensor:
+        found: torch.Tensor = self.change(super().terms(*given, **named))
+        return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.mean, lambda terms: terms[:, None].expand(-1, 2), lambda terms: terms[:-1]],
+    ids=["a mean", "two each", "one less"],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_terms_are_one_for_each_example(change: Any, count: int) -> None:
+    class Changed(_Shapes):
+        pass
+
+    Changed.change = staticmethod(change)
+
+    def step(ranks: ThreadRanks) -> str:
+        with pytest.raises(SettingError, match="terms=.*one loss for each of") as refusal:
+            ranks.made(made, hyper=Changed).gradient(0)
+        return str(refusal.value)
+
+    on_ranks(count, step)

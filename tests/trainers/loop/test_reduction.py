@@ -38,16 +38,20 @@ def test_counts_are_whole_after_the_sum_of_many_ranks(count: int, dtype: torch.d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_step_is_one_message(dtype: torch.dtype) -> None:
     grads = {name: torch.randn(3, 4, dtype=dtype) for name in ("a", "b")}
-    scalars = {"accuracy": torch.tensor(0.5), "count": torch.tensor(3)}
     buffers = {"mean": torch.zeros(2, dtype=dtype)}
-    gradient = StepGradient(
-        grads, torch.ones(1, dtype=dtype), 5, scalars=scalars, buffers=buffers, processed=10
-    )
+    gradient = StepGradient(grads, torch.ones(1, dtype=dtype), 5, buffers=buffers, processed=10)
     told = Told()
     found = reduced(gradient, told)
     assert len(list(messages_of(told.values))) == 1
     assert (found.count, found.processed) == (10, 20)
-    assert float(found.scalars["accuracy"]) == 0.5 and float(found.scalars["count"]) == 3
+
+
+def test_records_lose_no_digit_and_do_not_overflow() -> None:
+    scalars = {"whole": torch.tensor(2**24 + 1), "large": torch.tensor(1e37)}
+    gradient = StepGradient({"a": torch.ones(1)}, torch.ones(1), 100, scalars=scalars)
+    found = reduced(gradient, Told()).scalars
+    assert float(found["whole"]) == 2**24 + 1
+    assert float(found["large"]) == float(torch.tensor(1e37))
 
 
 def test_on_a_card_counts_stay_on_the_processor() -> None:
