@@ -85,6 +85,6 @@ code { font-size: .92em; }
   img, .bars i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   h2, h3, h4 { break-after: avoid; }
   .row, .row figure, tr { break-inside: avoid; }
-  details { display: none; }
+  details:not([open]), summary { display: none; }
 }
 """

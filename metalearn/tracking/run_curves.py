@@ -20,15 +20,9 @@ __all__ = ["Curve", "curve_figure", "curves_of"]
 _SIZE = (4.8, 3.1)  # inches: two stand side by side on a page
 _LARGEST = 1e30  # beyond it axes overflow
 _FEW = 30  # points that are marked
-_LINEAR = ("learning_rate",)  # schedules that end near 0
 _ENDS = ("_low", "_high")
 _LOOKS = {"train": (BLUE, "o", "training"), "validation": (ORANGE, "s", "validation")}
-_WORDS = {
-    "nll": "negative log-likelihood",
-    "ece": "expected calibration error",
-    "learning_rate": "learning rate",
-    "memory_gb": "peak memory, GB",
-}
+_LONGEST = 120  # characters of a name
 
 
 class Curve(NamedTuple):
@@ -42,10 +36,12 @@ class Curve(NamedTuple):
 
 
 def curves_of(records: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, Curve]]:
-    """All curves of a run: name, such as ``"loss"``, to part, such as ``"train"``, to the curve.
+    """All curves of a run: name to part to the curve.
 
-    Numbers named ``<name>_low`` and ``<name>_high`` are the band of ``<name>``. Left out are
-    numbers that were recorded once, and whatever has no name of the form ``<part>/<name>``.
+    What is recorded as ``train/loss`` and ``validation/loss`` are the parts ``"train"`` and
+    ``"validation"`` of ``"loss"``; any other ``<room>/<name>`` has its whole name, and one part
+    ``""``. Numbers named ``<name>_low`` and ``<name>_high`` are the band of ``<name>``. Left out
+    are numbers that were recorded once, names without a room, and what is no name to show.
 
     Args:
         records: objects of ``metrics.jsonl``, each with its ``"step"``; None is not finite.
@@ -53,7 +49,7 @@ def curves_of(records: Sequence[Mapping[str, float | None]]) -> dict[str, dict[s
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         for name, value in record.items():
-            if name.count("/") == 1:
+            if "/" in name and len(name) <= _LONGEST and name.isprintable():
                 known = math.nan if value is None else float(value)
                 found.setdefault(name, []).append((float(record["step"] or 0), known))
     ends = {n + end for n in found for end in _ENDS if n + end in found}
@@ -66,42 +62,47 @@ def curves_of(records: Sequence[Mapping[str, float | None]]) -> dict[str, dict[s
         lines = [by_step, *(dict(found.get(name + end, ())) for end in _ENDS)]
         arrays = [np.array([line.get(step, math.nan) for step in steps]) for line in lines]
         part, _, short = name.partition("/")
-        curves.setdefault(short, {})[part] = Curve(np.array(steps), *arrays)
+        key, part = (short, part) if part in _LOOKS else (name, "")
+        curves.setdefault(key, {})[part] = Curve(np.array(steps), *arrays)
     return curves
 
 
-def curve_figure(name: str, parts: Mapping[str, Curve], *, percent: bool = False) -> Figure:
+def curve_figure(
+    title: str, parts: Mapping[str, Curve], *, percent: bool = False, linear: bool = False
+) -> Figure:
     """A panel with a line, and its band, for each part of a run that has this number.
 
     Args:
-        name: of the number, as ``"loss_after"``.
+        title: stands above.
         parts: by their names, as ``"train"``.
         percent: whether it is a share, which is drawn in per cent.
+        linear: whether the scale is that of the numbers however far they reach, as of a rate that
+            ends near 0.
     """
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     plain_axes(axes)
-    everything = np.concatenate([c.values for c in parts.values()])
+    everything = np.concatenate([a for c in parts.values() for a in (c.values, c.low, c.high)])
     drawable = everything[np.isfinite(everything) & (np.abs(everything) < _LARGEST)]
-    if spans_decades(drawable) and not percent and name not in _LINEAR:
+    if spans_decades(drawable) and not percent and not linear:
         axes.set_yscale("log")
     for part, curve in parts.items():
-        _draw(axes, part, curve, 100.0 if percent else 1.0, len(parts) > 1)
-    words = _WORDS.get(name, name.replace("_", " "))
-    axes.set_title(f"{words} (%)" if percent else words, fontsize=11, loc="left", parse_math=False)
+        _draw(axes, part, curve, 100.0 if percent else 1.0)
+    words = f"{title} (%)" if percent else title
+    axes.set_title(words, fontsize=11, loc="left", parse_math=False)
     axes.set_xlabel("step", fontsize=10)
-    if len(parts) > 1:
+    if any(part in _LOOKS for part in parts):
         axes.legend(frameon=False, fontsize=9.5)
     return figure
 
 
-def _draw(axes: Axes, part: str, curve: Curve, factor: float, named: bool) -> None:
-    colour, mark, label = _LOOKS.get(part, (GREEN, "o", part.replace("_", " ")))
+def _draw(axes: Axes, part: str, curve: Curve, factor: float) -> None:
+    colour, mark, label = _LOOKS.get(part, (GREEN, "o", ""))
     points, low, high = (_drawable(factor * v) for v in (curve.values, curve.low, curve.high))
     few = int(np.isfinite(points).sum()) <= _FEW
     axes.plot(
         curve.steps, points, color=colour, lw=1.6, marker=mark if few else "", ms=4,
-        label=label if named else None,
+        label=label or None,
     )  # fmt: skip
     if np.isfinite(low).any():
         axes.fill_between(curve.steps, low, high, color=colour, alpha=0.18, lw=0)

@@ -30,7 +30,8 @@ def report(config: DictConfig) -> None:
     """
     folder = existing_run(plain_value(config.run), "run")
     path = _file(config, folder)
-    text = page_of_run(read_story(folder, str(folder)))
+    name = str(folder) if folder.name else folder.resolve().name
+    text = page_of_run(read_story(folder, name))
     with writing_to(path.parent):
         replace_file(path, lambda file: file.write(text.encode()), make_folder=False)
     print(f"written: {path}")
@@ -51,6 +52,8 @@ def _file(config: DictConfig, folder: Path) -> Path:
         return folder / _NAME
     if not isinstance(name, str) or not Path(name).name or Path(name).is_dir():
         raise SettingError("file", name, "the name of a file, or null, is needed")
+    if Path(name).suffix not in (".html", ".htm"):
+        raise SettingError("file", name, "a name that ends in .html is needed, or null")
     if not Path(name).absolute().parent.is_dir():
         raise SettingError("file", name, "a file in a folder that is there is needed, or null")
     return Path(name)

@@ -36,13 +36,24 @@ _FIRST = (
     "objective",
     "learning_rate",
     "gradient_norm",
-    "tasks_per_s",
-    "samples_per_s",
+    "privacy/epsilon",
+    "speed/tasks_per_s",
+    "speed/samples_per_s",
 )
 """Curves that stand beside that of the score, in this order; all others are folded."""
 _MOST_CURVES = 40
-_GROUPS = ("task", "data", "learner", "hyper", "model", "optimizer", "trainer")
+_GROUPS = (
+    "task", "test_task", "data", "ood", "learner", "maml", "hyper", "model", "optimizer", "trainer",
+)  # fmt: skip
+_SIZES = ("way", "shot", "query", "inner_steps", "inner_lr", "first_order", "lr", "members")
+"""Settings that say what a group is, where it has them."""
 _SECTIONS = ("version", "shapes", "hydra")
+_KNOWN = {
+    "steps", "reason", "best_step", "seconds", "cpu_seconds", "checkpoint", "test", "headline",
+}  # fmt: skip
+_UNVALIDATED = "best/step"
+"""The headline's score of a training that no validation looks at."""
+_LINEAR = ("learning_rate",)
 
 
 def page_of_run(story: RunStory) -> str:
@@ -62,12 +73,12 @@ def page_of_run(story: RunStory) -> str:
 def _opening(story: RunStory) -> Iterator[str]:
     run, results = story.run, story.results
     yield f"<h1>Run <code>{escaped(run.name)}</code></h1>"
-    origin = story.origins[0] if story.origins else {}
+    origin = next(iter(story.origins.values()), {})
     groups = [(name, run.config[name]) for name in _GROUPS if name in run.config]
     facts = {name: _made_of(node) for name, node in groups if isinstance(node, Mapping)}
     facts["steps"] = _steps(story)
     if isinstance(results.get("seconds"), (int, float)):
-        facts["seconds"] = seconds_in_words(float(results["seconds"]))
+        facts["training took"] = f"{seconds_in_words(float(results['seconds']))} s"
     facts["seed"] = str(run.seed)
     if "device" in origin:
         facts["device"] = str(origin["device"])
@@ -78,13 +89,15 @@ def _opening(story: RunStory) -> Iterator[str]:
         facts["command"] = shlex.join(["python", *map(str, command)])
     yield facts_table(facts)
     if run.state is not None:
-        yield from warnings_of([f"{run.state}; it has no results yet"])
+        yield from warnings_of([f"{run.state}; there are no results"])
     yield from warnings_of(story.warnings)
 
 
 def _made_of(node: Mapping[str, Any]) -> str:
-    """A group in a word: what is built, without its package."""
-    return str(node.get("_target_", "–")).rpartition(".")[2]
+    """A group in a line: what is built, without its package, and the sizes that say most of it."""
+    name = str(node.get("_target_", "–")).rpartition(".")[2]
+    sizes = [f"{size} {node[size]}" for size in _SIZES if node.get(size) not in (None, False)]
+    return ", ".join([name, *sizes]).replace("_", " ")
 
 
 def _steps(story: RunStory) -> str:
@@ -105,23 +118,56 @@ def _results(story: RunStory) -> Iterator[str]:
         return
     yield "<h2>Results</h2>"
     rows = []
-    for name, value in run.numbers.items():
+    numbers = {name: value for name, value in run.numbers.items() if name != _UNVALIDATED}
+    for name, value in numbers.items():
         span, factor = run.spans.get(name), 100.0 if is_share(name) else 1.0
         unit = " %" if is_share(name) else ""
         ends = "" if span is None else f"{factor * span.low:.4g} to {factor * span.high:.4g}{unit}"
         rows.append([_of_what(name), shown(name, value), ends])
-    yield table(["", "value", "95 % interval over the test"], rows)
-    best = story.results.get("best_step")
-    if isinstance(best, int):
+    if any(row[-1] for row in rows):
+        yield table(["", "value", "95 % interval over the test"], rows)
         yield (
-            f'<p class="soft">Tested is the state at the best validation, after {best:,} steps; no '
-            "test chose anything. Intervals are over tasks or samples of the test, so that they "
-            "say nothing of other seeds.</p>"
+            '<p class="soft">Intervals are over tasks or samples of the test, so that they say '
+            "nothing of other seeds.</p>"
         )
+    else:
+        yield table(["", "value"], [row[:-1] for row in rows])
+    yield f'<p class="soft">{_tested(story)}</p>'
     reports = story.results.get("test") or {}
     for name, report in reports.items():
         heading = f"<h3>{escaped(spaced(name))}</h3>" if len(reports) > 1 else ""
         yield heading + "".join(found_tables(report))
+
+    for name, found in story.results.items():
+        if name not in _KNOWN and not name.startswith("validation/"):
+            inner = "".join(found_tables({name: found}))
+            yield inner
+            if name == "privacy" and isinstance(found, Mapping) and found.get("epsilon") is None:
+                yield from warnings_of(["ε is not known, so nothing is guaranteed"])
+
+
+def _tested(story: RunStory) -> str:
+    """Which state the tests are of."""
+    best = story.results.get("best_step")
+    after = f"{best:,} steps" if isinstance(best, int) else "some steps"
+    if _UNVALIDATED in story.run.numbers:
+        return f"Tested is the last state, after {after}: no validation chose one."
+    if _members(story) > 1:
+        return (
+            f"Tested is each member at its own best validation, the latest of them after {after}."
+        )
+    return f"Tested is the state at the best validation, after {after}."
+
+
+def _members(story: RunStory) -> int:
+    """How many there are, as far as settings or a test tell."""
+    asked = story.run.config.get("trainer", {}).get("members")
+    tested = [
+        len(report["members"])
+        for report in (story.results.get("test") or {}).values()
+        if isinstance(report.get("members"), list)
+    ]
+    return max([asked if isinstance(asked, int) else 1, *tested])
 
 
 def _of_what(name: str) -> str:
@@ -141,13 +187,18 @@ def _curves(story: RunStory, curves: Mapping[str, Mapping[str, Curve]]) -> Itera
     yield _charts({name: curves[name] for name in wanted})
     if others:
         shown_ones = {name: curves[name] for name in others[:_MOST_CURVES]}
-        title = counted(len(shown_ones), "further curve")
+        title = counted(len(others), "further curve")
+        if len(shown_ones) < len(others):
+            title += f", of which {len(shown_ones)} are here"
         yield f"<details><summary>{title}</summary>{_charts(shown_ones)}</details>"
 
 
 def _charts(curves: Mapping[str, Mapping[str, Curve]]) -> str:
     inner = "".join(
-        chart(curve_figure(name, parts, percent=is_share(name)), f"{spaced(name)} over the steps")
+        chart(
+            curve_figure(spaced(name), parts, percent=is_share(name), linear=name in _LINEAR),
+            f"{spaced(name)} over the steps",
+        )
         for name, parts in curves.items()
     )
     return f'<div class="charts">{inner}</div>'
@@ -159,7 +210,17 @@ def _findings(story: RunStory) -> Iterator[str]:
         found = finding.get("scores", finding.get("findings"))
         inner = "".join(found_tables(found)) if isinstance(found, Mapping) else ""
         if inner:
-            yield f"<h2>{escaped(spaced(name.replace('-', ': ')).capitalize())}</h2>{inner}"
+            title = name.replace("-", ": ").replace("_", " ").capitalize()
+            yield f"<h2>{escaped(title)}</h2>{_of_state(finding)}{inner}"
+
+
+def _of_state(finding: Mapping[str, Any]) -> str:
+    """Which state of the run was looked at, and when."""
+    known = [f"{word} {finding[word]}" for word in ("checkpoint", "step") if word in finding]
+    origin = finding.get("provenance")
+    if isinstance(origin, Mapping) and "time" in origin:
+        known.append(str(origin["time"]))
+    return f'<p class="soft">{escaped(", ".join(known))}</p>' if known else ""
 
 
 def _pictures(story: RunStory) -> Iterator[str]:
@@ -167,7 +228,7 @@ def _pictures(story: RunStory) -> Iterator[str]:
         return
     yield "<h2>Figures</h2>"
     for name, (step, png) in story.pictures.items():
-        words = f"{spaced(name.replace('/', ': '))}, after {step:,} steps"
+        words = f"{spaced(name)}, after {step:,} steps"
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         image = f'<img alt="{escaped(words)}" src="{source}">'
         yield f'<h4>{escaped(words)}</h4><div class="chart">{image}</div>'
@@ -176,6 +237,6 @@ def _pictures(story: RunStory) -> Iterator[str]:
 def _sources(story: RunStory) -> Iterator[str]:
     settings = {k: v for k, v in story.run.config.items() if k not in _SECTIONS}
     yield "<h2>Settings</h2>"
-    yield f"<details open><summary>All of them</summary>{facts_table(settings)}</details>"
-    for place, origin in enumerate(story.origins):
-        yield f"<h2>Provenance{' of a resumption' if place else ''}</h2>{facts_table(origin)}"
+    yield facts_table(settings)
+    for title, origin in story.origins.items():
+        yield f"<h2>{escaped(title)}</h2>{facts_table(origin)}"

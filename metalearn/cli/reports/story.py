@@ -11,7 +11,8 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,16 @@ from PIL import Image
 
 from metalearn.cli.comparison.runs import ComparedRun, read_run
 from metalearn.cli.log_lines import WARNED
-from metalearn.files import read_regular
+from metalearn.files import check_regular, read_regular
 from metalearn.schema import map_of, maybe, number, text, whole
 
-__all__ = ["Picture", "RunStory", "read_story"]
+__all__ = ["Picture", "RunStory", "read_story", "tamed"]
 
 _LARGEST = 2**26  # bytes of records, results, or a log
+_LARGEST_EVENTS = 2**29
 _LARGEST_PICTURE = 2**22
+_LARGEST_NUMBER = 2**63
+_LONGEST_NAME, _LONGEST_TEXT, _MOST_ENTRIES, _DEEPEST = 200, 2000, 2000, 12
 _MOST_PIXELS = 2**24
 _MOST_PICTURES, _MOST_WARNINGS = 40, 50
 _NUMBERS = map_of(text, maybe(number(nan=True)))
@@ -46,7 +50,8 @@ class RunStory:
         run: its settings, its headline and how far it is.
         results: ``results.json``; empty where there is none yet.
         records: objects of ``metrics.jsonl``, in their order.
-        origins: ``provenance.json``, then those of resumptions in the order of their steps.
+        origins: ``provenance.json``, then those of resumptions in the order of their steps, by
+            what they are.
         warnings: lines of the log that warn, and what of the folder could not be read.
         pictures: the last of each figure in ``tensorboard/``, by name.
         findings: what was asked of the trained run later (``evaluation-*.json``,
@@ -56,7 +61,7 @@ class RunStory:
     run: ComparedRun
     results: Mapping[str, Any]
     records: Sequence[Mapping[str, float | None]]
-    origins: Sequence[Mapping[str, Any]]
+    origins: Mapping[str, Mapping[str, Any]]
     warnings: Sequence[str]
     pictures: Mapping[str, Picture]
     findings: Mapping[str, Mapping[str, Any]]
@@ -73,19 +78,25 @@ def read_story(folder: Path, name: str) -> RunStory:
         DataError: settings or results that no run of ours would write.
     """
     run = read_run(folder, name)
+    run = replace(run, config=tamed(run.config), state=_ending(folder) or run.state)
     notes: list[str] = []
     results = _json(folder / "results.json", notes) or {}
     resumed = sorted(folder.glob("provenance-resumed-at-*.json"), key=_number_in)
-    origins = [_json(path, notes) for path in (folder / "provenance.json", *resumed)]
+    named = {"Provenance": folder / "provenance.json"}
+    for path in resumed:
+        named[f"Provenance of the resumption at step {_number_in(path)[0]:,}"] = path
+    origins = {title: _json(path, notes) for title, path in named.items()}
     found = sorted([*folder.glob("evaluation-*.json"), *folder.glob("diagnosis-*.json")])
     findings = {path.stem: _json(path, notes) for path in found}
+    records = list(_records(folder / "metrics.jsonl", notes))
+    pictures = _pictures(folder / "tensorboard", notes)
     return RunStory(
         run,
         results,
-        list(_records(folder / "metrics.jsonl", notes)),
-        [origin for origin in origins if origin],
+        records,
+        {title: origin for title, origin in origins.items() if origin},
         [*_warnings(folder / "train.log", notes), *notes],
-        _pictures(folder / "tensorboard", notes),
+        pictures,
         {name: finding for name, finding in findings.items() if finding},
     )
 
@@ -101,7 +112,35 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         notes.append(f"{path.name} cannot be read, so that what it says is missing here")
         return None
-    return found
+    known: dict[str, Any] = tamed(found)
+    return known
+
+
+def tamed(value: Any, depth: int = 0) -> Any:
+    """A value of JSON or YAML that a page can hold: no deeper, longer or larger than any of ours.
+
+    Numbers that no float holds become None, and what is too deep three dots.
+    """
+    if isinstance(value, (Mapping, list)) and depth > _DEEPEST:
+        return "…"
+    if isinstance(value, Mapping):
+        some = islice(value.items(), _MOST_ENTRIES)
+        return {str(name)[:_LONGEST_NAME]: tamed(inner, depth + 1) for name, inner in some}
+    if isinstance(value, list):
+        return [tamed(inner, depth + 1) for inner in value[:_MOST_ENTRIES]]
+    if isinstance(value, str):
+        return value[:_LONGEST_TEXT]
+    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        return None
+    return value
+
+
+def _ending(folder: Path) -> str | None:
+    """That a training diverged, by the state that it left; None where it did not."""
+    found = sorted((folder / "checkpoints").glob("non_finite_step_*.pt"), key=_number_in)
+    if not found or (folder / "results.json").exists():
+        return None
+    return f"diverged at step {_number_in(found[-1])[0]:,}: a loss or gradient was not finite"
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[dict[str, float | None]]:
@@ -116,6 +155,8 @@ def _records(path: Path, notes: list[str]) -> Iterator[dict[str, float | None]]:
     for line in lines:
         with suppress(ValueError, TypeError, RecursionError):  # torn by what ended the run
             record = json.loads(line)
+            if len(record) > _MOST_ENTRIES:
+                continue
             _NUMBERS(record, "")
             whole()(record.get("step"), "step")
             yield record
@@ -133,7 +174,7 @@ def _warnings(path: Path, notes: list[str]) -> list[str]:
         )
         return []
     found = [m["sentence"] for m in map(WARNED.fullmatch, lines) if m is not None]
-    once = list(dict.fromkeys(found))
+    once = list(dict.fromkeys(s.removeprefix("warning: ")[:_LONGEST_TEXT] for s in found))
     if len(once) > _MOST_WARNINGS:
         notes.append(f"{len(once) - _MOST_WARNINGS} further warnings are in {path.name}")
     return once[:_MOST_WARNINGS]
@@ -147,6 +188,12 @@ def _pictures(folder: Path, notes: list[str]) -> dict[str, Picture]:
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # of files that are torn
     last = dict.fromkeys(events.DEFAULT_SIZE_GUIDANCE, 1)
+    try:
+        for path in folder.rglob("*tfevents*"):
+            check_regular(path, _LARGEST_EVENTS)
+    except OSError:
+        notes.append(f"{folder.name} has what is no file or too large: its figures are missing")
+        return {}
     try:
         read = events.EventAccumulator(str(folder), size_guidance=last).Reload()
         names = read.Tags()[events.IMAGES]
@@ -169,5 +216,5 @@ def _is_png(data: bytes) -> bool:
 
 
 def _number_in(path: Path) -> tuple[int, str]:
-    found = re.search(r"(\d{1,18})\.json$", path.name)
+    found = re.search(r"(\d{1,18})\.(?:json|pt)$", path.name)
     return (int(found[1]) if found else 0, path.name)

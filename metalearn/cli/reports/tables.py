@@ -28,6 +28,11 @@ _NAMES = {
     "auroc": "AUROC",
     "fpr95": "FPR at 95 % TPR",
     "interval95": "95 % interval ±",
+    "calibration": "expected calibration error",
+    "rmse": "root mean squared error",
+    "memory_gb": "peak memory, GB",
+    "tasks_per_s": "tasks a second",
+    "samples_per_s": "samples a second",
 }
 
 
@@ -46,10 +51,14 @@ def found_tables(found: Mapping[str, Any], *, depth: int = 0) -> Iterator[str]:
     plain, means, along, rest = _sorted(found)
     members: Any = found.get("members")
     if isinstance(found.get("ensemble"), Mapping) and _alike(members):
-        yield _ensemble_table(found["ensemble"], members)
-        rest.pop("ensemble")
-        rest.pop("members")
-        yield _folded("Members by themselves", _rows_table("member", members))
+        for name in ("ensemble", "members"):
+            rest.pop(name)
+        if len(members) > 1:
+            yield _ensemble_table(found["ensemble"], members)
+            yield _folded("Members by themselves", _rows_table("member", members))
+        else:
+            rest.pop("by_size", None)
+            plain = dict(members[0]) | plain
     if 0 < len(plain) <= _FEW and not depth:
         words = "; ".join(f"{spaced(name)}: {shown(name, value)}" for name, value in plain.items())
         yield f'<p class="soft">{escaped(words)}</p>'
@@ -62,10 +71,12 @@ def found_tables(found: Mapping[str, Any], *, depth: int = 0) -> Iterator[str]:
     for name, value in rest.items():
         title = spaced(name)
         if _alike(value):
-            yield _folded(title, _rows_table("no.", value))
+            sizes = name == "by_size"
+            rows = _rows_table("members", value, 1) if sizes else _rows_table("no.", value)
+            yield _folded(title, rows)
         elif isinstance(value, Mapping) and len(value) > 1 and _same_names(list(value.values())):
-            rows = {spaced(key): row for key, row in value.items()}
-            yield f"<h4>{escaped(title)}</h4>{_named_table(rows)}"
+            named = {spaced(key): row for key, row in value.items()}
+            yield f"<h4>{escaped(title)}</h4>{_named_table(named)}"
         elif isinstance(value, Mapping):
             inner = "".join(found_tables(value, depth=depth + 1))
             short = depth or len(value) <= _FEW
@@ -83,7 +94,9 @@ def shown(name: str, value: Any) -> str:
             return " to ".join(shown(name.removesuffix(_INTERVAL), v) for v in known)
         if not known:
             return "–"
-        middle, ends = statistics.median(known), (min(known), max(known))
+        if len(known) == 1:
+            return shown(name, known[0])
+        middle, ends = statistics.median_low(known), (min(known), max(known))
         return f"{shown(name, middle)} ({shown(name, ends[0])} to {shown(name, ends[1])})"
     if not math.isfinite(value):
         return "not finite"
@@ -94,6 +107,9 @@ def shown(name: str, value: Any) -> str:
 
 def spaced(name: str) -> str:
     """A name of JSON in words."""
+    room, _, inner = name.rpartition("/")
+    if room:
+        return spaced(inner) if room == "speed" else f"{spaced(room)}: {spaced(inner)}"
     if name.endswith(_INTERVAL):
         return f"{spaced(name.removesuffix(_INTERVAL))}, 95 % interval"
     first, _, rest = name.partition("_")
@@ -112,7 +128,7 @@ def _sorted(
             plain[name] = value
         elif _is_mean(value):
             means[name] = value
-        elif _alike(value) and all(_is_mean(v) and "inner_step" in v for v in value):
+        elif _alike(value) and all(_is_mean(v) and _is_step(v.get("inner_step")) for v in value):
             along[name] = value
         elif isinstance(value, (Mapping, list)):
             rest[name] = value
@@ -125,6 +141,10 @@ def _numbers(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_mean(value: Any) -> bool:
@@ -185,17 +205,17 @@ def _ensemble_table(whole: Mapping[str, Any], members: Sequence[Mapping[str, Any
     rows = []
     for name in names:
         of_each = [float(m[name]) for m in members if m.get(name) is not None]
-        parts = (statistics.median(of_each), min(of_each), max(of_each)) if of_each else ()
+        parts = (statistics.median_low(of_each), min(of_each), max(of_each)) if of_each else ()
         cells = [shown(name, part) for part in parts] or ["–"] * 3
         rows.append([spaced(name), shown(name, whole[name]), *cells])
     return table(["", "the ensemble", "members: median", "lowest", "highest"], rows)
 
 
-def _rows_table(head: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _rows_table(head: str, rows: Sequence[Mapping[str, Any]], first: int = 0) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     body = [
         [str(place), *(shown(n, row.get(n)) for n in names)]
-        for place, row in enumerate(rows[:_MOST_ROWS])
+        for place, row in enumerate(rows[:_MOST_ROWS], first)
     ]
     return table([head, *map(spaced, names)], body)
 
