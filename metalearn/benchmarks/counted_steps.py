@@ -103,10 +103,11 @@ class _Counting(OneRank):
 
 
 def messages(network: CountedNetwork) -> tuple[int, ...]:
-    """Bytes of the messages in which a network's gradients are summed in a step."""
+    """Bytes of the messages in which a network's gradients are summed in a step on cards."""
     module, ranks = network.make(), _Counting()
-    grads = {name: value.detach() for name, value in module.named_parameters()}
-    reduced(StepGradient(grads, torch.zeros(1), count=1), ranks)
+    grads = {name: value.detach().to("meta") for name, value in module.named_parameters()}
+    losses = torch.zeros(1, device="meta")  # which is no processor, as a card is none
+    reduced(StepGradient(grads, losses, count=1), ranks)
     return tuple(ranks.sizes)
 
 
