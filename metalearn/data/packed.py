@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import struct
 import sys
 import zipfile
@@ -129,6 +130,8 @@ def _unpacked(path: Path) -> Pack:
     # Opened here because np.load leaves the file open when it is no archive.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         _check_sizes(path.stat().st_size, stored.zip.infolist())
+        for member in stored.zip.infolist():
+            _check_claim(stored.zip, member)
         header = json.loads(str(stored[_HEADER]))
         arrays = {name: _array(file, stored, name) for name in stored.files if name != _HEADER}
     if header["sha256"] != _digest(arrays, header["source"]):
@@ -144,6 +147,16 @@ def _check_sizes(there: int, members: list[zipfile.ZipInfo]) -> None:
         raise ValueError(f"its arrays claim more than {there if plain > there else _LARGEST} bytes")
 
 
+def _check_claim(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Refuse an array that is not as long as it says, before anything makes room for it."""
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{member.filename} is no array as packs have them")
+        shape, _, kind = np.lib.format.read_array_header_1_0(file)
+        if file.tell() + math.prod(shape) * kind.itemsize != member.file_size:
+            raise ValueError(f"{member.filename} is not as long as its shape {shape} says")
+
+
 def _array(file: IO[bytes], stored: Any, name: str) -> np.ndarray[Any, Any]:
     """An array of an open archive, mapped where its bytes lie in the file as they are."""
     try:
@@ -154,13 +167,10 @@ def _array(file: IO[bytes], stored: Any, name: str) -> np.ndarray[Any, Any]:
         file.seek(member.header_offset + 26)  # of the local header, whose last parts vary in length
         start = member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
         file.seek(start)
-        if np.lib.format.read_magic(file) == (1, 0):
-            shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
-            size = int(np.prod(shape, dtype=object))
-            if kind == np.uint8 and size and not by_columns:
-                if file.tell() + size != start + member.file_size:
-                    raise ValueError(f"{name} is not as long as its shape {shape} says")
-                return mapped(file, file.tell(), shape)
+        np.lib.format.read_magic(file)
+        shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+        if kind == np.uint8 and 0 not in shape and not by_columns:
+            return mapped(file, file.tell(), shape)
     found: np.ndarray[Any, Any] = stored[name]
     return found
 

@@ -269,16 +269,30 @@ def _objects(path: Path) -> None:
         np.savez(file, header=np.array({"a": 1}, dtype=object), images=np.zeros(3))
 
 
-def _claims(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as changed:
+def _claims(path: Path, name: str = "header", packed: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", packed) as changed:
         head = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (9"
         head = head.replace(b"(9", b"(" + b"9" * 15) + b",), }"
-        changed.writestr("header.npy", head.ljust(127) + b"\n" + b"x")
+        changed.writestr(f"{name}.npy", head.ljust(127) + b"\n" + b"x")
+
+
+def _claims_of_images(path: Path) -> None:
+    _claims(path, "a_picture")
+
+
+def _claims_of_packed_images(path: Path) -> None:
+    _claims(path, "a_picture", zipfile.ZIP_DEFLATED)
 
 
 @pytest.mark.parametrize(
     "put",
-    [_objects, _claims, *(FILES[k][0] for k in ("a pipe", "a link to an endless device", "text"))],
+    [
+        _objects,
+        _claims,
+        _claims_of_images,
+        _claims_of_packed_images,
+        *(FILES[k][0] for k in ("a pipe", "a link to an endless device", "text")),
+    ],
 )
 def test_packs_are_not_unpickled_or_waited_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, put: Callable[[Path], None]
