@@ -156,7 +156,10 @@ def uniform_of_each(
     numbers = [int(index) for index in indices]
     if len(numbers) < _MANY or count > _FEW:
         return np.stack([AddressedStream(seed, place, number).uniform(count) for number in numbers])
-    addresses = np.array([_address(place, number) for number in numbers], dtype=np.uint64)
+    first, step = _address(place, 0), _address(place, 1) - _address(place, 0)
+    for extreme in (min(numbers), max(numbers)):
+        _address(place, extreme)  # refused where it is out of range
+    addresses = np.array(numbers, dtype=np.uint64) * np.uint64(step) + np.uint64(first)
     return _as_uniform(_philox(seed, addresses, count))
 
 

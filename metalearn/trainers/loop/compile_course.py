@@ -64,6 +64,12 @@ class Course:
     failed: bool = False
     """Whether compiling, or compiled code, failed."""
 
+    def __copy__(self) -> Course:
+        """As ``copy.copy`` makes it, sooner: one is made at every step."""
+        found = Course()
+        vars(found).update(vars(self))
+        return found
+
     def name_of_last(self) -> str:
         """A name for the last call that was taken as it is, in another process too."""
         return self.before if self.last is None else digest_of(*self.last)

@@ -20,6 +20,7 @@ from metalearn.models import Ensemble
 from metalearn.schema import Kind, choice, like, map_of, mapping, text
 from metalearn.trainers.members.not_finite import FreezeMember, NotFinitePolicy, RaiseError
 from metalearn.trainers.members.rows import rows_of
+from metalearn.trainers.members.standing import Standing
 from metalearn.trainers.members.trained import trained_parameters, trained_state
 
 __all__ = ["Accepted", "Population"]
@@ -79,6 +80,7 @@ class Population:
         count = self.rows.count
         self.active = torch.ones(count, dtype=torch.bool)
         self.own = torch.ones(count, dtype=torch.bool)
+        self._stood = Standing(self.active, self.own)
         self.diverged = torch.zeros(count, dtype=torch.bool)
         self.endings: dict[int, str] = {}
         self.best: dict[str, Tensor] = {}
@@ -111,12 +113,11 @@ class Population:
         norms, known = self.norms.tolist(), read.tolist()
         lost = {
             index: f"loss {known[index]:g} and gradient norm {norms[index]:g}"
-            for index in self._trained()
+            for index in self._standing().trained
             if not (math.isfinite(known[index]) and math.isfinite(norms[index]))
         }
         self._not_finite(lost, step, suspects)
-        trained = self._trained()
-        clipped = self._clipped(grads, norms, whole=len(trained) == int(self.own.sum()))
+        trained, clipped = self._standing().trained, self._clipped(grads, norms)
         if not trained:
             return clipped, math.nan, math.nan
         middle = sorted(norms[index] for index in trained)[(len(trained) - 1) // 2]
@@ -155,12 +156,12 @@ class Population:
     @property
     def stepped(self) -> Tensor:
         """``[M]``: those that an update changes; of others' it does not matter what becomes."""
-        return self.active | ~self.own
+        return self._standing().stepped
 
     @property
     def out_of_patience(self) -> bool:
         """Whether no network is trained any more, by this process or, as far as known, others."""
-        return not bool(self.stepped.any())
+        return self._standing().over
 
     def nan_scores(self, scores: Tensor, monitor: str) -> str:
         """What that is still trained scored NaN, in words; empty where nothing did.
@@ -241,10 +242,8 @@ class Population:
         """Take what every checkpoint says of the best: of a single module it is all there is."""
         self.best_step, self.best_value = best_step, best_value
         if not isinstance(self.module, Ensemble):
-            self.best_steps, self.best_values = (
-                torch.tensor([best_step]),
-                torch.tensor([best_value], dtype=torch.float64),
-            )
+            self.best_steps = torch.tensor([best_step])
+            self.best_values = torch.tensor([best_value], dtype=torch.float64)
             self.stale = torch.tensor([stale])
             self.active.fill_(True)  # with the patience of now
             self.endings.clear()
@@ -262,20 +261,21 @@ class Population:
         own = torch.float64 if isinstance(self.module, Ensemble) else norms.dtype
         return both[0].to(own), both[1]
 
-    def _clipped(
-        self, grads: Mapping[str, Tensor], norms: Sequence[float], *, whole: bool
-    ) -> Mapping[str, Tensor]:
-        """Gradients of what is trained, each network's scaled to the limit; ``whole``: of all."""
-        if whole and (self.clip is None or max(norms) < _SURELY_BELOW * self.clip):
+    def _clipped(self, grads: Mapping[str, Tensor], norms: Sequence[float]) -> Mapping[str, Tensor]:
+        """Gradients of what is trained, each network's scaled to the limit."""
+        below = self.clip is None or max(norms) < _SURELY_BELOW * self.clip
+        if below and self._standing().whole:
             return grads
         factors = torch.ones_like(self.norms)
         if self.clip is not None:
             factors = (self.clip / (self.norms + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
         return self.rows.scaled(grads, torch.where(self.active, factors, 0.0))
 
-    def _trained(self) -> list[int]:
-        """Those that are trained, by this process."""
-        return (self.active & self.own).nonzero().flatten().tolist()
+    def _standing(self) -> Standing:
+        """Which networks are trained now."""
+        if not self._stood.holds(self.active, self.own):
+            self._stood = Standing(self.active, self.own)
+        return self._stood
 
     def _freeze_impatient(self) -> None:
         if self.patience is None:
@@ -296,5 +296,5 @@ class Population:
     def _not_finite(
         self, lost: Mapping[int, str], step: int, suspects: Callable[[], str] | None
     ) -> None:
-        if lost or self.diverged.all():
+        if lost or (self.endings and self.diverged.all()):
             self.policy.not_finite(self, lost, step, suspects)
