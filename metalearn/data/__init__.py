@@ -20,6 +20,7 @@ from metalearn.data.imbalanced import imbalanced
 from metalearn.data.mislabelled import MislabelledData, mislabelled
 from metalearn.data.omniglot import load_omniglot
 from metalearn.data.omniglot_layout import OmniglotSplit
+from metalearn.data.own_data import classification_data, regression_data
 from metalearn.data.picture_files import LabelledFiles
 from metalearn.data.regression import RegressionData
 from metalearn.data.resizing import resized
@@ -42,6 +43,7 @@ __all__ = [
     "RegressionData",
     "Tokenizer",
     "augment",
+    "classification_data",
     "digits_data",
     "folder_data",
     "glyphs_data",
@@ -58,6 +60,7 @@ __all__ = [
     "load_tiered_imagenet",
     "mislabelled",
     "omniglot_data",
+    "regression_data",
     "resized",
     "torchvision_data",
     "waves_data",

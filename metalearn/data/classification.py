@@ -27,7 +27,8 @@ class ClassificationData:
     """Labelled samples in memory, each in at most one split.
 
     Attributes:
-        inputs: uint8 pictures ``[N, channels, height, width]``, or floats ``[N, ...]``.
+        inputs: uint8 pictures ``[N, channels, height, width]``, floats ``[N, ...]``, or numbers of
+            tokens ``[N, L]``, int64 or int32.
         targets: ``[N]``, int64, the class of each sample, in 0..C-1.
         class_names: C names, at least two.
         splits: ``"train"``, ``"validation"`` and ``"test"``, each to its sample indices, int64
@@ -83,7 +84,7 @@ class ClassificationData:
         Returns:
             ``(x, y)``, x float32 ``[B, ...]`` or ``[M, B, ...]``, y int64, shaped as ``indices``.
             uint8 pictures are divided by 255, so that they lie in [0, 1], and are not standardised;
-            floats are handed on as they are.
+            floats are handed on as they are, and tokens as int64.
         """
         return take_samples(self.inputs, self.targets, indices, device, self._on_device)
 

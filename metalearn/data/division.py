@@ -25,6 +25,7 @@ __all__ = [
     "check_fractions",
     "divide_classes",
     "divide_samples",
+    "shuffled_splits",
     "stratified_splits",
 ]
 
@@ -131,6 +132,31 @@ def stratified_splits(
         targets, names=names, fractions=(test_fraction, validation_fraction), seed=seed
     )
     return {"train": train, "validation": validation, "test": test}
+
+
+def shuffled_splits(
+    samples: int, *, validation_fraction: float, test_fraction: float, seed: int
+) -> dict[Split, Tensor]:
+    """The three splits of `RegressionData`: samples in an order that belongs to the seed, divided.
+
+    Each part has at least one sample; indices are int64, sorted.
+
+    Raises:
+        SettingError: a fraction or seed out of range, or too few samples.
+    """
+    check_fractions(validation_fraction, test_fraction)
+    order = AddressedStream(seed, "division", 0).permutation(samples)
+    validation, test = (
+        max(1, round(fraction * samples)) for fraction in (validation_fraction, test_fraction)
+    )
+    if validation + test >= samples:
+        accepted = f"{validation + test} are for validation and test, so more are needed"
+        raise SettingError("samples", samples, accepted)
+    rest = samples - validation - test
+    train, validating, testing = (
+        torch.from_numpy(np.sort(part)) for part in np.split(order, [rest, rest + validation])
+    )
+    return {"train": train, "validation": validating, "test": testing}
 
 
 def check_class_fractions(validation: float, test: float) -> None:

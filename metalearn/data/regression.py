@@ -30,7 +30,8 @@ class RegressionData:
     Nothing is standardised: inputs and targets are best brought to about unit size beforehand.
 
     Attributes:
-        inputs: uint8 pictures ``[N, channels, height, width]``, or floats ``[N, ...]``.
+        inputs: uint8 pictures ``[N, channels, height, width]``, floats ``[N, ...]``, or numbers of
+            tokens ``[N, L]``, int64 or int32.
         targets: finite floats ``[N, D]``, D at least 1.
         splits: ``"train"``, ``"validation"`` and ``"test"``, each to its sample indices, int64
             ``[n]``; none is empty and no sample stands twice.
@@ -84,7 +85,7 @@ class RegressionData:
 
         Returns:
             ``(x, y)``, both float32: x ``[B, ...]`` or ``[M, B, ...]``, y ``[B, D]`` or
-            ``[M, B, D]``. uint8 pictures are divided by 255.
+            ``[M, B, D]``. uint8 pictures are divided by 255; tokens are int64.
         """
         x, y = take_samples(self.inputs, self.targets, indices, device, self._on_device)
         return x, y.float()

@@ -18,6 +18,8 @@ from metalearn.types import Split
 
 __all__ = ["check_inputs", "check_splits", "take_samples"]
 
+_TOKENS = (torch.int64, torch.int32)
+
 
 def take_samples(
     inputs: Tensor,
@@ -29,7 +31,7 @@ def take_samples(
     """Samples by their index: x float32 and y, both with the axes of ``indices`` in front.
 
     Args:
-        inputs: ``[N, ...]``; uint8 pictures are divided by 255.
+        inputs: ``[N, ...]``; uint8 pictures are divided by 255, tokens become int64.
         targets: ``[N, ...]``, handed on as they are.
         indices: whole numbers ``[B]`` or ``[M, B]``, in 0..N-1.
         device: where the samples are wanted.
@@ -51,21 +53,25 @@ def take_samples(
     flat = indices.to(inputs.device).reshape(-1)
     x = inputs.index_select(0, flat).reshape((*indices.shape, *inputs.shape[1:]))
     y = targets.index_select(0, flat).reshape((*indices.shape, *targets.shape[1:]))
+    if x.dtype in _TOKENS:
+        return x.long(), y
     return (x.float().div_(255) if x.dtype == torch.uint8 else x.float()), y
 
 
 def check_inputs(inputs: Tensor) -> None:
-    """Refuse what is neither pictures nor floats.
+    """Refuse what is neither pictures nor floats nor numbers of tokens.
 
     Raises:
         SettingError: says what is needed.
     """
     pictures = inputs.dtype == torch.uint8 and inputs.ndim == 4
-    if not pictures and not (inputs.is_floating_point() and inputs.ndim >= 2):
+    numbers = inputs.is_floating_point() or inputs.dtype in _TOKENS
+    if not pictures and not (numbers and inputs.ndim >= 2):
         raise SettingError(
             "inputs",
             f"{inputs.dtype} {list(inputs.shape)}",
-            "uint8 pictures [N, channels, height, width] or floats [N, ...] are needed",
+            "uint8 pictures [N, channels, height, width], floats [N, ...] or tokens [N, L], int64, "
+            "are needed",
         )
 
 

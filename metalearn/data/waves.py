@@ -12,12 +12,11 @@ import torch
 
 from metalearn.core.checks import check_number
 from metalearn.core.memory import check_memory
-from metalearn.data.division import check_fractions
+from metalearn.data.division import check_fractions, shuffled_splits
 from metalearn.data.regression import RegressionData
-from metalearn.errors import SettingError, check_whole
+from metalearn.errors import check_whole
 from metalearn.random_streams import AddressedStream
 from metalearn.signatures import checked
-from metalearn.types import Split
 
 __all__ = ["waves_data"]
 
@@ -59,7 +58,8 @@ def waves_data(
     phases = math.pi * np.arange(targets) / targets
     spread = noise * np.exp(x / 5)[:, None]
     y = np.sin(x[:, None] + phases) + spread * _normal(seed, samples, targets)
-    splits = _divided(samples, validation_fraction, test_fraction, seed)
+    shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    splits = shuffled_splits(samples, **shares, seed=seed)
     inputs, wanted = (torch.from_numpy(values).float() for values in (x[:, None], y))
     return RegressionData(inputs, wanted, splits)
 
@@ -70,21 +70,3 @@ def _normal(seed: int, samples: int, targets: int) -> np.ndarray:
     radius, angle = drawn.reshape(2, samples, targets)
     found: np.ndarray = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)
     return found
-
-
-def _divided(
-    samples: int, validation_fraction: float, test_fraction: float, seed: int
-) -> dict[Split, torch.Tensor]:
-    """Indices of three parts, sorted; each has at least one."""
-    order = AddressedStream(seed, "division", 0).permutation(samples)
-    validation, test = (
-        max(1, round(fraction * samples)) for fraction in (validation_fraction, test_fraction)
-    )
-    if validation + test >= samples:
-        accepted = f"{validation + test} are for validation and test, so more are needed"
-        raise SettingError("samples", samples, accepted)
-    rest = samples - validation - test
-    train, validating, testing = (
-        torch.from_numpy(np.sort(part)) for part in np.split(order, [rest, rest + validation])
-    )
-    return {"train": train, "validation": validating, "test": testing}

@@ -506,6 +506,10 @@ def _data() -> dict[str, Callable[[], Call]]:
             targets=draw(12, 2, seed=1),
             splits=splits,
         ),
+        "classification_data": _of(
+            data, "classification_data", x=draw(30, 2).float(), y=torch.arange(30) % 3
+        ),
+        "regression_data": _of(data, "regression_data", x=draw(30, 2).float(), y=draw(30, seed=1)),
         "waves_data": _of(data, "waves_data", samples=20, targets=2),
         "LabelledImages": lambda: (
             data.LabelledImages,

@@ -73,7 +73,11 @@ class DistilledExamples(HyperModule):
         classes = torch.arange(setup.data.outputs, device=setup.like.device)
         self.classes = classes.repeat_interleave(per_class)
         rows = _rows(setup, per_class)
-        inputs = setup.data.take(rows, device=setup.like.device)[0].to(setup.like)
+        inputs = setup.data.take(rows, device=setup.like.device)[0]
+        if not inputs.is_floating_point():
+            accepted = "inputs of real numbers are needed where they are learnt, not tokens"
+            raise SettingError("data", str(inputs.dtype), accepted)
+        inputs = inputs.to(setup.like)
         if start == "noise":
             drawn = AddressedStream(setup.seed, "distilled", setup.data.outputs)
             seed = int(drawn.with_replacement(2**53, 1)[0])

@@ -162,8 +162,8 @@ class InnerRuns:
         return loss
 
     def placed(self, inputs: Tensor) -> Tensor:
-        """Inputs in the type of the network and where it is."""
-        return inputs.to(self.like)
+        """Inputs in the type of the network, but for numbers of tokens, and where it is."""
+        return inputs.to(self.like if inputs.is_floating_point() else self.like.device)
 
     def _batches(self, hyper: HyperModule, seed: int) -> Callable[[int], Any]:
         """By step; where a run sees no examples, the number of the step alone."""

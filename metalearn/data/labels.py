@@ -1,0 +1,71 @@
+"""Labels of any kind as class indices: numbers, strings, one-hot rows.
+
+Axes: N samples, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn.data.given_samples import as_array
+from metalearn.errors import SettingError
+
+__all__ = ["Classes", "as_classes"]
+
+
+class Classes(NamedTuple):
+    """The class of each sample."""
+
+    targets: Tensor
+    """``[N]``, int64, in 0..C-1."""
+    names: tuple[str, ...]
+    """C names."""
+
+
+def as_classes(labels: Any, samples: int) -> Classes:
+    """Labels in their order become classes: numbers by size, strings by alphabet.
+
+    Args:
+        labels: ``[N]`` or ``[N, 1]``, whole numbers (floats without a fraction too), truth values
+            or strings; or one-hot rows ``[N, C]``, whose columns are the classes 0..C-1.
+        samples: N.
+
+    Raises:
+        SettingError: anything else.
+    """
+    found = as_array("y", labels)
+    found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
+    if found.shape[:1] != (samples,) or found.ndim not in (1, 2):
+        accepted = f"labels [{samples}] are needed, one for each input"
+        raise SettingError("y", f"shape {list(found.shape)}", accepted)
+    if found.ndim == 2:
+        return _of_one_hot(found)
+    if found.dtype.kind == "O" and all(isinstance(label, str) for label in found):
+        found = found.astype(str)
+    if found.dtype.kind not in "iubfU":
+        accepted = "labels of one kind are needed, whole numbers or strings"
+        raise SettingError("y", f"an array of {found.dtype}", accepted)
+    if found.dtype.kind == "f":
+        if not np.isfinite(found).all() or (found != np.floor(found)).any():
+            odd = found[~(np.isfinite(found) & (found == np.floor(found)))][0]
+            accepted = "labels are whole numbers or strings; regression_data takes real targets"
+            raise SettingError("y", float(odd), accepted)
+        found = found.astype(np.int64)
+    values, targets = np.unique(found, return_inverse=True)
+    return Classes(torch.from_numpy(targets.astype(np.int64)), tuple(map(str, values.tolist())))
+
+
+def _of_one_hot(rows: np.ndarray) -> Classes:
+    if (
+        rows.dtype.kind not in "iubf"
+        or not ((rows == 1).sum(1) == 1).all()
+        or ((rows != 0).sum(1) != 1).any()
+    ):
+        accepted = "labels [N] are needed, or one-hot rows [N, C] with a single 1 in each"
+        raise SettingError("y", f"shape {list(rows.shape)}", accepted)
+    targets = torch.from_numpy(rows.argmax(1).astype(np.int64))
+    return Classes(targets, tuple(map(str, range(rows.shape[1]))))
