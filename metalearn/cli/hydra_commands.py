@@ -17,6 +17,7 @@ from metalearn.cli.config_files import config_folder
 from metalearn.cli.error_messages import JobError, check_options, one_sentence_errors
 from metalearn.cli.launching.jobs import run_job
 from metalearn.cli.launching.signals import keep_signals
+from metalearn.cli.own_settings import added_settings
 from metalearn.cli.standard_streams import tolerant_streams
 from metalearn.cli.usage import typed
 
@@ -30,6 +31,7 @@ def run_command(command: Command) -> None:
         return run_job(command.function, config)
 
     folder, name = str(config_folder()), command.config
+    sys.argv[1:] = added_settings(sys.argv[1:])
     run(hydra.main(version_base="1.3", config_path=folder, config_name=name)(task), name)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "accepted_of",
     "check_node",
     "group_node",
+    "kept_of",
     "made",
     "made_optimizer",
     "placed",
@@ -103,6 +104,11 @@ def target_of(node: DictConfig, group: str) -> Any:
     return target
 
 
+def kept_of(group: str) -> tuple[str, ...]:
+    """What a node of a group has whatever class it names: no arguments of that class."""
+    return (*_KEYWORDS, *_BESIDE.get(group, ()))
+
+
 def group_node(config: DictConfig, group: str) -> DictConfig:
     """The node of a group that has to be there."""
     node = config.get(group)
@@ -130,8 +136,7 @@ def check_node(node: DictConfig, group: str) -> None:
         name = f"{group}.{missing[0].removeprefix(f'{group}.')}"
         raise SettingError(name, None, "this setting has to be given")
     values = {str(key): plain_value(node[key], resolve=True) for key in node}
-    apart = (*_KEYWORDS, *_BESIDE.get(group, ()))
-    settings = {k: v for k, v in values.items() if k not in apart}
+    settings = {k: v for k, v in values.items() if k not in kept_of(group)}
     for name in settings:
         if name.startswith("_"):
             raise SettingError(f"{group}.{name}", settings[name], "there is no such setting")

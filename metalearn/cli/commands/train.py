@@ -20,6 +20,7 @@ from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.launching.launches import is_of_sweep
 from metalearn.cli.networks import InitialWeights, check_initial, initial_weights, kept_weights
+from metalearn.cli.own_classes import leave_out_others, leave_out_others_of_job
 from metalearn.cli.processes import ranks_of_command
 from metalearn.cli.run_config import resumed_config, write_config
 from metalearn.cli.run_folders import (
@@ -174,6 +175,7 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         check_settings_of(resumed_config(config, given))
     else:
         _check_trust(config)
+        leave_out_others(config, given)
         choices = config.hydra.runtime.choices
         refuse_unused_groups(config, given, choices.get("trainer"))
         check_settings_of(config)
@@ -201,6 +203,7 @@ def _composed_or_resumed(config: DictConfig, folder: Path, own: Path) -> DictCon
             raise SettingError("hydra.run.dir", str(folder), accepted)
         return resumed_config(config, given_settings(HydraConfig.get()))
     _check_trust(config)
+    leave_out_others_of_job(config)
     if own == folder:
         _check_free(folder)
     return config
