@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 __all__ = [
+    "CallError",
     "CompilationError",
     "DataError",
     "DisagreementError",
@@ -36,6 +37,10 @@ def _shown(value: object) -> str:
     """A value in one line: modules, tensors and long lists are cut."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+class CallError(SettingError, TypeError):
+    """An argument that a function does not have: a TypeError too, as Python's own would be."""
 
 
 class DataError(RuntimeError):

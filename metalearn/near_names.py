@@ -30,9 +30,34 @@ def check_known(
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """The known name that is most like another one; None where none is."""
-    found = difflib.get_close_matches(str(name), list(known), n=1)
+    """The known name that means the same or is most like another one; None where none is."""
+    names = list(known)
+    meant = [other for other in _OTHER_WORDS.get(str(name), ()) if other in names]
+    found = meant or difflib.get_close_matches(str(name), names, n=1)
     return found[0] if found else None
+
+
+_OTHER_WORDS = {
+    **dict.fromkeys(("epochs", "n_epochs", "num_epochs", "max_epochs"), ("steps",)),
+    **dict.fromkeys(("iterations", "n_steps", "num_steps", "max_steps"), ("steps",)),
+    "batch_size": ("meta_batch", "outer_batch"),
+    "bs": ("batch_size", "meta_batch"),
+    "callbacks": ("diagnostics",),
+    "criterion": ("loss",),
+    "early_stopping": ("patience",),
+    "gradient_clip": ("clip",),
+    "learning_rate": ("lr",),
+    "log_dir": ("folder",),
+    "logger": ("tracker",),
+    "loss_fn": ("loss",),
+    "max_grad_norm": ("clip", "max_norm"),
+    "num_members": ("members",),
+    "output_dir": ("folder",),
+    "random_state": ("seed",),
+    "scheduler": ("schedule",),
+    "verbose": ("progress",),
+}
+"""Settings as other libraries call them."""
 
 
 def with_nearest(accepted: str, name: object, known: Iterable[str]) -> str:

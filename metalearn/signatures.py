@@ -8,14 +8,12 @@ another kind than its hints say in one sentence, before anything is computed.
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
-import math
-import numbers
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -30,16 +28,24 @@ from typing import (
 
 from torch import Tensor
 
-from metalearn.errors import SettingError
-from metalearn.near_names import nearest
-from metalearn.types import offers
+from metalearn.errors import CallError
+from metalearn.hints import LISTS, Test, fits, takes_arguments, test_of
+from metalearn.misfits import misfit, unknown_setting
 
-__all__ = ["accepted_settings", "check_fields", "check_settings", "checked", "takes_arguments"]
+__all__ = [
+    "accepted_settings",
+    "check_fields",
+    "check_settings",
+    "checked",
+    "fits",
+    "known_fields",
+    "takes_arguments",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
-_LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 _MANY = (tuple, collections.abc.Sequence, collections.abc.Mapping)
 _hints_of = functools.lru_cache(256)(functools.partial(typing.get_type_hints, include_extras=True))
 _POSITIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
@@ -95,11 +101,9 @@ def check_settings(
     accepted = {k: v for k, v in accepted_settings(function).items() if k not in without}
     for name, value in values.items():
         if name not in accepted:
-            near = nearest(name, accepted)
-            hint = f"did you mean {prefix}{near}?" if near else f"known: {', '.join(accepted)}"
-            raise SettingError(prefix + name, value, f"there is no such setting; {hint}")
-        if not _fits(value, accepted[name]):
-            raise SettingError(prefix + name, value, f"{_describe(accepted[name])} is needed")
+            raise unknown_setting(name, value, accepted, prefix)
+        if not fits(value, accepted[name]):
+            raise misfit(prefix + name, value, accepted[name])
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -113,23 +117,76 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         SettingError: names the argument, what it got and what would be accepted.
     """
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [n for n, p in inspect.signature(function).parameters.items() if p.kind in by_place]
+    parameters = inspect.signature(function).parameters
+    names = [n for n, p in parameters.items() if p.kind in by_place]
+    open_ended = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values())
 
     @functools.cache
     def tests() -> dict[str, tuple[Test, Any]]:
         found = typing.get_type_hints(function)
-        every = ((name, _test(hint), hint) for name, hint in found.items() if not _is_plain(hint))
+        every = ((name, test_of(hint), hint) for name, hint in found.items() if not _is_plain(hint))
         return {name: (test, hint) for name, test, hint in every if test is not None}
+
+    @functools.cache
+    def keywords() -> dict[str, Any] | None:
+        return None if _takes_any(function) else accepted_settings(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         known = tests()
+        if kwargs:
+            _check_keywords(kwargs, keywords())
+        if len(args) > len(names) and not open_ended:
+            _refuse_places(function, args, names)
         for name, value in (*zip(names, args), *kwargs.items()):
             if name in known and not known[name][0](value):
-                raise SettingError(name, value, f"{_describe(known[name][1])} is needed")
+                raise misfit(name, value, known[name][1])
         return function(*args, **kwargs)
 
     return call
+
+
+def known_fields(record: type[T]) -> type[T]:
+    """A dataclass that refuses fields it does not have in one sentence, with the nearest name.
+
+    Raises:
+        SettingError: names the field.
+    """
+    kind: Any = record
+    init = kind.__init__
+
+    @functools.wraps(init)
+    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        _check_keywords(kwargs, {field.name: None for field in dataclasses.fields(kind)})
+        init(self, *args, **kwargs)
+
+    kind.__init__ = checked_init
+    return record
+
+
+def _takes_any(function: Callable[..., Any]) -> bool:
+    """Whether it has further keywords, and does not say whose settings they are."""
+    rest = [p for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
+    hints = _hints(function)
+    return any(get_origin(hints.get(p.name)) is not Annotated for p in rest)
+
+
+def _check_keywords(given: Mapping[str, Any], known: Mapping[str, Any] | None) -> None:
+    for name in given:
+        if known is not None and name not in known:
+            raise unknown_setting(name, given[name], [k for k in known if k != "self"])
+
+
+def _refuse_places(function: Callable[..., Any], args: Sequence[Any], names: list[str]) -> None:
+    """Say how many arguments stand without their names, and which names there are."""
+    own = names[:1] in (["self"], ["cls"])
+    further = [name for name in accepted_settings(function) if name not in names]
+    accepted = f"{', '.join(names[own:]) or 'none'} may stand without a name"
+    if len(names[own:]) == 1 and get_origin(_hints(function).get(names[-1])) in LISTS:
+        accepted = f"{names[-1]} are given as one list, [a, b]"
+    elif further:
+        accepted += f", the others are given by name, {further[0]}=…"
+    raise CallError("arguments", f"{len(args) - own} without names", accepted)
 
 
 def _is_plain(hint: Any) -> bool:
@@ -154,7 +211,7 @@ def check_fields(record: Any) -> None:
     for name, (test, hint) in _field_tests(kind).items():
         value = getattr(record, name)
         if not test(value):
-            raise SettingError(name, value, f"{_describe(hint)} is needed")
+            raise misfit(name, value, hint)
 
 
 @functools.cache
@@ -163,138 +220,7 @@ def _field_tests(kind: Any) -> dict[str, tuple[Test, Any]]:
     found = {}
     for name, hint in typing.get_type_hints(kind).items():
         ours = name.startswith("_") or get_origin(hint) is ClassVar
-        test = None if ours or _is_plain(hint) else _test(hint)
+        test = None if ours or _is_plain(hint) else test_of(hint)
         if test is not None:
             found[name] = (test, hint)
     return found
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is acceptable for a hint; hints beyond these accept all."""
-    test = _test(hint)
-    return test is None or test(value)
-
-
-Test = Callable[[Any], bool]
-
-
-@functools.cache
-def _test(hint: Any) -> Test | None:
-    """What tells whether a value fits a hint, worked out once; None where all do."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        options = [_test(option) for option in arguments]
-        known = [option for option in options if option is not None]
-        return (lambda v: any(t(v) for t in known)) if len(known) == len(options) else None
-    if origin is Literal:  # 1, 1.0 and True are equal, but not the same setting
-        return lambda v: any(v is o or (type(v) is type(o) and v == o) for o in arguments)
-    if hint in _PLAIN:
-        return _PLAIN[hint]
-    if origin is collections.abc.Callable:
-        count = len(arguments[0]) if isinstance(arguments[0], list) else None
-        return lambda v: callable(v) and (count is None or takes_arguments(v, count))
-    if origin in (dict, collections.abc.Mapping):
-        return lambda v: isinstance(v, dict | collections.abc.Mapping)
-    if origin in _LISTS:
-        return functools.partial(_fits_list, origin, arguments)
-    if getattr(hint, "_is_protocol", False):
-        checked_at_runtime = getattr(hint, "_is_runtime_protocol", False)
-        return functools.partial(offers, protocol=hint) if checked_at_runtime else None
-    if inspect.isclass(hint) and hint is not Any and origin is None:
-        return lambda v: isinstance(v, hint)
-    return None
-
-
-_PLAIN: dict[Any, Test] = {
-    None: lambda v: v is None,
-    type(None): lambda v: v is None,
-    int: lambda v: isinstance(v, int) and not isinstance(v, bool),
-    float: lambda v: (
-        type(v) is int
-        or (isinstance(v, numbers.Real) and not isinstance(v, bool) and not math.isnan(v))
-    ),
-    Path: lambda v: isinstance(v, str | Path),
-    str: lambda v: isinstance(v, str),
-}
-
-
-def _fits_list(origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
-    if arguments[0] is int and hasattr(value, "dtype"):  # an array or tensor of indices
-        return value.ndim == 1 and str(value.dtype).removeprefix("torch.") in _INTEGERS
-    if _is_list(value):
-        return _all_fit(value, origin, arguments)
-    return origin is collections.abc.Iterable and _is_iterable(value)
-
-
-_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-
-
-def _is_list(value: Any) -> bool:
-    """Lists, tuples, ranges, module lists, arrays: what has a length and an order."""
-    if isinstance(value, list | tuple):
-        return True
-    sized = hasattr(value, "__len__") and hasattr(value, "__getitem__")
-    if not sized or isinstance(value, str | bytes | collections.abc.Mapping):
-        return False
-    return getattr(value, "ndim", 1) > 0  # a tensor without axes has no length
-
-
-def _is_iterable(value: Any) -> bool:
-    """What gives one value after another, such as a generator or a loader of data."""
-    return hasattr(value, "__iter__") and not isinstance(
-        value, str | bytes | collections.abc.Mapping
-    )
-
-
-def takes_arguments(function: Callable[..., Any], count: int) -> bool:
-    """Whether a plain function takes so many arguments by place; others are not asked."""
-    if not isinstance(function, types.FunctionType):
-        return True
-    code = function.__code__
-    most = code.co_argcount
-    least = most - len(function.__defaults__ or ())
-    named = set(code.co_varnames[most : most + code.co_kwonlyargcount])
-    if named - set(function.__kwdefaults__ or ()):
-        return False
-    return least <= count and (count <= most or bool(code.co_flags & inspect.CO_VARARGS))
-
-
-def _all_fit(values: Sequence[Any], origin: Any, arguments: tuple[Any, ...]) -> bool:
-    """Entries of a list: of one kind, or each of its own for a tuple of fixed length."""
-    if origin is tuple and Ellipsis not in arguments:
-        return len(values) == len(arguments) and all(map(_fits, values, arguments))
-    test = _test(arguments[0])
-    return test is None or all(map(test, values))
-
-
-def _describe(hint: Any) -> str:
-    """A hint in words: ``one of a, b``, ``a whole number or null``."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_describe(option) for option in arguments))
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    words = {
-        None: "null",
-        type(None): "null",
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        Path: "a path",
-    }
-    if origin is tuple and Ellipsis not in arguments:
-        return f"a list of {len(arguments)} values ({', '.join(map(_describe, arguments))})"
-    if origin in _LISTS:
-        if arguments[0] is Any:
-            return "a list"
-        return f"a list of {_describe(arguments[0]).removeprefix('a ')}s"
-    if origin is collections.abc.Callable:
-        count = len(arguments[0]) if isinstance(arguments[0], list) else 0
-        return f"a function of {count} argument{'s' * (count > 1)}" if count else "a function"
-    if origin in (dict, collections.abc.Mapping):
-        return "a mapping"
-    if hint in words:
-        return words[hint]
-    name = getattr(hint, "__name__", str(hint))
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from metalearn.misfits import advise
+
 __all__ = [
     "Batch",
     "LossFn",
@@ -70,6 +72,14 @@ class TaskBatch(_SupportAndQuery):
         return TaskBatch(**{**known, **fields})
 
 
+def _pair_advice(value: Any) -> str | None:
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    return "a TaskBatch is needed: metalearn.types.TaskBatch(support, query)" if pair else None
+
+
+advise(TaskBatch, _pair_advice)
+
+
 @runtime_checkable
 class TaskDistribution(Protocol):
     """What a trainer asks of a source of tasks.
@@ -109,6 +119,18 @@ class TaskDistribution(Protocol):
     ) -> TaskBatch:
         """Tasks ``indices`` of a split."""
         ...
+
+
+def _advice(value: Any) -> str | None:
+    accepted = "a TaskDistribution is needed, such as FewShotTasks of labelled pictures"
+    if all(hasattr(value, name) for name in ("splits", "class_names", "labels")):
+        return f"{accepted}: metalearn.tasks.FewShotTasks(data, way=5, shot=1)"
+    if hasattr(value, "splits") and hasattr(value, "take"):
+        return f"{accepted}; EnsembleTrainer and PerSampleTrainer train on samples"
+    return accepted if hasattr(value, "__len__") or hasattr(value, "__getitem__") else None
+
+
+advise(TaskDistribution, _advice)
 
 
 @runtime_checkable

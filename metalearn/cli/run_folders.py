@@ -10,9 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from hydra.utils import get_object
-
 from metalearn.cli.given_settings import plain_value
+from metalearn.cli.own_modules import found_object
 from metalearn.errors import DataError, SettingError, StorageError
 from metalearn.files import lock, remove_partials
 from metalearn.signatures import accepted_settings
@@ -49,7 +48,7 @@ def run_folder(resume: str | None, choices: Mapping[str, str], trainer: str) -> 
     """
     if resume is not None:
         return str(existing_run(resume, "resume"))
-    on_tasks = "tasks" in accepted_settings(get_object(trainer))
+    on_tasks = "tasks" in accepted_settings(found_object(trainer))
     what = choices.get("task") if on_tasks else f"{choices.get('data')}-{choices.get('trainer')}"
     return f"outputs/{what}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
 

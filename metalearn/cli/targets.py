@@ -6,16 +6,16 @@ Every refusal names the setting by its group.
 from __future__ import annotations
 
 import inspect
-import logging
 from typing import Any, NoReturn
 
 import torch
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from metalearn.cli.given_settings import plain_value
+from metalearn.cli.own_modules import found_object, why_not
 from metalearn.data import ClassificationData, RegressionData
 from metalearn.errors import DataError, SettingError
 from metalearn.signatures import accepted_settings, check_settings
@@ -91,14 +91,11 @@ _BESIDE = {"optimizer": ("groups",), "model": AROUND, "data": OF_EXAMPLES, "ood"
 def target_of(node: DictConfig, group: str) -> Any:
     """What a node builds."""
     place = node.get("_target_")
-    logger = logging.getLogger(get_object.__module__)
-    before, logger.disabled = logger.disabled, True  # it would say once more what cannot be found
     try:
-        target = get_object(place)
+        target = found_object(place)
     except (ImportError, AttributeError, ValueError, TypeError, HydraException) as error:
-        raise SettingError(f"{group}._target_", place, "no such class can be imported") from error
-    finally:
-        logger.disabled = before
+        accepted = f"no such class can be imported{why_not(place, error)}"
+        raise SettingError(f"{group}._target_", place, accepted) from error
     if not callable(target):
         raise SettingError(f"{group}._target_", place, "a class or a function is needed")
     return target

@@ -101,10 +101,16 @@ def _check_samples(inputs: Tensor, targets: Tensor, classes: int) -> None:
         raise SettingError(
             "targets",
             f"{targets.dtype} {list(targets.shape)}",
-            f"int64 class indices [{len(inputs)}] are needed, one a sample",
+            f"int64 class indices [{len(inputs)}] are needed, one a sample; classification_data "
+            "makes them of labels",
         )
     if classes < 2:
         raise SettingError("class_names", classes, "at least two classes are needed")
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
         found = f"{int(targets.min())}..{int(targets.max())}"
-        raise SettingError("targets", found, f"{classes} classes have indices in 0..{classes - 1}")
+        raise SettingError(
+            "targets",
+            found,
+            f"{classes} classes have indices in 0..{classes - 1}; "
+            "classification_data takes labels from 1 and with gaps",
+        )

@@ -113,7 +113,7 @@ def as_inputs(values: Any, *, tokens: bool) -> Tensor:
     found = as_tensor("x", values)
     if found.is_complex():
         raise SettingError("x", str(found.dtype), "real numbers are needed")
-    if not len(found) or found.dim() == 0:
+    if found.dim() == 0 or not len(found):
         raise SettingError("x", f"shape {list(found.shape)}", "at least one sample is needed")
     if tokens:
         return _checked_tokens(found)

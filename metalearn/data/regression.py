@@ -5,20 +5,23 @@ Axes: N samples, B samples of a batch, M members, D targets of a sample.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from metalearn.core.tree import check_tensors
 from metalearn.data.classification import ClassificationData
 from metalearn.data.samples import check_inputs, check_splits, take_samples
 from metalearn.errors import SettingError
+from metalearn.misfits import advise
 from metalearn.random_streams import check_split
 from metalearn.signatures import check_fields, checked
-from metalearn.types import Split
+from metalearn.types import Split, TaskDistribution, offers
 
 __all__ = ["RegressionData", "SupervisedData"]
 
@@ -99,6 +102,21 @@ class RegressionData:
 
 SupervisedData: TypeAlias = ClassificationData | RegressionData
 """What a network is trained on sample by sample."""
+
+
+def _advice(value: Any) -> str | None:
+    if offers(value, TaskDistribution):
+        return "data with samples are needed; MetaTrainer trains on tasks"
+    if isinstance(value, str | os.PathLike):
+        return "data are needed, not a path: metalearn.data.folder_data(root) reads a folder"
+    if isinstance(value, Tensor | Dataset | DataLoader) or hasattr(value, "__len__"):
+        makes = "classification_data or regression_data of metalearn.data"
+        return f"a ClassificationData or a RegressionData is needed: {makes} makes it of these"
+    return None
+
+
+advise(ClassificationData, _advice)
+advise(RegressionData, _advice)
 
 
 def _check_targets(targets: Tensor, count: int) -> None:

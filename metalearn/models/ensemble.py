@@ -5,90 +5,21 @@ Axes: M members, B samples.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from metalearn.core.ensemble.stacking import MemberEngine, map_members, stack
-from metalearn.core.module.copying import Copier, copy_module, named_tensors
-from metalearn.core.module.functionalize import check_layers
-from metalearn.core.module.module_structure import attributes
-from metalearn.core.module.pure_call import PureCall
+from metalearn.core.ensemble.stacking import MemberEngine
 from metalearn.core.tree import leaf_names, leaves, tree_map
 from metalearn.errors import SettingError, check_whole
-from metalearn.signatures import checked
+from metalearn.misfits import advise
+from metalearn.models.stacks import Stack, stacked
+from metalearn.signatures import checked, fits
 
 __all__ = ["Ensemble", "Stack"]
-
-
-class Stack(nn.Module):
-    """Networks of one architecture as one module whose parameters and buffers are ``[M, ...]``.
-
-    Args:
-        modules: M networks; their tensors are copied.
-        indices: which members of an ensemble they are.
-
-    Raises:
-        SettingError: no networks, networks of different shapes or settings, or with layers that
-            cannot work, which is looked at again when training mode is switched on.
-    """
-
-    @checked
-    def __init__(self, modules: Sequence[nn.Module], indices: Sequence[int] | None = None) -> None:
-        super().__init__()
-        if not len(modules):
-            raise SettingError("members", 0, "at least one network is needed")
-        for module in _distinct(modules):
-            check_layers(module, running_stats=True)
-        self.network = _template(modules)
-        self.size = len(modules)
-        self.indices = tuple(range(len(modules)) if indices is None else indices)
-        self._call = PureCall(
-            self.network, partial(check_layers, running_stats=True), keeps_buffers=True
-        )
-
-    def train(self, mode: bool = True) -> Stack:
-        """Set the mode of all members; training may need what evaluation does not."""
-        super().train(mode)
-        check_layers(self.network, running_stats=True)
-        return self
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Parameters and buffers, ``[M, ...]``; parameters that are not trained are buffers."""
-        params: dict[str, Tensor] = {}
-        fixed: dict[str, Tensor] = {}
-        for name, parameter in self.network.named_parameters():
-            (params if parameter.requires_grad else fixed)[name] = parameter
-        return params, fixed | dict(self.network.named_buffers())
-
-    def call(self, params: Any, buffers: Any, *args: Any, **kwargs: Any) -> Any:
-        """One member's network with its parameters and buffers."""
-        return self._call(params, buffers, *args, **kwargs)
-
-    def forward(self, *args: Any, engine: MemberEngine = "batched", **kwargs: Any) -> Any:
-        """Outputs of all members on the same inputs, ``[M, ...]``."""
-
-        def one(params: Any, buffers: Any) -> Any:
-            return self.call(params, buffers, *args, **kwargs)
-
-        return map_members(one, *self.state(), engine=engine)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Stack:
-        """A copy in which functions that enclose the network enclose its copy."""
-        copied: Stack = Copier(lambda value: copy.deepcopy(value, memo))(self)
-        memo[id(self)] = copied
-        return copied
-
-    def member(self, row: int) -> nn.Module:
-        """A copy of the network in one row: a plain module."""
-        check_whole("row", row, 0, len(self.indices) - 1)
-        rows = {n: v.detach()[row].clone() for n, v in named_tensors(self.network).items()}
-        return copy_module(self.network, _as_they_were(self.network, rows))
 
 
 class Ensemble(nn.Module):
@@ -104,15 +35,17 @@ class Ensemble(nn.Module):
     clips each by itself.
 
     Args:
-        stacks: of members; every index 0..M−1 once.
+        stacks: networks, which are copied as by `from_modules`; or stacks of members, every index
+            0..M−1 once.
 
     Raises:
-        SettingError: no members.
+        SettingError: no members, or networks that cannot be.
     """
 
     @checked
-    def __init__(self, stacks: Sequence[Stack]) -> None:
+    def __init__(self, stacks: Sequence[nn.Module]) -> None:
         super().__init__()
+        stacks = stacks if _are_stacks(stacks) else stacked(stacks)
         order = [i for s in stacks for i in s.indices]
         if not order or sorted(order) != list(range(len(order))):
             raise SettingError("members", order, "each of 0..M-1 once, M at least 1, is needed")
@@ -128,21 +61,11 @@ class Ensemble(nn.Module):
             SettingError: no network, one with layers that cannot work, or networks on different
                 devices.
         """
-        if not len(modules):
-            raise SettingError("members", 0, "at least one network is needed")
-        _check_devices(modules)
-        alike: dict[Any, list[int]] = {}
-        structures: dict[int, Any] = {}
-        for module in _distinct(modules):
-            check_layers(module, running_stats=True)
-            structures[id(module)] = _structure(module)
-        for index, module in enumerate(modules):
-            alike.setdefault(structures[id(module)], []).append(index)
-        return cls([Stack([modules[i] for i in rows], rows) for rows in alike.values()])
+        return cls(stacked(modules))
 
     @classmethod
     @checked
-    def from_factory(cls, make: Callable[..., nn.Module], seeds: Sequence[int]) -> Ensemble:
+    def from_factory(cls, make: Callable[..., nn.Module], seeds: Sequence[int] | int) -> Ensemble:
         """An ensemble of ``make(seed)`` for each seed.
 
         torch's global generator is seeded by the same number while ``make`` runs, and put back
@@ -150,14 +73,14 @@ class Ensemble(nn.Module):
         gives different members as well.
 
         Args:
-            make: ``make(seed)``, ``make(seed=seed)`` or ``make()``, the first that it can take.
-            seeds: one for each member.
+            make: ``make(seed)``, ``make(seed=seed)`` or ``make()``, the first that it can take; a
+                class gets a seed by that name alone.
+            seeds: one for each member; a number M stands for 0..M−1.
 
         Raises:
             SettingError: no seed, or one that is not a whole number from 0.
         """
-        if not len(seeds):
-            raise SettingError("seeds", seeds, "at least one is needed")
+        seeds = _seeds(make, seeds)
         modules = []
         for seed in seeds:
             check_whole("seeds", seed, 0)
@@ -222,76 +145,64 @@ class Ensemble(nn.Module):
         raise SettingError("member", index, f"a whole number from 0 to {len(self) - 1} is needed")
 
 
+def _are_stacks(given: Sequence[nn.Module]) -> TypeGuard[Sequence[Stack]]:
+    return len(given) == 0 or any(isinstance(part, Stack) for part in given)
+
+
+def _seeds(make: Any, seeds: Any) -> Sequence[int]:
+    """A seed for each member.
+
+    Raises:
+        SettingError: none, or a network in place of what makes networks.
+    """
+    if isinstance(make, nn.Module):
+        accepted = "a function that makes a network is needed; Ensemble([a, b]) takes networks"
+        raise SettingError("make", type(make).__name__, accepted)
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        check_whole("seeds", seeds, 1, 2**31)
+        return range(seeds)
+    if not fits(seeds, Sequence[int]):
+        raise SettingError("seeds", seeds, "a list of whole numbers is needed, or how many")
+    if not len(seeds):
+        raise SettingError("seeds", seeds, "at least one is needed")
+    found: Sequence[int] = seeds
+    return found
+
+
 def _outline(outputs: Any) -> str:
     """Names and shapes of a stack's outputs, without its members."""
     named = zip(leaf_names(outputs), leaves(outputs))
     return ", ".join(f"{name} {list(value.shape[1:])}".strip() for name, value in named)
 
 
-def _check_devices(modules: Sequence[nn.Module]) -> None:
-    """Refuse networks on different devices, whose outputs cannot be joined."""
-    first: str | None = None
-    for index, module in enumerate(modules):
-        devices = sorted({str(value.device) for value in named_tensors(module).values()})
-        first = first or next(iter(devices), None)
-        if any(device != first for device in devices):
-            accepted = f"all tensors on {first} are needed, where members[0] is"
-            raise SettingError(f"members[{index}]", ", ".join(devices), accepted)
-
-
-def _template(modules: Sequence[nn.Module]) -> nn.Module:
-    """A copy of the first network whose tensors are the stacks of all networks' tensors."""
-    distinct = _distinct(modules)
-    rows = {id(m): {n: value.detach() for n, *_, value in _own_tensors(m)} for m in distinct}
-    stacked = stack([rows[id(module)] for module in modules])
-    first = _structure(modules[0])
-    for module in distinct[1:]:
-        if _structure(module) != first:
-            accepted = "the layers and settings of members[0] are needed in one stack"
-            raise SettingError(f"members[{modules.index(module)}]", type(module).__name__, accepted)
-    return copy_module(modules[0], _as_they_were(modules[0], stacked))
-
-
-def _distinct(modules: Sequence[nn.Module]) -> list[nn.Module]:
-    """Each network once, where some are one object."""
-    return list({id(module): module for module in modules}.values())
-
-
-def _as_they_were(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of ``values`` that are parameters in ``module`` as such, trained or not as there."""
-    return {
-        name: nn.Parameter(values[name], value.requires_grad)
-        if isinstance(value, nn.Parameter)
-        else values[name]
-        for name, value in named_tensors(module).items()
-    }
-
-
-def _own_tensors(module: nn.Module) -> list[tuple[str, dict[str, Any], str, Tensor]]:
-    """Parameters and buffers: full name, where they stand, under which key; tied ones each time."""
-    return [
-        (f"{prefix}.{key}".lstrip("."), table, key, value)
-        for prefix, layer in module.named_modules()
-        for table in (layer._parameters, layer._buffers)
-        for key, value in table.items()
-        if value is not None
-    ]
-
-
-def _structure(module: nn.Module) -> Any:
-    """What two networks must share to be stacked: all but the values of their tensors."""
-    tensors = tuple(
-        (name, type(value), value.shape, value.dtype, value.device, value.requires_grad)
-        for name, *_, value in _own_tensors(module)
-    )
-    return tuple(attributes(module).items()), tensors
-
-
 def _call_with_seed(make: Callable[..., nn.Module], seed: int) -> nn.Module:
-    """``make(seed)``, ``make(seed=seed)`` or ``make()``, the first that the signature allows."""
+    """``make(seed)``, ``make(seed=seed)`` or ``make()``, the first that the signature allows.
+
+    Of a class it is one of the latter two.
+    """
     signature = inspect.signature(make)
+    if inspect.isclass(make):  # its first argument may be a width
+        kind: Any = make
+        made: nn.Module = kind(seed=seed) if "seed" in signature.parameters else kind()
+        return made
     try:
         signature.bind(seed)
     except TypeError:
         return make(seed=seed) if "seed" in signature.parameters else make()
     return make(seed)
+
+
+def _advice(value: Any) -> str | None:
+    several = isinstance(value, list | tuple) and all(isinstance(v, nn.Module) for v in value)
+    if not several and not isinstance(value, nn.Module):
+        return None
+    makes = "Ensemble.from_factory(make, 3) of a function that makes networks"
+    return f"an Ensemble is needed: Ensemble([a, b]) of networks, or {makes}"
+
+
+advise(Ensemble, _advice)
+advise(Sequence[nn.Module], lambda value: _listed(value))
+
+
+def _listed(value: Any) -> str | None:
+    return "a list of Modules is needed: [a, b]" if isinstance(value, nn.Module) else None

@@ -5,10 +5,13 @@ Axes: none; a step is one outer (meta) step, counted from 0 over all resumptions
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from metalearn.misfits import advise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +52,14 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Flush and let go of the files; a second call does nothing."""
+
+
+def _advice(value: Any) -> str | None:
+    path = isinstance(value, str | os.PathLike)
+    return f"a Tracker is needed, such as RunTracker({os.fspath(value)!r})" if path else None
+
+
+advise(Tracker, _advice)
 
 
 class NullTracker:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torchvision import models
 
 from metalearn.cli import load
+from metalearn.cli.own_settings import added_settings
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.commands import Outcome, call
 
@@ -24,6 +26,7 @@ SQUEEZED = ["model=torchvision", "model.name=squeezenet1_1"]
 MINE = """
 import torch
 from torch import nn
+from metalearn.models import Conv4
 
 class Net(nn.Module):
     def __init__(self, width=4):
@@ -33,6 +36,15 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.out(self.body(x))
+
+class Flat(nn.Sequential):
+    def __init__(self, input_shape, outputs, width=5):
+        size = torch.Size(input_shape).numel()
+        super().__init__(nn.Flatten(), nn.Linear(size, width), nn.Linear(width, outputs))
+
+class Wider(Conv4):
+    def __init__(self, input_shape, outputs, filters=4, pool="flatten", factor=1):
+        super().__init__(input_shape, outputs, filters=factor * filters, pool=pool)
 
 class Projected(Net):
     def __init__(self, width=4):
@@ -54,6 +66,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MetaEvaluator, "_draw", lambda self, *given: None)
     monkeypatch.setattr("metalearn.cli.commands.train.provenance", dict)
+    monkeypatch.setattr("sys.path", list(sys.path))  # to which the current folder is added
     (tmp_path / "mine_networks.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine_networks", raising=False)
@@ -108,6 +121,81 @@ def test_members_have_heads_and_adapters_of_their_own_on_one_body(run: Run) -> N
         assert torch.equal(value[0], value[1]) and bool(value.any())
     outcome = run("train", *data, "model=conv4", *own, *few, "trainer.members=1000000000000")
     assert outcome.code == 2 and "trainer.members=1000000000000: what fits" in outcome.err
+
+
+DIGITS = [
+    "trainer.steps=1", "trainer.progress=false", "test_tasks=0", "trainer.batch_size=8",
+    "model._target_=mine_networks.Flat", "hydra.run.dir=run",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("trainer", ["ensemble", "per_sample", "hyper", "private", "meta"])
+@pytest.mark.parametrize("width", [None, 7])
+def test_a_class_of_ones_own_needs_its_own_settings_alone(
+    trainer: str, width: int | None, run: Run
+) -> None:
+    """No ``~model.hidden``, no ``+model.width``, and defaults are those of the class."""
+    further = {
+        "hyper": ["trainer.inner.steps=2"],
+        "private": ["trainer.epsilon=null", "trainer.noise_multiplier=1", "trainer.delta=5e-4"],
+        "meta": [*LETTERS, "task.image_size=8"],
+    }.get(trainer, [])
+    own = [text for text in DIGITS if trainer not in ("hyper", "meta") or "batch_size" not in text]
+    chosen = [] if width is None else [f"model.width={width}"]
+    outcome = run("train", f"trainer={trainer}", *further, *own, *chosen)
+    assert outcome.code == 0, outcome.err
+    module = load("run", trust=True).module
+    layers = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
+    if trainer != "hyper":  # whose module is what is learnt
+        assert layers[0].out_features == (width or 5)
+    config = OmegaConf.load("run/config.yaml")
+    assert set(config.model) - {"_target_", "frozen_features", "lora"} == (
+        {"width"} if width else set()
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["model.widht=3"], "model.widht=3: there is no such setting; did you mean model.width?"),
+        (["model.hidden=[3]"], "model.hidden=[3]: there is no such setting; known: width"),
+        (["model._target_=mine_networks.Flatt"], "mine_networks has no Flatt; did you mean Flat?"),
+        (["model._target_=nowhere_here.Net"], "there is no nowhere_here.py in "),
+        (["model._target_=broken_here.Net"], "importing broken_here fails (SyntaxError: "),
+    ],
+)
+def test_a_misspelt_setting_or_class_is_named(given: list[str], message: str, run: Run) -> None:
+    Path("broken_here.py").write_text("def f(:")
+    outcome = run("train", "trainer=per_sample", *DIGITS, *given)
+    assert outcome.code == 2 and message in outcome.err, outcome.err
+    assert not Path("run").exists()
+
+
+def test_settings_of_a_chosen_group_stay_where_the_class_takes_them(run: Run) -> None:
+    chosen = ["data=glyphs", "data.image_size=16", "trainer.batch_norm=groupnorm", "model=conv4"]
+    own = ["model._target_=mine_networks.Wider", "model.factor=2", "model.filters=2"]
+    outcome = run("train", "trainer=per_sample", *chosen, *own, *DIGITS[:-2], DIGITS[-1])
+    assert outcome.code == 0, outcome.err
+    config = OmegaConf.load("run/config.yaml").model
+    assert (config.filters, config.factor, config.pool) == (2, 2, "mean")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["model._target_=a.B", "model.x=1"], ["model._target_=a.B", "++model.x=1"]),
+        (["model.x=1", "trainer.x=1"], ["model.x=1", "trainer.x=1"]),
+        (["model._target_=a.B", "+model.x=1"], ["model._target_=a.B", "+model.x=1"]),
+        (["model._target_=a.B", "~model.x"], ["model._target_=a.B", "~model.x"]),
+        (["model._target_=a.B", "models.x=1"], ["model._target_=a.B", "models.x=1"]),
+        (
+            ["-m", "model._target_=a.B", "model.x=1,2"],
+            ["-m", "model._target_=a.B", "++model.x=1,2"],
+        ),
+    ],
+)
+def test_new_settings_of_a_named_class_are_added(arguments: list[str], wanted: list[str]) -> None:
+    assert added_settings(arguments) == wanted
 
 
 def test_a_network_without_a_last_layer_is_refused(run: Run) -> None:

@@ -64,3 +64,22 @@ def test_an_empty_folder_is_enough(installed: Path, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "outputs").iterdir()
     assert f"run folder: {folder}" in out and (folder / "results.json").is_file()
     assert "after 3 inner steps" in command(installed, tmp_path, "evaluate", f"run={folder}")
+
+
+NET = """
+import torch
+
+class Net(torch.nn.Sequential):
+    def __init__(self, input_shape, outputs, width=4):
+        layers = torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.Linear(width, outputs)
+        super().__init__(*layers)
+"""
+
+
+def test_a_class_of_the_current_folder_is_found(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine_here.py").write_text(NET)
+    own = ["trainer=per_sample", "model._target_=mine_here.Net", "model.width=3", "trainer.steps=1"]
+    out = command(installed, tmp_path, "train", *own, "trainer.progress=false")
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert f"run folder: {folder}" in out
+    assert "width: 3" in (folder / "config.yaml").read_text()

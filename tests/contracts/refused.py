@@ -397,9 +397,8 @@ CORE: list[Row] = [
 ]
 
 MODELS: list[Row] = [
-    ("models.Ensemble", {"stacks": made(lambda: [nn.Linear(1, 1)])}, "stacks=.*: a list of Stacks"),
     ("models.Ensemble", {"stacks": []}, "members=.*M at least 1, is needed"),
-    ("models.Ensemble", {"stacks": None}, "stacks=None: a list of Stacks"),
+    ("models.Ensemble", {"stacks": None}, "stacks=None: a list of Modules"),
     ("models.Ensemble.from_modules", {"modules": []}, "members=0: at least one"),
     ("models.Ensemble.from_modules", {"modules": [1, 2]}, r"modules=\[1, 2\]: a list of Modules"),
     ("models.Ensemble.from_modules", {"modules": nn.Linear(1, 1)}, "modules=.*: a list of Modules"),
@@ -414,7 +413,7 @@ MODELS: list[Row] = [
         {"make": lambda: nn.Linear},
         "make='type for seed 0': a function that gives",
     ),
-    ("models.Ensemble.from_factory", {"seeds": 3}, "seeds=3: a list"),
+    ("models.Ensemble.from_factory", {"seeds": 0}, "seeds=0: a whole number of at least 1"),
     ("models.Ensemble.from_factory", {"seeds": []}, "members=0|seeds"),
     ("Ensemble.member", {"index": 2}, "member=2: a whole number from 0 to 1"),
     ("Ensemble.member", {"index": -1}, "member=-1: a whole number of at least 0"),
@@ -810,7 +809,9 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("core.stack", {"trees": ({"a": torch.ones(1)},)}),
     ("apply", {"params": Changed(lambda p: {**p, "of another part": torch.ones(1)})}),
     ("apply", {"params": all_leaves(lambda x: nn.Parameter(x))}),
+    ("models.Ensemble", {"stacks": made(lambda: [nn.Linear(1, 1), nn.Linear(1, 1)])}),
     ("models.Ensemble.from_factory", {"seeds": range(3)}),
+    ("models.Ensemble.from_factory", {"seeds": 3}),
     ("models.Ensemble.from_modules", {"modules": made(lambda: (nn.Linear(1, 1), nn.Linear(1, 1)))}),
     ("models.Ensemble.from_modules", {"modules": made(lambda: nn.ModuleList([nn.Linear(1, 1)]))}),
     ("models.MLP", {"hidden": []}),

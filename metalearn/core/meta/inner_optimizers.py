@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metalearn.core.meta.hyperparameters import Hyperparameters
 from metalearn.core.tree import leaves, tree_map
+from metalearn.misfits import advise
 
 __all__ = ["InnerOptimizer", "optimizer_of"]
 
@@ -96,3 +98,25 @@ def optimizer_of(
         match=match if learns else None,
         schedule_lengths=given.schedule_lengths,
     )
+
+
+_OURS = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam", torch.optim.AdamW: "adamw"}
+
+
+def _advice(value: Any) -> str | None:
+    """What to write in place of an optimiser of torch's, which writes in place."""
+    of_torch = isinstance(value, torch.optim.Optimizer)
+    kind = type(value) if of_torch else value
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+        group = value.param_groups[0] if of_torch else {}
+        rate = group.get("lr", 0.1)
+        momentum = group.get("momentum", 0)
+        settings = f"{rate}, momentum={momentum}" if momentum else f"{rate}"
+        ours = f"metalearn.core.{_OURS.get(kind, 'sgd')}({settings})"
+        return f"an InnerOptimizer is needed, which is differentiated through: {ours}"
+    if isinstance(value, str | float | int) or callable(value):
+        return "an InnerOptimizer is needed, such as metalearn.core.sgd(0.1)"
+    return None
+
+
+advise(InnerOptimizer, _advice)

@@ -15,13 +15,14 @@ from metalearn.core import InnerOptimizer, adam, adamw, sgd
 from metalearn.core.autodiff.products import check_mode
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
-from metalearn.signatures import check_fields, check_settings
+from metalearn.signatures import check_fields, check_settings, known_fields
 from metalearn.trainers.hyper.kinds import RunOptimizer
 from metalearn.trainers.loop.settings import LoopSettings
 
 __all__ = ["RunSettings", "optimizer_gradients"]
 
 
+@known_fields
 @dataclass(frozen=True)
 class RunSettings:
     """The runs whose end an outer loss is of, and the whole runs that are scored.

@@ -33,7 +33,7 @@ from metalearn.trainers.hyper.registry import made_hyper
 from metalearn.trainers.hyper.reports import HyperTest
 from metalearn.trainers.hyper.run_settings import RunSettings
 from metalearn.trainers.hyper.runs import Factory, InnerRuns
-from metalearn.trainers.loop.assembly import assemble, place
+from metalearn.trainers.loop.assembly import assemble, check_values, place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
@@ -132,6 +132,7 @@ class HyperTrainer(Trainer):
         asked: Any = {"truncation": truncation, "memory": memory, "implicit": implicit}
         how = GradientSettings.of(method, run.steps, **asked)
         self.data, where = data, as_device(device)
+        check_values(model)
         self._model = copy_module(model).to(where)
         outer, self._scored = divided_validation(data)
         rest: Any = {"device": where, "stop": StopSignal(), "ranks": ranks or OneRank()}

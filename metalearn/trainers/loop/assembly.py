@@ -30,7 +30,7 @@ from metalearn.trainers.loop.settings import Compile, LoopSettings
 from metalearn.trainers.members.population import Population
 from metalearn.trainers.members.update import MemberUpdate
 
-__all__ = ["NothingToSee", "assemble", "place"]
+__all__ = ["NothingToSee", "assemble", "check_values", "place"]
 
 
 class NothingToSee:
@@ -47,8 +47,9 @@ def place(
     """Move what is to be trained to a device, which is returned.
 
     Raises:
-        SettingError: a module without parameters to train, or no such device.
+        SettingError: a module without parameters to train or their values, or no such device.
     """
+    check_values(module)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         accepted = "a parameter to train is needed (requires_grad=True)"
         raise SettingError("model", type(module).__name__, accepted)
@@ -57,6 +58,17 @@ def place(
         if part is not None:
             part.to(found)
     return found
+
+
+def check_values(module: nn.Module) -> None:
+    """Refuse a network on torch's meta device, which no values can be moved from.
+
+    Raises:
+        SettingError: names it.
+    """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        accepted = "parameters with values are needed, not on the meta device (to_empty)"
+        raise SettingError("model", type(module).__name__, accepted)
 
 
 def assemble(

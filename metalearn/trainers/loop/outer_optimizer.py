@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import SettingError
+from metalearn.misfits import advise
 from metalearn.models import Ensemble
 from metalearn.trainers.loop.parameter_groups import ParameterGroups
 from metalearn.trainers.members.trained import trained_parameters
@@ -20,6 +21,16 @@ __all__ = ["ModuleUpdate", "OptimizerFactory", "OuterUpdate", "make_optimizer"]
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 """Makes an optimiser from parameters, or is a `ParameterGroups`, which sees their names too."""
+
+
+def _advice(value: Any) -> str | None:
+    name = type(value).__name__ if isinstance(value, torch.optim.Optimizer) else "Adam"
+    known = isinstance(value, str | float | int | torch.optim.Optimizer)
+    makes = f"functools.partial(torch.optim.{name}, lr=0.001)"
+    return f"what makes one of the trainer's parameters is needed: {makes}" if known else None
+
+
+advise(OptimizerFactory, _advice)
 
 
 class OuterUpdate(Protocol):

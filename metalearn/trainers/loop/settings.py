@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import known_fields
 from metalearn.trainers.diagnostics import check_diagnostics
 from metalearn.trainers.loop.schedules import Schedule, check_schedule, schedule_of
 
@@ -22,6 +23,7 @@ _COUNTS = (
 )  # fmt: skip
 
 
+@known_fields
 @dataclass(frozen=True)
 class LoopSettings:
     """How long to train and how often to look.

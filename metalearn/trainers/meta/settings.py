@@ -21,7 +21,7 @@ from metalearn.core.memory import parse_bytes
 from metalearn.core.meta.methods import OF_THE_END
 from metalearn.core.module.norms import Norm
 from metalearn.errors import SettingError, check_whole
-from metalearn.signatures import check_fields
+from metalearn.signatures import check_fields, known_fields
 
 __all__ = ["MAML", "with_learnt_rates"]
 
@@ -31,6 +31,7 @@ _SETTINGS = {"beta1": "betas", "beta2": "betas"}
 """By hyperparameter, what ``learn`` calls it, where that is another name."""
 
 
+@known_fields
 @dataclass(frozen=True)
 class MAML:
     """How a learner adapts, and how the gradient through adaptation is taken.

@@ -216,7 +216,7 @@ def _each_of(loss: LossFunction) -> LossFunction:
         if not found.dim():
             accepted = (
                 f"losses [{outputs.shape[-2]}], one for each sample, are needed where samples are "
-                "weighted or scored one by one, not their mean"
+                "weighted or scored one by one, not their mean (reduction='none')"
             )
             raise SettingError("shape of loss", [], accepted)
         return found.reshape(outputs.shape[:-1])

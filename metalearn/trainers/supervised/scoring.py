@@ -12,6 +12,7 @@ from metalearn.core.vectorization import VectorizationError
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import NonFiniteError, SettingError
 from metalearn.evaluation import RegressionReport, fit_temperature
+from metalearn.models import Ensemble
 from metalearn.trainers.members.not_finite import named
 from metalearn.trainers.supervised.losses import SupervisedLoss
 from metalearn.trainers.supervised.metrics import Metrics, measured
@@ -90,13 +91,16 @@ def check_outputs(
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        accepted = f"inputs {list(data.input_shape)} are what it gets ({reason})"
+        kind = "" if x.dtype == torch.float32 else f"{str(x.dtype).removeprefix('torch.')} "
+        accepted = f"{kind}inputs {list(data.input_shape)} are what it gets ({reason})"
         raise SettingError("model", name, accepted) from error
     ahead, got = [members] if members is not None else [], list(outputs.shape)
     got = got if members is not None else got[1:]
     wanted = [[*ahead, len(x), width] for width in loss.widths]
     if got not in wanted:
         accepted = f"outputs {' or '.join(map(str, wanted))} are needed, not {got}"
+        if members is None and name == Ensemble.__name__:
+            accepted = "one network is needed; EnsembleTrainer trains several"
         raise SettingError("model", name, accepted)
     if loss.own:
         (loss.each if weighted else loss.mean)(outputs, y)
