@@ -1,7 +1,8 @@
 """What a callable accepts, read off its signature, so that settings can be checked before a call.
 
 A callable that hands its further keywords on says to whom: ``**rest: Annotated[Any, Other]`` means
-that ``rest`` are settings of ``Other``. A public function under `checked` refuses arguments of
+that ``rest`` are settings of ``Other``, ``**rest: Unpack[Options]`` that they are keys of that
+TypedDict, which editors and mypy read. A public function under `checked` refuses arguments of
 another kind than its hints say in one sentence, before anything is computed.
 """
 
@@ -27,6 +28,7 @@ from typing import (
 )
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from metalearn.errors import CallError
 from metalearn.hints import LISTS, Test, fits, takes_arguments, test_of
@@ -60,6 +62,8 @@ def accepted_settings(function: Callable[..., Any]) -> dict[str, Any]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             if get_origin(hint) is Annotated:
                 settings |= accepted_settings(get_args(hint)[1])
+            elif get_origin(hint) is Unpack:
+                settings |= typing.get_type_hints(get_args(hint)[0])
         elif parameter.kind not in _POSITIONAL:
             settings[name] = hint
     return settings
@@ -168,7 +172,7 @@ def _takes_any(function: Callable[..., Any]) -> bool:
     """Whether it has further keywords, and does not say whose settings they are."""
     rest = [p for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
     hints = _hints(function)
-    return any(get_origin(hints.get(p.name)) is not Annotated for p in rest)
+    return any(get_origin(hints.get(p.name)) not in (Annotated, Unpack) for p in rest)
 
 
 def _check_keywords(given: Mapping[str, Any], known: Mapping[str, Any] | None) -> None:

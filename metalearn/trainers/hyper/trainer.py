@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from metalearn.core import HyperMethod, ImplicitSolver
 from metalearn.core.checks import as_device
@@ -34,6 +35,7 @@ from metalearn.trainers.hyper.reports import HyperTest
 from metalearn.trainers.hyper.run_settings import RunSettings
 from metalearn.trainers.hyper.runs import Factory, InnerRuns
 from metalearn.trainers.loop.assembly import assemble, check_values, place
+from metalearn.trainers.loop.options import LoopOptions
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.result import FitResult
 from metalearn.trainers.loop.settings import LoopSettings
@@ -122,7 +124,7 @@ class HyperTrainer(Trainer):
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,
-        **settings: Annotated[Any, LoopSettings],
+        **settings: Unpack[LoopOptions],
     ) -> None:
         check_whole("seed", seed, 0, _LARGEST_SEED)
         check_monitor(monitor, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -107,7 +108,7 @@ def takes_any_keyword(signature: inspect.Signature) -> bool:
     """Whether there are further keywords that are not said to be settings of another callable."""
     every = signature.parameters.values()
     rest = [p.annotation for p in every if p.kind is inspect.Parameter.VAR_KEYWORD]
-    return any("Annotated" not in str(hint) for hint in rest)
+    return any(not re.search(r"\b(Annotated|Unpack)\b", str(hint)) for hint in rest)
 
 
 def _checked(

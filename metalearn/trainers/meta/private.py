@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from metalearn.core.checks import as_device, check_number
 from metalearn.core.samples.clipping_groups import Clipping, ParameterGroups
@@ -36,6 +37,7 @@ from metalearn.trainers.meta.private_checks import check_private_learner
 from metalearn.trainers.meta.private_objective import PrivateMetaObjective, PrivateSteps
 from metalearn.trainers.meta.protocol import Learner
 from metalearn.trainers.meta.settings import MAML
+from metalearn.trainers.private.options import PrivacyOptions
 from metalearn.trainers.private.reports import data_checksum, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
 from metalearn.trainers.trainer import Trainer
@@ -122,7 +124,7 @@ class PrivateMetaTrainer(Trainer):
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,
-        **settings: Annotated[Any, PrivacySettings],
+        **settings: Unpack[PrivacyOptions],
     ) -> None:
         private = PrivacySettings(**settings)
         _check(seed, max_norm, validation_tasks, private.validation)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from metalearn.core.checks import as_device
 from metalearn.errors import SettingError, check_whole
@@ -21,6 +22,7 @@ from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.drawer import Workers
+from metalearn.trainers.loop.options import LoopOptions
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.stop_signal import StopSignal
@@ -104,7 +106,7 @@ class MetaTrainer(Trainer):
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,
-        **settings: Annotated[Any, LoopSettings],
+        **settings: Unpack[LoopOptions],
     ) -> None:
         for name, value in (("meta_batch", meta_batch), ("validation_tasks", validation_tasks)):
             check_whole(name, value, 1)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from metalearn.core.checks import check_number
 from metalearn.errors import SettingError, check_whole
@@ -33,6 +34,7 @@ from metalearn.privacy import (
 from metalearn.privacy.mechanism import drawn_gaussian
 from metalearn.ranks import Ranks
 from metalearn.signatures import checked
+from metalearn.trainers.loop.options import LoopOptions
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.private.following import ClipQuantile
 from metalearn.trainers.private.growing import BatchGrowth, GrowthPlan, growth_plan
@@ -91,7 +93,7 @@ class PrivacySettings:
         runs: int = 1,
         reserve: int = 10,
         validation: Validation = "none",
-        **settings: Annotated[Any, LoopSettings],
+        **settings: Unpack[LoopOptions],
     ) -> None:
         if epsilon is not None and noise_multiplier is not None:
             accepted = (

@@ -5,13 +5,16 @@ Axes: M members, B samples of a batch, C classes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import ClassVar
+
+from typing_extensions import Unpack
 
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
 from metalearn.models import Ensemble
 from metalearn.signatures import checked
 from metalearn.trainers.supervised import ensemble_methods as methods
+from metalearn.trainers.supervised.ensemble_options import EnsembleOptions
 from metalearn.trainers.supervised.ensemble_training import EnsembleTraining
 from metalearn.trainers.supervised.network_run import NetworkRun
 from metalearn.trainers.trainer import Trainer
@@ -82,7 +85,7 @@ class EnsembleTrainer(Trainer):
         data: SupervisedData,
         *,
         members: int | None = None,
-        **settings: Annotated[Any, EnsembleTraining],
+        **settings: Unpack[EnsembleOptions],
     ) -> None:
         count = len(model)
         if members is not None and not (type(members) is int and members == count):

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from metalearn.data import Augmentation, ClassificationData, MemberBatches
 from metalearn.data.regression import SupervisedData
@@ -26,6 +27,7 @@ from metalearn.tracking import NullTracker, Tracker
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.loop import Loop
+from metalearn.trainers.loop.options import LoopOptions
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.protocols import Callback, Evaluator
 from metalearn.trainers.loop.settings import LoopSettings
@@ -114,7 +116,7 @@ class EnsembleTraining:
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,
-        **settings: Annotated[Any, LoopSettings],
+        **settings: Unpack[LoopOptions],
     ) -> None:
         check_choices(engine, shuffle, bootstrap=bootstrap)
         check_monitor(monitor, data)

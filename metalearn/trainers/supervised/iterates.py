@@ -9,11 +9,12 @@ Axes: M members, B samples of a batch, K columns of deviations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from typing_extensions import Unpack
 
 from metalearn.core.bayes.swag import SWAGMoments, swag_sample
 from metalearn.core.checks import check_number
@@ -26,6 +27,7 @@ from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.supervised import ensemble_methods as methods
 from metalearn.trainers.supervised.collectors import SnapshotCollector, SWAGCollector
 from metalearn.trainers.supervised.ensemble_evaluation import Validation
+from metalearn.trainers.supervised.ensemble_options import EnsembleOptions
 from metalearn.trainers.supervised.ensemble_training import EnsembleTraining
 from metalearn.trainers.supervised.one_network import check_one_network, settings_of_each
 from metalearn.trainers.trainer import Trainer
@@ -62,7 +64,7 @@ class SnapshotTrainer(Trainer):
         data: SupervisedData,
         *,
         members: int = 10,
-        **settings: Annotated[Any, EnsembleTraining],
+        **settings: Unpack[EnsembleOptions],
     ) -> None:
         check_one_network(model, members)
         self.training = EnsembleTraining(model, data, Validation(kept="newest"), **settings)
@@ -145,7 +147,7 @@ class SWAGTrainer(Trainer):
         rank: int = 20,
         scale: float = 1.0,
         final_rate: float = 0.5,
-        **settings: Annotated[Any, EnsembleTraining],
+        **settings: Unpack[EnsembleOptions],
     ) -> None:
         check_one_network(model, members)
         self.training = EnsembleTraining(model, data, Validation(kept="newest"), **settings)

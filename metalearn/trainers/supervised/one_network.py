@@ -5,7 +5,9 @@ Axes: M members, B samples of a batch, C classes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import ClassVar
+
+from typing_extensions import Unpack
 
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
@@ -14,6 +16,7 @@ from metalearn.models.batch_ensemble import Factors
 from metalearn.signatures import checked
 from metalearn.trainers.supervised import ensemble_methods as methods
 from metalearn.trainers.supervised.ensemble_evaluation import Validation
+from metalearn.trainers.supervised.ensemble_options import EnsembleOptions
 from metalearn.trainers.supervised.ensemble_training import EnsembleTraining
 from metalearn.trainers.trainer import Trainer
 
@@ -45,7 +48,7 @@ class MCDropoutTrainer(Trainer):
         data: SupervisedData,
         *,
         members: int = 10,
-        **settings: Annotated[Any, EnsembleTraining],
+        **settings: Unpack[EnsembleOptions],
     ) -> None:
         check_one_network(model, members)
         self.training = EnsembleTraining(model, data, **settings)
@@ -94,7 +97,7 @@ class BatchEnsembleTrainer(Trainer):
         *,
         members: int = 10,
         factors: Factors = "signs",
-        **settings: Annotated[Any, EnsembleTraining],
+        **settings: Unpack[EnsembleOptions],
     ) -> None:
         check_one_network(model, members)
         seeds = settings.get("seeds")

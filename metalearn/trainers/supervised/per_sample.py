@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from metalearn.core.autodiff.products import check_mode
 from metalearn.core.checks import check_number
@@ -27,6 +28,7 @@ from metalearn.ranks import Ranks
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker
 from metalearn.trainers.loop.assembly import place
+from metalearn.trainers.loop.options import UnseenLoopOptions
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.supervised import sample_methods as methods
@@ -128,7 +130,7 @@ class PerSampleTrainer(Trainer):
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,
-        **settings: Annotated[Any, LoopSettings],
+        **settings: Unpack[UnseenLoopOptions],
     ) -> None:
         _check(max_norm, noise_multiplier, chunk_size, seed)
         check_monitor(monitor, data)

@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from metalearn.core.autodiff.products import check_mode
 from metalearn.core.checks import check_number
@@ -32,6 +33,7 @@ from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.private.following import ClipQuantile, following_norm, with_norm
 from metalearn.trainers.private.growing import BatchGrowth, GrowthPlan, growing_batch
 from metalearn.trainers.private.noisy_validation import NoisyAccuracy, validation_account
+from metalearn.trainers.private.options import PrivacyOptions
 from metalearn.trainers.private.reports import data_checksum, remarks, results
 from metalearn.trainers.private.settings import PrivacySettings
 from metalearn.trainers.supervised import sample_methods as methods
@@ -169,7 +171,7 @@ class PrivateTrainer(Trainer):
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,
-        **settings: Annotated[Any, PrivacySettings],
+        **settings: Unpack[PrivacyOptions],
     ) -> None:
         _check(seed, max_norm, method)
         monitor = _monitor(monitor, private := PrivacySettings(**settings), data, validation_noise)
