@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 
 from metalearn.cli.command_table import COMMANDS as TABLE
 from metalearn.cli.command_table import Command
-from tests.docs.pages import CONF, PAGES, ROOT, code_spans, commands, name
+from tests.docs.pages import CONF, PAGES, ROOT, blocks, code_spans, commands, name
 from tests.support.commands import Outcome
 
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})
@@ -41,6 +42,10 @@ def checked_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Plugins, "instantiate_launcher", _launcher)  # whichever is named
     saved = ROOT / "tests" / "saved_runs" / "v1" / "meta_sinusoid-finished"
     shutil.copytree(saved, tmp_path / "outputs" / "mine")
+    (own,) = (b for b in blocks(ROOT / "docs" / "your-own.md", "python") if "# mine.py" in b)
+    (tmp_path / "mine.py").write_text(own)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which the current folder is added
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, that optuna uses
