@@ -172,7 +172,7 @@ def test_a_misspelt_setting_or_class_is_named(given: list[str], message: str, ru
 
 
 def test_settings_of_a_chosen_group_stay_where_the_class_takes_them(run: Run) -> None:
-    chosen = ["data=glyphs", "data.image_size=16", "trainer.batch_norm=groupnorm", "model=conv4"]
+    chosen = ["data=glyphs", "data.image_size=32", "trainer.batch_norm=groupnorm", "model=conv4"]
     own = ["model._target_=mine_networks.Wider", "model.factor=2", "model.filters=2"]
     outcome = run("train", "trainer=per_sample", *chosen, *own, *DIGITS[:-2], DIGITS[-1])
     assert outcome.code == 0, outcome.err
