@@ -143,4 +143,4 @@ def _tracker(folder: Path) -> Iterator[RunTracker]:
 def _say_the_rest(folder: Path, path: Path, warnings: Sequence[str]) -> None:
     for warning in warnings:
         print(f"warning: {warning}")
-    print(f"written: {path}.json, .npz and .html, and figures to {folder / 'tensorboard'}")
+    print(f"written: {path}.json, .npz and .html, and figures to TensorBoard")

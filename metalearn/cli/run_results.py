@@ -28,6 +28,8 @@ _DIRECTIONS: dict[str, tuple[Any, Any]] = {
     "optim.maximize": (False, True),  # of Nevergrad
 }
 """By the setting in which a sweeper is told: what a small score asks for, and what a large one."""
+_UNTOLD = ("device", "test_tasks", "trainer.progress")
+"""Settings that change nothing of what is compared."""
 _RESULTS = "results.json"
 _LARGEST = 2**26  # bytes of them
 
@@ -73,7 +75,7 @@ def write_results(
     numbers = {f"best/{result.best_name.rsplit('/', 1)[-1]}": result.best_value}
     for report in reports.values():
         numbers |= report.headline()
-    trainer.tracker.hparams(_flat(config), numbers)
+    trainer.tracker.hparams(_told(folder, config), numbers)
     rows = trainer.member_settings()
     for report in reports.values():
         if rows:
@@ -104,6 +106,32 @@ def has_results(folder: Path, step: int) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(results, dict) and results.get("steps") == step
+
+
+def _told(folder: Path, config: DictConfig) -> dict[str, bool | int | float | str]:
+    """The seed, and what was given when the run began or now, with the values that it has.
+
+    All other settings are defaults, or the experiment's: the same in all runs that are compared.
+    """
+    flat = _flat(config)
+    found: dict[str, bool | int | float | str] = {"seed": flat["seed"]} if "seed" in flat else {}
+    for text in (*_first_command(folder), *HydraConfig.get().overrides.task):
+        name, _, value = str(text).lstrip("+~").partition("=")
+        name = name.partition("@")[0]
+        inside = any(known == name or known.startswith(f"{name}.") for known in flat)
+        if (inside or name == "experiment") and value and name not in _UNTOLD:
+            found[name] = flat.get(name, value)
+    return found
+
+
+def _first_command(folder: Path) -> list[str]:
+    """Words of the command with which a run began."""
+    try:
+        told = json.loads(read_regular(folder / "provenance.json", _LARGEST))
+        words = told["command"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [w for w in words if isinstance(w, str)] if isinstance(words, list) else []
 
 
 def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:

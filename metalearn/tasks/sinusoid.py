@@ -24,6 +24,7 @@ from metalearn.types import Split, TaskBatch
 __all__ = ["SinusoidTasks"]
 
 _AHEAD = 2**14  # points
+_FINE = 400
 
 
 class SinusoidTasks:
@@ -82,15 +83,26 @@ class SinusoidTasks:
             raise SettingError("indices", indices, "at least one task index is needed")
         shot, count = self._shot[split], 2 + self._shot[split] + self._query[split]
         drawn = uniform_of_each(self._seeds[split], split, indices, count)
-        amplitude, phase = 0.1 + 4.9 * drawn[:, :1], np.pi * drawn[:, 1:2]
         x = -5 + 10 * drawn[:, 2:]
-        y = amplitude * np.sin(x - phase)
+        y = _waves(drawn, x)
 
         def pair(part: slice) -> tuple[Tensor, Tensor]:
             inputs, targets = (torch.from_numpy(a[:, part, None]).float() for a in (x, y))
             return inputs.to(device), targets.to(device)
 
         return TaskBatch(pair(slice(None, shot)), pair(slice(shot, None)))
+
+    def curve(self, split: Split, index: int) -> tuple[Tensor, Tensor]:
+        """A task's wave itself, on a fine grid over its range: x and y, each ``[400, 1]``.
+
+        Raises:
+            SettingError: an unknown split.
+        """
+        check_split(split)
+        drawn = uniform_of_each(self._seeds[split], split, [index], 2)
+        x = np.linspace(-5, 5, _FINE)[None]
+        inputs, targets = (torch.from_numpy(a[0, :, None]).float() for a in (x, _waves(drawn, x)))
+        return inputs, targets
 
     @property
     def tasks_ahead(self) -> int:
@@ -105,3 +117,9 @@ class SinusoidTasks:
             SettingError: no number of users.
         """
         return NumberedUnits(self, users)
+
+
+def _waves(drawn: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """``[T, N]``, of tasks whose first two numbers are their amplitude and their phase."""
+    amplitude, phase = 0.1 + 4.9 * drawn[:, :1], np.pi * drawn[:, 1:2]
+    return np.asarray(amplitude * np.sin(x - phase))

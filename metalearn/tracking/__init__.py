@@ -25,12 +25,13 @@ from metalearn.tracking.run_figures import (
     pictures_figure,
     schedule_figure,
 )
-from metalearn.tracking.run_tracker import RunTracker
+from metalearn.tracking.run_tracker import RunTracker, event_folder
 from metalearn.tracking.score_figures import (
     foretold_figure,
     run_smoothness_figure,
     self_scores_figure,
 )
+from metalearn.tracking.table_figure import table_figure
 from metalearn.tracking.tracker import NullTracker, Tracker
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "comparison_figure",
     "device_name",
     "ensemble_size_figure",
+    "event_folder",
     "example_weights_figure",
     "examples_figure",
     "foretold_figure",
@@ -61,6 +63,7 @@ __all__ = [
     "self_scores_figure",
     "spectrum_figure",
     "sweep_figure",
+    "table_figure",
     "target_figure",
     "task_figure",
     "uncertainty_figure",

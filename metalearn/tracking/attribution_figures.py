@@ -16,18 +16,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from metalearn.tracking.style import BLUE, GREY, ORANGE, plain_axes
+from metalearn.tracking.style import BLUE, DPI, GREY, ORANGE, plain_axes
 
 __all__ = ["ShownExample", "examples_figure", "readable", "shortened", "signed", "target_figure"]
 
-_WIDTH = 7.0  # inches, that of all figures
-_PICTURE, _GAP = 0.9, 0.12  # inches
-_HEADING, _CAPTION, _TITLE = 0.3, 0.66, 0.5  # inches: above a row, below it, above all
-_LEFT = 1.9  # inches, of a target beside its rows
+_WIDTH = 5.2  # inches, that of all figures
+_PICTURE, _GAP = 0.74, 0.1  # inches
+_HEADING, _CAPTION, _TITLE = 0.3, 0.7, 0.5  # inches: above a row, below it, above all
+_LEFT = 1.6  # inches, of a target beside its rows
 _UNSHOWN = ("Cc", "Cs")
 _LONGEST = 20  # characters of a label
-_HELPFUL = "most helpful: leaving one out raises the loss"
-_HARMFUL = "most harmful: leaving one out lowers the loss"
+_HELPFUL = "most helpful: the loss rises without"
+_HARMFUL = "most harmful: the loss falls without"
 
 
 class ShownExample(NamedTuple):
@@ -72,7 +72,7 @@ def target_figure(
         _text(figure, _LEFT, top, heading, size=10.5)
         colour = (BLUE, ORANGE)[row]
         _row(figure, examples, left=_LEFT, top=top - _HEADING, colour=colour, form=signed)
-    side = 1.3
+    side = 1.2
     axes = _placed(figure, 0.15, height - _TITLE - _HEADING, side, side)
     _draw(axes, picture, 0.0, 1.0, "black")
     axes.set(xlim=(0, 1), ylim=(1, 0))
@@ -126,8 +126,8 @@ def _blank(columns: int, *, heights: Sequence[float], left: float, title: str) -
     # Placed by hand: all figures of one kind look alike, whatever stands in them.
     width = max(_WIDTH, left + columns * (_PICTURE + _GAP))
     height = _TITLE + sum(heights)
-    figure = Figure(figsize=(width, height))
-    _text(figure, 0.15, height - 0.1, shortened(title, 75), size=13)
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    _text(figure, 0.15, height - 0.1, shortened(title, int(width / 0.088)), size=11)
     return figure
 
 
@@ -161,9 +161,9 @@ def _row(
         assert example.picture is not None
         _draw(axes, example.picture, number * step, 1.0, colour)
         at = left + number * step * _PICTURE
-        _text(figure, at, top - _PICTURE - 0.05, shortened(example.label, 11), size=9)
-        _text(figure, at, top - _PICTURE - 0.2, form(example.score), size=9, weight="bold")
-        _text(figure, at, top - _PICTURE - 0.35, f"no. {example.row}", size=8, color=GREY)
+        _text(figure, at, top - _PICTURE - 0.05, shortened(example.label, 9), size=10)
+        _text(figure, at, top - _PICTURE - 0.22, form(example.score), size=10, weight="bold")
+        _text(figure, at, top - _PICTURE - 0.39, f"no. {example.row}", size=10, color=GREY)
     axes.set(xlim=(0, span), ylim=(1, 0))
 
 
@@ -188,7 +188,9 @@ def _draw(axes: Axes, picture: Tensor, left: float, side: float, colour: str) ->
 
 def _bars(examples: Sequence[ShownExample], *, title: str) -> Figure:
     """One bar for each example, positive ones blue and negative ones orange."""
-    figure = Figure(figsize=(_WIDTH, 1.5 + 0.3 * max(len(examples), 1)), layout="constrained")
+    figure = Figure(
+        figsize=(_WIDTH, 1.5 + 0.3 * max(len(examples), 1)), layout="constrained", dpi=DPI
+    )
     axes = figure.subplots()
     plain_axes(axes)
     scores = [example.score for example in examples]
@@ -200,7 +202,7 @@ def _bars(examples: Sequence[ShownExample], *, title: str) -> Figure:
     axes.grid(False, axis="y")
     axes.axvline(0, color=GREY, lw=1)
     axes.set_xlabel("score")
-    axes.set_title(title, fontsize=12, parse_math=False, loc="left")
+    axes.set_title(title, fontsize=11, parse_math=False, loc="left")
     return figure
 
 

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from metalearn.tracking.style import (
     BLUE,
+    DPI,
     GREY,
     ORANGE,
+    TITLE,
+    WIDTH,
     legend_below,
     numpy_of,
     one_panel,
@@ -25,7 +28,7 @@ from metalearn.tracking.style import (
 
 __all__ = ["matrix_figure", "quantile_bands_figure", "spectrum_figure"]
 
-_WRITTEN = 12  # the largest matrix whose entries are written out
+_WRITTEN = 6  # the largest matrix whose entries are written out
 _QUARTILES = 4  # the fewest curves whose quartiles say more than their extremes
 
 
@@ -100,7 +103,7 @@ def matrix_figure(
 ) -> Figure:
     """A square matrix as a picture, red below the middle of the limits and blue above it.
 
-    Entries that are not finite are grey. Up to 12 rows the entries are written out.
+    Entries that are not finite are grey. Up to 6 rows the entries are written out.
 
     Args:
         matrix: ``[K, K]``, such as cosines between members' gradients.
@@ -119,12 +122,12 @@ def matrix_figure(
             f"{list(matrix.shape)} and {None if names is None else len(names)} names"
         )
     values = numpy_of(matrix)
-    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained", dpi=DPI)
     axes = figure.subplots()
     axes.set_facecolor("#BBBBBB")
     picture = axes.imshow(values, cmap="RdBu", vmin=limits[0], vmax=limits[1])
     figure.colorbar(picture, ax=axes, label=label, shrink=0.9)
-    if names is not None and size <= 2 * _WRITTEN:
+    if names is not None and size <= 4 * _WRITTEN:
         turn = 0 if max(map(len, names)) * size <= 40 else 90
         axes.set_xticks(range(size), names, rotation=turn)
         axes.set_yticks(range(size), names)
@@ -137,7 +140,7 @@ def matrix_figure(
             dark = abs(value - middle) > 0.6 * reach
             style = {"ha": "center", "va": "center", "fontsize": 9}
             axes.text(column, row, f"{value:.2f}", style, color="white" if dark else "black")
-    axes.set_title(title, fontsize=13)
+    axes.set_title(title, fontsize=TITLE)
     return figure
 
 

@@ -16,10 +16,13 @@ from torch import Tensor
 from metalearn.evaluation import EnsembleReport, RegressionReport, ReliabilityBins
 from metalearn.tracking.style import (
     BLUE,
+    DPI,
     GREEN,
     GREY,
     ORANGE,
     RED,
+    TITLE,
+    WIDTH,
     legend_below,
     mark_lost,
     numpy_of,
@@ -57,7 +60,7 @@ def reliability_figure(bins: ReliabilityBins, *, title: str) -> Figure:
     if bins.count.ndim != 1:
         raise ValueError(f"bins: those of one predictor are needed, got {list(bins.count.shape)}")
     count, confidence, accuracy = map(numpy_of, (bins.count, bins.confidence, bins.accuracy))
-    figure = Figure(figsize=(5.6, 6.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.4), layout="constrained", dpi=DPI)
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     for axes in (top, below):
         plain_axes(axes)
@@ -67,15 +70,15 @@ def reliability_figure(bins: ReliabilityBins, *, title: str) -> Figure:
     top.vlines(x, x, y, color=RED, lw=5, alpha=0.3, label="gap")
     low, high = _wilson(y, count[full])
     bars = np.clip(np.stack([y - low, high - y]), 0, None)
-    label = "bin, with the 95% interval of its accuracy"
+    label = "bin, 95% interval"
     top.errorbar(x, y, bars, color=BLUE, fmt="o-", ms=6, lw=1.6, elinewidth=1.2, label=label)
     if not full.any():
         top.text(0.5, 0.6, "no finite predictions", color=RED, ha="center", fontsize=12)
     top.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy")
-    top.set_title(f"{title}\nexpected calibration error {float(bins.error):.3f}", fontsize=13)
+    top.set_title(f"{title}\nexpected calibration error {float(bins.error):.3f}", fontsize=TITLE)
     edges = np.linspace(0, 1, len(count) + 1)
     below.bar(edges[:-1], count, width=np.diff(edges), align="edge", color=BLUE, ec="white", lw=0.8)
-    below.set(xlabel="confidence (probability of the predicted class)", ylabel="samples")
+    below.set(xlabel="probability of the predicted class", ylabel="samples")
     below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     legend_below(figure, columns=2)
     return figure
@@ -209,7 +212,7 @@ def sweep_figure(
         best = int(means.argmax() if larger_is_better else means.argmin())
         axes.plot(places[best], means[best], "*", color=GREEN, ms=17, mec="white", label="best")
         best_of = f"best: {name} {places[best]:.3g}, {ylabel} {means[best]:.3g}"
-        axes.set_title(f"{title}\n{best_of}", fontsize=13)
+        axes.set_title(f"{title}\n{best_of}", fontsize=TITLE)
     mark_lost(axes, x[~good], total=len(x))
     legend_below(figure, columns=3)
     return figure

@@ -8,6 +8,7 @@ Right and wrong differ by their mark as well as by their colour.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from metalearn.tracking.style import (
     BLUE,
     CYCLE,
+    DPI,
     FONT,
     GREEN,
     GREY,
@@ -33,9 +35,10 @@ from metalearn.tracking.style import (
 
 __all__ = ["adaptation_figure", "regression_figure", "task_figure"]
 
-_CLASSES, _SHOTS, _QUERIES = 10, 5, 10  # the most that a task's figure shows
+_CLASSES, _SHOTS, _QUERIES = 5, 3, 4  # the most that a task's figure shows
+_FEW = 50  # query points that are marked
 _GAP, _CAPTION = 0.12, 0.34  # around a picture and below it, in picture widths
-_PICTURE, _MARGIN = 0.72, 0.85  # inches: a picture's width, the space left of the first
+_PICTURE, _MARGIN = 0.52, 0.62  # inches: a picture's width, the space left of the first
 
 
 def task_figure(
@@ -48,7 +51,7 @@ def task_figure(
     """One classification task: support pictures left, query pictures right, one row a class.
 
     A query picture has a green frame and ``✓`` if its prediction is right, a red frame and ``✗ k``
-    if class k was predicted. At most 10 classes, 5 shots and 10 query pictures a class are drawn;
+    if class k was predicted. At most 5 classes, 3 shots and 4 query pictures a class are drawn;
     the accuracy in the heading counts all.
 
     Args:
@@ -75,21 +78,21 @@ def task_figure(
 
     figure, axes = _two_panels(shots, queries, len(classes))
     width, height = figure.get_size_inches()
-    figure.suptitle(title, x=_MARGIN / width, y=1 - 0.15 / height, ha="left", fontsize=13)
+    figure.suptitle(title, x=0.15 / width, y=1 - 0.15 / height, ha="left", fontsize=11.5)
     _grid(axes[0], x, left, shots, marks=None)
     marks = None if guesses is None else _marks(qy, guesses)
     _grid(axes[1], qx, right, queries, marks=marks)
-    axes[0].set_yticks([_top(row) + 0.5 for row in range(len(classes))], classes, fontsize=11)
+    axes[0].set_yticks([_top(row) + 0.5 for row in range(len(classes))], classes, fontsize=10.5)
     more = "" if len(classes) == len(all_classes) else f" (first {_CLASSES} of {len(all_classes)})"
-    axes[0].set_ylabel(f"class{more}", fontsize=11)
+    axes[0].set_ylabel(f"class{more}", fontsize=10.5)
     score = None
     if guesses is not None and len(qy):
         hits = int((guesses == qy).sum())
         score = f"{hits} of {len(qy)} right ({100 * hits / len(qy):.0f}%)"
-        legend = "✓ right     ✗ k  predicted class k"
-        axes[1].set_xlabel(legend, loc="left", fontsize=11, fontfamily=FONT)
-    axes[0].set_title(_heading("support set", left, shots), loc="left", fontsize=11)
-    axes[1].set_title(_heading("query set", right, queries, score), loc="left", fontsize=11)
+        legend = "✓ right   ✗ k  predicted as k"
+        axes[1].set_xlabel(legend, loc="left", fontsize=10.5, fontfamily=FONT)
+    axes[0].set_title(_heading("support set", left, shots), loc="left", fontsize=10.5)
+    axes[1].set_title(_heading("query set", right, queries, score), loc="left", fontsize=10.5)
     return figure
 
 
@@ -100,15 +103,18 @@ def regression_figure(
     predictions_after: Tensor,
     *,
     title: str,
+    truth: tuple[Tensor, Tensor] | None = None,
 ) -> Figure:
     """One regression task: support points, the true curve, predictions before and after adaptation.
 
     Args:
         support: inputs ``[N, 1]`` and targets ``[N, 1]``.
-        query: the same; its points in order of the input make the true curve.
+        query: the same.
         predictions_before: ``[N of query, 1]``, from the parameters before adaptation.
         predictions_after: ``[N of query, 1]``, from the adapted ones.
         title: stands above.
+        truth: inputs ``[S, 1]`` and targets of the true curve, as dense as it is to be drawn;
+            None draws it through the query points.
 
     Raises:
         ValueError: anything but one number a sample.
@@ -124,14 +130,18 @@ def regression_figure(
         )
     order = np.argsort(qx)
     figure, axes = one_panel(title)
-    axes.plot(qx[order], qy[order], color="black", lw=1.4, label="true curve")
+    tx, ty = (qx, qy) if truth is None else (_column("truth", part) for part in truth)
+    along = np.argsort(tx)
+    axes.plot(tx[along], ty[along], color="black", lw=1.4, label="true curve")
+    mark = "." if truth is not None and len(qx) <= _FEW else ""
     for name, values, colour, style in (
         ("before adaptation", before, ORANGE, "--"),
         ("after adaptation", after, BLUE, "-"),
     ):
         error = float(np.mean((values - qy) ** 2)) if len(qy) else float("nan")
         label = f"{name} (MSE {error:.3g})"
-        axes.plot(qx[order], values[order], color=colour, lw=2.2, ls=style, label=label)
+        look: dict[str, Any] = {"color": colour, "lw": 1.8, "ls": style, "marker": mark}
+        axes.plot(qx[order], values[order], label=label, **look)
     label = f"support set ({len(x)} points)"
     axes.plot(x, y, "o", color=RED, ms=8, mec="white", mew=1, label=label, zorder=5)
     axes.set(xlabel="input x", ylabel="target y")
@@ -207,8 +217,9 @@ def _most(rows: list[list[int]], cap: int) -> int:
 def _heading(part: str, rows: list[list[int]], columns: int, score: str | None = None) -> str:
     longest = max((len(row) for row in rows), default=0)
     shown = f"{columns} of {longest} a class" if longest > columns else None
-    below = ", ".join(text for text in (score, shown) if text)
-    return f"{part}\n{below}"  # always two lines: both headings stand level
+    if score is not None and shown is not None:
+        part, shown = f"{part}, {shown}", None
+    return f"{part}\n{score or shown or ''}"  # always two lines: both headings stand level
 
 
 def _marks(classes: Tensor, guesses: Tensor) -> list[tuple[str, str]]:
@@ -221,13 +232,13 @@ def _marks(classes: Tensor, guesses: Tensor) -> list[tuple[str, str]]:
 def _two_panels(shots: int, queries: int, classes: int) -> tuple[Figure, tuple[Axes, Axes]]:
     # Placed by hand: an automatic layout gives the two sides different scales, and then a class's
     # support and query pictures no longer stand in one row.
-    below, above, between = 0.45, 0.95, 0.5
+    below, above, between = 0.45, 0.95, 0.55
     left, right, height = (
         _PICTURE * size for size in (_width(shots), _width(queries), _top(classes))
     )
     # A narrow figure would cut off its own headings.
-    width, tall = max(5.5, _MARGIN + left + between + right + 0.2), below + height + above
-    figure = Figure(figsize=(width, tall))
+    width, tall = max(4.6, _MARGIN + left + between + right + 0.15), below + height + above
+    figure = Figure(figsize=(width, tall), dpi=DPI)
     start = (_MARGIN + left + between) / width
     return figure, (
         figure.add_axes((_MARGIN / width, below / tall, left / width, height / tall)),
@@ -278,7 +289,7 @@ def _grid(
 
 
 def _caption(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    style = {"fontsize": 12, "fontweight": "bold", "fontfamily": FONT}
+    style = {"fontsize": 10, "fontweight": "bold", "fontfamily": FONT}
     axes.text(x, y, text, style, color=colour, ha="center", va="top")
 
 

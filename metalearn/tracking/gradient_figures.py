@@ -14,8 +14,11 @@ from torch import Tensor
 from metalearn.tracking.style import (
     BLUE,
     CYCLE,
+    DPI,
     GREY,
     MARKERS,
+    TITLE,
+    WIDTH,
     legend_below,
     numpy_of,
     one_panel,
@@ -80,7 +83,7 @@ def layers_figure(names: Sequence[str], values: Tensor, *, label: str, title: st
             f"layers_figure: names and values [L] are needed, got {len(names)} and "
             f"{list(values.shape)}"
         )
-    figure = Figure(figsize=(7, 1.4 + 0.32 * len(names)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.26 * len(names)), layout="constrained", dpi=DPI)
     axes = figure.subplots()
     plain_axes(axes)
     known = numpy_of(values)
@@ -97,5 +100,5 @@ def layers_figure(names: Sequence[str], values: Tensor, *, label: str, title: st
     if spans_decades(finite):
         axes.set_xscale("log")
     axes.set_xlabel(label)
-    axes.set_title(title, fontsize=13)
+    axes.set_title(title, fontsize=TITLE)
     return figure

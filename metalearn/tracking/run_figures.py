@@ -15,8 +15,10 @@ from torch import Tensor
 from metalearn.tracking.style import (
     BLUE,
     CYCLE,
+    DPI,
     MARKERS,
     ORANGE,
+    TITLE,
     legend_below,
     numpy_of,
     one_panel,
@@ -111,7 +113,7 @@ def pictures_figure(inputs: Tensor, labels: Sequence[str], *, title: str) -> Fig
     count = min(len(inputs), _MOST)
     columns = min(count, _COLUMNS)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(0.9 * columns + 0.4, 1.15 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(0.5 * columns + 0.3, 0.75 * rows + 0.6), layout="constrained", dpi=DPI)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -119,6 +121,6 @@ def pictures_figure(inputs: Tensor, labels: Sequence[str], *, title: str) -> Fig
         low, high = float(np.nanmin(picture)), float(np.nanmax(picture))
         shown = (picture - low) / (high - low) if high > low else np.zeros_like(picture)
         axes.imshow(shown.transpose(1, 2, 0), cmap="gray" if len(picture) == 1 else None)
-        axes.set_title(label, fontsize=9)
-    figure.suptitle(title, fontsize=13)
+        axes.set_title(label, fontsize=9.5)
+    figure.suptitle(title, fontsize=TITLE)
     return figure

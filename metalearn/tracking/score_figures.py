@@ -16,9 +16,12 @@ from torch import Tensor
 from metalearn.tracking.attribution_figures import shortened
 from metalearn.tracking.style import (
     BLUE,
+    DPI,
     GREY,
     ORANGE,
     RED,
+    TITLE,
+    WIDTH,
     numpy_of,
     panels,
     plain_axes,
@@ -28,7 +31,7 @@ from metalearn.tracking.style import (
 
 __all__ = ["foretold_figure", "run_smoothness_figure", "self_scores_figure"]
 
-_COLUMNS = 3
+_COLUMNS = 2
 _BINS = 40
 
 
@@ -76,7 +79,7 @@ def foretold_figure(
         axes.set_title(f"{shortened(name)}\n{mean:.2f}{interval}", fontsize=11, parse_math=False)
         axes.set(xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), aspect="equal", xticks=(-2, 0, 2))
         axes.set_yticks((-2, 0, 2))
-    figure.supxlabel("loss foretold by the scores, in spreads of each target", fontsize=10.5)
+    figure.supxlabel("loss foretold, in spreads of each target", fontsize=10.5)
     figure.supylabel(outcome, fontsize=10.5)
     return figure
 
@@ -134,9 +137,9 @@ def self_scores_figure(scores: Mapping[str, Tensor], *, marked: int, title: str)
             axes.axvline(place, color=ORANGE, lw=1.8, ls="--")
             axes.set_yscale("symlog", linthresh=1)
             axes.set_ylim(0)
-            axes.tick_params(labelsize=9)
+            axes.tick_params(labelsize=9.5)
             axes.locator_params(axis="x", nbins=4)
-    figure.supxlabel(f"score (dashed: the {marked} highest are right of it)", fontsize=10.5)
+    figure.supxlabel(f"score (right of the dashes: the {marked} highest)", fontsize=10.5)
     figure.supylabel("examples", fontsize=10.5)
     return figure
 
@@ -152,15 +155,15 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 
 
 def _grid(title: str, count: int, *, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` plain panels in rows of three."""
+    """A figure with ``count`` plain panels in rows of two."""
     rows = -(-count // _COLUMNS)
-    figure = Figure(figsize=(7, 1.0 + height * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.0 + height * rows), layout="constrained", dpi=DPI)
     every = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
     for axes in every[count:]:
         axes.set_axis_off()
     for axes in every[:count]:
         plain_axes(axes)
-    figure.suptitle(title, fontsize=13, parse_math=False)
+    figure.suptitle(title, fontsize=TITLE, parse_math=False)
     return figure, every[:count]
 
 

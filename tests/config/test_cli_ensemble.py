@@ -84,7 +84,7 @@ def test_a_run_explains_itself(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert {0, 2, 4} <= {line["step"] for line in lines}
     trained = next(line for line in lines if "train/learning_rate" in line)
     assert trained["train/learning_rate"] == pytest.approx(0.1), "the largest of the members"
-    rows = sorted(p.name for p in (folder / "tensorboard").glob("member_*"))
+    rows = sorted(p.name for p in folder.glob("member_*"))
     assert rows == ["member_00", "member_01", "member_02"]
     member = next(line for line in lines if "member_00/test/accuracy" in line)
     assert member["member_02/test/nll"] == pytest.approx(test["members"][2]["nll"])

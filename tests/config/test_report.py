@@ -126,7 +126,7 @@ def test_torn_records_and_event_files_cost_themselves_alone(trained: Path) -> No
     whole = read_story(trained, "run")
     with (trained / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 9, "train/lo')
-    (events,) = (trained / "tensorboard").glob("events*")
+    (events,) = trained.glob("events*")
     events.write_bytes(events.read_bytes()[:-7])
     torn = read_story(trained, "run")
     assert torn.records == whole.records
@@ -295,7 +295,7 @@ def test_what_is_no_file_among_events_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "run" / "tensorboard").mkdir(exist_ok=True)
     os.mkfifo(tmp_path / "run" / "tensorboard" / "events.out.tfevents.1.x")
     story = read_story(tmp_path / "run", "run")
-    assert not story.pictures and any("tensorboard" in words for words in story.warnings)
+    assert not story.pictures and any("TensorBoard" in words for words in story.warnings)
 
 
 def test_values_are_tamed() -> None:

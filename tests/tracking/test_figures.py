@@ -76,11 +76,11 @@ def test_task_figure_at_its_caps() -> None:
     query = _set(20, 12)
     figure = task_figure(_set(20, 7), query, query[1], title="20-way")
     assert len(figure.axes) == 2
-    assert len(figure.axes[0].images) == 10 * 5
-    assert len(figure.axes[1].images) == 10 * 10
-    assert figure.axes[0].get_ylabel() == "class (first 10 of 20)"
-    assert figure.axes[0].get_title(loc="left") == "support set\n5 of 7 a class"
-    title = "query set\n240 of 240 right (100%), 10 of 12 a class"
+    assert len(figure.axes[0].images) == 5 * 3
+    assert len(figure.axes[1].images) == 5 * 4
+    assert figure.axes[0].get_ylabel() == "class (first 5 of 20)"
+    assert figure.axes[0].get_title(loc="left") == "support set\n3 of 7 a class"
+    title = "query set, 4 of 12 a class\n240 of 240 right (100%)"
     assert figure.axes[1].get_title(loc="left") == title
     assert _draw(figure) < 500_000
 
@@ -134,6 +134,16 @@ def test_regression_figure_draws_curves_in_order_of_the_input() -> None:
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("input x", "target y")
     assert axes.get_title() == "sine 3"
     assert 5_000 < _draw(figure) < 200_000
+
+
+def test_a_true_curve_that_is_known_is_drawn_as_densely_as_it_is_given() -> None:
+    x = torch.tensor([[2.0], [1.0]])
+    fine = torch.linspace(-1, 1, 50)[:, None].flip(0)
+    figure = regression_figure((x, x), (x, x), x, x, title="", truth=(fine, fine**2))
+    truth, before, *_ = figure.axes[0].lines
+    assert list(truth.get_xdata()) == sorted(fine.flatten().tolist())
+    assert truth.get_ydata() == pytest.approx([v**2 for v in sorted(fine.flatten().tolist())])
+    assert list(before.get_xdata()) == [1, 2] and before.get_marker() == "."
 
 
 def test_regression_figure_refuses_what_is_no_curve() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def _events(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder / "tensorboard")).Reload()
+    return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
 
 
 def _layout(events: EventAccumulator) -> layout_pb2.Layout:
@@ -76,7 +77,7 @@ def test_each_line_is_json_at_once_and_nan_is_null(tmp_path: Path) -> None:
     }
     assert (second["step"], second["train/loss"]) == (10, 0.25)
     tracker.close()
-    losses = _events(tmp_path).Scalars("train/loss")
+    losses = _events(tmp_path).Scalars("1 overview/loss (training)")
     assert math.isnan(losses[0].value)
     assert (losses[1].step, losses[1].value) == (10, 0.25)
 
@@ -93,8 +94,12 @@ def test_resume_drops_later_lines_and_the_torn_one(tmp_path: Path) -> None:
     tracker.scalars(4, {"train/loss": 9.0})
     tracker.close()
     assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2, 3, 4]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
-    read = {event.step: event.value for event in _events(tmp_path).Scalars("train/loss")}
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    assert names[-1] == "metrics.jsonl"
+    assert len(names) == 3 and all("tfevents" in name for name in names[:2])
+    read = {
+        event.step: event.value for event in _events(tmp_path).Scalars("1 overview/loss (training)")
+    }
     assert read == pytest.approx({0: 1.0, 1: 1 / 2, 2: 1 / 3, 3: 1 / 4, 4: 9.0})
 
 
@@ -114,7 +119,7 @@ def test_what_is_recorded_again_is_dropped_at_its_step_alone(tmp_path: Path) -> 
 def test_events_are_on_disk_at_once(tmp_path: Path) -> None:
     tracker = RunTracker(tmp_path)
     tracker.scalars(1, {"train/loss": 1.0})
-    assert [event.step for event in _events(tmp_path).Scalars("train/loss")] == [1]
+    assert [event.step for event in _events(tmp_path).Scalars("1 overview/loss (training)")] == [1]
     tracker.close()
 
 
@@ -170,8 +175,8 @@ def test_histograms_leave_out_what_cannot_be_drawn(tmp_path: Path) -> None:
     tracker.close()
     events = _events(tmp_path)
     drawn = {"weight", "half", "count", "flag", "large"}
-    assert set(events.Tags()["histograms"]) == {f"parameters/{leaf}" for leaf in drawn}
-    (event,) = events.Histograms("parameters/weight")
+    assert set(events.Tags()["histograms"]) == {f"6 parameters/{leaf}" for leaf in drawn}
+    (event,) = events.Histograms("6 parameters/weight")
     assert event.step == 5
     value = event.histogram_value
     assert (value.num, value.min, value.max) == (100, -1.0, 1.0)
@@ -182,31 +187,63 @@ def test_figures_become_pictures(tmp_path: Path) -> None:
     tracker = RunTracker(tmp_path)
     tracker.figure(3, "validation/task", _figure())
     tracker.close()
-    (event,) = _events(tmp_path).Images("validation/task")
+    (event,) = _events(tmp_path).Images("2 validation/one task")
     assert (event.step, event.width, event.height) == (3, 200, 100)
     assert event.encoded_image_string.startswith(b"\x89PNG")
 
 
-def test_bands_and_curves_share_one_layout(tmp_path: Path) -> None:
-    tracker = RunTracker(tmp_path, bands={"intervals": ["validation/accuracy_after"]})
+def test_curves_share_a_chart_and_so_do_training_and_validation(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path)
     for step in range(2):
-        tracker.curves(step, "validation/by_step", {"k=0": 0.2, "k=1": 0.9})
+        tracker.curves(step, "validation_by_step", {"accuracy_0": 0.2, "accuracy_1": 0.9})
+        tracker.scalars(step, {"train/loss": 1.0})
+        tracker.scalars(step, {"validation/nll": 2.0})
     tracker.close()
     events = _events(tmp_path)
-    bands, curves = _layout(events).category
-    assert bands.title == "intervals"
-    (series,) = bands.chart[0].margin.series
-    assert (series.value, series.lower, series.upper) == (
-        "validation/accuracy_after",
-        "validation/accuracy_after_low",
-        "validation/accuracy_after_high",
-    )
-    assert list(curves.chart[0].multiline.tag) == ["^validation/by_step/"]
-    assert len(events.Tensors("custom_scalars__config__")) == 2  # bands; bands and curves
-    assert [event.value for event in events.Scalars("validation/by_step/k=1")] == pytest.approx(
-        [0.9, 0.9]
-    )
-    assert _lines(tmp_path)[0]["validation/by_step/k=0"] == 0.2
+    both, curves = _layout(events).category
+    assert (both.title, both.chart[0].title) == ("training and validation", "loss")
+    (chart,) = curves.chart
+    tags = events.Tags()["scalars"]
+
+    def drawn(expressions: Any) -> list[str]:
+        return [tag for tag in tags if any(re.match(wanted, tag) for wanted in expressions)]
+
+    assert sorted(drawn(chart.multiline.tag)) == [
+        "2 validation/accuracy after 0 inner steps",
+        "2 validation/accuracy after 1 inner step",
+    ]
+    assert sorted(drawn(both.chart[0].multiline.tag)) == [
+        "1 overview/loss (training)",
+        "1 overview/loss (validation)",
+    ]
+    assert len(events.Tensors("custom_scalars__config__")) == 3  # one for each that is new
+    assert _lines(tmp_path)[0]["validation_by_step/accuracy_0"] == 0.2
+
+
+def test_bands_are_figures_and_their_ends_no_curves(tmp_path: Path) -> None:
+    """Drawn again as they grow, ever more rarely, and at the end with all that there is."""
+    bands = {"95% confidence intervals": ["train/loss_after", "validation/loss_after"]}
+    for first, last in ((0, 40), (40, 60)):
+        tracker = RunTracker(tmp_path, bands=bands, resume_step=first)
+        for step in range(first + 1, last + 1):
+            ends = {"validation/loss_after_low": 0.5, "validation/loss_after_high": 1.5}
+            tracker.scalars(step, {"validation/loss_after": 1.0, **ends})
+        tracker.close()
+    events = _events(tmp_path)
+    assert events.Tags()["scalars"] == ["1 overview/loss (validation)"]
+    (name,) = events.Tags()["images"]
+    assert name == "1 overview/loss, 95% confidence intervals"
+    steps = [event.step for event in events.Images(name)]
+    assert steps[-1] == 60 and 40 in steps and 4 < len(steps) < 15
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_its_events_are(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    tracker = RunTracker(tmp_path)
+    tracker.scalars(1, {"train/loss": 1.0})
+    tracker.close()
+    assert not list(tmp_path.glob("*tfevents*"))
+    assert _events(tmp_path / "tensorboard").Tags()["scalars"] == ["1 overview/loss (training)"]
 
 
 def test_no_bands_no_layout(tmp_path: Path) -> None:
@@ -226,8 +263,8 @@ def test_hparams_stand_in_the_run_itself(tmp_path: Path) -> None:
     }
     tracker.hparams(settings, {"test/accuracy": 0.75})
     tracker.close()
-    files = [path.name for path in (tmp_path / "tensorboard").iterdir()]
-    assert len(files) == 1  # no run within the run
+    assert len(list(tmp_path.glob("*tfevents*"))) == 1
+    assert not any(path.is_dir() for path in tmp_path.iterdir())  # no run within the run
     events = _events(tmp_path)
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
@@ -237,7 +274,7 @@ def test_hparams_stand_in_the_run_itself(tmp_path: Path) -> None:
     # With an "experiment" TensorBoard would show the columns of this run alone.
     with pytest.raises(KeyError, match="experiment"):
         events.SummaryMetadata("_hparams_/experiment")
-    (result,) = events.Scalars("test/accuracy")
+    (result,) = events.Scalars("1 overview/accuracy (test)")
     assert (result.step, result.value) == (7, 0.75)
     assert _lines(tmp_path)[-1]["test/accuracy"] == 0.75
 
@@ -250,7 +287,7 @@ def test_results_of_a_resumed_run_stand_at_its_last_step(tmp_path: Path) -> None
     tracker.hparams({"way": 5}, {"test/accuracy": 0.5})
     tracker.close()
     assert _lines(tmp_path)[-1]["step"] == 5
-    assert _events(tmp_path).Scalars("test/accuracy")[0].step == 5
+    assert _events(tmp_path).Scalars("1 overview/accuracy (test)")[0].step == 5
 
 
 def test_a_closed_tracker_takes_nothing_more(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def _write(
     print(_table(diagnosis))
     for what, reason in diagnosis.left_out.items():
         print(f"left out: {what}: {reason}")
-    print(f"written: {path}, and to {folder / 'tensorboard'} under diagnosis_{config.split}")
+    print(f"written: {path}, and to TensorBoard, in its section 'test and findings'")
 
 
 def _table(diagnosis: Diagnosis) -> str:

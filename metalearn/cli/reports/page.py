@@ -6,6 +6,7 @@ Axes: none.
 from __future__ import annotations
 
 import base64
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
@@ -228,10 +229,15 @@ def _pictures(story: RunStory) -> Iterator[str]:
         return
     yield "<h2>Figures</h2>"
     for name, (step, png) in story.pictures.items():
-        words = f"{spaced(name)}, after {step:,} steps"
+        words = f"{spaced(_without_number(name))}, after {step:,} steps"
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         image = f'<img alt="{escaped(words)}" src="{source}">'
         yield f'<h4>{escaped(words)}</h4><div class="chart">{image}</div>'
+
+
+def _without_number(name: str) -> str:
+    """The name of a figure without the number of its section on a dashboard."""
+    return re.sub(r"^\d ", "", name)
 
 
 def _sources(story: RunStory) -> Iterator[str]:

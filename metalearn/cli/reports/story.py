@@ -22,6 +22,7 @@ from metalearn.cli.comparison.runs import ComparedRun, read_run
 from metalearn.cli.log_lines import WARNED
 from metalearn.files import check_regular, read_regular
 from metalearn.schema import map_of, maybe, number, text, whole
+from metalearn.tracking import event_folder
 
 __all__ = ["Picture", "RunStory", "read_story", "tamed"]
 
@@ -53,7 +54,7 @@ class RunStory:
         origins: ``provenance.json``, then those of resumptions in the order of their steps, by
             what they are.
         warnings: lines of the log that warn, and what of the folder could not be read.
-        pictures: the last of each figure in ``tensorboard/``, by name.
+        pictures: the last of each figure in the events for TensorBoard, by name.
         findings: what was asked of the trained run later (``evaluation-*.json``,
             ``diagnosis-*.json``), by the name of the file.
     """
@@ -89,7 +90,7 @@ def read_story(folder: Path, name: str) -> RunStory:
     found = sorted([*folder.glob("evaluation-*.json"), *folder.glob("diagnosis-*.json")])
     findings = {path.stem: _json(path, notes) for path in found}
     records = list(_records(folder / "metrics.jsonl", notes))
-    pictures = _pictures(folder / "tensorboard", notes)
+    pictures = _pictures(event_folder(folder), notes)
     return RunStory(
         run,
         results,
@@ -182,24 +183,25 @@ def _warnings(path: Path, notes: list[str]) -> list[str]:
 
 def _pictures(folder: Path, notes: list[str]) -> dict[str, Picture]:
     """The last of each figure."""
-    if not folder.is_dir():
+    paths = sorted(folder.glob("*tfevents*"))
+    if not paths:
         return {}
     from tensorboard.backend.event_processing import event_accumulator as events
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # of files that are torn
     last = dict.fromkeys(events.DEFAULT_SIZE_GUIDANCE, 1)
     try:
-        for path in folder.rglob("*tfevents*"):
+        for path in paths:
             check_regular(path, _LARGEST_EVENTS)
     except OSError:
-        notes.append(f"{folder.name} has what is no file or too large: its figures are missing")
+        notes.append("events for TensorBoard are no files, or too large: figures are missing")
         return {}
     try:
         read = events.EventAccumulator(str(folder), size_guidance=last).Reload()
         names = read.Tags()[events.IMAGES]
         shown = [(name, read.Images(name)[-1]) for name in names[:_MOST_PICTURES]]
     except Exception:  # a parser of others, of a file that may be anything
-        notes.append(f"{folder.name} cannot be read, so that its figures are missing here")
+        notes.append("events for TensorBoard cannot be read, so that figures are missing here")
         return {}
     pictures = {name: Picture(int(e.step), bytes(e.encoded_image_string)) for name, e in shown}
     return {name: picture for name, picture in pictures.items() if _is_png(picture.png)}

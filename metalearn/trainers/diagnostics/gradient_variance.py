@@ -49,6 +49,7 @@ class GradientVariance(GradientDiagnostic):
         self, step: int, kind: str, result: DiagnosticResult, tracker: Tracker
     ) -> Mapping[str, float]:
         """Totals; the layers go to the tracker as curves."""
+        self.seen_layers(step, kind, result)
         for name, layers in result.layers.items():
             tracker.curves(step + 1, f"gradient_{name}/{kind}_by_layer", layers)
         return {f"gradient_{name}/{kind}": float(v) for name, v in result.values.items()}

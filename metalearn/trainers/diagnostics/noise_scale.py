@@ -99,6 +99,7 @@ class NoiseScales(GradientDiagnostic):
             layer: ratio(mean.noise_by_leaf[layer], mean.signal_by_leaf[layer])
             for layer in mean.noise_by_leaf
         }
+        self.seen_layers(step, kind, DiagnosticResult({}, {"noise_scale": scales}))
         tracker.curves(step + 1, f"noise_scale/{kind}_by_layer", scales)
         self._history.setdefault(kind, []).append([float(step + 1), total / result.count])
         return {
@@ -109,7 +110,8 @@ class NoiseScales(GradientDiagnostic):
         }
 
     def draw(self, step: int, tracker: Tracker) -> None:
-        """All kinds against the number of units at hand."""
+        """All kinds against the number of units at hand, and layers."""
+        super().draw(step, tracker)
         curves = {
             _BETWEEN[kind]: tuple(torch.tensor(rows, dtype=torch.float64).T)
             for kind, rows in self._history.items()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metalearn.core.tree import leaf_names, leaves
 from metalearn.near_names import check_known
 from metalearn.ranks import Ranks
-from metalearn.tracking import Tracker
+from metalearn.tracking import Tracker, table_figure
 from metalearn.trainers.diagnostics.measuring import measure
 from metalearn.trainers.diagnostics.models import map_models, mean_loss
 from metalearn.trainers.diagnostics.protocol import (
@@ -215,17 +215,30 @@ def diagnose_by_ranks(
 
 
 def record_diagnosis(tracker: Tracker, step: int, split: str, diagnosis: Diagnosis) -> None:
-    """Scalars, histograms and figures, under ``diagnosis_<split>/<what>/<name>``."""
-    known = offline_diagnostics()
+    """Numbers, a table of them, histograms and figures, as ``diagnosis_<split>/<what>/<name>``."""
+    known, rows = offline_diagnostics(), []
     for place, found in diagnosis.findings.items():
         prefix, of = f"diagnosis_{split}/{place}", f"{place}, {split}, step {step}"
         for name, result in found.items():
             medians = {k: float(v.median()) for k, v in result.rows().items()}
             tracker.scalars(step, {f"{prefix}/{name}/{k}": v for k, v in medians.items()})
+            rows += [_row(place, name, k, values) for k, values in result.rows().items()]
             if result.distribution is not None:
                 tracker.histograms(step, prefix, {name: result.distribution})
             for part, figure in known[name]().figures(result, of).items():
                 tracker.figure(step, f"{prefix}/{name}" + (f"/{part}" if part else ""), figure)
+    if rows:
+        heads = ("of", "what", "median", "lowest", "highest")
+        title = f"diagnosis of the {split} split, step {step}"
+        tracker.figure(step, f"diagnosis_{split}/table", table_figure(heads, rows, title=title))
+
+
+def _row(place: str, quantity: str, name: str, values: Tensor) -> list[str]:
+    """Of a table: median and extremes, these where there are several."""
+    shown = [f"{float(end):.4g}" for end in (values.median(), values.min(), values.max())]
+    if values.numel() == 1:
+        shown[1:] = ["", ""]
+    return [place, f"{quantity}: {name}".replace("_", " "), *shown]
 
 
 def _first(kinds: Sequence[str], offered: Mapping[str, str]) -> str | None:

@@ -39,6 +39,8 @@ __all__ = [
     "spelled_out",
 ]
 
+_NEWEST = "_newest_layers"
+
 GradientChunk = Mapping[str, Tensor]
 """Gradients of n units of G populations by the name of the parameter, leaves ``[G, n, ...]``."""
 
@@ -142,6 +144,7 @@ class Diagnostic(ABC):
             tracker: for histograms and curves, recorded at ``step + 1`` as all numbers of a step.
         """
         prefix = self.prefix(kind)
+        self.seen_layers(step, kind, result)
         for name, layers in result.layers.items():
             tracker.curves(step + 1, f"{prefix}{name}_by_layer", layers)
         if result.distribution is not None and len(result.distribution):
@@ -153,8 +156,18 @@ class Diagnostic(ABC):
         return f"{self.name}/{kind}_"
 
     def draw(self, step: int, tracker: Tracker) -> None:
-        """Figures of what a training knows so far, at a validation after ``step`` steps."""
-        return
+        """Figures of what a training knows so far, at a validation after ``step`` steps.
+
+        Here those of the newest numbers of layers.
+        """
+        for kind, (when, result) in vars(self).pop(_NEWEST, {}).items():
+            for name, figure in layer_figures(result, f"{kind}s, step {when}").items():
+                tracker.figure(step, f"{self.name}/{kind}_{name}_by_layer", figure)
+
+    def seen_layers(self, step: int, kind: str, result: DiagnosticResult) -> None:
+        """Remember a look at layers until the next `draw`."""
+        if result.layers:
+            vars(self).setdefault(_NEWEST, {})[kind] = (step + 1, result)
 
     def figures(self, result: DiagnosticResult, of: str) -> Mapping[str, Figure]:
         """Figures of one result, by the end of their names; here a bar for each layer.

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from metalearn.tracking import NullTracker
+import torch
+
+from metalearn.tracking import NullTracker, layers_figure
 from metalearn.trainers.loop.checkpointing import Checkpoints
+from metalearn.trainers.loop.layers import by_layer
 from metalearn.trainers.loop.protocols import Evaluation, Training
 
 __all__ = ["validate"]
@@ -45,11 +48,22 @@ def _record(loop: Validated, found: Evaluation) -> None:
     if not isinstance(loop.tracker, NullTracker):
         found.draw(loop.tracker, loop.step)
     loop.tracker.scalars(loop.step, found.numbers)
-    grads = {n: p.grad for n, p in loop.parameters.items() if p.grad is not None}
-    loop.tracker.histograms(loop.step, "weights", loop.parameters)
-    loop.tracker.histograms(loop.step, "weights_gradient", grads)
+    if not isinstance(loop.tracker, NullTracker):
+        _show_layers(loop)
     for callback in loop.callbacks:
         callback.after_validation(loop, found)
+
+
+def _show_layers(loop: Validated) -> None:
+    """Leave the weights of each layer, and how long its gradient was."""
+    loop.tracker.histograms(loop.step, "weights", by_layer(loop.module, loop.parameters))
+    grads = {n: p.grad for n, p in loop.parameters.items() if p.grad is not None}
+    norms = {name: grad.norm() for name, grad in by_layer(loop.module, grads).items()}
+    if norms:
+        title = f"gradient of the step before step {loop.step + 1}"
+        values = torch.stack([norm.cpu() for norm in norms.values()])
+        figure = layers_figure(list(norms), values, label="norm of the gradient", title=title)
+        loop.tracker.figure(loop.step, "weights/gradient_by_layer", figure)
 
 
 def _tell(loop: Validated, found: Evaluation) -> None:

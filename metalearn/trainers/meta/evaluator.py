@@ -127,7 +127,7 @@ class MetaEvaluator:
         prefixes = ["train/", "validation/"]
         if self.select_by == "inductive":
             prefixes.append(f"validation/{_PREFIXES['inductive']}")
-        tasks = [f"{p}{n}_{w}" for p in prefixes for n in scores for w in ("before", "after")]
+        tasks = [f"{prefix}{name}_after" for prefix in prefixes for name in scores]
         found = {"95% confidence intervals": tasks}
         if self._several:
             members = [f"{p}member_{n}" for p in prefixes for n in scores]
@@ -181,7 +181,10 @@ class MetaEvaluator:
         if shape[:2] == ("classification", 3):
             figure = task_figure(support, query, predictions[-1], title=title)
         elif shape == ("regression", 1, 1) and self.tasks.outputs == 1:
-            figure = regression_figure(support, query, predictions[0], predictions[-1], title=title)
+            curve: Any = getattr(self.tasks, "curve", None)  # of tasks whose function is known
+            truth = None if curve is None else curve("validation", 0)
+            ends = (predictions[0], predictions[-1])
+            figure = regression_figure(support, query, *ends, title=title, truth=truth)
         else:
             return
         tracker.figure(step, "validation/task", figure)

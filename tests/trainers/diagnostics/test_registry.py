@@ -257,7 +257,8 @@ def test_its_curves_histograms_and_figures_need_no_further_line(
     assert (step, name, len(tensors["sample"])) == (1, "gradient_sparsity", 28)
     record_diagnosis(told, 3, "test", diagnose([("here", source)], ["gradient_sparsity"]))
     drawn = [(step, name) for step, name, _ in told.drawn]
-    assert drawn == [(3, "diagnosis_test/here/gradient_sparsity/all")]
+    names = ("diagnosis_test/here/gradient_sparsity/all", "diagnosis_test/table")
+    assert drawn == [(3, name) for name in names]
 
 
 # --- what is told and refused -------------------------------------------------------------------
