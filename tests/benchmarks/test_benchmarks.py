@@ -168,8 +168,13 @@ def test_tables_and_figures_show_every_contestant() -> None:
     assert "| first-order, batched | 5.00 | 1.20 |  | 1 |" in table
     assert "| higher | nan | nan |" in table
     assert "| torch.func grad(vmap) | 20 | 3.00 | 2.10 |  | 4e-03 | 5e-03 |" in table
-    axes = race_figure({"W1": timings, "W2": timings}).axes
+    race = race_figure({"W1": timings, "W2": timings})
+    axes = race.axes
     assert len(axes) == 2
+    (legend,) = race.legends
+    colours = [patch.get_facecolor() for patch in legend.get_patches()]
+    assert len(set(colours)) == 3 and {p.get_facecolor() for p in axes[0].patches} <= set(colours)
+    assert [p.get_width() for p in axes[0].patches] == [3.0, 1.5, 1.2]  # the fastest on top
     labels = [tick.get_text() for tick in axes[0].get_yticklabels()]
     assert set(labels) == {CONTESTANTS[t.contestant].title for t in timings[:-1]}
     assert any("wrong gradient" in text.get_text() for text in axes[0].texts)

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,3 +131,13 @@ def test_what_cannot_be_sampled() -> None:
 def test_a_seed_out_of_range_is_refused_before_any_task_is_drawn(seed: Any) -> None:
     with pytest.raises(SettingError, match="^seed="):
         SinusoidTasks(seed=seed)
+
+
+def test_the_curve_of_a_task_is_its_own_wave() -> None:
+    """The points of a task lie on it, and two numbers, of a grid, give it."""
+    tasks = SinusoidTasks(shot=5, query=50, seed=3)
+    _, (x, y) = tasks.sample("validation", [4])
+    grid, wave = tasks.curve("validation", 4)
+    assert grid.shape == wave.shape == (400, 1)
+    found = np.interp(x.flatten().numpy(), grid.flatten().numpy(), wave.flatten().numpy())
+    np.testing.assert_allclose(found, y.flatten().numpy(), atol=2e-3)
