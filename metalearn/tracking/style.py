@@ -40,6 +40,7 @@ __all__ = [
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#6B6B6B"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
+_HALF = 23  # characters of a label in half of the width
 MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH, DPI, TITLE = 4.7, 150, 11
 """Inches, dots an inch, points: cards of TensorBoard show a figure 340 px wide and wider, where
@@ -81,7 +82,7 @@ def legend_below(figure: Figure, *, columns: int) -> None:
             handles,
             labels,
             loc="outside lower center",
-            ncols=min(columns, 2),
+            ncols=min(columns, 2 if max(map(len, labels)) <= _HALF else 1),
             frameon=False,
             fontsize=9.5,
         )
