@@ -89,8 +89,8 @@ def task_figure(
     if guesses is not None and len(qy):
         hits = int((guesses == qy).sum())
         score = f"{hits} of {len(qy)} right ({100 * hits / len(qy):.0f}%)"
-        legend = "✓ right   ✗ k  predicted as k"
-        axes[1].set_xlabel(legend, loc="left", fontsize=10.5, fontfamily=FONT)
+        text = {"fontsize": 10.5, "fontfamily": FONT}
+        axes[1].set_xlabel("✓ right   ✗ k  predicted as k", text, loc="left")
     axes[0].set_title(_heading("support set", left, shots), loc="left", fontsize=10.5)
     axes[1].set_title(_heading("query set", right, queries, score), loc="left", fontsize=10.5)
     return figure
@@ -113,8 +113,7 @@ def regression_figure(
         predictions_before: ``[N of query, 1]``, from the parameters before adaptation.
         predictions_after: ``[N of query, 1]``, from the adapted ones.
         title: stands above.
-        truth: inputs ``[S, 1]`` and targets of the true curve, as dense as it is to be drawn;
-            None draws it through the query points.
+        truth: inputs ``[S, 1]`` and targets of the true curve; None takes the query points.
 
     Raises:
         ValueError: anything but one number a sample.
