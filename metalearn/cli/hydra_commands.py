@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from metalearn.cli.command_table import Command
 from metalearn.cli.config_files import config_folder
 from metalearn.cli.error_messages import JobError, check_options, one_sentence_errors
+from metalearn.cli.help_settings import settings_help
 from metalearn.cli.launching.jobs import run_job
 from metalearn.cli.launching.signals import keep_signals
 from metalearn.cli.own_settings import added_settings
@@ -49,6 +50,7 @@ def run(main: Callable[[], Any], config_name: str | None = None) -> None:
         register = OmegaConf.register_resolver
     register("run_folder", _run_folder, use_cache=True, replace=True)
     register("usage", typed, replace=True)
+    register("settings_help", settings_help, replace=True)
     with tolerant_streams(), one_sentence_errors(config_name or Path(sys.argv[0]).stem):
         check_options(sys.argv[1:])
         _call(main)

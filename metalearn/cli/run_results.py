@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metalearn.cli.given_settings import plain_value
 from metalearn.cli.launching.launches import is_of_sweep
+from metalearn.cli.member_sweep import sweep_of
 from metalearn.cli.run_config import used_part
 from metalearn.errors import SettingError
 from metalearn.files import read_regular
@@ -76,7 +77,7 @@ def write_results(
     for report in reports.values():
         numbers |= report.headline()
     trainer.tracker.hparams(_told(folder, config), numbers)
-    rows = trainer.member_settings()
+    rows, sweep = trainer.member_settings(), sweep_of(trainer, reports)
     for report in reports.values():
         if rows:
             trainer.tracker.member_hparams(rows, report.member_headlines())
@@ -93,6 +94,7 @@ def write_results(
             "test": {name: report.as_json() for name, report in reports.items()},
             "headline": numbers,
             **({"endings": trainer.endings} if rows else {}),
+            **({"sweep": sweep} if sweep is not None else {}),
             **trainer.results(),
         },
         make_folder=False,

@@ -19,6 +19,7 @@ from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.launching.launches import is_of_sweep
+from metalearn.cli.member_sweep import put_one_seed, sweep_of, sweep_text
 from metalearn.cli.networks import InitialWeights, check_initial, initial_weights, kept_weights
 from metalearn.cli.own_classes import leave_out_others, leave_out_others_of_job
 from metalearn.cli.processes import ranks_of_command
@@ -33,6 +34,7 @@ from metalearn.cli.run_folders import (
 from metalearn.cli.run_results import check_direction, has_results, write_results
 from metalearn.cli.same_run import check_same_data, check_same_settings
 from metalearn.cli.shapes import recorded_shapes
+from metalearn.cli.start_block import start_block
 from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.files import read_regular
@@ -118,9 +120,7 @@ def _show_again(folder: Path, config: DictConfig, trainer: Trainer) -> None:
     """The test table of a finished run, of which nothing is written."""
     print(f"{folder}: finished at step {trainer.step}; its files stay as they are")
     trainer.load_best()
-    reports = _test_reports(trainer, config.test_tasks)
-    if reports:
-        print(report_text(reports))
+    _show(trainer, _test_reports(trainer, config.test_tasks))
 
 
 def _begin(
@@ -148,7 +148,8 @@ def _begin(
         again=() if has_results(folder, trainer.step) else again,
         bands=trainer.bands,
     )
-    print(f"run folder: {folder}")
+    choices = {} if resuming else HydraConfig.get().runtime.choices
+    print(start_block(folder, config, trainer, choices))
 
 
 def _warn_of_other_data(folder: Path, data: Mapping[str, Any]) -> None:
@@ -206,6 +207,7 @@ def _composed_or_resumed(config: DictConfig, folder: Path, own: Path) -> DictCon
     leave_out_others_of_job(config)
     if own == folder:
         _check_free(folder)
+    put_one_seed(config)
     return config
 
 
@@ -253,12 +255,19 @@ def _train_and_test(folder: Path, config: DictConfig, trainer: Trainer) -> float
                 write_results(folder, config, result, reports, trainer)
     finally:
         trainer.tracker.close()
-    if reports:
-        print(report_text(reports))
+    _show(trainer, reports)
     for line in trainer.remarks():
         print(line)
-    print(f"dashboard: tensorboard --logdir {folder.parent}")
     return result.best_value
+
+
+def _show(trainer: Trainer, reports: Mapping[str, Report]) -> None:
+    """What tests found, and of a sweep of members which of them has won."""
+    if reports:
+        print(report_text(reports))
+    sweep = sweep_of(trainer, reports)
+    if sweep is not None:
+        print(sweep_text(sweep))
 
 
 def _test_reports(trainer: Trainer, count: int) -> Mapping[str, Report]:
