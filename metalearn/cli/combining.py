@@ -10,6 +10,7 @@ import torch
 
 from metalearn.cli.loading import load
 from metalearn.errors import SettingError
+from metalearn.percent import percent
 from metalearn.signatures import checked
 from metalearn.trainers import Trainer
 from metalearn.trainers.meta.combined import CombinedMetaTrainers
@@ -98,4 +99,4 @@ def member_lines(names: Sequence[str], members: Sequence[int], report: Any) -> l
 
 
 def _score(name: str, value: float) -> str:
-    return f"{name} {value:.2%}" if name.endswith("accuracy") else f"{name} {value:.4f}"
+    return f"{name} {percent(value)}" if name.endswith("accuracy") else f"{name} {value:.4f}"

@@ -39,13 +39,14 @@ def settings_help(command: str, *, _root_: DictConfig) -> str:
     behind = False  # a group, after which a line is left free
     plain = OmegaConf.to_container(_root_, resolve=False)
     assert isinstance(plain, dict)
-    for key, value in plain.items():
+    for name, value in plain.items():
+        key = str(name)
         choice = choices.get(key)
         if key == "hydra" or (value is None and choice is None and key in choices):
             continue
         if isinstance(value, dict) and choice is not None:
             lines += ["", f"{key}={choice}"]
-            lines += _lines(value, _of_choice(str(key), str(choice)), indent=2)
+            lines += _lines(value, _of_choice(key, str(choice)), indent=2)
             behind = True
             continue
         lines += [""] if behind else []

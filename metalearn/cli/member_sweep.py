@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from metalearn.cli.given_settings import plain_value
 from metalearn.cli.targets import accepted_of
+from metalearn.percent import percent
 from metalearn.trainers import Trainer
 from metalearn.trainers.report import Report
 
@@ -125,7 +126,7 @@ def _cell(name: str, value: float, score: str) -> str:
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
     if name.endswith("accuracy") or (name == "validation" and score == "accuracy"):
-        return f"{100 * value:.1f} %"
+        return percent(value)
     if name in ("member", "seed", "best_step"):
         return str(int(value))
     return f"{value:.4g}"

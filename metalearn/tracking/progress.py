@@ -1,19 +1,28 @@
-"""The progress bar: one line on a terminal, nothing anywhere else.
+"""The progress bar: one line on a terminal, elsewhere a line of the log now and then.
 
 Axes: none; the bar counts outer steps.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
+import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
+from itertools import starmap
 from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from metalearn.percent import is_accuracy, percent
+
 __all__ = ["Progress"]
+
+log = logging.getLogger(__name__)
 
 _FORMAT = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
 
@@ -21,8 +30,8 @@ _FORMAT = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}, {remaini
 class Progress:
     """A bar with the newest numbers behind it and the time left; a context manager.
 
-    Silent by itself when the stream is not a terminal, so logs and pipes stay clean, and from when
-    on the stream takes nothing more.
+    Where the stream is no terminal, a line of the log says the same every half minute instead. The
+    bar is silent from when on the stream takes nothing more.
 
     Args:
         total: steps of the whole run.
@@ -30,6 +39,8 @@ class Progress:
         enabled: show the bar; None shows it if ``stream`` is a terminal.
         stream: where to draw; standard error if None.
         interval: seconds between two drawings, at least.
+        log_interval: seconds between two lines of the log, at least, where ``enabled`` is None and
+            the stream is no terminal.
     """
 
     def __init__(
@@ -40,7 +51,11 @@ class Progress:
         enabled: bool | None = None,
         stream: TextIO | None = None,
         interval: float = 0.25,
+        log_interval: float = 30.0,
     ) -> None:
+        self._total, self._initial, self._done = total, initial, initial
+        self._every = math.inf if enabled is not None else log_interval
+        self._began = self._told = time.monotonic()
         self._stream = sys.stderr if stream is None else stream
         wanted = _is_terminal(self._stream) if enabled is None else enabled
         self.enabled = wanted and self._stream is not None  # it is None where it was closed
@@ -63,10 +78,12 @@ class Progress:
         """Advance by ``n`` steps and show ``numbers`` behind the bar.
 
         ``loss=0.51234`` shows as ``loss 0.512``, ``accuracy=0.873`` (any name with "accuracy") as
-        ``accuracy 87.3%``, ``tasks_per_s=1234.5`` as ``tasks/s 1.23k``. The line is redrawn at
+        ``accuracy 87.3 %``, ``tasks_per_s=1234.5`` as ``tasks/s 1.23k``. The line is redrawn at
         most once an interval; numbers stay until others replace them.
         """
+        self._done += n
         if self._bar is None:
+            self._tell(numbers)
             return
         if numbers:
             text = ", ".join(_show(name, value) for name, value in numbers.items())
@@ -75,6 +92,16 @@ class Progress:
             self._bar.update(n)
         except OSError:
             self._give_up()
+
+    def _tell(self, numbers: Mapping[str, float]) -> None:
+        """A line of the log, where the last one is long ago: steps, the time left, the numbers."""
+        now = time.monotonic()
+        if now - self._told < self._every or self._done >= self._total:
+            return
+        self._told = now
+        left = (now - self._began) / max(1, self._done - self._initial) * (self._total - self._done)
+        shown = [f"{tqdm.format_interval(left)} left", *starmap(_show, numbers.items())]
+        log.info("step %d/%d: %s", self._done, self._total, ", ".join(shown))
 
     def write(self, text: str) -> None:
         """Print a line above the bar; nothing when the bar is off."""
@@ -126,11 +153,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 def _show(name: str, value: float) -> str:
     label = name.replace("_per_", "/").replace("_", " ")
-    return f"{label} {_percent(value) if 'accuracy' in name else _compact(value)}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
+    return f"{label} {percent(value) if is_accuracy(name) else _compact(value)}"
 
 
 def _compact(value: float) -> str:

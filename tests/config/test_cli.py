@@ -86,7 +86,7 @@ def test_evaluation_and_the_learner_to_take_away(run: Run, tmp_path: Path) -> No
         assert [row["inner_step"] for row in score["accuracy"]] == [0, 1, 2, 3]
         assert all(0 <= row["mean"] <= 1 and row["interval95"] >= 0 for row in score["accuracy"])
     outcome = run("evaluate", f"run={folder}", "tasks=6", "conformal.coverage=0.8")
-    assert outcome.code == 0 and "conformal sets (thr, 80% asked)" in outcome.out, outcome.err
+    assert outcome.code == 0 and "conformal sets (thr, 80 % asked)" in outcome.out, outcome.err
     with_sets = json.loads((folder / "evaluation-test-thr0.8.json").read_text())["scores"]
     for name, score in with_sets.items():
         assert 0 <= score["sets"]["coverage"]["mean"] <= 1 and 0 <= score["aurc"]["mean"] <= 1

@@ -159,8 +159,8 @@ def test_intervals_of_seeds_and_of_one_run_stand_apart(run: Run, tmp_path: Path)
     place = head.index("test/accuracy")
     shown = {row[head.index("seeds")]: row[place : place + 3] for row in rows}
     half = stats.t.ppf(0.975, 2) * stdev((0.25, 0.3, 0.45)) / math.sqrt(3)
-    assert shown["0, 1, 2"] == ["33.33%", f"± {half:.2%}", "–"]
-    assert shown["0"] == ["41.00%", "–", "± 5.00%"]
+    assert shown["0, 1, 2"] == ["33.3 %", f"± {100 * half:.1f} %", "–"]
+    assert shown["0"] == ["41.0 %", "–", "± 5.0 %"]
 
 
 def test_words_patterns_and_lists_are_the_same_runs(

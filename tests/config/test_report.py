@@ -203,7 +203,7 @@ def test_the_log_marks_what_warns_and_the_page_repeats_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ({"accuracy": 0.5, "loss": 2.0}, ["accuracy: 50.00 %; loss: 2"]),
+        ({"accuracy": 0.5, "loss": 2.0}, ["accuracy: 50.0 %; loss: 2"]),
         ({"loss": {"mean": 1.0, "interval95": 0.25}}, ["loss", "1 ± 0.25"]),
         ({"loss": {"mean": 1.0, "interval95": None}}, ["1"]),
         (

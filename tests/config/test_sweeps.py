@@ -49,7 +49,7 @@ def test_runs_that_differ_in_their_seed_alone_are_taken_together(tmp_path: Path)
     assert accuracy["deviation"] == pytest.approx(0.1)
     assert accuracy["interval95"] == pytest.approx(4.3027 * 0.1 / 3**0.5)
     row = next(line for line in text.splitlines() if line.startswith("2  "))
-    numbers = ["10.00%", "±", "12.42%", "20.00%", "±", "24.84%"]
+    numbers = ["10.0", "%", "±", "12.4", "%", "20.0", "%", "±", "24.8", "%"]
     assert row.split() == ["2", "0.1", "0,", "1,", "2", *numbers, "0,", "2,", "4"]
     assert "order of best/accuracy (validation), the highest first" in text
     assert text.startswith("5 runs; over seeds")
@@ -86,8 +86,8 @@ def test_runs_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
     lines = summarize_sweep(tmp_path).lines
     assert lines[0] == "2 runs"
     assert [line.split() for line in lines if line[:1].isdigit()][1:] == [
-        ["1", "0.4", "0", "20.00%", "40.00%", "1"],
-        ["2", "0.1", "0", "5.00%", "10.00%", "0"],
+        ["1", "0.4", "0", "20.0 %", "40.0 %", "1"],
+        ["2", "0.1", "0", "5.0 %", "10.0 %", "0"],
     ]
 
 

@@ -38,7 +38,7 @@ def test_a_terminal_sees_numbers_in_compact_form() -> None:
     assert "5/20" in text
     assert " 25%" in text
     assert "left" in text
-    assert "loss 0.512, accuracy 87.3%, accuracy after 99.0%, tasks/s 1.23k, steps 2M" in text
+    assert "loss 0.512, accuracy 87.3 %, accuracy after 99.0 %, tasks/s 1.23k, steps 2M" in text
 
 
 @pytest.mark.parametrize(
@@ -124,3 +124,26 @@ def test_a_closed_stream_is_no_terminal() -> None:
     stream = io.StringIO()
     stream.close()
     assert not Progress(3, stream=stream).enabled
+
+
+def test_without_a_terminal_the_log_says_now_and_then_how_much_is_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("metalearn.tracking.progress.time.monotonic", lambda: clock[0])
+    caplog.set_level("INFO", logger="metalearn")
+    with Progress(110, 10, stream=io.StringIO()) as bar:
+        for _ in range(100):
+            clock[0] += 1.0
+            bar.update(1, loss=0.5)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        "step 40/110: 01:10 left, loss 0.5",
+        "step 70/110: 00:40 left, loss 0.5",
+        "step 100/110: 00:10 left, loss 0.5",
+    ]
+    caplog.clear()
+    with Progress(100, stream=io.StringIO(), enabled=False) as bar:
+        clock[0] += 1000.0
+        bar.update(1, loss=0.5)
+    assert not caplog.records

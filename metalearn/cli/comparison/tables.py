@@ -14,6 +14,7 @@ from metalearn.cli.comparison.rows import Row
 from metalearn.cli.comparison.runs import Span
 from metalearn.cli.comparison.settings import as_typed, printable
 from metalearn.cli.markdown import markdown
+from metalearn.percent import percent
 
 __all__ = ["comparison_lines", "comparison_page"]
 
@@ -81,7 +82,7 @@ def _shown(value: float, name: str) -> str:
     if not math.isfinite(value):
         return "not finite"
     if is_share(name):
-        return f"{value:.2%}"
+        return percent(value)
     if name.endswith("/step"):
         return f"{value:.0f}"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"

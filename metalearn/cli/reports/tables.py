@@ -12,6 +12,7 @@ from typing import Any
 
 from metalearn.cli.comparison.comparing import is_share
 from metalearn.pages import escaped, table
+from metalearn.percent import percent
 
 __all__ = ["found_tables", "shown", "spaced"]
 
@@ -101,7 +102,7 @@ def shown(name: str, value: Any) -> str:
     if not math.isfinite(value):
         return "not finite"
     if is_share(name):
-        return f"{100 * value:.2f} %"
+        return percent(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 

@@ -7,10 +7,12 @@ from typing import Protocol
 
 import torch
 
+from metalearn.percent import is_accuracy, percent
 from metalearn.tracking import NullTracker, layers_figure
 from metalearn.trainers.loop.checkpointing import Checkpoints
 from metalearn.trainers.loop.layers import by_layer
 from metalearn.trainers.loop.protocols import Evaluation, Training
+from metalearn.trainers.loop.unvalidated import Unvalidated
 
 __all__ = ["validate"]
 
@@ -66,18 +68,23 @@ def _show_layers(loop: Validated) -> None:
         loop.tracker.figure(loop.step, "weights/gradient_by_layer", figure)
 
 
+def _shown(name: str, value: float) -> str:
+    return percent(value) if is_accuracy(name) else f"{value:.4g}"
+
+
 def _tell(loop: Validated, found: Evaluation) -> None:
     """A line for the log; a warning where something was scored NaN."""
     monitor, population = loop.evaluator.monitor, loop.population
-    log.info(
-        "step %d/%d: %s %.4g (best %.4g at step %d)",
-        loop.step,
-        loop.settings.steps,
-        monitor,
-        found.numbers[monitor],
-        population.best_value,
-        population.best_step,
-    )
+    if not isinstance(loop.evaluator, Unvalidated):
+        log.info(
+            "step %d/%d: %s %s (best %s at step %d)",
+            loop.step,
+            loop.settings.steps,
+            monitor,
+            _shown(monitor, found.numbers[monitor]),
+            _shown(monitor, population.best_value),
+            population.best_step,
+        )
     lost = population.nan_scores(found.scores, monitor)
     if lost:
         log.warning("step %d: %s is NaN in validation and cannot be the best", loop.step, lost)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.percent import percent
 from metalearn.trainers.meta.scores import TaskScores, mean_interval
 from metalearn.types import Split, TaskDistribution
 
@@ -40,7 +41,7 @@ class PartReport:
     def line(self, name: str) -> str:
         """The same in words."""
         shown = self.loss if self.accuracy is None else self.accuracy
-        mean, half = (f"{v:.4f}" if self.accuracy is None else f"{v:.2%}" for v in shown.tolist())
+        mean, half = (f"{v:.4f}" if self.accuracy is None else percent(v) for v in shown.tolist())
         some = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
         return f"  {some} of {name}: {mean} ± {half}"
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.percent import percent
 from metalearn.trainers.meta.by_set import PartReport
 from metalearn.trainers.meta.normalization import Normalization
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
@@ -89,7 +90,7 @@ class TestReport:
         title = f"{name}: {score} on {self.tasks} tasks, mean ± 95 % interval"
         shown = [f"{mean:.4f} ± {half:.4f}" for mean, half in values.T.tolist()]
         if score == "accuracy":
-            shown = [f"{mean:7.2%} ± {half:.2%}" for mean, half in values.T.tolist()]
+            shown = [f"{percent(mean):>7} ± {percent(half)}" for mean, half in values.T.tolist()]
         if len(shown) == 1:
             lines = [title, f"  {shown[0].strip()}"]
         else:
@@ -152,7 +153,7 @@ class MemberReport:
         name, values = self.score
         each, regression = values[:, 0, -1], name == "loss"
         ends = (each.median(), each.min(), each.max())
-        median, low, high = (f"{float(v):.4f}" if regression else f"{float(v):.2%}" for v in ends)
+        median, low, high = (f"{float(v):.4f}" if regression else percent(float(v)) for v in ends)
         lines = [f"  of its {len(each)} members alone: median {median}, {low} to {high}"]
         what = "variance between members" if regression else "mutual information, nats"
         mean, half = self.epistemic.tolist()

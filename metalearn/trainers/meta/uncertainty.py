@@ -22,6 +22,7 @@ from metalearn.evaluation import (
     set_scores,
 )
 from metalearn.evaluation.conformal import check_conformal
+from metalearn.percent import percent
 from metalearn.trainers.meta.scores import QueryOutcomes, mean_interval
 
 __all__ = [
@@ -77,10 +78,10 @@ class SetReport:
     def line(self) -> str:
         """In words."""
         (share, near), (size, about) = self.coverage.tolist(), self.size.tolist()
-        how = f"{self.asked.rule}, {self.asked.coverage:.0%} asked"
+        how = f"{self.asked.rule}, {100 * self.asked.coverage:g} % asked"
         return (
             f"  conformal sets ({how}): {size:.2f} ± {about:.2f} classes, "
-            f"the right one among them {share:.2%} ± {near:.2%}"
+            f"the right one among them {percent(share)} ± {percent(near)}"
         )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from metalearn.percent import percent
+
 __all__ = ["score_table"]
 
 
@@ -17,7 +19,7 @@ def score_table(
     whole: Mapping[str, float],
     members: Mapping[str, Tensor],
     *,
-    percent: Collection[str] = (),
+    shares: Collection[str] = (),
 ) -> list[str]:
     """The ensemble beside its members' median and range; of a single network its scores alone.
 
@@ -25,7 +27,7 @@ def score_table(
         title: what is scored, on how many samples.
         whole: scores of the ensemble, those of ``members`` among them.
         members: the same of each member, ``[M]``, in the order of the rows.
-        percent: scores that are shown in per cent, the others with four decimals.
+        shares: scores that are shown in per cent, the others with four decimals.
     """
     count = max(len(values) for values in members.values())
     head = f"  {'':10}{'ensemble':>10}{'members: median':>18}{'lowest':>10}{'highest':>10}"
@@ -34,7 +36,7 @@ def score_table(
         row = [whole[name]]
         if count > 1:
             row += [float(values.median()), float(values.min()), float(values.max())]
-        shown = [f"{value:.2%}" if name in percent else f"{value:.4f}" for value in row]
+        shown = [percent(value) if name in shares else f"{value:.4f}" for value in row]
         widths = (10, 18, 10, 10)
         lines.append(f"  {name:10}" + "".join(f"{v:>{w}}" for v, w in zip(shown, widths)))
     return lines

@@ -17,7 +17,7 @@ LOSSES = torch.tensor([[2.0, 1.5, 12.0], [0.25, 0.5, 0.0]])
     ("accuracies", "rows"),
     [
         (None, ["2.0000 ± 0.2500", "1.5000 ± 0.5000", "12.0000 ± 0.0000"]),
-        (LOSSES / 16, [" 12.50% ± 1.56%", "  9.38% ± 3.12%", " 75.00% ± 0.00%"]),
+        (LOSSES / 16, [" 12.5 % ± 1.6 %", "  9.4 % ± 3.1 %", " 75.0 % ± 0.0 %"]),
     ],
 )
 def test_each_inner_step_has_a_line(accuracies: torch.Tensor | None, rows: list[str]) -> None:
@@ -31,7 +31,7 @@ def test_each_inner_step_has_a_line(accuracies: torch.Tensor | None, rows: list[
 
 
 @pytest.mark.parametrize(
-    ("accurate", "row"), [(False, "2.0000 ± 0.2500"), (True, "12.50% ± 1.56%")]
+    ("accurate", "row"), [(False, "2.0000 ± 0.2500"), (True, "12.5 % ± 1.6 %")]
 )
 def test_without_inner_steps_there_is_one_line(accurate: bool, row: str) -> None:
     first = LOSSES[:, :1]

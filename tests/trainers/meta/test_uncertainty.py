@@ -70,7 +70,7 @@ def test_the_report_is_that_of_each_task_by_hand(members: int, inductive: bool) 
     found_json = report.as_json()
     assert found_json["aurc"]["mean"] == pytest.approx(float(report.risk_coverage[0]))
     assert found_json["sets"]["asked"]["coverage"] == 0.7
-    assert "conformal sets (aps, 70% asked)" in report.lines("test")[-1]
+    assert "conformal sets (aps, 70 % asked)" in report.lines("test")[-1]
 
 
 def test_tasks_of_the_calibration_did_not_choose_the_state() -> None:
