@@ -86,8 +86,8 @@ def test_runs_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
     lines = summarize_sweep(tmp_path).lines
     assert lines[0] == "2 runs"
     assert [line.split() for line in lines if line[:1].isdigit()][1:] == [
-        ["1", "0.4", "0", "20.0 %", "40.0 %", "1"],
-        ["2", "0.1", "0", "5.0 %", "10.0 %", "0"],
+        ["1", "0.4", "0", "20.0", "%", "40.0", "%", "1"],
+        ["2", "0.1", "0", "5.0", "%", "10.0", "%", "0"],
     ]
 
 

@@ -157,8 +157,8 @@ def _write(
 
 
 def _table(diagnosis: Diagnosis) -> str:
-    """Markdown: a row for each number, its median and extremes over models."""
-    lines = ["| of | quantity | median | lowest | highest |", "|---|---|---:|---:|---:|"]
+    """Markdown, aligned: a row for each number, its median and extremes over models."""
+    rows = [["of", "quantity", "median", "lowest", "highest"]]
     for place, found in diagnosis.findings.items():
         for quantity, result in found.items():
             for name, values in result.rows().items():
@@ -166,5 +166,15 @@ def _table(diagnosis: Diagnosis) -> str:
                 shown = [f"{float(end):.4g}" for end in ends]
                 if not values.ndim or len(values) == 1:
                     shown[1:] = ["", ""]
-                lines.append(f"| {place} | {quantity}: {name} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+                rows.append([place, f"{quantity}: {name}", *shown])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(_padded(row, widths)) + " |" for row in rows]
+    rule = [f"{'-' * (width + 1)}{'-' if at < 2 else ':'}" for at, width in enumerate(widths)]
+    said = any("nan" in row for row in rows)
+    why = "\nnan: nothing finite was measured there, which is alarming of losses and gradients"
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]]) + (why if said else "")
+
+
+def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Cells as wide as their columns, texts to the left, numbers to the right."""
+    return [f"{c:<{w}}" if at < 2 else f"{c:>{w}}" for at, (c, w) in enumerate(zip(row, widths))]

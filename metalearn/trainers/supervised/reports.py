@@ -97,6 +97,10 @@ class EnsembleTest:
                 f"AUROC {float(scores.auroc):.4f} ({low:.4f} to {high:.4f}), "
                 f"FPR95 {float(scores.fpr95):.4f}"
             )
+            if float(scores.auroc) < 0.5:
+                lines.append(
+                    "    below 0.5: what is foreign is taken for more certain than its own"
+                )
         return lines
 
 
