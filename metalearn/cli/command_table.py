@@ -58,7 +58,7 @@ COMMANDS = {
         _command("train", "train a meta-learner, an ensemble or a network", "train", "train"),
         _command("evaluate", "score a trained run", "evaluate", "evaluate"),
         _command("compare", "put runs side by side", "compare", "compare", words="runs"),
-        _command("report", "one page of a run, to be mailed and kept", "report", "report"),
+        _command("report", "one page of runs, to be mailed", "report", "report", words="run"),
         _command("diagnose", "gradients and curvature of a trained run", "diagnose", "diagnose"),
         _command("attribute", "which examples made a run's network", "attribute_run", "attribute"),
         _command("audit", "whether a private run is as private as it says", "audit", "audit"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
+from pathlib import Path
 
-__all__ = ["WARNED", "LogLines"]
+__all__ = ["WARNED", "LogLines", "log_ending"]
 
 WARNED = re.compile(r"\d\d:\d\d:\d\d (?P<sentence>(?:warning|error|critical): .+)")
 """A line of what warns, as `LogLines` writes it."""
@@ -21,3 +23,17 @@ class LogLines(logging.Formatter):
             return line
         time, _, message = line.partition(" ")
         return f"{time} {record.levelname.lower()}: {message}"
+
+
+def log_ending(error: Exception) -> None:
+    """Write into the run's log what ends it; the terminal has it from whoever answers the error.
+
+    A disk that takes no line costs that line alone.
+    """
+    sentence = " ".join(str(error).split())
+    words = f"ended: {sentence}" if sentence else f"ended: {type(error).__name__}"
+    record = logging.LogRecord("metalearn", logging.ERROR, "", 0, "%s", (words,), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            with suppress(OSError), Path(handler.baseFilename).open("a", encoding="utf-8") as file:
+                file.write(f"{handler.format(record)}\n")

@@ -9,7 +9,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -63,15 +63,34 @@ def chart(figure: Figure, words: str) -> str:
     return f'<div class="chart"><img alt="{escaped(words)}" src="{_data(file, "png")}"></div>'
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is of texts and whose others are of numbers; all are escaped."""
-    kinds = ["", *[' class="number"'] * (len(heads) - 1)]
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: Sequence[bool] | None = None,
+    links: Callable[[str], str] | None = None,
+) -> str:
+    """A table whose cells are escaped.
+
+    Args:
+        heads: of the columns.
+        rows: of cells.
+        numbers: of each column, whether it is of numbers, which stand to the right; None says that
+            all are but for the first.
+        links: of a first cell, the name of the page's section that it leads to.
+    """
+    if numbers is None:
+        numbers = [place > 0 for place in range(len(heads))]
+    kinds = [' class="number"' if right else ' class="text"' for right in numbers]
     head = "".join(f"<th{kind}>{escaped(text)}</th>" for kind, text in zip(kinds, heads))
-    body = "".join(
-        "<tr>" + "".join(f"<td{k}>{escaped(text)}</td>" for k, text in zip(kinds, row)) + "</tr>"
-        for row in rows
-    )
-    return _scrolling(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>")
+    body = []
+    for row in rows:
+        cells = [escaped(text) for text in row]
+        if links is not None:
+            cells[0] = f'<a href="#{escaped(links(row[0]))}">{cells[0]}</a>'
+        inner = "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, cells))
+        body.append(f"<tr>{inner}</tr>")
+    return _scrolling(f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>")
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:

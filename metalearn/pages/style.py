@@ -30,6 +30,9 @@ table { border-collapse: collapse; font-size: .92rem; margin: .75rem 0; }
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: normal; }
 td.long { overflow-wrap: anywhere; }
+td.text { max-width: 22rem; overflow-wrap: break-word; }
+a { color: var(--helps); }
+section { margin: 1.5rem 0; }
 th { font-weight: 600; vertical-align: bottom; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th.number { white-space: normal; max-width: 9rem; }

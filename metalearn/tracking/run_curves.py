@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from metalearn.tracking.style import BLUE, GREEN, ORANGE, plain_axes, spans_decades
 
-__all__ = ["Curve", "curve_figure", "curves_of"]
+__all__ = ["Curve", "curve_figure", "curves_of", "drawable"]
 
 _SIZE = (4.8, 3.1)  # inches: two stand side by side on a page
 _LARGEST = 1e30  # beyond it axes overflow
@@ -83,8 +83,8 @@ def curve_figure(
     axes = figure.subplots()
     plain_axes(axes)
     everything = np.concatenate([a for c in parts.values() for a in (c.values, c.low, c.high)])
-    drawable = everything[np.isfinite(everything) & (np.abs(everything) < _LARGEST)]
-    if spans_decades(drawable) and not percent and not linear:
+    finite = everything[np.isfinite(everything) & (np.abs(everything) < _LARGEST)]
+    if spans_decades(finite) and not percent and not linear:
         axes.set_yscale("log")
     for part, curve in parts.items():
         _draw(axes, part, curve, 100.0 if percent else 1.0)
@@ -92,13 +92,13 @@ def curve_figure(
     axes.set_title(words, fontsize=11, loc="left", parse_math=False)
     axes.set_xlabel("step", fontsize=10)
     if any(part in _LOOKS for part in parts):
-        axes.legend(frameon=False, fontsize=9.5)
+        axes.legend(frameon=False, fontsize=10)
     return figure
 
 
 def _draw(axes: Axes, part: str, curve: Curve, factor: float) -> None:
     colour, mark, label = _LOOKS.get(part, (GREEN, "o", ""))
-    points, low, high = (_drawable(factor * v) for v in (curve.values, curve.low, curve.high))
+    points, low, high = (drawable(factor * v) for v in (curve.values, curve.low, curve.high))
     few = int(np.isfinite(points).sum()) <= _FEW
     axes.plot(
         curve.steps, points, color=colour, lw=1.6, marker=mark if few else "", ms=4,
@@ -113,6 +113,6 @@ def _draw(axes: Axes, part: str, curve: Curve, factor: float) -> None:
                   clip_on=False, zorder=5)  # fmt: skip
 
 
-def _drawable(values: np.ndarray) -> np.ndarray:
+def drawable(values: np.ndarray) -> np.ndarray:
     """NaN in place of what axes cannot hold."""
     return np.where(np.abs(values) < _LARGEST, values, math.nan)

@@ -305,3 +305,78 @@ def test_values_are_tamed() -> None:
     found = tamed({"a": 2**64, "b": -(2**63), "c": True, "d": math.nan, "e": deep, "f": "x" * 9999})
     assert found["a"] is None and found["b"] == -(2**63) and found["c"] is True
     assert "…" in json.dumps(found["e"], ensure_ascii=False) and len(found["f"]) == 2000
+
+
+def copied(tmp_path: Path, *kinds: str) -> None:
+    for number, kind in enumerate(kinds):
+        source = next(p for p in SAVED if p.name.endswith("finished") and kind in p.name)
+        shutil.copytree(source, tmp_path / "runs" / str(number))
+
+
+def test_several_runs_have_the_table_of_compare_and_their_curves(
+    commanded: Caller, tmp_path: Path
+) -> None:
+    for seed, rate in ((0, 0.01), (1, 0.01), (0, 0.02)):
+        tuned = [*TINY, f"seed={seed}", f"maml.inner_lr={rate}"]
+        assert commanded("train", *tuned, f"hydra.run.dir=runs/{rate}-{seed}").code == 0
+    assert commanded("report", "runs").out.endswith("written: runs/report.html\n")
+    page = Path("runs/report.html").read_text(encoding="utf-8")
+    check_self_contained(page)
+    read = Read(page)
+    assert commanded("compare", "runs", "folder=table").code == 0
+    lines = Path("table/compare.md").read_text(encoding="utf-8").splitlines()
+    words = [cell.strip() for line in lines if line.startswith("|") for cell in line.split("|")]
+    cells = [word.replace("\\", "") for word in words if word.strip(" -:")]
+    assert len(cells) > 10 and all(cell in read.text for cell in cells)
+    assert [own["id"] for _, own in read.tags if own.get("id")] == ["row-1", "row-2"]
+    charts = [i["alt"] or "" for i in read.named("img")]
+    assert "loss after, validation of 2 rows over the steps" in charts
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["run=[runs/0,runs/0]"], "Named more than once, and counted once: runs/0"),
+        (["run=[runs/0,runs]"], "Named more than once"),
+        (["run=[runs/0,empty]"], "Passed over: empty:"),
+        (["run=[runs/0,runs/1]"], "Runs are of different kinds"),
+    ],
+    ids=str,
+)
+def test_what_is_odd_about_several_runs_is_said_on_their_page(
+    settings: list[str], words: str, commanded: Caller, tmp_path: Path
+) -> None:
+    copied(tmp_path, "ensemble", "maml")
+    (tmp_path / "empty").mkdir()
+    assert commanded("report", *settings, "file=page.html").code == 0
+    page = Path("page.html").read_text(encoding="utf-8")
+    check_self_contained(page)
+    assert words in Read(page).text
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["run=empty"], "run"),
+        (["run=[]"], "run=[]"),
+        (["run=[5]"], "run=[5]"),
+        (["run=[empty,nowhere]"], "run='nowhere'"),
+    ],
+    ids=str,
+)
+def test_several_that_are_no_runs_are_one_sentence(
+    settings: list[str], sentence: str, commanded: Caller
+) -> None:
+    Path("empty").mkdir()
+    done = commanded("report", *settings)
+    assert done.code == 2 and done.err.count("\n") == 1 and sentence in done.err
+    assert list(Path().rglob("*")) == [Path("empty")]
+
+
+def test_the_error_that_ends_a_run_is_in_its_log_and_on_its_page(commanded: Caller) -> None:
+    ended = commanded("train", *TINY, "maml.inner_lr=1e9", "hydra.run.dir=run")
+    assert ended.code == 1 and ended.err.count("error:") == 1
+    sentence = ended.err.partition("error: ")[2].strip()
+    assert Path("run/train.log").read_text().count(sentence) == 1
+    assert commanded("report", "run=run").code == 0
+    assert sentence in Read(Path("run/report.html").read_text(encoding="utf-8")).text

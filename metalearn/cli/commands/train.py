@@ -19,6 +19,7 @@ from metalearn.cli.determinism import determinism
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.launching.launches import is_of_sweep
+from metalearn.cli.log_lines import log_ending
 from metalearn.cli.member_sweep import put_one_seed, sweep_of, sweep_text
 from metalearn.cli.networks import InitialWeights, check_initial, initial_weights, kept_weights
 from metalearn.cli.own_classes import leave_out_others, leave_out_others_of_job
@@ -96,7 +97,12 @@ def train(config: DictConfig) -> float:
             with writing_to(folder, f"with that mended, resume={folder} goes on"):
                 if writes:
                     _begin(folder, config, trainer, start, resuming=resuming)
-                return _score(folder, config, trainer)
+                try:
+                    return _score(folder, config, trainer)
+                except Exception as error:
+                    if writes:
+                        log_ending(error)
+                    raise
 
 
 def _resume(trainer: Trainer, folder: Path) -> None:

@@ -29,7 +29,9 @@ class Finding(NamedTuple):
     """Folders that were named more than once; each counts once."""
 
 
-def find_runs(names: Sequence[str | Path], *, within: Path | None = None) -> Finding:
+def find_runs(
+    names: Sequence[str | Path], *, within: Path | None = None, setting: str = "runs"
+) -> Finding:
     """The runs in folders, each once, in the order of the names; a sweep's by their numbers.
 
     Args:
@@ -37,6 +39,7 @@ def find_runs(names: Sequence[str | Path], *, within: Path | None = None) -> Fin
             One that is neither a run nor holds any is passed over, and so is a run that cannot be
             read.
         within: a folder above them, of which the names of runs say nothing.
+        setting: by which they are named.
 
     Raises:
         SettingError: a name of nothing that is there.
@@ -44,7 +47,7 @@ def find_runs(names: Sequence[str | Path], *, within: Path | None = None) -> Fin
     finding = Finding([], {}, [])
     seen: set[Path] = set()
     for name in names:
-        for given in folders_named(str(name)):
+        for given in folders_named(str(name), setting):
             shut: dict[Path, str] = {}
             places = list(_places(given, _DEEPEST, shut))
             for place, reason in shut.items():
@@ -65,7 +68,7 @@ def find_runs(names: Sequence[str | Path], *, within: Path | None = None) -> Fin
     return finding
 
 
-def folders_named(name: str) -> list[Path]:
+def folders_named(name: str, setting: str = "runs") -> list[Path]:
     """What a name is of, or what fits it as a pattern where nothing has that very name.
 
     Raises:
@@ -77,14 +80,14 @@ def folders_named(name: str) -> list[Path]:
     except OSError as error:
         if not isinstance(error, PermissionError):
             raise SettingError(
-                "runs", name, f"no such name can be there: {error.strerror}"
+                setting, name, f"no such name can be there: {error.strerror}"
             ) from None
         there = True  # as far as can be told; that it cannot be read is said with the others
     if there:
         return [path]
     found = sorted(glob.glob(name)) if glob.has_magic(name) else []
     if not found:
-        raise SettingError("runs", name, "nothing of that name is there; a run's folder is needed")
+        raise SettingError(setting, name, "nothing of that name is there; a run's folder is needed")
     return [Path(each) for each in found]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from metalearn.errors import DataError
 from metalearn.files import read_regular
 from metalearn.schema import Misfit, anything, map_of, mapping, maybe, number, text, whole
 
-__all__ = ["ComparedRun", "Span", "read_run"]
+__all__ = ["ComparedRun", "Span", "number_in", "read_run"]
 
 _LARGEST = 2**26  # bytes of results, or of records
 _LARGEST_ORIGIN = 2**20  # bytes of a record of where a run comes from
@@ -183,8 +184,20 @@ def _steps(settings: Mapping[str, Any]) -> int | None:
     return steps if isinstance(steps, int) and not isinstance(steps, bool) else None
 
 
+def number_in(path: Path) -> tuple[int, str]:
+    """By which files ``…_<number>.pt`` and ``…-<number>.json`` are put into their order."""
+    found = re.search(r"(\d{1,18})\.(?:json|pt)$", path.name)
+    return (int(found[1]) if found else 0, path.name)
+
+
 def _how_far(folder: Path, settings: Mapping[str, Any]) -> str:
-    """How far a run has come that has no results."""
+    """How far a run has come that has no results, and that it diverged where it left such a state.
+
+    A run that goes on after it diverged is as far as its records say.
+    """
+    lost = sorted((folder / "checkpoints").glob("non_finite_step_*.pt"), key=number_in)
+    if lost and not (folder / "results.json").exists():
+        return f"diverged at step {number_in(lost[-1])[0]:,}: a loss or gradient was not finite"
     try:
         lines = read_regular(folder / "metrics.jsonl", _LARGEST).splitlines()
     except OSError:

@@ -16,10 +16,11 @@ from metalearn.cli.comparison.settings import as_typed, printable
 from metalearn.cli.markdown import markdown
 from metalearn.percent import percent
 
-__all__ = ["comparison_lines", "comparison_page"]
+__all__ = ["ComparisonCells", "comparison_cells", "comparison_lines", "comparison_page"]
 
 _BLANK = "–"
 _MOST_SETTINGS = 16  # columns of settings that are shown; the files for machines have all
+_FILES = "which the files .csv and .json have"
 _OVER = ("seeds", "test tasks", "test samples")
 
 
@@ -29,6 +30,17 @@ class _Column(NamedTuple):
     right: bool = False
     joined: bool = False
     """Whether it says more of the column before it, and is not parted from that."""
+
+
+class ComparisonCells(NamedTuple):
+    """A whole table in words."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[bool]
+    """Of each column, whether it stands to the right."""
+    sentences: Sequence[str]
+    """What has to be said of it."""
 
 
 def comparison_lines(comparison: Comparison, width: int) -> list[str]:
@@ -45,11 +57,11 @@ def comparison_lines(comparison: Comparison, width: int) -> list[str]:
     return [*lines, "", *_sentences(comparison)]
 
 
-def _sentences(comparison: Comparison) -> list[str]:
+def _sentences(comparison: Comparison, elsewhere: str = _FILES) -> list[str]:
     found = [comparison.order, *comparison.notes]
     more = comparison.settings[_MOST_SETTINGS:]
     if more:
-        found.append(f"{len(more)} more settings differ, which the files .csv and .json have.")
+        found.append(f"{len(more)} more settings differ, {elsewhere}.")
     found += [f"Passed over: {name}: {why}" for name, why in comparison.passed_over.items()]
     return [printable(text) for text in found]
 
@@ -140,14 +152,27 @@ def _aligned(columns: Sequence[_Column]) -> list[str]:
 
 def comparison_page(comparison: Comparison) -> str:
     """A table in Markdown, and what has to be said of it."""
-    heads, cells, above = [], [], ""
-    for column in _columns(comparison):
+    heads, rows, _, sentences = comparison_cells(comparison)
+    table = markdown(list(map(_escaped, heads)), [tuple(map(_escaped, row)) for row in rows])
+    notes = "\n".join(f"- {_escaped(text)}" for text in sentences)
+    return f"{comparison.title}\n\n{table}\n\n{notes}\n"
+
+
+def comparison_cells(comparison: Comparison, *, elsewhere: str = _FILES) -> ComparisonCells:
+    """The table of a comparison, each head whole: an interval's says what it is of.
+
+    Args:
+        comparison: of runs.
+        elsewhere: where settings stand that the table has no room for.
+    """
+    heads, above, columns = [], "", list(_columns(comparison))
+    for column in columns:
         above = above if column.joined else column.head
-        heads.append(_escaped(f"{above}, {column.head}" if column.joined else column.head))
-        cells.append([_escaped(cell) for cell in column.cells])
-    table = markdown(heads, list(zip(*cells)))
-    sentences = "\n".join(f"- {_escaped(text)}" for text in _sentences(comparison))
-    return f"{comparison.title}\n\n{table}\n\n{sentences}\n"
+        heads.append(f"{above}, {column.head}" if column.joined else column.head)
+    rows = list(zip(*(column.cells for column in columns)))
+    return ComparisonCells(
+        heads, rows, [c.right for c in columns], _sentences(comparison, elsewhere)
+    )
 
 
 def _escaped(text: str) -> str:

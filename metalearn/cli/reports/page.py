@@ -14,7 +14,7 @@ from typing import Any
 
 from metalearn.cli.comparison.comparing import is_share
 from metalearn.cli.reports.story import RunStory
-from metalearn.cli.reports.tables import found_tables, shown, spaced
+from metalearn.cli.reports.tables import INTERVALS, found_tables, shown, spaced
 from metalearn.pages import (
     chart,
     counted,
@@ -27,9 +27,9 @@ from metalearn.pages import (
 )
 from metalearn.tracking.run_curves import Curve, curve_figure, curves_of
 
-__all__ = ["page_of_run"]
+__all__ = ["FIRST_CURVES", "LINEAR_CURVES", "page_of_run"]
 
-_FIRST = (
+FIRST_CURVES = (
     "accuracy_after",
     "accuracy",
     "loss_after",
@@ -43,6 +43,10 @@ _FIRST = (
 )
 """Curves that stand beside that of the score, in this order; all others are folded."""
 _MOST_CURVES = 40
+_BANDS = (
+    "A band is the 95 % interval of the mean over the tasks of that step; around a median of "
+    "members it reaches from the lowest to the highest. A cross marks what was not finite."
+)
 _GROUPS = (
     "task", "test_task", "data", "ood", "learner", "maml", "hyper", "model", "optimizer", "trainer",
 )  # fmt: skip
@@ -54,7 +58,7 @@ _KNOWN = {
 }  # fmt: skip
 _UNVALIDATED = "best/step"
 """The headline's score of a training that no validation looks at."""
-_LINEAR = ("learning_rate",)
+LINEAR_CURVES = ("learning_rate",)
 
 
 def page_of_run(story: RunStory) -> str:
@@ -181,10 +185,11 @@ def _curves(story: RunStory, curves: Mapping[str, Mapping[str, Curve]]) -> Itera
     if not curves:
         return
     scores = [n.partition("/")[2] for n in story.run.numbers if n.startswith("best/")]
-    wanted = [name for name in (*scores, *_FIRST) if name in curves]
+    wanted = [name for name in (*scores, *FIRST_CURVES) if name in curves]
     wanted = list(dict.fromkeys(wanted)) or list(curves)[:4]
     others = [name for name in curves if name not in wanted]
     yield "<h2>How it went</h2>"
+    yield f'<p class="soft">{_BANDS}</p>'
     yield _charts({name: curves[name] for name in wanted})
     if others:
         shown_ones = {name: curves[name] for name in others[:_MOST_CURVES]}
@@ -197,7 +202,7 @@ def _curves(story: RunStory, curves: Mapping[str, Mapping[str, Curve]]) -> Itera
 def _charts(curves: Mapping[str, Mapping[str, Curve]]) -> str:
     inner = "".join(
         chart(
-            curve_figure(spaced(name), parts, percent=is_share(name), linear=name in _LINEAR),
+            curve_figure(spaced(name), parts, percent=is_share(name), linear=name in LINEAR_CURVES),
             f"{spaced(name)} over the steps",
         )
         for name, parts in curves.items()
@@ -212,7 +217,10 @@ def _findings(story: RunStory) -> Iterator[str]:
         inner = "".join(found_tables(found)) if isinstance(found, Mapping) else ""
         if inner:
             title = name.replace("-", ": ").replace("_", " ").capitalize()
-            yield f"<h2>{escaped(title)}</h2>{_of_state(finding)}{inner}"
+            yield f"<h2>{escaped(title)}</h2>{_of_state(finding)}"
+            if "±" in inner:
+                yield f'<p class="soft">{INTERVALS}</p>'
+            yield inner
 
 
 def _of_state(finding: Mapping[str, Any]) -> str:

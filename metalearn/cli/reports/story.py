@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from metalearn.cli.comparison.runs import ComparedRun, read_run
+from metalearn.cli.comparison.runs import ComparedRun, number_in, read_run
 from metalearn.cli.log_lines import WARNED
 from metalearn.files import check_regular, read_regular
 from metalearn.schema import map_of, maybe, number, text, whole
@@ -68,29 +67,30 @@ class RunStory:
     findings: Mapping[str, Mapping[str, Any]]
 
 
-def read_story(folder: Path, name: str) -> RunStory:
+def read_story(folder: Path, name: str, *, figures: bool = True) -> RunStory:
     """Read a run's folder; what is damaged beside its settings is left out, with a warning.
 
     Args:
         folder: of the run.
         name: by which it is shown.
+        figures: whether the figures that it left are read.
 
     Raises:
         DataError: settings or results that no run of ours would write.
     """
     run = read_run(folder, name)
-    run = replace(run, config=tamed(run.config), state=_ending(folder) or run.state)
+    run = replace(run, config=tamed(run.config))
     notes: list[str] = []
     results = _json(folder / "results.json", notes) or {}
-    resumed = sorted(folder.glob("provenance-resumed-at-*.json"), key=_number_in)
+    resumed = sorted(folder.glob("provenance-resumed-at-*.json"), key=number_in)
     named = {"Provenance": folder / "provenance.json"}
     for path in resumed:
-        named[f"Provenance of the resumption at step {_number_in(path)[0]:,}"] = path
+        named[f"Provenance of the resumption at step {number_in(path)[0]:,}"] = path
     origins = {title: _json(path, notes) for title, path in named.items()}
     found = sorted([*folder.glob("evaluation-*.json"), *folder.glob("diagnosis-*.json")])
     findings = {path.stem: _json(path, notes) for path in found}
     records = list(_records(folder / "metrics.jsonl", notes))
-    pictures = _pictures(event_folder(folder), notes)
+    pictures = _pictures(event_folder(folder), notes) if figures else {}
     return RunStory(
         run,
         results,
@@ -134,14 +134,6 @@ def tamed(value: Any, depth: int = 0) -> Any:
     if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
         return None
     return value
-
-
-def _ending(folder: Path) -> str | None:
-    """That a training diverged, by the state that it left; None where it did not."""
-    found = sorted((folder / "checkpoints").glob("non_finite_step_*.pt"), key=_number_in)
-    if not found or (folder / "results.json").exists():
-        return None
-    return f"diverged at step {_number_in(found[-1])[0]:,}: a loss or gradient was not finite"
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[dict[str, float | None]]:
@@ -215,8 +207,3 @@ def _is_png(data: bytes) -> bool:
             return image.width * image.height <= _MOST_PIXELS
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
-
-
-def _number_in(path: Path) -> tuple[int, str]:
-    found = re.search(r"(\d{1,18})\.(?:json|pt)$", path.name)
-    return (int(found[1]) if found else 0, path.name)

@@ -14,7 +14,12 @@ from metalearn.cli.comparison.comparing import is_share
 from metalearn.pages import escaped, table
 from metalearn.percent import percent
 
-__all__ = ["found_tables", "shown", "spaced"]
+__all__ = ["INTERVALS", "found_tables", "shown", "spaced"]
+
+INTERVALS = (
+    "Numbers after ± are half of the 95 % interval of the mean over tasks or samples of a test; "
+    "they say nothing of other seeds."
+)
 
 _MOST_ROWS = 200
 _DEEPEST = 8
