@@ -380,3 +380,26 @@ def test_the_error_that_ends_a_run_is_in_its_log_and_on_its_page(commanded: Call
     assert Path("run/train.log").read_text().count(sentence) == 1
     assert commanded("report", "run=run").code == 0
     assert sentence in Read(Path("run/report.html").read_text(encoding="utf-8")).text
+
+
+def test_an_attribution_is_on_the_page_of_its_run_and_damage_is_said(commanded: Caller) -> None:
+    short = ["trainer=per_sample", "trainer.max_norm=inf", "model.hidden=[6]", "optimizer=sgd"]
+    short += ["model.activation=gelu", "trainer.steps=4", "trainer.progress=false"]
+    assert commanded("train", *short, "hydra.run.dir=run").code == 0
+    asked = ["run=run", "targets=2", "methods=[tracin]", "self_methods=[]"]
+    done = commanded("attribute", *asked)
+    assert done.code == 0, done.err
+    path = Path("run/attribution-test.json")
+    found = json.loads(path.read_text())
+    page = page_of_run(read_story(Path("run"), "run"))
+    check_self_contained(page)
+    text = Read(page).text
+    for target in found["of_targets"]:
+        for kind in ("most_helpful", "most_harmful"):
+            first = target[kind]["tracin"][0]
+            assert f"no. {first['example']} ({first['label']}) {shown('', first['score'])}" in text
+    assert text.index("Attribution: test") < text.index("target") < text.index("Settings")
+    path.write_text(json.dumps(found | {"methods": {HOSTILE: {"seconds": HOSTILE}}}))
+    damaged = page_of_run(read_story(Path("run"), "run"))
+    check_self_contained(damaged)
+    assert "not as attribute writes them" in Read(damaged).text

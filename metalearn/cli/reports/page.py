@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from metalearn.cli.comparison.comparing import is_share
+from metalearn.cli.reports.attributed import attribution_part
 from metalearn.cli.reports.story import RunStory
 from metalearn.cli.reports.tables import INTERVALS, found_tables, shown, spaced
 from metalearn.pages import (
@@ -43,6 +44,7 @@ FIRST_CURVES = (
 )
 """Curves that stand beside that of the score, in this order; all others are folded."""
 _MOST_CURVES = 40
+_ATTRIBUTED = re.compile(r"(\d )?attribution", re.IGNORECASE)
 _BANDS = (
     "A band is the 95 % interval of the mean over the tasks of that step; around a median of "
     "members it reaches from the lowest to the highest. A cross marks what was not finite."
@@ -212,7 +214,15 @@ def _charts(curves: Mapping[str, Mapping[str, Curve]]) -> str:
 
 def _findings(story: RunStory) -> Iterator[str]:
     """What was asked of the run later."""
+    pictured = False
     for name, finding in story.findings.items():
+        if name.startswith("attribution-"):
+            yield f"<h2>{escaped(name.replace('-', ': ', 1).capitalize())}</h2>{_of_state(finding)}"
+            yield from attribution_part(finding)
+            if not pictured:  # figures do not say which of several they are of
+                yield from _drawn(story, attributed=True)
+            pictured = True
+            continue
         found = finding.get("scores", finding.get("findings"))
         inner = "".join(found_tables(found)) if isinstance(found, Mapping) else ""
         if inner:
@@ -233,10 +243,18 @@ def _of_state(finding: Mapping[str, Any]) -> str:
 
 
 def _pictures(story: RunStory) -> Iterator[str]:
-    if not story.pictures:
-        return
-    yield "<h2>Figures</h2>"
+    shown_above = any(name.startswith("attribution-") for name in story.findings)
+    drawn = list(_drawn(story, attributed=False if shown_above else None))
+    if drawn:
+        yield "<h2>Figures</h2>"
+        yield from drawn
+
+
+def _drawn(story: RunStory, *, attributed: bool | None) -> Iterator[str]:
+    """Figures of an attribution, all others, or all."""
     for name, (step, png) in story.pictures.items():
+        if attributed not in (None, _ATTRIBUTED.match(name) is not None):
+            continue
         words = f"{spaced(_without_number(name))}, after {step:,} steps"
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         image = f'<img alt="{escaped(words)}" src="{source}">'

@@ -55,7 +55,7 @@ class RunStory:
         warnings: lines of the log that warn, and what of the folder could not be read.
         pictures: the last of each figure in the events for TensorBoard, by name.
         findings: what was asked of the trained run later (``evaluation-*.json``,
-            ``diagnosis-*.json``), by the name of the file.
+            ``diagnosis-*.json``, ``attribution-*.json``), by the name of the file.
     """
 
     run: ComparedRun
@@ -87,7 +87,8 @@ def read_story(folder: Path, name: str, *, figures: bool = True) -> RunStory:
     for path in resumed:
         named[f"Provenance of the resumption at step {number_in(path)[0]:,}"] = path
     origins = {title: _json(path, notes) for title, path in named.items()}
-    found = sorted([*folder.glob("evaluation-*.json"), *folder.glob("diagnosis-*.json")])
+    kinds = ("evaluation", "diagnosis", "attribution")
+    found = [path for kind in kinds for path in sorted(folder.glob(f"{kind}-*.json"))]
     findings = {path.stem: _json(path, notes) for path in found}
     records = list(_records(folder / "metrics.jsonl", notes))
     pictures = _pictures(event_folder(folder), notes) if figures else {}
