@@ -208,7 +208,7 @@ def test_the_log_marks_what_warns_and_the_page_repeats_it(tmp_path: Path) -> Non
         ({"loss": {"mean": 1.0, "interval95": None}}, ["1"]),
         (
             {"accuracy": [{"inner_step": s, "mean": s / 4, "interval95": 0.1} for s in (0, 1)]},
-            ["inner steps", "25.00 % ± 10.00 %"],
+            ["inner steps", "25.0 % ± 10.0 %"],
         ),
         (
             {"ensemble": {"nll": 1.0}, "members": [{"nll": 1.0}, {"nll": 2.0}, {"nll": 4.0}]},
