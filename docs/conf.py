@@ -22,6 +22,7 @@ extensions = [
     "settings",
     "rooms",
     "diagnostics",
+    "walk",
 ]
 highlight_language = "text"
 html_theme = "furo"

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from metalearn.cli.loading import load
     from metalearn.models import Ensemble
 
-__all__ = ["Ensemble", "combine", "export", "load", "load_export"]
+    __version__: str
+
+__all__ = ["Ensemble", "__version__", "combine", "export", "load", "load_export"]
 
 _PLACES = {
     "Ensemble": "metalearn.models",
@@ -24,11 +26,14 @@ _PLACES = {
 }
 _ROOMS = (
     "attribution",
+    "auditing",
     "core",
     "data",
     "errors",
     "evaluation",
     "models",
+    "privacy",
+    "ranks",
     "tasks",
     "tracking",
     "trainers",
@@ -37,6 +42,8 @@ _ROOMS = (
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("torch-metalearn")
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     if name in _ROOMS:

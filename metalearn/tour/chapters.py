@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from metalearn.near_names import check_known
-from metalearn.tour import axes, engine, gradients, hessians, jacobians, losses, samples
+from metalearn.tour import (
+    axes,
+    engine,
+    gradients,
+    hessians,
+    jacobians,
+    losses,
+    names,
+    programs,
+    samples,
+)
 from metalearn.tour.stops import Chapter, ScalarEngine, Stop, check
 
 __all__ = ["chapters", "choose", "walk"]
@@ -16,10 +26,12 @@ def chapters(scalar_engine: ScalarEngine) -> tuple[Chapter, ...]:
     return (
         gradients.CHAPTER,
         axes.CHAPTER,
+        names.CHAPTER,
         samples.CHAPTER,
         jacobians.CHAPTER,
         hessians.CHAPTER,
         losses.CHAPTER,
+        programs.CHAPTER,
         engine.chapter(scalar_engine),
     )
 

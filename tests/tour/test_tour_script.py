@@ -46,7 +46,7 @@ def test_chapters_by_name(
 ) -> None:
     assert run(monkeypatch, "hessians", "gradients") == 0
     out = capsys.readouterr().out
-    assert out.index("━━ 1  Gradients") < out.index("━━ 5  Hessians")
+    assert out.index("━━ 1  Gradients") < out.index("━━ 6  Hessians")
     assert "━━ 2" not in out and out.rstrip().splitlines()[-1].startswith("7 stops, all of them")
 
 
