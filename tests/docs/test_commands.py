@@ -33,7 +33,7 @@ def _launcher(plugins: Plugins, **given: Any) -> BasicLauncher:
 
 @pytest.fixture(autouse=True)
 def checked_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Commands end where what they do would begin; there is a run to name."""
+    """Commands end where what they do would begin; there are runs to name, and a sweep."""
 
     def stop(given: Any) -> None:
         raise SystemExit(0)
@@ -41,7 +41,8 @@ def checked_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Command, "function", lambda self: stop)
     monkeypatch.setattr(Plugins, "instantiate_launcher", _launcher)  # whichever is named
     saved = ROOT / "tests" / "saved_runs" / "v1" / "meta_sinusoid-finished"
-    shutil.copytree(saved, tmp_path / "outputs" / "mine")
+    for folder in ("mine", "other", "sweep-mine/0"):
+        shutil.copytree(saved, tmp_path / "outputs" / folder)
     (own,) = (b for b in blocks(ROOT / "docs" / "your-own.md", "python") if "# mine.py" in b)
     (tmp_path / "mine.py").write_text(own)
     monkeypatch.setattr(sys, "path", list(sys.path))  # to which the current folder is added
