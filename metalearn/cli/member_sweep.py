@@ -52,8 +52,8 @@ def sweep_of(trainer: Trainer, reports: Mapping[str, Report]) -> dict[str, Any] 
     None where members do not differ in any setting but their seeds. A test never orders anything.
     """
     rows = trainer.member_settings()
-    names = [name for name in (rows[0] if rows else ()) if name != "seed"]
-    if not any(len({row[name] for row in rows}) > 1 for name in names):
+    names = [name for name in (rows[0] if rows else ()) if name in _OF_MEMBERS]
+    if not any(_varies(rows, name) for name in names):
         return None
     tests = [t for report in reports.values() for t in report.member_headlines()]
     values, steps = trainer.best_values.tolist(), trainer.best_steps.tolist()

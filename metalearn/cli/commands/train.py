@@ -154,7 +154,9 @@ def _begin(
         again=() if has_results(folder, trainer.step) else again,
         bands=trainer.bands,
     )
-    choices = {} if resuming else HydraConfig.get().runtime.choices
+    named = {setting.name for setting in given_settings(HydraConfig.get())}
+    chosen = {} if resuming else HydraConfig.get().runtime.choices
+    choices = {name: word for name, word in chosen.items() if f"{name}._target_" not in named}
     print(start_block(folder, config, trainer, choices))
 
 
