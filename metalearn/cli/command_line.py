@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from metalearn.cli.command_table import COMMANDS
+from metalearn.cli.completion import FLAGS, completion_script
 from metalearn.cli.processes import shared_by_ranks
 from metalearn.cli.standard_streams import tolerant_streams
 from metalearn.cli.usage import typed
@@ -33,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from metalearn.cli.error_messages import one_sentence_errors  # which takes Hydra along
 
     name, *rest = words
+    if name in FLAGS:
+        with one_sentence_errors(), tolerant_streams():
+            print(completion_script(rest))
+        return
     with one_sentence_errors():
         _check_name(name)
     command = COMMANDS[name]
