@@ -6,13 +6,15 @@ Axes: M members.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
 from metalearn.cli.given_settings import plain_value
-from metalearn.cli.targets import accepted_of
+from metalearn.cli.targets import accepted_of, target_of
+from metalearn.core.memory import check_memory
 from metalearn.percent import percent
 from metalearn.trainers import Trainer
 from metalearn.trainers.report import Report
@@ -22,21 +24,39 @@ __all__ = ["put_one_seed", "sweep_of", "sweep_text"]
 _OF_MEMBERS = ("lr", "weight_decay", "label_smoothing", "dropout")
 _SHOWN = 12  # members of which a table tells; all are in results.json
 _NOT_TESTED = "not tested"
+_OF_A_SEED = 1_000  # bytes, in a configuration
 
 
 def put_one_seed(config: DictConfig) -> None:
     """Give all members of a sweep the seed of the run, where none were asked for.
 
-    So members differ in nothing but what is swept. What is put stands in the run's ``config.yaml``;
-    runs of before have other seeds and keep them.
+    So members differ in nothing but what is swept; those of equal settings, in a list that repeats
+    some, have further seeds. What is put stands in the run's ``config.yaml``; runs of before have
+    other seeds and keep them.
+
+    Raises:
+        SettingError: there is no memory for so many members.
     """
     trainer = config.trainer
     if trainer.get("seeds") is not None or "seeds" not in accepted_of(trainer, "trainer"):
         return
     members = trainer.get("members")
-    if any(_differs(plain_value(trainer.get(name))) for name in _OF_MEMBERS) and members:
-        with open_dict(config):
-            trainer.seeds = [config.seed] * members
+    given = [plain_value(trainer.get(name)) for name in _OF_MEMBERS]
+    one = getattr(target_of(trainer, "trainer"), "networks", None) == 1
+    if one or not members or not any(map(_differs, given)):
+        return
+    check_memory("trainer.members", members, _OF_A_SEED * members)
+    lists = [value for value in given if isinstance(value, list)]
+    if any(len(values) != members for values in lists):
+        return  # which is refused where they are read
+    ranges = any(isinstance(value, dict) and _differs(value) for value in given)
+    rows = range(members) if ranges else zip(*lists)
+    before: Counter[str] = Counter()
+    with open_dict(config):
+        trainer.seeds = []
+        for row in map(str, rows):
+            trainer.seeds.append(config.seed + before[row])
+            before[row] += 1
 
 
 def _differs(value: Any) -> bool:

@@ -33,6 +33,7 @@ __all__ = [
     "write_config",
 ]
 
+_TRAINER = "trainer._target_"
 _LARGEST = 2**18  # bytes of a configuration: a hundred times what they have
 _DEEPEST = 32  # levels of a configuration
 _KINDS = ("map", "seq", "str", "int", "float", "bool", "null")
@@ -159,6 +160,8 @@ def resumed_config(config: DictConfig, given: Sequence[GivenSetting]) -> DictCon
     folder = existing_run(config.resume, "resume")
     typed = [setting.name for setting in given]
     saved = saved_config(folder, trust=plain_value(config.trust), typed=typed)
+    if any(setting.name == _TRAINER and not setting.removed for setting in given):
+        saved.trainer._target_ = config.trainer._target_  # what the file names is not looked up
 
     def fits(setting: GivenSetting) -> bool:
         return _may_change(setting) or _is_as_saved(config, saved, setting)

@@ -12,8 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
+from metalearn.data.pictures import PictureError, flattened
 from metalearn.errors import SettingError
 
 __all__ = ["as_array", "as_inputs", "as_tensor", "given_samples"]
@@ -46,9 +56,7 @@ def given_samples(x: Any, y: Any, *, classes: bool) -> GivenSamples:
         accepted = "inputs are needed, not a path: folder_data(root) reads a folder of pictures"
         raise SettingError("x", os.fspath(x), accepted)
     if isinstance(x, DataLoader):
-        if x.collate_fn is not default_collate:
-            accepted = "its Dataset is needed where batches are made by a collate_fn of their own"
-            raise SettingError("x", "a DataLoader", accepted)
+        _check_loader(x)
         x = x.dataset
     if not isinstance(x, Dataset):
         if y is None and isinstance(x, tuple) and len(x) == 2:
@@ -62,9 +70,29 @@ def given_samples(x: Any, y: Any, *, classes: bool) -> GivenSamples:
         raise SettingError("y", type(y).__name__, accepted)
     named = getattr(x, "classes", None)
     named = list(named) if isinstance(named, list | tuple) else None
-    if isinstance(x, TensorDataset) and len(x.tensors) == 2:
+    if type(x) is TensorDataset and len(x.tensors) == 2:
         return GivenSamples(*x.tensors, named)
     return GivenSamples(*_read(x, what), named)
+
+
+def _check_loader(loader: Any) -> None:
+    """Refuse a loader that gives other samples than its Dataset, each once.
+
+    Raises:
+        SettingError: that.
+    """
+    if loader.collate_fn is not default_collate:
+        accepted = "its Dataset is needed where batches are made by a collate_fn of their own"
+        raise SettingError("x", "a DataLoader", accepted)
+    sampler = loader.sampler
+    whole = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(loader.dataset)
+    )
+    if not whole or type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        accepted = "its Dataset, or a Subset of it, is needed where a sampler chooses samples"
+        raise SettingError("x", "a DataLoader", accepted)
 
 
 def _read(dataset: Any, what: str) -> tuple[list[Any], list[Any]]:
@@ -93,7 +121,11 @@ def _as_picture(value: Any) -> Any:
     """A picture of Pillow as uint8 ``[channels, height, width]``; all else as it is."""
     if not hasattr(value, "getbands"):
         return value
-    pixels = np.array(value if value.mode in ("L", "RGB") else value.convert("RGB"))
+    grey = value.mode in ("1", "L", "LA") or value.mode.startswith("I;16")
+    try:
+        pixels = np.array(flattened(value, 1 if grey else 3))
+    except PictureError as error:
+        raise SettingError("x", f"a picture of mode {value.mode}", str(error)) from error
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
 
 
@@ -184,6 +216,8 @@ def as_array(setting: str, values: Any) -> np.ndarray:
     accepted = "an array, a tensor or a list of values, one for each sample, is needed"
     if values is None or isinstance(values, str | bytes | dict | set) or callable(values):
         raise SettingError(setting, values, accepted)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise SettingError(setting, "a masked array", "values that are all there are needed")
     if isinstance(values, list | tuple):
         values = [
             _numbers(value.detach().cpu()) if isinstance(value, Tensor) else value

@@ -16,6 +16,8 @@ from metalearn.errors import SettingError
 
 __all__ = ["Classes", "as_classes"]
 
+_EXACT = 2**53  # from here on floats are no whole numbers of their own
+
 
 class Classes(NamedTuple):
     """The class of each sample."""
@@ -37,6 +39,8 @@ def as_classes(labels: Any, samples: int) -> Classes:
     Raises:
         SettingError: anything else.
     """
+    if isinstance(labels, list | tuple):
+        _check_kinds(labels)
     found = as_array("y", labels)
     found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
     if found.shape[:1] != (samples,) or found.ndim not in (1, 2):
@@ -54,6 +58,8 @@ def as_classes(labels: Any, samples: int) -> Classes:
             odd = found[~(np.isfinite(found) & (found == np.floor(found)))][0]
             accepted = "labels are whole numbers or strings; regression_data takes real targets"
             raise SettingError("y", float(odd), accepted)
+        if len(found) and abs(found).max() >= _EXACT:
+            raise SettingError("y", float(abs(found).max()), "labels below 2^53 are needed")
         found = found.astype(np.int64)
     values, targets = np.unique(found, return_inverse=True)
     return Classes(torch.from_numpy(targets.astype(np.int64)), tuple(map(str, values.tolist())))
@@ -69,3 +75,15 @@ def _of_one_hot(rows: np.ndarray) -> Classes:
         raise SettingError("y", f"shape {list(rows.shape)}", accepted)
     targets = torch.from_numpy(rows.argmax(1).astype(np.int64))
     return Classes(targets, tuple(map(str, range(rows.shape[1]))))
+
+
+def _check_kinds(labels: Any) -> None:
+    """Refuse words beside other values, which NumPy would take for words too.
+
+    Raises:
+        SettingError: that.
+    """
+    words = sum(isinstance(label, str) for label in labels)
+    if 0 < words < len(labels):
+        other = next(label for label in labels if not isinstance(label, str))
+        raise SettingError("y", other, "labels of one kind are needed, whole numbers or strings")

@@ -12,7 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["LARGEST", "PictureError", "Pixels", "area_average", "decode", "decode_by_area"]
+__all__ = [
+    "LARGEST",
+    "PictureError",
+    "Pixels",
+    "area_average",
+    "decode",
+    "decode_by_area",
+    "flattened",
+]
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -52,7 +60,7 @@ def decode(data: bytes, channels: Literal[1, 3], size: int | None = None) -> Pix
             # Cut first: less is copied, and the box of resize() would let the filter reach over
             # the border.
             part = image if size is None else _centre(image)
-            flat = _flatten(part, channels)
+            flat = flattened(part, channels)
             if size is not None:
                 flat = flat.resize((size, size), Image.Resampling.BILINEAR)
             return np.array(flat, dtype=np.uint8)
@@ -128,7 +136,7 @@ def _check_size(image: Image.Image) -> None:
         raise PictureError(f"{width}x{height} pixels; at most {_MOST_PIXELS} are read")
 
 
-def _flatten(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
+def flattened(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
     """One opaque picture in the wanted mode."""
     if image.mode.startswith("I;16"):
         # Pillow clips 16 bits to 8 instead of scaling them.

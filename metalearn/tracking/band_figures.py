@@ -41,13 +41,16 @@ class BandFigures:
             for line in path.read_bytes().splitlines():
                 with suppress(ValueError, RecursionError):
                     record = json.loads(line)
-                    self.take(record.pop("step"), record)
+                    if isinstance(record, dict) and isinstance(record.get("step"), int):
+                        self.take(record.pop("step"), record)
             self._drawn = len(self._records)
 
     def take(self, step: int, values: Mapping[str, float | None]) -> None:
         """Keep what has a band of the records of a step."""
         known = {
-            name: float(v) for name, v in values.items() if name in self._kept and v is not None
+            name: float(value)
+            for name, value in values.items()
+            if name in self._kept and isinstance(value, int | float)
         }
         if known:
             self._records.append({"step": step, **known})

@@ -180,7 +180,8 @@ class RunTracker:
         step, digits = self._last_step, max(2, len(str(len(settings) - 1)))
         names = [f"member_{index:0{digits}}" for index in range(len(settings))]
         for old in self._events.glob("member_[0-9]*/"):
-            shutil.rmtree(old, ignore_errors=True)
+            if all(path.name.startswith("events.out.tfevents") for path in old.iterdir()):
+                shutil.rmtree(old, ignore_errors=True)  # and nothing that a person put there
         every = dict.fromkeys(name for row in settings for name in row)
         own = [name for name in every if _differs(name, settings)]
         for index, (name, given, numbers) in enumerate(zip(names, settings, results)):

@@ -6,6 +6,7 @@ What a user types on the command line, or trusts, is free.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -187,6 +188,21 @@ def test_a_target_typed_for_a_resumed_run_is_free(planted: Plant, run: Run, targ
     else:  # as typed: imported, and refused for what it is
         assert outcome.code == 2
         assert foreign.canary.exists()
+
+
+def test_a_trainer_that_a_file_names_is_not_imported_beside_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    folder = tmp_path / "sent"
+    shutil.copytree(SAVED / "meta_sinusoid-interrupted", folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["trainer"]["_target_"] = "harmful.Thing"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "harmful.py").write_text("from pathlib import Path\nPath('harm').touch()\n")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    for typed in ("metalearn.trainers.MetaTrainer", "metalearn.trainers.PerSampleTrainer"):
+        run("train", f"resume={folder}", f"trainer._target_={typed}", "trainer.steps=3")
+        assert not (tmp_path / "harm").exists() and "harmful" not in sys.modules
 
 
 def test_a_second_data_set_typed_for_an_evaluation_is_free(planted: Plant, run: Run) -> None:

@@ -133,7 +133,8 @@ def job(number, folder):
     stopped.busy = True
     try:
         open(f"{folder}/{number}", "w").close()
-        time.sleep(120)
+        for _ in range(1200):  # Python sees a signal between two of them
+            time.sleep(0.1)
     except SystemExit as ending:
         return f"saved {ending.code}"
     finally:

@@ -10,7 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from metalearn import Ensemble
 from metalearn.data import classification_data, regression_data
@@ -313,3 +320,53 @@ def test_a_line_with_noise_is_fitted_and_its_interval_covers() -> None:
     assert found["test/rmse"] == pytest.approx(0.5, abs=0.06)
     assert found["test/nll"] == pytest.approx(0.73, abs=0.12)
     assert found["test/coverage"] == pytest.approx(0.95, abs=0.03)
+
+
+class _Inverted(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x + 100, 1 - y
+
+
+def test_what_a_dataset_gives_is_taken_and_what_a_loader_leaves_out_is_refused() -> None:
+    y = torch.arange(40) % 2
+    data = classification_data(_Inverted(torch.zeros(40, 3), y), None)
+    assert torch.equal(data.targets, 1 - y) and bool((data.inputs == 100).all())
+    plain = TensorDataset(torch.zeros(40, 3), y)
+    for loader in (DataLoader(plain, batch_size=7), DataLoader(plain, shuffle=True)):
+        assert torch.equal(classification_data(loader, None).targets, y)
+    weights = [1.0] * 40
+    for sampler in (SubsetRandomSampler(range(10)), WeightedRandomSampler(weights, 40)):
+        with pytest.raises(SettingError, match="Subset of it, is needed where a sampler"):
+            classification_data(DataLoader(plain, sampler=sampler), None)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a"] * 20 + ["b"] * 10 + [math.nan] * 10,
+        ["a"] * 20 + [1] * 20,
+        [1e300] * 20 + [2e300] * 20,
+        np.ma.masked_equal(np.arange(40) % 3, 2),
+    ],
+    ids=["words and NaN", "words and numbers", "too large", "masked"],
+)
+def test_labels_that_are_none_make_no_class(labels: Any) -> None:
+    with pytest.raises(SettingError, match="^y="):
+        classification_data(np.zeros((40, 3)), labels)
+
+
+def test_pictures_of_16_bits_are_scaled_and_not_cut() -> None:
+    class Pictures(Dataset[Any]):
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, number: int) -> Any:
+            if number >= 12:
+                raise IndexError(number)
+            pixels = np.full((4, 4), 256 * 10 * number, dtype=np.uint16)
+            return Image.fromarray(pixels), number % 2
+
+    data = classification_data(Pictures(), None)
+    assert data.inputs.shape == (12, 1, 4, 4)
+    assert data.inputs[:, 0, 0, 0].tolist() == [10 * number for number in range(12)]

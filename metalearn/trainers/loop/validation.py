@@ -57,12 +57,12 @@ def _record(loop: Validated, found: Evaluation) -> None:
 
 
 def _show_layers(loop: Validated) -> None:
-    """Leave the weights of each layer, and how long its gradient was."""
+    """Leave the weights of each layer, and the norm of the gradient that its last step took."""
     loop.tracker.histograms(loop.step, "weights", by_layer(loop.module, loop.parameters))
     grads = {n: p.grad for n, p in loop.parameters.items() if p.grad is not None}
     norms = {name: grad.norm() for name, grad in by_layer(loop.module, grads).items()}
     if norms:
-        title = f"gradient of the step before step {loop.step + 1}"
+        title = f"step {loop.step}: gradient after clipping, of all members"
         values = torch.stack([norm.cpu() for norm in norms.values()])
         figure = layers_figure(list(norms), values, label="norm of the gradient", title=title)
         loop.tracker.figure(loop.step, "weights/gradient_by_layer", figure)
