@@ -43,7 +43,7 @@ def why_not(place: object, error: BaseException) -> str:
         return ""
     if isinstance(cause, ModuleNotFoundError) and cause.name == first:
         return f": there is no {first}.py in {Path.cwd()}, and no such package is installed"
-    if isinstance(cause, AttributeError) or (
+    if (isinstance(cause, AttributeError) and first in sys.modules) or (
         isinstance(cause, ModuleNotFoundError) and str(cause.name).startswith(f"{first}.")
     ):
         there = vars(sys.modules[module]) if module in sys.modules else {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -146,7 +147,17 @@ class Ensemble(nn.Module):
 
 
 def _are_stacks(given: Sequence[nn.Module]) -> TypeGuard[Sequence[Stack]]:
-    return len(given) == 0 or any(isinstance(part, Stack) for part in given)
+    """Whether all are stacks, or there are none.
+
+    Raises:
+        SettingError: stacks beside networks.
+    """
+    found = [isinstance(part, Stack) for part in given]
+    if any(found) and not all(found):
+        other = given[found.index(False)]
+        accepted = "networks alone, or stacks alone, are needed"
+        raise SettingError("stacks", type(other).__name__, accepted)
+    return all(found)
 
 
 def _seeds(make: Any, seeds: Any) -> Sequence[int]:
@@ -178,13 +189,14 @@ def _outline(outputs: Any) -> str:
 def _call_with_seed(make: Callable[..., nn.Module], seed: int) -> nn.Module:
     """``make(seed)``, ``make(seed=seed)`` or ``make()``, the first that the signature allows.
 
-    Of a class it is one of the latter two.
+    Of a class, or a partial one, it is one of the latter two.
     """
     signature = inspect.signature(make)
-    if inspect.isclass(make):  # its first argument may be a width
-        kind: Any = make
-        made: nn.Module = kind(seed=seed) if "seed" in signature.parameters else kind()
-        return made
+    kind: Any = make
+    while isinstance(kind, partial):
+        kind = kind.func
+    if inspect.isclass(kind):  # its first argument may be a width
+        return make(seed=seed) if "seed" in signature.parameters else make()
     try:
         signature.bind(seed)
     except TypeError:

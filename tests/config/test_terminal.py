@@ -13,7 +13,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from metalearn.cli.member_sweep import sweep_of, sweep_text
+from metalearn.cli.member_sweep import put_one_seed, sweep_of, sweep_text
+from metalearn.errors import SettingError
+from metalearn.tracking.band_figures import BandFigures
 from tests.support.commands import Outcome
 
 Run = Callable[..., Outcome]
@@ -123,3 +125,58 @@ def test_help_shows_what_the_yaml_says_of_the_chosen_groups(run: Run) -> None:
     settings = out[out.index("\ntask=") :]
     assert max(map(len, settings.splitlines())) <= 100
     assert "seed: ${seed}" in out  # not doubled
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds"),
+    [
+        ({"members": 4, "lr": {"low": 0.001, "high": 0.1}}, [7, 7, 7, 7]),
+        ({"members": 4, "lr": [0.01, 0.01, 0.1, 0.1]}, [7, 8, 7, 8]),
+        ({"members": 3, "lr": [0.01] * 3, "weight_decay": [0.0, 1.0, 0.0]}, [7, 7, 8]),
+        ({"members": 3, "lr": [0.01, 0.02, 0.01], "dropout": {"low": 0.1, "high": 0.3}}, [7] * 3),
+        ({"members": 3, "lr": [0.1, 0.1, 0.1]}, None),  # which differ in their seeds alone
+        ({"members": 3, "lr": [0.1, 0.2]}, None),  # refused where it is read
+        ({"members": 3, "lr": [0.1, 0.2, 0.3], "seeds": [4, 5, 6]}, [4, 5, 6]),
+        ({"members": 3, "lr": {"low": 0.1, "high": 0.2}, "_target_": "SWAGTrainer"}, None),
+    ],
+    ids=str,
+)
+def test_members_of_a_sweep_have_one_seed_and_those_of_equal_settings_further_ones(
+    settings: dict[str, Any], seeds: list[int] | None
+) -> None:
+    kind = settings.get("_target_", "EnsembleTrainer")
+    trainer = {"seeds": None, **settings, "_target_": f"metalearn.trainers.{kind}"}
+    config = OmegaConf.create({"seed": 7, "trainer": trainer})
+    put_one_seed(config)
+    assert config.trainer.seeds == seeds
+
+
+def test_a_sweep_of_more_members_than_memory_holds_is_refused_at_once() -> None:
+    rates = {"low": 0.001, "high": 0.1}
+    trainer = {"_target_": "metalearn.trainers.EnsembleTrainer", "seeds": None, "lr": rates}
+    config = OmegaConf.create({"seed": 0, "trainer": {**trainer, "members": 10**12}})
+    with pytest.raises(SettingError, match=r"^trainer\.members="):
+        put_one_seed(config)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1, "validation/loss": [1]}',
+        '{"validation/loss": 1}',
+        "[1]",
+        '{"step": "x", "validation/loss": 1}',
+        "{",
+        '{"step": 1, "validation/loss": {}}',
+    ],
+)
+def test_lines_of_records_that_are_damaged_cost_themselves_alone(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    name = "validation/loss"
+    values = {name: 1.0, f"{name}_low": 0.5, f"{name}_high": 2.0}
+    whole = [json.dumps({"step": step, **values}) for step in (1, 2)]
+    path.write_text("\n".join([whole[0], line, whole[1]]) + "\n")
+    found = BandFigures({"loss": [name]}, path)
+    found.take(3, values)
+    ((step, _),) = found.left().values()
+    assert step == 3

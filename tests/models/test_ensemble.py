@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from metalearn import Ensemble
-from metalearn.models import MLP, Conv4
+from metalearn.errors import SettingError
+from metalearn.models import MLP, Conv4, Stack
 from tests.support.member_networks import close, pictures, rows, same, small_conv, tied
 from tests.support.oracles import generator
 
@@ -199,3 +200,14 @@ def test_second_order_through_batch_norm(engine: str, tracks: bool) -> None:
     size = torch.stack([value.norm() for value in expected]).norm()
     error = torch.stack([(a - b).norm() for a, b in zip(found, expected)]).norm() / size
     assert error < 1e-10
+
+
+def test_a_partial_class_takes_its_seed_by_name_alone() -> None:
+    made = partial(nn.Linear, 3, out_features=2)
+    assert [part.out_features for part in Ensemble.from_factory(made, [5, 6]).members()] == [2, 2]
+
+
+def test_stacks_beside_networks_are_refused() -> None:
+    one, other = MLP((3,), 2), MLP((3,), 2)
+    with pytest.raises(SettingError, match="^stacks='MLP': networks alone, or stacks alone"):
+        Ensemble([Stack([one]), other])
