@@ -174,7 +174,7 @@ def test_splits_have_the_recorded_checksum(seed: int, known: str) -> None:
     [
         ({"inputs": torch.zeros(10, 4, dtype=torch.uint8)},
          r"inputs='torch.uint8 \[10, 4\]': uint8 pictures \[N, channels, height, width\], floats"),
-        ({"inputs": torch.zeros(10, 4, dtype=torch.int64)}, r"inputs='torch.int64 \[10, 4\]'"),
+        ({"inputs": torch.zeros(10, 4, dtype=torch.int16)}, r"inputs='torch.int16 \[10, 4\]'"),
         ({"inputs": torch.zeros(10)}, r"inputs='torch.float32 \[10\]'"),
         ({"targets": torch.zeros(9, dtype=torch.int64)},
          r"targets='torch.int64 \[9\]': int64 class indices \[10\] are needed"),
