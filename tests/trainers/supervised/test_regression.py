@@ -318,7 +318,7 @@ def test_figures_are_those_of_real_targets() -> None:
     drawn = {name for _, name, _ in tracker.drawn}
     assert drawn == {
         "validation/by_size", "validation/members_loss", "validation/members_rmse",
-        "test/rmse_by_lr", "test/nll_by_lr",
+        "test/rmse_by_lr", "test/nll_by_lr", "weights/gradient_by_layer",
     }  # fmt: skip
     alone = Recorder()
     PerSampleTrainer(
@@ -330,7 +330,8 @@ def test_figures_are_those_of_real_targets() -> None:
         progress=False,
         diagnostics=(),
     ).fit()
-    assert not alone.drawn and alone.series("validation/coverage")
+    assert {name for _, name, _ in alone.drawn} == {"weights/gradient_by_layer"}
+    assert alone.series("validation/coverage")
 
 
 def test_metrics_are_measured_at_validation_and_test() -> None:
