@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metalearn.percent import is_accuracy
 from metalearn.tracking.dashboard import OVERVIEW, of_band, section_of
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class BandFigures:
         for key, parts in curves_of(self._records).items():
             names = [name for part in parts if (name := f"{part}/{key}" if part else key)]
             title = next((self._titles[name] for name in names if name in self._titles), "")
-            share = "accuracy" in key
+            share = is_accuracy(key)
             words = of_band(names[-1].partition("/")[2], title)
             figure = curve_figure(words, parts, percent=share, linear=share)
             figure.set_dpi(_DPI)
