@@ -60,6 +60,7 @@ _CONFIG: Kind = mapping(
         **dict.fromkeys(("task", "data", "ood", "learner", "maml", "hyper"), maybe(_group)),
         "resume": maybe(text),
         "deterministic": flag,
+        "sweep": choice("separate", "stacked"),
         "init_from": maybe(text),
         "init_skip": maybe(list_of(text)),
         "shapes": maybe(_SHAPES),

@@ -33,7 +33,7 @@ from metalearn.cli.given_settings import (
 )
 from metalearn.cli.launching.launches import note_launch
 from metalearn.cli.launching.signals import hand_on_signals
-from metalearn.cli.launching.stacked import as_one_stack
+from metalearn.cli.launching.stacked import check_sweep, one_stack, put_one_stack
 from metalearn.cli.run_folders import make_new_folder, note_missing, writing_to
 from metalearn.errors import NonFiniteError, SettingError, StorageError
 
@@ -56,6 +56,7 @@ class CheckSettings(Callback):
         """Check a single run."""
         with _ending_program(config), _as_current(config):
             self._check(config)
+            check_sweep(config, several=False)
             _expect_folder("hydra.run.dir", config)
             if _is_named_by_time(config):
                 with read_write(config.hydra):
@@ -71,11 +72,10 @@ class CheckSettings(Callback):
                         accepted = "a sweep starts new runs, so null is needed"
                         raise SettingError("resume", plain_value(job.resume), accepted)
                     self._check(job)
+                    check_sweep(job, several=True)
+            jobs = self._stacked(config, jobs)
             with _as_current(config):
                 note_launch(_expect_folder("hydra.sweep.dir", config))
-            hint = as_one_stack(jobs) if is_grid(config) else None
-            if hint is not None:
-                print(hint)
             _prepare_launcher(config, len(jobs) if is_grid(config) else None)
 
     def on_multirun_end(self, config: DictConfig, **rest: Any) -> None:
@@ -92,6 +92,18 @@ class CheckSettings(Callback):
                 print("\n".join(summary.lines))
             if summary.failed is not None:
                 raise NonFiniteError(summary.failed)
+
+    def _stacked(self, config: DictConfig, jobs: list[DictConfig]) -> list[DictConfig]:
+        """The jobs of a sweep, or the one that trains them all; says which, where it matters."""
+        asked = any(job.get("sweep") == "stacked" for job in jobs)
+        stack = one_stack(jobs) if is_grid(config) else None
+        if asked:
+            put_one_stack(config, stack)
+        if stack is not None:
+            done = "are" if asked else "can be"
+            runs = f"these {stack.members} runs {done} trained as one"
+            print(f"{runs}, each as a member: {stack.command}")
+        return sweep_jobs(config) if asked else jobs
 
     def _check(self, config: DictConfig) -> None:
         given = given_settings(config.hydra)

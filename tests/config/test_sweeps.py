@@ -174,6 +174,55 @@ def test_runs_that_could_be_members_are_those_members(
         assert member == pytest.approx(single["test"]["members"][0], rel=1e-4)
 
 
+def test_a_sweep_is_trained_as_one_stack_on_request(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("metalearn.cli.commands.train.provenance", dict)
+    swept = ["trainer.members=1", "optimizer.lr=0.1,0.01", "seed=3,5"]
+    stacked = run("train", "-m", *SMALL, *swept, "sweep=stacked", "hydra.sweep.dir=stacked")
+    assert stacked.code == 0, stacked.err
+    (said,) = [line for line in stacked.out.splitlines() if "are trained as one" in line]
+    command = shlex.split(said.partition("each as a member: ")[2])
+    assert not any(word.startswith("sweep") for word in command)  # it is no sweep
+    typed = run("train", *command[2:], "hydra.run.dir=typed")
+    assert typed.code == 0, typed.err
+    found, expected = (
+        json.loads((tmp_path / folder / "results.json").read_text())
+        for folder in ("stacked/0", "typed")
+    )
+    assert len(found["sweep"]["members"]) == 4
+    for name in ("sweep", "test", "headline"):
+        assert found[name] == expected[name]
+    assert not (tmp_path / "stacked" / "1").exists()
+    assert "winner by validation" in stacked.out and (tmp_path / "stacked" / "sweep.json").is_file()
+
+
+GRID = ["-m", "trainer=ensemble", "trainer.members=1", "sweep=stacked"]
+
+
+@pytest.mark.parametrize(
+    ("words", "accepted"),
+    [
+        (["sweep=stacked"], "-m is needed"),
+        (["sweep=both"], "separate or stacked is needed"),
+        (["-m", "sweep=both", "seed=0,1"], "separate or stacked is needed"),
+        (["-m", "sweep=stacked", "seed=0,1"], "trainer=ensemble trainer.members=1 are needed"),
+        ([*GRID, "trainer.steps=3,4"], "that differ in seed and in lr"),
+        (GRID, "that differ in seed and in lr"),
+        ([*GRID, "seed=0,1", "hydra/sweeper=optuna"], "by Hydra's own sweeper"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, that optuna uses
+def test_what_cannot_be_one_stack_is_refused(
+    words: list[str], accepted: str, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    if "hydra/sweeper=optuna" in words:
+        pytest.importorskip("optuna")
+    outcome = run("train", *words)
+    assert outcome.code == 2 and "error: sweep='" in outcome.err and accepted in outcome.err
+    assert not (tmp_path / "outputs").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "stacks"),
     [

@@ -8,14 +8,18 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from metalearn.cli.given_settings import flat_settings, plain_value
 from metalearn.cli.usage import typed
+from metalearn.errors import SettingError
 
-__all__ = ["as_one_stack"]
+__all__ = ["OneStack", "check_sweep", "one_stack", "put_one_stack"]
+
+_SWEEPS = ("separate", "stacked")
 
 _GROUPS = ("data", "ood", "model", "optimizer", "trainer")
 _OWN = ("lr", "weight_decay", "label_smoothing", "dropout")
@@ -26,8 +30,63 @@ _ALONE = ("init_from", "optimizer.groups", "data.member_weights")
 """What is another thing for several members than for one."""
 
 
-def as_one_stack(jobs: Sequence[DictConfig]) -> str | None:
-    """Says that the runs can be trained as one, with the command; None where they cannot.
+@dataclass(frozen=True)
+class OneStack:
+    """The run that trains the jobs of a sweep as its members."""
+
+    members: int
+    script: str
+    """The command's name."""
+    overrides: Sequence[str]
+    """What is typed behind it."""
+
+    @property
+    def command(self) -> str:
+        """As it is typed in a shell."""
+        return " ".join([typed(self.script), *map(shlex.quote, self.overrides)])
+
+
+def check_sweep(config: DictConfig, *, several: bool) -> None:
+    """Refuse ``sweep`` where it has another value than those it takes, or no runs to stack.
+
+    Args:
+        config: composed; commands that do not train have no such setting.
+        several: whether it is that of a sweep.
+
+    Raises:
+        SettingError: as said.
+    """
+    value = config.get("sweep", "separate")
+    if value not in _SWEEPS:
+        raise SettingError("sweep", value, f"{' or '.join(_SWEEPS)} is needed")
+    if value == "stacked" and not several:
+        raise SettingError("sweep", value, "-m is needed, and settings of several values")
+
+
+def put_one_stack(config: DictConfig, stack: OneStack | None) -> None:
+    """Have a sweep consist of the one run that trains all as its members.
+
+    Args:
+        config: of the sweep, with its ``hydra`` node; changed.
+        stack: that run; None where there cannot be one.
+
+    Raises:
+        SettingError: there cannot be one.
+    """
+    if stack is None:
+        accepted = (
+            "runs of trainer=ensemble trainer.members=1 are needed that differ in seed and in "
+            f"{', '.join(_OWN)} alone, by Hydra's own sweeper; separate trains any"
+        )
+        raise SettingError("sweep", "stacked", accepted)
+    with read_write(config.hydra):
+        config.hydra.overrides.task = list(stack.overrides)
+        if "params" in config.hydra.sweeper:
+            config.hydra.sweeper.params = None  # they are among those
+
+
+def one_stack(jobs: Sequence[DictConfig]) -> OneStack | None:
+    """The one run that trains all of a sweep as its members; None where there is none.
 
     They can where each trains an ensemble of a single member, and they differ in nothing but what
     members have of their own: then member m sees the draws that run m would see.
@@ -57,18 +116,17 @@ def as_one_stack(jobs: Sequence[DictConfig]) -> str | None:
             changes[f"trainer.{name}"] = [_first(each, places[name]) for each in flat]
     if any(not _is_number(value) for several in changes.values() for value in several):
         return None
-    return _sentence(jobs[0], differing, changes)
+    return _stack(jobs[0], differing, changes)
 
 
-def _sentence(job: DictConfig, differing: set[str], changes: Mapping[str, Sequence[Any]]) -> str:
+def _stack(job: DictConfig, differing: set[str], changes: Mapping[str, Sequence[Any]]) -> OneStack:
     count = len(changes["trainer.seeds"])
-    left = {*differing, *changes, "trainer.members"} - {"seed"}
+    left = {*differing, *changes, "trainer.members", "sweep"} - {"seed"}
     texts = [str(text) for text in job.hydra.overrides.task]
     words = [text for text in texts if text.lstrip("+").partition("=")[0] not in left]
     words.append(f"trainer.members={count}")
     words += [f"{name}=[{','.join(map(str, several))}]" for name, several in changes.items()]
-    command = " ".join([typed(str(job.hydra.job.name)), *map(shlex.quote, words)])
-    return f"these {count} runs can be trained as one, each as a member: {command}"
+    return OneStack(count, str(job.hydra.job.name), tuple(words))
 
 
 def _is_single(job: DictConfig) -> bool:
