@@ -51,9 +51,11 @@ class ExactScores:
             return ""
         if self.check.spread > _SPREAD:
             reason = "what the runs do depends on how far they are apart, as with kinks of ReLU"
+            instead = "train with a smooth activation, such as GELU"
         else:
             reason = "the runs agree with each other, so the gradient has lost its precision"
-        return f"{self.check}: {reason}"
+            instead = "train for fewer steps"
+        return f"{self.check}: {reason}; do not rely on these scores: {instead}"
 
 
 @checked
