@@ -21,6 +21,7 @@ _SECTIONS = {
     "learnt": _LEARNT,
     "hyper": _LEARNT,
     "privacy": OVERVIEW,
+    "best": _FOUND,  # a dot each, as those of tests: curves stand before them
     "weights": _WEIGHTS,
     "test": _FOUND,
     "attribution": _FOUND,
@@ -107,7 +108,8 @@ def shown_as(name: str) -> str | None:
         own = short.startswith("member_") and room in ("train", "validation")
         alone = ", each query alone" if short.startswith("inductive_") else ""
         if not own:
-            return f"{OVERVIEW}/{score} ({_PARTS[room]}{alone})"
+            place = OVERVIEW if room in ("train", "validation") else _FOUND
+            return f"{place}/{score} ({_PARTS[room]}{alone})"
     if _HIDDEN.fullmatch(name):
         return None
     return f"{_section(room, short)}/{_inside(room, short)}"

@@ -19,7 +19,10 @@ SETTINGS = [{"seed": m, "lr": 10.0**-m, "augment": m % 2 == 0, "name": "a"} for 
 RESULTS = [{"test/accuracy": 0.5 + m / 8, "test/nll": 1.0 / (1 + m)} for m in range(3)]
 
 
-SHOWN = {"test/accuracy": "1 overview/accuracy (test)", "test/nll": "1 overview/loss (test)"}
+SHOWN = {
+    "test/accuracy": "8 test and findings/accuracy (test)",
+    "test/nll": "8 test and findings/loss (test)",
+}
 
 
 def _row(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, float]]]:
@@ -58,7 +61,7 @@ def test_each_member_is_a_run_with_its_settings_and_results(tmp_path: Path) -> N
     main = EventAccumulator(str(tmp_path)).Reload()
     assert set(main.Tags()["scalars"]) == {  # its own alone
         "1 overview/loss (training)",
-        "1 overview/accuracy (test)",
+        "8 test and findings/accuracy (test)",
     }
 
 
@@ -73,7 +76,7 @@ def test_a_second_call_replaces_the_rows(tmp_path: Path) -> None:
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert [folder.name for folder in folders] == ["member_00", "member_01"]
     assert all(len(list(folder.iterdir())) == 1 for folder in folders)
-    assert _row(folders[0])[1] == {"1 overview/loss (test)": (9, 0.25)}
+    assert _row(folders[0])[1] == {"8 test and findings/loss (test)": (9, 0.25)}
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["member_01/test/nll"] is None
 

@@ -274,7 +274,7 @@ def test_hparams_stand_in_the_run_itself(tmp_path: Path) -> None:
     # With an "experiment" TensorBoard would show the columns of this run alone.
     with pytest.raises(KeyError, match="experiment"):
         events.SummaryMetadata("_hparams_/experiment")
-    (result,) = events.Scalars("1 overview/accuracy (test)")
+    (result,) = events.Scalars("8 test and findings/accuracy (test)")
     assert (result.step, result.value) == (7, 0.75)
     assert _lines(tmp_path)[-1]["test/accuracy"] == 0.75
 
@@ -287,7 +287,7 @@ def test_results_of_a_resumed_run_stand_at_its_last_step(tmp_path: Path) -> None
     tracker.hparams({"way": 5}, {"test/accuracy": 0.5})
     tracker.close()
     assert _lines(tmp_path)[-1]["step"] == 5
-    assert _events(tmp_path).Scalars("1 overview/accuracy (test)")[0].step == 5
+    assert _events(tmp_path).Scalars("8 test and findings/accuracy (test)")[0].step == 5
 
 
 def test_a_closed_tracker_takes_nothing_more(tmp_path: Path) -> None:
