@@ -24,7 +24,7 @@ __all__ = ["ClassificationData"]
 
 @dataclass(frozen=True, eq=False)
 class ClassificationData:
-    """Labelled samples in memory, each in at most one split.
+    """Labelled samples in memory, each in at most one split; tensors are held, not copied.
 
     Attributes:
         inputs: uint8 pictures ``[N, channels, height, width]``, floats ``[N, ...]``, or numbers of

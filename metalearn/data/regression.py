@@ -28,7 +28,7 @@ __all__ = ["RegressionData", "SupervisedData"]
 
 @dataclass(frozen=True, eq=False)
 class RegressionData:
-    """Samples with real targets in memory, each in at most one split.
+    """Samples with real targets in memory, each in at most one split; tensors are held, not copied.
 
     Nothing is standardised: inputs and targets are best brought to about unit size beforehand.
 
