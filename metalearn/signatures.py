@@ -171,14 +171,19 @@ def known_fields(record: type[T]) -> type[T]:
     """A dataclass that refuses fields it does not have in one sentence, with the nearest name.
 
     Raises:
-        SettingError: names the field.
+        SettingError: names the field, or says how many arguments stand without their names.
     """
     kind: Any = record
     init = kind.__init__
+    known = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    names = [name for name, field in known.items() if not field.kw_only]
 
     @functools.wraps(init)
     def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        _check_keywords(kwargs, {field.name: None for field in dataclasses.fields(kind)})
+        _check_keywords(kwargs, known)
+        if len(args) > len(names):
+            accepted = f"at most {len(names)} may stand without a name: {', '.join(names)}"
+            raise CallError("arguments", f"{len(args)} without names", accepted)
         init(self, *args, **kwargs)
 
     kind.__init__ = checked_init
