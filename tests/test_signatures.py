@@ -357,11 +357,12 @@ def _source(tasks: TaskDistribution) -> TaskDistribution:
 
 FACES = ("metalearn", *(f"metalearn.{name}" for name in ("trainers", "models", "data", "core")))
 GIVEN_BACK = {
-    "ConformalSets", "DirectionCheck", "EnsembleTest", "FitResult", "FormedGradients", "HyperPlan",
-    "HyperProgress", "HyperTest", "IndexedRows", "LayerCall", "MemberReport", "OuterProducts",
-    "Plan", "RegressionTest", "RunSetup", "SavedWeights", "TestReport",
+    "Adaptation", "ConformalSets", "DirectionCheck", "EnsembleTest", "FitResult", "FormedGradients",
+    "HyperPlan", "HyperProgress", "HyperTest", "ImplicitSolver", "IndexedRows", "InnerOptimizer",
+    "LayerCall", "Likelihood", "MemberReport", "OuterProducts", "Plan", "RegressionTest",
+    "RunSetup", "SavedWeights", "TestReport",
 }  # fmt: skip
-"""What no one makes but the library, whose own mistakes Python answers."""
+"""What is seldom made by hand, some of it in compiled steps: Python answers mistakes."""
 INHERITED_FROM = {"Eager", "HyperModule", "Learner", "SampleGradients", "SampleLearner", "Trainer"}
 
 
