@@ -144,8 +144,10 @@ def remove_partials(folder: Path, names: str) -> None:
                 continue
 
 
-def lock(file: IO[Any], *, wait: bool = False) -> bool | None:
+def lock(file: IO[Any] | int, *, wait: bool = False) -> bool | None:
     """Lock an open file for as long as it is open, without waiting unless that is said.
+
+    A folder is given by its descriptor.
 
     Returns:
         True; False where another opening of the file has the lock; None where there are no locks.

@@ -71,7 +71,9 @@ def unknown_setting(name: str, value: Any, known: Collection[str], prefix: str =
     near = nearest(name, known)
     every = ", ".join(known)
     every = every if len(every) <= _LONGEST else f"{every[:_LONGEST].rpartition(',')[0]}, …"
-    hint = f"did you mean {prefix}{near}?" if near else f"known: {every}"
+    hint = (
+        f"did you mean {prefix}{near}?" if near else f"known: {every}" if every else "none is taken"
+    )
     if name in _EPOCHS and "steps" in known:
         hint = f"did you mean {prefix}steps? They are batches: an epoch has samples / batch size"
     elif not prefix and name in _OF_OPTIMISER and near != "lr" and "optimizer" in known:

@@ -54,7 +54,11 @@ _POSITIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ON
 
 
 def accepted_settings(function: Callable[..., Any]) -> dict[str, Any]:
-    """Names that ``function`` accepts as keywords, each with its type hint (Any without one)."""
+    """Names that ``function`` accepts as keywords, each with its type hint (Any without one).
+
+    A class whose constructor hands on what it does not know, ``**rest``, accepts what the
+    constructor above it accepts too.
+    """
     hints = _hints(function)
     settings: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -64,9 +68,17 @@ def accepted_settings(function: Callable[..., Any]) -> dict[str, Any]:
                 settings |= accepted_settings(get_args(hint)[1])
             elif get_origin(hint) is Unpack:
                 settings |= typing.get_type_hints(get_args(hint)[0])
+            elif inspect.isclass(function):
+                settings = _accepted_above(function) | settings
         elif parameter.kind not in _POSITIONAL:
             settings[name] = hint
     return settings
+
+
+def _accepted_above(kind: type) -> dict[str, Any]:
+    """What the constructor accepts that comes after a class's own in its order of resolution."""
+    own = [base for base in kind.__mro__ if "__init__" in vars(base)]
+    return accepted_settings(own[1]) if own[1:] and own[1] is not object else {}
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -93,6 +105,8 @@ def check_settings(
 ) -> None:
     """Refuse names that ``function`` does not accept and values of a wrong type.
 
+    One with further keywords that it says nothing of, ``**rest``, accepts every name.
+
     Args:
         function: what will be called with the values.
         values: plain numbers, strings, lists and mappings.
@@ -103,8 +117,11 @@ def check_settings(
         SettingError: the first misfit.
     """
     accepted = {k: v for k, v in accepted_settings(function).items() if k not in without}
+    further = _takes_any(function)
     for name, value in values.items():
         if name not in accepted:
+            if further and name not in without:
+                continue
             raise unknown_setting(name, value, accepted, prefix)
         if not fits(value, accepted[name]):
             raise misfit(prefix + name, value, accepted[name])
@@ -154,14 +171,19 @@ def known_fields(record: type[T]) -> type[T]:
     """A dataclass that refuses fields it does not have in one sentence, with the nearest name.
 
     Raises:
-        SettingError: names the field.
+        SettingError: names the field, or says how many arguments stand without their names.
     """
     kind: Any = record
     init = kind.__init__
+    known = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    names = [name for name, field in known.items() if not field.kw_only]
 
     @functools.wraps(init)
     def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        _check_keywords(kwargs, {field.name: None for field in dataclasses.fields(kind)})
+        _check_keywords(kwargs, known)
+        if len(args) > len(names):
+            accepted = f"at most {len(names)} may stand without a name: {', '.join(names)}"
+            raise CallError("arguments", f"{len(args)} without names", accepted)
         init(self, *args, **kwargs)
 
     kind.__init__ = checked_init

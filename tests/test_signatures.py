@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalearn.errors import SettingError
+from metalearn.errors import CallError, SettingError
 from metalearn.models import MLP, Conv4
 from metalearn.signatures import accepted_settings, check_settings, checked
 from metalearn.tasks import FewShotTasks, SinusoidTasks, folder_tasks, glyph_tasks, omniglot_tasks
@@ -348,3 +351,79 @@ def test_what_is_wrapped_around_a_source_of_tasks_is_one() -> None:
 
 def _source(tasks: TaskDistribution) -> TaskDistribution:
     return tasks
+
+
+# --- arguments without names ----------------------------------------------------------------------
+
+FACES = ("metalearn", *(f"metalearn.{name}" for name in ("trainers", "models", "data", "core")))
+GIVEN_BACK = {
+    "Adaptation", "ConformalSets", "DirectionCheck", "EnsembleTest", "FitResult", "FormedGradients",
+    "HyperPlan", "HyperProgress", "HyperTest", "ImplicitSolver", "IndexedRows", "InnerOptimizer",
+    "LayerCall", "Likelihood", "MemberReport", "OuterProducts", "Plan", "RegressionTest",
+    "RunSetup", "SavedWeights", "TestReport",
+}  # fmt: skip
+"""What is seldom made by hand, some of it in compiled steps: Python answers mistakes."""
+INHERITED_FROM = {"Eager", "HyperModule", "Learner", "SampleGradients", "SampleLearner", "Trainer"}
+
+
+def _public() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for face in FACES:
+        module = import_module(face)
+        for name in module.__all__:
+            thing = getattr(module, name)
+            results = inspect.isclass(thing) and issubclass(thing, tuple)
+            known = name in GIVEN_BACK | INHERITED_FROM
+            if not known and not results and (inspect.isfunction(thing) or inspect.isclass(thing)):
+                found[name] = thing
+    return found
+
+
+def _places(function: Any) -> list[str] | None:
+    """Parameters that may stand without a name; None where there is no end of them."""
+    every = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in every):
+        return None
+    return [p.name for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+ENDING = [name for name, thing in _public().items() if _places(thing) is not None]
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_arguments_too_many_are_counted_and_the_names_are_told(name: str) -> None:
+    function = _public()[name]
+    places = _places(function) or []
+    with pytest.raises(CallError, match=rf"^arguments='{len(places) + 1} without names': ") as said:
+        function(*[object()] * (len(places) + 1))
+    listed = len(places) == 1 and "as one list" in str(said.value)
+    assert listed or all(place in said.value.accepted for place in places)
+    assert "self" not in said.value.accepted.replace(",", " ").split()
+
+
+@pytest.mark.parametrize("name", [name for name, thing in _public().items() if _places(thing)])
+def test_an_argument_without_a_name_is_refused_by_its_own(name: str) -> None:
+    """What a function does not look at before it uses it may pass."""
+    function = _public()[name]
+    parameters = inspect.signature(function).parameters
+    refused = _refused(function, len(_places(function) or []))
+    assert refused is None or refused in {*parameters, "inner", "likelihood"}, refused
+
+
+def _refused(function: Any, count: int) -> str | None:
+    """The argument that is named where none of those in places is of a kind that is taken.
+
+    Of ``RunSettings`` and ``Likelihood`` it is the argument that they are given for elsewhere.
+    """
+    try:
+        function(*[_Odd()] * count)
+    except SettingError as error:
+        return re.split(r"[.\[ ]", error.setting)[0]
+    except TypeError as error:  # of Python itself
+        missing = re.search(r"missing \d+ required .*?'(\w+)'", str(error))
+        return missing[1] if missing else str(error)
+    return None
+
+
+class _Odd:
+    """Fits no hint."""

@@ -32,6 +32,8 @@ CONFIG_VERSION = 2
 _BEFORE: dict[int, dict[str, Any]] = {1: {"deterministic": False}}
 """By version: settings that it did not have, and the values that say what was done then."""
 
+_OF_ONE_NETWORK = ("MCDropoutTrainer", "BatchEnsembleTrainer", "SnapshotTrainer", "SWAGTrainer")
+
 
 def _group(value: Any, where: str) -> None:
     map_of(text, anything)(value, where)
@@ -100,5 +102,15 @@ def upgraded(config: DictConfig, path: Path) -> DictConfig:
     for before in range(version, CONFIG_VERSION):
         for name, value in _BEFORE[before].items():
             config.setdefault(name, value)
+    _take_lower_ends(config)
     config.version = CONFIG_VERSION
     return config
+
+
+def _take_lower_ends(config: DictConfig) -> None:
+    """Write down what trainers of one network once took of a range, which they refuse today."""
+    if str(config.trainer.get("_target_")).rpartition(".")[2] in _OF_ONE_NETWORK:
+        for name in ("lr", "weight_decay", "label_smoothing", "dropout"):
+            value = config.trainer.get(name)
+            if isinstance(value, DictConfig) and "low" in value:
+                config.trainer[name] = value.low

@@ -48,9 +48,19 @@ def why_not(place: object, error: BaseException) -> str:
     ):
         there = vars(sys.modules[module]) if module in sys.modules else {}
         known = [n for n, value in there.items() if isinstance(value, type)]
-        return with_nearest(f": {module} has no {name}", name, known)
+        return with_nearest(f": {module}{_from(first)} has no {name}", name, known)
     reason = (str(cause).splitlines() or [""])[0]
     return f": importing {first} fails ({type(cause).__name__}: {reason})"
+
+
+def _from(name: str) -> str:
+    """Where a module was imported from, where that is not what the current folder has."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    own = [path for path in (Path.cwd() / f"{name}.py", Path.cwd() / name) if path.exists()]
+    if not own or (file is not None and Path(file).resolve().is_relative_to(own[0].resolve())):
+        return ""
+    where = f"imported from {file}" if file else "which is Python's own"
+    return f", {where} and not from {own[0]} (another name would be found),"
 
 
 def _look_here(place: object) -> None:

@@ -6,12 +6,12 @@ Axes: R ranks.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, NoReturn
 
 from metalearn.cli.going_on import with_run_found
+from metalearn.cli.rank_folders import rank_folder
 from metalearn.errors import SettingError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def shared_by_ranks(name: str, arguments: Sequence[str]) -> Iterator[list[str]]:
             if ranks.rank == 0:
                 yield own
                 return
-            with tempfile.TemporaryDirectory(prefix="metalearn-rank-") as folder, _nothing():
+            with rank_folder() as folder, _nothing():
                 yield [*own, f"hydra.run.dir={folder}", "hydra/job_logging=none"]
         finally:
             _ranks.pop()

@@ -31,7 +31,8 @@ __all__ = [
 _LOCK = ".lock"
 _LOG = "train.log"
 _WRITTEN = (_LOCK, _LOG, "metrics.jsonl", "tensorboard")
-"""What is written to where it is; all else is put in its place whole."""
+"""What is written to where it is, as the folders of members are; event files are always new ones,
+and all else is put in its place whole."""
 _OURS = {_LOCK, _LOG, "multirun.yaml"}
 
 _missing: set[Path] = set()
@@ -78,7 +79,8 @@ def existing_run(name: str, setting: str) -> Path:
             accepted += "; a run that ended before it had one is started anew"
         raise SettingError(setting, plain_value(name), accepted)
     folder = Path(name)
-    for path in (folder / written for written in _WRITTEN):
+    members = (place.glob("member_[0-9]*") for place in (folder, folder / "tensorboard"))
+    for path in itertools.chain((folder / name for name in _WRITTEN), *members):
         if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
             raise DataError(f"{path}: a run keeps this itself; it is a link or no file, remove it")
     return folder

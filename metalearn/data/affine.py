@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError
-from metalearn.signatures import checked
+from metalearn.signatures import checked, known_fields
 
 __all__ = ["AFFINE_DRAWS", "AffineRanges", "change_pictures", "warp"]
 
@@ -24,6 +24,7 @@ AFFINE_DRAWS = 6
 _MOST = {"rotate": 180.0, "scale": 0.9, "shear": 1.0, "shift": 0.5}
 
 
+@known_fields
 @dataclass(frozen=True)
 class AffineRanges:
     """How far a picture may be changed: a range r stands for a value uniform in [-r, r].

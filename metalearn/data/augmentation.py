@@ -18,13 +18,14 @@ from torch import Tensor
 from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, check_seed
-from metalearn.signatures import checked
+from metalearn.signatures import checked, known_fields
 
 __all__ = ["Augmentation", "augment", "mirror", "rotate", "shift"]
 
 _DRAWS = 4  # of a sample: vertical shift, horizontal shift, mirror, angle
 
 
+@known_fields
 @dataclass(frozen=True)
 class Augmentation:
     """What `augment` may do to a picture; nothing by default.

@@ -16,15 +16,16 @@ from metalearn.core.tree import check_tensors
 from metalearn.data.samples import check_inputs, check_splits, take_samples
 from metalearn.errors import SettingError
 from metalearn.random_streams import check_split
-from metalearn.signatures import check_fields, checked
+from metalearn.signatures import check_fields, checked, known_fields
 from metalearn.types import Split
 
 __all__ = ["ClassificationData"]
 
 
+@known_fields
 @dataclass(frozen=True, eq=False)
 class ClassificationData:
-    """Labelled samples in memory, each in at most one split.
+    """Labelled samples in memory, each in at most one split; tensors are held, not copied.
 
     Attributes:
         inputs: uint8 pictures ``[N, channels, height, width]``, floats ``[N, ...]``, or numbers of

@@ -14,21 +14,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     TensorDataset,
     default_collate,
 )
 
+from metalearn.data.given_arrays import as_array, as_floats, as_tensor
 from metalearn.data.pictures import PictureError, flattened
 from metalearn.errors import SettingError
 
-__all__ = ["as_array", "as_inputs", "as_tensor", "given_samples"]
+__all__ = ["as_inputs", "given_samples"]
 
 _COLOURS = (1, 3, 4)
+_SIDE = 8  # from here on two axes before one of colours are a picture's, not a sequence's
 
 
 class GivenSamples(NamedTuple):
@@ -68,11 +72,21 @@ def given_samples(x: Any, y: Any, *, classes: bool) -> GivenSamples:
     if y is not None:
         accepted = f"None is needed beside a Dataset, whose samples are pairs (input, {what})"
         raise SettingError("y", type(y).__name__, accepted)
-    named = getattr(x, "classes", None)
-    named = list(named) if isinstance(named, list | tuple) else None
+    named = _class_names(x)
     if type(x) is TensorDataset and len(x.tensors) == 2:
         return GivenSamples(*x.tensors, named)
     return GivenSamples(*_read(x, what), named)
+
+
+def _class_names(dataset: Any) -> list[Any] | None:
+    """``classes`` of a Dataset, of the one that a Subset is of, or of all that are put together."""
+    if type(dataset) is Subset:
+        return _class_names(dataset.dataset)
+    if type(dataset) is ConcatDataset:
+        names = [_class_names(part) for part in dataset.datasets]
+        return names[0] if all(name == names[0] for name in names) else None
+    found = getattr(dataset, "classes", None)
+    return list(found) if isinstance(found, list | tuple) else None
 
 
 def _check_loader(loader: Any) -> None:
@@ -151,7 +165,8 @@ def as_inputs(values: Any, *, tokens: bool) -> Tensor:
         return _checked_tokens(found)
     if found.dtype == torch.uint8 and found.dim() in (3, 4):
         return _checked_pictures(found[:, None] if found.dim() == 3 else found)
-    found = found.float()
+    _check_channels(found)
+    found = as_floats("x", found)
     found = found[:, None] if found.dim() == 1 else found
     lost = (~found.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if lost:
@@ -164,6 +179,8 @@ def _checked_tokens(found: Tensor) -> Tensor:
     if found.is_floating_point() or found.dtype == torch.bool or found.dim() < 2:
         accepted = "whole numbers [N, L] are needed with tokens=True"
         raise SettingError("x", f"{found.dtype} {list(found.shape)}", accepted)
+    if not found.numel():
+        raise SettingError("x", f"shape {list(found.shape)}", "at least one token is needed")
     if int(found.min()) < 0:
         raise SettingError("x", int(found.min()), "numbers of tokens of at least 0 are needed")
     return found.long()
@@ -176,81 +193,32 @@ def _checked_pictures(found: Tensor) -> Tensor:
     return found.contiguous()
 
 
+def _check_channels(found: Tensor) -> None:
+    """Refuse pictures of numbers whose colours stand last, which a convolution takes for rows.
+
+    Raises:
+        SettingError: that.
+    """
+    if found.dim() != 4 or found.shape[3] not in _COLOURS or found.shape[1] in _COLOURS:
+        return
+    low, high = sorted(found.shape[1:3])
+    if low >= _SIDE and high <= 2 * low:
+        accepted = (
+            "[N, channels, height, width] is needed of pictures: torch.as_tensor(x)"
+            ".permute(0, 3, 1, 2); ClassificationData or RegressionData takes what are none"
+        )
+        raise SettingError("x", f"shape {list(found.shape)}", accepted)
+
+
 def _padded(values: Any) -> Any:
-    """Sequences of different lengths with zeros after them."""
+    """Sequences of different lengths with zeros after them; an empty one is zeros alone."""
+    if not isinstance(values, list | tuple | Tensor) and hasattr(values, "__array__"):
+        values = as_array("x", values)
+        values = list(values) if values.dtype.kind == "O" and values.ndim == 1 else values
     if not isinstance(values, list | tuple) or not all(isinstance(v, Iterable) for v in values):
         return values
     rows = [as_tensor("x", list(row) if isinstance(row, range) else row) for row in values]
-    if len({row.dim() for row in rows}) == 1 and rows[0].dim() == 1:
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return rows
-
-
-def as_tensor(setting: str, values: Any) -> Tensor:
-    """Numbers as a tensor on the CPU.
-
-    Raises:
-        SettingError: no numbers, or rows of different shapes.
-    """
-    if isinstance(values, Tensor):
-        if values.layout != torch.strided or values.is_meta:
-            raise SettingError(setting, str(values.layout), "a dense tensor with values is needed")
-        return values.detach().cpu()
-    found = as_array(setting, values)
-    if found.dtype.kind not in "biufc":
-        accepted = "numbers are needed"
-        raise SettingError(setting, f"an array of {found.dtype}", accepted)
-    if found.dtype.kind == "u" and found.dtype != np.uint8:
-        found = found.astype(np.int64)
-    return torch.tensor(np.ascontiguousarray(found))
-
-
-def as_array(setting: str, values: Any) -> np.ndarray:
-    """What was given as an array of NumPy.
-
-    Raises:
-        SettingError: rows of different shapes, or nothing that holds values.
-    """
-    if isinstance(values, Tensor):
-        return _numbers(as_tensor(setting, values))
-    accepted = "an array, a tensor or a list of values, one for each sample, is needed"
-    if values is None or isinstance(values, str | bytes | dict | set) or callable(values):
-        raise SettingError(setting, values, accepted)
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise SettingError(setting, "a masked array", "values that are all there are needed")
-    if isinstance(values, list | tuple):
-        values = [
-            _numbers(value.detach().cpu()) if isinstance(value, Tensor) else value
-            for value in values
-        ]
-        _check_shapes(setting, values)
-    try:
-        found = np.asarray(values)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise SettingError(setting, values, accepted) from error
-    if found.ndim == 0:
-        raise SettingError(setting, values, accepted)
-    return found
-
-
-def _numbers(tensor: Tensor) -> np.ndarray:
-    """A tensor as an array, bfloat16 as float32, which NumPy lacks."""
-    tensor = tensor.detach()
-    found: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return found
-
-
-def _check_shapes(setting: str, rows: Sequence[Any]) -> None:
-    """Refuse samples that are not of the first one's shape."""
-    shapes = [_shape(row) for row in rows]
-    for number, shape in enumerate(shapes):
-        if shape != shapes[0]:
-            accepted = f"shape {list(shapes[0])} is needed, that of {setting}[0]"
-            raise SettingError(f"{setting}[{number}]", f"shape {list(shape)}", accepted)
-
-
-def _shape(row: Any) -> tuple[int, ...]:
-    """Of an array or of nested lists, by their first entries."""
-    if hasattr(row, "shape"):
-        return tuple(row.shape)
-    return (len(row), *_shape(row[0])) if isinstance(row, list | tuple) and row else ()
+    if {row.dim() for row in rows} != {1}:
+        return rows
+    rows = [row if len(row) else row.long() for row in rows]  # what is empty has no type
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -14,11 +14,12 @@ from torch import Tensor
 from metalearn.core.tree import check_tensors
 from metalearn.data.labelled_classes import check_classes
 from metalearn.errors import SettingError
-from metalearn.signatures import check_fields
+from metalearn.signatures import check_fields, known_fields
 
 __all__ = ["LabelledImages"]
 
 
+@known_fields
 @dataclass(frozen=True)
 class LabelledImages:
     """Labelled pictures in memory, with classes named, grouped and divided into splits.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.data.given_samples import as_array
+from metalearn.data.given_arrays import as_array, plain_numbers
 from metalearn.errors import SettingError
 
 __all__ = ["Classes", "as_classes"]
@@ -41,7 +41,7 @@ def as_classes(labels: Any, samples: int) -> Classes:
     """
     if isinstance(labels, list | tuple):
         _check_kinds(labels)
-    found = as_array("y", labels)
+    found = plain_numbers(as_array("y", labels))
     found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
     if found.shape[:1] != (samples,) or found.ndim not in (1, 2):
         accepted = f"labels [{samples}] are needed, one for each input"
@@ -54,6 +54,7 @@ def as_classes(labels: Any, samples: int) -> Classes:
         accepted = "labels of one kind are needed, whole numbers or strings"
         raise SettingError("y", f"an array of {found.dtype}", accepted)
     if found.dtype.kind == "f":
+        found = found.astype(np.float64)
         if not np.isfinite(found).all() or (found != np.floor(found)).any():
             odd = found[~(np.isfinite(found) & (found == np.floor(found)))][0]
             accepted = "labels are whole numbers or strings; regression_data takes real targets"

@@ -14,11 +14,12 @@ from metalearn.data.classification import ClassificationData
 from metalearn.data.division import check_fraction
 from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream, check_seed
-from metalearn.signatures import checked
+from metalearn.signatures import checked, known_fields
 
 __all__ = ["MislabelledData", "mislabelled"]
 
 
+@known_fields
 @dataclass(frozen=True, eq=False)
 class MislabelledData(ClassificationData):
     """Labelled samples of which some training examples have a wrong label; from `mislabelled`.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from metalearn.data.classification import ClassificationData
 from metalearn.data.division import divide_samples, shuffled_splits
-from metalearn.data.given_samples import as_inputs, as_tensor, given_samples
+from metalearn.data.given_arrays import as_floats, as_tensor
+from metalearn.data.given_samples import as_inputs, given_samples
 from metalearn.data.labels import Classes, as_classes
 from metalearn.data.regression import RegressionData
 from metalearn.errors import DataError, SettingError
@@ -40,8 +41,8 @@ def classification_data(
     """Labelled samples of one's own, for `EnsembleTrainer`, `PerSampleTrainer` and the others.
 
     Every class is in every split by its share. Nothing is normalised: floats are kept as they are,
-    as float32, and uint8 pictures are brought to [0, 1]. A folder of pictures is read by
-    `folder_data`.
+    as float32, and uint8 pictures are brought to [0, 1]. What is given is copied: changing it later
+    changes nothing here. A folder of pictures is read by `folder_data`.
 
     Args:
         x: inputs ``[N, ...]``: a tensor, a NumPy array, a data frame or lists of numbers; or a
@@ -54,7 +55,7 @@ def classification_data(
         splits: ``"train"``, ``"validation"`` and ``"test"``, each to its sample indices, in place
             of ``fractions`` and ``seed``.
         class_names: of the labels in their order; None takes the labels, as text, or the
-            ``classes`` of a ``Dataset`` that has them.
+            ``classes`` of a ``Dataset`` that has them (or whose ``Subset`` is given), by number.
         tokens: whether whole numbers are those of tokens, for an ``nn.Embedding``: they stay whole,
             and lists of different lengths are padded with 0. Otherwise whole numbers become floats.
         seed: of the division; the same splits on any machine.
@@ -93,7 +94,8 @@ def regression_data(
 ) -> RegressionData:
     """Samples with real targets of one's own, divided at random.
 
-    Nothing is normalised: inputs and targets are best brought to about unit size beforehand.
+    Nothing is normalised: inputs and targets are best brought to about unit size beforehand. They
+    are copied: changing them later changes nothing here.
 
     Args:
         x: as of `classification_data`; a ``Dataset`` gives pairs (input, target).
@@ -115,7 +117,7 @@ def regression_data(
     targets = as_tensor("y", values)
     if targets.dtype == torch.bool or targets.is_complex():
         raise SettingError("y", str(targets.dtype), "real numbers are needed")
-    targets = targets.float()
+    targets = as_floats("y", targets)
     targets = targets[:, None] if targets.dim() == 1 else targets
     if targets.dim() != 2 or len(targets) != len(found):
         accepted = f"targets [{len(found)}] or [{len(found)}, D] are needed, one row for each input"
@@ -149,7 +151,9 @@ def _indices(splits: Mapping[Split, Any], samples: int) -> dict[Split, Tensor]:
         SettingError: names the split; `ClassificationData` looks at the indices themselves.
     """
     if set(splits) != set(get_args(Split)):
-        raise SettingError("splits", sorted(splits), "train, validation and test are needed")
+        raise SettingError(
+            "splits", sorted(splits, key=str), "train, validation and test are needed"
+        )
     found: dict[Split, Tensor] = {}
     for name, given in splits.items():
         rows = as_tensor(f"splits[{name!r}]", given)
@@ -163,7 +167,7 @@ def _indices(splits: Mapping[Split, Any], samples: int) -> dict[Split, Tensor]:
 def _named(
     classes: Classes, class_names: Sequence[str] | None, of_dataset: Sequence[str] | None
 ) -> Classes:
-    """Classes with the names that were given, or that a Dataset has.
+    """Classes with the names that were given, or that a Dataset has for their numbers.
 
     Raises:
         SettingError: as many names as there are classes are needed.
@@ -178,7 +182,8 @@ def _named(
             accepted = f"{len(classes.names)} different names are needed, of the labels {shown}"
             raise SettingError("class_names", list(names), accepted)
         return Classes(classes.targets, names)
-    every = [str(number) for number in range(len(classes.names))]
-    if of_dataset is not None and list(classes.names) == every and len(of_dataset) == len(every):
-        return Classes(classes.targets, tuple(map(str, of_dataset)))
-    return classes
+    if of_dataset is None:
+        return classes
+    every = {str(number): str(name) for number, name in enumerate(of_dataset)}
+    names = tuple(every.get(label, "") for label in classes.names)
+    return Classes(classes.targets, names) if all(names) else classes

@@ -19,7 +19,7 @@ from metalearn.data.labelled_classes import check_classes
 from metalearn.data.pictures import LARGEST, PictureError, decode
 from metalearn.errors import DataError
 from metalearn.files import read_regular
-from metalearn.signatures import check_fields
+from metalearn.signatures import check_fields, known_fields
 
 __all__ = ["LabelledFiles", "PictureFiles"]
 
@@ -103,6 +103,7 @@ class PictureFiles:
         return 255 - planes if self.invert else planes
 
 
+@known_fields
 @dataclass(frozen=True)
 class LabelledFiles:
     """Labelled pictures in files, with classes named, grouped and divided into splits.

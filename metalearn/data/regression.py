@@ -20,15 +20,16 @@ from metalearn.data.samples import check_inputs, check_splits, take_samples
 from metalearn.errors import SettingError
 from metalearn.misfits import advise
 from metalearn.random_streams import check_split
-from metalearn.signatures import check_fields, checked
+from metalearn.signatures import check_fields, checked, known_fields
 from metalearn.types import Split, TaskDistribution, offers
 
 __all__ = ["RegressionData", "SupervisedData"]
 
 
+@known_fields
 @dataclass(frozen=True, eq=False)
 class RegressionData:
-    """Samples with real targets in memory, each in at most one split.
+    """Samples with real targets in memory, each in at most one split; tensors are held, not copied.
 
     Nothing is standardised: inputs and targets are best brought to about unit size beforehand.
 

@@ -82,7 +82,9 @@ def check_splits(splits: Mapping[Split, Tensor], count: int) -> None:
         SettingError: names the split.
     """
     if set(splits) != set(get_args(Split)):
-        raise SettingError("splits", sorted(splits), "train, validation and test are needed")
+        raise SettingError(
+            "splits", sorted(splits, key=str), "train, validation and test are needed"
+        )
     for name, indices in splits.items():
         if indices.dtype != torch.int64 or indices.ndim != 1 or not len(indices):
             raise SettingError(

@@ -14,11 +14,12 @@ from torch import Tensor
 from metalearn.core.tree import check_tensors
 from metalearn.data.labelled_classes import check_classes
 from metalearn.errors import SettingError, check_whole
-from metalearn.signatures import check_fields
+from metalearn.signatures import check_fields, known_fields
 
 __all__ = ["LabelledTexts"]
 
 
+@known_fields
 @dataclass(frozen=True)
 class LabelledTexts:
     """Labelled texts as token numbers, with classes named, grouped and divided into splits.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import known_fields
 
 __all__ = ["Tokenizer", "Tokens"]
 
@@ -29,6 +30,7 @@ _WORDS = 8192  # where nothing else is said
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
+@known_fields
 @dataclass(frozen=True)
 class Tokenizer:
     """From a text to the numbers of its first L tokens, followed by zeros.

@@ -22,16 +22,16 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.files import append_whole, failures_named
 from metalearn.signatures import checked
 from metalearn.tracking.band_figures import BandFigures
-from metalearn.tracking.dashboard import chart_of, shown_as, shown_figure
+from metalearn.tracking.dashboard import chart_of
 from metalearn.tracking.metric_lines import drop_lines
 from metalearn.tracking.provenance import plain
+from metalearn.tracking.tags import Tags, shown_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["RunTracker", "event_folder"]
 
-_ENDS = ("_low", "_high")
 _LARGEST = 1e20  # the outermost bin of TensorBoard's histograms
 
 
@@ -51,8 +51,8 @@ class RunTracker:
     ``{"step": 10, "time": 1760000000.0, "train/loss": 0.5}``, time in Unix seconds. A non-finite
     number is written as ``null``, so that every line is valid JSON; TensorBoard keeps it as it is.
     TensorBoard shows numbers under names that its cards can be ordered and read by
-    (`metalearn.tracking.dashboard`); some it does not, such as the ends of bands, which figures
-    have.
+    (`metalearn.tracking.dashboard`), each its own; some it does not, such as the ends of bands,
+    which figures have.
 
     A run in a folder that already has one is continued: new lines follow the old, without the torn
     last line that a crash may have left. With ``resume_step=k`` whatever an interrupted run wrote
@@ -99,6 +99,7 @@ class RunTracker:
             self._events, purge_step=0 if again and resume_step == 0 else kept
         )
         self._last_step = last
+        self._tags = Tags(self._metrics)
         self._charts: dict[str, dict[str, list[object]]] = {}
         self._bands = BandFigures(bands or {}, self._metrics)
 
@@ -106,12 +107,11 @@ class RunTracker:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one JSON line, and each number to TensorBoard under the name it has there."""
         check_whole("step", step, 0)
-        for name, value in self._line(step, values).items():
-            if any(name.endswith(end) and name.removesuffix(end) in values for end in _ENDS):
-                continue
-            tag = shown_as(name)
+        numbers = self._line(step, values)
+        for name in shown_names(numbers):
+            tag = self._tags.number(name)
             if tag is not None:
-                self._writer.add_scalar(tag, value, step)
+                self._writer.add_scalar(tag, numbers[name], step)
                 self._show_together(chart_of(tag), [tag], "training and validation")
         self._last_step = max(self._last_step, step)
         self._bands.take(step, values)
@@ -125,22 +125,23 @@ class RunTracker:
         is not finite or lies beyond ±1e20.
         """
         check_whole("step", step, 0)
-        check_tensors(dict(tensors), "tensors")
-        for leaf, tensor in tensors.items():
+        for leaf, tensor in tensors.items():  # which may be made one by one
+            check_tensors({leaf: tensor}, "tensors")
             # In float64 the sum of squares that TensorBoard stores cannot overflow.
             values = tensor.detach().to("cpu").to(torch.float64).flatten()
             if values.numel() and bool((values.abs() < _LARGEST).all()):
-                self._writer.add_histogram(shown_figure(f"{name}/{leaf}"), values.numpy(), step)
+                tag = self._tags.distribution(f"{name}/{leaf}")
+                self._writer.add_histogram(tag, values.numpy(), step)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Draw the figure into TensorBoard's Images and close it."""
-        self._writer.add_figure(shown_figure(name), figure, step, close=True)
+        self._writer.add_figure(self._tags.figure(name), figure, step, close=True)
 
     @checked
     def curves(self, step: int, name: str, values: Mapping[str, float]) -> None:
         """Write scalars ``<name>/<key>``; the Custom Scalars tab shows them in one chart."""
         self.scalars(step, {f"{name}/{key}": value for key, value in values.items()})
-        tags = [tag for key in values if (tag := shown_as(f"{name}/{key}")) is not None]
+        tags = [tag for key in values if (tag := self._tags.number(f"{name}/{key}")) is not None]
         self._show_together(name.replace("_", " "), tags, "curves")
 
     def hparams(
@@ -188,8 +189,9 @@ class RunTracker:
             if not set(own) - {"seed", "member"}:
                 break
             writer: Any = EventWriter(self._events / name)
+            tags = Tags()
             for key, value in numbers.items():
-                tag = shown_as(key)
+                tag = tags.number(key)
                 if tag is not None:
                     writer.add_scalar(tag, float(value), step)
             _write_row(writer, {"member": index} | {n: given[n] for n in own if n in given})
@@ -224,7 +226,7 @@ class RunTracker:
 
     def _draw_bands(self, figures: Mapping[str, tuple[int, Figure]]) -> None:
         for tag, (step, figure) in figures.items():
-            self._writer.add_figure(tag, figure, step, close=True)
+            self._writer.add_figure(self._tags.band(tag), figure, step, close=True)
 
     def _line(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         numbers = {name: float(value) for name, value in values.items()}

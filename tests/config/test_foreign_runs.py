@@ -315,11 +315,15 @@ def test_checkpoints_are_not_unpickled(planted: Plant, damage: Callable[..., Non
 # --- what a folder writes to -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [".lock", "train.log", "metrics.jsonl", "tensorboard"])
+@pytest.mark.parametrize(
+    "name",
+    [".lock", "train.log", "metrics.jsonl", "tensorboard", "member_00", "tensorboard/member_1"],
+)
 @pytest.mark.parametrize("how", ["link", "dangling", "pipe"])
 def test_nothing_is_written_through_a_link(planted: Plant, run: Run, name: str, how: str) -> None:
     foreign = planted("meta_sinusoid-interrupted")
     path = foreign.folder / name
+    path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     if how == "pipe":
         os.mkfifo(path)

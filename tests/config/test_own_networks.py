@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,76 @@ def test_a_class_of_ones_own_needs_its_own_settings_alone(
     assert set(config.model) - {"_target_", "frozen_features", "lora"} == (
         {"width"} if width else set()
     )
+
+
+OPEN = """
+import torch
+from torch import nn
+from metalearn.models import MLP
+
+class Open(nn.Sequential):
+    def __init__(self, **settings):
+        size = torch.Size(settings["input_shape"]).numel()
+        width = settings.get("width", 8)
+        layers = nn.Linear(size, width), nn.Linear(width, settings["outputs"])
+        super().__init__(nn.Flatten(), *layers)
+
+class Half(nn.Sequential):
+    def __init__(self, input_shape, outputs, **settings):
+        width, size = settings.get("width", 8), torch.Size(input_shape).numel()
+        super().__init__(nn.Flatten(), nn.Linear(size, width), nn.Linear(width, outputs))
+
+class Handed(MLP):
+    def __init__(self, *places, **settings):
+        super().__init__(*places, **settings)
+
+class Without(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 10)
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "width"),
+    [("Open", "width=4", 4), ("Half", "width=4", 4), ("Open", "", 8), ("Handed", "hidden=[4]", 4)],
+)
+def test_further_keywords_of_a_class_are_settings(
+    run: Run, target: str, given: str, width: int
+) -> None:
+    Path("open_networks.py").write_text(OPEN)
+    settings = [f"model._target_=open_networks.{target}", *([f"model.{given}"] if given else [])]
+    outcome = run("train", "trainer=per_sample", *DIGITS, *settings)
+    assert outcome.code == 0, outcome.err
+    module = load("run", trust=True).module
+    layers = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
+    assert layers[0].out_features == width
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "message"),
+    [
+        ("Without", "width=4", "model.width=4: there is no such setting; none is taken"),
+        ("Handed", "hiden=[4]", "model.hiden=[4]: there is no such setting; did you mean hidden?"),
+        ("Handed", "hidden=wide", "model.hidden='wide': "),
+    ],
+)
+def test_what_no_constructor_takes_is_refused(
+    run: Run, target: str, given: str, message: str
+) -> None:
+    Path("open_networks.py").write_text(OPEN)
+    settings = [f"model._target_=open_networks.{target}", f"model.{given}"]
+    outcome = run("train", "trainer=per_sample", *DIGITS, *settings)
+    assert outcome.code == 2 and message in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize("own", ["colorsys.py", "colorsys/__init__.py"])
+def test_a_module_that_hides_ones_own_is_named_with_its_file(run: Run, own: str) -> None:
+    Path(own).parent.mkdir(exist_ok=True)
+    Path(own).write_text(MINE)
+    outcome = run("train", "trainer=per_sample", *DIGITS, "model._target_=colorsys.Net")
+    assert outcome.code == 2
+    mine, found = Path(own.removesuffix("/__init__.py")).absolute(), colorsys.__file__
+    assert f"colorsys, imported from {found} and not from {mine} (another name" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,21 @@ def test_a_page_says_what_was_trained_what_came_of_it_and_where_from(
     charts = [i for i in read.named("img") if "over the steps" in (i["alt"] or "")]
     figures = [i for i in read.named("img") if "after 4 steps" in (i["alt"] or "")]
     assert len(charts) >= 4 and figures
+
+
+@pytest.mark.parametrize("folder", SAVED, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_a_page_explains_the_bands_that_it_has_and_no_others(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = Counter(name for line in lines for name in line)
+    banded = {
+        n.removesuffix("_low") for n, count in times.items() if n.endswith("_low") and count > 1
+    }
+    tasks = {n for n in banded if n.endswith(("_before", "_after")) and "member_" not in n}
+    text = Read(page_of_run(read_story(folder, "run"))).text
+    assert ("95 % interval of the mean over the tasks of that step" in text) == bool(tasks)
+    assert ("reaches from the lowest to the highest" in text) == bool(banded - tasks)
+    lost = any(value is None for line in lines for value in line.values())
+    assert ("A cross marks" in text) == lost
 
 
 def test_a_page_goes_where_it_is_asked_to(trained: Path, commanded: Caller) -> None:

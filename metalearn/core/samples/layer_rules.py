@@ -29,6 +29,7 @@ from metalearn.core._functorch import (
 )
 from metalearn.core.samples.sample_gradients import SampleGradients
 from metalearn.errors import SettingError
+from metalearn.signatures import checked
 
 __all__ = [
     "GradientsOf",
@@ -90,6 +91,7 @@ _TOLD: ContextVar[Set[int] | None] = ContextVar("tensors that follow from sample
 _version = 0
 
 
+@checked
 def register_layer_rule(operation: Operation, rule: LayerRule) -> Operation:
     """Let per-sample norms and clipping do without the gradients of an operation's parameters.
 

@@ -6,7 +6,7 @@ Axes: none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,28 @@ _STACK = re.compile(r"stacks\.\d+\.network\.")  # of members, whose layers are s
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def by_layer(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class _Layers(Mapping[str, Tensor]):
+    """The entries of each layer in a row, put together when they are asked for and not kept."""
+
+    def __init__(self, parts: Mapping[str, Sequence[Tensor]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, title: str) -> Tensor:
+        rows = [tensor.detach().flatten() for tensor in self._parts[title]]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def by_layer(module: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """All entries of each layer in a row, by its name and its kind: ``"blocks.0.0 (Conv2d)"``.
 
-    Where there are more than ten layers, those whose names begin alike are one.
+    Where there are more than ten layers, those whose names begin alike are one. A row is made when
+    it is taken, so that a layer at a time is copied.
 
     Args:
         module: whose parameters, or gradients of them, they are.
@@ -37,8 +55,8 @@ def by_layer(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     for name, tensor in tensors.items():
         path = _cut(short[name], depth)
         inside = paths[name].removesuffix(short[name]) + path
-        found.setdefault(_titled(path, modules.get(inside)), []).append(tensor.detach().flatten())
-    return {title: torch.cat(parts) for title, parts in found.items()}
+        found.setdefault(_titled(path, modules.get(inside)), []).append(tensor)
+    return _Layers(found)
 
 
 def _cut(path: str, depth: int) -> str:

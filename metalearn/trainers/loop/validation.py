@@ -63,7 +63,7 @@ def _show_layers(loop: Validated) -> None:
     norms = {name: grad.norm() for name, grad in by_layer(loop.module, grads).items()}
     if norms:
         title = f"step {loop.step}: gradient after clipping, of all members"
-        values = torch.stack([norm.cpu() for norm in norms.values()])
+        values = torch.stack([norm.float() for norm in norms.values()]).cpu()  # one wait for all
         figure = layers_figure(list(norms), values, label="norm of the gradient", title=title)
         loop.tracker.figure(loop.step, "weights/gradient_by_layer", figure)
 

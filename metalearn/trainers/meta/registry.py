@@ -9,6 +9,7 @@ from typing import Any
 
 from metalearn.errors import SettingError
 from metalearn.near_names import check_known
+from metalearn.signatures import checked
 from metalearn.trainers.meta.anil import ANIL
 from metalearn.trainers.meta.baseline_pp import BaselinePlusPlus
 from metalearn.trainers.meta.boil import BOIL
@@ -89,6 +90,7 @@ LEARNERS: dict[str, KnownLearner] = {
 """All that are known, by the name that ``learner=`` takes."""
 
 
+@checked
 def register_learner(name: str, summary: str) -> Callable[[type[Learner]], type[Learner]]:
     """Make a further learner known by name: a class decorator.
 

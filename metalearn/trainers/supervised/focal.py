@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from metalearn.core.checks import check_number
+from metalearn.signatures import known_fields
 
 __all__ = ["FocalLoss"]
 
 
+@known_fields
 @dataclass(frozen=True)
 class FocalLoss:
     """−(1 − p)^γ · log p of each sample, p the probability of its class; no mean is taken.

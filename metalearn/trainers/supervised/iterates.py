@@ -66,7 +66,7 @@ class SnapshotTrainer(Trainer):
         members: int = 10,
         **settings: Unpack[EnsembleOptions],
     ) -> None:
-        check_one_network(model, members)
+        check_one_network(model, members, settings)
         self.training = EnsembleTraining(model, data, Validation(kept="newest"), **settings)
         self.ensemble, self.data, self.seeds = model, data, self.training.seeds
         self.members, limits = members, self.training.settings
@@ -149,7 +149,7 @@ class SWAGTrainer(Trainer):
         final_rate: float = 0.5,
         **settings: Unpack[EnsembleOptions],
     ) -> None:
-        check_one_network(model, members)
+        check_one_network(model, members, settings)
         self.training = EnsembleTraining(model, data, Validation(kept="newest"), **settings)
         self.ensemble, self.data, self.seeds = model, data, self.training.seeds
         self.members, self.scale = members, scale

@@ -5,7 +5,8 @@ Axes: M members, B samples of a batch, C classes.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
@@ -50,7 +51,7 @@ class MCDropoutTrainer(Trainer):
         members: int = 10,
         **settings: Unpack[EnsembleOptions],
     ) -> None:
-        check_one_network(model, members)
+        check_one_network(model, members, settings)
         self.training = EnsembleTraining(model, data, **settings)
         self.ensemble, self.data, self.seeds = model, data, self.training.seeds
         self.members = members
@@ -99,7 +100,7 @@ class BatchEnsembleTrainer(Trainer):
         factors: Factors = "signs",
         **settings: Unpack[EnsembleOptions],
     ) -> None:
-        check_one_network(model, members)
+        check_one_network(model, members, settings)
         seeds = settings.get("seeds")
         seed = seeds[0] if isinstance(seeds, list | tuple | range) and seeds else 0
         shared = BatchEnsemble(model.member(0), members, factors=factors, seed=seed)
@@ -121,9 +122,17 @@ class BatchEnsembleTrainer(Trainer):
     reports, diagnosis_sources = methods.reports, methods.diagnosis_sources
 
 
-def check_one_network(model: Ensemble, members: int) -> None:
-    """Refuse more than one network, and a number of members that is none."""
+def check_one_network(model: Ensemble, members: int, settings: Mapping[str, Any]) -> None:
+    """Refuse more than one network, a number of members that is none, and settings of each.
+
+    Raises:
+        SettingError: names the setting.
+    """
     check_whole("members", members, 1)
+    for name in ("lr", "weight_decay", "label_smoothing", "dropout"):
+        if isinstance(settings.get(name), Mapping):
+            accepted = "a number is needed: one network is trained, of which all members are made"
+            raise SettingError(name, dict(settings[name]), accepted)
     if len(model) != 1:
         accepted = "one network, of which all members are made, is needed"
         raise SettingError("model", f"{len(model)} networks", accepted)

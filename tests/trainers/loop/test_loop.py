@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from metalearn.checkpoint import load_checkpoint
 from metalearn.tracking import NullTracker
 from metalearn.trainers import FitResult
+from metalearn.trainers.loop import validation
 from tests.support.builders import (
     Recorder,
     Scripted,
@@ -346,3 +348,23 @@ def test_patience_that_is_raised_forgets_the_end(tmp_path: Path) -> None:
     trainer.resume(last(tmp_path))
     assert not trainer.endings and trainer.active.all()
     assert trainer.fit().reason == "finished"
+
+
+def test_norms_of_all_layers_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read waits for the device."""
+    made = Scripted(steps=1, tracker=Recorder())
+    made.fit()
+    reads = []
+    for name in ("cpu", "item", "tolist", "numpy"):
+        monkeypatch.setattr(Tensor, name, _counted(getattr(Tensor, name), reads))
+    monkeypatch.setattr(validation, "layers_figure", lambda *given, **rest: Figure())
+    validation._show_layers(made.loop)
+    assert reads == ["cpu"]
+
+
+def _counted(method: Any, reads: list[str]) -> Any:
+    def counted(tensor: Tensor, *given: Any, **rest: Any) -> Any:
+        reads.append(method.__name__)
+        return method(tensor, *given, **rest)
+
+    return counted

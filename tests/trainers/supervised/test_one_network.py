@@ -23,7 +23,7 @@ from metalearn.trainers import (
     SWAGTrainer,
 )
 from metalearn.trainers.loop.protocols import Callback, Training
-from tests.support.small_data import blobs, network, trainer
+from tests.support.small_data import KINDS, blobs, network, trainer
 
 
 def _iterates(made: EnsembleTrainer) -> list[dict[str, Tensor]]:
@@ -178,6 +178,14 @@ def test_validation_of_mc_dropout_is_without_dropout() -> None:
 def test_bad_settings(kind: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         trainer(kind, **settings)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.networks == 1])
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "label_smoothing", "dropout"])
+def test_a_range_over_members_of_one_network_is_refused(kind: Any, name: str) -> None:
+    with pytest.raises(SettingError, match=f"^{name}=.*: a number is needed: one network is"):
+        trainer(kind, **{name: {"low": 0.01, "high": 0.1}})
+    trainer(kind, **{name: 0.01})
 
 
 def test_mc_dropout_needs_dropout() -> None:
