@@ -35,7 +35,9 @@ class WandbRun(TrackerBackend):
     ``folder/wandb``. ``WANDB_MODE=offline`` needs neither network nor account, ``WANDB_PROJECT``
     names the project, `metalearn` otherwise. A run that goes on has the same id. Numbers are drawn
     over their own ``step``: Weights & Biases cannot take back what it has been given, so that of
-    steps after a checkpoint, taken once more, both records stay.
+    steps after a checkpoint, taken once more, both records stay. Offline it writes in blocks
+    of 32 kB: a process that is killed (SIGKILL) loses what is in its last one, which
+    ``metrics.jsonl`` has.
     """
 
     name = "wandb"
@@ -57,7 +59,7 @@ class WandbRun(TrackerBackend):
                 reinit="create_new",  # and no other run of this process is ended
                 settings=self._wandb.Settings(console="off", quiet=True),  # the log is train.log
             )
-        except self.failures as error:
+        except Exception as error:  # of several kinds, some of them private
             said = " ".join(str(error).split()).rstrip(".")
             accepted = f"no run can begin ({said}); WANDB_MODE=offline needs no account"
             raise SettingError("tracker", self.name, accepted) from error
