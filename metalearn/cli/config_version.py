@@ -40,6 +40,10 @@ def _group(value: Any, where: str) -> None:
     mapping({"_target_": text}, {"_partial_": choice(True)})(value, where)
 
 
+def _trackers(value: Any, where: str) -> None:
+    (list_of(text) if isinstance(value, list) else maybe(text))(value, where)
+
+
 _SHAPES: Kind = mapping(
     {
         "kind": choice("classification", "regression"),
@@ -66,6 +70,7 @@ _CONFIG: Kind = mapping(
         "init_from": maybe(text),
         "init_skip": maybe(list_of(text)),
         "shapes": maybe(_SHAPES),
+        "tracker": _trackers,
     },
 )
 

@@ -69,7 +69,7 @@ KNOWN_ERRORS = (
 )  # fmt: skip
 """What `one_sentence_errors` answers with a sentence, whatever else it says."""
 
-KEPT_ON_RESUMING = "a resumed run keeps its settings; device, test_tasks and trainer.* may change"
+KEPT_ON_RESUMING = "a resumed run keeps its settings but for device, test_tasks, tracker, trainer.*"
 """What is said of a setting that is given beside ``resume=``."""
 
 _USAGE_ERROR = 2

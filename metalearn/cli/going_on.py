@@ -14,7 +14,7 @@ __all__ = ["with_run_found"]
 _AUTO = "resume=auto"
 _FOLDER = "hydra.run.dir"
 _SWEEP = ("-m", "--multirun")
-_FREE = ("device", "test_tasks", "trust")
+_FREE = ("device", "test_tasks", "tracker", "trust")
 _LARGEST = 2**20  # bytes of a record of where a run comes from
 
 

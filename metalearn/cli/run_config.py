@@ -180,7 +180,7 @@ def resumed_config(config: DictConfig, given: Sequence[GivenSetting]) -> DictCon
 
 
 def _may_change(given: GivenSetting) -> bool:
-    free = given.name in ("device", "test_tasks") or given.name.startswith("trainer.")
+    free = given.name in ("device", "test_tasks", "tracker") or given.name.startswith("trainer.")
     return free and not given.removed
 
 

@@ -30,7 +30,7 @@ __all__ = [
 
 _LOCK = ".lock"
 _LOG = "train.log"
-_WRITTEN = (_LOCK, _LOG, "metrics.jsonl", "tensorboard")
+_WRITTEN = (_LOCK, _LOG, "metrics.jsonl", "metrics.csv", "tensorboard")
 """What is written to where it is, as the folders of members are; event files are always new ones,
 and all else is put in its place whole."""
 _OURS = {_LOCK, _LOG, "multirun.yaml"}
@@ -142,7 +142,7 @@ def discard_unused(folder: Path) -> None:
 def remove_partial_files(folder: Path) -> None:
     """Remove what killed processes left half written in a folder that is `claimed`."""
     jsons = r"(provenance|results|evaluation|diagnosis)[^/]*\.json"
-    remove_partials(folder, rf"config\.yaml|metrics\.jsonl|{jsons}")
+    remove_partials(folder, rf"config\.yaml|metrics\.(jsonl|csv)|mlflow-run-id\.txt|{jsons}")
     remove_partials(folder / "checkpoints", r".*\.pt")
 
 

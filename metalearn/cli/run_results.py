@@ -21,7 +21,7 @@ from metalearn.trainers import FitResult, Trainer
 from metalearn.trainers.loop.unvalidated import Unvalidated
 from metalearn.trainers.report import Report
 
-__all__ = ["check_direction", "has_results", "write_results"]
+__all__ = ["check_direction", "flat_config", "has_results", "write_results"]
 
 _DIRECTIONS: dict[str, tuple[Any, Any]] = {
     "direction": ("minimize", "maximize"),  # of Optuna
@@ -29,8 +29,9 @@ _DIRECTIONS: dict[str, tuple[Any, Any]] = {
     "optim.maximize": (False, True),  # of Nevergrad
 }
 """By the setting in which a sweeper is told: what a small score asks for, and what a large one."""
-_UNTOLD = ("device", "test_tasks", "trainer.progress")
+_UNTOLD = ("device", "test_tasks", "tracker", "trainer.progress")
 """Settings that change nothing of what is compared."""
+_NO_SETTINGS = ("resume", "trust", "version")
 _RESULTS = "results.json"
 _LARGEST = 2**26  # bytes of them
 
@@ -115,7 +116,7 @@ def _told(folder: Path, config: DictConfig) -> dict[str, bool | int | float | st
 
     All other settings are defaults, or the experiment's: the same in all runs that are compared.
     """
-    flat = _flat(config)
+    flat = flat_config(config)
     found: dict[str, bool | int | float | str] = {"seed": flat["seed"]} if "seed" in flat else {}
     for text in (*_first_command(folder), *HydraConfig.get().overrides.task):
         name, _, value = str(text).lstrip("+~").partition("=")
@@ -136,7 +137,7 @@ def _first_command(folder: Path) -> list[str]:
     return [w for w in words if isinstance(w, str)] if isinstance(words, list) else []
 
 
-def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:
+def flat_config(config: DictConfig) -> dict[str, bool | int | float | str]:
     """Settings as dotted names and plain values, for the comparison of runs."""
 
     def walk(prefix: str, value: Any) -> dict[str, bool | int | float | str]:
@@ -147,4 +148,4 @@ def _flat(config: DictConfig) -> dict[str, bool | int | float | str]:
         return {name: value if isinstance(value, bool | int | float | str) else str(value)}
 
     values = OmegaConf.to_container(used_part(config), resolve=True)
-    return {k: v for k, v in walk("", values).items() if k not in ("resume", "trust", "version")}
+    return {k: v for k, v in walk("", values).items() if k not in _NO_SETTINGS}

@@ -5,7 +5,6 @@ Axes: M members.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from metalearn.cli.building import groups_of
 from metalearn.cli.given_settings import plain_value
 from metalearn.models import Ensemble
 from metalearn.tracking import device_name
+from metalearn.tracking.backends import DEFAULT_TRACKER, watched
 from metalearn.trainers import Trainer
 from metalearn.trainers.loop.unvalidated import Unvalidated
 
@@ -46,7 +46,7 @@ def start_block(
         "device": _device(trainer),
         "steps": _steps(config, trainer),
         "watched": _watched(trainer),
-        "dashboard": f"tensorboard --logdir {shlex.quote(str(folder.parent))}",
+        "dashboard": watched(plain_value(config.get("tracker", DEFAULT_TRACKER)), folder),
     }
     return "\n".join(f"{f'{name}:':<{_WIDTH}}{text}" for name, text in rows.items())
 

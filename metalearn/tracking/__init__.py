@@ -4,6 +4,8 @@ Axes: T tasks, N samples of a task, K inner steps, C classes.
 """
 
 from metalearn.tracking.attribution_figures import ShownExample, examples_figure, target_figure
+from metalearn.tracking.backends import RunFacts, TrackerBackend
+from metalearn.tracking.backends.tensorboard_events import event_folder
 from metalearn.tracking.comparison_figure import ComparedNumber, comparison_figure
 from metalearn.tracking.diagnostic_figures import (
     matrix_figure,
@@ -25,22 +27,25 @@ from metalearn.tracking.run_figures import (
     pictures_figure,
     schedule_figure,
 )
-from metalearn.tracking.run_tracker import RunTracker, event_folder
+from metalearn.tracking.run_tracker import RunTracker
 from metalearn.tracking.score_figures import (
     foretold_figure,
     run_smoothness_figure,
     self_scores_figure,
 )
 from metalearn.tracking.table_figure import table_figure
-from metalearn.tracking.tracker import NullTracker, Tracker
+from metalearn.tracking.tracker import NullTracker, Tracker, TrackerChoice
 
 __all__ = [
     "ComparedNumber",
     "NullTracker",
     "Progress",
+    "RunFacts",
     "RunTracker",
     "ShownExample",
     "Tracker",
+    "TrackerBackend",
+    "TrackerChoice",
     "adaptation_figure",
     "code_versions",
     "comparison_figure",

@@ -12,25 +12,25 @@ from typing import Any
 
 from metalearn.files import replace_file
 
-__all__ = ["drop_lines"]
+__all__ = ["kept_lines"]
 
 
-def drop_lines(path: Path, resume_step: int | None, again: Sequence[str]) -> int:
-    """Drop torn lines and those after ``resume_step``; return the last step that stays, or 0."""
+def kept_lines(path: Path, resume_step: int | None, again: Sequence[str]) -> list[dict[str, Any]]:
+    """Drop torn lines and those after ``resume_step``; return the records that stay."""
     if not path.exists():
-        return 0
+        return []
     old = path.read_bytes()
     kept: list[bytes] = []
-    last = 0
+    records: list[dict[str, Any]] = []
     for line in old.splitlines():
         record = _record(line)
         if record is not None and _stays(record, resume_step, again):
             kept.append(line + b"\n")
-            last = max(last, record["step"])
+            records.append(record)
     new = b"".join(kept)
     if new != old:
         replace_file(path, lambda file: file.write(new))
-    return last
+    return records
 
 
 def _stays(record: Mapping[str, Any], resume_step: int | None, again: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""A run's numbers and pictures in its folder: JSON lines and TensorBoard.
+"""A run's numbers and pictures: JSON lines in its folder, and wherever else it was asked for.
 
 Axes: none; a step is one outer (meta) step, counted from 0 over all resumptions.
 """
@@ -6,9 +6,8 @@ Axes: none; a step is one outer (meta) step, counted from 0 over all resumptions
 from __future__ import annotations
 
 import json
-import math
-import re
-import shutil
+import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,27 +20,25 @@ from metalearn.core.tree import check_tensors
 from metalearn.errors import SettingError, check_whole
 from metalearn.files import append_whole, failures_named
 from metalearn.signatures import checked
+from metalearn.tracking.backends import (
+    DEFAULT_TRACKER,
+    RunFacts,
+    TrackerBackend,
+    backends_of,
+    check_backends,
+)
 from metalearn.tracking.band_figures import BandFigures
-from metalearn.tracking.dashboard import chart_of
-from metalearn.tracking.metric_lines import drop_lines
+from metalearn.tracking.metric_lines import kept_lines
 from metalearn.tracking.provenance import plain
-from metalearn.tracking.tags import Tags, shown_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RunTracker", "event_folder"]
+__all__ = ["RunTracker"]
+
+log = logging.getLogger(__name__)
 
 _LARGEST = 1e20  # the outermost bin of TensorBoard's histograms
-
-
-def event_folder(folder: Path) -> Path:
-    """Where a run keeps its events: in its folder, by whose name TensorBoard calls it then.
-
-    A run that was begun by an earlier version goes on in its ``tensorboard/``.
-    """
-    earlier = folder / "tensorboard"
-    return earlier if earlier.exists() else folder
 
 
 class RunTracker:
@@ -58,8 +55,9 @@ class RunTracker:
     last line that a crash may have left. With ``resume_step=k`` whatever an interrupted run wrote
     after step k is dropped first, in both places.
 
-    A disk that fails for TensorBoard's events costs these: a warning is logged once. One
-    that fails in ``metrics.jsonl`` is an error, and leaves no part of the line.
+    A disk that fails for TensorBoard's events costs these: a warning is logged once, as for
+    other places than ``metrics.jsonl``. One that fails there is an error, and leaves no part of
+    the line.
 
     Args:
         folder: the run's folder, made if missing.
@@ -69,9 +67,14 @@ class RunTracker:
         bands: title to names of scalars with companions ``<name>_low`` and ``<name>_high``, the
             ends of a band; each is drawn over the training, with training and validation in one
             figure. The first of all stands in TensorBoard's first section.
+        tracker: where records go beside ``metrics.jsonl``: ``"tensorboard"``, ``"csv"``,
+            ``"wandb"``, ``"mlflow"``, a `TrackerBackend` of your own, as class or object, a list
+            of these, or None.
+        settings: of the run, by dotted names, for those that keep them from the beginning.
 
     Raises:
-        SettingError: a negative ``resume_step``.
+        SettingError: a negative ``resume_step``; a tracker that is not known, lacks its package
+            or cannot begin.
         OSError: ``metrics.jsonl`` cannot be written.
     """
 
@@ -83,36 +86,32 @@ class RunTracker:
         resume_step: int | None = None,
         again: Sequence[str] = (),
         bands: Mapping[str, Sequence[str]] | None = None,
+        tracker: Any = DEFAULT_TRACKER,
+        settings: Mapping[str, bool | int | float | str] | None = None,
     ) -> None:
-        from metalearn.tracking.events import EventWriter  # a second to import: only if asked for
-
         if resume_step is not None:
             check_whole("resume_step", resume_step, 0)
+        check_backends(tracker)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
-        last = drop_lines(self._metrics, resume_step, again)
+        records = kept_lines(self._metrics, resume_step, again)
         self._lines = self._metrics.open("ab", buffering=0)
-        self._events = event_folder(folder)
-        kept = None if resume_step is None else resume_step + 1
-        self._writer: Any = EventWriter(
-            self._events, purge_step=0 if again and resume_step == 0 else kept
-        )
-        self._last_step = last
-        self._tags = Tags(self._metrics)
-        self._charts: dict[str, dict[str, list[object]]] = {}
+        facts = RunFacts(folder, dict(settings or {}), resume_step, tuple(again), records)
+        try:
+            self._backends = backends_of(tracker, facts)
+        except BaseException:
+            self._lines.close()
+            raise
+        self._last_step = max((record["step"] for record in records), default=0)
         self._bands = BandFigures(bands or {}, self._metrics)
 
     @checked
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one JSON line, and each number to TensorBoard under the name it has there."""
         check_whole("step", step, 0)
-        numbers = self._line(step, values)
-        for name in shown_names(numbers):
-            tag = self._tags.number(name)
-            if tag is not None:
-                self._writer.add_scalar(tag, numbers[name], step)
-                self._show_together(chart_of(tag), [tag], "training and validation")
+        when, numbers = self._line(step, values)
+        self._tell(lambda backend: backend.scalars(step, when, numbers))
         self._last_step = max(self._last_step, step)
         self._bands.take(step, values)
         self._draw_bands(self._bands.due())
@@ -125,24 +124,20 @@ class RunTracker:
         is not finite or lies beyond ±1e20.
         """
         check_whole("step", step, 0)
-        for leaf, tensor in tensors.items():  # which may be made one by one
+        for leaf, tensor in tensors.items() if self._backends else ():  # may be made one by one
             check_tensors({leaf: tensor}, "tensors")
-            # In float64 the sum of squares that TensorBoard stores cannot overflow.
-            values = tensor.detach().to("cpu").to(torch.float64).flatten()
-            if values.numel() and bool((values.abs() < _LARGEST).all()):
-                tag = self._tags.distribution(f"{name}/{leaf}")
-                self._writer.add_histogram(tag, values.numpy(), step)
+            self._histogram(step, f"{name}/{leaf}", tensor)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Draw the figure into TensorBoard's Images and close it."""
-        self._writer.add_figure(self._tags.figure(name), figure, step, close=True)
+        self._tell(lambda backend: backend.figure(step, name, figure))
 
     @checked
     def curves(self, step: int, name: str, values: Mapping[str, float]) -> None:
         """Write scalars ``<name>/<key>``; the Custom Scalars tab shows them in one chart."""
         self.scalars(step, {f"{name}/{key}": value for key, value in values.items()})
-        tags = [tag for key in values if (tag := self._tags.number(f"{name}/{key}")) is not None]
-        self._show_together(name.replace("_", " "), tags, "curves")
+        names = [f"{name}/{key}" for key in values]
+        self._tell(lambda backend: backend.chart(name, names))
 
     def hparams(
         self, settings: Mapping[str, bool | int | float | str], results: Mapping[str, float]
@@ -152,7 +147,7 @@ class RunTracker:
         The results are scalars of the last step seen (so they stand in the JSON lines too). Only
         the first call's settings count.
         """
-        _write_row(self._writer, settings)
+        self._tell(lambda backend: backend.hparams(settings))
         if results:
             self.scalars(self._last_step, results)
         self.flush()
@@ -173,88 +168,68 @@ class RunTracker:
         Raises:
             SettingError: results of another number of members than settings.
         """
-        from metalearn.tracking.events import EventWriter
-
         if len(settings) != len(results):
             accepted = f"one for each of the {len(settings)} members is needed"
             raise SettingError("number of results", len(results), accepted)
         step, digits = self._last_step, max(2, len(str(len(settings) - 1)))
-        names = [f"member_{index:0{digits}}" for index in range(len(settings))]
-        for old in self._events.glob("member_[0-9]*/"):
-            if all(path.name.startswith("events.out.tfevents") for path in old.iterdir()):
-                shutil.rmtree(old, ignore_errors=True)  # and nothing that a person put there
-        every = dict.fromkeys(name for row in settings for name in row)
-        own = [name for name in every if _differs(name, settings)]
-        for index, (name, given, numbers) in enumerate(zip(names, settings, results)):
-            if not set(own) - {"seed", "member"}:
-                break
-            writer: Any = EventWriter(self._events / name)
-            tags = Tags()
-            for key, value in numbers.items():
-                tag = tags.number(key)
-                if tag is not None:
-                    writer.add_scalar(tag, float(value), step)
-            _write_row(writer, {"member": index} | {n: given[n] for n in own if n in given})
-            writer.close()
-        self._line(step, {f"{n}/{k}": v for n, row in zip(names, results) for k, v in row.items()})
+        named = {f"member_{index:0{digits}}": row for index, row in enumerate(results)}
+        when, _ = self._line(
+            step, {f"{n}/{k}": v for n, row in named.items() for k, v in row.items()}
+        )
+        self._tell(lambda backend: backend.member_hparams(step, when, settings, named))
 
     def flush(self) -> None:
         """Bring everything recorded so far to disk."""
         if not self._lines.closed:
-            self._writer.flush()
+            self._tell(lambda backend: backend.flush())
 
     def close(self) -> None:
-        """Flush and close both files; a second call does nothing."""
+        """Flush and close all files; a second call does nothing.
+
+        Inside a ``finally`` that an error leads through, other places hear that the run failed or,
+        of KeyboardInterrupt and SystemExit, that it was stopped.
+        """
         if not self._lines.closed:
+            error = sys.exc_info()[1]
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            ending = "finished" if error is None else "stopped" if stopped else "failed"
             self._draw_bands(self._bands.left())
             self._lines.close()
-            self._writer.close()
+            self._tell(lambda backend: backend.close(ending))
 
-    def _show_together(self, chart: str | None, tags: Sequence[str], category: str) -> None:
-        """Have Custom Scalars show records in one chart, with a legend."""
-        if chart is None or not tags:
-            return
-        wanted = [f"^{re.escape(tag)}$" for tag in tags]
-        charts = self._charts.setdefault(category, {})
-        known: Any = charts.setdefault(chart, ["Multiline", []])[1]
-        new = [tag for tag in wanted if tag not in known]
-        if new:
-            known += new
-            order = sorted(self._charts.items(), reverse=True)  # training and validation first
-            layout = {name: dict(sorted(charts.items())) for name, charts in order}
-            self._writer.add_custom_scalars(layout)  # the newest layout counts
+    def _tell(self, call: Callable[[TrackerBackend], None]) -> None:
+        """Call each backend; one that fails in a way that it names is told nothing more."""
+        for backend in tuple(self._backends):
+            try:
+                call(backend)
+            except backend.failures as error:
+                self._backends.remove(backend)
+                said = getattr(error, "strerror", None) or error
+                log.warning(
+                    "%s: no further records for tracker=%s, %s; the training goes on",
+                    self._metrics.parent,
+                    backend.name,
+                    said,
+                )
+
+    def _histogram(self, step: int, name: str, tensor: Tensor) -> None:
+        # In float64 the sum of squares that TensorBoard stores cannot overflow.
+        values = tensor.detach().to("cpu").to(torch.float64).flatten()
+        if values.numel() and bool((values.abs() < _LARGEST).all()):
+            self._tell(lambda backend: backend.histogram(step, name, values.numpy()))
 
     def _draw_bands(self, figures: Mapping[str, tuple[int, Figure]]) -> None:
-        for tag, (step, figure) in figures.items():
-            self._writer.add_figure(self._tags.band(tag), figure, step, close=True)
+        def tell(backend: TrackerBackend) -> None:
+            for tag, (step, figure) in figures.items():
+                backend.band_figure(step, tag, figure)
 
-    def _line(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        self._tell(tell)
+
+    def _line(self, step: int, values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """Write a line of ``metrics.jsonl``; its time and numbers."""
         numbers = {name: float(value) for name, value in values.items()}
-        record = plain({"step": step, "time": round(time.time(), 3), **numbers})
+        when = round(time.time(), 3)
+        record = plain({"step": step, "time": when, **numbers})
         with failures_named(self._metrics):
             append_whole(self._lines, json.dumps(record, allow_nan=False).encode() + b"\n")
-        return numbers
-
-
-def _differs(name: str, rows: Sequence[Mapping[str, object]]) -> bool:
-    return any(row.get(name) != rows[0].get(name) for row in rows)
-
-
-def _write_row(writer: Any, settings: Mapping[str, bool | int | float | str]) -> None:
-    from torch.utils.tensorboard.summary import hparams
-
-    # SummaryWriter.add_hparams would open a second run inside the writer's. And of its three
-    # records the first (the "experiment") stays away: TensorBoard would take the columns of
-    # all runs from one run's list; without it, they are the union over the runs.
-    records: Callable[..., tuple[Any, Any, Any]] = hparams
-    _, start, end = records({k: _setting(v) for k, v in settings.items()}, {})
-    file = writer._get_file_writer()
-    file.add_summary(start)
-    file.add_summary(end)
-
-
-def _setting(value: bool | int | float | str) -> int | float | str:
-    # The table shows booleans as 0 and 1, and breaks on numbers that JSON cannot hold.
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return when, numbers

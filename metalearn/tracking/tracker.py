@@ -16,7 +16,7 @@ from metalearn.misfits import advise
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["NullTracker", "Tracker"]
+__all__ = ["NullTracker", "Tracker", "TrackerChoice"]
 
 
 @runtime_checkable
@@ -52,6 +52,10 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Flush and let go of the files; a second call does nothing."""
+
+
+TrackerChoice = Tracker | str | Sequence[Any]
+"""What trainers take: a tracker, or backends as `RunTracker` takes them, for the run's folder."""
 
 
 def _advice(value: Any) -> str | None:

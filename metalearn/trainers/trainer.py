@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from metalearn.data.checksums import data_checksum
 from metalearn.models import SavedWeights, read_weights
 from metalearn.signatures import checked
-from metalearn.tracking import NullTracker, Tracker
+from metalearn.tracking import Tracker, TrackerChoice
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
+from metalearn.trainers.loop.asked_trackers import asked_tracker
 from metalearn.trainers.loop.initial_weights import start_from
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.result import FitResult
@@ -212,8 +213,9 @@ class Trainer:
         return self.loop.tracker
 
     @tracker.setter
-    def tracker(self, tracker: Tracker) -> None:
-        self.loop.tracker = tracker if self.loop.ranks.rank == 0 else NullTracker()
+    def tracker(self, tracker: TrackerChoice) -> None:
+        alone = self.loop.ranks.rank == 0
+        self.loop.tracker = asked_tracker(tracker, self.folder, alone=alone)
 
     @property
     def step(self) -> int:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from metalearn.cli.command_table import COMMANDS as TABLE
 from metalearn.cli.command_table import Command
+from metalearn.tracking.backends import BACKENDS
 from tests.docs.pages import CONF, PAGES, ROOT, blocks, code_spans, commands, name
 from tests.support.commands import Outcome
 
@@ -40,6 +41,8 @@ def checked_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(Command, "function", lambda self: stop)
     monkeypatch.setattr(Plugins, "instantiate_launcher", _launcher)  # whichever is named
+    for kind in BACKENDS.values():  # and of optional packages none has to be there
+        monkeypatch.setattr(kind, "package", None)
     saved = ROOT / "tests" / "saved_runs" / "v1" / "meta_sinusoid-finished"
     for folder in ("mine", "other", "sweep-mine/0"):
         shutil.copytree(saved, tmp_path / "outputs" / folder)

@@ -32,7 +32,7 @@ from metalearn.cli.run_folders import (
     remove_partial_files,
     writing_to,
 )
-from metalearn.cli.run_results import check_direction, has_results, write_results
+from metalearn.cli.run_results import check_direction, flat_config, has_results, write_results
 from metalearn.cli.same_run import check_same_data, check_same_settings
 from metalearn.cli.shapes import recorded_shapes
 from metalearn.cli.start_block import start_block
@@ -40,6 +40,7 @@ from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_se
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.files import read_regular
 from metalearn.tracking import RunTracker, device_name, provenance, write_json
+from metalearn.tracking.backends import DEFAULT_TRACKER, check_backends
 from metalearn.trainers import Trainer
 from metalearn.trainers.loop.stop_signal import Stopped
 from metalearn.trainers.report import Report, report_text
@@ -153,6 +154,8 @@ def _begin(
         resume_step=trainer.step if resuming else None,
         again=() if has_results(folder, trainer.step) else again,
         bands=trainer.bands,
+        tracker=_tracker_of(config),
+        settings=flat_config(config),
     )
     named = {setting.name for setting in given_settings(HydraConfig.get())}
     chosen = {} if resuming else HydraConfig.get().runtime.choices
@@ -181,8 +184,11 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         SettingError: the first of them.
     """
     if config.resume is not None:
-        check_settings_of(resumed_config(config, given))
+        resumed = resumed_config(config, given)
+        check_settings_of(resumed)
+        check_backends(_tracker_of(resumed), own=False)
     else:
+        check_backends(_tracker_of(config), own=False)
         _check_trust(config)
         leave_out_others(config, given)
         choices = config.hydra.runtime.choices
@@ -191,6 +197,11 @@ def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
         _check_features(config)
         check_initial(config)
         refuse_unused_settings(config, given, choices.get("learner"))
+
+
+def _tracker_of(config: DictConfig) -> Any:
+    """Where records go; of a run that began before there was a choice, to TensorBoard."""
+    return plain_value(config.get("tracker", DEFAULT_TRACKER))
 
 
 def _check_features(config: DictConfig) -> None:

@@ -33,7 +33,7 @@ ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()
 """In place of the value of a setting that a run does not have."""
 
 _SEEDS = ("seed", "seeds", "eval_seed")
-_NO_SETTINGS = ("resume", "trust", "version", "shapes", "device", "trainer.progress")
+_NO_SETTINGS = ("resume", "trust", "version", "shapes", "device", "tracker", "trainer.progress")
 """What changes nothing of what is learnt, but by rounding."""
 _TARGET = "_target_"
 _LONGEST = 80  # characters of a value that are shown

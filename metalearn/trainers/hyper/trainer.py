@@ -23,7 +23,7 @@ from metalearn.errors import check_whole
 from metalearn.random_streams import check_split
 from metalearn.ranks import OneRank, Ranks
 from metalearn.signatures import checked
-from metalearn.tracking import Tracker
+from metalearn.tracking import TrackerChoice
 from metalearn.trainers.hyper.combinations import GradientSettings, check_combination
 from metalearn.trainers.hyper.evaluation import HyperEvaluator
 from metalearn.trainers.hyper.gradient_check import GradientCheck
@@ -85,7 +85,8 @@ class HyperTrainer(Trainer):
             a little to either side: ``trainer.checked``, in the records and in the test, with a
             warning in the log where what was learnt should not be trusted.
         optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
-        tracker: where numbers and figures go.
+        tracker: where numbers and figures go; names, such as ``"csv"``, are those of `RunTracker`
+            and need ``folder``.
         folder: of the run, for checkpoints.
         device: where to train.
         ranks: processes that share the training, each with some of the samples of every step of a
@@ -120,7 +121,7 @@ class HyperTrainer(Trainer):
         monitor: Monitor = "loss",
         check: bool = True,
         optimizer: OptimizerFactory | None = None,
-        tracker: Tracker | None = None,
+        tracker: TrackerChoice | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from metalearn.errors import NonFiniteError
 from metalearn.ranks import OneRank, Ranks
-from metalearn.tracking import NullTracker, Progress, Tracker
+from metalearn.tracking import Progress, Tracker, TrackerChoice
+from metalearn.trainers.loop.asked_trackers import asked_tracker, begun_tracker
 from metalearn.trainers.loop.checkpointing import Checkpoints
 from metalearn.trainers.loop.clock import Clock, Spent, process_memory
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
@@ -58,7 +59,7 @@ class Loop:
         ranks: processes that share the training; one by default. The first alone keeps records
             and checkpoints.
         stop: that the objective and the evaluator listen to as well.
-        tracker: where numbers and figures go; nowhere by default.
+        tracker: where numbers and figures go, or names such as ``"csv"``; nowhere by default.
         folder: of the run; ``checkpoints/last.pt`` and ``best.pt`` are kept in it. None saves
             nothing.
         device: where the module is.
@@ -79,7 +80,7 @@ class Loop:
         average: Average | None = None,
         ranks: Ranks | None = None,
         stop: StopSignal | None = None,
-        tracker: Tracker | None = None,
+        tracker: TrackerChoice | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -92,9 +93,10 @@ class Loop:
         self.stop = stop or StopSignal()
         alone = self.ranks.rank == 0  # to write and to show anything
         self._shows_progress = settings.progress if alone else False
-        self.tracker: Tracker = (tracker if alone else None) or NullTracker()
+        place = Path(folder) if folder and alone else None
+        self.tracker: Tracker = asked_tracker(tracker, place, alone=alone)
         self.device = torch.device(device)
-        self.checkpoints = Checkpoints(self, Path(folder) if folder and alone else None)
+        self.checkpoints = Checkpoints(self, place)
         self.parameters = trained_parameters(module, beside)
         self.params = {n: p.detach() for n, p in self.parameters.items() if p.requires_grad}
         self.step = 0
@@ -124,6 +126,7 @@ class Loop:
         """
         self.checkpoints.check_best()
         self.checkpoints.make_folder()
+        self.tracker = begun_tracker(self)
         with (
             self.spent.counted(),
             self.stop.listening(),

@@ -23,7 +23,7 @@ from metalearn.ranks import OneRank, Ranks
 from metalearn.signatures import checked
 from metalearn.tasks import outputs_by_split
 from metalearn.tasks.units import training_units_of
-from metalearn.tracking import Tracker
+from metalearn.tracking import TrackerChoice
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.loop.protocols import Evaluator
@@ -120,7 +120,7 @@ class PrivateMetaTrainer(Trainer):
         validation_tasks: int | None = None,
         select_by: SelectBy = "transductive",
         optimizer: OptimizerFactory | None = None,
-        tracker: Tracker | None = None,
+        tracker: TrackerChoice | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,

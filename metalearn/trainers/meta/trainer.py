@@ -19,7 +19,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble, SavedWeights
 from metalearn.ranks import Ranks
 from metalearn.signatures import checked
-from metalearn.tracking import Tracker
+from metalearn.tracking import TrackerChoice
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.drawer import Workers
 from metalearn.trainers.loop.options import LoopOptions
@@ -70,7 +70,8 @@ class MetaTrainer(Trainer):
             of the steps and they are shorter with them (none with ``deterministic``). The source
             has to say ``thread_safe``, see `metalearn.types.TaskDistribution`.
         optimizer: makes the outer optimiser from the parameters; Adam with rate 1e-3 by default.
-        tracker: where numbers and figures go.
+        tracker: where numbers and figures go; names, such as ``"csv"``, are those of `RunTracker`
+            and need ``folder``.
         folder: of the run, for checkpoints.
         device: where to train.
         ranks: processes that share the training, each with some of the tasks of a step; None is one
@@ -102,7 +103,7 @@ class MetaTrainer(Trainer):
         select_by: SelectBy = "transductive",
         draw_workers: Workers = "auto",
         optimizer: OptimizerFactory | None = None,
-        tracker: Tracker | None = None,
+        tracker: TrackerChoice | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,

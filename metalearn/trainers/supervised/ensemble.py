@@ -64,7 +64,8 @@ class EnsembleTrainer(Trainer):
         member_curves: record every member's curve as well.
         ood: a second data set, whose test split should be found uncertain.
         optimizer: makes the optimiser of the stacked parameters; Adam with rate 1e-3 by default.
-        tracker: where numbers and figures go.
+        tracker: where numbers and figures go; names, such as ``"csv"``, are those of `RunTracker`
+            and need ``folder``.
         folder: of the run, for checkpoints.
         device: where to train.
         settings: the rest of `LoopSettings` by name. ``clip`` and ``patience`` are each member's.

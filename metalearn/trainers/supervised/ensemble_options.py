@@ -13,7 +13,7 @@ import torch
 
 from metalearn.data import ClassificationData
 from metalearn.ranks import Ranks
-from metalearn.tracking import Tracker
+from metalearn.tracking import TrackerChoice
 from metalearn.trainers.loop.options import LoopOptions
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.members.settings import PerMember
@@ -52,7 +52,7 @@ class EnsembleOptions(LoopOptions, total=False):
     member_curves: bool
     ood: ClassificationData | None
     optimizer: OptimizerFactory | None
-    tracker: Tracker | None
+    tracker: TrackerChoice | None
     folder: str | Path | None
     device: torch.device | str
     ranks: Ranks | None

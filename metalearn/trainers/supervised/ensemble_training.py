@@ -23,7 +23,7 @@ from metalearn.models import Ensemble, Predictor
 from metalearn.random_streams import check_split
 from metalearn.ranks import OneRank, Ranks
 from metalearn.signatures import checked
-from metalearn.tracking import NullTracker, Tracker
+from metalearn.tracking import NullTracker, Tracker, TrackerChoice
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
 from metalearn.trainers.loop.assembly import assemble, place
 from metalearn.trainers.loop.loop import Loop
@@ -112,7 +112,7 @@ class EnsembleTraining:
         member_curves: bool = False,
         ood: ClassificationData | None = None,
         optimizer: OptimizerFactory | None = None,
-        tracker: Tracker | None = None,
+        tracker: TrackerChoice | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,

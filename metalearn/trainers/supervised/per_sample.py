@@ -26,7 +26,7 @@ from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError, check_whole
 from metalearn.ranks import Ranks
 from metalearn.signatures import checked
-from metalearn.tracking import Tracker
+from metalearn.tracking import TrackerChoice
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.options import UnseenLoopOptions
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
@@ -87,7 +87,8 @@ class PerSampleTrainer(Trainer):
         monitor: what decides which state is best, on the validation split.
         diagnostics: what to show of the gradients; see `metalearn.trainers.diagnostics`.
         optimizer: makes the optimiser from the parameters; Adam with rate 1e-3 by default.
-        tracker: where numbers and figures go.
+        tracker: where numbers and figures go; names, such as ``"csv"``, are those of `RunTracker`
+            and need ``folder``.
         folder: of the run, for checkpoints.
         device: where to train.
         ranks: processes that share the training, each with some of the samples of a batch; None is
@@ -126,7 +127,7 @@ class PerSampleTrainer(Trainer):
         monitor: Monitor = "loss",
         diagnostics: Sequence[str] = ("gradient_norms", "gradient_variance", "noise_scale"),
         optimizer: OptimizerFactory | None = None,
-        tracker: Tracker | None = None,
+        tracker: TrackerChoice | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,

@@ -27,7 +27,7 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.privacy import CorrelatedNoise, banded_strategy
 from metalearn.ranks import Ranks
 from metalearn.signatures import checked
-from metalearn.tracking import Tracker
+from metalearn.tracking import TrackerChoice
 from metalearn.trainers.loop.assembly import place
 from metalearn.trainers.loop.outer_optimizer import OptimizerFactory
 from metalearn.trainers.private.following import ClipQuantile, following_norm, with_norm
@@ -167,7 +167,7 @@ class PrivateTrainer(Trainer):
         monitor: Monitor | None = None,
         validation_noise: float | None = None,
         optimizer: OptimizerFactory | None = None,
-        tracker: Tracker | None = None,
+        tracker: TrackerChoice | None = None,
         folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks | None = None,
