@@ -100,7 +100,8 @@ def one_sentence_errors(config_name: str = "") -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}", 1 if error.errno in _DISK else _USAGE_ERROR)
+        name = str(error.filename)[-300:]
+        _fail(f"{name}: {error.strerror}", 1 if error.errno in _DISK else _USAGE_ERROR)
     except RuntimeError as error:
         from metalearn.core.memory import is_out_of_memory  # with torch, which raised it
 
