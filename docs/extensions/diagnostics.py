@@ -20,13 +20,13 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 class Diagnostics(SphinxDirective):
-    """The table of diagnostics."""
+    """The table of diagnostics, and how each is read."""
 
     def run(self) -> list[nodes.Node]:
         """A row for each; the page is built anew when one of their files changes."""
         for kind in DIAGNOSTICS.values():
             self.env.note_dependency(inspect.getfile(kind))
-        return self.parse_text_to_nodes("\n".join(table()))
+        return self.parse_text_to_nodes("\n".join([*table(), "", *readings()]))
 
 
 def table() -> Iterator[str]:
@@ -35,6 +35,13 @@ def table() -> Iterator[str]:
     for kind in DIAGNOSTICS.values():
         training = f"`{kind.name}`" if kind.in_training else ""
         yield f"| {training} | `{kind.offline_name or kind.name}` | {of(kind)} | {first(kind)} |"
+
+
+def readings() -> Iterator[str]:
+    """What the numbers of each mean and which would be alarming, as a list in Markdown."""
+    for kind in DIAGNOSTICS.values():
+        if kind.reading:
+            yield f"- `{kind.offline_name or kind.name}`: {kind.reading}"
 
 
 def of(kind: type[Diagnostic]) -> str:

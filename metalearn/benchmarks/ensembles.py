@@ -22,7 +22,7 @@ from metalearn.core import compiled
 from metalearn.core.ensemble.stacking import MemberEngine, member_gradients, stack
 from metalearn.core.memory import peak_memory
 from metalearn.models import MLP, Conv4, Ensemble, Stack
-from metalearn.tracking.style import BLUE, GREY, ORANGE, plain_axes
+from metalearn.tracking.style import BLUE, GREY, plain_axes
 
 __all__ = [
     "ENSEMBLES",
@@ -254,8 +254,10 @@ def ensemble_figure(timings: Sequence[EnsembleTiming]) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(sizes, [t.gain for t in rows], color=BLUE, marker="o", label="ours")
-    left.plot(sizes, [t.recipe_gain for t in rows], color=ORANGE, marker="s", label="vmap(grad)")
-    left.axhline(1, color=GREY, lw=1, ls=":", label="a loop over networks")
+    left.plot(
+        sizes, [t.recipe_gain for t in rows], color=GREY, marker="s", ls="--", label="vmap(grad)"
+    )
+    left.axhline(1, color="black", lw=1, ls=":", label="a loop over networks")
     left.set(xlabel="members M", ylabel="training steps a second ÷ loop")
     left.legend(frameon=False, fontsize=9)
     right.plot(sizes, [t.memory / 1e6 for t in rows], color=BLUE, marker="o")

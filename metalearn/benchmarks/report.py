@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -18,9 +19,8 @@ from metalearn.benchmarks.workloads import WORKLOADS
 __all__ = ["curve_figure", "race_figure", "race_table"]
 
 _BLUE, _GREY, _RED = "#0072B2", "#8A8A8A", "#D55E00"
-_STYLES = (
-    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#8A8A8A", "D"),
-)  # fmt: skip
+_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"))
+_MARKERS = ("D", "P", "X", "*")
 _WRONG = 1e-6  # relative error in float64 beyond which a gradient is called wrong
 _OURS = ("batched", "compiled", "mixed", "implicit", "first_order", "first_order_compiled")
 
@@ -48,9 +48,9 @@ def race_table(results: Mapping[str, Sequence[Timing]]) -> str:
 
 
 def race_figure(results: Mapping[str, Sequence[Timing]]) -> Figure:
-    """Time ÷ floor, one panel for each workload, the fastest on top; hatched: wrong gradients.
+    """Time ÷ floor, a panel for each workload: second order above first, the fastest on top.
 
-    Drawn for a page 960 px wide.
+    Hatched are wrong gradients. Drawn for a page 830 px wide or more.
     """
     columns = min(2, len(results))
     rows = math.ceil(len(results) / columns)
@@ -61,22 +61,7 @@ def race_figure(results: Mapping[str, Sequence[Timing]]) -> Figure:
     for axes in panels[len(results) :]:
         axes.set_visible(False)
     for axes, (name, timings) in zip(panels, results.items()):
-        finished = [t for t in timings if not _failed(t)]
-        ordered = sorted(finished, key=lambda t: -t.milliseconds)
-        for row, t in enumerate(ordered):
-            wrong = t.error > _WRONG
-            colour = _RED if wrong else _BLUE if t.contestant in _OURS else _GREY
-            axes.barh(row, t.floors, color=colour, hatch="//" if wrong else None, edgecolor="white")
-            note = f" {t.floors:.1f}" + (" (wrong gradient)" if wrong else "")
-            axes.text(t.floors, row, note, va="center", fontsize=9)
-        axes.set_yticks(range(len(ordered)), [CONTESTANTS[t.contestant].title for t in ordered])
-        axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-        axes.set_xlim(0, 1.3 * max(t.floors for t in finished))
-        axes.set_xlabel("time ÷ matrix products alone")
-        title = textwrap.fill(f"{name}: {WORKLOADS[name].title}", 52)
-        axes.set_title(title, fontsize=10.5, loc="left")
-        axes.tick_params(labelsize=9.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        _race_panel(axes, f"{name}: {WORKLOADS[name].title}", timings)
     looks: dict[str, dict[str, Any]] = {
         "ours": {"color": _BLUE},
         "other engines and libraries": {"color": _GREY},
@@ -87,24 +72,53 @@ def race_figure(results: Mapping[str, Sequence[Timing]]) -> Figure:
     return figure
 
 
+def _race_panel(axes: Axes, title: str, timings: Sequence[Timing]) -> None:
+    """A bar for each that finished; a gap parts second order from first."""
+    finished = [t for t in timings if not _failed(t)]
+    first, second = (
+        sorted((t for t in finished if _second(t) is kind), key=lambda t: -t.floors)
+        for kind in (False, True)
+    )
+    gap = 0.6 if first and second else 0.0
+    places = [*range(len(first)), *(len(first) + gap + n for n in range(len(second)))]
+    for place, t in zip(places, [*first, *second]):
+        wrong = t.error > _WRONG
+        colour = _RED if wrong else _BLUE if t.contestant in _OURS else _GREY
+        axes.barh(place, t.floors, color=colour, hatch="//" if wrong else None, edgecolor="white")
+        note = f" {t.floors:.1f}" + (" (wrong gradient)" if wrong else "")
+        axes.text(t.floors, place, note, va="center", fontsize=9)
+    axes.set_yticks(places, [CONTESTANTS[t.contestant].title for t in (*first, *second)])
+    axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    noted = [2 * t.floors for t in finished if t.error > _WRONG]  # with room for words
+    axes.set_xlim(0, max(1.3 * max(t.floors for t in finished), *noted, 0))
+    axes.set_ylim(-0.7, places[-1] + 0.7)
+    axes.set_xlabel("time ÷ matrix products alone", fontsize=9.5)
+    axes.set_title(textwrap.fill(title, 48), fontsize=10.5, loc="right")  # over the names too
+    axes.tick_params(labelsize=9.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def curve_figure(
     workload: str, measured: Mapping[str, Mapping[int, Mapping[str, float]]]
 ) -> Figure:
-    """Peak memory and time against inner steps."""
+    """Peak memory and time against inner steps; ours are coloured, others grey and dashed."""
     figure = Figure(figsize=(9.5, 4.2), layout="constrained", dpi=150)
     for axes, (quantity, label, scale) in zip(
         figure.subplots(1, 2), (("memory", "peak memory (MB)", 1e6), ("seconds", "time (s)", 1.0))
     ):
-        for (name, points), (colour, marker) in zip(measured.items(), cycle(_STYLES)):
+        ours, peers = cycle(_STYLES), cycle(_MARKERS)
+        for name, points in measured.items():
             values = [point[quantity] / scale for point in points.values()]
-            title = CONTESTANTS[name].title
-            axes.plot(list(points), values, color=colour, marker=marker, label=title)
+            own = name in _OURS
+            colour, marker = next(ours) if own else (_GREY, next(peers))
+            look: dict[str, Any] = {"color": colour, "marker": marker, "ls": "-" if own else "--"}
+            axes.plot(list(points), values, label=CONTESTANTS[name].title, **look)
         axes.set(xscale="log", yscale="log", xlabel="inner steps", ylabel=label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    look: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 10}
-    figure.legend(handles, labels, ncols=3, **look)
+    where: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 10}
+    figure.legend(handles, labels, ncols=3, **where)
     figure.suptitle(WORKLOADS[workload].title.rsplit(",", 1)[0], fontsize=11)
     return figure
 

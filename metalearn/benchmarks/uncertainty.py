@@ -190,7 +190,7 @@ def uncertainty_figure(rows: Sequence[UncertaintyRow]) -> Figure:
         ("AUROC, letters from digits", ("auroc_mutual_information", "auroc_entropy")),
     )
     labels = (("ensemble", "members' mean"),) * 2 + (("mutual information", "entropy"),)
-    figure = Figure(figsize=(11, 1.2 + 0.45 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.5 + 0.45 * len(rows)), layout="constrained")
     for axes, (title, names), pair in zip(figure.subplots(1, 3, sharey=True), panels, labels):
         for name, label, colour, lift in zip(names, pair, ("#0072B2", "#8A8A8A"), (-0.12, 0.12)):
             found = [mean_interval(getattr(row.scores, name)) for row in rows]
@@ -207,7 +207,7 @@ def uncertainty_figure(rows: Sequence[UncertaintyRow]) -> Figure:
         axes.set_yticks(range(len(rows)), [row.method for row in rows])
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     axes.invert_yaxis()
     return figure
 

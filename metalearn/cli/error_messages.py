@@ -98,9 +98,9 @@ def one_sentence_errors(config_name: str = "") -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_one_sentence(error, config_name), _USAGE_ERROR)
     except OSError as error:
-        if error.filename is None:
+        if (name := error.filename) is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}", 1 if error.errno in _DISK else _USAGE_ERROR)
+        _fail(f"{name}: {error.strerror}"[-400:], 1 if error.errno in _DISK else _USAGE_ERROR)
     except RuntimeError as error:
         from metalearn.core.memory import is_out_of_memory  # with torch, which raised it
 

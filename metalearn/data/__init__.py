@@ -1,6 +1,7 @@
 """Labelled data sets: one array interface for few-shot tasks, two for supervised learning."""
 
 from metalearn.data.affine import AffineRanges
+from metalearn.data.arrays import LabelledArrays
 from metalearn.data.augmentation import Augmentation, augment
 from metalearn.data.batches import MemberBatches
 from metalearn.data.cifar100 import load_cifar_fs, load_fc100
@@ -34,6 +35,7 @@ __all__ = [
     "AffineRanges",
     "Augmentation",
     "ClassificationData",
+    "LabelledArrays",
     "LabelledFiles",
     "LabelledImages",
     "LabelledTexts",

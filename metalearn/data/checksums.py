@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.data.arrays import LabelledArrays
 from metalearn.data.classification import ClassificationData
 from metalearn.data.images import LabelledImages
 from metalearn.data.picture_files import LabelledFiles
@@ -20,7 +21,10 @@ from metalearn.data.texts import LabelledTexts
 
 __all__ = ["data_checksum", "tensors_checksum"]
 
-_SETS = (ClassificationData, LabelledFiles, LabelledImages, LabelledTexts, RegressionData)
+_SETS = (
+    ClassificationData, LabelledArrays, LabelledFiles, LabelledImages, LabelledTexts,
+    RegressionData,
+)  # fmt: skip
 _ROWS = 4096  # samples at a time: a memory-mapped array is not read whole
 
 

@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def table(
     if numbers is None:
         numbers = [place > 0 for place in range(len(heads))]
     kinds = [' class="number"' if right else ' class="text"' for right in numbers]
-    head = "".join(f"<th{kind}>{escaped(text)}</th>" for kind, text in zip(kinds, heads))
+    head = "".join(f"<th{kind}>{_breakable(text)}</th>" for kind, text in zip(kinds, heads))
     body = []
     for row in rows:
         cells = [escaped(text) for text in row]
@@ -100,6 +101,11 @@ def facts_table(facts: Mapping[str, Any]) -> str:
         for name, value in _flat(facts, "")
     )
     return _scrolling(f"<tbody>{rows}</tbody>")
+
+
+def _breakable(head: str) -> str:
+    """A head that may be broken after the dots, slashes and underscores of a name."""
+    return re.sub(r"([a-z][._/])(?=\w)", r"\1<wbr>", escaped(head))
 
 
 def _scrolling(inner: str) -> str:

@@ -35,7 +35,7 @@ a { color: var(--helps); }
 section { margin: 1.5rem 0; }
 th { font-weight: 600; vertical-align: bottom; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th.number { white-space: normal; max-width: 9rem; }
+th.number { white-space: normal; max-width: 9rem; overflow-wrap: break-word; }
 .target { border: 1px solid var(--line); border-radius: 8px; background: var(--card);
   padding: 1rem; margin: 1rem 0; break-inside: avoid; }
 .target > .beside { display: grid; grid-template-columns: 9rem 1fr; gap: .5rem 1.5rem; }
@@ -69,6 +69,8 @@ details h3 { margin-top: 1.25rem; }
   .chart img { filter: invert(.9) hue-rotate(180deg); } }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 1rem; }
 .charts .chart { margin: 0; }
+.figures { align-items: end; margin: 1rem 0; } .figures figure { margin: 0; min-width: 0; }
+.figures h4 { margin-top: 0; }
 code { font-size: .92em; }
 @media (max-width: 40rem) {
   body { padding: 1rem .9rem 3rem; }

@@ -4,6 +4,7 @@ from metalearn.tasks.by_split import outputs_by_split
 from metalearn.tasks.episodes import FewShotTasks
 from metalearn.tasks.mixture import MixtureTasks
 from metalearn.tasks.mixture_sources import mixture_tasks
+from metalearn.tasks.own_arrays import array_tasks
 from metalearn.tasks.published_sets import (
     cifar_fs_tasks,
     cub_tasks,
@@ -20,6 +21,7 @@ __all__ = [
     "FewShotTasks",
     "MixtureTasks",
     "SinusoidTasks",
+    "array_tasks",
     "cifar_fs_tasks",
     "cub_tasks",
     "fc100_tasks",

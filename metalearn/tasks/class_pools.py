@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metalearn.data.images import LabelledImages
-from metalearn.data.picture_files import LabelledFiles
-from metalearn.data.texts import LabelledTexts
+from metalearn.data.labelled_sets import LabelledSet
 from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream
 
@@ -71,7 +69,7 @@ class ClassPools:
 
 
 def class_pools(
-    data: LabelledFiles | LabelledImages | LabelledTexts,
+    data: LabelledSet,
     split: str,
     *,
     way: int,

@@ -19,16 +19,14 @@ from metalearn.core.checks import as_device
 from metalearn.core.targets import IGNORED
 from metalearn.data.affine import AFFINE_DRAWS, change_pictures
 from metalearn.data.feature_table import FeatureTable
-from metalearn.data.images import LabelledImages
-from metalearn.data.picture_files import LabelledFiles
-from metalearn.data.texts import LabelledTexts
+from metalearn.data.labelled_sets import LabelledSet
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, check_split, uniform_of_each
 from metalearn.signatures import checked
 from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
 from metalearn.tasks.class_pools import ClassPools, class_pools
-from metalearn.tasks.picture_changes import affine_ranges, check_turns
-from metalearn.tasks.stored_inputs import StoredInputs
+from metalearn.tasks.picture_changes import affine_ranges, check_turns, unchanged
+from metalearn.tasks.stored_inputs import StoredInputs, as_stored
 from metalearn.tasks.training_samples import TrainingSamples
 from metalearn.tasks.units import GroupUnits
 from metalearn.tasks.varying_sizes import TaskSizes, VaryingSizes
@@ -51,7 +49,7 @@ class FewShotTasks:
     of each split, ``outputs`` that of training.
 
     Args:
-        data: pictures or texts, classes, groups and splits. Texts are neither turned nor changed.
+        data: pictures, texts or arrays in classes; only pictures are turned or changed.
         way: W, at least 2.
         shot: S, at least 1.
         query: Q, at least 1.
@@ -82,7 +80,7 @@ class FewShotTasks:
     @checked
     def __init__(
         self,
-        data: LabelledImages | LabelledFiles | LabelledTexts,
+        data: LabelledSet,
         *,
         way: SplitSizes = 5,
         shot: SplitSizes = 1,
@@ -111,7 +109,7 @@ class FewShotTasks:
         check_turns(
             {"rotate_train": rotate_train, "rotate_eval": rotate_eval, "turn_groups": turn_groups},
             within_group=within_group, changed=self._augment.active,
-            texts=self.vocabulary is not None, shape=self.input_shape,
+            of=unchanged(data), shape=self.input_shape,
         )  # fmt: skip
         order = torch.argsort(data.labels, stable=True)
         counts = torch.bincount(data.labels, minlength=len(data.class_names))
@@ -125,7 +123,7 @@ class FewShotTasks:
                 turn_each=rotate_train if training else rotate_eval,
                 turn_together=training and turn_groups,
             )  # fmt: skip
-        self._inputs = StoredInputs(data.inputs)
+        self._inputs = StoredInputs(as_stored(data.inputs))
         self.features: FeatureTable | None = None
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metalearn.data.picture_files import PictureFiles
 
-__all__ = ["StoredInputs"]
+__all__ = ["StoredInputs", "as_stored"]
 
 _QUARTER_TURNS = 4
 _LARGEST_ON_DEVICE = 2**32
@@ -25,7 +25,7 @@ class StoredInputs:
 
     Args:
         values: uint8 pictures ``[N, C, H, W]``, also in files, int32 tokens ``[N, L]``, or
-            features, floats ``[R, N, D]``.
+            features or arrays, floats ``[R, N, ...]``.
     """
 
     def __init__(self, values: Tensor | PictureFiles) -> None:
@@ -65,6 +65,13 @@ class StoredInputs:
             if key not in self._on_device:
                 self._on_device[key] = self.values.to(device)
             return self._on_device[key]
+
+
+def as_stored(inputs: Tensor | PictureFiles) -> Tensor | PictureFiles:
+    """Inputs ``[N, ...]`` of a data set, arrays with the axis of quarter turns, which is 1."""
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        return inputs[None]
+    return inputs
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:

@@ -42,6 +42,7 @@ def quantile_bands_figure(
     of: str = "members",
     lines: bool = False,
     count: int | None = None,
+    linear: bool = False,
 ) -> Figure:
     """Median, quartiles and extremes of M curves, instead of M tangled lines.
 
@@ -57,8 +58,8 @@ def quantile_bands_figure(
         xlabel: what the steps are.
         of: what the curves belong to, for the legend.
         lines: draw each curve as well, thin.
-        count: what the legend says of how many curves, where ``values`` are their quantiles; None
-            is M.
+        count: of curves, for the legend, where ``values`` are their quantiles; None is M.
+        linear: keep the axis linear whatever the values span, as of shares.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -86,7 +87,7 @@ def quantile_bands_figure(
     lost = int(np.isnan(y).any(axis=1).sum())
     if lost:
         axes.plot([], [], " ", label=f"{lost} not finite somewhere")
-    if spans_decades(y[np.isfinite(y)]):
+    if spans_decades(y[np.isfinite(y)]) and not linear:
         axes.set_yscale("log")
     axes.set(xlabel=xlabel, ylabel=ylabel)
     legend_below(figure, columns=3)

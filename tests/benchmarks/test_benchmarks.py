@@ -11,6 +11,8 @@ from functools import partial
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from metalearn.benchmarks import (
     CONTESTANTS,
@@ -174,7 +176,8 @@ def test_tables_and_figures_show_every_contestant() -> None:
     (legend,) = race.legends
     colours = [patch.get_facecolor() for patch in legend.get_patches()]
     assert len(set(colours)) == 3 and {p.get_facecolor() for p in axes[0].patches} <= set(colours)
-    assert [p.get_width() for p in axes[0].patches] == [3.0, 1.5, 1.2]  # the fastest on top
+    widths = [p.get_width() for p in axes[0].patches]
+    assert widths == [1.2, 3.0, 1.5]  # second order above first, the fastest of each on top
     labels = [tick.get_text() for tick in axes[0].get_yticklabels()]
     assert set(labels) == {CONTESTANTS[t.contestant].title for t in timings[:-1]}
     assert any("wrong gradient" in text.get_text() for text in axes[0].texts)
@@ -182,6 +185,37 @@ def test_tables_and_figures_show_every_contestant() -> None:
     left, right = curve_figure("W2", {"batched": points, "mixed": points}).axes
     assert [line.get_ydata()[1] for line in left.lines] == [5.0, 5.0]
     assert [line.get_ydata()[1] for line in right.lines] == [1.0, 1.0]
+
+
+def smallest_text(figure: Figure, width: int) -> float:
+    """Of all texts of a figure, in pixels of a page that shows it so wide."""
+    sizes = [
+        text.get_fontsize()
+        for text in figure.findobj(Text)
+        if text.get_text() and text.get_visible()
+    ]
+    return min(sizes) / 72 * width / float(figure.get_size_inches()[0])
+
+
+def test_figures_are_sorted_readable_and_tell_ours_from_others() -> None:
+    names = ("higher", "batched", "mixed", "vmap_grad", "first_order", "grad_vmap")
+    timings = [
+        Timing(name, 50.0 - place, 3.0 - abs(place - 2), 1.0, 1e-15, 1e-7, 2e6)
+        for place, name in enumerate(names)
+    ]
+    race = race_figure({"W1": timings})
+    bars = race.axes[0].patches
+    second = [bar.get_width() for bar in bars[1:]]
+    assert second == sorted(second, reverse=True) and len(bars) == len(names)
+    assert bars[1].get_y() - bars[0].get_y() > 1.5  # a gap between first order and second
+    points = {1: {"memory": 1e6, "seconds": 0.1}, 10: {"memory": 5e6, "seconds": 1.0}}
+    curve = curve_figure("W2", dict.fromkeys(("batched", "vmap_grad", "mixed", "higher"), points))
+    dashed = [line.get_linestyle() == "--" for line in curve.axes[0].lines]
+    assert dashed == [False, True, False, True]
+    colours = [line.get_color() for line in curve.axes[0].lines]
+    assert colours[1] == colours[3] and len({*colours}) == 3
+    for figure in (race, curve):
+        assert smallest_text(figure, 830) >= 9
 
 
 def test_the_published_workloads_are_those_of_the_readme() -> None:

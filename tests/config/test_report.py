@@ -112,16 +112,22 @@ def test_a_page_goes_where_it_is_asked_to(trained: Path, commanded: Caller) -> N
         (["run=run", "file=5"], "file=5"),
         (["run=run", "file=''"], "file=''"),
         (["run=run", "file=run/config.yaml"], "file='run/config.yaml': a name that ends in .html"),
+        (["run=empty"], "at least one run is needed"),
+        (["run=[run,nowhere]"], "run='nowhere'"),
+        ([f"run={'x' * 5000}"], "File name too long"),
+        (["run=run/config.yaml"], "the folder of a run, with its config.yaml, is needed"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_what_is_asked_wrongly_is_one_sentence(
     settings: list[str], sentence: str, commanded: Caller
 ) -> None:
     shutil.copytree(SAVED[0], "run")
+    Path("empty").mkdir()
     before = set(Path().rglob("*"))
     done = commanded("report", *settings)
     assert done.code == 2 and done.err.count("\n") == 1 and sentence in done.err
+    assert len(done.err) < 500
     assert set(Path().rglob("*")) == before
 
 
@@ -158,6 +164,46 @@ def test_results_that_are_none_are_refused(commanded: Caller) -> None:
     done = commanded("report", "run=run")
     assert done.code == 2 and done.err.count("\n") == 1 and "results.json" in done.err
     assert not Path("run/report.html").exists()
+
+
+@pytest.mark.parametrize("content", ['{"headline"', "[1]", '{"headline": {"best/loss": NaN}}'])
+def test_results_that_are_cut_short_are_one_sentence(content: str, commanded: Caller) -> None:
+    finished = next(path for path in SAVED if (path / "results.json").exists())
+    shutil.copytree(finished, "run")
+    Path("run/results.json").write_text(content)
+    done = commanded("report", "run=run")
+    assert done.code == 2 and done.err.count("\n") == 1 and len(done.err) < 500
+    assert "run/results.json" in done.err and not Path("run/report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.yaml", "train.log", "metrics.jsonl"])
+def test_links_out_of_the_folder_tell_nothing_of_what_they_lead_to(
+    name: str, commanded: Caller
+) -> None:
+    finished = next(path for path in SAVED if (path / "results.json").exists())
+    shutil.copytree(finished, "run")
+    Path("secret").write_text("hush, a secret\n" * 3)
+    Path("run", name).unlink(missing_ok=True)
+    Path("run", name).symlink_to(Path("secret").absolute())
+    done = commanded("report", "run=run")
+    page = Path("run/report.html").read_text() if done.code == 0 else done.err
+    assert "hush" not in page and (done.code == 0 or done.err.count("\n") == 1)
+
+
+def test_a_name_of_markup_is_a_text(commanded: Caller) -> None:
+    name = "<img src=x onerror=alert(1)>" + 150 * "x"
+    shutil.copytree(SAVED[0], name)
+    assert commanded("report", f"run='{name}'").code == 0
+    page = Path(name, "report.html").read_text(encoding="utf-8")
+    check_self_contained(page)
+    assert name in Read(page).text
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(commanded: Caller) -> None:
+    shutil.copytree(SAVED[0], "run")
+    Path("run/report.html").mkdir()
+    done = commanded("report", "run=run")
+    assert done.code == 1 and done.err.count("\n") == 1 and "file=<name>.html" in done.err
 
 
 def test_texts_of_a_folder_are_texts() -> None:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 __all__ = ["Read", "check_self_contained"]
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 
 
 class Read(HTMLParser):

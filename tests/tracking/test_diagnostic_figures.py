@@ -119,3 +119,12 @@ def test_spectrum_figure_of_one_sign_or_of_zeros() -> None:
     for grid, density in ((torch.ones(2), torch.ones(3)), (torch.ones(0), torch.ones(0))):
         with pytest.raises(ValueError, match=r"a grid \[S\] and a density \[S\] are needed"):
             spectrum_figure(grid, density, title="")
+
+
+@pytest.mark.parametrize(("linear", "scale"), [(True, "linear"), (False, "log")])
+def test_shares_keep_a_linear_axis(linear: bool, scale: str) -> None:
+    values = torch.tensor([[0.01, 0.5, 0.9], [0.02, 0.6, 0.9]])
+    figure = quantile_bands_figure(
+        torch.arange(3), values, ylabel="accuracy", title="members", linear=linear
+    )
+    assert figure.axes[0].get_yscale() == scale

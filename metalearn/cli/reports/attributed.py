@@ -9,15 +9,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from metalearn.cli.reports.attributed_tasks import learner_attribution_part, listed
 from metalearn.cli.reports.tables import shown
 from metalearn.pages import escaped, seconds_in_words, table, warnings_of
+from metalearn.pages import number as number_of
 from metalearn.schema import Misfit, list_of, map_of, mapping, maybe, number, text
 
 __all__ = ["attribution_part"]
 
-_MOST_TARGETS, _MOST_METHODS, _MOST_WARNINGS = 12, 40, 20
+_MOST_TARGETS, _MOST_METHODS, _MOST_WARNINGS, _MOST_COUNTS = 12, 40, 20, 6
 _NUMBER = maybe(number(nan=True))
 _EXAMPLES = list_of(mapping({"score": _NUMBER}, {"label": text}))
+_OF_COUNT = dict.fromkeys(("loss_change", "interval95", "flipped"), _NUMBER)
+_LEFT_OUT = list_of(mapping({"left_out": number()}, _OF_COUNT))
 _FORM = mapping(
     {"split": text, "state": text, "scores": text, "warnings": list_of(text)},
     {
@@ -31,10 +35,12 @@ _FORM = mapping(
                             {"left_out": number(), "rank_correlation": _NUMBER},
                             {"interval95": _NUMBER},
                         )
-                    )
+                    ),
+                    "leave_k_out": _LEFT_OUT,
                 },
             ),
         ),
+        "leave_k_out_by_chance": _LEFT_OUT,
         "of_targets": list_of(
             mapping(
                 {
@@ -50,12 +56,15 @@ _FORM = mapping(
 
 def attribution_part(found: Mapping[str, Any]) -> Iterator[str]:
     """Tables of what ``attribution-<split>.json`` holds; nothing where it holds another thing."""
+    if "of_tasks" in found:
+        yield from learner_attribution_part(found)
+        return
     try:
         _FORM(found, "")
     except Misfit:
         yield from warnings_of(["these findings are not as attribute writes them"])
         return
-    words = f"Scores are {found['scores']}; of {found['state']}."
+    words = f"Scores are {found['scores']}. Explained is the state {found['state']}."
     yield f'<p class="soft">{escaped(words)}</p>'
     yield from warnings_of(found["warnings"][:_MOST_WARNINGS])
     methods = dict(list((found.get("methods") or {}).items())[:_MOST_METHODS])
@@ -73,6 +82,7 @@ def attribution_part(found: Mapping[str, Any]) -> Iterator[str]:
             "without so many examples did, mean over targets ± half of its 95 % interval; 1 is "
             "perfect, 0 is chance.</p>"
         )
+    yield from _without_most_helpful(methods, found.get("leave_k_out_by_chance") or [])
     yield from _targets(found.get("of_targets") or [], _best(methods))
 
 
@@ -82,8 +92,50 @@ def _foretold(method: Mapping[str, Any], shares: Sequence[float]) -> Iterator[st
         row = by_share.get(share)
         half = None if row is None else row.get("interval95")
         known = half is not None and math.isfinite(half)
-        text_of = "–" if row is None else shown("", row["rank_correlation"])
-        yield text_of + (f" ± {shown('', half)}" if known else "")
+        text_of = "–" if row is None else _two_digits(row["rank_correlation"])
+        yield text_of + (f" ± {half:.2f}" if known else "")
+
+
+def _two_digits(value: float | None) -> str:
+    return "–" if value is None else number_of(value)
+
+
+def _without_most_helpful(
+    methods: Mapping[str, Mapping[str, Any]], chance: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """What retraining without each target's most helpful examples did to it, by each method."""
+    rows = {"(as many by chance)": chance}
+    rows |= {name: found.get("leave_k_out") or [] for name, found in methods.items()}
+    rows = {name: entries for name, entries in rows.items() if entries}
+    counts = sorted({entry["left_out"] for entries in rows.values() for entry in entries})
+    counts = counts[:_MOST_COUNTS]
+    if not counts:
+        return
+    flips = any("flipped" in entry for entries in rows.values() for entry in entries)
+    heads = ["left out are the most helpful by"]
+    for count in counts:
+        heads += [f"{count:g}: loss"] + [f"{count:g}: flipped"] * flips
+    body = []
+    for name, entries in rows.items():
+        by_count = {entry["left_out"]: entry for entry in entries}
+        cells = [cell for count in counts for cell in _change(by_count.get(count, {}), flips)]
+        body.append([name, *cells])
+    yield "<h4>Trained anew without the most helpful examples of each target</h4>"
+    yield table(heads, body)
+    yield (
+        '<p class="soft">How far the loss of a target rises, mean over targets ± half of its 95 % '
+        f"interval{', and how many predictions change' if flips else ''}. A method whose numbers "
+        "are those of as many by chance has not found what matters.</p>"
+    )
+
+
+def _change(entry: Mapping[str, Any], flips: bool) -> Iterator[str]:
+    mean, half, share = (entry.get(n) for n in ("loss_change", "interval95", "flipped"))
+    known = half is not None and math.isfinite(half)
+    sign = "+" if mean is not None and mean > 0 else ""
+    yield sign + _two_digits(mean) + (f" ± {half:.2f}" if known else "")
+    if flips:
+        yield "–" if share is None or math.isnan(share) else f"{100 * share:.0f} %"
 
 
 def _best(methods: Mapping[str, Mapping[str, Any]]) -> str:
@@ -106,8 +158,8 @@ def _targets(targets: Sequence[Mapping[str, Any]], method: str) -> Iterator[str]
         [
             f"{t.get('row', '–')}: {t.get('label', '')}",
             shown("", t["loss"]),
-            _listed(t["most_helpful"][method]),
-            _listed(t["most_harmful"][method]),
+            listed(t["most_helpful"][method]),
+            listed(t["most_harmful"][method]),
         ]
         for t in some
     ]
@@ -123,10 +175,3 @@ def _targets(targets: Sequence[Mapping[str, Any]], method: str) -> Iterator[str]
 def _loss(target: Mapping[str, Any]) -> float:
     loss = target["loss"]
     return -math.inf if loss is None or math.isnan(loss) else float(loss)
-
-
-def _listed(examples: Sequence[Mapping[str, Any]]) -> str:
-    return "; ".join(
-        f"no. {e.get('example', '–')} ({e.get('label', '')}) {shown('', e['score'])}"
-        for e in examples[:3]
-    ) or "–"  # fmt: skip

@@ -16,6 +16,7 @@ import numpy as np
 
 from metalearn.cli.comparison.comparing import is_share
 from metalearn.cli.reports.attributed import attribution_part
+from metalearn.cli.reports.diagnosed import diagnosis_part
 from metalearn.cli.reports.story import RunStory
 from metalearn.cli.reports.tables import INTERVALS, found_tables, shown, spaced
 from metalearn.pages import (
@@ -242,17 +243,24 @@ def _findings(story: RunStory) -> Iterator[str]:
             yield f"<h2>{escaped(name.replace('-', ': ', 1).capitalize())}</h2>{_of_state(finding)}"
             yield from attribution_part(finding)
             if not pictured:  # figures do not say which of several they are of
-                yield from _drawn(story, attributed=True)
+                yield f'<div class="charts figures">{"".join(_drawn(story, attributed=True))}</div>'
             pictured = True
             continue
-        found = finding.get("scores", finding.get("findings"))
-        inner = "".join(found_tables(found)) if isinstance(found, Mapping) else ""
+        inner = _inner(name, finding)
         if inner:
             title = name.replace("-", ": ").replace("_", " ").capitalize()
             yield f"<h2>{escaped(title)}</h2>{_of_state(finding)}"
             if "±" in inner:
                 yield f'<p class="soft">{INTERVALS}</p>'
             yield inner
+
+
+def _inner(name: str, finding: Mapping[str, Any]) -> str:
+    """Tables of an evaluation or a diagnosis; empty where it has none."""
+    if name.startswith("diagnosis-"):
+        return "".join(diagnosis_part(finding))
+    found = finding.get("scores")
+    return "".join(found_tables(found)) if isinstance(found, Mapping) else ""
 
 
 def _of_state(finding: Mapping[str, Any]) -> str:
@@ -269,7 +277,7 @@ def _pictures(story: RunStory) -> Iterator[str]:
     drawn = list(_drawn(story, attributed=False if shown_above else None))
     if drawn:
         yield "<h2>Figures</h2>"
-        yield from drawn
+        yield f'<div class="charts figures">{"".join(drawn)}</div>'
 
 
 def _drawn(story: RunStory, *, attributed: bool | None) -> Iterator[str]:
@@ -280,7 +288,7 @@ def _drawn(story: RunStory, *, attributed: bool | None) -> Iterator[str]:
         words = f"{spaced(_without_number(name))}, after {step:,} steps"
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         image = f'<img alt="{escaped(words)}" src="{source}">'
-        yield f'<h4>{escaped(words)}</h4><div class="chart">{image}</div>'
+        yield f'<figure><h4>{escaped(words)}</h4><div class="chart">{image}</div></figure>'
 
 
 def _without_number(name: str) -> str:

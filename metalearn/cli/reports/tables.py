@@ -39,7 +39,12 @@ _NAMES = {
     "memory_gb": "peak memory, GB",
     "tasks_per_s": "tasks a second",
     "samples_per_s": "samples a second",
+    "q25": "lower quartile",
+    "q75": "upper quartile",
+    "share_below_minus_highest_by_1000": "share below −highest ÷ 1000",
 }
+_WORDS = {"nll": "NLL", "ggn": "GGN", "hessian": "Hessian", "fisher": "Fisher", "auroc": "AUROC"}
+"""Words within a name that are not written in lower case."""
 
 
 def found_tables(found: Mapping[str, Any], *, depth: int = 0) -> Iterator[str]:
@@ -121,7 +126,7 @@ def spaced(name: str) -> str:
     first, _, rest = name.partition("_")
     if name not in _NAMES and first in _NAMES and rest:
         return f"{_NAMES[first]} by {spaced(rest)}"
-    return _NAMES.get(name, name.replace("_", " "))
+    return _NAMES.get(name) or " ".join(_WORDS.get(word, word) for word in name.split("_"))
 
 
 def _sorted(

@@ -24,6 +24,11 @@ class CurvatureTraces(ModelDiagnostic):
     """Traces of Hessian and GGN by Hutch++, with standard errors."""
 
     name = "traces"
+    reading = (
+        "The sum of all curvatures; GGN is the part without that of the network itself. "
+        "Alarming: a standard error as large as the trace, as more products are needed; a "
+        "Hessian far from the GGN, as the data are not fitted yet."
+    )
     kinds = ("loss",)
     in_training = False
     settings = ("products",)

@@ -25,6 +25,11 @@ class Eigenvalues(ModelDiagnostic):
     """The largest of Hessian and GGN; the largest residual tells how far they may be off."""
 
     name = "eigenvalues"
+    reading = (
+        "The sharpest curvatures of the loss. Alarming: a residual that is as large as the "
+        "eigenvalues, as these are then not found yet and more iterations are needed; a "
+        "largest above 2 ÷ learning rate, beyond which plain gradient descent diverges."
+    )
     kinds = ("loss",)
     in_training = False
     settings = ("eigenvalues", "iterations")

@@ -35,6 +35,12 @@ class Fisher(ModelDiagnostic):
     """
 
     name = "fisher"
+    reading = (
+        "How strongly predictions move with parameters (trace), and in how many directions "
+        "(effective rank): exact over what the model predicts, empirical at the targets. "
+        "Alarming: a rank near 1, as all samples ask for one direction; traces that differ "
+        "many times, as probabilities are then far from the targets."
+    )
     in_training = False
     title = "Fisher matrix"
 

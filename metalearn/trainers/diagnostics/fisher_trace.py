@@ -33,6 +33,11 @@ class FisherTrace(ModelDiagnostic):
     """
 
     name = "fisher_trace"
+    reading = (
+        "How strongly predictions move with parameters: exact over what the model predicts, "
+        "empirical at the targets. Alarming: one that is many times the other, as "
+        "probabilities are then far from the targets."
+    )
 
     def result(
         self, models: Sequence[PredictiveModels], settings: CurvatureSettings

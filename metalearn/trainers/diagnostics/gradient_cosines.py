@@ -51,6 +51,11 @@ class GradientCosines(GradientDiagnostic):
     """
 
     name = "gradient_cosines"
+    reading = (
+        "Whether gradients pull the same way: 1 is alike, 0 is unrelated, −1 is opposed. "
+        "Alarming: tasks of which most pairs are opposed, as no step serves them all. "
+        "Members near 0 are as they should be: they stand apart."
+    )
     offline_name = "cosines"
     kinds = ("task", "member")
     reduction = Reduction(lambda params: [], _keep, _cosines)

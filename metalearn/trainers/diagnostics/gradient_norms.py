@@ -30,6 +30,11 @@ class GradientNorms(GradientDiagnostic):
     """
 
     name = "gradient_norms"
+    reading = (
+        "How long gradients of single units are. Alarming: any that is not finite; a highest "
+        "that is hundreds of times the median, as a few units then make the step and a clip "
+        "is needed."
+    )
     kinds = ("sample", "shot", "task", "member")
     reduction = gradient_norms()
 

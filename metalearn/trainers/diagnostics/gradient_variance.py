@@ -25,6 +25,11 @@ class GradientVariance(GradientDiagnostic):
     """
 
     name = "gradient_variance"
+    reading = (
+        "How far gradients of units scatter around their mean, by layer. Alarming: a layer "
+        "whose signal-to-noise ratio times the units of a batch is far below 1, as its steps "
+        "are noise."
+    )
     kinds = ("sample", "shot", "task")
     reduction = MOMENTS
     title = "gradients"

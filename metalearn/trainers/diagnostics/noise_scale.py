@@ -55,6 +55,12 @@ class NoiseScales(GradientDiagnostic):
     """
 
     name = "noise_scale"
+    reading = (
+        "How many units a mean takes until noise and gradient are alike, tr(Σ)/|G|²; per "
+        "batch, over the units that it has. Alarming: far above 1 per batch, as a step is "
+        "mostly noise and more units or a smaller rate would help. No value: |G|² cannot be "
+        "told from 0, as at a minimum."
+    )
     kinds = ("sample", "shot", "task")
     reduction = MOMENTS
     title = "gradient noise"

@@ -120,6 +120,7 @@ class Diagnostic(ABC):
         in_training: whether a training can show it; ``diagnose`` can in any case.
         settings: those of `CurvatureSettings` that it needs and not every one does.
         title: begins the titles of figures; the name where it is empty.
+        reading: what its numbers mean and which of them would be alarming, for a page.
     """
 
     name: ClassVar[str]
@@ -128,6 +129,7 @@ class Diagnostic(ABC):
     in_training: ClassVar[bool] = True
     settings: ClassVar[tuple[str, ...]] = ()
     title: ClassVar[str] = ""
+    reading: ClassVar[str] = ""
 
     def record(
         self, step: int, kind: str, result: DiagnosticResult, tracker: Tracker

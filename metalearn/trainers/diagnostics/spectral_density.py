@@ -29,6 +29,11 @@ class SpectralDensity(ModelDiagnostic):
     """Density of the Hessian's eigenvalues, the mean over models."""
 
     name = "density"
+    reading = (
+        "Where the eigenvalues of the Hessian lie: most near 0 and a few far above are "
+        "usual. Alarming: a lowest about as far below 0 as the highest is above, as this is "
+        "a saddle and no minimum."
+    )
     kinds = ("loss",)
     in_training = False
     settings = ("iterations", "probes")

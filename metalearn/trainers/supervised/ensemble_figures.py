@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.evaluation import EnsembleReport, OODScores
+from metalearn.percent import is_accuracy
 from metalearn.tracking import (
     Tracker,
     ensemble_size_figure,
@@ -38,7 +39,11 @@ def draw_validation(tracker: Tracker, step: int, report: SplitReport, history: H
     for name in (name for name in history if name != "step"):
         values = torch.tensor(history[name]).T
         figure = quantile_bands_figure(
-            steps, values, ylabel=f"validation {name}", title=f"members over training: {name}"
+            steps,
+            values,
+            ylabel=f"validation {name}",
+            title=f"members over training: {name}",
+            linear=is_accuracy(name),
         )
         tracker.figure(step, f"validation/members_{name}", figure)
 

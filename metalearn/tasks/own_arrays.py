@@ -1,0 +1,88 @@
+"""Few-shot tasks of one's own arrays, tensors, lists or Dataset, in one line.
+
+Axes: N samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import torch
+from torch import Tensor
+
+from metalearn.data.arrays import LabelledArrays
+from metalearn.data.division import check_class_fractions, divide_classes
+from metalearn.data.given_samples import as_inputs, given_samples
+from metalearn.data.images import LabelledImages
+from metalearn.data.labels import as_classes
+from metalearn.errors import SettingError
+from metalearn.signatures import checked
+from metalearn.tasks.episodes import FewShotTasks
+from metalearn.types import Split
+
+__all__ = ["array_tasks"]
+
+
+@checked
+def array_tasks(
+    x: Any,
+    y: Any = None,
+    *,
+    splits: Mapping[str, Sequence[Any]] | None = None,
+    validation_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    **episodes: Annotated[Any, FewShotTasks],
+) -> FewShotTasks:
+    """Few-shot tasks of labelled samples: classes are divided, so that test classes are new ones.
+
+    Args:
+        x: inputs ``[N, ...]``, as of `metalearn.data.classification_data`: a tensor, a NumPy array,
+            a data frame or lists of numbers; or a torch ``Dataset`` or ``DataLoader``, without
+            ``y``. uint8 of three or four axes are pictures, which may be turned and changed.
+        y: labels ``[N]``: whole numbers, strings, or one-hot rows.
+        splits: ``"train"``, ``"validation"`` and ``"test"``, each to its labels; a split may be
+            left out, and labels that none names are in no task. None divides the classes.
+        validation_fraction: share of the classes for validation, at least two; 0: none.
+        test_fraction: share of the classes for test, at least two; 1: all of them.
+        episodes: settings of `FewShotTasks`: way, shot, query, seed and others.
+
+    Raises:
+        SettingError: inputs, labels, splits or sizes that cannot work.
+        DataError: too few classes for all splits.
+    """
+    check_class_fractions(validation_fraction, test_fraction)
+    inputs, labels, _ = given_samples(x, y, classes=True)
+    found = as_inputs(inputs, tokens=False)
+    classes = as_classes(labels, len(found))
+    names = classes.names
+    if splits is None:
+        shares = {"validation": validation_fraction, "test": test_fraction}
+        parts = divide_classes(Path("y"), names, [""] * len(names), **shares)
+    else:
+        parts = _given(splits, names)
+    kept: tuple[Tensor, tuple[str, ...], tuple[str, ...], dict[str, tuple[int, ...]]]
+    kept = (classes.targets, names, ("",) * len(names), parts)
+    if found.dtype == torch.uint8:
+        return FewShotTasks(LabelledImages(found, *kept), **episodes)
+    return FewShotTasks(LabelledArrays(found, *kept), **episodes)
+
+
+def _given(splits: Mapping[str, Sequence[Any]], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Class numbers of the labels that each split names.
+
+    Raises:
+        SettingError: a name that is no split, or a label that no sample has.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    found = {}
+    for split, labels in splits.items():
+        if split not in get_args(Split):
+            raise SettingError("splits", split, "train, validation and test are needed")
+        unknown = [label for label in labels if str(label) not in numbers]
+        if isinstance(labels, str) or unknown:
+            accepted = f"a list of labels of y is needed, some of {', '.join(names[:8])}"
+            raise SettingError(f"splits[{split!r}]", unknown or labels, accepted)
+        found[split] = tuple(sorted({numbers[str(label)] for label in labels}))
+    return found
