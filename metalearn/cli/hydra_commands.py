@@ -19,6 +19,7 @@ from metalearn.cli.help_settings import settings_help
 from metalearn.cli.launching.jobs import run_job
 from metalearn.cli.launching.signals import keep_signals
 from metalearn.cli.own_settings import added_settings
+from metalearn.cli.shown_progress import shown_progress, wanted
 from metalearn.cli.standard_streams import tolerant_streams
 from metalearn.cli.usage import typed
 
@@ -29,7 +30,8 @@ def run_command(command: Command) -> None:
     """Compose the command's configuration from ``sys.argv`` and call it."""
 
     def task(config: DictConfig) -> Any:
-        return run_job(command.function, config)
+        with shown_progress(wanted(config)):
+            return run_job(command.function, config)
 
     folder, name = str(config_folder()), command.config
     sys.argv[1:] = added_settings(sys.argv[1:])

@@ -35,6 +35,7 @@ from metalearn.cli.run_folders import (
 from metalearn.cli.run_results import check_direction, has_results, write_results
 from metalearn.cli.same_run import check_same_data, check_same_settings
 from metalearn.cli.shapes import recorded_shapes
+from metalearn.cli.shown_progress import shown_progress
 from metalearn.cli.start_block import start_block
 from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
 from metalearn.errors import DataError, NonFiniteError, SettingError
@@ -279,4 +280,5 @@ def _show(trainer: Trainer, reports: Mapping[str, Report]) -> None:
 
 
 def _test_reports(trainer: Trainer, count: int) -> Mapping[str, Report]:
-    return trainer.reports(tasks=count, inductive=None) if count else {}
+    with shown_progress(trainer.settings.progress):
+        return trainer.reports(tasks=count, inductive=None) if count else {}
