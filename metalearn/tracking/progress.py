@@ -19,7 +19,7 @@ from typing import TextIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from metalearn.percent import is_accuracy, percent
+from metalearn.percent import decimals, is_accuracy, percent
 from metalearn.stretches import Tell
 
 __all__ = ["Progress", "shown_stretch"]
@@ -212,4 +212,4 @@ def _compact(value: float) -> str:
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if size <= abs(value) < 1e9:
             return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+    return decimals(value, ".3g")

@@ -47,7 +47,7 @@ def test_a_terminal_sees_numbers_in_compact_form() -> None:
     ("value", "shown"),
     [
         (0.0, "0"),
-        (float("nan"), "nan"),
+        (float("nan"), "NaN"),
         (float("-inf"), "-inf"),
         (3e-7, "3e-07"),
         (-1500.0, "-1.5k"),

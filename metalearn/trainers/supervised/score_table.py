@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from metalearn.percent import percent
+from metalearn.percent import decimals, percent
 
 __all__ = ["score_table"]
 
@@ -36,7 +36,7 @@ def score_table(
         row = [whole[name]]
         if count > 1:
             row += [float(values.median()), float(values.min()), float(values.max())]
-        shown = [percent(value) if name in shares else f"{value:.4f}" for value in row]
+        shown = [percent(value) if name in shares else decimals(value, ".4f") for value in row]
         widths = (10, 18, 10, 10)
         lines.append(f"  {name:10}" + "".join(f"{v:>{w}}" for v, w in zip(shown, widths)))
     return lines
