@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["NAN_MEANS", "decimals", "is_accuracy", "percent"]
+__all__ = ["NAN_MEANS", "decimals", "is_accuracy", "is_share", "percent"]
 
 NAN_MEANS = (
     "NaN: this number is not defined here, or nothing finite was measured; of a loss, a score or a "
@@ -30,3 +30,8 @@ def is_accuracy(name: str) -> bool:
         name: with or without the place that it belongs to.
     """
     return "accuracy" in name.rpartition("/")[2]
+
+
+def is_share(name: str) -> bool:
+    """Whether a number of that name is a share, which is shown in per cent."""
+    return is_accuracy(name) or "coverage" in name.rpartition("/")[2]

@@ -37,6 +37,7 @@ from metalearn.cli.same_run import check_same_data, check_same_settings
 from metalearn.cli.shapes import recorded_shapes
 from metalearn.cli.shown_progress import shown_progress
 from metalearn.cli.start_block import start_block
+from metalearn.cli.typed_names import hints_as_typed
 from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.files import read_regular
@@ -236,6 +237,7 @@ def _check_trust(config: DictConfig) -> None:
         raise SettingError("trust", plain_value(config.trust), accepted)
 
 
+@hints_as_typed
 def _score(folder: Path, config: DictConfig, trainer: Trainer) -> float:
     """The score of a run; in a sweep the worst of all where it diverges, whatever shows that."""
     try:

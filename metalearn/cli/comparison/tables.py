@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from metalearn.cli.comparison.certainty import certainty
-from metalearn.cli.comparison.comparing import Comparison, is_share
+from metalearn.cli.comparison.comparing import Comparison
 from metalearn.cli.comparison.rows import Row
 from metalearn.cli.comparison.runs import Span
 from metalearn.cli.comparison.settings import as_typed, printable
 from metalearn.cli.markdown import markdown
-from metalearn.percent import decimals, percent
+from metalearn.percent import decimals, is_share, percent
 
 __all__ = ["ComparisonCells", "comparison_cells", "comparison_lines", "comparison_page"]
 

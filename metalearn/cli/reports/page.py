@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from metalearn.cli.comparison.comparing import is_share
 from metalearn.cli.reports.attributed import attribution_part
 from metalearn.cli.reports.story import RunStory
 from metalearn.cli.reports.tables import INTERVALS, found_tables, shown, spaced
@@ -26,6 +25,7 @@ from metalearn.pages import (
     warnings_of,
     whole_page,
 )
+from metalearn.percent import is_share
 from metalearn.tracking.run_curves import Curve, curve_figure, curves_of
 
 __all__ = ["FIRST_CURVES", "LINEAR_CURVES", "page_of_run"]

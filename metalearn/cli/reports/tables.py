@@ -10,9 +10,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from metalearn.cli.comparison.comparing import is_share
 from metalearn.pages import escaped, table
-from metalearn.percent import percent
+from metalearn.percent import is_share, percent
 
 __all__ = ["INTERVALS", "found_tables", "shown", "spaced"]
 

@@ -64,7 +64,7 @@ class RegressionTest:
         found, whole = self.report, self.report.ensemble()
         members = {score: getattr(found.members, score) for score in _SCORES}
         title = f"{name}: {found.samples} samples"
-        lines = score_table(title, whole, members, shares=["coverage"])
+        lines = score_table(title, whole, members)
         if len(found.members.nll) == 1:
             lines.append(f"  variance: {whole['aleatoric']:.4g} (aleatoric)")
         else:

@@ -73,7 +73,7 @@ class EnsembleTest:
         found = self.report
         members = {score: getattr(found.members, score) for score in _SCORES}
         title = f"{name}: {found.samples} samples"
-        lines = score_table(title, found.ensemble(), members, shares=["accuracy"])
+        lines = score_table(title, found.ensemble(), members)
         if (heat := self.temperature) is not None:
             lines.append(
                 f"  temperature {float(heat.temperature):.3g} takes the validation NLL from "
