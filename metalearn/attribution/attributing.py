@@ -18,6 +18,7 @@ from metalearn.errors import SettingError
 from metalearn.near_names import check_known
 from metalearn.ranks import Ranks
 from metalearn.signatures import checked
+from metalearn.stretches import stretch
 
 __all__ = ["Attributed", "attribute", "attribute_by_ranks", "correlation_of_members"]
 
@@ -143,16 +144,19 @@ def _run(
 ) -> dict[str, Tensor]:
     """Scores of each method, members in front."""
     scores: dict[str, Tensor] = {}
-    for name, method in methods.items():
-        started, parts = time.perf_counter(), []
-        try:
-            for network in networks:
-                parts.append(method(network).cpu())
-        except SettingError as error:
-            found.left_out[name] = str(error)
-            continue
-        found.seconds[name] = time.perf_counter() - started
-        scores[name] = torch.stack(parts)
+    with stretch("scoring", len(methods) * len(networks), "methods × networks") as tell:
+        for name, method in methods.items():
+            started, parts = time.perf_counter(), []
+            try:
+                for network in networks:
+                    parts.append(method(network).cpu())
+                    tell(1)
+            except SettingError as error:
+                found.left_out[name] = str(error)
+                tell(len(networks) - len(parts))
+                continue
+            found.seconds[name] = time.perf_counter() - started
+            scores[name] = torch.stack(parts)
     return scores
 
 

@@ -19,6 +19,7 @@ from metalearn.attribution.training_tasks import task_scores
 from metalearn.core.targets import is_label
 from metalearn.errors import SettingError
 from metalearn.signatures import check_fields
+from metalearn.stretches import stretch
 from metalearn.types import Params, TaskBatch
 
 __all__ = ["TrainedTasks", "scored_trained_tasks", "task_pictures"]
@@ -80,14 +81,17 @@ def scored_trained_tasks(
         how: further settings of `task_scores`.
     """
     scores, pictures = [], []
-    for first in range(0, len(numbers), at_once):
-        tasks = sample(numbers[first : first + at_once])
-        each = [
-            task_scores(gradients_fn, states, targets, tasks, learning_rates=learning_rates, **how)
-            for states in checkpoints
-        ]
-        scores.append(torch.stack(each).mean(0).cpu())
-        pictures.append(_first_examples(tasks))
+    how |= {"learning_rates": learning_rates}
+    with stretch("training tasks", len(numbers), "tasks") as tell:
+        for first in range(0, len(numbers), at_once):
+            some = numbers[first : first + at_once]
+            tasks = sample(some)
+            each = [
+                task_scores(gradients_fn, states, targets, tasks, **how) for states in checkpoints
+            ]
+            scores.append(torch.stack(each).mean(0).cpu())
+            pictures.append(_first_examples(tasks))
+            tell(len(some))
     texts = None if names is None else [", ".join(map(str, names(number))) for number in numbers]
     known = [part for part in pictures if part is not None]
     together = _tiled(_of_one_width(known)) if len(known) == len(pictures) else None

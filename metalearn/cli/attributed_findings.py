@@ -31,17 +31,15 @@ from metalearn.cli.attributed_runs import (
     targets_of,
 )
 from metalearn.cli.building import build
-from metalearn.cli.given_settings import plain_value
 from metalearn.cli.loading import trainer_of
 from metalearn.cli.networks import kept_weights
 from metalearn.cli.processes import ranks_of_command
 from metalearn.cli.same_run import check_same_data, check_same_settings
-from metalearn.core import HyperProgress
 from metalearn.data.regression import SupervisedData
 from metalearn.errors import SubsetsDivergedError, check_whole
 from metalearn.ranks import Ranks
+from metalearn.stretches import stretch
 from metalearn.tracking import provenance
-from metalearn.tracking.progress import Progress
 from metalearn.trainers import Trainer
 from metalearn.trainers.supervised.member_weights import random_subsets
 
@@ -68,7 +66,11 @@ def findings_of_run(
     _check_left_out(config, loaded.data.size("train"))
     own = ranks.share.of(members)
     place = Path(HydraConfig.get().runtime.output_dir) if ranks.rank else folder  # of walks
-    runs = [network_of(fresh, loaded, config, m, targets, place) for m in own]
+    runs = []
+    with stretch("training again", len(own), "networks") as tell:
+        for member in own:
+            runs.append(network_of(fresh, loaded, config, member, targets, place))
+            tell(1)
     networks = [run.network for run in runs]
     named = {"numbers": own} if len(members) > 1 else {}
     with _watched(config, runs):
@@ -103,18 +105,11 @@ def findings_of_run(
 
 @contextmanager
 def _watched(config: DictConfig, runs: Sequence[AttributedNetwork]) -> Iterator[None]:
-    """A bar over the walks forward and back."""
+    """A block that tells how far the walks forward and back are."""
     steps = sum(2 * run.network.run.steps for run in runs) if "exact" in config.methods else 0
-    with Progress(steps, enabled=plain_value(config.progress) if steps else False) as bar:
-        done = 0
-
-        def told(progress: HyperProgress) -> None:
-            nonlocal done
-            done += 1
-            bar.update(done)
-
+    with stretch("exact", steps, "steps forward and back") as tell:
         for run in runs:
-            run.saver.tell = told
+            run.saver.tell = lambda _: tell(1)
         yield
 
 

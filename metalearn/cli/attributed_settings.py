@@ -22,10 +22,10 @@ _USERS = {
     "damping": ("influence", "kronecker", "trak", "self_influence"),
     "projection": ("trak",),
     "checkpoints": ("tracin", "tracin_self", "el2n", "grand"),
-} | dict.fromkeys(("memory", "spill", "check", "progress"), ("exact",))
+} | dict.fromkeys(("memory", "spill", "check"), ("exact",))
 _OF_RUNS_ON_DATA = (
     "methods", "self_methods", "subsets", "leave_out", "leave_k_out", "damping", "projection",
-    "checkpoints", "spill", "seed", "progress",
+    "checkpoints", "spill", "seed",
 )  # fmt: skip
 _SETTINGS = tuple(field.name for field in fields(ScoreSettings))
 

@@ -32,6 +32,7 @@ from metalearn.cli.targets import (
     placed,
     target_of,
 )
+from metalearn.cli.typed_names import hints_as_typed
 from metalearn.core.checks import check_number
 from metalearn.data import ClassificationData, imbalanced, mislabelled, resized
 from metalearn.data.division import check_fraction
@@ -64,6 +65,7 @@ def groups_of(config: DictConfig) -> tuple[str, ...]:
     return (*sources, "model", "optimizer", "trainer")
 
 
+@hints_as_typed
 def check_settings_of(config: DictConfig) -> None:
     """Refuse a configuration that cannot work, as far as that shows before anything is loaded.
 
@@ -99,6 +101,7 @@ def check_settings_of(config: DictConfig) -> None:
         network_seeds(config)
 
 
+@hints_as_typed
 def build(
     config: DictConfig,
     *,

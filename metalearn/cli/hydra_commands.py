@@ -18,22 +18,33 @@ from metalearn.cli.error_messages import JobError, check_options, one_sentence_e
 from metalearn.cli.help_settings import settings_help
 from metalearn.cli.launching.jobs import run_job
 from metalearn.cli.launching.signals import keep_signals
-from metalearn.cli.own_settings import added_settings
+from metalearn.cli.own_settings import add_settings, typed_words
+from metalearn.cli.shown_progress import shown_progress, wanted
 from metalearn.cli.standard_streams import tolerant_streams
 from metalearn.cli.usage import typed
 
 __all__ = ["run", "run_command"]
+
+_SHOWING = {"--cfg", "-c"}
+"""Options by which Hydra prints what it has composed."""
 
 
 def run_command(command: Command) -> None:
     """Compose the command's configuration from ``sys.argv`` and call it."""
 
     def task(config: DictConfig) -> Any:
-        return run_job(command.function, config)
+        sys.argv[:] = typed_words()  # Hydra has read it, and the record of a run is yet to be
+        with shown_progress(wanted(config)):
+            return run_job(command.function, config)
 
     folder, name = str(config_folder()), command.config
-    sys.argv[1:] = added_settings(sys.argv[1:])
-    run(hydra.main(version_base="1.3", config_path=folder, config_name=name)(task), name)
+    add_settings()
+    main = hydra.main(version_base="1.3", config_path=folder, config_name=name)(task)
+    if name == "train" and _SHOWING & {word.partition("=")[0] for word in sys.argv[1:]}:
+        from metalearn.cli.own_classes import shown_without_others  # with torch
+
+        main = shown_without_others()(main)
+    run(main, name)
 
 
 def run(main: Callable[[], Any], config_name: str | None = None) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict
 from metalearn.cli.given_settings import plain_value
 from metalearn.cli.targets import accepted_of, target_of
 from metalearn.core.memory import check_memory
-from metalearn.percent import is_accuracy, percent
+from metalearn.percent import decimals, is_accuracy, percent
 from metalearn.trainers import Trainer
 from metalearn.trainers.report import Report
 
@@ -143,10 +143,8 @@ def _varies(members: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 def _cell(name: str, value: float, score: str) -> str:
-    if isinstance(value, float) and math.isnan(value):
-        return "NaN"
     if is_accuracy(score if name == "validation" else name):
         return percent(value)
-    if name in ("member", "seed", "best_step"):
+    if name in ("member", "seed", "best_step") and math.isfinite(value):
         return str(int(value))
-    return f"{value:.4g}"
+    return decimals(value)

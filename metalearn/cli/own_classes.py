@@ -6,8 +6,11 @@ person did not give and that class does not take is no setting any more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
@@ -15,11 +18,28 @@ from metalearn.cli.given_settings import GivenSetting, given_settings
 from metalearn.cli.targets import accepted_of, kept_of
 from metalearn.errors import SettingError
 
-__all__ = ["leave_out_others", "leave_out_others_of_job"]
+__all__ = ["leave_out_others", "leave_out_others_of_job", "shown_without_others"]
 
 _GROUPS = ("task", "data", "ood", "model", "learner", "hyper")
 _WIRED = ("seed",)
 """Settings that other settings decide, which a class of one's own is given where it takes them."""
+
+
+@contextmanager
+def shown_without_others() -> Iterator[None]:
+    """A block in which Hydra composes, to show it, what would be trained."""
+    usual = Hydra.compose_config
+
+    def composed(self: Hydra, *given: Any, **settings: Any) -> DictConfig:
+        config = usual(self, *given, **settings)
+        leave_out_others(config, given_settings(config.hydra))
+        return config
+
+    Hydra.compose_config = composed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.compose_config = usual  # type: ignore[method-assign]
 
 
 def leave_out_others_of_job(config: DictConfig) -> None:

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 
-__all__ = ["added_settings"]
+__all__ = ["add_settings", "added_settings", "typed_words"]
 
 _TARGET = re.compile(r"\+{0,2}(\w+)\._target_=.")
+
+_added: set[str] = set()
+"""Words of the command that stand in the place of typed ones."""
+
+
+def add_settings() -> None:
+    """Have ``sys.argv`` as Hydra takes it; `typed_words` gives it back."""
+    typed = sys.argv[1:]
+    sys.argv[1:] = added_settings(typed)
+    _added.clear()
+    _added.update({*sys.argv[1:]} - {*typed})
+
+
+def typed_words() -> list[str]:
+    """``sys.argv`` as it was typed."""
+    return [word.removeprefix("++") if word in _added else word for word in sys.argv]
 
 
 def added_settings(arguments: Sequence[str]) -> list[str]:

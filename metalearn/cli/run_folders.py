@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from metalearn.cli.choice_names import chosen_name
 from metalearn.cli.given_settings import plain_value
 from metalearn.cli.own_modules import found_object
 from metalearn.errors import DataError, SettingError, StorageError
@@ -39,18 +40,29 @@ _missing: set[Path] = set()
 """Folders, and logs in them, that were not there when a command began."""
 
 
-def run_folder(resume: str | None, choices: Mapping[str, str], trainer: str) -> str:
+def run_folder(
+    resume: str | None,
+    choices: Mapping[str, str],
+    trainer: str,
+    task: str | None = None,
+    data: str | None = None,
+) -> str:
     """The run's folder: that of ``resume``, or a new one named after what is learnt and the time.
 
     Args:
         resume: folder of an interrupted run.
         choices: of the groups of the configuration.
         trainer: its class, by its full name.
+        task: what makes tasks, by its full name; None takes that of the choice.
+        data: what makes data, the same.
     """
     if resume is not None:
         return str(existing_run(resume, "resume"))
     on_tasks = "tasks" in accepted_settings(found_object(trainer))
-    what = choices.get("task") if on_tasks else f"{choices.get('data')}-{choices.get('trainer')}"
+    if on_tasks:
+        what = chosen_name("task", choices.get("task"), task)
+    else:
+        what = f"{chosen_name('data', choices.get('data'), data)}-{choices.get('trainer')}"
     return f"outputs/{what}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
 
 

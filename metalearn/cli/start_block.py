@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from metalearn.cli.building import groups_of
+from metalearn.cli.choice_names import name_of
 from metalearn.cli.given_settings import plain_value
 from metalearn.models import Ensemble
 from metalearn.tracking import device_name
@@ -52,7 +53,7 @@ def start_block(
 
 
 class _Names:
-    """What a group is called: as typed, else ``digits`` of ``metalearn.data.digits_data``."""
+    """What a group is called: as typed, else by what it builds."""
 
     def __init__(self, config: DictConfig, choices: Mapping[str, str | None]) -> None:
         self.config, self.choices = config, choices
@@ -61,8 +62,7 @@ class _Names:
         typed = self.choices.get(group)
         if typed is not None:
             return str(typed)
-        word = str(self.config[group].get("_target_", group)).rpartition(".")[2]
-        return word.removesuffix("_data").removesuffix("_tasks") or word
+        return name_of(group, self.config[group])
 
 
 def _data(names: _Names, config: DictConfig, trainer: Trainer) -> str:

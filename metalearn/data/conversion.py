@@ -26,6 +26,7 @@ from metalearn.data.pictures import LARGEST, PictureError, decode
 from metalearn.errors import DataError
 from metalearn.files import UNREADABLE_ARRAYS, read_regular, replace_file
 from metalearn.schema import list_of, map_of, mapping, text, whole
+from metalearn.stretches import stretch
 
 __all__ = ["ClassTable", "any_converted", "converted"]
 
@@ -221,16 +222,16 @@ def _convert(
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         start, each = file.tell(), 3 * size * size
-        with warnings.catch_warnings():
+        what = f"converting {path.name}"
+        with warnings.catch_warnings(), stretch(what, len(rows), "pictures") as tell:
             warnings.simplefilter("ignore")  # Pillow warns of odd but readable files
-            for done, (number, data) in enumerate(listed.encoded()):
+            for number, data in listed.encoded():
+                tell(1)
                 if rows[number] < 0:
                     continue
                 digest.update(hashlib.sha256(data).digest())
                 file.seek(start + int(rows[number]) * each)
                 file.write(_pixels(place, listed.names[number], data, size))
-                if done % 10000 == 9999:
-                    _log.info("%s: %d of %d pictures", path.name, done + 1, len(rows))
 
     replace_file(path, write)
     found = path.stat()

@@ -20,6 +20,7 @@ from metalearn.core.memory import check_memory
 from metalearn.data.locations import cache_folder
 from metalearn.data.picture_files import PictureFiles
 from metalearn.errors import DataError, SettingError
+from metalearn.stretches import stretch
 
 __all__ = ["FeatureTable", "feature_table"]
 
@@ -88,8 +89,9 @@ def _computed(
     started = time.monotonic()
     network.to(device)
     rows: list[Tensor] = []
-    for turn in range(turns):
-        for start in range(0, len(pictures), _BATCH):
+    starts = [(t, start) for t in range(turns) for start in range(0, len(pictures), _BATCH)]
+    with stretch("features", len(pictures) * turns, "pictures") as tell:
+        for turn, start in starts:
             batch = pictures[start : start + _BATCH].to(device)
             batch = batch.float().div(255) if batch.dtype == torch.uint8 else batch
             with module_takes("pictures", batch):
@@ -101,6 +103,7 @@ def _computed(
                 size = found.shape[1]
                 check_memory("frozen_features", size, 4 * size * len(pictures) * turns)
             rows.append(found.float().cpu())
+            tell(len(batch))
     values = torch.cat(rows).view(turns, len(pictures), -1)
     if not bool(torch.isfinite(values).all()):
         raise DataError("the features of some pictures are not finite")

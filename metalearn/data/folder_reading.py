@@ -20,6 +20,7 @@ from metalearn.data.folder_tree import ClassFolder
 from metalearn.data.pictures import LARGEST, PictureError, decode, decode_by_area
 from metalearn.errors import DataError, SettingError, check_whole
 from metalearn.files import read_regular
+from metalearn.stretches import stretch
 
 __all__ = ["FolderReading", "existing_folder"]
 
@@ -66,14 +67,16 @@ class FolderReading:
         """
         size, channels = self.image_size, self.channels
         shrink = decode_by_area if self.area else decode
-        images = np.empty((sum(len(c.files) for c in classes), channels, size, size), np.uint8)
+        count = sum(len(folder.files) for folder in classes)
+        images = np.empty((count, channels, size, size), np.uint8)
         labels: list[int] = []
         faults: list[str] = []
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), stretch(f"reading {root.name}", count, "pictures") as tell:
             # Pillow warns of odd but readable files (huge pictures, damaged metadata).
             warnings.simplefilter("ignore")
             for label, folder in enumerate(classes):
                 for file in folder.files:
+                    tell(1)
                     try:
                         pixels = shrink(read_regular(file, LARGEST), channels, size)
                     except (OSError, PictureError) as error:

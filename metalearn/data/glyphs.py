@@ -46,6 +46,7 @@ from metalearn.data.locations import cache_folder
 from metalearn.data.packed import kept_pack
 from metalearn.errors import DataError, SettingError
 from metalearn.signatures import checked
+from metalearn.stretches import stretch
 from metalearn.types import Split
 
 __all__ = ["FONTS_SHA256", "font_folder", "load_glyphs"]
@@ -136,8 +137,12 @@ def _draw(folder: Path, size: int, renderings: int) -> dict[str, NDArray[np.gene
     faces = open_faces(folder)
     letters = choose_letters(faces)
     numbers = range(renderings)
-    images = np.stack([draw_letter(faces, letter, numbers, size=size) for letter in letters])
-    return {"letters": np.array(letters, dtype=np.int64), "images": images}
+    images = []
+    with stretch("drawing glyphs", len(letters), "letters") as tell:
+        for letter in letters:
+            images.append(draw_letter(faces, letter, numbers, size=size))
+            tell(1)
+    return {"letters": np.array(letters, dtype=np.int64), "images": np.stack(images)}
 
 
 def _labelled(letters: Sequence[int], images: NDArray[np.uint8]) -> LabelledImages:

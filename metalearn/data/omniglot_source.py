@@ -20,6 +20,7 @@ from metalearn.data.omniglot_layout import ALPHABETS, DRAWINGS, class_names
 from metalearn.data.pictures import PictureError, Pixels, area_average, decode
 from metalearn.errors import DataError
 from metalearn.files import check_regular, read_regular
+from metalearn.stretches import stretch
 
 __all__ = ["fingerprint", "parts_in", "read_pictures"]
 
@@ -41,12 +42,13 @@ def read_pictures(source: Path, alphabets: Mapping[str, int], size: int) -> dict
     """
     with _opened(source) as (members, read):
         files = _checked(source, members, alphabets)
-        return {
-            character: area_average(
-                np.stack([_drawing(source, member, read) for member in drawings]), size
-            )
-            for character, drawings in files.items()
-        }
+        found = {}
+        with stretch(f"reading {source.name}", len(files), "characters") as tell:
+            for character, drawings in files.items():
+                pixels = np.stack([_drawing(source, member, read) for member in drawings])
+                found[character] = area_average(pixels, size)
+                tell(1)
+        return found
 
 
 def fingerprint(sources: Iterable[Path]) -> str:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from metalearn.errors import DataError
 from metalearn.files import failures_named, read_regular, replace_file
+from metalearn.stretches import stretch
 
 __all__ = ["SECONDS", "RemoteFile", "Transfer", "digest_of", "remove_part"]
 
@@ -24,6 +25,7 @@ SECONDS = 30.0
 """Without an answer before a download is given up."""
 
 _PIECE = 2**18  # bytes that are read at once
+_MILLION = 10**6
 _BREAKS = 5  # connections that may end early, each having brought something
 _log = logging.getLogger(__name__)
 
@@ -98,14 +100,23 @@ class Transfer:
             self._check_size(size or 0)
             _log.info("downloading %s (%s bytes, from %d)", self.remote.url, size, self.file.tell())
             self._write_state(answer, size)
-            while piece := answer.read(_PIECE):
-                with failures_named(self.part):
-                    self.file.write(piece)
-                self._check_size(self.file.tell())
+            self._receive(answer, (size or 0) - self.file.tell())
         there = self.file.tell()
         if size is not None and there < size:
             raise OSError(f"the connection ended after {there} of {size} bytes")
         return True
+
+    def _receive(self, answer: Any, missing: int) -> None:
+        """Write what comes, and tell of it in millions of bytes, where it is known how many."""
+        begun, told = self.file.tell(), 0
+        with stretch(f"downloading {self.part.stem}", missing // _MILLION, "MB") as tell:
+            while piece := answer.read(_PIECE):
+                with failures_named(self.part):
+                    self.file.write(piece)
+                self._check_size(self.file.tell())
+                come = (self.file.tell() - begun) // _MILLION
+                tell(come - told)
+                told = come
 
     def _headers(self, begun: int) -> dict[str, str]:
         if not begun:

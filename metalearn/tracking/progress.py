@@ -1,16 +1,17 @@
 """The progress bar: one line on a terminal, elsewhere a line of the log now and then.
 
-Axes: none; the bar counts outer steps.
+Axes: none; the bar of a training counts outer steps, that of a stretch whatever it is made of.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import starmap
 from types import TracebackType
 from typing import TextIO
@@ -18,13 +19,19 @@ from typing import TextIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from metalearn.percent import is_accuracy, percent
+from metalearn.percent import decimals, is_accuracy, percent
+from metalearn.stretches import Tell
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "shown_stretch"]
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
+_FORMAT = (
+    "{desc}{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{unit} "
+    "[{elapsed}, {remaining} left]{postfix}"
+)
+_WAIT = 2.0
+"""Seconds that a stretch may take without being shown."""
 
 
 class Progress:
@@ -41,6 +48,10 @@ class Progress:
         interval: seconds between two drawings, at least.
         log_interval: seconds between two lines of the log, at least, where ``enabled`` is None and
             the stream is no terminal.
+        what: that is done, of a stretch: it is shown once it has taken two seconds, and goes when
+            it is done. Empty of a training.
+        unit: what ``total`` counts, of a stretch.
+        say: takes the lines; the log by default.
     """
 
     def __init__(
@@ -52,7 +63,11 @@ class Progress:
         stream: TextIO | None = None,
         interval: float = 0.25,
         log_interval: float = 30.0,
+        what: str = "",
+        unit: str = "",
+        say: Callable[[str], None] = log.info,
     ) -> None:
+        self._what, self._unit, self._say = what, unit and f" {unit}", say
         self._total, self._initial, self._done = total, initial, initial
         self._every = math.inf if enabled is not None else log_interval
         self._began = self._told = time.monotonic()
@@ -67,11 +82,15 @@ class Progress:
                 self._bar = tqdm(
                     total=total,
                     initial=initial,
+                    desc=what and f"{what}: ",
+                    unit=self._unit,
+                    leave=not what,
+                    delay=_WAIT if what else 0.0,
                     file=self._stream,
                     bar_format=_FORMAT,
                     mininterval=interval,
                     miniters=1,
-                    dynamic_ncols=True,
+                    **_screen(self._stream),
                 )
 
     def update(self, n: int = 1, **numbers: float) -> None:
@@ -101,7 +120,8 @@ class Progress:
         self._told = now
         left = (now - self._began) / max(1, self._done - self._initial) * (self._total - self._done)
         shown = [f"{tqdm.format_interval(left)} left", *starmap(_show, numbers.items())]
-        log.info("step %d/%d: %s", self._done, self._total, ", ".join(shown))
+        what = f"{self._what}: " if self._what else "step "
+        self._say(f"{what}{self._done}/{self._total}{self._unit}: {', '.join(shown)}")
 
     def write(self, text: str) -> None:
         """Print a line above the bar; nothing when the bar is off."""
@@ -113,7 +133,8 @@ class Progress:
         """Draw the last state and leave the line; a second call does nothing."""
         try:
             if self._bar is not None:
-                self._bar.refresh()
+                if not self._what:
+                    self._bar.refresh()
                 self._bar.close()
                 self._bar = None
         except OSError:
@@ -143,12 +164,42 @@ class Progress:
             self._logging = None
 
 
+@contextmanager
+def shown_stretch(
+    what: str,
+    total: int,
+    unit: str,
+    *,
+    enabled: bool | None = None,
+    say: Callable[[str], None] = log.info,
+) -> Iterator[Tell]:
+    """Show how far a stretch is: a `metalearn.stretches.Watcher` by its first three arguments.
+
+    Args:
+        what: is done.
+        total: how much there is of it.
+        unit: what ``total`` counts.
+        enabled: as of `Progress`.
+        say: as of `Progress`.
+    """
+    with Progress(total, enabled=enabled, what=what, unit=unit, say=say) as bar:
+        yield bar.update
+
+
 def _is_terminal(stream: TextIO | None) -> bool:
     # Windowed programs have no standard error at all; a closed stream raises ValueError.
     try:
         return stream is not None and stream.isatty()
     except ValueError:
         return False
+
+
+def _screen(stream: TextIO) -> dict[str, int | bool]:
+    """How large the terminal is, for tqdm: some that programs make say they have no columns."""
+    with suppress(OSError, ValueError):
+        if os.get_terminal_size(stream.fileno()).columns < 1:
+            return {"ncols": 80, "nrows": 24}
+    return {"dynamic_ncols": True}
 
 
 def _show(name: str, value: float) -> str:
@@ -161,4 +212,4 @@ def _compact(value: float) -> str:
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if size <= abs(value) < 1e9:
             return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+    return decimals(value, ".3g")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from torchvision import models
 
 from metalearn.cli import load
-from metalearn.cli.own_settings import added_settings
+from metalearn.cli.own_settings import add_settings, added_settings, typed_words
 from metalearn.trainers.meta.evaluator import MetaEvaluator
 from tests.support.commands import Outcome, call
 
@@ -265,8 +266,28 @@ def test_settings_of_a_chosen_group_stay_where_the_class_takes_them(run: Run) ->
         ),
     ],
 )
-def test_new_settings_of_a_named_class_are_added(arguments: list[str], wanted: list[str]) -> None:
+def test_new_settings_of_a_named_class_are_added(
+    arguments: list[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert added_settings(arguments) == wanted
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    add_settings()
+    assert sys.argv == ["train.py", *wanted] and typed_words() == ["train.py", *arguments]
+
+
+def test_what_is_shown_and_recorded_is_what_was_typed_and_is_trained(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = "metalearn.cli.commands.train.provenance"
+    monkeypatch.setattr(record, lambda: {"command": list(sys.argv)})
+    words = ["trainer=per_sample", *DIGITS, "model.width=7"]
+    shown = run("train", *words, "--cfg", "job")
+    assert shown.code == 0 and "width: 7" in shown.out and "hidden" not in shown.out
+    assert not Path("run").exists()
+    outcome = run("train", *words)
+    assert outcome.code == 0, outcome.err
+    recorded = json.loads(Path("run/provenance.json").read_text())["command"]
+    assert recorded[-len(words) :] == words
 
 
 def test_a_network_without_a_last_layer_is_refused(run: Run) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 
 import pytest
 from tqdm import tqdm
 
 from metalearn.tracking import Progress
+from metalearn.tracking.progress import shown_stretch
 
 
 class _Terminal(io.StringIO):
@@ -45,7 +47,7 @@ def test_a_terminal_sees_numbers_in_compact_form() -> None:
     ("value", "shown"),
     [
         (0.0, "0"),
-        (float("nan"), "nan"),
+        (float("nan"), "NaN"),
         (float("-inf"), "-inf"),
         (3e-7, "3e-07"),
         (-1500.0, "-1.5k"),
@@ -147,3 +149,41 @@ def test_without_a_terminal_the_log_says_now_and_then_how_much_is_left(
         clock[0] += 1000.0
         bar.update(1, loss=0.5)
     assert not caplog.records
+
+
+def test_a_stretch_is_shown_once_it_takes_long_and_goes_when_it_is_done() -> None:
+    for seconds, drawn in ((0.0, False), (10.0, True)):
+        stream = _Terminal()
+        with Progress(4, stream=stream, interval=0, what="test", unit="tasks") as bar:
+            assert bar._bar is not None
+            bar._bar.start_t -= seconds
+            bar.update(3)
+        text = stream.getvalue()
+        assert ("test:  75%" in text and "3/4 tasks [" in text) is drawn
+        assert not text.rpartition("\r")[2].strip()
+
+
+def test_without_a_terminal_a_stretch_is_told_of_in_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, lines = [100.0], list[str]()
+    monkeypatch.setattr("metalearn.tracking.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with shown_stretch("test", 100, "tasks", say=lines.append) as tell:
+        for _ in range(10):
+            clock[0] += 10.0
+            tell(10)
+    assert lines == [
+        "test: 30/100 tasks: 01:10 left",
+        "test: 60/100 tasks: 00:40 left",
+        "test: 90/100 tasks: 00:10 left",
+    ]
+
+
+def test_a_terminal_without_columns_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((0, 0)))
+    stream = _Terminal()
+    monkeypatch.setattr(stream, "fileno", lambda: 2)
+    with Progress(4, stream=stream, interval=0) as bar:
+        bar.update(1)
+    assert "1/4" in stream.getvalue()

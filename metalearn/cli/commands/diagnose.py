@@ -12,6 +12,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from metalearn.cli.diagnosis_text import diagnosis_lines
 from metalearn.cli.error_messages import one_sentence_errors
 from metalearn.cli.given_settings import GivenSetting, given_settings, plain_value
 from metalearn.cli.loading import run_to_look_into, trainer_of
@@ -71,7 +72,7 @@ def _diagnose(folder: Path, config: DictConfig, saved: DictConfig) -> None:
     sources = partial(trainer.diagnosis_sources, data)
     diagnosis = diagnose_by_ranks(sources, list(config.what), settings, ranks)
     if ranks.rank == 0:
-        _write(folder, config, trainer, diagnosis, time.monotonic() - started)
+        _write(folder, config, saved, trainer, diagnosis, time.monotonic() - started)
 
 
 def check(config: DictConfig, given: Sequence[GivenSetting]) -> None:
@@ -122,6 +123,7 @@ def _unused(config: DictConfig, *, meta: bool, adapts: bool) -> Iterator[tuple[s
 def _write(
     folder: Path,
     config: DictConfig,
+    saved: DictConfig,
     trainer: Trainer,
     diagnosis: Diagnosis,
     seconds: float,
@@ -150,31 +152,12 @@ def _write(
     finally:
         tracker.close()
     print(f"{folder}, step {trainer.step}, {config.split}\n")
-    print(_table(diagnosis))
-    for what, reason in diagnosis.left_out.items():
-        print(f"left out: {what}: {reason}")
+    print("\n".join(diagnosis_lines(diagnosis, _batches(saved), str(path))))
     print(f"written: {path}, and to TensorBoard, in its section 'test and findings'")
 
 
-def _table(diagnosis: Diagnosis) -> str:
-    """Markdown, aligned: a row for each number, its median and extremes over models."""
-    rows = [["of", "quantity", "median", "lowest", "highest"]]
-    for place, found in diagnosis.findings.items():
-        for quantity, result in found.items():
-            for name, values in result.rows().items():
-                ends = (values.median(), values.min(), values.max())
-                shown = [f"{float(end):.4g}" for end in ends]
-                if not values.ndim or len(values) == 1:
-                    shown[1:] = ["", ""]
-                rows.append([place, f"{quantity}: {name}", *shown])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join(_padded(row, widths)) + " |" for row in rows]
-    rule = [f"{'-' * (width + 1)}{'-' if at < 2 else ':'}" for at, width in enumerate(widths)]
-    said = any("nan" in row for row in rows)
-    why = "\nnan: nothing finite was measured there, which is alarming of losses and gradients"
-    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]]) + (why if said else "")
-
-
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Cells as wide as their columns, texts to the left, numbers to the right."""
-    return [f"{c:<{w}}" if at < 2 else f"{c:>{w}}" for at, (c, w) in enumerate(zip(row, widths))]
+def _batches(saved: DictConfig) -> dict[str, int]:
+    """By what is looked at, of how many units a step of the training took the mean."""
+    sizes = {"network": "batch_size", "members": "batch_size", "meta_gradients": "meta_batch"}
+    found = {place: saved.trainer.get(name) for place, name in sizes.items()}
+    return {place: size for place, size in found.items() if isinstance(size, int)}

@@ -35,7 +35,9 @@ from metalearn.cli.run_folders import (
 from metalearn.cli.run_results import check_direction, flat_config, has_results, write_results
 from metalearn.cli.same_run import check_same_data, check_same_settings
 from metalearn.cli.shapes import recorded_shapes
+from metalearn.cli.shown_progress import shown_progress
 from metalearn.cli.start_block import start_block
+from metalearn.cli.typed_names import hints_as_typed
 from metalearn.cli.unused_settings import refuse_unused_groups, refuse_unused_settings
 from metalearn.errors import DataError, NonFiniteError, SettingError
 from metalearn.files import read_regular
@@ -246,6 +248,7 @@ def _check_trust(config: DictConfig) -> None:
         raise SettingError("trust", plain_value(config.trust), accepted)
 
 
+@hints_as_typed
 def _score(folder: Path, config: DictConfig, trainer: Trainer) -> float:
     """The score of a run; in a sweep the worst of all where it diverges, whatever shows that."""
     try:
@@ -290,4 +293,5 @@ def _show(trainer: Trainer, reports: Mapping[str, Report]) -> None:
 
 
 def _test_reports(trainer: Trainer, count: int) -> Mapping[str, Report]:
-    return trainer.reports(tasks=count, inductive=None) if count else {}
+    with shown_progress(trainer.settings.progress):
+        return trainer.reports(tasks=count, inductive=None) if count else {}

@@ -16,9 +16,8 @@ from metalearn.cli.comparison.rows import SCORE, Row, independent, rows_of
 from metalearn.cli.comparison.runs import ComparedRun
 from metalearn.cli.comparison.settings import ABSENT, differing_settings, printable
 
-__all__ = ["Comparison", "compared", "is_share"]
+__all__ = ["Comparison", "compared"]
 
-_SHARES = ("accuracy", "coverage")
 _OF_TESTS = ("task", "data", "ood", "test_tasks")
 """Groups and settings that say what is predicted."""
 
@@ -62,11 +61,6 @@ class Comparison:
         """Names of the numbers of all rows: scores of validation, then of tests."""
         names = dict.fromkeys(name for row in self.rows for name in row.numbers)
         return sorted(names, key=lambda name: not name.startswith(SCORE))
-
-
-def is_share(name: str) -> bool:
-    """Whether a number is a share, which is shown in per cent."""
-    return any(share in name for share in _SHARES)
 
 
 def compared(

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalearn.cli.comparison.comparing import Comparison, is_share
+from metalearn.cli.comparison.comparing import Comparison
 from metalearn.cli.comparison.rows import Row
 from metalearn.cli.comparison.settings import ABSENT, as_typed, printable
 from metalearn.cli.comparison.tables import comparison_page
 from metalearn.files import replace_file
+from metalearn.percent import is_share
 from metalearn.tracking import ComparedNumber, comparison_figure, write_json
 
 __all__ = ["write_comparison"]

@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from metalearn.cli.comparison.comparing import Comparison, is_share
+from metalearn.cli.comparison.certainty import certainty
+from metalearn.cli.comparison.comparing import Comparison
 from metalearn.cli.comparison.rows import Row
 from metalearn.cli.comparison.runs import Span
 from metalearn.cli.comparison.settings import as_typed, printable
 from metalearn.cli.markdown import markdown
-from metalearn.percent import percent
+from metalearn.percent import decimals, is_share, percent
 
 __all__ = ["ComparisonCells", "comparison_cells", "comparison_lines", "comparison_page"]
 
@@ -58,7 +59,7 @@ def comparison_lines(comparison: Comparison, width: int) -> list[str]:
 
 
 def _sentences(comparison: Comparison, elsewhere: str = _FILES) -> list[str]:
-    found = [comparison.order, *comparison.notes]
+    found = [comparison.order, *certainty(comparison.rows, comparison.order), *comparison.notes]
     more = comparison.settings[_MOST_SETTINGS:]
     if more:
         found.append(f"{len(more)} more settings differ, {elsewhere}.")
@@ -92,7 +93,7 @@ def _columns(comparison: Comparison) -> Iterator[_Column]:
 
 def _shown(value: float, name: str) -> str:
     if not math.isfinite(value):
-        return "not finite"
+        return decimals(value)
     if is_share(name):
         return percent(value)
     if name.endswith("/step"):

@@ -16,6 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 
+from metalearn.cli.own_settings import typed_words
+
 __all__ = ["Launch", "is_of_sweep", "launched_by", "note_launch", "number_of_job"]
 
 _ONCE = secrets.token_hex(8)
@@ -43,7 +45,7 @@ def note_launch(missing: Collection[Path]) -> None:
         missing: see `Launch`.
     """
     launch = Launch()
-    launch.process, launch.command = _own_name(), list(sys.argv)
+    launch.process, launch.command = _own_name(), typed_words()
     launch.missing = frozenset(missing)
 
 

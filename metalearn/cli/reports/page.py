@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.cli.comparison.comparing import is_share
 from metalearn.cli.reports.attributed import attribution_part
 from metalearn.cli.reports.diagnosed import diagnosis_part
 from metalearn.cli.reports.story import RunStory
@@ -29,6 +28,7 @@ from metalearn.pages import (
     warnings_of,
     whole_page,
 )
+from metalearn.percent import is_share
 from metalearn.tracking.run_curves import Curve, curve_figure, curves_of, drawable
 
 __all__ = ["FIRST_CURVES", "LINEAR_CURVES", "page_of_run"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from metalearn.cli.comparison.comparing import Comparison, is_share
+from metalearn.cli.comparison.comparing import Comparison
 from metalearn.cli.comparison.rows import Row
 from metalearn.cli.comparison.runs import ComparedRun
 from metalearn.cli.comparison.settings import ABSENT, as_typed, printable
@@ -17,6 +17,7 @@ from metalearn.cli.reports.page import FIRST_CURVES, LINEAR_CURVES
 from metalearn.cli.reports.story import RunStory
 from metalearn.cli.reports.tables import INTERVALS, found_tables, spaced
 from metalearn.pages import chart, counted, escaped, facts_table, table, warnings_of, whole_page
+from metalearn.percent import is_share
 from metalearn.tracking.overlaid_curves import MOST_LINES, OverlaidRow, overlaid_figure
 from metalearn.tracking.run_curves import Curve, curves_of
 

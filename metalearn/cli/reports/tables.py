@@ -10,9 +10,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from metalearn.cli.comparison.comparing import is_share
 from metalearn.pages import escaped, table
-from metalearn.percent import percent
+from metalearn.percent import is_share, percent
 
 __all__ = ["INTERVALS", "found_tables", "shown", "spaced"]
 
@@ -110,7 +109,7 @@ def shown(name: str, value: Any) -> str:
         middle, ends = statistics.median_low(known), (min(known), max(known))
         return f"{shown(name, middle)} ({shown(name, ends[0])} to {shown(name, ends[1])})"
     if not math.isfinite(value):
-        return "not finite"
+        return "NaN" if math.isnan(value) else "not finite"
     if is_share(name):
         return percent(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

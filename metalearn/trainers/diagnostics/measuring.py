@@ -15,10 +15,12 @@ from torch import Tensor
 from metalearn.core.curvature.fisher_problem import OutputsFn
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
+from metalearn.stretches import stretch
 from metalearn.trainers.diagnostics.protocol import (
     Diagnostic,
     DiagnosticSource,
     GradientDiagnostic,
+    GradientUnits,
     ModelDiagnostic,
     PredictiveModels,
 )
@@ -72,29 +74,45 @@ def measure(
         if isinstance(diagnostic, GradientDiagnostic):
             for kind in kinds:
                 gradients.setdefault(kind, []).append(diagnostic)
-    for kind, users in gradients.items():
-        started = time.monotonic()
-        units = source.gradient_units(kind, batch, grads)
-        if not units.count:  # of an empty batch there is nothing to say
-            continue
-        reduced = reduce_units(units, {d.reduction for d in users}, check=check)
-        _share(found, users, started)
-        for user in users:
+    total = sum(map(len, gradients.values())) + len(of_models)
+    with stretch("diagnostics", total, "quantities") as tell:
+        for kind, users in gradients.items():
             started = time.monotonic()
-            result = user.result(reduced[user.reduction], units)
-            found.results[user.name][kind] = _result(user, result)
-            _share(found, [user], started)
-    if of_models:
-        started = time.monotonic()
-        models = [_checked(m, check) for m in source.predictive_models(batch) if _has_samples(m)]
-        of_models = of_models if models else []
-        _share(found, of_models, started)
-    for diagnostic in of_models:
-        started = time.monotonic()
-        result = diagnostic.result(models, settings or CurvatureSettings())
-        found.results[diagnostic.name][wanted[diagnostic][0]] = _result(diagnostic, result)
-        _share(found, [diagnostic], started)
+            units = source.gradient_units(kind, batch, grads)
+            if units.count:  # of an empty batch there is nothing to say
+                _reduce(found, kind, units, users, started, check)
+            tell(len(users))
+        if of_models:
+            started = time.monotonic()
+            every = source.predictive_models(batch)
+            models = [_checked(m, check) for m in every if _has_samples(m)]
+            of_models = of_models if models else []
+            _share(found, of_models, started)
+        for diagnostic in of_models:
+            started = time.monotonic()
+            result = diagnostic.result(models, settings or CurvatureSettings())
+            found.results[diagnostic.name][wanted[diagnostic][0]] = _result(diagnostic, result)
+            _share(found, [diagnostic], started)
+            tell(1)
     return found
+
+
+def _reduce(
+    found: Measured,
+    kind: str,
+    units: GradientUnits,
+    users: Sequence[GradientDiagnostic],
+    started: float,
+    check: Callable[[], None],
+) -> None:
+    """What some diagnostics make of one pass over the gradients of units of one kind."""
+    reduced = reduce_units(units, {d.reduction for d in users}, check=check)
+    _share(found, users, started)
+    for user in users:
+        started = time.monotonic()
+        result = user.result(reduced[user.reduction], units)
+        found.results[user.name][kind] = _result(user, result)
+        _share(found, [user], started)
 
 
 def _result(diagnostic: Diagnostic, found: Any) -> DiagnosticResult:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metalearn.core.tree import leaf_names, leaves
 from metalearn.near_names import check_known
+from metalearn.percent import decimals
 from metalearn.ranks import Ranks
 from metalearn.tracking import Tracker, table_figure
 from metalearn.trainers.diagnostics.measuring import measure
@@ -235,7 +236,7 @@ def record_diagnosis(tracker: Tracker, step: int, split: str, diagnosis: Diagnos
 
 def _row(place: str, quantity: str, name: str, values: Tensor) -> list[str]:
     """Of a table: median and extremes, these where there are several."""
-    shown = [f"{float(end):.4g}" for end in (values.median(), values.min(), values.max())]
+    shown = [decimals(float(end)) for end in (values.median(), values.min(), values.max())]
     if values.numel() == 1:
         shown[1:] = ["", ""]
     return [place, f"{quantity}: {name}".replace("_", " "), *shown]

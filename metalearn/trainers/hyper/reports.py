@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,18 @@ class HyperTest:
             *self.plain.lines(f"{name}, ordinary runs"),
         ]
         return tables if self.check is None else [*tables, f"check: {self.check}"]
+
+    def meaning(self) -> str:
+        """How both compare."""
+        name, larger = (
+            ("accuracy", True) if "test/accuracy" in _means(self.plain) else ("nll", False)
+        )
+        learnt, plain = (_means(test)[f"test/{name}"] for test in (self.learnt, self.plain))
+        if math.isnan(learnt) or math.isnan(plain):
+            return "Alarming: networks of one kind have no finite score."
+        if (learnt > plain) is not larger or learnt == plain:
+            return f"Alarming: what was learnt does not better the mean {name} of ordinary runs."
+        return f"What was learnt betters the mean {name} of ordinary runs, on samples it never saw."
 
 
 def _means(test: NetworkTest) -> dict[str, float]:

@@ -19,6 +19,7 @@ from metalearn.data.regression import SupervisedData
 from metalearn.errors import SettingError
 from metalearn.random_streams import AddressedStream
 from metalearn.ranks import Ranks
+from metalearn.stretches import stretch
 from metalearn.trainers.hyper.carried import Carried
 from metalearn.trainers.hyper.kinds import HyperModule, RunSetup, RunValues
 from metalearn.trainers.hyper.run_settings import RunSettings
@@ -146,10 +147,12 @@ class InnerRuns:
             steps=steps, frozen=None, state=None,
         )  # fmt: skip
         end = run.start
-        for point in walk(run.loop, run.start, run.batches, run.steps):
-            self.stop.agree()
-            self.stop.check()
-            end = point.values
+        with stretch(f"whole run {index + 1}", run.steps, "steps") as tell:
+            for point in walk(run.loop, run.start, run.batches, run.steps):
+                self.stop.agree()
+                self.stop.check()
+                end = point.values
+                tell(1)
         found: Params = run.apart([value.detach() for value in end])[0]
         return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from metalearn.errors import NonFiniteError
 from metalearn.ranks import OneRank, Ranks
+from metalearn.stretches import watched_by
 from metalearn.tracking import Progress, Tracker, TrackerChoice
+from metalearn.tracking.progress import shown_stretch
 from metalearn.trainers.loop.asked_trackers import asked_tracker, begun_tracker
 from metalearn.trainers.loop.checkpointing import Checkpoints
 from metalearn.trainers.loop.clock import Clock, Spent, process_memory
@@ -130,6 +133,7 @@ class Loop:
         with (
             self.spent.counted(),
             self.stop.listening(),
+            watched_by(partial(shown_stretch, enabled=self._shows_progress)),
             Progress(self.settings.steps, self.step, enabled=self._shows_progress) as bar,
         ):
             with suppress(Stopped):  # what is broken off is done again by who resumes

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from metalearn.percent import is_accuracy, percent
+from metalearn.percent import decimals, is_accuracy, percent
 from metalearn.tracking import NullTracker, layers_figure
 from metalearn.trainers.loop.checkpointing import Checkpoints
 from metalearn.trainers.loop.layers import by_layer
@@ -69,7 +69,7 @@ def _show_layers(loop: Validated) -> None:
 
 
 def _shown(name: str, value: float) -> str:
-    return percent(value) if is_accuracy(name) else f"{value:.4g}"
+    return percent(value) if is_accuracy(name) else decimals(value)
 
 
 def _tell(loop: Validated, found: Evaluation) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metalearn.errors import SettingError, check_whole
 from metalearn.models import Ensemble
 from metalearn.random_streams import check_split
+from metalearn.stretches import stretch
 from metalearn.tasks.deferred import TaskShapes
 from metalearn.trainers.meta.by_set import by_set
 from metalearn.trainers.meta.nan_scores import check_tasks
@@ -173,11 +174,13 @@ class CombinedMetaTrainers:
         return found
 
     def _scores(self, split: Split, indices: range, *, inductive: bool) -> TaskScores:
-        parts = []
-        for start in range(0, len(indices), self.meta_batch):
-            some = indices[start : start + self.meta_batch]
-            batch = self.tasks.sample(split, some, device=self.device)
-            parts.append(self.learner.score(batch, inductive=inductive))
+        parts, what = [], f"{split}, inductive" if inductive else split
+        with stretch(what, len(indices), "tasks") as tell:
+            for start in range(0, len(indices), self.meta_batch):
+                some = indices[start : start + self.meta_batch]
+                batch = self.tasks.sample(split, some, device=self.device)
+                parts.append(self.learner.score(batch, inductive=inductive))
+                tell(len(some))
         return joined_scores(parts)
 
     def _check_classes(self, split: Split) -> None:

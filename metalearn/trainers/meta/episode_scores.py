@@ -16,6 +16,7 @@ from torch import Tensor
 from metalearn.core.targets import IGNORED
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
+from metalearn.stretches import stretch
 from metalearn.tasks import Episode
 from metalearn.trainers.meta.normalization import Normalization
 from metalearn.trainers.meta.reports import TestReport, task_report
@@ -110,14 +111,18 @@ def score_episodes(
     """
     parts, predictions, order = [], {}, []
     most = max(len(e.query[1]) for e in episodes), max(episode.way for episode in episodes)
-    for indices in _alike(episodes, at_once):
-        found = scorer.score(_joined([episodes[i] for i in indices], device), inductive=inductive)
-        for row, index in enumerate(indices):
-            predictions[index] = found.predictions[row, -1].cpu()
-        queries = None if found.queries is None else _padded(found.queries, *most)
-        none = found.losses.new_zeros(len(indices), 0)
-        parts.append(found._replace(predictions=none, queries=queries))
-        order += indices
+    what = "scoring, inductive" if inductive else "scoring"
+    with stretch(what, len(episodes), "episodes") as tell:
+        for indices in _alike(episodes, at_once):
+            batch = _joined([episodes[i] for i in indices], device)
+            found = scorer.score(batch, inductive=inductive)
+            for row, index in enumerate(indices):
+                predictions[index] = found.predictions[row, -1].cpu()
+            queries = None if found.queries is None else _padded(found.queries, *most)
+            none = found.losses.new_zeros(len(indices), 0)
+            parts.append(found._replace(predictions=none, queries=queries))
+            order += indices
+            tell(len(indices))
     back = torch.tensor(order).argsort()
     scores = tree_map(
         lambda value: None if value is None else value[back.to(value.device)], joined_scores(parts)

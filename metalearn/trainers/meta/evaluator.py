@@ -18,6 +18,7 @@ from metalearn.errors import SettingError
 from metalearn.models import Ensemble
 from metalearn.ranks import OneRank, Ranks, Share
 from metalearn.schema import Kind, choice, mapping
+from metalearn.stretches import stretch
 from metalearn.tasks import outputs_by_split
 from metalearn.tracking import Tracker
 from metalearn.tracking.figures import adaptation_figure, regression_figure, task_figure
@@ -103,13 +104,16 @@ class MetaEvaluator:
         self._prepare()
         share = self._ranks.share if count >= self._ranks.count else Share()
         mine, parts = share.of(range(first, first + count)), []
-        for start in range(0, max(share.sizes(count)), self.at_once):
-            self._agree()
-            indices = mine[start : start + self.at_once]
-            if not indices:
-                break
-            batch = self.tasks.sample(split, indices, device=self._device)
-            parts.append(self.learner.score(batch, inductive=inductive, check=self._check))
+        what = f"{split}, inductive" if inductive else split
+        with stretch(what, len(mine), "tasks") as tell:
+            for start in range(0, max(share.sizes(count)), self.at_once):
+                self._agree()
+                indices = mine[start : start + self.at_once]
+                if not indices:
+                    break
+                batch = self.tasks.sample(split, indices, device=self._device)
+                parts.append(self.learner.score(batch, inductive=inductive, check=self._check))
+                tell(len(indices))
         found = joined_scores(parts)
         if share.count == 1:
             return found

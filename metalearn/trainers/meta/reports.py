@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.percent import percent
+from metalearn.percent import decimals, percent
+from metalearn.trainers.meaning import of_adaptation
 from metalearn.trainers.meta.by_set import PartReport
 from metalearn.trainers.meta.normalization import Normalization
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
@@ -88,7 +89,7 @@ class TestReport:
         """Mean ± 95 % interval over tasks at each inner step; one line where there are none."""
         score, values = self._score
         title = f"{name}: {score} on {self.tasks} tasks, mean ± 95 % interval"
-        shown = [f"{mean:.4f} ± {half:.4f}" for mean, half in values.T.tolist()]
+        shown = [f"{_four(mean)} ± {_four(half)}" for mean, half in values.T.tolist()]
         if score == "accuracy":
             shown = [f"{percent(mean):>7} ± {percent(half)}" for mean, half in values.T.tolist()]
         if len(shown) == 1:
@@ -104,14 +105,28 @@ class TestReport:
         lines += [part.line(set_name) for set_name, part in (self.by_set or {}).items()]
         return lines if self.sets is None else [*lines, self.sets.line()]
 
+    def meaning(self) -> str:
+        """Whether adaptation helps; without inner steps, what the interval is."""
+        name, values = self._score
+        if values.shape[1] < 2:
+            alarm = (
+                "an accuracy near 1/way" if name == "accuracy" else "a loss like an untrained one's"
+            )
+            return (
+                f"As many other tasks would have a mean in this interval 95 times in 100; {alarm} "
+                "would be alarming."
+            )
+        (before, near), (after, about) = values.T[0].tolist(), values.T[-1].tolist()
+        return of_adaptation((before, near), (after, about), larger_is_better=name == "accuracy")
+
     def _uncertainty(self) -> list[str]:
         """Calibration and risk, in words."""
         if self.calibration is None or self.risk_coverage is None:
             return []
         (error, about), (area, near) = self.calibration.tolist(), self.risk_coverage.tolist()
         return [
-            f"  calibration error over a task's queries: {error:.4f} ± {about:.4f}",
-            f"  area under their risk–coverage curve: {area:.4f} ± {near:.4f}",
+            f"  calibration error over a task's queries: {_four(error)} ± {_four(about)}",
+            f"  area under their risk–coverage curve: {_four(area)} ± {_four(near)}",
         ]
 
     def _headline(self, name: str) -> str:
@@ -153,15 +168,19 @@ class MemberReport:
         name, values = self.score
         each, regression = values[:, 0, -1], name == "loss"
         ends = (each.median(), each.min(), each.max())
-        median, low, high = (f"{float(v):.4f}" if regression else percent(float(v)) for v in ends)
+        median, low, high = (_four(float(v)) if regression else percent(float(v)) for v in ends)
         lines = [f"  of its {len(each)} members alone: median {median}, {low} to {high}"]
         what = "variance between members" if regression else "mutual information, nats"
         mean, half = self.epistemic.tolist()
-        return [*lines, f"  {what}: {mean:.4f} ± {half:.4f} a task"]
+        return [*lines, f"  {what}: {_four(mean)} ± {_four(half)} a task"]
 
 
 def _score(losses: Tensor, accuracies: Tensor | None) -> tuple[str, Tensor]:
     return ("loss", losses) if accuracies is None else ("accuracy", accuracies)
+
+
+def _four(value: float) -> str:
+    return decimals(value, ".4f")
 
 
 def _ends(values: Tensor) -> dict[str, float]:

@@ -24,6 +24,7 @@ from metalearn.evaluation import (
 from metalearn.models import Predictor
 from metalearn.models.dropout import part_of_batch
 from metalearn.ranks import Ranks
+from metalearn.stretches import stretch
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.supervised.member_planner import MemberPlanner
 from metalearn.types import Split
@@ -63,9 +64,11 @@ def logits_of(
 def _predicted(
     predict: Predict, data: SupervisedData, split: Split, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
-        x, y = data.take(indices, device=device)
-        yield predict(x), y
+    with stretch(split, data.size(split), "samples") as tell:
+        for indices in torch.split(data.splits[split], _SAMPLES_AT_A_TIME):
+            x, y = data.take(indices, device=device)
+            yield predict(x), y
+            tell(len(indices))
 
 
 def shared_by(ranks: Ranks, predict: Predict, stop: StopSignal) -> Predict:

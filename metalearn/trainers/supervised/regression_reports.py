@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metalearn.evaluation import RegressionReport
+from metalearn.percent import decimals
+from metalearn.trainers.meaning import of_targets
 from metalearn.trainers.supervised.score_table import score_table
 from metalearn.types import Split
 
@@ -50,12 +52,19 @@ class RegressionTest:
             for index in range(len(found.members.nll))
         ]
 
+    def meaning(self) -> str:
+        """What the coverage means, and where the variance comes from."""
+        whole = self.report.ensemble()
+        variance = whole["aleatoric"] + whole["epistemic"]
+        between = whole["epistemic"] / variance if variance else 0.0
+        return of_targets(whole["coverage"], between if len(self.report.members.nll) > 1 else None)
+
     def lines(self, name: str) -> list[str]:
         """Members' median and range beside the ensemble; where its variance comes from."""
         found, whole = self.report, self.report.ensemble()
         members = {score: getattr(found.members, score) for score in _SCORES}
         title = f"{name}: {found.samples} samples"
-        lines = score_table(title, whole, members, shares=["coverage"])
+        lines = score_table(title, whole, members)
         if len(found.members.nll) == 1:
             lines.append(f"  variance: {whole['aleatoric']:.4g} (aleatoric)")
         else:
@@ -63,4 +72,4 @@ class RegressionTest:
                 f"  variance: {whole['aleatoric']:.4g} of the members' own (aleatoric), "
                 f"{whole['epistemic']:.4g} between them (epistemic)"
             )
-        return lines + [f"  {n.replace('_', ' ')}: {v:.4g}" for n, v in self.metrics.items()]
+        return lines + [f"  {n.replace('_', ' ')}: {decimals(v)}" for n, v in self.metrics.items()]

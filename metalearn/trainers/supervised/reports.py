@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metalearn.evaluation import EnsembleReport, OODScores, Temperature
+from metalearn.percent import decimals
+from metalearn.trainers.meaning import of_classes
 from metalearn.trainers.supervised.score_table import score_table
 from metalearn.types import Split
 
@@ -71,14 +73,28 @@ class EnsembleTest:
         found = self.report
         members = {score: getattr(found.members, score) for score in _SCORES}
         title = f"{name}: {found.samples} samples"
-        lines = score_table(title, found.ensemble(), members, shares=["accuracy"])
+        lines = score_table(title, found.ensemble(), members)
         if (heat := self.temperature) is not None:
             lines.append(
                 f"  temperature {float(heat.temperature):.3g} takes the validation NLL from "
                 f"{float(heat.nll_before):.4f} to {float(heat.nll_after):.4f}"
             )
-        further = [f"  {n.replace('_', ' ')}: {v:.4g}" for n, v in self.metrics.items()]
+        further = [f"  {n.replace('_', ' ')}: {decimals(v)}" for n, v in self.metrics.items()]
         return lines + self._lines_of_ood() + further
+
+    def meaning(self) -> str:
+        """What accuracy and calibration mean."""
+        found, bins = self.report, self.report.reliability
+        whole, filled = found.ensemble(), bins.count > 0
+        summed = (bins.confidence * bins.count)[filled].sum()
+        several = len(found.members.accuracy) > 1
+        return of_classes(
+            whole["accuracy"],
+            whole["ece"],
+            float(summed / bins.count.sum()),
+            median=float(found.members.accuracy.median()) if several else None,
+            mended=self.temperature is not None,
+        )
 
     def _heat(self) -> dict[str, Any]:
         heat = self.temperature
@@ -94,8 +110,8 @@ class EnsembleTest:
             low, high = _interval(scores.auroc_interval) or (float("nan"),) * 2
             lines.append(
                 f"  out of distribution by {score.replace('_', ' ')}: "
-                f"AUROC {float(scores.auroc):.4f} ({low:.4f} to {high:.4f}), "
-                f"FPR95 {float(scores.fpr95):.4f}"
+                f"AUROC {decimals(float(scores.auroc), '.4f')} ({decimals(low, '.4f')} to "
+                f"{decimals(high, '.4f')}), FPR95 {decimals(float(scores.fpr95), '.4f')}"
             )
             if float(scores.auroc) < 0.5:
                 lines.append(
