@@ -14,6 +14,7 @@ from torch import Tensor
 from metalearn.core.checks import as_device
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, check_seed
+from metalearn.reprs import counted, one_line
 from metalearn.signatures import checked
 
 __all__ = ["MemberBatches"]
@@ -74,6 +75,11 @@ class MemberBatches:
         self._device = as_device(device)
         self._resamples = [self._resample(seed) for seed in self._distinct]
         self._epoch: tuple[int, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        members = counted(len(self.seeds), "member")
+        samples = counted(len(self._samples), "sample")
+        return one_line(self, members, samples, f"batches of {self.batch_size}")
 
     @property
     def shared(self) -> bool:

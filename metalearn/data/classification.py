@@ -16,6 +16,7 @@ from metalearn.core.tree import check_tensors
 from metalearn.data.samples import check_inputs, check_splits, take_samples
 from metalearn.errors import SettingError
 from metalearn.random_streams import check_split
+from metalearn.reprs import counted, one_line, samples_in_words
 from metalearn.signatures import check_fields, checked, known_fields
 from metalearn.types import Split
 
@@ -55,6 +56,9 @@ class ClassificationData:
             check_tensors(getattr(self, name), name)
         _check_samples(self.inputs, self.targets, len(self.class_names))
         check_splits(self.splits, len(self.inputs))
+
+    def __repr__(self) -> str:
+        return one_line(self, counted(self.outputs, "class", "classes"), samples_in_words(self))
 
     @property
     def input_shape(self) -> tuple[int, ...]:

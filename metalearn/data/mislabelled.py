@@ -30,6 +30,8 @@ class MislabelledData(ClassificationData):
 
     true_targets: Tensor = field(kw_only=True)
 
+    __repr__ = ClassificationData.__repr__
+
     def __post_init__(self) -> None:
         super().__post_init__()
         given = self.true_targets

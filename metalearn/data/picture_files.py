@@ -19,6 +19,7 @@ from metalearn.data.labelled_classes import check_classes
 from metalearn.data.pictures import LARGEST, PictureError, decode
 from metalearn.errors import DataError
 from metalearn.files import read_regular
+from metalearn.reprs import labelled_line
 from metalearn.signatures import check_fields, known_fields
 
 __all__ = ["LabelledFiles", "PictureFiles"]
@@ -124,6 +125,8 @@ class LabelledFiles:
     class_names: tuple[str, ...]
     class_groups: tuple[str, ...]
     splits: Mapping[str, tuple[int, ...]]
+
+    __repr__ = labelled_line
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -20,6 +20,7 @@ from metalearn.data.samples import check_inputs, check_splits, take_samples
 from metalearn.errors import SettingError
 from metalearn.misfits import advise
 from metalearn.random_streams import check_split
+from metalearn.reprs import counted, one_line, samples_in_words
 from metalearn.signatures import check_fields, checked, known_fields
 from metalearn.types import Split, TaskDistribution, offers
 
@@ -60,6 +61,9 @@ class RegressionData:
         check_inputs(self.inputs)
         _check_targets(self.targets, len(self.inputs))
         check_splits(self.splits, len(self.inputs))
+
+    def __repr__(self) -> str:
+        return one_line(self, counted(self.outputs, "target"), samples_in_words(self))
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from metalearn.core.tree import check_tensors
 from metalearn.data.labelled_classes import check_classes
 from metalearn.errors import SettingError, check_whole
+from metalearn.reprs import labelled_line
 from metalearn.signatures import check_fields, known_fields
 
 __all__ = ["LabelledTexts"]
@@ -44,6 +45,8 @@ class LabelledTexts:
     class_names: tuple[str, ...]
     class_groups: tuple[str, ...]
     splits: Mapping[str, tuple[int, ...]]
+
+    __repr__ = labelled_line
 
     def __post_init__(self) -> None:
         check_fields(self)

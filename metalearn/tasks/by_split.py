@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, Purpose, check_seed, check_split
+from metalearn.reprs import one_line
 from metalearn.signatures import checked
 from metalearn.types import Split, TaskDistribution
 
@@ -20,6 +21,7 @@ __all__ = [
     "seeds_by_split",
     "sizes_by_split",
     "stream_of_split",
+    "tasks_line",
 ]
 
 SplitSizes = int | Mapping[str, int]
@@ -28,6 +30,13 @@ SplitSizes = int | Mapping[str, int]
 _SPLITS: tuple[str, ...] = get_args(Split)
 _LARGEST_INDEX = 2**56  # times three is below the 2^58 of a purpose
 _EVALUATED = {"validation": "test", "test": "validation"}
+
+
+def tasks_line(tasks: Any) -> str:
+    """Tasks in one line: their sizes, the shape of an input and the seed."""
+    names = [name for name in ("way", "shot", "query", "seed") if hasattr(tasks, name)]
+    sizes = (f"{name}={getattr(tasks, name)}" for name in names)
+    return one_line(tasks, *sizes, f"inputs {list(tasks.input_shape)}")
 
 
 def sizes_by_split(

@@ -23,7 +23,7 @@ from metalearn.data.labelled_sets import LabelledSet
 from metalearn.errors import SettingError, check_whole
 from metalearn.random_streams import AddressedStream, check_split, uniform_of_each
 from metalearn.signatures import checked
-from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
+from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split, tasks_line
 from metalearn.tasks.class_pools import ClassPools, class_pools
 from metalearn.tasks.picture_changes import affine_ranges, check_turns, unchanged
 from metalearn.tasks.stored_inputs import StoredInputs, as_stored
@@ -75,6 +75,7 @@ class FewShotTasks:
     """
 
     kind: Literal["classification"] = "classification"
+    __repr__ = tasks_line
     thread_safe = True
 
     @checked
@@ -99,11 +100,10 @@ class FewShotTasks:
         self._query = sizes_by_split("query", query, 1, data.splits)
         self._seeds = seeds_by_split(seed, eval_seed)
         most = {"way": self._way, "shot": self._shot, "query": self._query}
-        self._sizes = VaryingSizes(least or {}, most, self._seeds)
+        self._sizes, self.outputs_by_split = VaryingSizes(least or {}, most, self._seeds), self._way
         self.data, self.way, self.shot, self.query, self.seed = data, way, shot, query, seed
         self.input_shape: tuple[int, ...] = tuple(data.inputs.shape[1:])
         self.vocabulary: int | None = getattr(data, "vocabulary", None)
-        self.outputs_by_split = self._way
         self.outputs = self._way.get("train") or next(iter(self._way.values()))
         self._within_group, self._augment = within_group, affine_ranges(augment or {})
         check_turns(

@@ -16,6 +16,7 @@ import torch
 from metalearn.core.checks import as_device
 from metalearn.core.tree import tree_map
 from metalearn.errors import SettingError
+from metalearn.reprs import one_line
 from metalearn.signatures import checked
 from metalearn.tasks.by_split import (
     outputs_by_split,
@@ -68,6 +69,9 @@ class MixtureTasks:
         self.vocabulary: int | None = getattr(first, "vocabulary", None)
         self.outputs_by_split = outputs_by_split(first)
         self._check_alike()
+
+    def __repr__(self) -> str:
+        return one_line(self, ", ".join(self.sets), f"inputs {list(self.input_shape)}")
 
     def with_sets(self, sets: Mapping[str, TaskDistribution]) -> MixtureTasks:
         """The same draws from other sets of the same names, such as those of features."""

@@ -17,7 +17,7 @@ from metalearn.core.memory import check_memory
 from metalearn.errors import SettingError
 from metalearn.random_streams import check_split, uniform_of_each
 from metalearn.signatures import checked
-from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split
+from metalearn.tasks.by_split import SplitSizes, seeds_by_split, sizes_by_split, tasks_line
 from metalearn.tasks.units import NumberedUnits
 from metalearn.types import Split, TaskBatch
 
@@ -67,6 +67,8 @@ class SinusoidTasks:
             check_memory(name, largest, 8 * 4 * largest)  # of one task, in float64
         self._seeds = seeds_by_split(seed, eval_seed)
         self.shot, self.query, self.seed = shot, query, seed
+
+    __repr__ = tasks_line
 
     @checked
     def sample(

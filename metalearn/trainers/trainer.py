@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metalearn.data.checksums import data_checksum
 from metalearn.models import SavedWeights, read_weights
+from metalearn.reprs import network_in_words, one_line
 from metalearn.signatures import checked
 from metalearn.tracking import Tracker, TrackerChoice
 from metalearn.trainers.diagnostics import DiagnosisData, DiagnosticSource
@@ -45,6 +46,11 @@ class Trainer:
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
+
+    def __repr__(self) -> str:
+        loop = self.loop
+        done = f"step {loop.step:,} of {loop.settings.steps:,}"
+        return one_line(self, network_in_words(loop.module), done, f"on {loop.device}")
 
     def fit(self) -> FitResult:
         """Train to the last step, to the end of patience, or to a signal; then save.

@@ -94,6 +94,9 @@ class Functional:
 class Eager:
     """By ordinary autograd, for tensors that no transform of torch.func wraps."""
 
+    def __repr__(self) -> str:
+        return "Eager()"
+
     def gradient(
         self, function: Callable[[Any], Tensor], inputs: Values, *, differentiable: bool
     ) -> tuple[Values, Tensor]:

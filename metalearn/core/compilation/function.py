@@ -36,6 +36,7 @@ from metalearn.core.tree import (
     tree_map,
 )
 from metalearn.errors import CompilationError, SettingError, check_whole
+from metalearn.reprs import one_line
 from metalearn.signatures import checked
 
 __all__ = ["CompiledFunction", "Compiler", "check_agreement", "compiled"]
@@ -124,6 +125,10 @@ class CompiledFunction:
         self._form: Any = None
         self._signature: Signature = ()
         self._run: Callable[..., Any] | None = None
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return one_line(self, name, self._compiler)
 
     def __call__(self, *args: Any) -> Any:
         """What the function gives for these trees."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from metalearn.core.meta.hyperparameters import Hyperparameters
 from metalearn.core.tree import leaves, tree_map
 from metalearn.misfits import advise
+from metalearn.reprs import one_line
 
 __all__ = ["InnerOptimizer", "optimizer_of"]
 
@@ -53,6 +54,10 @@ class InnerOptimizer:
     """How many samples of the support set each is taken of; None takes all."""
     unmoved: frozenset[int] = frozenset()
     """Which leaves no gradient moves, by position; theirs have no part in the norm that clips."""
+
+    def __repr__(self) -> str:
+        made = getattr(self.update, "__qualname__", type(self.update).__name__)
+        return one_line(self, made.partition(".")[0].strip("_"))
 
     def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """The params with their updates added, and the new state."""

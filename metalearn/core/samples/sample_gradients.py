@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metalearn.core.precision import squares, widened
 from metalearn.errors import SettingError
+from metalearn.reprs import counted, one_line
 
 __all__ = [
     "SLICE",
@@ -42,6 +43,9 @@ class SampleGradients(ABC):
     """Of how many products of a matrix with inputs they are the gradients; 0 of none."""
     inputs_first: bool = False
     """Whether the rows of the matrix belong to inputs, and its columns to outputs."""
+
+    def __repr__(self) -> str:
+        return one_line(self, counted(self.count, "sample"), f"parameter {list(self.shape)}")
 
     @property
     @abstractmethod

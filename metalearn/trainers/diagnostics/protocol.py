@@ -22,6 +22,7 @@ from torch import Tensor
 from metalearn.core import Reduction
 from metalearn.core.curvature.fisher_problem import OutputsFn
 from metalearn.core.curvature.likelihood import FisherKind, Likelihood, LikelihoodName
+from metalearn.reprs import one_line
 from metalearn.schema import Kind, mapping
 from metalearn.tracking import Tracker
 from metalearn.trainers.diagnostics.result import DiagnosticResult, layer_figures
@@ -130,6 +131,9 @@ class Diagnostic(ABC):
     settings: ClassVar[tuple[str, ...]] = ()
     title: ClassVar[str] = ""
     reading: ClassVar[str] = ""
+
+    def __repr__(self) -> str:
+        return one_line(self, self.name)
 
     def record(
         self, step: int, kind: str, result: DiagnosticResult, tracker: Tracker

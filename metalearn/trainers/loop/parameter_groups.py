@@ -11,6 +11,7 @@ from torch import nn
 
 from metalearn.core.tree import leaf_names, match_names
 from metalearn.errors import SettingError
+from metalearn.reprs import one_line
 from metalearn.signatures import checked
 
 __all__ = ["ParameterGroups"]
@@ -49,6 +50,10 @@ class ParameterGroups:
             if not named or not all(isinstance(p, str) for p in patterns) or len(group) < 2:
                 raise SettingError(_SETTING, dict(group), _FORM)
         self.make, self.groups = make, [dict(group) for group in groups]
+
+    def __repr__(self) -> str:
+        name = getattr(self.make, "__name__", type(self.make).__name__)
+        return one_line(self, name, *(str(group["params"]) for group in self.groups))
 
     def __call__(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimiser of parameters, each given with its name; several may have the same."""

@@ -19,6 +19,7 @@ from metalearn.core.checks import check_number
 from metalearn.core.meta.step_offsets import with_step_offsets
 from metalearn.core.tree import leaves
 from metalearn.errors import SettingError
+from metalearn.reprs import counted, network_in_words, one_line
 from metalearn.trainers.members.trained import LEARNT
 from metalearn.trainers.meta.settings import MAML
 from metalearn.types import Params
@@ -153,6 +154,12 @@ class HasNetwork(Protocol):
     network: Any
     params: dict[str, Tensor]
     apply: Any
+
+
+def learner_line(learner: Any) -> str:
+    """A learner in one line: its network and how it is told to adapt."""
+    steps = f"{counted(learner.inner_steps, 'inner step')}" if learner.inner_steps else ""
+    return one_line(learner, network_in_words(learner.module), learner.kind, steps)
 
 
 def learn_beside(learner: HasNetwork, name: str, value: Tensor | float) -> None:

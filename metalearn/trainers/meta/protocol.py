@@ -28,7 +28,7 @@ from metalearn.signatures import checked
 from metalearn.trainers.loop.pure_calls import as_it_is
 from metalearn.trainers.meta.adapting import adapted
 from metalearn.trainers.meta.criterion import Criterion, Kind
-from metalearn.trainers.meta.learnt import learn_beside
+from metalearn.trainers.meta.learnt import learn_beside, learner_line
 from metalearn.trainers.meta.method_checks import named_by_class, refused_inputs, states_of
 from metalearn.trainers.meta.network import network_of, normalized
 from metalearn.trainers.meta.normalization import moved_by_tasks
@@ -98,7 +98,7 @@ class Learner(ABC):
         self.buffers, self.apply = self.network.buffers, self.network.apply
         self.plan: Plan | None = None
 
-    learn = learn_beside
+    learn, __repr__ = learn_beside, learner_line
     moved_buffers = moved_by_tasks
     network_for = staticmethod(network_of)
 
