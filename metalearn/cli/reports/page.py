@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
 from metalearn.cli.reports.attributed import attribution_part
+from metalearn.cli.reports.bands import of_bands
 from metalearn.cli.reports.diagnosed import diagnosis_part
 from metalearn.cli.reports.story import RunStory
 from metalearn.cli.reports.tables import INTERVALS, found_tables, shown, spaced
@@ -29,7 +28,7 @@ from metalearn.pages import (
     whole_page,
 )
 from metalearn.percent import is_share
-from metalearn.tracking.run_curves import Curve, curve_figure, curves_of, drawable
+from metalearn.tracking.run_curves import Curve, curve_figure, curves_of
 
 __all__ = ["FIRST_CURVES", "LINEAR_CURVES", "page_of_run"]
 
@@ -48,12 +47,6 @@ FIRST_CURVES = (
 """Curves that stand beside that of the score, in this order; all others are folded."""
 _MOST_CURVES = 40
 _ATTRIBUTED = re.compile(r"(\d )?attribution", re.IGNORECASE)
-_BANDS = {
-    "tasks": "A band is the 95 % interval of the mean over the tasks of that step.",
-    "members": "A band around the middle of members, or of several values, reaches from the "
-    "lowest to the highest.",
-    "lost": "A cross marks what was not finite.",
-}
 _GROUPS = (
     "task", "test_task", "data", "ood", "learner", "maml", "hyper", "model", "optimizer", "trainer",
 )  # fmt: skip
@@ -197,7 +190,7 @@ def _curves(story: RunStory, curves: Mapping[str, Mapping[str, Curve]]) -> Itera
     others = [name for name in curves if name not in wanted]
     yield "<h2>How it went</h2>"
     shown_ones = {name: curves[name] for name in others[:_MOST_CURVES]}
-    said = _of_bands({**{name: curves[name] for name in wanted}, **shown_ones})
+    said = of_bands({**{name: curves[name] for name in wanted}, **shown_ones})
     if said:
         yield f'<p class="soft">{said}</p>'
     yield _charts({name: curves[name] for name in wanted})
@@ -206,22 +199,6 @@ def _curves(story: RunStory, curves: Mapping[str, Mapping[str, Curve]]) -> Itera
         if len(shown_ones) < len(others):
             title += f", of which {len(shown_ones)} are here"
         yield f"<details><summary>{title}</summary>{_charts(shown_ones)}</details>"
-
-
-def _of_bands(curves: Mapping[str, Mapping[str, Curve]]) -> str:
-    """What bands and crosses are, as far as some are drawn."""
-    every = [(name, curve) for name, parts in curves.items() for curve in parts.values()]
-    banded = [name for name, curve in every if np.isfinite(drawable(curve.low)).any()]
-    there = {
-        "tasks": any(_over_tasks(name) for name in banded),
-        "members": not all(_over_tasks(name) for name in banded),
-        "lost": any(not np.isfinite(curve.values).all() for _, curve in every),
-    }
-    return " ".join(words for kind, words in _BANDS.items() if there[kind])
-
-
-def _over_tasks(name: str) -> bool:
-    return name.endswith(("_before", "_after")) and "member_" not in name
 
 
 def _charts(curves: Mapping[str, Mapping[str, Curve]]) -> str:
