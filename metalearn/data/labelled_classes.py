@@ -45,6 +45,8 @@ def check_classes(
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
         found = f"{int(labels.min())}..{int(labels.max())}"
         raise SettingError("labels", found, f"classes lie in 0..{count - 1}")
+    if not splits:
+        raise SettingError("splits", splits, "at least one is needed, such as test")
     seen: set[int] = set()
     for name, classes in splits.items():
         where = f"splits[{name!r}]"

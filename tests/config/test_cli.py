@@ -169,7 +169,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run: Run, tmp_path: Path) 
         (["+trainer.foo=1"], "trainer.foo=1: there is no such setting"),
         (["trainer.steps=abc"], "trainer.steps='abc': a whole number is needed"),
         (["trainer.steps=0"], "trainer.steps=0: a whole number of at least 1 is needed"),
-        (["trainer.warmup=9"], "trainer.warmup=9: fewer than steps=4"),
+        (["trainer.warmup=9"], "trainer.warmup=9: fewer than trainer.steps=4"),
         (["trainer.schedule=stairs"], "trainer.schedule='stairs': one of cosine, constant"),
         (["trainer.clip=0"], "trainer.clip=0: None or a number above 0"),
         (["trainer.meta_batch=0"], "trainer.meta_batch=0: a whole number"),

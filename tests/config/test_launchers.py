@@ -128,9 +128,10 @@ from metalearn.cli.launching.signals import hand_on_signals, keep_signals, liste
 def job(number, folder):
     from metalearn.cli.launching.jobs import _stopped as stopped
     listen_as_job(stopped)
+    stopped.busy = True  # before the look, as metalearn's own jobs: a signal between is heard
     if stopped.received:
+        stopped.busy = False
         return "not begun"
-    stopped.busy = True
     try:
         open(f"{folder}/{number}", "w").close()
         for _ in range(1200):  # Python sees a signal between two of them

@@ -174,7 +174,7 @@ def test_a_training_without_validation_classes(run: Run, tmp_path: Path) -> None
     assert outcome.code == 2 and "task.validation_fraction=0 leaves no tasks" in outcome.err
     for given, message in (
         (["task.test_fraction=0"], "task.test_fraction=0: a number above 0"),
-        (["task.test_fraction=1"], "task.test_fraction=1: with validation_fraction=0.2 the sum"),
+        (["task.test_fraction=1"], "task.test_fraction=1: with task.validation_fraction=0.2"),
         (
             ["task.validation_fraction=0", "task.test_fraction=1"],
             "tasks with a train split are needed to train",

@@ -528,6 +528,15 @@ def _data() -> dict[str, Callable[[], Call]]:
             class_groups=("", ""),
             splits={"train": (0,), "test": (1,)},
         ),
+        "LabelledArrays": _of(
+            data,
+            "LabelledArrays",
+            arrays=draw(2, 3).float(),
+            labels=torch.tensor([0, 1]),
+            class_names=("a", "b"),
+            class_groups=("", ""),
+            splits={"train": (0,), "test": (1,)},
+        ),
         "Tokenizer": _of(data, "Tokenizer", tokens="words", vocabulary=9, length=4),
         "MemberBatches": _of(data, "MemberBatches", samples=10, batch_size=4, seeds=[0, 1]),
         "augment": lambda: (
@@ -561,6 +570,9 @@ def _tasks() -> dict[str, Callable[[], Call]]:
             {"sets": {"a": tasks.FewShotTasks(labelled(), way=2)}, "weights": [1.0]},
         ),
         "SinusoidTasks": _of(tasks, "SinusoidTasks", shot=3),
+        "array_tasks": _of(
+            tasks, "array_tasks", x=draw(30, 3).float(), y=torch.arange(30) % 10, way=2
+        ),
         "outputs_by_split": _of(tasks, "outputs_by_split", tasks=tasks.SinusoidTasks()),
     }
 

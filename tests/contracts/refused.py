@@ -494,7 +494,8 @@ DATA: list[Row] = [
     (
         "tasks.FewShotTasks",
         {"data": None},
-        "data=None: a LabelledImages or a LabelledFiles or a LabelledTexts is needed",
+        "data=None: a LabelledImages or a LabelledFiles or a LabelledTexts or a LabelledArrays is "
+        "needed",
     ),
     ("tasks.FewShotTasks", {"way": 10**9}, "way=1000000000"),
     ("tasks.SinusoidTasks", {"shot": 0}, "shot=0: a whole number of at least 1"),
