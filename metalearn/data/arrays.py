@@ -14,11 +14,13 @@ from torch import Tensor
 from metalearn.core.tree import check_tensors
 from metalearn.data.labelled_classes import check_classes
 from metalearn.errors import SettingError
-from metalearn.signatures import check_fields
+from metalearn.reprs import labelled_line
+from metalearn.signatures import check_fields, known_fields
 
 __all__ = ["LabelledArrays"]
 
 
+@known_fields
 @dataclass(frozen=True)
 class LabelledArrays:
     """Labelled arrays in memory, with classes named, grouped and divided into splits.
@@ -39,6 +41,8 @@ class LabelledArrays:
     class_names: tuple[str, ...]
     class_groups: tuple[str, ...]
     splits: Mapping[str, tuple[int, ...]]
+
+    __repr__ = labelled_line
 
     def __post_init__(self) -> None:
         check_fields(self)
