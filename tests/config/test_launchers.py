@@ -121,7 +121,8 @@ def test_side_by_side_jobs_are_those_that_come_one_after_another(
 # --- signals
 
 WORKERS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored behind a shell's &
 from joblib import Parallel, delayed
 from metalearn.cli.launching.signals import hand_on_signals, keep_signals, listen_as_job
 
