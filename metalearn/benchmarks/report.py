@@ -22,6 +22,7 @@ _BLUE, _GREY, _RED = "#0072B2", "#8A8A8A", "#D55E00"
 _STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"))
 _MARKERS = ("D", "P", "X", "*")
 _WRONG = 1e-6  # relative error in float64 beyond which a gradient is called wrong
+_WIDE = 50  # longest bar ÷ shortest, from where on a scale is logarithmic
 _OURS = ("batched", "compiled", "mixed", "implicit", "first_order", "first_order_compiled")
 
 
@@ -90,9 +91,14 @@ def _race_panel(axes: Axes, title: str, timings: Sequence[Timing]) -> None:
     axes.set_yticks(places, [CONTESTANTS[t.contestant].title for t in (*first, *second)])
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     noted = [2 * t.floors for t in finished if t.error > _WRONG]  # with room for words
-    axes.set_xlim(0, max(1.3 * max(t.floors for t in finished), *noted, 0))
+    least, most = (end(t.floors for t in finished) for end in (min, max))
+    wide = 0 < _WIDE * least < most  # short bars would not be seen beside long ones
+    if wide:
+        axes.set_xscale("log")
+    axes.set_xlim(min(0.5, least / 2) if wide else 0, max((3 if wide else 1.3) * most, *noted, 0))
     axes.set_ylim(-0.7, places[-1] + 0.7)
-    axes.set_xlabel("time ÷ matrix products alone", fontsize=9.5)
+    scale = ", on a logarithmic scale" if wide else ""
+    axes.set_xlabel(f"time ÷ matrix products alone{scale}", fontsize=9.5)
     axes.set_title(textwrap.fill(title, 48), fontsize=10.5, loc="right")  # over the names too
     axes.tick_params(labelsize=9.5)
     axes.spines[["top", "right"]].set_visible(False)

@@ -208,6 +208,9 @@ def test_figures_are_sorted_readable_and_tell_ours_from_others() -> None:
     second = [bar.get_width() for bar in bars[1:]]
     assert second == sorted(second, reverse=True) and len(bars) == len(names)
     assert bars[1].get_y() - bars[0].get_y() > 1.5  # a gap between first order and second
+    assert race.axes[0].get_xscale() == "linear"
+    far = [replace(t, floors=floors) for t, floors in zip(timings, (1.5, 2.0, 80.0))]
+    assert race_figure({"W1": far}).axes[0].get_xscale() == "log"
     points = {1: {"memory": 1e6, "seconds": 0.1}, 10: {"memory": 5e6, "seconds": 1.0}}
     curve = curve_figure("W2", dict.fromkeys(("batched", "vmap_grad", "mixed", "higher"), points))
     dashed = [line.get_linestyle() == "--" for line in curve.axes[0].lines]
