@@ -47,7 +47,8 @@ def diagnosis_lines(diagnosis: Diagnosis, batches: Mapping[str, int], path: str)
     if any("NaN" in row for row in rows):
         lines.append(NAN_MEANS)
     for place, found in diagnosis.findings.items():
-        lines += [f"{place}: {text}" for text in _meaning(found, batches.get(place))]
+        several = place == "members"
+        lines += [f"{place}: {text}" for text in _meaning(found, batches.get(place), several)]
     lines += [f"left out: {what}: {reason}" for what, reason in diagnosis.left_out.items()]
     if more:
         lines.append(f"{more} more numbers, and those by layer, are in {path}")
@@ -74,19 +75,22 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [head, f"|{'|'.join(rule)}|", *rest]
 
 
-def _meaning(found: _Found, batch: int | None) -> Iterator[str]:
+def _meaning(found: _Found, batch: int | None, several: bool) -> Iterator[str]:
     """What was found of one place: a sentence for what is alarming, and one for all else."""
-    judged = list(_judged(found, batch))
+    judged = list(_judged(found, batch, several))
     for name, which in (("alarming", True), ("not alarming", False)):
         texts = [text for alarming, text in judged if alarming is which]
         if texts:
             yield f"{name}: {'; '.join(texts)}"
 
 
-def _judged(found: _Found, batch: int | None) -> Iterator[tuple[bool, str]]:
-    """Whether something is alarming, and what is to be said of it."""
+def _judged(found: _Found, batch: int | None, several: bool) -> Iterator[tuple[bool, str]]:
+    """Whether something is alarming, and what is to be said of it.
+
+    Of several networks gradients and directions are pooled, and no limit of one network's holds.
+    """
     if "gradient_norms" in found:
-        yield _of_norms(found["gradient_norms"])
+        yield _of_norms(found["gradient_norms"], several)
     if "noise_scale" in found:
         yield _of_noise(_number(found["noise_scale"], "noise_scale"), batch)
     if "cosines" in found and "pairs" in found["cosines"].rows():
@@ -99,23 +103,26 @@ def _judged(found: _Found, batch: int | None) -> Iterator[tuple[bool, str]]:
         yield _of_eigenvalues(found["eigenvalues"])
     if "density" in found:
         share = _number(found["density"], "share_below_minus_highest_by_1000")
-        yield (
-            not share < 0.1,
-            f"{percent(share)} of directions curve down (10 %: no minimum is near)",
+        text = f"{percent(share)} of directions curve down"
+        text += (
+            ", on the scale of the steepest member" if several else " (10 %: no minimum is near)"
         )
+        yield not several and not share < 0.1, text
 
 
-def _of_norms(result: DiagnosticResult) -> tuple[bool, str]:
+def _of_norms(result: DiagnosticResult, several: bool) -> tuple[bool, str]:
     lost, middle = _number(result, "non_finite"), _number(result, "median")
     if lost > 0:
         return True, f"{lost:.0f} gradients are not finite"
+    if math.isnan(middle):
+        return True, "nothing is known of the norms of gradients"
     if not middle > 0:
         return True, "half of the gradients are zero, so nothing is learnt from them"
     times = _number(result, "highest") / middle
-    return (
-        times >= 100,
-        f"the longest gradient is {times:.3g} times the median (100: it rules a step)",
-    )
+    text = f"the longest gradient is {times:.3g} times the median"
+    if several:
+        return False, f"{text}, of all members"
+    return times >= 100, f"{text} (100: it rules a step)"
 
 
 def _of_noise(scale: float, batch: int | None) -> tuple[bool, str]:
@@ -129,10 +136,15 @@ def _of_noise(scale: float, batch: int | None) -> tuple[bool, str]:
 
 
 def _of_eigenvalues(result: DiagnosticResult) -> tuple[bool, str]:
-    top, apart = (_number(result, f"hessian_{name}") for name in ("1", "largest_residual"))
+    every, apart = (
+        result.values[f"hessian_{name}"].double().flatten() for name in ("1", "largest_residual")
+    )
+    top = float(every.max())  # of the member that is the first to diverge
+    if not math.isfinite(top):
+        return True, "eigenvalues are not finite"
     if not top > 0:
         return True, "the Hessian's largest eigenvalue is not above 0, as nowhere near a minimum"
-    if apart > 0.05 * top:
+    if not bool((apart <= 0.05 * every.abs()).all()):
         return True, "eigenvalues have not settled, so that more iterations= are needed"
     return False, f"without Adam, learning rates up to 2/{top:.3g} = {2 / top:.2g} are stable"
 

@@ -5,7 +5,7 @@ Axes: N samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -61,6 +61,10 @@ def array_tasks(
         shares = {"validation": validation_fraction, "test": test_fraction}
         parts = divide_classes(Path("y"), names, [""] * len(names), **shares)
     else:
+        if (validation_fraction, test_fraction) != (0.2, 0.2):
+            raise SettingError(
+                "splits", sorted(splits), "without fractions of the classes, or None"
+            )
         parts = _given(splits, names)
     kept: tuple[Tensor, tuple[str, ...], tuple[str, ...], dict[str, tuple[int, ...]]]
     kept = (classes.targets, names, ("",) * len(names), parts)
@@ -80,9 +84,19 @@ def _given(splits: Mapping[str, Sequence[Any]], names: Sequence[str]) -> dict[st
     for split, labels in splits.items():
         if split not in get_args(Split):
             raise SettingError("splits", split, "train, validation and test are needed")
-        unknown = [label for label in labels if str(label) not in numbers]
-        if isinstance(labels, str) or unknown:
-            accepted = f"a list of labels of y is needed, some of {', '.join(names[:8])}"
-            raise SettingError(f"splits[{split!r}]", unknown or labels, accepted)
-        found[split] = tuple(sorted({numbers[str(label)] for label in labels}))
+        accepted = f"a list of labels of y is needed, some of {', '.join(names[:8])}"
+        if isinstance(labels, str) or not isinstance(labels, Iterable):
+            raise SettingError(f"splits[{split!r}]", labels, accepted)
+        given: Any = labels.tolist() if hasattr(labels, "tolist") else labels  # arrays and tensors
+        asked = [_as_name(label) for label in (given if isinstance(given, Iterable) else [given])]
+        unknown = [name for name in asked if name not in numbers]
+        if unknown:
+            raise SettingError(f"splits[{split!r}]", unknown, accepted)
+        found[split] = tuple(sorted({numbers[name] for name in asked}))
     return found
+
+
+def _as_name(label: Any) -> str:
+    """The name that a label has as a class: 3 also where it is 3.0 or a tensor."""
+    value = label.item() if hasattr(label, "item") else label
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -28,28 +28,40 @@ from tests.support.small_data import trainer
         ({"accuracy": 0.9, "ece": 0.02, "confidence": 0.9}, "can be taken as they are"),
         ({"accuracy": 0.9, "ece": 0.3, "confidence": 0.6}, "0.30 is alarming.*are too low.$"),
         ({"accuracy": 0.6, "ece": 0.07, "confidence": 0.67}, "0.07 is worth a look.*too high.$"),
-        ({"accuracy": 0.6, "ece": 0.2, "confidence": 0.9, "mended": True}, "temperature mends.$"),
+        (
+            {"accuracy": 0.6, "ece": 0.2, "confidence": 0.9, "mended": True},
+            "temperature may mend.$",
+        ),
         ({"accuracy": 0.9, "ece": 0.0, "confidence": 0.9, "median": 0.8}, "right 10.0 points more"),
-        ({"accuracy": 0.8, "ece": 0.0, "confidence": 0.8, "median": 0.8}, "no better than one"),
+        (
+            {"accuracy": 0.8, "ece": 0.0, "confidence": 0.8, "median": 0.8},
+            "no better than the median",
+        ),
+        ({"accuracy": 1.0, "ece": 0.0, "confidence": 1.0, "median": 1.0}, "right nearly always"),
+        (
+            {"accuracy": 0.7, "ece": 0.3, "confidence": 0.4, "samples": 40},
+            "^40 samples are too few",
+        ),
+        ({"accuracy": 0.7, "ece": 0.0, "confidence": 0.7, "median": math.nan}, "^Its prob"),
         ({"accuracy": 0.7, "ece": 0.0, "confidence": 0.7, "median": 0.8}, "^Alarming: together"),
         ({"accuracy": 0.7, "ece": math.nan, "confidence": 0.7}, "^There is no calibration error"),
     ],
 )
 def test_classes(given: dict[str, Any], said: str) -> None:
-    assert _matches(said, of_classes(**given))
+    assert _matches(said, of_classes(**{"samples": 500, **given}))
 
 
 @pytest.mark.parametrize(
     ("coverage", "epistemic", "said"),
     [
-        (0.95, None, "hold 95.0 %, as they should.$"),
+        (0.95, None, "hold 95.0 %, as so many should.$"),
         (0.5, 0.25, "^Alarming: .* hold 50.0 %.*; 25 % of the variance lies between members"),
         (1.0, math.nan, "wider than they need to be.$"),
         (math.nan, None, "^No interval"),
     ],
 )
 def test_targets(coverage: float, epistemic: float | None, said: str) -> None:
-    assert _matches(said, of_targets(coverage, epistemic))
+    assert _matches(said, of_targets(coverage, epistemic, 500))
 
 
 @pytest.mark.parametrize(
@@ -57,9 +69,11 @@ def test_targets(coverage: float, epistemic: float | None, said: str) -> None:
     [
         ((0.9, 0.01), True, "^Adaptation betters the accuracy by 40.0 points"),
         ((0.9, 0.01), False, "^Alarming: adaptation makes the loss worse"),
-        ((0.505, 0.01), True, "^Alarming: adaptation changes the accuracy by less"),
-        ((0.495, 0.01), True, "^Alarming: adaptation changes the accuracy by less"),
+        ((0.505, 0.01), True, "^Adaptation changes the accuracy by less"),
+        ((0.495, 0.01), True, "^Adaptation changes the accuracy by less"),
         ((0.2, 0.01), False, "^Adaptation betters the loss by 0.3,"),
+        ((0.2, math.nan), False, "^Alarming: the inner steps have no finite outcome"),
+        ((-math.inf, 0.1), False, "^Alarming: the inner steps have no finite outcome"),
         ((math.nan, math.nan), False, "^Alarming: the inner steps have no finite outcome"),
     ],
 )
@@ -117,20 +131,41 @@ def _diagnosed(**values: Any) -> dict[str, DiagnosticResult]:
 def test_a_diagnosis_is_short_and_says_what_is_alarming(
     values: dict[str, float], alarm: str | None
 ) -> None:
-    found = Diagnosis({"members": _diagnosed(**values)}, {"members/fisher": "no likelihood"})
-    lines = diagnosis_lines(found, {"members": 64}, "it.json")
+    found = Diagnosis({"network": _diagnosed(**values)}, {"network/fisher": "no likelihood"})
+    lines = diagnosis_lines(found, {"network": 64}, "it.json")
     table = [line for line in lines if line.startswith("|")]
     assert len({len(line) for line in table}) == 1, "aligned"
     assert len(table) == 2 + 2 + 1 + 2, "an own quantity has all its rows, the others what is read"
-    alarms = [line for line in lines if line.startswith("members: alarming: ")]
+    alarms = [line for line in lines if line.startswith("network: alarming: ")]
     assert len(alarms) == (alarm is not None) and all(alarm in line for line in alarms if alarm)
     assert (
         (NAN_MEANS in lines) == ("NaN" in "".join(table)) == (alarm == "cannot be told from noise")
     )
     assert lines[-2:] == [
-        "left out: members/fisher: no likelihood",
+        "left out: network/fisher: no likelihood",
         "3 more numbers, and those by layer, are in it.json",
     ]
+
+
+def test_of_several_networks_no_limit_of_one_is_held_to_what_is_pooled() -> None:
+    found = Diagnosis({"members": _diagnosed(highest=500.0)}, {})
+    (said,) = [line for line in diagnosis_lines(found, {}, "it.json") if line.startswith("members")]
+    assert said.startswith("members: not alarming: ") and "500 times the median, of all" in said
+
+
+def test_a_rate_is_stable_for_the_steepest_member() -> None:
+    values = {
+        "hessian_1": torch.tensor([4.0, 100.0]),
+        "ggn_1": torch.tensor([4.0, 90.0]),
+        "hessian_largest_residual": torch.tensor([0.0, 0.1]),
+    }
+    shown = {"eigenvalues": DiagnosticResult(values)}
+    lines = diagnosis_lines(Diagnosis({"members": shown}, {}), {}, "it.json")
+    assert any("learning rates up to 2/100 = 0.02 are stable" in line for line in lines)
+    unsettled = {"hessian_largest_residual": torch.tensor([0.5, 0.1])}  # of the first member
+    shown = {"eigenvalues": DiagnosticResult(values | unsettled)}
+    lines = diagnosis_lines(Diagnosis({"members": shown}, {}), {}, "it.json")
+    assert any("eigenvalues have not settled" in line for line in lines)
 
 
 @pytest.mark.parametrize(

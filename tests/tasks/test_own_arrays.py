@@ -46,6 +46,19 @@ def test_tasks_are_rows_of_their_classes_and_splits_share_none(form: str) -> Non
     assert len(every) == len(set(every))
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([0.0, 1.0, 2.0]), torch.tensor([0, 1, 2]), list(torch.arange(3)),
+        (0, 1.0, "2"), (n for n in range(3)), range(3),
+    ],
+    ids=["floats", "tensor", "tensors", "mixed", "generator", "range"],
+)  # fmt: skip
+def test_labels_of_a_split_are_known_in_any_form(labels: Any) -> None:
+    tasks = array_tasks(ROWS, LABELS, splits={"train": labels}, way=2, shot=1, query=1)
+    assert dict(tasks.data.splits) == {"train": (0, 1, 2)}
+
+
 def test_splits_of_ones_own_name_labels() -> None:
     splits = {"train": [0, 1, 2], "test": [7, 9]}
     tasks = array_tasks(ROWS, LABELS, splits=splits, way=2, shot=1, query=1)
@@ -81,6 +94,9 @@ def test_a_learner_trains_on_them_and_their_checksum_tells_them_apart() -> None:
         ({"splits": {"trial": [0, 1]}}, SettingError, "splits='trial'"),
         ({"splits": {"train": [0, "none"]}}, SettingError, "none"),
         ({"splits": {"train": "abc"}}, SettingError, "a list of labels"),
+        ({"splits": {"train": None}}, SettingError, "a list of labels"),
+        ({"splits": {"train": 3}}, SettingError, "a list of labels"),
+        ({"splits": {"train": [0, 1]}, "test_fraction": 0.4}, SettingError, "without fractions"),
         ({"test_fraction": 0}, SettingError, "test_fraction"),
         ({"ways": 3}, SettingError, "way"),
         ({"test_fraction": 0.75, "validation_fraction": 0.2}, DataError, "leave"),

@@ -113,8 +113,8 @@ class TestReport:
                 "an accuracy near 1/way" if name == "accuracy" else "a loss like an untrained one's"
             )
             return (
-                f"As many other tasks would have a mean in this interval 95 times in 100; {alarm} "
-                "would be alarming."
+                "If tasks are many, 95 of 100 such intervals hold the mean over all tasks of the "
+                f"kind; {alarm} would be alarming."
             )
         (before, near), (after, about) = values.T[0].tolist(), values.T[-1].tolist()
         return of_adaptation((before, near), (after, about), larger_is_better=name == "accuracy")

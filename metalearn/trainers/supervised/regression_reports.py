@@ -57,7 +57,10 @@ class RegressionTest:
         whole = self.report.ensemble()
         variance = whole["aleatoric"] + whole["epistemic"]
         between = whole["epistemic"] / variance if variance else 0.0
-        return of_targets(whole["coverage"], between if len(self.report.members.nll) > 1 else None)
+        several = len(self.report.members.nll) > 1
+        return of_targets(
+            whole["coverage"], between if several else None, max(1, self.report.samples)
+        )
 
     def lines(self, name: str) -> list[str]:
         """Members' median and range beside the ensemble; where its variance comes from."""

@@ -92,6 +92,7 @@ class EnsembleTest:
             whole["accuracy"],
             whole["ece"],
             float(summed / bins.count.sum()),
+            found.samples,
             median=float(found.members.accuracy.median()) if several else None,
             mended=self.temperature is not None,
         )
