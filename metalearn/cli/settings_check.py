@@ -96,9 +96,11 @@ class CheckSettings(Callback):
     def _stacked(self, config: DictConfig, jobs: list[DictConfig]) -> list[DictConfig]:
         """The jobs of a sweep, or the one that trains them all; says which, where it matters."""
         asked = any(job.get("sweep") == "stacked" for job in jobs)
-        stack = one_stack(jobs) if is_grid(config) else None
+        if asked and any(job.sweep != "stacked" for job in jobs):
+            raise SettingError("sweep", "separate,stacked", "one value for all runs is needed")
+        stack = one_stack(jobs, typed_anew=not asked) if is_grid(config) else None
         if asked:
-            put_one_stack(config, stack)
+            put_one_stack(config, stack, len(jobs))
         if stack is not None:
             done = "are" if asked else "can be"
             runs = f"these {stack.members} runs {done} trained as one"

@@ -184,6 +184,7 @@ def test_a_sweep_is_trained_as_one_stack_on_request(
     (said,) = [line for line in stacked.out.splitlines() if "are trained as one" in line]
     command = shlex.split(said.partition("each as a member: ")[2])
     assert not any(word.startswith("sweep") for word in command)  # it is no sweep
+    assert one_stack_of_a_folder_of_ones_own(run, tmp_path) == 0
     typed = run("train", *command[2:], "hydra.run.dir=typed")
     assert typed.code == 0, typed.err
     found, expected = (
@@ -197,6 +198,15 @@ def test_a_sweep_is_trained_as_one_stack_on_request(
     assert "winner by validation" in stacked.out and (tmp_path / "stacked" / "sweep.json").is_file()
 
 
+def one_stack_of_a_folder_of_ones_own(run: Callable[..., Outcome], folder: Path) -> int:
+    (folder / "own" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ntrainer:\n  steps: 2\n"
+    (folder / "own" / "experiment" / "mine.yaml").write_text(text)
+    words = ["trainer.members=1", "seed=3,5", "sweep=stacked", "experiment=mine"]
+    small = [word for word in SMALL if not word.startswith(("trainer.steps", "trainer.eval"))]
+    return run("train", "--config-dir", str(folder / "own"), "-m", *small, *words).code
+
+
 GRID = ["-m", "trainer=ensemble", "trainer.members=1", "sweep=stacked"]
 
 
@@ -208,7 +218,8 @@ GRID = ["-m", "trainer=ensemble", "trainer.members=1", "sweep=stacked"]
         (["-m", "sweep=both", "seed=0,1"], "separate or stacked is needed"),
         (["-m", "sweep=stacked", "seed=0,1"], "trainer=ensemble trainer.members=1 are needed"),
         ([*GRID, "trainer.steps=3,4"], "that differ in seed and in lr"),
-        (GRID, "that differ in seed and in lr"),
+        (GRID, "at least two runs are needed"),
+        ([*GRID[:3], "seed=0,1", "sweep=stacked,separate"], "one value for all runs"),
         ([*GRID, "seed=0,1", "hydra/sweeper=optuna"], "by Hydra's own sweeper"),
     ],
 )

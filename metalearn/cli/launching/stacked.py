@@ -63,16 +63,20 @@ def check_sweep(config: DictConfig, *, several: bool) -> None:
         raise SettingError("sweep", value, "-m is needed, and settings of several values")
 
 
-def put_one_stack(config: DictConfig, stack: OneStack | None) -> None:
+def put_one_stack(config: DictConfig, stack: OneStack | None, jobs: int) -> None:
     """Have a sweep consist of the one run that trains all as its members.
 
     Args:
         config: of the sweep, with its ``hydra`` node; changed.
         stack: that run; None where there cannot be one.
+        jobs: how many runs it would stand for.
 
     Raises:
         SettingError: there cannot be one.
     """
+    if jobs < 2:
+        accepted = "at least two runs are needed: a setting of several values"
+        raise SettingError("sweep", "stacked", accepted)
     if stack is None:
         accepted = (
             "runs of trainer=ensemble trainer.members=1 are needed that differ in seed and in "
@@ -85,7 +89,7 @@ def put_one_stack(config: DictConfig, stack: OneStack | None) -> None:
             config.hydra.sweeper.params = None  # they are among those
 
 
-def one_stack(jobs: Sequence[DictConfig]) -> OneStack | None:
+def one_stack(jobs: Sequence[DictConfig], *, typed_anew: bool = True) -> OneStack | None:
     """The one run that trains all of a sweep as its members; None where there is none.
 
     They can where each trains an ensemble of a single member, and they differ in nothing but what
@@ -93,8 +97,10 @@ def one_stack(jobs: Sequence[DictConfig]) -> OneStack | None:
 
     Args:
         jobs: of a sweep, composed, with their ``hydra`` nodes.
+        typed_anew: whether it is for a person to type, who would need options of this command too.
     """
-    elsewhere = any(word.startswith("--config") for word in sys.argv)  # which a command would need
+    options = ("--config", "-cd", "-cn", "-cp")
+    elsewhere = typed_anew and any(word.startswith(options) for word in sys.argv)
     if elsewhere or len(jobs) < 2 or not all(_is_single(job) for job in jobs):
         return None
     flat = [_settings(job) for job in jobs]

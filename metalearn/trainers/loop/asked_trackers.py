@@ -49,8 +49,9 @@ def asked_tracker(choice: TrackerChoice | None, folder: Path | None, *, alone: b
         tracker: Tracker = given
         return tracker
     if isinstance(choice, str) and choice not in BACKENDS:
-        accepted = f"one of {', '.join(BACKENDS)}, a list of them or a Tracker is needed, "
-        accepted += f"such as RunTracker({choice!r})"
+        accepted = f"one of {', '.join(BACKENDS)}, a list of them or a Tracker is needed"
+        if choice.lower() not in BACKENDS:
+            accepted += f", such as RunTracker({choice!r})"
         raise SettingError("tracker", choice, with_nearest(accepted, choice, BACKENDS))
     check_backends(choice)
     if folder is None:
