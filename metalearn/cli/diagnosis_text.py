@@ -25,6 +25,7 @@ _READ: Mapping[str, Sequence[str]] = {
 }
 """The numbers of a quantity that are shown; of others all are."""
 
+_SHARPEST = {"hessian_1", "hessian_largest_residual"}
 _Found = Mapping[str, DiagnosticResult]
 
 
@@ -99,7 +100,7 @@ def _judged(found: _Found, batch: int | None, several: bool) -> Iterator[tuple[b
             f"gradients have a mean cosine of {mean:.2f} (0.9: copies; below -0.1: they pull apart)"
         )
         yield not -0.1 <= mean < 0.9, text
-    if "eigenvalues" in found:
+    if "eigenvalues" in found and found["eigenvalues"].values.keys() >= _SHARPEST:
         yield _of_eigenvalues(found["eigenvalues"])
     if "density" in found:
         share = _number(found["density"], "share_below_minus_highest_by_1000")

@@ -24,6 +24,8 @@ from metalearn.types import Split
 
 __all__ = ["array_tasks"]
 
+_SHARE = 0.2  # of the classes, for validation and for test
+
 
 @checked
 def array_tasks(
@@ -31,8 +33,8 @@ def array_tasks(
     y: Any = None,
     *,
     splits: Mapping[str, Sequence[Any]] | None = None,
-    validation_fraction: float = 0.2,
-    test_fraction: float = 0.2,
+    validation_fraction: float | None = None,
+    test_fraction: float | None = None,
     **episodes: Annotated[Any, FewShotTasks],
 ) -> FewShotTasks:
     """Few-shot tasks of labelled samples: classes are divided, so that test classes are new ones.
@@ -44,27 +46,28 @@ def array_tasks(
         y: labels ``[N]``: whole numbers, strings, or one-hot rows.
         splits: ``"train"``, ``"validation"`` and ``"test"``, each to its labels; a split may be
             left out, and labels that none names are in no task. None divides the classes.
-        validation_fraction: share of the classes for validation, at least two; 0: none.
-        test_fraction: share of the classes for test, at least two; 1: all of them.
+        validation_fraction: share of the classes for validation, at least two; 0: none; None: 0.2.
+        test_fraction: share of the classes for test, at least two; 1: all of them; None: 0.2.
+            Beside ``splits`` neither is accepted.
         episodes: settings of `FewShotTasks`: way, shot, query, seed and others.
 
     Raises:
         SettingError: inputs, labels, splits or sizes that cannot work.
         DataError: too few classes for all splits.
     """
-    check_class_fractions(validation_fraction, test_fraction)
+    given = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    for name, value in given.items() if splits is not None else ():
+        if value is not None:
+            raise SettingError(name, value, "splits divide the classes: one of the two is needed")
+    shares = {n.removesuffix("_fraction"): _SHARE if v is None else v for n, v in given.items()}
+    check_class_fractions(shares["validation"], shares["test"])
     inputs, labels, _ = given_samples(x, y, classes=True)
     found = as_inputs(inputs, tokens=False)
     classes = as_classes(labels, len(found))
     names = classes.names
     if splits is None:
-        shares = {"validation": validation_fraction, "test": test_fraction}
         parts = divide_classes(Path("y"), names, [""] * len(names), **shares)
     else:
-        if (validation_fraction, test_fraction) != (0.2, 0.2):
-            raise SettingError(
-                "splits", sorted(splits), "without fractions of the classes, or None"
-            )
         parts = _given(splits, names)
     kept: tuple[Tensor, tuple[str, ...], tuple[str, ...], dict[str, tuple[int, ...]]]
     kept = (classes.targets, names, ("",) * len(names), parts)

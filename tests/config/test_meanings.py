@@ -153,6 +153,12 @@ def test_of_several_networks_no_limit_of_one_is_held_to_what_is_pooled() -> None
     assert said.startswith("members: not alarming: ") and "500 times the median, of all" in said
 
 
+def test_eigenvalues_of_another_kind_have_no_verdict() -> None:
+    shown = {"eigenvalues": DiagnosticResult({"own_1": torch.tensor(2.0)})}
+    lines = diagnosis_lines(Diagnosis({"network": shown}, {}), {}, "it.json")
+    assert not any("alarming" in line for line in lines)
+
+
 def test_a_rate_is_stable_for_the_steepest_member() -> None:
     values = {
         "hessian_1": torch.tensor([4.0, 100.0]),

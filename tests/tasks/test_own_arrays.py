@@ -96,7 +96,7 @@ def test_a_learner_trains_on_them_and_their_checksum_tells_them_apart() -> None:
         ({"splits": {"train": "abc"}}, SettingError, "a list of labels"),
         ({"splits": {"train": None}}, SettingError, "a list of labels"),
         ({"splits": {"train": 3}}, SettingError, "a list of labels"),
-        ({"splits": {"train": [0, 1]}, "test_fraction": 0.4}, SettingError, "without fractions"),
+        ({"splits": {"train": [0, 1]}, "test_fraction": 0.2}, SettingError, "splits divide"),
         ({"test_fraction": 0}, SettingError, "test_fraction"),
         ({"ways": 3}, SettingError, "way"),
         ({"test_fraction": 0.75, "validation_fraction": 0.2}, DataError, "leave"),
