@@ -1,4 +1,4 @@
-"""The same meta-gradient in JAX, for networks that are plain Sequentials of common layers."""
+"""The same meta-gradient in JAX, for Sequentials of common layers and residual blocks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from metalearn.benchmarks.workloads import Workload
 
 __all__ = ["network", "prepare"]
 
+_RESIDUAL = ["main", "shortcut", "after"]
+"""Parts of a block of `metalearn.models.ResNet12`."""
 _LAYERS = (
-    nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.Flatten,
+    nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.LeakyReLU,
+    nn.Flatten, nn.Identity,
 )  # fmt: skip
 
 
@@ -68,25 +71,32 @@ def prepare(
 
 def network(module: nn.Module) -> Callable[[Any, Any], Any]:
     """Its outputs, as a function of parameters by name and of inputs."""
-    layers = [
-        (name, layer)
-        for name, layer in module.named_modules(remove_duplicate=False)
-        if not list(layer.children())
-    ]
-    for _, layer in layers:
-        _check(layer)
+    names = {layer: name for name, layer in module.named_modules()}
+    for layer in names:
+        if not layer._modules:
+            _check(layer)
 
     def forward(params: Any, x: Any) -> Any:
-        for name, layer in layers:
-            own = {
-                key.rpartition(".")[2]: p
-                for key, p in params.items()
-                if key.rpartition(".")[0] == name
-            }
-            x = _layer(layer, own, x)
-        return x
+        owned: dict[str, dict[str, Any]] = {name: {} for name in names.values()}
+        for key, value in params.items():
+            name, _, own = key.rpartition(".")
+            owned[name][own] = value
+        return _outputs(module, lambda layer: owned[names[layer]], x)
 
     return forward
+
+
+def _outputs(module: Any, own: Callable[[Any], Any], x: Any) -> Any:
+    """Of a layer, of a residual block, or of its parts one after another."""
+    parts = module._modules  # with those that are used twice
+    if not parts:
+        return _layer(module, own(module), x)
+    if list(parts) == _RESIDUAL:
+        inner = _outputs(module.main, own, x) + _outputs(module.shortcut, own, x)
+        return _outputs(module.after, own, inner)
+    for part in parts.values():
+        x = _outputs(part, own, x)
+    return x
 
 
 def _check(layer: Any) -> None:
@@ -99,7 +109,6 @@ def _check(layer: Any) -> None:
     if isinstance(layer, nn.Conv2d):
         settings = layer.dilation, layer.groups, layer.padding_mode
         known &= settings == ((1, 1), 1, "zeros") and not isinstance(layer.padding, str)
-        known &= layer.bias is not None
     if isinstance(layer, nn.BatchNorm2d):
         known &= layer.training and layer.weight is not None and layer.bias is not None
     known &= not isinstance(layer, nn.Flatten) or (layer.start_dim, layer.end_dim) == (1, -1)
@@ -116,7 +125,7 @@ def _layer(layer: Any, own: Any, x: Any) -> Any:
     if isinstance(layer, nn.Conv2d):
         padding = [(p, p) for p in layer.padding]
         z = jax.lax.conv_general_dilated(x, own["weight"], layer.stride, padding)
-        return z + own["bias"][:, None, None]
+        return z if layer.bias is None else z + own["bias"][:, None, None]
     if isinstance(layer, nn.Linear):
         return x @ own["weight"].T + own["bias"]
     if isinstance(layer, nn.BatchNorm2d):
@@ -131,6 +140,10 @@ def _layer(layer: Any, own: Any, x: Any) -> Any:
         return x.mean((2, 3), keepdims=True)
     if isinstance(layer, nn.ReLU):
         return jax.nn.relu(x)
+    if isinstance(layer, nn.LeakyReLU):
+        return jax.nn.leaky_relu(x, layer.negative_slope)
     if isinstance(layer, nn.Flatten):
         return x.reshape(len(x), -1)
+    if isinstance(layer, nn.Identity):
+        return x
     raise NotImplementedError(type(layer).__name__)

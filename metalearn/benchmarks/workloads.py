@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.core import functionalize
-from metalearn.models import MLP, Conv4
+from metalearn.models import MLP, Conv4, ResNet12
+from metalearn.signatures import known_fields
 from metalearn.types import Batch, LossFn, TaskBatch
 
 __all__ = ["WORKLOADS", "Workload"]
@@ -22,6 +23,7 @@ __all__ = ["WORKLOADS", "Workload"]
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
+@known_fields
 @dataclass(frozen=True)
 class Workload:
     """One meta-gradient to be timed; weights and data follow from its numbers."""
@@ -124,7 +126,7 @@ class Workload:
         return [(i == 0, shape) for i, shape in enumerate(found)]
 
 
-_PICTURE = (1, 28, 28)
+_PICTURE, _PHOTO = (1, 28, 28), (3, 84, 84)
 _conv4 = partial(Conv4, _PICTURE, pool="flatten")
 
 WORKLOADS: dict[str, Workload] = {
@@ -144,5 +146,14 @@ WORKLOADS: dict[str, Workload] = {
     "sinusoid": Workload(
         "sinusoid MLP 40-40, 10 shots, 25 tasks, 1 step",
         partial(MLP, (1,), 1), (1,), None, 10, 10, 25, 1, 0.01,
+    ),
+    "mini_imagenet": Workload(
+        "max-pool conv4 of 32 filters on 3×84×84, 5-way 1-shot 15 queries, 4 tasks, 5 steps",
+        partial(Conv4, _PHOTO, 5, filters=32, downsample="max_pool", pool="flatten"),
+        _PHOTO, 5, 5, 75, 4, 5,
+    ),
+    "resnet12": Workload(
+        "ResNet-12 of 16-32-64-128 filters on 3×84×84, 5-way 1-shot 1 query, 4 tasks, 2 steps",
+        partial(ResNet12, _PHOTO, 5, filters=(16, 32, 64, 128)), _PHOTO, 5, 5, 5, 4, 2,
     ),
 }  # fmt: skip

@@ -53,13 +53,7 @@ class LabelledArrays:
             raise SettingError("arrays", found, "a float32 tensor [N, ...] is needed")
         if not bool(self.arrays.isfinite().all()):
             raise SettingError("arrays", "values that are not finite", "finite numbers are needed")
-        check_classes(
-            self.labels,
-            len(self.arrays),
-            class_names=self.class_names,
-            class_groups=self.class_groups,
-            splits=self.splits,
-        )
+        check_classes(self)
 
     @property
     def inputs(self) -> Tensor:

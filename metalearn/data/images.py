@@ -52,13 +52,7 @@ class LabelledImages:
             needed = "a uint8 tensor [N, channels, height, width] is needed"
             found = f"{self.images.dtype} {list(self.images.shape)}"
             raise SettingError("images", found, needed)
-        check_classes(
-            self.labels,
-            len(self.images),
-            class_names=self.class_names,
-            class_groups=self.class_groups,
-            splits=self.splits,
-        )
+        check_classes(self)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -5,37 +5,49 @@ Axes: N samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from metalearn.errors import SettingError
 
-__all__ = ["check_classes"]
+__all__ = ["InClasses", "check_classes"]
 
 
-def check_classes(
-    labels: Tensor,
-    samples: int,
-    *,
-    class_names: Sequence[str],
-    class_groups: Sequence[str],
-    splits: Mapping[str, Sequence[int]],
-) -> None:
-    """Refuse labels ``[N]`` that are no classes, and splits that share one.
+class InClasses(Protocol):
+    """A data set whose samples are of classes that are named, grouped and divided into splits."""
 
-    Args:
-        labels: int64, in 0..C-1.
-        samples: N.
-        class_names: C names.
-        class_groups: C names of groups.
-        splits: split name to its class indices.
+    @property
+    def inputs(self) -> Sized:
+        """N samples."""
+
+    @property
+    def labels(self) -> Tensor:
+        """``[N]``, int64, in 0..C-1."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """C names."""
+
+    @property
+    def class_groups(self) -> Sequence[str]:
+        """C names of groups."""
+
+    @property
+    def splits(self) -> Mapping[str, Sequence[int]]:
+        """Split name to its class indices."""
+
+
+def check_classes(data: InClasses) -> None:
+    """Refuse labels that are no classes, and splits that share one.
 
     Raises:
         SettingError: names what does not fit.
     """
-    count = len(class_names)
+    labels, samples, splits = data.labels, len(data.inputs), data.splits
+    class_groups, count = data.class_groups, len(data.class_names)
     if labels.dtype != torch.int64 or labels.shape != (samples,):
         needed = f"an int64 tensor [{samples}] is needed"
         raise SettingError("labels", f"{labels.dtype} {list(labels.shape)}", needed)

@@ -5,6 +5,7 @@ Axes: N samples, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from metalearn.data.given_arrays import as_array, plain_numbers
 from metalearn.errors import SettingError
 
-__all__ = ["Classes", "as_classes"]
+__all__ = ["Classes", "as_classes", "named_by", "without_empty"]
 
 _EXACT = 2**53  # from here on floats are no whole numbers of their own
 
@@ -64,6 +65,20 @@ def as_classes(labels: Any, samples: int) -> Classes:
         found = found.astype(np.int64)
     values, targets = np.unique(found, return_inverse=True)
     return Classes(torch.from_numpy(targets.astype(np.int64)), tuple(map(str, values.tolist())))
+
+
+def named_by(classes: Classes, names: Sequence[str] | None) -> Classes:
+    """Classes by the names that a Dataset has for their numbers, if it has one for each."""
+    every = {str(number): str(name) for number, name in enumerate(names or ())}
+    found = tuple(every.get(label, "") for label in classes.names)
+    return Classes(classes.targets, found) if all(found) else classes
+
+
+def without_empty(classes: Classes) -> Classes:
+    """Without classes that no sample has, such as empty columns of one-hot rows."""
+    there = torch.bincount(classes.targets, minlength=len(classes.names)) > 0
+    names = tuple(name for name, has in zip(classes.names, there.tolist()) if has)
+    return Classes((there.cumsum(0) - 1)[classes.targets], names)
 
 
 def _of_one_hot(rows: np.ndarray) -> Classes:

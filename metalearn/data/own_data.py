@@ -15,7 +15,7 @@ from metalearn.data.classification import ClassificationData
 from metalearn.data.division import divide_samples, shuffled_splits
 from metalearn.data.given_arrays import as_floats, as_tensor
 from metalearn.data.given_samples import as_inputs, given_samples
-from metalearn.data.labels import Classes, as_classes
+from metalearn.data.labels import Classes, as_classes, named_by
 from metalearn.data.regression import RegressionData
 from metalearn.errors import DataError, SettingError
 from metalearn.random_streams import check_seed
@@ -182,8 +182,4 @@ def _named(
             accepted = f"{len(classes.names)} different names are needed, of the labels {shown}"
             raise SettingError("class_names", list(names), accepted)
         return Classes(classes.targets, names)
-    if of_dataset is None:
-        return classes
-    every = {str(number): str(name) for number, name in enumerate(of_dataset)}
-    names = tuple(every.get(label, "") for label in classes.names)
-    return Classes(classes.targets, names) if all(names) else classes
+    return named_by(classes, of_dataset)

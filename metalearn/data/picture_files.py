@@ -130,13 +130,7 @@ class LabelledFiles:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_classes(
-            self.labels,
-            len(self.images),
-            class_names=self.class_names,
-            class_groups=self.class_groups,
-            splits=self.splits,
-        )
+        check_classes(self)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -65,13 +65,7 @@ class LabelledTexts:
         if not bool((there[:, :1].all(1) & (there.int().diff(dim=1) <= 0).all(1)).all()):
             accepted = "each text needs a token, and its padding (0) at its end"
             raise SettingError("tokens", "0 before a token", accepted)
-        check_classes(
-            self.labels,
-            len(tokens),
-            class_names=self.class_names,
-            class_groups=self.class_groups,
-            splits=self.splits,
-        )
+        check_classes(self)
 
     @property
     def inputs(self) -> Tensor:

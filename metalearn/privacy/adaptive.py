@@ -12,10 +12,12 @@ from metalearn.errors import check_whole
 from metalearn.privacy.events import GaussianEvent, Neighbours
 from metalearn.privacy.plain_states import made_of, take_noise
 from metalearn.schema import choice, mapping, nothing, number, whole
+from metalearn.signatures import known_fields
 
 __all__ = ["AdaptiveGaussian"]
 
 
+@known_fields
 @dataclass(frozen=True)
 class AdaptiveGaussian:
     """A step of DP-SGD with Poisson sampling whose B, at most M, was chosen by earlier outputs.

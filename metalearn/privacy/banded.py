@@ -12,10 +12,12 @@ from metalearn.errors import SettingError, check_whole
 from metalearn.privacy.events import GaussianEvent, Neighbours
 from metalearn.privacy.plain_states import made_of, take_noise
 from metalearn.schema import choice, mapping, nothing, number, whole
+from metalearn.signatures import known_fields
 
 __all__ = ["BandedGaussian"]
 
 
+@known_fields
 @dataclass(frozen=True)
 class BandedGaussian:
     """A step of DP-SGD with banded, matrix-factorised noise, on examples that take turns.

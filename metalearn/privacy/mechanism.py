@@ -14,6 +14,7 @@ from metalearn.privacy.banded import BandedGaussian
 from metalearn.privacy.events import GaussianEvent, Neighbours
 from metalearn.privacy.plain_states import made_of, take_noise
 from metalearn.schema import choice, mapping, nothing, number, whole
+from metalearn.signatures import known_fields
 
 __all__ = [
     "Mechanism",
@@ -46,6 +47,7 @@ class Mechanism(Protocol):
         """Itself as plain JSON, of which `mechanism_of` makes it anew."""
 
 
+@known_fields
 @dataclass(frozen=True)
 class SampledGaussian:
     """A step of DP-SGD: examples are drawn, gradients clipped to C, summed, and given noise.

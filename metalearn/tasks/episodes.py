@@ -288,7 +288,7 @@ class FewShotTasks:
             found = len(self._pictures[c])
             if found < each:
                 name = self.data.class_names[c]
-                what = "pictures" if self.vocabulary is None else "texts"
+                what = unchanged(self.data) or "pictures"
                 accepted = f"class {name} has {found} {what}, so at most as many are accepted"
                 raise SettingError("shot + query", each, accepted)
 

@@ -16,7 +16,7 @@ from metalearn.data.arrays import LabelledArrays
 from metalearn.data.division import check_class_fractions, divide_classes
 from metalearn.data.given_samples import as_inputs, given_samples
 from metalearn.data.images import LabelledImages
-from metalearn.data.labels import as_classes
+from metalearn.data.labels import as_classes, named_by, without_empty
 from metalearn.errors import SettingError
 from metalearn.signatures import checked
 from metalearn.tasks.episodes import FewShotTasks
@@ -44,8 +44,9 @@ def array_tasks(
             a data frame or lists of numbers; or a torch ``Dataset`` or ``DataLoader``, without
             ``y``. uint8 of three or four axes are pictures, which may be turned and changed.
         y: labels ``[N]``: whole numbers, strings, or one-hot rows.
-        splits: ``"train"``, ``"validation"`` and ``"test"``, each to its labels; a split may be
-            left out, and labels that none names are in no task. None divides the classes.
+        splits: ``"train"``, ``"validation"`` and ``"test"``, each to its labels, or to names that
+            the ``Dataset`` has for them (its ``classes``); a split may be left out, and labels
+            that none names are in no task. None divides the classes.
         validation_fraction: share of the classes for validation, at least two; 0: none; None: 0.2.
         test_fraction: share of the classes for test, at least two; 1: all of them; None: 0.2.
             Beside ``splits`` neither is accepted.
@@ -61,41 +62,43 @@ def array_tasks(
             raise SettingError(name, value, "splits divide the classes: one of the two is needed")
     shares = {n.removesuffix("_fraction"): _SHARE if v is None else v for n, v in given.items()}
     check_class_fractions(shares["validation"], shares["test"])
-    inputs, labels, _ = given_samples(x, y, classes=True)
+    inputs, labels, of_dataset = given_samples(x, y, classes=True)
     found = as_inputs(inputs, tokens=False)
-    classes = as_classes(labels, len(found))
-    names = classes.names
+    labelled = without_empty(as_classes(labels, len(found)))
+    targets, names = named_by(labelled, of_dataset)
     if splits is None:
         parts = divide_classes(Path("y"), names, [""] * len(names), **shares)
     else:
-        parts = _given(splits, names)
+        parts = _given(splits, labelled.names, names)
     kept: tuple[Tensor, tuple[str, ...], tuple[str, ...], dict[str, tuple[int, ...]]]
-    kept = (classes.targets, names, ("",) * len(names), parts)
+    kept = (targets, names, ("",) * len(names), parts)
     if found.dtype == torch.uint8:
         return FewShotTasks(LabelledImages(found, *kept), **episodes)
     return FewShotTasks(LabelledArrays(found, *kept), **episodes)
 
 
-def _given(splits: Mapping[str, Sequence[Any]], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Class numbers of the labels that each split names.
+def _given(
+    splits: Mapping[str, Sequence[Any]], labels: Sequence[str], names: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """Class numbers of the labels that each split names, or of the names of these classes.
 
     Raises:
         SettingError: a name that is no split, or a label that no sample has.
     """
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = {name: number for several in (labels, names) for number, name in enumerate(several)}
     found = {}
-    for split, labels in splits.items():
+    for split, asked in splits.items():
         if split not in get_args(Split):
             raise SettingError("splits", split, "train, validation and test are needed")
         accepted = f"a list of labels of y is needed, some of {', '.join(names[:8])}"
-        if isinstance(labels, str) or not isinstance(labels, Iterable):
-            raise SettingError(f"splits[{split!r}]", labels, accepted)
-        given: Any = labels.tolist() if hasattr(labels, "tolist") else labels  # arrays and tensors
-        asked = [_as_name(label) for label in (given if isinstance(given, Iterable) else [given])]
-        unknown = [name for name in asked if name not in numbers]
+        if isinstance(asked, str) or not isinstance(asked, Iterable):
+            raise SettingError(f"splits[{split!r}]", asked, accepted)
+        given: Any = asked.tolist() if hasattr(asked, "tolist") else asked  # arrays and tensors
+        known = [_as_name(label) for label in (given if isinstance(given, Iterable) else [given])]
+        unknown = [name for name in known if name not in numbers]
         if unknown:
             raise SettingError(f"splits[{split!r}]", unknown, accepted)
-        found[split] = tuple(sorted({numbers[name] for name in asked}))
+        found[split] = tuple(sorted({numbers[name] for name in known}))
     return found
 
 

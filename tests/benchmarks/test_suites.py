@@ -155,8 +155,8 @@ def test_a_layer_that_is_used_twice_is_so_in_jax() -> None:
     pytest.importorskip("jax")
     from metalearn.benchmarks import jax_maml
 
-    relu = nn.ReLU()
-    module = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu)
+    relu, linear = nn.ReLU(), nn.Linear(4, 4)
+    module = nn.Sequential(linear, relu, nn.Linear(4, 4), relu, nn.Identity(), linear)
     x = torch.randn(5, 4, generator=oracles.generator(0))
     params = {name: p.detach().numpy() for name, p in module.named_parameters()}
     found = torch.from_numpy(np.array(jax_maml.network(module)(params, x.numpy())))

@@ -67,6 +67,33 @@ def test_splits_of_ones_own_name_labels() -> None:
     assert set(drawn.flatten().tolist()) == {7.0, 9.0}
 
 
+class Named(TensorDataset):
+    """With names of its classes, as data sets of torchvision have them."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(torch.tensor(ROWS), torch.tensor(LABELS))
+        self.classes = names
+
+
+@pytest.mark.parametrize("train", [["kind 0", "kind 3"], [0, 3], [0, "kind 3"]])
+def test_classes_have_the_names_of_a_dataset_and_splits_may_say_them(train: list[Any]) -> None:
+    data = Named([f"kind {number}" for number in range(CLASSES)])
+    tasks = array_tasks(data, splits={"train": train}, way=2, shot=1, query=1)
+    assert tasks.data.class_names == tuple(data.classes)
+    assert dict(tasks.data.splits) == {"train": (0, 3)}
+    few = array_tasks(Named(["one", "two"]), splits={"train": [0, 3]}, way=2, shot=1, query=1)
+    assert few.data.class_names == tuple(map(str, range(CLASSES)))  # it does not name them all
+
+
+def test_classes_without_samples_are_none() -> None:
+    rows = np.eye(CLASSES + 2)[LABELS + (LABELS > 4)]  # columns 5 and 13 are empty
+    tasks = array_tasks(ROWS, rows, way=2, shot=1, query=1)
+    assert tasks.data.class_names == tuple(str(n) for n in range(CLASSES + 1) if n != 5)
+    for split, classes in tasks.data.splits.items():
+        drawn = tasks.sample(split, range(20)).support[0][..., 0]
+        assert set(drawn.flatten().tolist()) == set(map(float, classes))
+
+
 def test_pictures_are_turned_and_arrays_are_not() -> None:
     pictures = torch.randint(0, 255, (len(LABELS), 1, 6, 6), dtype=torch.uint8)
     tasks = array_tasks(pictures, LABELS, way=2, shot=1, query=1, rotate_train=True)
@@ -90,7 +117,7 @@ def test_a_learner_trains_on_them_and_their_checksum_tells_them_apart() -> None:
     ("settings", "error", "words"),
     [
         ({"way": 9}, SettingError, "way"),
-        ({"shot": 8}, SettingError, "shot"),
+        ({"shot": 8}, SettingError, "shot.*has 8 arrays"),
         ({"splits": {"trial": [0, 1]}}, SettingError, "splits='trial'"),
         ({"splits": {"train": [0, "none"]}}, SettingError, "none"),
         ({"splits": {"train": "abc"}}, SettingError, "a list of labels"),

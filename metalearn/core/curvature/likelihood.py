@@ -26,6 +26,7 @@ from metalearn.core.curvature.gaussian import (
 from metalearn.core.random_tensors import normal, uniform
 from metalearn.core.targets import IGNORED
 from metalearn.errors import SettingError, check_whole
+from metalearn.signatures import known_fields
 
 __all__ = ["NOT_GIVEN", "AnyLikelihood", "FisherKind", "Likelihood", "LikelihoodName"]
 
@@ -39,6 +40,7 @@ LikelihoodName = Literal["categorical", "gaussian", "heteroscedastic_gaussian"]
 FisherKind = Literal["exact", "monte_carlo", "empirical"]
 
 
+@known_fields
 @dataclass(frozen=True)
 class Likelihood:
     """A distribution over targets given outputs, and which Fisher matrix is taken of it.

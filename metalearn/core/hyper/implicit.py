@@ -28,7 +28,7 @@ from metalearn.core.meta.adapted_task import walk
 from metalearn.core.meta.step_series import StepSeries
 from metalearn.core.tree import tree_map
 from metalearn.errors import check_whole
-from metalearn.signatures import check_fields
+from metalearn.signatures import check_fields, known_fields
 from metalearn.types import Batch
 
 __all__ = ["ImplicitSolver", "implicit_gradient"]
@@ -36,6 +36,7 @@ __all__ = ["ImplicitSolver", "implicit_gradient"]
 Product = Callable[[Values], Values]
 
 
+@known_fields
 @dataclass(frozen=True)
 class ImplicitSolver:
     """How (H + λI)·x = ∂L_out/∂θ is solved, H the Hessian of the inner loss at θ_K.

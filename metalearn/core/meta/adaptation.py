@@ -19,7 +19,7 @@ from metalearn.core.meta.inner_gradients import clipped_to, part_of_support
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
 from metalearn.core.tree import check_floating, flatten, leaf_names, match_names, unflatten
 from metalearn.errors import SettingError, check_whole
-from metalearn.signatures import check_fields
+from metalearn.signatures import check_fields, known_fields
 from metalearn.types import Batch, LossFn, Params
 
 __all__ = ["Adaptation", "Batches", "InnerLoop", "InnerStep"]
@@ -37,6 +37,7 @@ class InnerStep(NamedTuple):
     """Support loss at θ_{k−1}, whose gradient led here; None at the start."""
 
 
+@known_fields
 @dataclass(frozen=True)
 class Adaptation:
     """K inner steps θ_{k+1} = θ_k + U(∇L(θ_k)) on a task's support set.

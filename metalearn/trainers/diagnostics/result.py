@@ -14,11 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metalearn.errors import SettingError
+from metalearn.signatures import known_fields
 from metalearn.tracking import layers_figure
 
 __all__ = ["DiagnosticResult", "layer_figures", "pairs_of"]
 
 
+@known_fields
 @dataclass
 class DiagnosticResult:
     """One quantity, of a step of a training or of a finished run.

@@ -17,7 +17,7 @@ from metalearn.trainers.loop.pure_calls import digest_of, held, same_call
 
 __all__ = ["CompiledCall", "Course"]
 
-_AT_FIRST, _EVERY = 8, 128
+_AT_FIRST, _EVERY = 8, 512  # a call that is not compiled costs ten others of a small network
 _GOLDEN = 2654435769  # 2³² over the golden ratio: multiples are spread evenly, by any stride
 
 

@@ -50,7 +50,7 @@ class CompiledPart(Callback):
     By ``"auto"`` it is decided after a few calls, by an estimate of what compiling costs and saves;
     by ``"always"`` at the first. What is compiled holds for like calls (`same_call`) with trees of
     like shapes; others are taken as they are. It is held to the function itself when it is made, at
-    its first eight calls and at 16, 32, …, at one of 128 of them and in the last step: where a
+    its first eight calls and at 16, 32, …, at one of 512 of them and in the last step: where a
     function depends on what is no tensor and no setting, such as a count of its own, that shows
     there as soon as it makes a difference of a hundredth, and the training goes on as it is.
 

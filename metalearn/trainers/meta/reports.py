@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn.percent import decimals, percent
+from metalearn.reprs import counted
 from metalearn.trainers.meaning import of_adaptation
 from metalearn.trainers.meta.by_set import PartReport
 from metalearn.trainers.meta.normalization import Normalization
@@ -88,10 +89,13 @@ class TestReport:
     def lines(self, name: str) -> list[str]:
         """Mean ± 95 % interval over tasks at each inner step; one line where there are none."""
         score, values = self._score
-        title = f"{name}: {score} on {self.tasks} tasks, mean ± 95 % interval"
+        title = f"{name}: {score} on {counted(self.tasks, 'task')}, "
+        title += "mean ± 95 % interval" if self.tasks > 1 else "which has no interval"
         shown = [f"{_four(mean)} ± {_four(half)}" for mean, half in values.T.tolist()]
         if score == "accuracy":
             shown = [f"{percent(mean):>7} ± {percent(half)}" for mean, half in values.T.tolist()]
+        if self.tasks == 1:
+            shown = [row.partition(" ±")[0] for row in shown]
         if len(shown) == 1:
             lines = [title, f"  {shown[0].strip()}"]
         else:

@@ -23,6 +23,7 @@ from metalearn.evaluation import (
 )
 from metalearn.evaluation.conformal import check_conformal
 from metalearn.percent import percent
+from metalearn.signatures import known_fields
 from metalearn.trainers.meta.scores import QueryOutcomes, mean_interval
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 
+@known_fields
 @dataclass(frozen=True)
 class ConformalSets:
     """Sets of classes that hold the right one as often as is asked.

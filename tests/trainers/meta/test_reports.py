@@ -37,3 +37,12 @@ def test_without_inner_steps_there_is_one_line(accurate: bool, row: str) -> None
     first = LOSSES[:, :1]
     report = Report(7, first, first / 16 if accurate else None)
     assert report.lines("test")[1:] == [f"  {row}"]
+
+
+@pytest.mark.parametrize(("accurate", "row"), [(False, "2.0000"), (True, "12.5 %")])
+def test_one_task_has_no_interval(accurate: bool, row: str) -> None:
+    report = Report(1, LOSSES, LOSSES / 16 if accurate else None)
+    title, first, *_ = report.lines("test")
+    assert title.endswith("on 1 task, which has no interval")
+    assert first.startswith("  after 0 inner steps") and first.endswith(row)
+    assert all("±" not in line for line in report.lines("test"))
