@@ -257,10 +257,8 @@ class Population:
     def _read(self, norms: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Both ``[M]`` on the processor, by one copy, as it waits for what a device has to do."""
         kind = torch.promote_types(norms.dtype, losses.dtype)
-        own = torch.float64 if isinstance(self.module, Ensemble) else norms.dtype
-        if norms.is_cpu and losses.is_cpu:
-            return norms.to(own), losses.to(kind)
         both = torch.stack([norms.to(kind), losses.to(norms.device, kind)]).cpu()
+        own = torch.float64 if isinstance(self.module, Ensemble) else norms.dtype
         return both[0].to(own), both[1]
 
     def _clipped(self, grads: Mapping[str, Tensor], norms: Sequence[float]) -> Mapping[str, Tensor]:
