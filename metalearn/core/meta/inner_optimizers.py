@@ -19,12 +19,10 @@ from metalearn.core.meta.hyperparameters import Hyperparameters
 from metalearn.core.tree import leaves, tree_map
 from metalearn.misfits import advise
 from metalearn.reprs import one_line
-from metalearn.signatures import known_fields
 
 __all__ = ["InnerOptimizer", "optimizer_of"]
 
 
-@known_fields
 @dataclass(frozen=True)
 class InnerOptimizer:
     """A pure optimiser: ``init(params)`` and ``update(grads, state, params)``.
