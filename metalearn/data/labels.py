@@ -68,10 +68,11 @@ def as_classes(labels: Any, samples: int) -> Classes:
 
 
 def named_by(classes: Classes, names: Sequence[str] | None) -> Classes:
-    """Classes by the names that a Dataset has for their numbers, if it has one for each."""
+    """Classes by the names that a Dataset has for their numbers, if each has one of its own."""
     every = {str(number): str(name) for number, name in enumerate(names or ())}
     found = tuple(every.get(label, "") for label in classes.names)
-    return Classes(classes.targets, found) if all(found) else classes
+    own = all(found) and len(set(found)) == len(found)
+    return Classes(classes.targets, found) if own else classes
 
 
 def without_empty(classes: Classes) -> Classes:

@@ -85,7 +85,7 @@ def _given(
     Raises:
         SettingError: a name that is no split, or a label that no sample has.
     """
-    numbers = {name: number for several in (labels, names) for number, name in enumerate(several)}
+    of_labels, of_names = ({n: k for k, n in enumerate(several)} for several in (labels, names))
     found = {}
     for split, asked in splits.items():
         if split not in get_args(Split):
@@ -94,11 +94,15 @@ def _given(
         if isinstance(asked, str) or not isinstance(asked, Iterable):
             raise SettingError(f"splits[{split!r}]", asked, accepted)
         given: Any = asked.tolist() if hasattr(asked, "tolist") else asked  # arrays and tensors
-        known = [_as_name(label) for label in (given if isinstance(given, Iterable) else [given])]
-        unknown = [name for name in known if name not in numbers]
+        numbers, unknown = set[int](), []
+        for label in given if isinstance(given, Iterable) else [given]:
+            name = _as_name(label)  # a class may be called by the number of another
+            known = of_names | of_labels if name != label else of_labels | of_names
+            numbers.add(known.get(name, 0))
+            unknown += [] if name in known else [name]
         if unknown:
             raise SettingError(f"splits[{split!r}]", unknown, accepted)
-        found[split] = tuple(sorted({numbers[name] for name in known}))
+        found[split] = tuple(sorted(numbers))
     return found
 
 

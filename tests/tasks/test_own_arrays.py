@@ -81,6 +81,11 @@ def test_classes_have_the_names_of_a_dataset_and_splits_may_say_them(train: list
     tasks = array_tasks(data, splits={"train": train}, way=2, shot=1, query=1)
     assert tasks.data.class_names == tuple(data.classes)
     assert dict(tasks.data.splits) == {"train": (0, 3)}
+    crossed = Named([str(CLASSES - 1 - number) for number in range(CLASSES)])
+    by_name = array_tasks(crossed, splits={"train": ["0", "3"]}, way=2, shot=1, query=1)
+    assert dict(by_name.data.splits) == {"train": (CLASSES - 4, CLASSES - 1)}
+    by_label = array_tasks(crossed, splits={"train": [0, 3]}, way=2, shot=1, query=1)
+    assert dict(by_label.data.splits) == {"train": (0, 3)}
     few = array_tasks(Named(["one", "two"]), splits={"train": [0, 3]}, way=2, shot=1, query=1)
     assert few.data.class_names == tuple(map(str, range(CLASSES)))  # it does not name them all
 
