@@ -269,7 +269,7 @@ def test_runs_that_cannot_be_divided_are_refused(settings: dict[str, Any], said:
     def run(ranks: ThreadRanks) -> None:
         given: Any = {"inner": {"steps": 1, "batch_size": 8}, "steps": 1}
         given |= {"progress": False, "hyper": "weight_decay", **settings}
-        ranks.made(partial(HyperTrainer, MLP((2,), 3, seed=0), blobs(), **given)).gradient(0)
+        ranks.made(lambda **own: HyperTrainer(MLP((2,), 3), blobs(), **given, **own)).gradient(0)
 
     with pytest.raises(SettingError, match=re.escape(said)):
         on_ranks(4, run)
@@ -280,9 +280,8 @@ def test_a_step_of_a_run_takes_few_messages(method: str, most: int) -> None:
     def run(ranks: ThreadRanks, steps: int) -> int:
         inner = {"steps": steps, "batch_size": 8}
         given: Any = {"hyper": "example_weights", "method": method, "progress": False}
-        trainer = ranks.made(
-            partial(HyperTrainer, MLP((2,), 3, seed=0), blobs(), inner=inner, **given)
-        )
+        given |= {"inner": inner}
+        trainer = ranks.made(lambda **own: HyperTrainer(MLP((2,), 3), blobs(), **given, **own))
         before = len(ranks.messages)
         trainer.gradient(0)
         return len(ranks.messages) - before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from metalearn.core.module.global_draws import layer_that_draws
 from metalearn.core.module.module_structure import attributes, comparable
 from metalearn.core.module.norms import without_noting
 from metalearn.core.module.private_copy import ModuleTemplate, PrivateCopy
@@ -208,18 +207,31 @@ def _refuse_new_layers(copied: PrivateCopy) -> None:
 
 def _refuse_draws(
     copied: PrivateCopy, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
-) -> None:
-    """Refuse the innermost layer that draws from torch's global random state, if one does."""
-    name = layer_that_draws(
-        copied.root, lambda: copied.run({n: t.clone() for n, t in tensors.items()}, args, kwargs)
-    )
-    if name is not None:
-        raise SettingError(
-            f"module[{name}]",
-            type(copied.root.get_submodule(name)).__name__,
-            "its forward pass draws from the global random state; use eval mode if it draws in "
-            "training alone, or metalearn.models.Dropout",
+) -> NoReturn:
+    """Refuse the innermost layer that draws from torch's global random state."""
+    found: list[str] = []
+    states: dict[str, Tensor] = {}
+
+    def watch(name: str, layer: nn.Module) -> None:
+        layer.register_forward_pre_hook(lambda *_: states.update({name: torch.get_rng_state()}))
+        layer.register_forward_hook(
+            lambda *_: (
+                found.append(name)
+                if name in states and not torch.equal(states[name], torch.get_rng_state())
+                else None
+            )
         )
+
+    for name, layer in copied.root.named_modules():
+        watch(name, layer)
+    copied.run({n: t.clone() for n, t in tensors.items()}, args, kwargs)
+    name = found[0] if found else ""
+    raise SettingError(
+        f"module[{name}]",
+        type(copied.root.get_submodule(name)).__name__,
+        "its forward pass draws from the global random state; use eval mode if it draws in "
+        "training alone, or metalearn.models.Dropout",
+    )
 
 
 def _concrete(value: Any) -> Any:
