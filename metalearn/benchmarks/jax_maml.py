@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.dlpack import from_dlpack
 
 from metalearn.benchmarks.workloads import Workload
+from metalearn.models import ResNet12
 
 __all__ = ["network", "prepare"]
 
@@ -70,11 +71,17 @@ def prepare(
 
 
 def network(module: nn.Module) -> Callable[[Any, Any], Any]:
-    """Its outputs, as a function of parameters by name and of inputs."""
+    """Its outputs, as a function of parameters by name and of inputs.
+
+    Raises:
+        NotImplementedError: parts that would be computed in another way than torch does.
+    """
     names = {layer: name for name, layer in module.named_modules()}
     for layer in names:
         if not layer._modules:
             _check(layer)
+        elif not _in_turn(layer) and list(layer._modules) != _RESIDUAL:
+            raise NotImplementedError(repr(layer))
 
     def forward(params: Any, x: Any) -> Any:
         owned: dict[str, dict[str, Any]] = {name: {} for name in names.values()}
@@ -84,6 +91,11 @@ def network(module: nn.Module) -> Callable[[Any, Any], Any]:
         return _outputs(module, lambda layer: owned[names[layer]], x)
 
     return forward
+
+
+def _in_turn(layer: nn.Module) -> bool:
+    """Whether its parts are called one after another."""
+    return isinstance(layer, ResNet12) or type(layer).forward is nn.Sequential.forward
 
 
 def _outputs(module: Any, own: Callable[[Any], Any], x: Any) -> Any:

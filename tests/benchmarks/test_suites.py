@@ -124,6 +124,7 @@ def test_a_step_in_jax_is_that_of_the_loop() -> None:
         nn.MaxPool2d((2, 2)),
         nn.Dropout(),
         type("Own", (nn.Linear,), {})(2, 2),
+        type("Skips", (nn.Sequential,), {"forward": lambda self, x: x + self[0](x)})(nn.ReLU()),
     ],
     ids=str,
 )

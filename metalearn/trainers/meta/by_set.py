@@ -16,7 +16,7 @@ from metalearn.percent import percent
 from metalearn.trainers.meta.scores import TaskScores, mean_interval
 from metalearn.types import Split, TaskDistribution
 
-__all__ = ["PartReport", "by_set"]
+__all__ = ["PartReport", "by_set", "with_half"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,12 @@ class PartReport:
         shown = self.loss if self.accuracy is None else self.accuracy
         mean, half = (f"{v:.4f}" if self.accuracy is None else percent(v) for v in shown.tolist())
         some = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
-        return f"  {some} of {name}: {mean} ± {half}"
+        return f"  {some} of {name}: {with_half(mean, half, self.tasks)}"
+
+
+def with_half(mean: str, half: str, tasks: int) -> str:
+    """A mean over tasks and its half-width in words; the one alone where no other tells of it."""
+    return f"{mean} ± {half}" if tasks > 1 else mean
 
 
 def by_set(

@@ -15,7 +15,7 @@ from torch import Tensor
 from metalearn.percent import decimals, percent
 from metalearn.reprs import counted
 from metalearn.trainers.meaning import of_adaptation
-from metalearn.trainers.meta.by_set import PartReport
+from metalearn.trainers.meta.by_set import PartReport, with_half
 from metalearn.trainers.meta.normalization import Normalization
 from metalearn.trainers.meta.scores import MemberScores, TaskScores, mean_interval
 from metalearn.trainers.meta.uncertainty import (
@@ -91,16 +91,15 @@ class TestReport:
         score, values = self._score
         title = f"{name}: {score} on {counted(self.tasks, 'task')}, "
         title += "mean ± 95 % interval" if self.tasks > 1 else "which has no interval"
-        shown = [f"{_four(mean)} ± {_four(half)}" for mean, half in values.T.tolist()]
+        ends = [(_four(mean), _four(half)) for mean, half in values.T.tolist()]
         if score == "accuracy":
-            shown = [f"{percent(mean):>7} ± {percent(half)}" for mean, half in values.T.tolist()]
-        if self.tasks == 1:
-            shown = [row.partition(" ±")[0] for row in shown]
+            ends = [(f"{percent(mean):>7}", percent(half)) for mean, half in values.T.tolist()]
+        shown = [with_half(mean, half, self.tasks) for mean, half in ends]
         if len(shown) == 1:
             lines = [title, f"  {shown[0].strip()}"]
         else:
-            ends = [" " if k == 1 else "s" for k in range(len(shown))]
-            steps = [f"  after {k} inner step{end}" for k, end in enumerate(ends)]
+            plural = [" " if k == 1 else "s" for k in range(len(shown))]
+            steps = [f"  after {k} inner step{end}" for k, end in enumerate(plural)]
             lines = [title, *(f"{step}  {row}" for step, row in zip(steps, shown))]
         if self.normalization is not None:
             lines.insert(1, f"  normalisation: {self.normalization}")
@@ -127,10 +126,13 @@ class TestReport:
         """Calibration and risk, in words."""
         if self.calibration is None or self.risk_coverage is None:
             return []
-        (error, about), (area, near) = self.calibration.tolist(), self.risk_coverage.tolist()
+        error, area = (
+            with_half(_four(float(mean)), _four(float(half)), self.tasks)
+            for mean, half in (self.calibration, self.risk_coverage)
+        )
         return [
-            f"  calibration error over a task's queries: {_four(error)} ± {_four(about)}",
-            f"  area under their risk–coverage curve: {_four(area)} ± {_four(near)}",
+            f"  calibration error over a task's queries: {error}",
+            f"  area under their risk–coverage curve: {area}",
         ]
 
     def _headline(self, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from metalearn.trainers.meta.by_set import PartReport
 from metalearn.trainers.meta.reports import TestReport as Report
 
 LOSSES = torch.tensor([[2.0, 1.5, 12.0], [0.25, 0.5, 0.0]])
@@ -41,7 +42,16 @@ def test_without_inner_steps_there_is_one_line(accurate: bool, row: str) -> None
 
 @pytest.mark.parametrize(("accurate", "row"), [(False, "2.0000"), (True, "12.5 %")])
 def test_one_task_has_no_interval(accurate: bool, row: str) -> None:
-    report = Report(1, LOSSES, LOSSES / 16 if accurate else None)
+    alone = torch.tensor([0.25, 0.0])
+    parts = {"letters": PartReport(1, alone, None)}
+    report = Report(
+        1,
+        LOSSES,
+        LOSSES / 16 if accurate else None,
+        calibration=alone,
+        risk_coverage=alone,
+        by_set=parts,
+    )
     title, first, *_ = report.lines("test")
     assert title.endswith("on 1 task, which has no interval")
     assert first.startswith("  after 0 inner steps") and first.endswith(row)
