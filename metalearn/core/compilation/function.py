@@ -145,9 +145,14 @@ class CompiledFunction:
             return None
         if not self._holds(args):
             return None
+        return filled(self._trace.outputs, self.run_leaves(leaves(args)))
+
+    def run_leaves(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The same of leaves, which are known to be those of arguments like its own."""
+        assert self._trace is not None and self._run is not None
         with torch.no_grad():
-            found = self._run(*leaves(args), *self._trace.captured)
-        return filled(self._trace.outputs, found)
+            found: Sequence[Tensor] = self._run(*values, *self._trace.captured)
+        return found
 
     def trace(self, *args: Any) -> Trace:
         """The graph for arguments like these, traced once.

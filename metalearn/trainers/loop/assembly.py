@@ -16,6 +16,7 @@ from metalearn.trainers.diagnostics import DiagnosticRunner
 from metalearn.trainers.loop.average import WeightAverage
 from metalearn.trainers.loop.callbacks import Diagnostics
 from metalearn.trainers.loop.compiled_part import CompiledPart
+from metalearn.trainers.loop.compiled_update import CompiledUpdate
 from metalearn.trainers.loop.gradient import TYPES
 from metalearn.trainers.loop.loop import Loop
 from metalearn.trainers.loop.outer_optimizer import (
@@ -26,7 +27,7 @@ from metalearn.trainers.loop.outer_optimizer import (
 )
 from metalearn.trainers.loop.precision import GradientError
 from metalearn.trainers.loop.protocols import Callback, Evaluator, Objective
-from metalearn.trainers.loop.settings import Compile, LoopSettings
+from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.members.population import Population
 from metalearn.trainers.members.update import MemberUpdate
 
@@ -125,7 +126,7 @@ def assemble(
     every = every if average is None else (*every, average)
     if settings.precision in TYPES:
         every = (*every, GradientError(TYPES[settings.precision], population.rows))
-    every = (*every, CompiledPart(_compiled(settings, ranks or OneRank())))  # the last
+    every = (*every, *_compiling(settings, ranks or OneRank()))  # the last
     parts: Any = {
         "update": update, "population": population, "settings": settings, "beside": beside,
         "average": average,
@@ -133,8 +134,10 @@ def assemble(
     return Loop(module, objective, evaluator, callbacks=every, ranks=ranks, **parts, **rest)
 
 
-def _compiled(settings: LoopSettings, ranks: Ranks) -> Compile:
-    """Whether steps are compiled: nothing is timed where all is to be the same each time.
+def _compiling(settings: LoopSettings, ranks: Ranks) -> tuple[Callback, ...]:
+    """What compiles the gradient and the update of a step, where that is wanted.
+
+    Nothing is timed where all is to be the same each time.
 
     Raises:
         SettingError: it was asked for with several ranks, whose parts differ in size.
@@ -143,4 +146,6 @@ def _compiled(settings: LoopSettings, ranks: Ranks) -> Compile:
         accepted = f"auto or never is needed with {ranks.count} ranks, whose steps are not compiled"
         raise SettingError("compile", "always", accepted)
     quiet = settings.deterministic or ranks.count > 1
-    return "never" if quiet and settings.compile == "auto" else settings.compile
+    never = quiet and settings.compile == "auto"
+    gradient = CompiledPart("never" if never else settings.compile)
+    return gradient, CompiledUpdate(gradient)

@@ -50,6 +50,11 @@ class Offer:
         """Whether the run becomes shorter by some seconds."""
         return self.saved - self.compiling >= _LEAST_GAIN and self.compiling <= _LONGEST
 
+    @property
+    def pays_too(self) -> bool:
+        """Whether the run becomes no longer, where other graphs are compiled anyway."""
+        return self.saved >= self.compiling and self.compiling <= _LONGEST
+
     def __str__(self) -> str:
         about = "as before" if self.known else "an estimate"
         return (
@@ -64,12 +69,18 @@ def worth_a_look(seconds: float, calls: int) -> bool:
 
 
 def offer_of(
-    function: CompiledFunction, args: Sequence[object], seconds: float, calls: int
+    function: CompiledFunction,
+    args: Sequence[object],
+    seconds: float,
+    calls: int,
+    *,
+    each: float = _SECONDS_PER_OPERATION,
 ) -> Offer:
     """The offer for a function that takes so many seconds as it is, and is called so many times.
 
     Compiled, it takes what its graph takes operation by operation less what small operations cost
-    by themselves, and at least a tenth: measured here, once.
+    by themselves, and at least a tenth: measured here, once. Where compiling it is new, it is taken
+    to last ``each`` seconds for an operation.
 
     Raises:
         CompilationError: the function cannot be traced.
@@ -78,7 +89,7 @@ def offer_of(
     graph = trace.seconds(args)
     left = max(graph - _SHARE * _of_a_small_operation() * trace.operations, _BEST * graph)
     known = function.expected_seconds(*args)
-    compiling = _SECONDS_PER_OPERATION * trace.operations if known is None else known
+    compiling = each * trace.operations if known is None else known
     return Offer(trace.operations, compiling, known is not None, max(seconds - left, 0) * calls)
 
 

@@ -13,9 +13,10 @@ from torch import nn
 
 from metalearn.core.compilation import CompiledFunction
 from metalearn.core.module.private_copy import ModuleTemplate
+from metalearn.errors import CompilationError, SettingError, StorageError
 from metalearn.trainers.loop.pure_calls import digest_of, held, same_call
 
-__all__ = ["CompiledCall", "Course"]
+__all__ = ["CompiledCall", "Course", "said"]
 
 _AT_FIRST, _EVERY = 8, 512  # a call that is not compiled costs ten others of a small network
 _GOLDEN = 2654435769  # 2³² over the golden ratio: multiples are spread evenly, by any stride
@@ -88,3 +89,11 @@ class Course:
         """For a checkpoint."""
         kept = {name: value for name, value in vars(self).items() if name != "before"}
         return {**kept, "last": self.name_of_last()}
+
+
+def said(error: Exception) -> str:
+    """Why, in a line."""
+    if isinstance(error, CompilationError | SettingError | StorageError):
+        return str(error)
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"

@@ -19,10 +19,10 @@ from metalearn.core.compilation import CompiledFunction, Compiler, check_agreeme
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.precision import network_type
 from metalearn.core.tree import leaves
-from metalearn.errors import CompilationError, SettingError, StorageError
+from metalearn.errors import CompilationError, SettingError
 from metalearn.schema import Kind, flag, mapping, maybe, text, whole
 from metalearn.trainers.loop.compile_cost import Offer, offer_of, seconds_of, worth_a_look
-from metalearn.trainers.loop.compile_course import CompiledCall, Course
+from metalearn.trainers.loop.compile_course import CompiledCall, Course, said
 from metalearn.trainers.loop.protocols import Callback, Training
 from metalearn.trainers.loop.pure_calls import Compilable, held, same_call
 from metalearn.trainers.loop.settings import Compile
@@ -59,21 +59,29 @@ class CompiledPart(Callback):
     Args:
         wanted: see `metalearn.trainers.loop.settings.Compile`.
         compiler: see `metalearn.core.compilation.Compiler`.
+
+    Attributes:
+        code: what is compiled now.
     """
 
     def __init__(self, wanted: Compile, *, compiler: Compiler = "inductor") -> None:
         self.wanted, self._compiler, self._began = wanted, compiler, 0
-        self._code: CompiledCall | None = None
+        self.code: CompiledCall | None = None
         self._seconds = math.inf
         self._kept = Course(over=wanted == "never")  # after the last step that was taken
         self._now = copy(self._kept)
+
+    @property
+    def course(self) -> Course:
+        """What was decided so far."""
+        return self._now
 
     @contextmanager
     def during(self, loop: Training) -> Iterator[None]:
         """The objective's pure calls come here, as long as the training goes on."""
         self._now = copy(self._kept)  # a step that was broken off has left no trace
-        if self._code is not None and self._code.graph != self._now.graph:
-            self._code = None
+        if self.code is not None and self.code.graph != self._now.graph:
+            self.code = None
         objective = cast(Compilable, loop.objective)
         before = getattr(objective, "pure", None)
         if before is None or (self._now.over and not self._now.graph):
@@ -108,7 +116,7 @@ class CompiledPart(Callback):
         found = self._compiled(function, trees)
         if found is not None:
             return self._held(found, function, trees)
-        waits = bool(self._now.graph) and self._code is None
+        waits = bool(self._now.graph) and self.code is None
         if self._now.over and not waits:
             return function(*trees)
         again = self._note(function, trees)
@@ -158,7 +166,7 @@ class CompiledPart(Callback):
         """Begin anew."""
         self._kept = Course(over=self.wanted == "never")
         self._now = copy(self._kept)
-        self._code, self._seconds = None, math.inf
+        self.code, self._seconds = None, math.inf
 
     @property
     def _due(self) -> int:
@@ -203,14 +211,9 @@ class CompiledPart(Callback):
             now.name = now.name if now.graph else now.name_of_last()
             log.info("steps are not compiled, as that does not pay: %s", offer)
             return
-        self._save_before(offer)
-        try:
-            code.compile(*trees, wanted=found)
-            self._code = CompiledCall(code, self._loop.module, code.digest(*trees))
-        except Exception as error:
-            return self._failed(error)
-        log.info("compiled in %.1f s", code.seconds)
-        now.graph, now.name, now.calls = self._code.graph, now.name_of_last(), 0
+        self._make(code, trees, found, offer)
+        if self.code is not None:
+            now.graph, now.name, now.calls = self.code.graph, now.name_of_last(), 0
 
     def _restore(self, function: Callable[..., Any], trees: Any) -> None:
         """Compile what was compiled before an interruption."""
@@ -222,20 +225,20 @@ class CompiledPart(Callback):
                 raise CompilationError("it takes other operations now")
         except Exception as error:
             return self._failed(error)
-        self._save_before(offer)
-        try:
-            code.compile(*trees, wanted=wanted)
-            self._code = CompiledCall(code, self._loop.module, self._now.graph)
-        except Exception as error:
-            return self._failed(error)
-        log.info("compiled in %.1f s", code.seconds)
+        self._make(code, trees, wanted, offer)
 
-    def _save_before(self, offer: Offer) -> None:
-        """What there is to lose is saved before a compilation, which no signal ends."""
+    def _make(self, code: CompiledFunction, trees: Any, wanted: Any, offer: Offer) -> None:
+        """Compile; what there is to lose is saved before, as no signal ends a compilation."""
         self._loop.stop.check()
         if offer.compiling > _PATIENCE:
             self._loop.save("last")
         log.info("compiling the gradient of a step: %s", offer)
+        try:
+            code.compile(*trees, wanted=wanted)
+        except Exception as error:
+            return self._failed(error)
+        self.code = CompiledCall(code, self._loop.module, code.digest(*trees))
+        log.info("compiled in %.1f s", code.seconds)
 
     def _failed(self, error: Exception) -> None:
         """Go on without, unless a person asked for it and training is about to begin.
@@ -244,11 +247,11 @@ class CompiledPart(Callback):
             SettingError: that.
         """
         self._loop.stop.check()  # which may have been what the compiler died of
-        asked, reason = self.wanted == "always", _said(error)
+        asked, reason = self.wanted == "always", said(error)
         if asked and self._loop.step == self._began:
             accepted = f"auto or never is needed: {reason}"
             raise SettingError("compile", "always", accepted) from error
-        if self._now.graph and self._code is None:
+        if self._now.graph and self.code is None:
             self._leave(f"the run goes on otherwise than before the interruption: {reason}")
             return
         self._now.over = self._now.failed = True
@@ -256,12 +259,12 @@ class CompiledPart(Callback):
 
     def _compiled(self, function: Callable[..., Any], trees: Any) -> Any:
         """What compiled code gives for such a call; None where there is none that holds."""
-        if self._code is None:
+        if self.code is None:
             return None
         try:
-            return self._code(function, trees)
+            return self.code(function, trees)
         except Exception as error:  # for lack of memory, say, that the function does not need
-            reason = _said(error)
+            reason = said(error)
         self._leave(f"compiled code fails ({reason}); {_FROM_HERE}")
         return None
 
@@ -287,14 +290,6 @@ class CompiledPart(Callback):
 
     def _leave(self, reason: str) -> None:
         """Take all further steps as they are."""
-        self._code = None
+        self.code = None
         self._now.graph, self._now.over, self._now.failed = "", True, True
         log.warning("step %d: %s", self._loop.step, reason)
-
-
-def _said(error: Exception) -> str:
-    """Why, in a line."""
-    if isinstance(error, CompilationError | SettingError | StorageError):
-        return str(error)
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"

@@ -27,8 +27,9 @@ from metalearn.trainers.loop.protocols import Average, Callback, Evaluator, Obje
 from metalearn.trainers.loop.result import FitResult, fit_result
 from metalearn.trainers.loop.settings import LoopSettings
 from metalearn.trainers.loop.shared_members import divided, mean_gradient, prepare
-from metalearn.trainers.loop.step import StepGradient, like_layout
+from metalearn.trainers.loop.step import Proposal, Proposes, StepGradient
 from metalearn.trainers.loop.stop_signal import Stopped, StopSignal
+from metalearn.trainers.loop.updating import make_update
 from metalearn.trainers.loop.validation import validate
 from metalearn.trainers.members.not_finite import Ending
 from metalearn.trainers.members.population import Population
@@ -107,6 +108,7 @@ class Loop:
         self.validation_due = True
         self._shown: dict[str, float] = {}
         self._unused: frozenset[str] | None = None
+        self.proposed: Proposes | None = None
         self.shared = divided(self)
 
     @property
@@ -224,10 +226,11 @@ class Loop:
         with clock.paused():
             for callback in self.callbacks:
                 callback.after_gradient(self, batch, gradient.grads)
-        grads, loss, norm = self._clip(gradient)
+        factor = self.set_rates(step)
+        grads, loss, norm, proposal = self._clip(gradient)
         with clock.paused():
             records = self._records(batch, gradient) if due else {}
-        factor = self._apply(grads, gradient.buffers)
+        make_update(self, grads, gradient.buffers, factor, proposal)
         clock.count(gradient.count if gradient.processed is None else gradient.processed)
         for name, label in _IN_BAR.items():
             if name in records:
@@ -248,8 +251,12 @@ class Loop:
             self.tracker.scalars(self.step, numbers)
             clock.restart()
 
-    def _clip(self, gradient: StepGradient) -> tuple[Mapping[str, Tensor], float, float]:
+    def _clip(
+        self, gradient: StepGradient
+    ) -> tuple[Mapping[str, Tensor], float, float, Proposal | None]:
         """Clipped gradients, loss and norm, of the parameters that have a part in the loss.
+
+        Last their update, if compiled code has computed it.
 
         Raises:
             NonFiniteError: training cannot go on.
@@ -261,33 +268,22 @@ class Loop:
             for name in self.params
             if name in gradient.grads and name not in self._unused
         }
+        found = None if self.proposed is None else self.proposed(grads, gradient.losses)
         try:
-            return self.population.clip_and_check(
-                grads, gradient.losses, step=self.step, suspects=gradient.suspects
+            clipped, loss, norm = self.population.clip_and_check(
+                grads,
+                gradient.losses,
+                step=self.step,
+                suspects=gradient.suspects,
+                known=None if found is None else (found.grads, found.read),
             )
         except Ending as ending:
             self._end(ending)
+        return clipped, loss, norm, found if found and clipped is found.grads else None
 
     def _records(self, batch: Any, gradient: StepGradient) -> dict[str, float]:
         scalars = {name: float(value) for name, value in gradient.scalars.items()}
         return scalars | dict(self.objective.records(batch, gradient, step=self.step))
-
-    def _apply(self, grads: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> float:
-        """Change the module, and count the step: together or not at all. The schedule's factor."""
-        own = dict(self.module.named_buffers()) if buffers else {}
-        for name, parameter in self.parameters.items():
-            grad = grads.get(name)  # none of a stack that is not trained any more
-            parameter.grad = None if grad is None else like_layout(grad, parameter)
-        factor = self.set_rates(self.step)
-        with self.stop.whole():
-            self.update(self.population.stepped, factor)
-            for name, value in buffers.items():
-                own[name].copy_(value)
-            for callback in self.callbacks:
-                callback.after_update(self)
-            self.step += 1
-            self.checkpoints.unsaved = True
-        return factor
 
     def _end(self, ending: Ending) -> NoReturn:
         """Keep what there is to keep, and raise NonFiniteError."""

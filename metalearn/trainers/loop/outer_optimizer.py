@@ -46,6 +46,14 @@ class OuterUpdate(Protocol):
         ``factor`` is that of the schedule; the optimiser's rates are set to it already.
         """
 
+    def decayed(
+        self, value: Tensor, grad: Tensor, rate: Tensor, active: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Parameters and gradients ``[M, ...]`` that the optimiser is given, at its rate."""
+
+    def moved(self, old: Tensor, new: Tensor, active: Tensor) -> Tensor:
+        """Parameters ``[M, ...]`` after a step that would take them from old to new."""
+
 
 class ModuleUpdate:
     """The step of a torch optimiser over a whole module."""
@@ -57,6 +65,16 @@ class ModuleUpdate:
     def __call__(self, active: Tensor, factor: float) -> None:
         """Take the step."""
         self.optimizer.step()
+
+    def decayed(
+        self, value: Tensor, grad: Tensor, rate: Tensor, active: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both as they are."""
+        return value, grad
+
+    def moved(self, old: Tensor, new: Tensor, active: Tensor) -> Tensor:
+        """The new."""
+        return new
 
 
 def make_optimizer(

@@ -20,7 +20,7 @@ from metalearn.tracking import Tracker
 from metalearn.trainers.loop.clock import Clock, Spent
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
 from metalearn.trainers.loop.settings import LoopSettings
-from metalearn.trainers.loop.step import StepGradient
+from metalearn.trainers.loop.step import Proposes, StepGradient
 from metalearn.trainers.loop.stop_signal import StopSignal
 from metalearn.trainers.members.population import Population
 from metalearn.types import Params
@@ -191,6 +191,8 @@ class Training(Protocol):
     """Time in training and validation."""
     clock: Clock
     """Of the speed that is shown, paused in what is no training."""
+    proposed: Proposes | None
+    """Computes a step's update ahead of it, by compiled code; None where each is made as it is."""
     validation_due: bool
     """Whether a validation comes before the next step."""
 

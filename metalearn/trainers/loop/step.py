@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-__all__ = ["StepGradient", "added", "finish", "like_layout"]
+__all__ = ["Proposal", "Proposes", "StepGradient", "added", "finish", "like_layout"]
 
 
 def _nothing_known() -> str:
@@ -55,6 +55,29 @@ class StepGradient:
     """Tasks or samples for the record of speed, those of every member counted; None is count."""
     suspects: Callable[[], str] = _nothing_known
     """Names the tasks or samples behind a value that is not finite."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An update that has been computed, and not been made."""
+
+    read: Tensor
+    """``[2, M]``: norms of the gradients before clipping, and losses."""
+    grads: Mapping[str, Tensor]
+    """Clipped."""
+    places: list[Tensor]
+    values: list[Tensor]
+    """What comes to stand in these places."""
+
+    def make(self) -> None:
+        """Make it."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.places, self.values)
+
+
+Proposes = Callable[[Mapping[str, Tensor], Tensor], Proposal | None]
+"""Of gradients, means over the batch before clipping, and losses ``[M]``; None where their update
+is to be made as it is."""
 
 
 def added(one: StepGradient, other: StepGradient) -> StepGradient:

@@ -14,7 +14,7 @@ from metalearn.trainers.loop.layers import by_layer
 from metalearn.trainers.loop.protocols import Evaluation, Training
 from metalearn.trainers.loop.unvalidated import Unvalidated
 
-__all__ = ["validate"]
+__all__ = ["Validated", "validate"]
 
 log = logging.getLogger(__name__)
 

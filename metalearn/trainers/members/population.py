@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metalearn.models import Ensemble
 from metalearn.schema import Kind, choice, like, map_of, mapping, text
 from metalearn.trainers.members.not_finite import FreezeMember, NotFinitePolicy, RaiseError
-from metalearn.trainers.members.rows import rows_of
+from metalearn.trainers.members.rows import above, rows_of
 from metalearn.trainers.members.standing import Standing
 from metalearn.trainers.members.trained import trained_parameters, trained_state
 
@@ -97,6 +97,7 @@ class Population:
         *,
         step: int,
         suspects: Callable[[], str],
+        known: tuple[Mapping[str, Tensor], Tensor] | None = None,
     ) -> Accepted:
         """Clip each network's gradient, and look whether all is finite.
 
@@ -105,23 +106,27 @@ class Population:
             losses: ``[M]``.
             step: counted from 0.
             suspects: names the tasks or samples behind a value that is not finite.
+            known: the gradients as they are clipped, and norms before that above the losses
+                ``[2, M]``, where all this is computed; if it is finite it is given back.
 
         Raises:
             Ending: training cannot go on.
         """
-        self.norms, read = self._read(self.rows.norms(grads).detach(), losses.detach())
-        norms, known = self.norms.tolist(), read.tolist()
-        lost = {
-            index: f"loss {known[index]:g} and gradient norm {norms[index]:g}"
-            for index in self._standing().trained
-            if not (math.isfinite(known[index]) and math.isfinite(norms[index]))
-        }
+        both = above(self.rows.norms(grads), losses) if known is None else known[1]
+        read = both.cpu()  # one copy, as it waits for what a device has to do
+        stacked = isinstance(self.module, Ensemble)
+        self.norms = (
+            read[0].double() if stacked else read[0].to(next(iter(grads.values()), read).dtype)
+        )
+        norms, values = self.norms.tolist(), read[1].tolist()
+        standing = self._standing()
+        lost = standing.lost(values, norms)
+        if lost and known is not None:  # what was computed elsewhere ends nothing
+            return self.clip_and_check(grads, losses, step=step, suspects=suspects)
         self._not_finite(lost, step, suspects)
-        trained, clipped = self._standing().trained, self._clipped(grads, norms)
-        if not trained:
-            return clipped, math.nan, math.nan
-        middle = sorted(norms[index] for index in trained)[(len(trained) - 1) // 2]
-        return clipped, sum(known[index] for index in trained) / len(trained), middle
+        standing = self._standing() if lost else standing
+        clipped = self._clipped(grads, norms, standing) if known is None else known[0]
+        return clipped, *standing.shown(values, norms)
 
     def check_parameters(self, step: int) -> None:
         """Look whether all parameters are finite after ``step`` steps.
@@ -254,17 +259,12 @@ class Population:
         stale = 0 if isinstance(self.module, Ensemble) else int(self.stale[0])
         return {"best_step": self.best_step, "best_value": self.best_value, "stale": stale}
 
-    def _read(self, norms: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Both ``[M]`` on the processor, by one copy, as it waits for what a device has to do."""
-        kind = torch.promote_types(norms.dtype, losses.dtype)
-        both = torch.stack([norms.to(kind), losses.to(norms.device, kind)]).cpu()
-        own = torch.float64 if isinstance(self.module, Ensemble) else norms.dtype
-        return both[0].to(own), both[1]
-
-    def _clipped(self, grads: Mapping[str, Tensor], norms: Sequence[float]) -> Mapping[str, Tensor]:
+    def _clipped(
+        self, grads: Mapping[str, Tensor], norms: Sequence[float], standing: Standing
+    ) -> Mapping[str, Tensor]:
         """Gradients of what is trained, each network's scaled to the limit."""
         below = self.clip is None or max(norms) < _SURELY_BELOW * self.clip
-        if below and self._standing().whole:
+        if below and standing.whole:
             return grads
         factors = torch.ones_like(self.norms)
         if self.clip is not None:

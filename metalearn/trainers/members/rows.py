@@ -5,7 +5,7 @@ Axes: M members, or 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -15,7 +15,7 @@ from metalearn.core.tree import is_finite
 from metalearn.models import Ensemble, Stack
 from metalearn.trainers.members.trained import LEARNT, trained_parameters
 
-__all__ = ["OneNetwork", "Rows", "StackedMembers", "rows_of"]
+__all__ = ["OneNetwork", "Rows", "StackedMembers", "above", "rows_of"]
 
 State = Mapping[str, Tensor]
 
@@ -25,6 +25,12 @@ class Rows(Protocol):
 
     count: int
     """M."""
+
+    def in_rows(self, names: Sequence[str]) -> int | None:
+        """M, where the first axis of each of these parameters is that of all networks in order.
+
+        One network is one row of all its numbers, whatever its axes. None for other members.
+        """
 
     def norms(self, grads: State) -> Tensor:
         """``[M]``: norm of each network's gradients, all parameters together, where these are."""
@@ -46,6 +52,10 @@ class OneNetwork:
 
     def __init__(self, module: nn.Module, beside: nn.Module | None = None) -> None:
         self.module, self.beside = module, beside
+
+    def in_rows(self, names: Sequence[str]) -> int | None:
+        """One."""
+        return self.count
 
     def norms(self, grads: State) -> Tensor:
         """``[1]``: the norm over all gradients."""
@@ -93,6 +103,12 @@ class StackedMembers:
             names = [name for name in values if _in(name, prefix)]
             if names:
                 yield names, members
+
+    def in_rows(self, names: Sequence[str]) -> int | None:
+        """M, where one stack has all members."""
+        every = len(self._stacks) == 1 and self._stacks[0][2].tolist() == list(range(self.count))
+        prefixes = tuple(prefix for prefix, _, _ in self._all)
+        return self.count if every and all(n.startswith(prefixes) for n in names) else None
 
     def norms(self, grads: State) -> Tensor:
         """``[M]``: norm of each member's gradients; 0 of those that have none."""
@@ -148,6 +164,12 @@ def rows_of(module: nn.Module, beside: nn.Module | None = None) -> Rows:
     if isinstance(module, Ensemble):
         return StackedMembers(module, beside)
     return OneNetwork(module, beside)
+
+
+def above(norms: Tensor, losses: Tensor) -> Tensor:
+    """Norms above losses ``[2, M]``, so that both are read at once, where the norms are."""
+    kind = torch.promote_types(norms.dtype, losses.dtype)
+    return torch.stack([norms.detach().to(kind), losses.detach().to(norms.device, kind)])
 
 
 def _in(name: str, prefix: str) -> bool:

@@ -5,6 +5,9 @@ Axes: M members, or 1.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from torch import Tensor
 
 __all__ = ["Standing"]
@@ -32,6 +35,21 @@ class Standing:
         self.whole = len(self.trained) == int(own.sum())
         self.stepped = active | ~own
         self.over = not bool(self.stepped.any())
+
+    def lost(self, losses: Sequence[float], norms: Sequence[float]) -> dict[int, str]:
+        """Those trained whose loss or norm ``[M]`` is not finite, with both in words."""
+        return {
+            index: f"loss {losses[index]:g} and gradient norm {norms[index]:g}"
+            for index in self.trained
+            if not (math.isfinite(losses[index]) and math.isfinite(norms[index]))
+        }
+
+    def shown(self, losses: Sequence[float], norms: Sequence[float]) -> tuple[float, float]:
+        """Mean loss and median norm of those trained; NaN where none is."""
+        if not self.trained:
+            return math.nan, math.nan
+        middle = sorted(norms[index] for index in self.trained)[(len(self.trained) - 1) // 2]
+        return sum(losses[index] for index in self.trained) / len(self.trained), middle
 
     def holds(self, active: Tensor, own: Tensor) -> bool:
         """Whether nothing has changed."""

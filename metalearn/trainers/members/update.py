@@ -78,25 +78,42 @@ class MemberUpdate:
             self.optimizer.param_groups[0]["lr"] = self.base * factor
         whole = bool(active.all()) and bool((self.scale == 1).all())
         with torch.no_grad():
-            if self.decays is not None:
-                self._decay(active, factor)
+            for rows, parameter in self._stacked() if self.decays is not None else []:
+                assert parameter.grad is not None
+                rates = self.rates[rows] * factor
+                value, grad = self._decayed(parameter, parameter.grad, rates, active[rows], rows)
+                parameter.copy_(value)
+                parameter.grad.copy_(grad)
             every = {} if whole else trained_parameters(self.ensemble, self.beside)
             before = {p: p.detach().clone() for p in every.values()}
             self.optimizer.step()
             for rows, parameter in self._stacked() if before else []:
                 old = before[parameter]
-                scale = _column(self.scale[rows], old)
-                moved = torch.where(scale == 1, parameter, torch.lerp(old, parameter, scale))
-                parameter.copy_(torch.where(_column(active[rows], old), moved, old))
+                parameter.copy_(_moved(old, parameter, self.scale[rows], active[rows]))
 
-    def _decay(self, active: Tensor, factor: float) -> None:
-        assert self.decays is not None
-        for rows, parameter in self._stacked():
-            decay = self.decays[rows] * active[rows]
-            if self.decoupled:
-                parameter.mul_(_column(1 - self.rates[rows] * factor * decay, parameter))
-            elif parameter.grad is not None:
-                parameter.grad.addcmul_(_column(decay, parameter), parameter)
+    def decayed(
+        self, value: Tensor, grad: Tensor, rate: Tensor, active: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """With each member's own weight decay, where members have one.
+
+        Both are ``[M, ...]`` of all members in their order; ``rate`` is η of now.
+        """
+        return self._decayed(value, grad, self.scale.to(rate) * rate, active, slice(None))
+
+    def moved(self, old: Tensor, new: Tensor, active: Tensor) -> Tensor:
+        """Each member's share of the step, ``[M, ...]``, of all members in their order."""
+        return _moved(old, new, self.scale, active)
+
+    def _decayed(
+        self, value: Tensor, grad: Tensor, rates: Tensor, active: Tensor, rows: Tensor | slice
+    ) -> tuple[Tensor, Tensor]:
+        """What is given to the optimiser; ``rates`` η_m and ``active`` are of the rows alone."""
+        if self.decays is None:
+            return value, grad
+        decay = self.decays[rows].to(rates) * active
+        if self.decoupled:
+            return value * _column(1 - rates * decay, value), grad
+        return value, torch.addcmul(grad, _column(decay, value), value)
 
     def _stacked(self) -> list[tuple[Tensor, torch.nn.Parameter]]:
         """Parameters with a gradient, and which members their rows are."""
@@ -111,6 +128,13 @@ class MemberUpdate:
             for parameter in module.parameters()
             if parameter.grad is not None
         ]
+
+
+def _moved(old: Tensor, new: Tensor, scale: Tensor, active: Tensor) -> Tensor:
+    """Parameters ``[m, ...]`` of these members after a step of the largest rate."""
+    scale = _column(scale, old)
+    moved = torch.where(scale == 1, new, torch.lerp(old, new, scale))
+    return torch.where(_column(active, old), moved, old)
 
 
 def check_elementwise(optimizer: torch.optim.Optimizer) -> None:

@@ -26,6 +26,8 @@ from metalearn.tasks import SinusoidTasks
 from metalearn.trainers import MAML, EnsembleTrainer, MetaLearner, MetaTrainer, PerSampleTrainer
 from metalearn.trainers.loop import assembly, compile_cost, compiled_part
 from metalearn.trainers.loop.compiled_part import CompiledPart
+from metalearn.trainers.loop.compiled_update import CompiledUpdate
+from metalearn.trainers.loop.flat_update import FlatUpdate
 from metalearn.trainers.loop.protocols import Callback
 from metalearn.trainers.loop.pure_calls import as_it_is, held, keyed, same_call
 from metalearn.trainers.loop.stop_signal import Stopped
@@ -42,7 +44,8 @@ OFTEN = ["waves", "waves_first_order", "waves_learnt_members", "ensemble", "per_
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "CompiledPart", partial(CompiledPart, compiler="aot_eager"))
+    for kind in (CompiledPart, CompiledUpdate):
+        monkeypatch.setattr(assembly, kind.__name__, partial(kind, compiler="aot_eager"))
 
 
 @pytest.fixture(name="runs")
@@ -446,9 +449,13 @@ def test_a_call_of_another_kind_does_not_take_the_place_of_the_compiled_one(
     """While weights of losses move, no step is traced to see whether it is the one."""
     traces: list[int] = []
     trace = CompiledFunction.trace
-    monkeypatch.setattr(
-        CompiledFunction, "trace", lambda self, *args: (traces.append(1), trace(self, *args))[1]
-    )
+
+    def noted(self: CompiledFunction, *args: Any) -> Any:
+        if not isinstance(getattr(self.function, "__self__", None), FlatUpdate):
+            traces.append(1)
+        return trace(self, *args)
+
+    monkeypatch.setattr(CompiledFunction, "trace", noted)
     made = mamlpp(multi_step_steps=100)
     made(folder=tmp_path, compile="always", checkpoint_every=10).fit()
     again = made(folder=tmp_path, compile="always")

@@ -1,0 +1,212 @@
+"""Clipping and the step of the outer optimiser as one function of tensors, so that it may compile.
+
+The parameters of a group of the optimiser lie in rows, one of each network, and so do their
+gradients and what the optimiser keeps of them: a few operations for all, whatever their number.
+
+Axes: M networks; K numbers of a network in a group.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core.float64 import has_float64
+from metalearn.errors import CompilationError
+from metalearn.models import Ensemble
+from metalearn.trainers.loop.flat_groups import (
+    Group,
+    check_kinds,
+    check_optimizer,
+    group_of,
+    is_kept,
+    options_of,
+    places_of,
+)
+from metalearn.trainers.loop.outer_optimizer import OuterUpdate
+from metalearn.trainers.members.population import Population
+from metalearn.trainers.members.rows import above
+from metalearn.trainers.members.trained import trained_parameters
+
+__all__ = ["FlatUpdate", "agrees"]
+
+_ROUNDING = 8.0
+"""Steps of the type, by which a parameter may differ beside a share of its own step."""
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
+
+
+class FlatUpdate:
+    """What a step does after the gradient, for the same parameters and options each time.
+
+    ``function`` takes gradients, losses ``[M]``, a learning rate for each group, which networks are
+    trained ``[M]``, and then the tensors that change: parameters, and what the optimiser keeps. It
+    gives the norms before clipping above the losses ``[2, M]``, the clipped gradients, and new
+    values of what changes; it writes to nothing.
+
+    Args:
+        update: the step; its optimiser has kept something of each parameter already.
+        population: which networks are clipped at which norm.
+        params: those that are trained, by name.
+        grads: of a step, by name; one without some of these, or with others, is another.
+
+    Raises:
+        CompilationError: this update cannot be written so.
+    """
+
+    def __init__(
+        self,
+        update: OuterUpdate,
+        population: Population,
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+    ) -> None:
+        rows = population.rows.in_rows(list(grads))
+        if rows is None:
+            raise CompilationError("members of several kinds have no rows in common")
+        self.update, self.population = update, population
+        self.clip, self.rows = population.clip, rows
+        self.stacked = isinstance(population.module, Ensemble)
+        self.names = list(grads)
+        check_optimizer(update.optimizer)
+        owners = trained_parameters(population.module, population.beside)
+        self.groups = [
+            group_of(update.optimizer, group, {n: owners[n] for n in grads}, params)
+            for group in update.optimizer.param_groups
+        ]
+        self.places = [place for group in self.groups for place in places_of(group)]
+        """What changes, in the order of the function's results."""
+        like = next(iter(grads.values()))
+        self.device = like.device
+        self.exact = torch.float64 if has_float64(self.device) else torch.float32
+        check_kinds(self.groups, grads)
+        self._active = torch.zeros(0, dtype=torch.bool)
+        self.rates = [torch.zeros((), dtype=self.exact, device=self.device) for _ in self.groups]
+
+    def trees(self, grads: Mapping[str, Tensor], losses: Tensor) -> tuple[Any, ...]:
+        """The arguments of `function` for a step; the last are the same each time."""
+        fixed = [(group.params, group.kept, group.counts) for group in self.groups]
+        for rate, group in zip(self.rates, self.update.optimizer.param_groups):
+            rate.fill_(group["lr"])
+        if not self._active.equal(self.population.active):
+            self._active = self.population.active.clone()
+            self._placed = self._active.to(self.device, copy=True)
+        return list(grads.values()), losses, self.rates, self._placed, fixed
+
+    def is_like(self, grads: Mapping[str, Tensor]) -> bool:
+        """Whether gradients are of the same parameters, of which the same is kept."""
+        if list(grads) != self.names or self.population.clip != self.clip:
+            return False
+        optimizer = self.update.optimizer
+        count = len(optimizer.param_groups)
+        return count == len(self.groups) and all(is_kept(optimizer, g) for g in self.groups)
+
+    def is_ready(self) -> bool:
+        """Whether the optimiser has the same options, and a rate above 0, by which is divided."""
+        return all(
+            group["lr"] > 0 and options_of(group) == mine.options
+            for group, mine in zip(self.update.optimizer.param_groups, self.groups)
+        )
+
+    def function(
+        self,
+        grads: list[Tensor],
+        losses: Tensor,
+        rates: list[Tensor],
+        active: Tensor,
+        fixed: list[Any],
+    ) -> Any:
+        """Norms and losses, clipped gradients, and new values of what changes."""
+        by_name = dict(zip(self.names, grads))
+        rows = [self._flat([by_name[name] for name in group.names]) for group in self.groups]
+        each = torch.stack([torch.linalg.vector_norm(flat, dim=1) for flat in rows])
+        norms = torch.linalg.vector_norm(each, dim=0)
+        factors = torch.ones_like(norms)
+        if self.clip is not None:
+            factors = (self.clip / (norms + 1e-6)).clamp(max=1.0)
+        if self.stacked:
+            factors = torch.where(active, factors, 0.0)
+        column = factors[:, None]
+        clipped: dict[str, Tensor] = {}
+        new = []
+        for group, flat, rate, (params, kept, counts) in zip(self.groups, rows, rates, fixed):
+            flat = flat * column
+            if self.stacked:
+                flat = torch.where(column == 0, 0.0, flat)
+            clipped |= dict(zip(group.names, self._cut(flat, params)))
+            new.append(self._stepped(group, flat, rate, active, params, kept, counts))
+        return above(norms, losses), [clipped[name] for name in self.names], new
+
+    def _stepped(
+        self,
+        group: Group,
+        grad: Tensor,
+        rate: Tensor,
+        active: Tensor,
+        params: list[Tensor],
+        kept: dict[str, list[Tensor]],
+        counts: dict[str, list[Tensor]],
+    ) -> Any:
+        """New values of a group, in the order of `places_of`."""
+        old, grad = self.update.decayed(self._flat(params), grad, rate, active)
+        state = {key: self._flat(values) for key, values in kept.items()}
+        state |= {key: values[0].to(self.exact) for key, values in counts.items()}
+        value = _step_of(self.update.optimizer, group.options, old, grad, rate, state)
+        value = self.update.moved(old, value, active)
+        return (
+            self._cut(value, params),
+            [self._cut(state[key], params) for key in kept],
+            [[state[key].to(v.dtype) for v in values] for key, values in counts.items()],
+        )
+
+    def _flat(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([value.reshape(self.rows, -1) for value in values], dim=1)
+
+    def _cut(self, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """The inverse of `_flat`."""
+        parts = torch.split(flat, [value.numel() // self.rows for value in like], dim=1)
+        return [part.reshape(value.shape) for part, value in zip(parts, like)]
+
+
+def agrees(found: Sequence[Tensor], before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    """Whether a step from ``before`` to ``now`` is the one that was found, to rounding.
+
+    A parameter may differ by a hundredth of its step and some roundings of its own.
+    """
+    for one, old, new in zip(found, before, now):
+        one, old, new = (value.detach().double() for value in (one, old, new))
+        low = now[0].dtype
+        share = _TOLERANCE.get(low, 1e-2) * (new - old).norm()
+        if not (one - new).norm() <= share + _ROUNDING * torch.finfo(low).eps * new.norm():
+            return False
+    return True
+
+
+def _step_of(
+    optimizer: torch.optim.Optimizer,
+    options: Mapping[str, Any],
+    value: Tensor,
+    grad: Tensor,
+    rate: Tensor,
+    state: dict[str, Tensor],
+) -> Tensor:
+    """A parameter after a step of torch's own code, in the form that reads no value; state too."""
+    trial = copy.copy(optimizer)
+    parameter = value.clone()
+    parameter.grad = grad
+    rate = rate.clone().requires_grad_()  # else SGD reads it
+    own = {key: kept.clone() for key, kept in state.items()}
+    trial.state = defaultdict(dict, {parameter: own})
+    plain = {name: False for name in ("foreach", "fused", "capturable") if name in options}
+    group = {**options, **plain, "differentiable": True, "params": [parameter], "lr": rate}
+    trial.param_groups = [group]
+    inspect.unwrap(type(optimizer).step)(trial)  # without its notes for torch's profiler
+    if own.keys() != state.keys():
+        raise CompilationError("the optimiser has kept nothing yet")
+    state.update({key: kept.detach() for key, kept in own.items()})
+    return parameter.detach()
