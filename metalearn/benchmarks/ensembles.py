@@ -23,6 +23,10 @@ from metalearn.core.ensemble.stacking import MemberEngine, member_gradients, sta
 from metalearn.core.memory import peak_memory
 from metalearn.models import MLP, Conv4, Ensemble, Stack
 from metalearn.tracking.style import BLUE, GREY, plain_axes
+from metalearn.trainers.loop.flat_update import FlatUpdate
+from metalearn.trainers.loop.step import like_layout
+from metalearn.trainers.members.population import Population
+from metalearn.trainers.members.update import MemberUpdate
 
 __all__ = [
     "ENSEMBLES",
@@ -204,7 +208,8 @@ def _stacked(
     *,
     compiles: bool = False,
 ) -> Callable[[], None]:
-    (members,) = Ensemble.from_factory(workload.make, range(count)).stacks
+    ensemble = Ensemble.from_factory(workload.make, range(count))
+    (members,) = ensemble.stacks
     assert isinstance(members, Stack)
     optimizer = torch.optim.Adam(members.parameters(), lr=_RATE, fused=True)
 
@@ -216,15 +221,34 @@ def _stacked(
         return dict(found.grads)
 
     take = compiled(gradients) if compiles else gradients
+    params, _ = members.state()
 
     def run() -> None:
-        params, _ = members.state()
         grads = take(params, x, y)
         for key, parameter in params.items():
-            parameter.grad = torch.empty_like(parameter).copy_(grads[key])
+            parameter.grad = like_layout(grads[key], parameter)
         optimizer.step()
 
-    return run
+    if not compiles:
+        return run
+    run()  # so that the optimiser has something to keep
+    names = dict(zip(params, (name for name, _ in ensemble.named_parameters())))
+    population = Population(ensemble, clip=None, patience=None, larger_is_better=False)
+    update = MemberUpdate(ensemble, optimizer)
+
+    def named() -> dict[str, Tensor]:
+        return {names[key]: grad for key, grad in take(params, x, y).items()}
+
+    grads, losses = named(), torch.zeros(count)
+    own = {name: value.detach() for name, value in ensemble.named_parameters()}
+    flat = FlatUpdate(update, population, own, grads)
+    code = compiled(flat.function)
+    code(*flat.trees(grads, losses, 1.0))
+
+    def run_compiled() -> None:
+        flat.proposal(code, named(), losses, 1.0).make()
+
+    return run_compiled
 
 
 def ensemble_table(timings: Sequence[EnsembleTiming]) -> str:

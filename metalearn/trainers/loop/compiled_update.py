@@ -17,7 +17,6 @@ from torch import Tensor
 
 from metalearn.core.compilation import CompiledFunction, Compiler
 from metalearn.core.memory import synchronize
-from metalearn.core.tree import leaves
 from metalearn.errors import CompilationError
 from metalearn.schema import Kind, flag, mapping, maybe, text, whole
 from metalearn.trainers.loop.compile_cost import offer_of
@@ -81,10 +80,12 @@ class CompiledUpdate(Callback):
         finally:
             loop.proposed = None
 
-    def proposed(self, grads: Mapping[str, Tensor], losses: Tensor) -> Proposal | None:
+    def proposed(
+        self, grads: Mapping[str, Tensor], losses: Tensor, factor: float
+    ) -> Proposal | None:
         """The update by gradients that are about to be clipped; None where it is to be made as is.
 
-        The learning rates are those of the step already.
+        Learning rates are those where the schedule has this factor.
         """
         self._open = None
         course = self._part.course
@@ -94,9 +95,9 @@ class CompiledUpdate(Callback):
             return None
         if self._code is None and (self._now.graph or self._is_due()):
             with self._loop.clock.paused():
-                self._compile(grads, losses)
+                self._compile(grads, losses, factor)
         self._since = time.perf_counter()
-        found = None if self._code is None else self._run(grads, losses)
+        found = None if self._code is None else self._run(grads, losses, factor)
         if found is None or not self._part.course.checks:
             return found
         self._open = found, [place.clone() for place in found.places], self._active().clone()
@@ -148,30 +149,27 @@ class CompiledUpdate(Callback):
     def _active(self) -> Tensor:
         return self._loop.population.active
 
-    def _run(self, grads: Mapping[str, Tensor], losses: Tensor) -> Proposal | None:
+    def _run(self, grads: Mapping[str, Tensor], losses: Tensor, factor: float) -> Proposal | None:
         """What compiled code proposes."""
         assert self._code is not None
         flat = self._flat
         if not flat.is_like(grads):
             self._leave("gradients or the optimiser's state are others than before")
             return None
-        if not flat.is_ready():
+        if not flat.is_ready(factor):
             return None
-        given = flat.trees(grads, losses)
         try:
-            found = self._code.run_leaves([*leaves(given[:-1]), *self._fixed])
+            return flat.proposal(self._code, grads, losses, factor)
         except Exception as error:  # for lack of memory, say
             self._leave(f"the compiled update fails ({said(error)})")
             return None
-        clipped, values = list(found[1 : len(grads) + 1]), list(found[len(grads) + 1 :])
-        return Proposal(found[0], dict(zip(grads, clipped)), flat.places, values)
 
-    def _compile(self, grads: Mapping[str, Tensor], losses: Tensor) -> None:
+    def _compile(self, grads: Mapping[str, Tensor], losses: Tensor, factor: float) -> None:
         """Compile what was compiled before an interruption; else where it pays or was asked for."""
         loop, before = self._loop, self._now.graph
         try:
             flat = FlatUpdate(loop.update, loop.population, loop.params, grads)
-            given = flat.trees(grads, losses)
+            given = flat.trees(grads, losses, factor)
             code = CompiledFunction(flat.function, compiler=self._compiler)
             calls = loop.settings.steps - loop.step - 1
             timed = math.isfinite(self._seconds)
@@ -194,7 +192,7 @@ class CompiledUpdate(Callback):
             log.log(level, "%supdates are not compiled: %s", went if before else "", said(error))
             return
         log.info("compiled in %.1f s", code.seconds)
-        self._code, self._flat, self._fixed = code, flat, leaves(given[-1])
+        self._code, self._flat = code, flat
         self._graph = code.digest(*given)
         self._now = replace(self._now, graph=self._graph)
 

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.core.compilation import CompiledFunction
 from metalearn.core.float64 import has_float64
+from metalearn.core.tree import leaves
 from metalearn.errors import CompilationError
 from metalearn.models import Ensemble
 from metalearn.trainers.loop.flat_groups import (
@@ -30,6 +32,7 @@ from metalearn.trainers.loop.flat_groups import (
     places_of,
 )
 from metalearn.trainers.loop.outer_optimizer import OuterUpdate
+from metalearn.trainers.loop.step import Proposal
 from metalearn.trainers.members.population import Population
 from metalearn.trainers.members.rows import above
 from metalearn.trainers.members.trained import trained_parameters
@@ -85,18 +88,32 @@ class FlatUpdate:
         self.device = like.device
         self.exact = torch.float64 if has_float64(self.device) else torch.float32
         check_kinds(self.groups, grads)
+        self._changing = [(group.params, group.kept, group.counts) for group in self.groups]
+        self._fixed = leaves(self._changing)
         self._active = torch.zeros(0, dtype=torch.bool)
         self.rates = [torch.zeros((), dtype=self.exact, device=self.device) for _ in self.groups]
 
-    def trees(self, grads: Mapping[str, Tensor], losses: Tensor) -> tuple[Any, ...]:
+    def trees(self, grads: Mapping[str, Tensor], losses: Tensor, factor: float) -> tuple[Any, ...]:
         """The arguments of `function` for a step; the last are the same each time."""
-        fixed = [(group.params, group.kept, group.counts) for group in self.groups]
-        for rate, group in zip(self.rates, self.update.optimizer.param_groups):
-            rate.fill_(group["lr"])
+        for rate, base in zip(self.rates, self.update.base_rates):
+            rate.fill_(base * factor)
         if not self._active.equal(self.population.active):
             self._active = self.population.active.clone()
             self._placed = self._active.to(self.device, copy=True)
-        return list(grads.values()), losses, self.rates, self._placed, fixed
+        return list(grads.values()), losses, self.rates, self._placed, self._changing
+
+    def proposal(
+        self,
+        code: CompiledFunction,
+        grads: Mapping[str, Tensor],
+        losses: Tensor,
+        factor: float,
+    ) -> Proposal:
+        """The step that the compiled `function` gives."""
+        given = self.trees(grads, losses, factor)
+        found = code.run_leaves([*leaves(given[:-1]), *self._fixed])
+        clipped, values = found[1 : len(grads) + 1], found[len(grads) + 1 :]
+        return Proposal(found[0], dict(zip(grads, clipped)), self.places, list(values))
 
     def is_like(self, grads: Mapping[str, Tensor]) -> bool:
         """Whether gradients are of the same parameters, of which the same is kept."""
@@ -106,11 +123,13 @@ class FlatUpdate:
         count = len(optimizer.param_groups)
         return count == len(self.groups) and all(is_kept(optimizer, g) for g in self.groups)
 
-    def is_ready(self) -> bool:
+    def is_ready(self, factor: float) -> bool:
         """Whether the optimiser has the same options, and a rate above 0, by which is divided."""
         return all(
-            group["lr"] > 0 and options_of(group) == mine.options
-            for group, mine in zip(self.update.optimizer.param_groups, self.groups)
+            rate * factor > 0 and options_of(group) == mine.options
+            for rate, group, mine in zip(
+                self.update.base_rates, self.update.optimizer.param_groups, self.groups
+            )
         )
 
     def function(

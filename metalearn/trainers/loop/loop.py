@@ -226,11 +226,10 @@ class Loop:
         with clock.paused():
             for callback in self.callbacks:
                 callback.after_gradient(self, batch, gradient.grads)
-        factor = self.set_rates(step)
         grads, loss, norm, proposal = self._clip(gradient)
         with clock.paused():
             records = self._records(batch, gradient) if due else {}
-        make_update(self, grads, gradient.buffers, factor, proposal)
+        factor = make_update(self, grads, gradient.buffers, proposal)
         clock.count(gradient.count if gradient.processed is None else gradient.processed)
         for name, label in _IN_BAR.items():
             if name in records:
@@ -268,7 +267,9 @@ class Loop:
             for name in self.params
             if name in gradient.grads and name not in self._unused
         }
-        found = None if self.proposed is None else self.proposed(grads, gradient.losses)
+        found = None
+        if self.proposed is not None:
+            found = self.proposed(grads, gradient.losses, self.schedule(self.step))
         try:
             clipped, loss, norm = self.population.clip_and_check(
                 grads,

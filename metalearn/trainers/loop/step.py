@@ -75,9 +75,9 @@ class Proposal:
             torch._foreach_copy_(self.places, self.values)
 
 
-Proposes = Callable[[Mapping[str, Tensor], Tensor], Proposal | None]
-"""Of gradients, means over the batch before clipping, and losses ``[M]``; None where their update
-is to be made as it is."""
+Proposes = Callable[[Mapping[str, Tensor], Tensor, float], Proposal | None]
+"""Of gradients, means over the batch before clipping, losses ``[M]`` and the schedule's factor;
+None where their update is to be made as it is."""
 
 
 def added(one: StepGradient, other: StepGradient) -> StepGradient:

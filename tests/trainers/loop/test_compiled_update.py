@@ -122,7 +122,7 @@ def assert_is_the_step(made: tuple[nn.Module, Any, Population]) -> None:
     params = {name: p.detach() for name, p in module.named_parameters()}
     flat = FlatUpdate(update, population, params, grads)
     before = [place.clone() for place in flat.places]
-    read, clipped, new = flat.function(*flat.trees(grads, torch.zeros(population.rows.count)))
+    read, clipped, new = flat.function(*flat.trees(grads, torch.zeros(population.rows.count), 1.0))
     assert_same(before, flat.places)
     wanted = plain_step(module, update, population, grads)
     torch.testing.assert_close(read[0], population.norms.to(read), rtol=1e-10, atol=1e-10)
@@ -417,7 +417,7 @@ def refused(change: Any) -> str:
     grads = gradients(module, 3)
     with pytest.raises(CompilationError) as caught:
         flat = FlatUpdate(update, population, params, grads)
-        flat.function(*flat.trees(grads, torch.zeros(1)))
+        flat.function(*flat.trees(grads, torch.zeros(1), 1.0))
     return str(caught.value)
 
 
