@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metalearn.core.loss_checks import checked_to_reach, refuse_unreached
 
-__all__ = ["Backend", "Eager", "Functional"]
+__all__ = ["Backend", "Eager", "Functional", "Pull", "Values"]
 
 Values = list[Tensor]
 Pull = Callable[[Sequence[Tensor]], Values]
