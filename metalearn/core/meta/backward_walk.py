@@ -205,7 +205,7 @@ def _recomputed(
 
     def step(inputs: Values) -> Values:
         own, before, moved = _taken_apart(loop, inputs, len(values), state, spec)
-        after, later, _ = moved.step(own, before, batch)
+        after, later, _ = moved.step(own, before, batch, unread=True)
         return [*after, *_tensors(later)]
 
     return step

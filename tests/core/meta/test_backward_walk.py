@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn.core import adam, functionalize, meta_gradient, sgd, with_gradients
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
@@ -88,3 +89,45 @@ def test_the_newest_step_is_not_taken_again(steps: int) -> None:
         settings: dict[str, Any] = {"method": method, "engine": "batched", "steps": steps}
         meta_gradient(counted, params, tasks, optimizer=sgd(0.1), **settings)
     assert calls["mixed"] - calls["reverse"] == max(0, steps - 1)
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "clipped"])
+def test_of_weights_that_are_computed_too(name: str) -> None:
+    draw = torch.Generator().manual_seed(2)
+    weight = torch.randn(3, 2, 3, 3, generator=draw, dtype=torch.float64)
+    _, _, tasks = _problem()
+
+    def loss(params: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        normed = params["w"] / params["w"].norm()
+        hidden = F.conv2d(batch[0], normed, padding=1).tanh()
+        outputs = F.conv2d(hidden, params["v"]).tanh().flatten(2).mean(-1)
+        return F.cross_entropy(outputs, batch[1]) + params["v"].square().sum() ** 2
+
+    params = {"w": weight, "v": weight[:, :1].repeat(1, 3, 1, 1)}
+    given: dict[str, Any] = {"optimizer": OPTIMIZERS[name](), "steps": 3}
+    found = meta_gradient(loss, params, tasks, method="mixed", engine="batched", **given)
+    right = meta_gradient(loss, params, tasks, method="reverse", engine="loop", **given)
+    for a, b in zip(leaves(found.grads), leaves(right.grads), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+class _Products(TorchDispatchMode):
+    """How many batched matrix products are taken."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+        self.count += "bmm" in function.__name__
+        return function(*args, **(kwargs or {}))
+
+
+def test_inner_gradients_that_nobody_reads_are_not_computed() -> None:
+    loss, params, tasks = _problem()
+    counts = {}
+    for name, limit in (("sgd", None), ("clipped", 1e9)):
+        optimizer = sgd(0.1) if limit is None else with_gradients(sgd(0.1), clip_norm=limit)
+        with _Products() as products:
+            settings: dict[str, Any] = {"method": "mixed", "engine": "batched", "steps": 4}
+            meta_gradient(loss, params, tasks, optimizer=optimizer, **settings)
+        counts[name] = products.count
+    assert counts["clipped"] - counts["sgd"] >= 3  # of each step but the newest
