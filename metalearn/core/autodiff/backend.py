@@ -8,14 +8,16 @@ over tasks is differentiated, which gives each task its own gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from metalearn.core.loss_checks import checked_to_reach, refuse_unreached
+from metalearn.core.ops.unread import Unread, recording_unread
 
-__all__ = ["Backend", "Eager", "Functional"]
+__all__ = ["Backend", "Eager", "Functional", "Pull", "Values"]
 
 Values = list[Tensor]
 Pull = Callable[[Sequence[Tensor]], Values]
@@ -26,12 +28,18 @@ class Backend(Protocol):
     """The two operations."""
 
     def gradient(
-        self, function: Callable[[Any], Tensor], inputs: Values, *, differentiable: bool
+        self,
+        function: Callable[[Any], Tensor],
+        inputs: Values,
+        *,
+        differentiable: bool,
+        unread: bool = False,
     ) -> tuple[Values, Tensor]:
         """Gradients of ``function(inputs)``, and its value, detached.
 
         ``differentiable`` says whether the gradients will be differentiated in turn. Inputs that
-        the function does not use have gradients of zero.
+        the function does not use have gradients of zero. With ``unread`` their values may be
+        anything, as nothing that is nonlinear in them follows, and the value of that is not read.
 
         Raises:
             SettingError: the function uses none of its inputs.
@@ -57,7 +65,12 @@ class Functional:
     """By torch.func, for use inside vmap, inside another transform, or alone."""
 
     def gradient(
-        self, function: Callable[[Any], Tensor], inputs: Values, *, differentiable: bool
+        self,
+        function: Callable[[Any], Tensor],
+        inputs: Values,
+        *,
+        differentiable: bool,
+        unread: bool = False,
     ) -> tuple[Values, Tensor]:
         """See `Backend`."""
         function = checked_to_reach(function) if inputs else function
@@ -98,7 +111,12 @@ class Eager:
         return "Eager()"
 
     def gradient(
-        self, function: Callable[[Any], Tensor], inputs: Values, *, differentiable: bool
+        self,
+        function: Callable[[Any], Tensor],
+        inputs: Values,
+        *,
+        differentiable: bool,
+        unread: bool = False,
     ) -> tuple[Values, Tensor]:
         """See `Backend`."""
         if not inputs:
@@ -107,9 +125,11 @@ class Eager:
             if not differentiable:
                 inputs = [v.detach() for v in inputs]
             inputs = [v if v.requires_grad else v.detach().requires_grad_() for v in inputs]
-            value = function(inputs)
+            with recording_unread() if unread else nullcontext(Unread()) as record:
+                value = function(inputs)
             ones = [torch.ones_like(value)]
-            found = _found([value], ones, inputs, create_graph=differentiable)
+            with record.taking():
+                found = _found([value], ones, inputs, create_graph=differentiable)
         if all(grad is None for grad in found):
             refuse_unreached()
         return _filled(found, inputs), value.detach()

@@ -158,20 +158,38 @@ class InnerLoop:
         return self.optimizer.init(self.adapting(values))
 
     def step(
-        self, values: Sequence[Tensor], state: Any, support: Batch, *, differentiable: bool = True
+        self,
+        values: Sequence[Tensor],
+        state: Any,
+        support: Batch,
+        *,
+        differentiable: bool = True,
+        unread: bool = False,
     ) -> tuple[list[Tensor], Any, Tensor]:
-        """θ', s', and at θ the loss of ``support``, which is what `batch` gives."""
-        grads, loss = self.slope(values, support, differentiable=differentiable)
+        """θ', s', and at θ the loss of ``support``, which is what `batch` gives.
+
+        With ``unread`` nobody reads θ' and s', only their graph.
+        """
+        linear = self.optimizer.linear and self.optimizer.clip_norm is None
+        grads, loss = self.slope(
+            values, support, differentiable=differentiable, unread=unread and linear
+        )
         return *self.advance(values, state, grads), loss
 
     def slope(
-        self, values: Sequence[Tensor], support: Batch, *, differentiable: bool = True
+        self,
+        values: Sequence[Tensor],
+        support: Batch,
+        *,
+        differentiable: bool = True,
+        unread: bool = False,
     ) -> tuple[Values, Tensor]:
         """Gradients of the support loss for the leaves that adapt, and the loss."""
         return self.backend.gradient(
             lambda part: self.loss(self.merge(values, part), support),
             self.adapting(values),
             differentiable=differentiable,
+            unread=unread,
         )
 
     def advance(

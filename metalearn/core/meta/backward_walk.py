@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core.autodiff.backend import Values
+from metalearn.core.autodiff.backend import Eager, Pull, Values
 from metalearn.core.meta.adaptation import InnerLoop
 from metalearn.core.meta.adapted_task import walk
 from metalearn.core.meta.kept_states import places_to_keep
@@ -60,6 +60,8 @@ class BackwardWalk:
     """Of the tensors of the optimiser's state there."""
     learnt: Values = field(default_factory=list)
     """Gradients of what the optimiser learns, of the steps gone back over."""
+    recorded: Pull | None = None
+    """The way back over the step before ``position``, where it was taken with its graph."""
     kept: MutableMapping[int, State] = field(default_factory=dict)
     """States by k; a mapping of one's own may keep them elsewhere than in memory."""
 
@@ -71,6 +73,7 @@ class BackwardWalk:
         at: int = 0,
         losses: list[Tensor] | StepSeries | None = None,
         after: After | None = None,
+        recorded: bool = False,
     ) -> State:
         """From θ_0 to θ_K; gives the last state.
 
@@ -81,13 +84,17 @@ class BackwardWalk:
                 is in ``kept``.
             losses: the loss before each step is appended to it.
             after: told of every state on the way, from ``at`` on.
+            recorded: keep the graph of the last step, so that `back` need not take it again; where
+                the backend's graphs outlive a call, which those of torch.func do not.
         """
         begin = start, self.loop.start(start) if state is None else state
         if not at:
             self.kept[0] = begin
         free = self.steps if self.states is None else self.states - 1
         places = set(places_to_keep(self.steps, free))
-        return self._advance(begin, at, self.steps, places, losses, after)
+        recorded = recorded and isinstance(self.loop.backend, Eager) and at < self.steps
+        end = self._advance(begin, at, self.steps - recorded, places, losses, after)
+        return self._record(*end, losses, after) if recorded else end
 
     def begin(self, cotangent: Values, state: Any, *, at: int | None = None) -> None:
         """Take the cotangent of all leaves at θ_K, or θ_at, where that of the state is zero."""
@@ -100,14 +107,9 @@ class BackwardWalk:
         """Go back over one step; gives the state that the cotangents are then of."""
         self.position -= 1
         values, state = self._state_before()
-        learnt, spec = flatten(self.loop.optimizer.learnt)
         tensors = _tensors(state)
-        recomputed = _along_constants if self.constant_slopes else _recomputed
-        batch = self.loop.batch(self.support, self.position)
-        step = recomputed(self.loop, batch, values, state, spec)
-        backend = self.loop.backend
-        take = backend.pull_many if self.many else backend.pull
-        pulled = take(step, [*values, *tensors, *learnt])([*self.cotangent, *self.state_cotangent])
+        pull, self.recorded = self.recorded or self._pull_again(values, state), None
+        pulled = pull([*self.cotangent, *self.state_cotangent])
         self.cotangent, rest = pulled[: len(values)], pulled[len(values) :]
         self.state_cotangent = rest[: len(tensors)]
         self.learnt = [a + b for a, b in zip(self.learnt, rest[len(tensors) :])]
@@ -131,6 +133,44 @@ class BackwardWalk:
         state = self._advance(self.kept[first], first, self.position, places)
         self.kept.pop(self.position, None)
         return state
+
+    def _pull_again(self, values: Values, state: Any) -> Pull:
+        """The way back over the step from ``position``, which is taken for it."""
+        learnt, spec = flatten(self.loop.optimizer.learnt)
+        recomputed = _along_constants if self.constant_slopes else _recomputed
+        batch = self.loop.batch(self.support, self.position)
+        step = recomputed(self.loop, batch, values, state, spec)
+        take = self.loop.backend.pull_many if self.many else self.loop.backend.pull
+        return take(step, [*values, *_tensors(state), *learnt])
+
+    def _record(
+        self,
+        values: Values,
+        state: Any,
+        losses: list[Tensor] | StepSeries | None,
+        after: After | None,
+    ) -> State:
+        """Take the last step with its graph, for the way back."""
+        learnt, spec = flatten(self.loop.optimizer.learnt)
+        batch = self.loop.batch(self.support, self.steps - 1)
+        self.kept[self.steps - 1] = values, state
+        ends: list[tuple[Any, Tensor]] = []
+
+        def step(inputs: Values) -> Values:
+            own, before, moved = _taken_apart(self.loop, inputs, len(values), state, spec)
+            after, later, loss = moved.step(own, before, batch)
+            ends.append((tree_map(_detached, later), loss))
+            return [*after, *_tensors(later)]
+
+        inputs = [*values, *_tensors(state), *learnt]
+        outputs, self.recorded = self.loop.backend.value_and_pull(step, inputs)
+        later, loss = ends[0]
+        if losses is not None:
+            losses.append(loss)
+        end = outputs[: len(values)], later
+        if after is not None:
+            after(self.steps, end)
+        return end
 
     def _advance(
         self,
@@ -165,7 +205,7 @@ def _recomputed(
 
     def step(inputs: Values) -> Values:
         own, before, moved = _taken_apart(loop, inputs, len(values), state, spec)
-        after, later, _ = moved.step(own, before, batch)
+        after, later, _ = moved.step(own, before, batch, unread=True)
         return [*after, *_tensors(later)]
 
     return step
@@ -197,3 +237,7 @@ def _taken_apart(
 
 def _tensors(state: Any) -> Values:
     return [part for part in leaves(state) if isinstance(part, torch.Tensor)]
+
+
+def _detached(part: Any) -> Any:
+    return part.detach() if isinstance(part, Tensor) else part

@@ -38,6 +38,8 @@ class InnerOptimizer:
     learnt: Any = ()
     rebuild: Callable[[Any], InnerOptimizer] | None = None
     elementwise: bool = False
+    linear: bool = False
+    """Whether updates and state are linear in gradients, with factors that are not learnt."""
     weight_decay: Any = 0.0
     """Of an L2 term that the optimiser adds to the loss, or a decay of the parameters."""
     fused: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
@@ -83,6 +85,8 @@ def optimizer_of(
     init: Any,
     update: Any,
     fused: Any = None,
+    *,
+    linear: bool = False,
 ) -> InnerOptimizer:
     """A pair of `init` and `update` with what is learnt in it; ``make`` builds it from others."""
     learnt = given.learnt
@@ -97,6 +101,7 @@ def optimizer_of(
         learnt,
         (lambda other: make(given.replaced(other, stacked=given.stacked))) if learns else None,
         elementwise=True,
+        linear=linear and not learns,
         weight_decay=given.values["weight_decay"],
         fused=fused,
         stack=(lambda other: make(given.replaced(other, stacked=True))) if learns else None,

@@ -87,8 +87,8 @@ def mixed(task: AdaptedTask) -> TaskGradient:
     counting = weighted_steps(weights)
     way = BackwardWalk(loop, support, len(weights) - 1)
     losses: list[Tensor] = []
-    values, state = way.forward(start, losses=losses)
     last = counting[-1]
+    values, state = way.forward(start, losses=losses, recorded=last == way.steps)
     if last < way.steps:  # query losses of later steps have the weight 0
         values, state = way.kept[last]
         way.kept = {k: point for k, point in way.kept.items() if k < last}

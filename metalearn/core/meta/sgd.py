@@ -95,7 +95,8 @@ def _sgd(given: Hyperparameters, nesterov: bool) -> InnerOptimizer:
         steepest, rates, state = direction(grads, state, params)
         return tree_map(_descend, rates, steepest, params), state
 
-    return optimizer_of(given, lambda other: _sgd(other, nesterov), init, update, fused)
+    made = lambda other: _sgd(other, nesterov)  # noqa: E731
+    return optimizer_of(given, made, init, update, fused, linear=True)
 
 
 def _descend(rate: float | Tensor, direction: Tensor, param: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from metalearn.core.ops.columns import Columns
+from metalearn.core.ops.unread import Unread, leaf_unread, zeros_in_place
 from metalearn.core.ops.windows import Window
 
 __all__ = ["Product", "convolution"]
@@ -57,7 +58,8 @@ def convolution(
     """
     shape = tuple(x.shape)
     x, rows = (x.matrix, x.rows) if isinstance(x, Product) else (x, None)
-    z: Tensor = _Convolution.apply(x, weight, bias, rows, _Settings(window, rectify, shape))
+    settings = _Settings(window, rectify, shape, leaf_unread(weight))
+    z: Tensor = _Convolution.apply(x, weight, bias, rows, settings)
     return z.view(*shape[:2], *window.positions(*shape[2:4]), z.shape[-1])
 
 
@@ -66,6 +68,8 @@ class _Settings(NamedTuple):
     rectify: bool
     shape: tuple[int, ...]
     """T, B, H, W, C of the pictures."""
+    unread: Unread | None
+    """Says when the weight's gradient is not read."""
 
 
 class _Block(NamedTuple):
@@ -99,7 +103,7 @@ class _Blocks:
     def __init__(
         self, rows: Tensor | None, weight: Tensor, settings: _Settings, *others: Tensor | None
     ) -> None:
-        window, self.rectify, self.shape = settings
+        window, self.rectify, self.shape, _ = settings
         self.rows = rows
         count, samples, height, width, channels = self.shape
         down, across = window.positions(height, width)
@@ -207,11 +211,12 @@ class _ConvolutionBackward(Function):
         want: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
         ctx.settings, ctx.want = settings, want
+        unread = settings.unread is not None and settings.unread.now
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dz, x, weight, rows)
         blocks = _Blocks(rows, weight, settings, x, dz)
         dx = x.new_empty(x.shape) if want[0] else None
-        dweight = x.new_empty(weight.shape) if want[1] else None
+        dweight = x.new_empty(weight.shape) if want[1] and not unread else None
         for block in blocks:
             pictures = blocks.pictures(x, block)
             if dweight is not None:
@@ -219,6 +224,7 @@ class _ConvolutionBackward(Function):
                 block.add_product(block.of(dz).mT, columns, dweight)
             if dx is not None:
                 blocks.back(dz, weight, pictures, dx, block)
+        dweight = zeros_in_place(weight) if want[1] and unread else dweight
         return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
 
     @staticmethod
