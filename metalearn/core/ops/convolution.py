@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from metalearn.core.ops.blocks import Block, Blocks
 from metalearn.core.ops.columns import Columns
 from metalearn.core.ops.windows import Window
 
 __all__ = ["Product", "convolution"]
-
-_BLOCK = 2**20  # bytes of columns at a time and thread on a CPU; less costs barriers
-_LARGE = 2**22  # bytes of a task's columns that no cache holds: samples of it are taken apart
 
 
 class Product(NamedTuple):
@@ -68,26 +66,6 @@ class _Settings(NamedTuple):
     """T, B, H, W, C of the pictures."""
 
 
-class _Block(NamedTuple):
-    """Some tasks, or some samples of one."""
-
-    tasks: slice
-    samples: slice
-    positions: slice
-    """Of N, those of the samples."""
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """Its part of ``[T, N, ...]``."""
-        return tensor[self.tasks, self.positions]
-
-    def add_product(self, a: Tensor, b: Tensor, total: Tensor) -> None:
-        """Write a · b to its tasks' part of a total, or add it to what samples before have left."""
-        if self.samples.start:
-            total[self.tasks].baddbmm_(a, b)
-        else:
-            torch.bmm(a, b, out=total[self.tasks])
-
-
 class _Blocks:
     """Columns of pictures and their transpose, some tasks or some samples of a task at a time.
 
@@ -105,25 +83,18 @@ class _Blocks:
         down, across = window.positions(height, width)
         self.positions = samples * down * across
         size = self.positions * window.size[0] * window.size[1] * channels * weight.element_size()
-        cached = weight.device.type == "cpu"
-        self.tasks = _tasks_a_block(count, size) if cached else count
-        self.samples, lead = samples, (self.tasks, samples)
-        self._apart = cached and rows is None and size > _LARGE and samples > 1
-        if self._apart:
-            self.tasks, self.samples = 1, _tasks_a_block(samples, size // samples)
-            lead = self.samples, 1
+        cached, whole = weight.device.type == "cpu", rows is not None
+        self._blocks = Blocks.of(
+            count, samples, down * across, size, cached=cached, divisible=not whole
+        )
+        self._apart = self._blocks.apart
+        lead = self._blocks.lead
         self._columns = Columns(weight, window, (*lead, *self.shape[2:]), rows, *others)
 
-    def __iter__(self) -> Iterator[_Block]:
-        count, samples = self.shape[:2]
-        each = self.positions // max(1, samples)
-        for start in range(0, count, self.tasks):
-            tasks = slice(start, min(start + self.tasks, count))
-            for first in range(0, max(1, samples), max(1, self.samples)):
-                last = min(first + self.samples, samples)
-                yield _Block(tasks, slice(first, last), slice(first * each, last * each))
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self._blocks)
 
-    def pictures(self, x: Tensor, block: _Block) -> Tensor:
+    def pictures(self, x: Tensor, block: Block) -> Tensor:
         """``[t, b, H, W, C]``."""
         if self.rows is None:
             return x[block.tasks, block.samples]
@@ -134,7 +105,7 @@ class _Blocks:
         seen = self._columns.of(self._seen(pictures), self._seen(gate) if self.rectify else None)
         return seen.flatten(0, 1)[None] if self._apart else seen
 
-    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, block: _Block) -> None:
+    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, block: Block) -> None:
         """Transpose of `columns` and `pictures` at dz · w, written to a part of ``out``."""
         memory = self._columns.memory(len(self._seen(gate)))
         memory = memory.flatten(0, 1)[None] if self._apart else memory
@@ -148,17 +119,6 @@ class _Blocks:
     def _seen(self, pictures: Tensor) -> Tensor:
         """As `Columns` has them: the samples of one task are in the place of tasks."""
         return pictures.transpose(0, 1) if self._apart else pictures
-
-
-def _tasks_a_block(count: int, size: int) -> int:
-    """Of ``count`` tasks (or samples) with columns of ``size`` bytes: equal blocks for each thread.
-
-    Operations split their first axis between threads; so a thread finds what it wrote itself.
-    """
-    threads = torch.get_num_threads()
-    each = -(-count // threads)
-    blocks = -(-each // max(1, _BLOCK // max(1, size)))
-    return min(count, -(-each // blocks) * threads)
 
 
 class _Convolution(Function):
