@@ -21,6 +21,7 @@ from torch.autograd import Function
 
 from metalearn.core.ops.blocks import Block, Blocks
 from metalearn.core.ops.columns import Columns
+from metalearn.core.ops.direct import Direct, direct_for
 from metalearn.core.ops.windows import Window
 
 __all__ = ["Product", "convolution"]
@@ -64,6 +65,10 @@ class _Settings(NamedTuple):
     rectify: bool
     shape: tuple[int, ...]
     """T, B, H, W, C of the pictures."""
+
+    def direct(self, rows: Tensor | None, weight: Tensor) -> Direct | None:
+        """The way without columns, for pictures that are large and whole."""
+        return None if rows is not None else direct_for(weight, *self, weight.shape[1])
 
 
 class _Blocks:
@@ -133,6 +138,11 @@ class _Convolution(Function):
         rows: Tensor | None,
         settings: _Settings,
     ) -> Tensor:
+        ctx.settings = settings
+        ctx.save_for_backward(x, weight, rows)
+        direct = settings.direct(rows, weight)
+        if direct is not None:
+            return direct.forward(x, weight, bias)
         blocks = _Blocks(rows, weight, settings, x)
         z = x.new_empty(len(x), blocks.positions, weight.shape[1])
         for block in blocks:
@@ -142,8 +152,6 @@ class _Convolution(Function):
                 torch.bmm(columns, matrix, out=block.of(z))
             else:
                 torch.baddbmm(bias[block.tasks], columns, matrix, out=block.of(z))
-        ctx.settings = settings
-        ctx.save_for_backward(x, weight, rows)
         return z
 
     @staticmethod
@@ -169,6 +177,10 @@ class _ConvolutionBackward(Function):
         ctx.settings, ctx.want = settings, want
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dz, x, weight, rows)
+        dbias = dz.sum(1, keepdim=True) if want[2] else None
+        direct = settings.direct(rows, weight)
+        if direct is not None:
+            return *direct.backward(dz, x, weight, want), dbias
         blocks = _Blocks(rows, weight, settings, x, dz)
         dx = x.new_empty(x.shape) if want[0] else None
         dweight = x.new_empty(weight.shape) if want[1] else None
@@ -179,7 +191,7 @@ class _ConvolutionBackward(Function):
                 block.add_product(block.of(dz).mT, columns, dweight)
             if dx is not None:
                 blocks.back(dz, weight, pictures, dx, block)
-        return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
+        return dx, dweight, dbias
 
     @staticmethod
     def backward(
@@ -191,6 +203,10 @@ class _ConvolutionBackward(Function):
             return (None,) * 6
         dz, x, weight, rows = ctx.saved_tensors
         to_dz, to_x, to_weight = ctx.needs_input_grad[:3]
+        direct = ctx.settings.direct(rows, weight)
+        if direct is not None:
+            wanted = to_dz, to_x and ctx.want[0], to_weight
+            return *direct.second((ux, uw, ub), dz, x, weight, wanted), None, None, None
         blocks = _Blocks(rows, weight, ctx.settings, x, dz, ux, uw)
         gdz = gx = gweight = None
         if to_dz:

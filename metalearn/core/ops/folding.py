@@ -96,11 +96,13 @@ def _moments(x: Tensor, window: Window) -> tuple[Tensor, Tensor, Tensor]:
     columns = Columns(own, window, (*blocks.lead, height, width, channels))
     shift = widest(own.new_zeros(count, 1, length))
     total, product = shift.clone(), shift.new_zeros(count, length, length)
+    memory = shift.new_empty(math.prod(blocks.lead) * each * length)
     for block in blocks:
-        wide = widest(blocks.columns(columns, own, block))
+        narrow = blocks.columns(columns, own, block)
+        wide = memory[: narrow.numel()].view(narrow.shape).copy_(narrow)
         if not block.samples.start:
             shift[block.tasks] = wide.mean(1, keepdim=True)
-        wide = wide - shift[block.tasks]
+        wide.sub_(shift[block.tasks])
         total[block.tasks] += wide.sum(1, keepdim=True)
         product[block.tasks].baddbmm_(wide.mT, wide)
     rest = total / (samples * each)
