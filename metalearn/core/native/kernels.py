@@ -132,6 +132,9 @@ class Kernels:
         self._norm = self._function("norm", 6, "qqqdi")
         self._norm_backward = self._function("norm_backward", 8, "qqq")
         self._norm_second = self._function("norm_second", 13, "qqq")
+        self._pool = self._function("pool", 3, "qqqqqq")
+        self._pool_take = self._function("pool_take", 3, "qqqqqq")
+        self._pool_back = self._function("pool_back", 3, "qqqqqq")
 
     def to_columns(
         self, pictures: Tensor, gate: Tensor | None, columns: Tensor, numbers: WindowNumbers
@@ -181,15 +184,37 @@ class Kernels:
         self._norm_second(*self._at(*at, gdy, gz, ggamma), *_sizes(like, dim), _threads(like))
         return gdy, gz, ggamma
 
-    def _at(self, *tensors: Tensor | None) -> list[int | None]:
+    def pool(self, z: Tensor, size: tuple[int, int], y: Tensor, codes: Tensor) -> None:
+        """Write max(0, ·) of the largest of each window of contiguous z ``[n, H, W, C]``.
+
+        Windows of that size, at most 255 places, lie side by side. The codes, bytes, of
+        ``[n, H', W', C]`` as y is, are the largest's place in its window, 255 where y is 0.
+        """
+        given = (*self._at(z, y), *self._at(codes, dtype=torch.uint8))
+        self._pool(*given, *z.shape, *size, _threads(z))
+
+    def pool_take(self, z: Tensor, size: tuple[int, int], codes: Tensor, y: Tensor) -> None:
+        """Write to y what z has where the codes of `pool` point, 0 where that gave 0."""
+        (at,) = self._at(codes, dtype=torch.uint8)
+        where, to = self._at(z, y)
+        self._pool_take(where, at, to, *z.shape, *size, _threads(z))
+
+    def pool_back(self, dy: Tensor, size: tuple[int, int], codes: Tensor, dz: Tensor) -> None:
+        """The transpose of `pool_take`: write to ``dz [n, H, W, C]``, 0 elsewhere."""
+        (at,) = self._at(codes, dtype=torch.uint8)
+        where, to = self._at(dy, dz)
+        self._pool_back(where, at, to, *dz.shape, *size, _threads(dz))
+
+    def _at(self, *tensors: Tensor | None, dtype: torch.dtype | None = None) -> list[int | None]:
         """Where they have their values."""
+        wanted = dtype or self._dtype
         for tensor in tensors:
             if tensor is None:
                 continue
             kind = type(tensor)
-            if not (tensor.dtype == self._dtype and tensor.is_contiguous() and kind in _PLAIN):
+            if not (tensor.dtype == wanted and tensor.is_contiguous() and kind in _PLAIN):
                 given = f"{tensor.dtype} in a {kind.__name__}"
-                raise RuntimeError(f"contiguous {self._dtype} is needed, not {given}")
+                raise RuntimeError(f"contiguous {wanted} is needed, not {given}")
             if tensor.numel() and not tensor.data_ptr():
                 raise RuntimeError("a tensor with memory of its own is needed")
         return [None if tensor is None else tensor.data_ptr() for tensor in tensors]

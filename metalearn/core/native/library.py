@@ -28,7 +28,9 @@ from metalearn.files import read_regular, replace_file
 
 __all__ = ["WITHOUT", "library"]
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("columns.cpp", "moments.cpp")]
+_SOURCES = [
+    Path(__file__).with_name(name) for name in ("columns.cpp", "moments.cpp", "pooling.cpp")
+]
 _FLAGS = shlex.split(
     "-O3 -march=native -std=c++17 -fno-math-errno -fopenmp -shared -fPIC -fvisibility=default"
 )

@@ -43,6 +43,7 @@ void each_strip(Int outer, Int channels, int threads, Strip strip) {
                 strip.template run<kWide>(n, c);
                 continue;
             }
+            for (; c + 16 <= channels; c += 16) strip.template run<16>(n, c);
             for (; c + 8 <= channels; c += 8) strip.template run<8>(n, c);
             for (; c < channels; ++c) strip.template run<1>(n, c);
         }

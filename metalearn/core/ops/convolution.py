@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from metalearn.core.ops.blocks import Block, Blocks
 from metalearn.core.ops.columns import Columns
+from metalearn.core.ops.direct import Direct, direct_for
 from metalearn.core.ops.unread import Unread, leaf_unread, zeros_in_place
 from metalearn.core.ops.windows import Window
 
 __all__ = ["Product", "convolution"]
-
-_BLOCK = 2**20  # bytes of columns at a time and thread on a CPU; less costs barriers
-_LARGE = 2**22  # bytes of a task's columns that no cache holds: samples of it are taken apart
 
 
 class Product(NamedTuple):
@@ -71,25 +70,11 @@ class _Settings(NamedTuple):
     unread: Unread | None
     """Says when the weight's gradient is not read."""
 
-
-class _Block(NamedTuple):
-    """Some tasks, or some samples of one."""
-
-    tasks: slice
-    samples: slice
-    positions: slice
-    """Of N, those of the samples."""
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """Its part of ``[T, N, ...]``."""
-        return tensor[self.tasks, self.positions]
-
-    def add_product(self, a: Tensor, b: Tensor, total: Tensor) -> None:
-        """Write a · b to its tasks' part of a total, or add it to what samples before have left."""
-        if self.samples.start:
-            total[self.tasks].baddbmm_(a, b)
-        else:
-            torch.bmm(a, b, out=total[self.tasks])
+    def direct(self, rows: Tensor | None, weight: Tensor) -> Direct | None:
+        """The way without columns, for pictures that are large and whole."""
+        if rows is not None:
+            return None
+        return direct_for(weight, self.window, self.rectify, self.shape, weight.shape[1])
 
 
 class _Blocks:
@@ -109,25 +94,18 @@ class _Blocks:
         down, across = window.positions(height, width)
         self.positions = samples * down * across
         size = self.positions * window.size[0] * window.size[1] * channels * weight.element_size()
-        cached = weight.device.type == "cpu"
-        self.tasks = _tasks_a_block(count, size) if cached else count
-        self.samples, lead = samples, (self.tasks, samples)
-        self._apart = cached and rows is None and size > _LARGE and samples > 1
-        if self._apart:
-            self.tasks, self.samples = 1, _tasks_a_block(samples, size // samples)
-            lead = self.samples, 1
+        cached, whole = weight.device.type == "cpu", rows is not None
+        self._blocks = Blocks.of(
+            count, samples, down * across, size, cached=cached, divisible=not whole
+        )
+        self._apart = self._blocks.apart
+        lead = self._blocks.lead
         self._columns = Columns(weight, window, (*lead, *self.shape[2:]), rows, *others)
 
-    def __iter__(self) -> Iterator[_Block]:
-        count, samples = self.shape[:2]
-        each = self.positions // max(1, samples)
-        for start in range(0, count, self.tasks):
-            tasks = slice(start, min(start + self.tasks, count))
-            for first in range(0, max(1, samples), max(1, self.samples)):
-                last = min(first + self.samples, samples)
-                yield _Block(tasks, slice(first, last), slice(first * each, last * each))
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self._blocks)
 
-    def pictures(self, x: Tensor, block: _Block) -> Tensor:
+    def pictures(self, x: Tensor, block: Block) -> Tensor:
         """``[t, b, H, W, C]``."""
         if self.rows is None:
             return x[block.tasks, block.samples]
@@ -138,7 +116,7 @@ class _Blocks:
         seen = self._columns.of(self._seen(pictures), self._seen(gate) if self.rectify else None)
         return seen.flatten(0, 1)[None] if self._apart else seen
 
-    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, block: _Block) -> None:
+    def back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, block: Block) -> None:
         """Transpose of `columns` and `pictures` at dz · w, written to a part of ``out``."""
         memory = self._columns.memory(len(self._seen(gate)))
         memory = memory.flatten(0, 1)[None] if self._apart else memory
@@ -154,17 +132,6 @@ class _Blocks:
         return pictures.transpose(0, 1) if self._apart else pictures
 
 
-def _tasks_a_block(count: int, size: int) -> int:
-    """Of ``count`` tasks (or samples) with columns of ``size`` bytes: equal blocks for each thread.
-
-    Operations split their first axis between threads; so a thread finds what it wrote itself.
-    """
-    threads = torch.get_num_threads()
-    each = -(-count // threads)
-    blocks = -(-each // max(1, _BLOCK // max(1, size)))
-    return min(count, -(-each // blocks) * threads)
-
-
 class _Convolution(Function):
     """``(x, w, b) → z [T, N, O]``."""
 
@@ -177,6 +144,11 @@ class _Convolution(Function):
         rows: Tensor | None,
         settings: _Settings,
     ) -> Tensor:
+        ctx.settings = settings
+        ctx.save_for_backward(x, weight, rows)
+        direct = settings.direct(rows, weight)
+        if direct is not None:
+            return direct.forward(x, weight, bias)
         blocks = _Blocks(rows, weight, settings, x)
         z = x.new_empty(len(x), blocks.positions, weight.shape[1])
         for block in blocks:
@@ -186,8 +158,6 @@ class _Convolution(Function):
                 torch.bmm(columns, matrix, out=block.of(z))
             else:
                 torch.baddbmm(bias[block.tasks], columns, matrix, out=block.of(z))
-        ctx.settings = settings
-        ctx.save_for_backward(x, weight, rows)
         return z
 
     @staticmethod
@@ -214,6 +184,11 @@ class _ConvolutionBackward(Function):
         unread = settings.unread is not None and settings.unread.now
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dz, x, weight, rows)
+        dbias = dz.sum(1, keepdim=True) if want[2] else None
+        direct = settings.direct(rows, weight)
+        if direct is not None:
+            dx, dweight = direct.backward(dz, x, weight, (want[0], want[1] and not unread))
+            return dx, zeros_in_place(weight) if want[1] and unread else dweight, dbias
         blocks = _Blocks(rows, weight, settings, x, dz)
         dx = x.new_empty(x.shape) if want[0] else None
         dweight = x.new_empty(weight.shape) if want[1] and not unread else None
@@ -224,8 +199,7 @@ class _ConvolutionBackward(Function):
                 block.add_product(block.of(dz).mT, columns, dweight)
             if dx is not None:
                 blocks.back(dz, weight, pictures, dx, block)
-        dweight = zeros_in_place(weight) if want[1] and unread else dweight
-        return dx, dweight, dz.sum(1, keepdim=True) if want[2] else None
+        return dx, zeros_in_place(weight) if want[1] and unread else dweight, dbias
 
     @staticmethod
     def backward(
@@ -237,6 +211,10 @@ class _ConvolutionBackward(Function):
             return (None,) * 6
         dz, x, weight, rows = ctx.saved_tensors
         to_dz, to_x, to_weight = ctx.needs_input_grad[:3]
+        direct = ctx.settings.direct(rows, weight)
+        if direct is not None:
+            wanted = to_dz, to_x and ctx.want[0], to_weight
+            return *direct.second((ux, uw, ub), dz, x, weight, wanted), None, None, None
         blocks = _Blocks(rows, weight, ctx.settings, x, dz, ux, uw)
         gdz = gx = gweight = None
         if to_dz:

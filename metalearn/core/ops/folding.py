@@ -8,18 +8,34 @@ Axes: T tasks, N positions, K columns, O output channels.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from metalearn.core.float64 import widest
-from metalearn.core.ops.columns import to_columns
+from metalearn.core.ops.blocks import Blocks
+from metalearn.core.ops.columns import Columns, to_columns
 from metalearn.core.ops.data_cache import cached
 from metalearn.core.ops.windows import Window
 
-__all__ = ["fold", "is_shared", "task_columns"]
+__all__ = ["Rows", "fold", "fold_in_blocks", "is_shared", "task_columns"]
+
+_HELD = 2**25  # bytes of rows that are held: of what is larger the system takes back the memory
+
+
+class Rows(NamedTuple):
+    """Columns without their mean, in blocks: held, or made anew of pictures where they are many."""
+
+    held: Tensor | None
+    """``[T, N, K]``, with a bias ``[T, N, K + 1]``, the last column ones."""
+    pictures: Tensor | None
+    """``[T, B, H, W, C]``."""
+    mean: Tensor | None
+    """``[T, 1, K]`` of their columns."""
+    window: Window
 
 
 def fold(
@@ -33,6 +49,20 @@ def fold(
     rows, covariance = cached(_with_ones if beta is not None else _centred, x, window)
     folded: Tensor = _Fold.apply(matrix, gamma, beta, covariance, eps)
     return rows, folded
+
+
+def fold_in_blocks(
+    x: Tensor, matrix: Tensor, gamma: Tensor | None, beta: Tensor | None, window: Window, eps: float
+) -> tuple[Rows, Tensor]:
+    """The same as `fold` for what takes its rows in blocks."""
+    count = len(x[:1] if is_shared(x) else x)
+    down, across = window.positions(*x.shape[3:])
+    if count * x.shape[1] * down * across * matrix.shape[1] * x.element_size() <= _HELD:
+        held, folded = fold(x, matrix, gamma, beta, window, eps)
+        return Rows(held, None, None, window), folded
+    pictures, mean, covariance = cached(_moments, x, window)
+    folded = _Fold.apply(matrix, gamma, beta, covariance, eps)
+    return Rows(None, pictures, mean, window), folded
 
 
 def task_columns(x: Tensor, window: Window) -> Tensor:
@@ -53,6 +83,34 @@ def _centred(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     own = columns[:1] if is_shared(columns) else columns
     rows = own - own.mean(1, keepdim=True)
     return rows.expand_as(columns), _second_moment(rows).expand(len(x), -1, -1)
+
+
+def _moments(x: Tensor, window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures ``[T, B, H, W, C]``, and the mean and covariance of columns that are never held."""
+    own = (x[:1] if is_shared(x) else x).movedim(2, -1).contiguous()
+    count, samples, height, width, channels = own.shape
+    each = math.prod(window.positions(height, width))
+    length = math.prod(window.size) * channels
+    size = samples * each * length * own.element_size()
+    blocks = Blocks.of(count, samples, each, size, cached=own.device.type == "cpu")
+    columns = Columns(own, window, (*blocks.lead, height, width, channels))
+    shift = widest(own.new_zeros(count, 1, length))
+    total, product = shift.clone(), shift.new_zeros(count, length, length)
+    memory = shift.new_empty(math.prod(blocks.lead) * each * length)
+    for block in blocks:
+        narrow = blocks.columns(columns, own, block)
+        wide = memory[: narrow.numel()].view(narrow.shape).copy_(narrow)
+        if not block.samples.start:
+            shift[block.tasks] = wide.mean(1, keepdim=True)
+        wide.sub_(shift[block.tasks])
+        total[block.tasks] += wide.sum(1, keepdim=True)
+        product[block.tasks].baddbmm_(wide.mT, wide)
+    rest = total / (samples * each)
+    covariance = (product / (samples * each)).baddbmm_(rest.mT, rest, alpha=-1)
+    mean = (shift + rest).to(own.dtype)
+    full = (own, mean, covariance.to(own.dtype))
+    pictures, mean, covariance = (part.expand(len(x), *part.shape[1:]) for part in full)
+    return pictures, mean, covariance
 
 
 def _second_moment(rows: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from torch.autograd import Function
 
 from metalearn.core.ops.convolution import Product, convolution
 from metalearn.core.ops.data_cache import cached
-from metalearn.core.ops.folding import fold, is_shared, task_columns
+from metalearn.core.ops.folding import fold, fold_in_blocks, is_shared, task_columns
 from metalearn.core.ops.normalization import normalize
+from metalearn.core.ops.pooling import pooled_product
 from metalearn.core.ops.windows import Window
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "linear",
+    "pooled_conv_batch_norm",
 ]
 
 
@@ -136,6 +138,22 @@ def folded_conv_batch_norm(
     rows, matrix = fold(x, _matrix(weight).mT, _row(gamma), _row(beta), window, eps)
     shape = *x.shape[:2], *window.positions(*x.shape[3:]), weight.shape[1]
     return Product(rows, matrix, shape)
+
+
+def pooled_conv_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    window: Window,
+    size: tuple[int, int],
+    *,
+    eps: float,
+) -> Tensor:
+    """The same with a ReLU and max-pooling behind, windows of that size side by side."""
+    rows, matrix = fold_in_blocks(x, _matrix(weight).mT, _row(gamma), _row(beta), window, eps)
+    shape = *x.shape[:2], *window.positions(*x.shape[3:]), weight.shape[1]
+    return pooled_product(rows, matrix, shape, size).movedim(-1, 2)
 
 
 class _Linear(Function):

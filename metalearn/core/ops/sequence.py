@@ -20,6 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from metalearn.core.ops import layers
 from metalearn.core.ops.convolution import Product
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
+from metalearn.core.ops.pooling import can_pool
 from metalearn.core.ops.substitution import is_read_only
 from metalearn.core.ops.windows import Window, window_of
 
@@ -202,6 +203,9 @@ def _convolution(
     norm, eps = parameters[1], run[1].eps
     given = weight, norm["weight"], norm["bias"], window
     if isinstance(x, Tensor) and not rectify and layers.can_fold(x, weight):
+        size = _pooling(run[2:4], shape)
+        if size is not None and can_pool(x, weight, size):
+            return 4, _Activation(layers.pooled_conv_batch_norm(x, *given, size, eps=eps))
         return 2, _Activation(layers.folded_conv_batch_norm(x, *given, eps=eps))
     relu = _relu_joins(run, 2)
     y = layers.conv_batch_norm(x, *given, eps=eps, relu=relu, rectify=rectify)
@@ -226,6 +230,18 @@ def _layer(run: Sequence[Any], own: dict[str, Any], x: Tensor) -> tuple[int, Ten
     if kind is nn.GroupNorm:
         return 1, layers.group_norm(x, layer.num_groups, weight, bias, eps=layer.eps)
     return 1, _sample_by_sample(layer, x)
+
+
+def _pooling(run: Sequence[Any], shape: Sequence[int]) -> tuple[int, int] | None:
+    """The windows of a max-pooling behind a ReLU, if they lie side by side within the pictures."""
+    if [type(layer) for layer in run] != [nn.ReLU, nn.MaxPool2d]:
+        return None
+    pool = run[1]
+    window = window_of(pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    plain = window_of(window.size, window.size, 0, 1)
+    return (
+        window.size if window == plain and not pool.ceil_mode and window.fits(*shape[2:]) else None
+    )
 
 
 def _relu_joins(run: Sequence[Any], i: int) -> bool:

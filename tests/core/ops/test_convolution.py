@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from metalearn.core.ops import convolution as module
+from metalearn.core.ops import blocks
 from metalearn.core.ops.convolution import convolution
 from metalearn.core.ops.folding import task_columns
 from metalearn.core.ops.windows import window_of
@@ -170,8 +170,8 @@ def test_a_relu_that_joins_is_a_relu_before(
     window: str, many: int, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In value and two derivatives, also by finite differences; blocks of any size."""
-    monkeypatch.setattr(module, "_tasks_a_block", lambda count, size: min(many, count))
-    monkeypatch.setattr(module, "_LARGE", 1 if apart else 2**22)
+    monkeypatch.setattr(blocks, "_tasks_a_block", lambda count, size: min(many, count))
+    monkeypatch.setattr(blocks, "_LARGE", 1 if apart else 2**22)
     x, weight, own = operands(window, bias=True, tasks=3, samples=3)
 
     def ours(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ _TASK = 16 * 9 * 8  # bytes of columns: sixteen positions of nine, eight bytes e
 def test_blocks_have_as_many_tasks_for_each_thread(
     threads: int, budget: int, count: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK", budget)
+    monkeypatch.setattr(blocks, "_BLOCK", budget)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "bmm", counting := Counting(torch.bmm))
     convolution(noise(count, 1, 4, 4, 1), noise(count, 2, 9), None, window_of(3, 1, 1, 1))

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.core.ops import convolution as convolution_module
-from metalearn.core.ops import layers
+from metalearn.core.ops import blocks, layers
 from metalearn.core.ops.folding import fold
 from metalearn.core.ops.windows import Window, window_of
 from tests.support import oracles
@@ -211,7 +210,7 @@ def test_a_convolution_of_a_folded_product(
     rectify: bool, affine: tuple[int, int], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Convolution, batch norm, ReLU, convolution: the pictures between are never whole."""
-    monkeypatch.setattr(convolution_module, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "_BLOCK", block)
     window, x = window_of(2, 1, 1, 1), noise(3, 2, 1, 5, 4)
     given = [noise(3, 6, 1, 2, 2, seed=1), *parameters(affine, 3, 6)]
     given += [noise(3, 2, 6, 2, 2, seed=4), noise(3, 2, seed=5)]
