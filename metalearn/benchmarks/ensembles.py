@@ -241,7 +241,7 @@ def _stacked(
 
     grads, losses = named(), torch.zeros(count)
     own = {name: value.detach() for name, value in ensemble.named_parameters()}
-    flat = FlatUpdate(update, population, own, grads)
+    flat = FlatUpdate(update, population, own, grads, losses)
     code = compiled(flat.function)
     code(*flat.trees(grads, losses, 1.0))
 

@@ -126,7 +126,7 @@ def assemble(
     every = every if average is None else (*every, average)
     if settings.precision in TYPES:
         every = (*every, GradientError(TYPES[settings.precision], population.rows))
-    every = (*every, *_compiling(settings, ranks or OneRank()))  # the last
+    every = _with_compiling(every, settings, ranks or OneRank())
     parts: Any = {
         "update": update, "population": population, "settings": settings, "beside": beside,
         "average": average,
@@ -134,8 +134,10 @@ def assemble(
     return Loop(module, objective, evaluator, callbacks=every, ranks=ranks, **parts, **rest)
 
 
-def _compiling(settings: LoopSettings, ranks: Ranks) -> tuple[Callback, ...]:
-    """What compiles the gradient and the update of a step, where that is wanted.
+def _with_compiling(
+    callbacks: tuple[Callback, ...], settings: LoopSettings, ranks: Ranks
+) -> tuple[Callback, ...]:
+    """First what compiles the update of a step, last what compiles its gradient, if wanted.
 
     Nothing is timed where all is to be the same each time.
 
@@ -148,4 +150,4 @@ def _compiling(settings: LoopSettings, ranks: Ranks) -> tuple[Callback, ...]:
     quiet = settings.deterministic or ranks.count > 1
     never = quiet and settings.compile == "auto"
     gradient = CompiledPart("never" if never else settings.compile)
-    return gradient, CompiledUpdate(gradient)
+    return CompiledUpdate(gradient), *callbacks, gradient

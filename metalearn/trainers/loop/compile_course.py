@@ -16,7 +16,7 @@ from metalearn.core.module.private_copy import ModuleTemplate
 from metalearn.errors import CompilationError, SettingError, StorageError
 from metalearn.trainers.loop.pure_calls import digest_of, held, same_call
 
-__all__ = ["CompiledCall", "Course", "said"]
+__all__ = ["CompiledCall", "Course", "is_checked", "said"]
 
 _AT_FIRST, _EVERY = 8, 512  # a call that is not compiled costs ten others of a small network
 _GOLDEN = 2654435769  # 2³² over the golden ratio: multiples are spread evenly, by any stride
@@ -82,13 +82,18 @@ class Course:
         It is so at each of the first, at powers of two, and then at one of so many, by a sequence
         that keeps time with nothing.
         """
-        early = self.calls <= _AT_FIRST or not self.calls & (self.calls - 1)
-        return early or self.calls * _GOLDEN % 2**32 < 2**32 // _EVERY
+        return is_checked(self.calls)
 
     def plain(self) -> dict[str, Any]:
         """For a checkpoint."""
         kept = {name: value for name, value in vars(self).items() if name != "before"}
         return {**kept, "last": self.name_of_last()}
+
+
+def is_checked(calls: int) -> bool:
+    """Whether the last of so many calls of compiled code is held to the function; see `Course`."""
+    early = calls <= _AT_FIRST or not calls & (calls - 1)
+    return early or calls * _GOLDEN % 2**32 < 2**32 // _EVERY
 
 
 def said(error: Exception) -> str:

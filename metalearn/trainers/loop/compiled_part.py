@@ -27,7 +27,7 @@ from metalearn.trainers.loop.protocols import Callback, Training
 from metalearn.trainers.loop.pure_calls import Compilable, held, same_call
 from metalearn.trainers.loop.settings import Compile
 
-__all__ = ["CompiledPart"]
+__all__ = ["PATIENCE", "CompiledPart"]
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _OTHERS = 50
 """Like calls in a row, that are taken as they are, before it is decided once more."""
 _TRIES = 3
 """Decisions of a run."""
-_PATIENCE = 5.0
+PATIENCE = 5.0
 """Seconds of compiling, before which a checkpoint is saved."""
 _FROM_HERE = "from here on steps are not compiled"
 _LARGEST = 20_000
@@ -230,7 +230,7 @@ class CompiledPart(Callback):
     def _make(self, code: CompiledFunction, trees: Any, wanted: Any, offer: Offer) -> None:
         """Compile; what there is to lose is saved before, as no signal ends a compilation."""
         self._loop.stop.check()
-        if offer.compiling > _PATIENCE:
+        if offer.compiling > PATIENCE:
             self._loop.save("last")
         log.info("compiling the gradient of a step: %s", offer)
         try:

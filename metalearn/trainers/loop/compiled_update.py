@@ -20,8 +20,8 @@ from metalearn.core.memory import synchronize
 from metalearn.errors import CompilationError
 from metalearn.schema import Kind, flag, mapping, maybe, text, whole
 from metalearn.trainers.loop.compile_cost import offer_of
-from metalearn.trainers.loop.compile_course import said
-from metalearn.trainers.loop.compiled_part import CompiledPart
+from metalearn.trainers.loop.compile_course import is_checked, said
+from metalearn.trainers.loop.compiled_part import PATIENCE, CompiledPart
 from metalearn.trainers.loop.flat_update import FlatUpdate, agrees
 from metalearn.trainers.loop.protocols import Callback, Training
 from metalearn.trainers.loop.step import Proposal
@@ -45,15 +45,21 @@ class _Decided:
     """Whether nothing more will be decided."""
     seen: int = 0
     """Updates that were made as they are, beside a compiled gradient."""
+    calls: int = 0
+    """Of compiled code."""
+    failed: bool = False
+    """Whether compiling, or compiled code, failed."""
 
 
 class CompiledUpdate(Callback):
     """Computes a step's update by compiled code, where its gradient is compiled and it pays.
 
     An update is proposed before anything is known of the gradient's norms, and made once these are
-    seen to be finite, so that nothing waits for a device twice. It is held to the update itself at
-    the same steps as the compiled gradient: these steps take the latter. What was decided is in
-    checkpoints, as of the gradient.
+    seen to be finite, so that nothing waits for a device twice. It is held to the update itself as
+    the compiled gradient is to the function, counted for itself: such steps take the former.
+    What was decided is in checkpoints, as of the gradient.
+
+    It is the first callback, so that nobody else has changed the parameters when it looks at them.
 
     Args:
         part: which compiles the gradient.
@@ -64,6 +70,7 @@ class CompiledUpdate(Callback):
         self._part, self._compiler = part, compiler
         self._kept = self._now = _Decided(over=part.wanted == "never")
         self._code: CompiledFunction | None = None
+        self._flat: FlatUpdate | None = None
         self._graph = ""
         self._seconds, self._since = math.inf, 0.0
         self._open: tuple[Proposal, list[Tensor], Tensor] | None = None
@@ -74,7 +81,7 @@ class CompiledUpdate(Callback):
         self._now = self._kept  # a step that was broken off has left no trace
         self._forget()
         self._loop = loop
-        loop.proposed = self.proposed
+        loop.proposed = None if self._now.over else self.proposed
         try:
             yield
         finally:
@@ -96,26 +103,44 @@ class CompiledUpdate(Callback):
         if self._code is None and (self._now.graph or self._is_due()):
             with self._loop.clock.paused():
                 self._compile(grads, losses, factor)
-        self._since = time.perf_counter()
-        found = None if self._code is None else self._run(grads, losses, factor)
-        if found is None or not self._part.course.checks:
+        if self._code is None:
+            synchronize(self._loop.device)
+            self._since = time.perf_counter()
+            return None
+        found = self._run(grads, losses, factor)
+        if found is None:
+            return None
+        self._now = replace(self._now, calls=self._now.calls + 1)
+        if not is_checked(self._now.calls):
             return found
-        self._open = found, [place.clone() for place in found.places], self._active().clone()
+        try:
+            self._open = found, [place.clone() for place in found.places], self._active().clone()
+        except Exception as error:  # for lack of memory: such a step is not looked at
+            log.debug("step %d: the compiled update is not checked: %s", self._loop.step, error)
         return None
 
     def after_update(self, loop: Training) -> None:
         """Hold what was proposed to what was done; and time updates that are made as they are."""
         if self._open is not None:
             found, before, active = self._open
-            alike = active.equal(self._active())  # else a member has diverged at this very step
-            if alike and not agrees(found.values, before, found.places):
-                self._leave("the compiled update differs from the optimiser's")
             self._open = None
+            if active.equal(self._active()):  # else a member has diverged at this very step
+                self._compare(found, before)
         elif self._part.code is not None and self._code is None and not self._now.over:
             synchronize(loop.device)
             self._seconds = min(self._seconds, time.perf_counter() - self._since)
             self._now = replace(self._now, seen=self._now.seen + 1)
         self._kept = self._now
+
+    def _compare(self, found: Proposal, before: list[Tensor]) -> None:
+        """Hold what was proposed to what the optimiser has made; a step is over whatever comes."""
+        try:
+            alike = agrees(found.values, before, found.places)
+        except Exception as error:  # for lack of memory, say
+            log.debug("step %d: the compiled update is not checked: %s", self._loop.step, error)
+            return
+        if not alike:
+            self._leave("the compiled update differs from the optimiser's")
 
     def state(self) -> dict[str, Any]:
         """The graph that is compiled, and whether there will be another, once that is known."""
@@ -125,20 +150,24 @@ class CompiledUpdate(Callback):
 
     def state_kinds(self) -> list[Kind]:
         """The same, where there is some."""
-        kept = mapping({"graph": text, "over": flag, "seen": whole()})
+        kept = mapping(
+            {"graph": text, "over": flag, "seen": whole(), "calls": whole(), "failed": flag}
+        )
         return [mapping({}, {"compiled_update": maybe(kept)})]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on as was decided; a run that may not compile any more does not."""
-        kept = state.get("compiled_update") or {}
-        never = self._part.wanted == "never"
-        self._kept = self._now = _Decided(over=True) if never else _Decided(**kept)
+        kept = _Decided(**(state.get("compiled_update") or {}))
+        if self._part.wanted == "always" and not kept.graph and not kept.failed:
+            kept = _Decided(seen=kept.seen)  # that was decided by another wish
+        self._kept = self._now = _Decided(over=True) if self._part.wanted == "never" else kept
+        self._graph = ""  # the optimiser's state is another one
         self._forget()
 
     def _forget(self) -> None:
         """What is not in checkpoints."""
-        if self._graph != self._now.graph:
-            self._code, self._graph = None, ""
+        if not self._graph or self._graph != self._now.graph:
+            self._code, self._flat, self._graph = None, None, ""
         self._seconds, self._since = math.inf, 0.0
         self._open = None
 
@@ -151,15 +180,15 @@ class CompiledUpdate(Callback):
 
     def _run(self, grads: Mapping[str, Tensor], losses: Tensor, factor: float) -> Proposal | None:
         """What compiled code proposes."""
-        assert self._code is not None
-        flat = self._flat
+        code, flat = self._code, self._flat
+        assert code is not None and flat is not None
         if not flat.is_like(grads):
             self._leave("gradients or the optimiser's state are others than before")
             return None
-        if not flat.is_ready(factor):
-            return None
         try:
-            return flat.proposal(self._code, grads, losses, factor)
+            if not flat.is_ready(grads, losses, factor):
+                return None
+            return flat.proposal(code, grads, losses, factor)
         except Exception as error:  # for lack of memory, say
             self._leave(f"the compiled update fails ({said(error)})")
             return None
@@ -168,7 +197,9 @@ class CompiledUpdate(Callback):
         """Compile what was compiled before an interruption; else where it pays or was asked for."""
         loop, before = self._loop, self._now.graph
         try:
-            flat = FlatUpdate(loop.update, loop.population, loop.params, grads)
+            flat = FlatUpdate(loop.update, loop.population, loop.params, grads, losses)
+            if not before and not flat.is_ready(grads, losses, factor):
+                return  # not yet, as in a warm-up that begins at a rate of 0
             given = flat.trees(grads, losses, factor)
             code = CompiledFunction(flat.function, compiler=self._compiler)
             calls = loop.settings.steps - loop.step - 1
@@ -182,11 +213,13 @@ class CompiledUpdate(Callback):
                 log.info("updates are not compiled, as that does not pay: %s", offer)
                 return
             loop.stop.check()
+            if offer.compiling > PATIENCE:
+                loop.save("last")
             log.info("compiling the update of a step: %s", offer)
             code.compile(*given)
         except Exception as error:  # whatever torch raises, a training goes on
             loop.stop.check()
-            self._now = _Decided(over=True)
+            self._now = _Decided(over=True, failed=True)
             went = f"step {loop.step}: the run goes on otherwise than before the interruption: "
             level = logging.WARNING if before else logging.INFO
             log.log(level, "%supdates are not compiled: %s", went if before else "", said(error))
@@ -198,5 +231,6 @@ class CompiledUpdate(Callback):
 
     def _leave(self, reason: str) -> None:
         """Make all further updates as they are."""
-        self._code, self._graph, self._now = None, "", _Decided(over=True)
+        self._code, self._flat, self._graph = None, None, ""
+        self._now = _Decided(over=True, failed=True)
         log.warning("step %d: %s; from here on updates are not compiled", self._loop.step, reason)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from metalearn.errors import CompilationError
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_optimizer",
     "group_of",
     "is_kept",
+    "is_plain",
     "options_of",
     "places_of",
 ]
@@ -67,10 +69,11 @@ def group_of(
         values = [state.get(key) for state in states]
         if all(value is None for value in values):
             continue
-        if all(_is_like(value, owner) for value, owner in zip(values, mine.values())):
-            kept[key] = values
-        elif all(_is_number(value) and value.equal(values[0]) for value in values):
+        counted = key == "step"
+        if counted and all(_is_number(value) and value.equal(values[0]) for value in values):
             counts[key] = values
+        elif not counted and all(map(_is_like, values, mine.values())):
+            kept[key] = values
         else:
             raise CompilationError(f"the optimiser's {key} is not the same for all parameters")
     if any(state.keys() != states[0].keys() for state in states):
@@ -89,8 +92,19 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     name = type(optimizer).__name__
     if type(optimizer) not in _KINDS or "step" in vars(optimizer):
         raise CompilationError(f"steps of {name} are taken as they are")
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise CompilationError(f"this {name} has hooks of its own")
+    if not is_plain(optimizer):
+        raise CompilationError(f"there are hooks around steps of {name}")
+
+
+def is_plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether nothing is done around a step, for this optimiser or for all."""
+    around = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    return not any(around) and "step" not in vars(optimizer)
 
 
 def check_kinds(groups: Sequence[Group], grads: Mapping[str, Tensor]) -> None:
@@ -107,6 +121,8 @@ def check_kinds(groups: Sequence[Group], grads: Mapping[str, Tensor]) -> None:
         values += [v for row in group.counts.values() for v in row]
         if not group.names:
             raise CompilationError("a group of the optimiser has no gradients")
+    if len({value.untyped_storage().data_ptr() for value in values}) < len(values):
+        raise CompilationError("parameters, or what is kept of them, share memory")
     if len({value.device for value in values}) > 1:
         raise CompilationError("parameters, and what is kept of them, lie on several devices")
     kinds = {value.dtype for value in grads.values()} | {
@@ -138,7 +154,7 @@ def is_kept(optimizer: torch.optim.Optimizer, group: Group) -> bool:
 
 
 def _is_like(value: Any, owner: Tensor) -> bool:
-    same = isinstance(value, Tensor) and value.shape == owner.shape and owner.dim() > 0
+    same = isinstance(value, Tensor) and value.shape == owner.shape
     return same and value.dtype == owner.dtype and value.device == owner.device
 
 

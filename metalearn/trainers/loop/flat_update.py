@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from metalearn.trainers.loop.flat_groups import (
     check_optimizer,
     group_of,
     is_kept,
+    is_plain,
     options_of,
     places_of,
 )
@@ -56,7 +58,7 @@ class FlatUpdate:
         update: the step; its optimiser has kept something of each parameter already.
         population: which networks are clipped at which norm.
         params: those that are trained, by name.
-        grads: of a step, by name; one without some of these, or with others, is another.
+        grads, losses: of a step; one without some of these gradients, or with others, is another.
 
     Raises:
         CompilationError: this update cannot be written so.
@@ -68,6 +70,7 @@ class FlatUpdate:
         population: Population,
         params: Mapping[str, Tensor],
         grads: Mapping[str, Tensor],
+        losses: Tensor,
     ) -> None:
         rows = population.rows.in_rows(list(grads))
         if rows is None:
@@ -88,6 +91,7 @@ class FlatUpdate:
         self.device = like.device
         self.exact = torch.float64 if has_float64(self.device) else torch.float32
         check_kinds(self.groups, grads)
+        self._kinds = _kinds(grads, losses)
         self._changing = [(group.params, group.kept, group.counts) for group in self.groups]
         self._fixed = leaves(self._changing)
         self._active = torch.zeros(0, dtype=torch.bool)
@@ -123,9 +127,14 @@ class FlatUpdate:
         count = len(optimizer.param_groups)
         return count == len(self.groups) and all(is_kept(optimizer, g) for g in self.groups)
 
-    def is_ready(self, factor: float) -> bool:
-        """Whether the optimiser has the same options, and a rate above 0, by which is divided."""
-        return all(
+    def is_ready(self, grads: Mapping[str, Tensor], losses: Tensor, factor: float) -> bool:
+        """Whether this very step is one of them.
+
+        Gradients and losses of the same types, laid out as before; an optimiser with the same
+        options and without hooks, and rates above 0, by which is divided.
+        """
+        alike = _kinds(grads, losses) == self._kinds and is_plain(self.update.optimizer)
+        return alike and all(
             rate * factor > 0 and options_of(group) == mine.options
             for rate, group, mine in zip(
                 self.update.base_rates, self.update.optimizer.param_groups, self.groups
@@ -198,12 +207,16 @@ def agrees(found: Sequence[Tensor], before: Sequence[Tensor], now: Sequence[Tens
     A parameter may differ by a hundredth of its step and some roundings of its own.
     """
     for one, old, new in zip(found, before, now):
-        one, old, new = (value.detach().double() for value in (one, old, new))
-        low = now[0].dtype
-        share = _TOLERANCE.get(low, 1e-2) * (new - old).norm()
-        if not (one - new).norm() <= share + _ROUNDING * torch.finfo(low).eps * new.norm():
+        new, kind = new.detach(), torch.finfo(new.dtype)
+        share = _TOLERANCE[new.dtype] * (new - old).norm()
+        rounding = _ROUNDING * kind.eps * new.norm() + kind.tiny * math.sqrt(new.numel())
+        if not bool((one - new).norm() <= share + rounding):
             return False
     return True
+
+
+def _kinds(grads: Mapping[str, Tensor], losses: Tensor) -> list[Any]:
+    return [(v.stride(), v.dtype) for v in (*grads.values(), losses)]
 
 
 def _step_of(

@@ -179,9 +179,9 @@ class Loop:
         except Ending as ending:
             self._end(ending)
 
-    def set_rates(self, step: int) -> float:
-        """Set the learning rates of a step; the factor of the schedule."""
-        factor = self.schedule(step)
+    def set_rates(self, step: int, factor: float | None = None) -> float:
+        """Set the learning rates of a step; the factor of the schedule, where it is not known."""
+        factor = self.schedule(step) if factor is None else factor
         for group, rate in zip(self.update.optimizer.param_groups, self.update.base_rates):
             group["lr"] = rate * factor
         return factor
@@ -226,10 +226,11 @@ class Loop:
         with clock.paused():
             for callback in self.callbacks:
                 callback.after_gradient(self, batch, gradient.grads)
-        grads, loss, norm, proposal = self._clip(gradient)
+        factor = self.schedule(step)
+        grads, loss, norm, proposal = self._clip(gradient, factor)
         with clock.paused():
             records = self._records(batch, gradient) if due else {}
-        factor = make_update(self, grads, gradient.buffers, proposal)
+        make_update(self, grads, gradient.buffers, factor, proposal)
         clock.count(gradient.count if gradient.processed is None else gradient.processed)
         for name, label in _IN_BAR.items():
             if name in records:
@@ -251,7 +252,7 @@ class Loop:
             clock.restart()
 
     def _clip(
-        self, gradient: StepGradient
+        self, gradient: StepGradient, factor: float
     ) -> tuple[Mapping[str, Tensor], float, float, Proposal | None]:
         """Clipped gradients, loss and norm, of the parameters that have a part in the loss.
 
@@ -267,9 +268,7 @@ class Loop:
             for name in self.params
             if name in gradient.grads and name not in self._unused
         }
-        found = None
-        if self.proposed is not None:
-            found = self.proposed(grads, gradient.losses, self.schedule(self.step))
+        found = None if self.proposed is None else self.proposed(grads, gradient.losses, factor)
         try:
             clipped, loss, norm = self.population.clip_and_check(
                 grads,

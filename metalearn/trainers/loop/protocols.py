@@ -212,8 +212,8 @@ class Training(Protocol):
     def meet(self) -> None:
         """Have all members as they are now, where ranks divide them; all ranks come here."""
 
-    def set_rates(self, step: int) -> float:
-        """Set the learning rates of a step; the factor of the schedule."""
+    def set_rates(self, step: int, factor: float | None = None) -> float:
+        """Set the learning rates of a step; the factor of the schedule, where it is not known."""
 
     def check_parameters(self) -> None:
         """Refuse parameters that are not finite; of members, freeze those that have some."""

@@ -19,14 +19,16 @@ def make_update(
     loop: Validated,
     grads: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
+    factor: float,
     proposal: Proposal | None,
-) -> float:
-    """Change the module, and count the step: together or not at all. The schedule's factor.
+) -> None:
+    """Change the module, and count the step: together or not at all.
 
     Args:
         loop: whose step it is.
         grads: clipped, by name.
         buffers: new values of buffers, by name.
+        factor: the schedule's.
         proposal: the update, where it has been computed; None lets the optimiser step.
     """
     own = dict(loop.module.named_buffers()) if buffers else {}
@@ -35,7 +37,7 @@ def make_update(
         if grad is not None and proposal is None:
             grad = like_layout(grad, parameter)
         parameter.grad = grad
-    factor = loop.set_rates(loop.step)
+    loop.set_rates(loop.step, factor)
     with loop.stop.whole():
         if proposal is None:
             loop.update(loop.population.stepped, factor)
@@ -47,4 +49,3 @@ def make_update(
             callback.after_update(loop)
         loop.step += 1
         loop.checkpoints.unsaved = True
-    return factor

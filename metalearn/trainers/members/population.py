@@ -112,12 +112,10 @@ class Population:
         Raises:
             Ending: training cannot go on.
         """
-        both = above(self.rows.norms(grads), losses) if known is None else known[1]
-        read = both.cpu()  # one copy, as it waits for what a device has to do
+        found = known[1][0] if known else self.rows.norms(grads)
+        read = (known[1] if known else above(found, losses)).cpu()  # one copy, which waits
         stacked = isinstance(self.module, Ensemble)
-        self.norms = (
-            read[0].double() if stacked else read[0].to(next(iter(grads.values()), read).dtype)
-        )
+        self.norms = read[0].to(torch.float64 if stacked else found.dtype)
         norms, values = self.norms.tolist(), read[1].tolist()
         standing = self._standing()
         lost = standing.lost(values, norms)

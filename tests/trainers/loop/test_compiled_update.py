@@ -120,9 +120,10 @@ def assert_is_the_step(made: tuple[nn.Module, Any, Population]) -> None:
     module, update, population = made
     grads = gradients(module, 3)
     params = {name: p.detach() for name, p in module.named_parameters()}
-    flat = FlatUpdate(update, population, params, grads)
+    losses = torch.zeros(population.rows.count)
+    flat = FlatUpdate(update, population, params, grads, losses)
     before = [place.clone() for place in flat.places]
-    read, clipped, new = flat.function(*flat.trees(grads, torch.zeros(population.rows.count), 1.0))
+    read, clipped, new = flat.function(*flat.trees(grads, losses, 1.0))
     assert_same(before, flat.places)
     wanted = plain_step(module, update, population, grads)
     torch.testing.assert_close(read[0], population.norms.to(read), rtol=1e-10, atol=1e-10)
@@ -365,6 +366,116 @@ def test_code_that_fails_ends_no_training(
     assert "the compiled update fails (MemoryError: no room)" in caplog.text
 
 
+@pytest.mark.parametrize("accumulate", [1, 5])
+@pytest.mark.usefixtures("cheap")
+def test_the_first_updates_are_held_to_the_optimisers_whatever_the_gradient_did(
+    accumulate: int, monkeypatch: pytest.MonkeyPatch, made: list[int]
+) -> None:
+    """Calls of the compiled gradient are many by then where it is accumulated."""
+    moved = ModuleUpdate.moved
+    monkeypatch.setattr(
+        ModuleUpdate, "moved", lambda self, old, new, on: moved(self, old, new, on) + (new - old)
+    )
+    settings: Any = {"accumulate": accumulate, "optimizer": OPTIMIZERS["adam"]}
+    sinusoid_trainer(steps=40, compile="auto", **settings).fit()
+    sinusoid_trainer(steps=40, compile="always", **settings).fit()
+    assert not made
+
+
+def test_a_check_that_fails_for_lack_of_memory_ends_no_step(
+    monkeypatch: pytest.MonkeyPatch, made: list[int]
+) -> None:
+    def short(*given: Any) -> bool:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("metalearn.trainers.loop.compiled_update.agrees", short)
+    trainer = sinusoid_trainer(steps=20, compile="always")
+    trainer.fit()
+    assert trainer.loop.step == 20
+    assert made
+
+
+def test_a_trainer_that_resumes_itself_goes_on_with_compiled_updates(
+    tmp_path: Path, made: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: Any = {"compile": "always", "schedule": "constant", "checkpoint_every": 10}
+    straight = sinusoid_trainer(steps=30, **settings)
+    straight.fit()
+    trainer = sinusoid_trainer(steps=30, folder=tmp_path, **settings)
+    beside(trainer, Meddling(15, _broken))
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer.fit()
+    trainer.resume(tmp_path / "checkpoints" / "last.pt")
+    trainer.loop.callbacks = trainer.loop.callbacks[1:]
+    made.clear()
+    trainer.fit()
+    assert made
+    assert "others than before" not in caplog.text
+    assert_same(state_of(straight)["module"], state_of(trainer)["module"])
+
+
+def _broken(loop: Any) -> None:
+    raise RuntimeError("broken")
+
+
+def test_a_callback_that_changes_weights_is_no_difference(
+    made: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Clamping(Callback):
+        def after_update(self, loop: Any) -> None:
+            for value in loop.params.values():
+                value.clamp_(-0.3, 0.3)
+
+    trainer = sinusoid_trainer(steps=20, compile="always")
+    trainer.loop.callbacks = (*trainer.loop.callbacks, Clamping())
+    trainer.fit()
+    assert made
+    assert "differs" not in caplog.text
+
+
+def test_hooks_around_steps_are_called(made: list[int]) -> None:
+    """Those of the optimiser, and those of all; from the step on at which they are set."""
+    seen: list[int] = []
+
+    def hook(*given: Any) -> None:
+        seen.append(1)
+
+    trainer = sinusoid_trainer(steps=20, compile="always")
+    own = Meddling(10, lambda loop: loop.update.optimizer.register_step_post_hook(hook))
+    beside(trainer, own).fit()
+    assert made
+    assert len(seen) == 10
+
+
+def test_a_schedule_is_asked_once_a_step() -> None:
+    for wanted in ("never", "always"):
+        asked: list[int] = []
+        trainer = sinusoid_trainer(steps=20, compile=wanted)
+        trainer.loop.schedule = lambda step, asked=asked: asked.append(step) or 1.0
+        trainer.fit()
+        assert asked == list(range(20))
+
+
+def test_norms_of_mixed_types_have_the_wider() -> None:
+    module = nn.Sequential(nn.Linear(1, 1, bias=False).half(), nn.Linear(1, 1, bias=False))
+    population = Population(module, clip=None, patience=None, larger_is_better=False)
+    grads = {"0.weight": torch.ones(1, 1).half(), "1.weight": torch.full((1, 1), 2e5)}
+    _, _, norm = population.clip_and_check(grads, torch.zeros(1), step=0, suspects=str)
+    assert norm == pytest.approx(2e5)
+
+
+def test_parameters_that_share_memory_are_stepped_as_they_are() -> None:
+    module = nn.Module()
+    module.one, module.two = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    module.two.data = module.one.data
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    population = Population(module, clip=None, patience=None, larger_is_better=False)
+    params = {n: p.detach() for n, p in module.named_parameters()}
+    grads = {n: torch.ones(2) for n in params}
+    with pytest.raises(CompilationError, match="share memory"):
+        FlatUpdate(ModuleUpdate(optimizer), population, params, grads, torch.zeros(1))
+
+
 def test_without_a_compiled_gradient_there_is_none(made: list[int]) -> None:
     for settings in (
         {"compile": "never"},
@@ -392,7 +503,7 @@ def test_an_offer_that_does_not_pay_is_declined(
     "bad",
     [
         3,
-        {"graph": 1, "over": False, "seen": 0},
+        {"graph": 1, "over": False, "seen": 0, "calls": 0, "failed": False},
         {"graph": ""},
         {"graph": "", "over": False, "seen": -1},
     ],
@@ -416,7 +527,7 @@ def refused(change: Any) -> str:
     params = {name: p.detach() for name, p in module.named_parameters()}
     grads = gradients(module, 3)
     with pytest.raises(CompilationError) as caught:
-        flat = FlatUpdate(update, population, params, grads)
+        flat = FlatUpdate(update, population, params, grads, torch.zeros(1))
         flat.function(*flat.trees(grads, torch.zeros(1), 1.0))
     return str(caught.value)
 
@@ -448,7 +559,8 @@ def test_members_of_two_kinds_have_no_rows_in_common() -> None:
     population = Population(ensemble, clip=None, patience=None, larger_is_better=False)
     params = {name: p.detach() for name, p in ensemble.named_parameters()}
     with pytest.raises(CompilationError, match="several kinds"):
-        FlatUpdate(MemberUpdate(ensemble, optimizer), population, params, gradients(ensemble, 0))
+        grads, update = gradients(ensemble, 0), MemberUpdate(ensemble, optimizer)
+        FlatUpdate(update, population, params, grads, torch.zeros(3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
