@@ -170,10 +170,8 @@ class InnerLoop:
 
         With ``unread`` nobody reads θ' and s', only their graph.
         """
-        linear = self.optimizer.linear and self.optimizer.clip_norm is None
-        grads, loss = self.slope(
-            values, support, differentiable=differentiable, unread=unread and linear
-        )
+        unread = unread and self.optimizer.is_linear
+        grads, loss = self.slope(values, support, differentiable=differentiable, unread=unread)
         return *self.advance(values, state, grads), loss
 
     def slope(
@@ -185,11 +183,12 @@ class InnerLoop:
         unread: bool = False,
     ) -> tuple[Values, Tensor]:
         """Gradients of the support loss for the leaves that adapt, and the loss."""
+        more = {"unread": True} if unread else {}  # which backends of one's own do not know
         return self.backend.gradient(
             lambda part: self.loss(self.merge(values, part), support),
             self.adapting(values),
             differentiable=differentiable,
-            unread=unread,
+            **more,
         )
 
     def advance(

@@ -92,13 +92,16 @@ class BackwardWalk:
             self.kept[0] = begin
         free = self.steps if self.states is None else self.states - 1
         places = set(places_to_keep(self.steps, free))
-        recorded = recorded and isinstance(self.loop.backend, Eager) and at < self.steps
+        plain = isinstance(self.loop.backend, Eager) and not (self.constant_slopes or self.many)
+        recorded = recorded and plain and at < self.steps
         end = self._advance(begin, at, self.steps - recorded, places, losses, after)
         return self._record(*end, losses, after) if recorded else end
 
     def begin(self, cotangent: Values, state: Any, *, at: int | None = None) -> None:
         """Take the cotangent of all leaves at θ_K, or θ_at, where that of the state is zero."""
         self.position = self.steps if at is None else at
+        if self.position != self.steps:
+            self.recorded = None
         self.cotangent = cotangent
         self.state_cotangent = [self._zeros(part, cotangent) for part in _tensors(state)]
         self.learnt = [self._zeros(v, cotangent) for v in leaves(self.loop.optimizer.learnt)]

@@ -9,7 +9,7 @@ Axes: K inner steps, R rows that are stacked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,8 +38,6 @@ class InnerOptimizer:
     learnt: Any = ()
     rebuild: Callable[[Any], InnerOptimizer] | None = None
     elementwise: bool = False
-    linear: bool = False
-    """Whether updates and state are linear in gradients, with factors that are not learnt."""
     weight_decay: Any = 0.0
     """Of an L2 term that the optimiser adds to the loss, or a decay of the parameters."""
     fused: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
@@ -56,6 +54,17 @@ class InnerOptimizer:
     """How many samples of the support set each is taken of; None takes all."""
     unmoved: frozenset[int] = frozenset()
     """Which leaves no gradient moves, by position; theirs have no part in the norm that clips."""
+    linear_functions: tuple[Any, ...] = field(default=(), kw_only=True)
+    """``update`` and ``fused`` where both are linear in gradients and nothing in them is learnt:
+    these very functions, so that an optimiser made of this one with others is not taken for it."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether new parameters and state are linear in gradients."""
+        own = self.update, self.fused
+        known = len(self.linear_functions) == 2 and type(self) is InnerOptimizer
+        same = known and all(a is b for a, b in zip(self.linear_functions, own))
+        return same and self.clip_norm is None
 
     def __repr__(self) -> str:
         made = getattr(self.update, "__qualname__", type(self.update).__name__)
@@ -101,12 +110,12 @@ def optimizer_of(
         learnt,
         (lambda other: make(given.replaced(other, stacked=given.stacked))) if learns else None,
         elementwise=True,
-        linear=linear and not learns,
         weight_decay=given.values["weight_decay"],
         fused=fused,
         stack=(lambda other: make(given.replaced(other, stacked=True))) if learns else None,
         match=match if learns else None,
         schedule_lengths=given.schedule_lengths,
+        linear_functions=(update, fused) if linear and not learns else (),
     )
 
 

@@ -88,7 +88,8 @@ def mixed(task: AdaptedTask) -> TaskGradient:
     way = BackwardWalk(loop, support, len(weights) - 1)
     losses: list[Tensor] = []
     last = counting[-1]
-    values, state = way.forward(start, losses=losses, recorded=last == way.steps)
+    recorded = last == way.steps and _numbers(query) <= _numbers(support)  # else memory grows
+    values, state = way.forward(start, losses=losses, recorded=recorded)
     if last < way.steps:  # query losses of later steps have the weight 0
         values, state = way.kept[last]
         way.kept = {k: point for k, point in way.kept.items() if k < last}
@@ -102,6 +103,10 @@ def mixed(task: AdaptedTask) -> TaskGradient:
             way.add(part)
             terms.append(term)
     return TaskGradient(way.cotangent, way.learnt_grads(), _total(terms), losses, {})
+
+
+def _numbers(batch: Any) -> int:
+    return sum(value.numel() for value in leaves(batch) if isinstance(value, Tensor))
 
 
 def reptile(task: AdaptedTask) -> TaskGradient:

@@ -6,6 +6,8 @@ Axes: T tasks, K inner steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +17,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn.core import adam, functionalize, meta_gradient, sgd, with_gradients
+from metalearn.core.autodiff.backend import Eager
+from metalearn.core.memory import peak_memory
+from metalearn.core.meta.adaptation import InnerLoop
+from metalearn.core.meta.backward_walk import BackwardWalk
 from metalearn.core.meta.inner_optimizers import InnerOptimizer
-from metalearn.core.tree import leaves
+from metalearn.core.tree import leaves, tree_map
 from metalearn.types import TaskBatch
 
 RATE = torch.tensor(0.1, dtype=torch.float64)
@@ -131,3 +137,86 @@ def test_inner_gradients_that_nobody_reads_are_not_computed() -> None:
             meta_gradient(loss, params, tasks, optimizer=optimizer, **settings)
         counts[name] = products.count
     assert counts["clipped"] - counts["sgd"] >= 3  # of each step but the newest
+
+
+def _cubic(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    return tree_map(lambda grad: -0.1 * grad - 0.1 * grad**3, grads), state
+
+
+def _normalised(own: InnerOptimizer) -> Callable[..., tuple[Any, Any]]:
+    assert own.fused is not None
+    step = own.fused
+
+    def fused(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        small = tree_map(lambda grad: grad / (1e-3 + grad.abs()), grads)
+        return step(small, state, params)
+
+    return fused
+
+
+class _Scaling(InnerOptimizer):
+    def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        squared = tree_map(lambda grad: 10 * grad * grad.abs(), grads)
+        return super().step(squared, state, params)
+
+
+MADE_OF_OURS: dict[str, Callable[[], InnerOptimizer]] = {
+    "another fused step": lambda: replace(sgd(0.1), fused=_normalised(sgd(0.1))),
+    "another update": lambda: replace(sgd(0.1), update=_cubic, fused=None),
+    "a subclass": lambda: _Scaling(**{f.name: getattr(sgd(0.1), f.name) for f in fields(sgd(0.1))}),
+    "by position": lambda: InnerOptimizer(lambda params: (), _cubic, (), None, True, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", MADE_OF_OURS)
+def test_an_optimiser_that_is_made_of_ours_is_not_taken_for_it(name: str) -> None:
+    """Its updates are not linear in gradients, whose values are needed then."""
+    loss, params, tasks = _problem()
+    given: dict[str, Any] = {"optimizer": MADE_OF_OURS[name](), "steps": 3}
+    right = meta_gradient(loss, params, tasks, method="reverse", engine="loop", **given)
+    found = meta_gradient(loss, params, tasks, method="mixed", engine="batched", **given)
+    for a, b in zip(leaves(tuple(found)), leaves(tuple(right)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    assert sgd(0.1).is_linear
+    assert not with_gradients(sgd(0.1), clip_norm=1.0).is_linear
+
+
+def test_where_queries_are_many_no_graph_is_kept_beside_theirs() -> None:
+    """So that `mixed` takes less memory than `reverse` by one step too."""
+    loss, params, tasks = _problem()
+    (x, y) = tasks.support
+    many = TaskBatch(tasks.support, (x.repeat(1, 4, 1, 1, 1), y.repeat(1, 4)))
+    given: dict[str, Any] = {"optimizer": sgd(0.1), "steps": 1, "engine": "batched"}
+    peaks = {
+        method: peak_memory(
+            partial(meta_gradient, loss, params, many, method=method, **given), torch.device("cpu")
+        )
+        for method in ("reverse", "mixed")
+    }
+    assert peaks["mixed"] < 0.95 * peaks["reverse"]
+
+
+@pytest.mark.parametrize("kind", [{"constant_slopes": True}, {"many": True}])
+def test_a_walk_of_another_kind_records_nothing(kind: dict[str, Any]) -> None:
+    way, begin = _walk()
+    for name, value in kind.items():
+        setattr(way, name, value)
+    way.forward(begin, recorded=True)
+    assert way.recorded is None
+
+
+def test_what_was_recorded_is_of_the_last_step_alone() -> None:
+    way, begin = _walk()
+    values, state = way.forward(begin, recorded=True)
+    assert way.recorded is not None
+    way.begin([torch.ones_like(value) for value in values], state, at=2)
+    assert way.recorded is None
+
+
+def _walk() -> tuple[BackwardWalk, list[Tensor]]:
+    def loss(values: list[Tensor], batch: Any) -> Tensor:
+        return (values[0] * batch[0]).square().sum()
+
+    begin = [torch.ones(3, dtype=torch.float64)]
+    loop = InnerLoop(loss, [True], sgd(0.1), Eager())
+    return BackwardWalk(loop, (torch.ones(3, dtype=torch.float64),), 3), begin
