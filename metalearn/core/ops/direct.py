@@ -2,6 +2,8 @@
 
 Of channels-last pictures that one needs no columns, which large pictures have too many of for a
 cache; some samples at a time, so that what it gives is in the cache when it is copied to its place.
+It is taken in float32, where windows overlap, positions are many beside the weights of an output
+and outputs few; other layers are faster by columns.
 Values and derivatives are those of `metalearn.core.ops.convolution`, which explains the arguments.
 Axes: T tasks, B samples, [H, W, C] of a picture, N = B·H'·W' positions, K = kh·kw·C, O output
 channels.
@@ -22,6 +24,7 @@ from metalearn.core.ops.windows import Window
 __all__ = ["Direct", "direct_for"]
 
 _WORTH = 2**20  # bytes of a task's columns: of fewer, products are as fast
+_OUTPUTS = 256  # at most: losses of 1.2-3 times were measured from 320 on, wins up to 128
 _BLOCK = 2**20  # bytes of pictures at a time and thread
 _TYPES = {torch.float32}  # those that the library of torch's convolutions has
 
@@ -35,10 +38,12 @@ def direct_for(
     """The way without columns for pictures ``[T, B, H, W, C]``; None where columns are as good."""
     _, samples, height, width, channels = shape
     positions = samples * math.prod(window.positions(height, width))
-    size = positions * math.prod(window.size) * channels * like.element_size()
+    length = math.prod(window.size) * channels
     if (
-        size < _WORTH
-        or window.is_pixel
+        positions * length * like.element_size() < _WORTH
+        or math.prod(window.size) < 2 * math.prod(window.stride)  # columns are not much more than x
+        or 2 * positions < length
+        or not 1 <= outputs <= _OUTPUTS
         or like.device.type != "cpu"
         or like.dtype not in _TYPES
         or any(before != after for before, after in window.padding)
@@ -147,24 +152,26 @@ class Direct:
 
     def _kernel(self, weight: Tensor) -> Tensor:
         """``[O, K]`` as ``[O, C, kh, kw]``, channels last."""
-        return weight.reshape(len(weight), *self.window.size, -1).permute(0, 3, 1, 2)
+        shape = self.outputs, *self.window.size, self.shape[-1]
+        return weight.reshape(shape).permute(0, 3, 1, 2)
 
     def _slopes(self, dz: Tensor, part: _Part) -> Tensor:
         """``[b, O, H', W']``, channels last."""
         own = dz[part.task, part.positions].contiguous()
-        return own.view(-1, *self._positions, self.outputs).permute(0, 3, 1, 2)
+        samples = part.samples.stop - part.samples.start
+        return own.view(samples, *self._positions, self.outputs).permute(0, 3, 1, 2)
 
     def _product(self, pictures: Tensor, weight: Tensor) -> Tensor:
         """``[n, O]``."""
         z: Tensor = _convolution(pictures, self._kernel(weight), None, *self._how)
-        return z.permute(0, 2, 3, 1).reshape(-1, self.outputs)
+        return z.permute(0, 2, 3, 1).flatten(0, 2)
 
     def _of_weight(self, dz: Tensor, pictures: Tensor, part: _Part) -> Tensor:
         """``[O, K]``: the cotangent of the weight."""
         kernel = pictures.new_empty(self.outputs, *self.window.size, pictures.shape[1])
         given = self._slopes(dz, part), pictures, kernel.permute(0, 3, 1, 2), None, *self._how
         dweight: Tensor = _backward(*given, [False, True, False])[1]
-        return dweight.permute(0, 2, 3, 1).reshape(self.outputs, -1)
+        return dweight.permute(0, 2, 3, 1).flatten(1)
 
     def _back(self, dz: Tensor, weight: Tensor, gate: Tensor, out: Tensor, part: _Part) -> None:
         """Write the cotangent of pictures to a part of ``out``."""

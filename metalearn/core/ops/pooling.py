@@ -11,6 +11,7 @@ Axes: T tasks, B samples, [H, W] of a picture, N = B·H·W positions, K columns,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,14 +28,12 @@ __all__ = ["can_pool", "pooled_product"]
 _MOST = 255  # places of a window: more have no code
 
 
-def can_pool(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """Whether `pooled_product` is there for such pictures, weights and windows."""
-    return (
-        math.prod(size) <= _MOST
-        and weight.dtype == x.dtype
-        and weight.device == x.device
-        and kernels_for(x) is not None
-    )
+def can_pool(
+    x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Tensor | None, size: tuple[int, int]
+) -> bool:
+    """Whether `pooled_product` is there for such pictures, parameters and windows."""
+    parameters = [None if p is None else p.detach() for p in (weight, gamma, beta)]
+    return math.prod(size) <= _MOST and kernels_for(x, *parameters) is not None
 
 
 def pooled_product(
@@ -86,10 +85,7 @@ class _Products:
         if self._pictures is not None:
             lead = (*self.blocks.lead, *self._pictures.shape[2:])
             self._columns = Columns(self._pictures, settings.window, lead)
-        found = kernels_for(like.detach())
-        if found is None:
-            raise RuntimeError("pooling in blocks needs the compiled kernels")
-        self.kernels: Kernels = found
+        self.kernels = kernels_for(like.detach())
 
     def memory(self, block: Block) -> Tensor:
         """Pictures ``[n, H, W, O]`` of a block, to be filled."""
@@ -99,7 +95,7 @@ class _Products:
     def times(self, matrix: Tensor, block: Block) -> Tensor:
         """Pictures ``[n, H, W, O]`` that are rows · matrix, which hold until the next block."""
         z, own = self.memory(block), matrix[block.tasks]
-        out = z.view(len(own), -1, z.shape[-1])
+        out = z.view(len(own), math.prod(z.shape[:3]) // len(own), z.shape[-1])
         if self._held is not None:
             torch.bmm(block.of(self._held), own, out=out)
             return z
@@ -114,7 +110,7 @@ class _Products:
     def add_back(self, z: Tensor, block: Block, total: Tensor) -> None:
         """Write rowsᵀ · z to its tasks' part of a total, or add it to what samples have left."""
         own = total[block.tasks]
-        z = z.view(len(own), -1, z.shape[-1])
+        z = z.view(len(own), math.prod(z.shape[:3]) // len(own), z.shape[-1])
         if self._held is not None:
             block.add_product(block.of(self._held).mT, z, total)
             return
@@ -141,6 +137,38 @@ def _part(tensor: Tensor, block: Block) -> Tensor:
     return tensor[block.tasks, block.samples].flatten(0, 1)
 
 
+def _places(z: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Of each window its first place, then its second …: views ``[n, H', W', C]`` of z."""
+    height, width = (length // side * side for length, side in zip(z.shape[1:3], size))
+    for row in range(size[0]):
+        for column in range(size[1]):
+            yield z[:, row : height : size[0], column : width : size[1]]
+
+
+def _pool_take(
+    kernels: Kernels | None, z: Tensor, size: tuple[int, int], codes: Tensor, y: Tensor
+) -> None:
+    """`Kernels.pool_take`, also where a backward pass may have no kernels."""
+    if kernels is not None:
+        kernels.pool_take(z, size, codes, y)
+        return
+    y.zero_()
+    for code, place in enumerate(_places(z, size)):
+        y.copy_(torch.where(codes == code, place, y))
+
+
+def _pool_back(
+    kernels: Kernels | None, dy: Tensor, size: tuple[int, int], codes: Tensor, z: Tensor
+) -> None:
+    """`Kernels.pool_back`, likewise."""
+    if kernels is not None:
+        kernels.pool_back(dy, size, codes, z)
+        return
+    z.zero_()
+    for code, place in enumerate(_places(z, size)):
+        place.copy_(torch.where(codes == code, dy, 0))
+
+
 class _Pooled(Function):
     """``m → (y, codes)``."""
 
@@ -154,12 +182,14 @@ class _Pooled(Function):
         settings: _Settings,
     ) -> tuple[Tensor, Tensor]:
         kept = held, pictures, mean
-        products = _Products(kept, settings, matrix)
+        products, kernels = _Products(kept, settings, matrix), kernels_for(matrix.detach())
+        if kernels is None:
+            raise RuntimeError("pooling in blocks needs the compiled kernels")
         y = matrix.new_empty(settings.pooled)
         codes = torch.empty(settings.pooled, dtype=torch.uint8, device=matrix.device)
         for block in products.blocks:
             z = products.times(matrix, block)
-            products.kernels.pool(z, settings.size, _part(y, block), _part(codes, block))
+            kernels.pool(z, settings.size, _part(y, block), _part(codes, block))
         ctx.settings = settings
         ctx.mark_non_differentiable(codes)
         ctx.save_for_backward(codes, *kept)
@@ -187,12 +217,12 @@ class _PooledBackward(Function):
         kept = held, pictures, mean
         ctx.settings = settings
         ctx.save_for_backward(codes, *kept)
-        dy = dy.contiguous()
+        dy = dy.contiguous().resolve_neg()
         products = _Products(kept, settings, dy)
         total = dy.new_empty(len(dy), settings.length, dy.shape[-1])
         for block in products.blocks:
             z = products.memory(block)
-            products.kernels.pool_back(_part(dy, block), settings.size, _part(codes, block), z)
+            _pool_back(products.kernels, _part(dy, block), settings.size, _part(codes, block), z)
             products.add_back(z, block, total)
         return total
 
@@ -201,9 +231,11 @@ class _PooledBackward(Function):
         if torch.is_grad_enabled():
             raise NotImplementedError("third derivatives of a pooled convolution of data")
         codes, *kept = ctx.saved_tensors
+        u = u.resolve_neg()
         products = _Products(tuple(kept), ctx.settings, u)
         gdy = u.new_empty(ctx.settings.pooled)
         for block in products.blocks:
             z = products.times(u, block)
-            products.kernels.pool_take(z, ctx.settings.size, _part(codes, block), _part(gdy, block))
+            to = _part(gdy, block)
+            _pool_take(products.kernels, z, ctx.settings.size, _part(codes, block), to)
         return gdy, None, None, None, None, None

@@ -204,7 +204,7 @@ def _convolution(
     given = weight, norm["weight"], norm["bias"], window
     if isinstance(x, Tensor) and not rectify and layers.can_fold(x, weight):
         size = _pooling(run[2:4], shape)
-        if size is not None and can_pool(x, weight, size):
+        if size is not None and can_pool(x, *given[:3], size):
             return 4, _Activation(layers.pooled_conv_batch_norm(x, *given, size, eps=eps))
         return 2, _Activation(layers.folded_conv_batch_norm(x, *given, eps=eps))
     relu = _relu_joins(run, 2)

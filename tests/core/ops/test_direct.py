@@ -102,6 +102,30 @@ def test_large_pictures_are_taken(
     assert (way is not None) == (expected and torch.backends.mkldnn.is_available())
 
 
+LAYERS: dict[str, tuple[int, int, int, int, Window, bool]] = {
+    "3x3_of_3x3": (25, 3, 512, 512, window_of(3, 1, 1, 1), False),
+    "pixels_apart": (75, 21, 64, 128, window_of(1, 2, 0, 1), False),
+    "whole_picture": (100, 7, 64, 128, window_of(7, 1, 0, 1), False),
+    "patches": (25, 80, 3, 192, window_of(16, 16, 0, 1), False),
+    "side_by_side": (25, 84, 64, 64, window_of(2, 2, 0, 1), False),
+    "many_outputs": (5, 21, 320, 320, window_of(3, 1, 1, 1), False),
+    "no_outputs": (5, 84, 32, 0, window_of(3, 1, 1, 1), False),
+    "first": (25, 84, 3, 32, window_of(3, 1, 1, 1), True),
+    "second": (25, 42, 32, 32, window_of(3, 1, 1, 1), True),
+    "stem": (5, 84, 3, 64, window_of(7, 2, 3, 1), True),
+    "halving": (25, 42, 32, 32, window_of(3, 2, 1, 1), True),
+    "dilated": (25, 42, 32, 32, window_of(3, 1, 2, 2), True),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_that_are_faster_are_taken(layer: str) -> None:
+    samples, side, channels, outputs, window, expected = LAYERS[layer]
+    shape = (4, samples, side, side, channels)
+    way = direct.direct_for(torch.zeros(0), window, False, shape, outputs)
+    assert (way is not None) == (expected and torch.backends.mkldnn.is_available())
+
+
 def test_large_pictures_in_float32() -> None:
     """As they come, against columns in float64."""
     window, results = WINDOWS["same"], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from metalearn.core.native import kernels_for
-from metalearn.core.ops import blocks, folding, layers
+from metalearn.core.native import kernels_for, without_kernels
+from metalearn.core.ops import blocks, folding, layers, pooling
 from metalearn.core.ops.windows import window_of
 from tests.core.ops.test_layers import EPS, assert_same, noise, over_loop, parameters, scale_of
 from tests.support import oracles
@@ -149,3 +150,44 @@ def test_third_derivatives_are_refused() -> None:
     (first,) = torch.autograd.grad(y.exp().sum(), w, create_graph=True)
     with pytest.raises(NotImplementedError, match="third derivatives"):
         torch.autograd.grad(first.exp().sum(), w, create_graph=True)
+
+
+class Marked(Tensor):
+    """Which has no kernels."""
+
+
+@pytest.mark.parametrize("kind", ["without", "negated", "subclass"])
+def test_derivatives_of_slopes_that_have_no_kernels(kind: str) -> None:
+    """The forward pass had them; the backward passes give the same by torch's own operations."""
+    x, given = noise(2, 3, 2, 5, 7), [noise(2, 41, 2, 3, 3, seed=1).requires_grad_()]
+    slope = noise(2, 3, 41, 2, 2, seed=2)
+
+    def found(slope: Tensor, without: bool = False) -> list[Tensor]:
+        y = layers.pooled_conv_batch_norm(x, *given, None, None, WINDOWS["3x3"], (2, 3), eps=EPS)
+        with without_kernels() if without else nullcontext():
+            first = torch.autograd.grad(y, given, slope, create_graph=True)
+            second = torch.autograd.grad((first[0] * first[0]).sum(), given)
+        return [first[0].detach(), second[0]]
+
+    others = {
+        "without": slope,
+        "negated": torch.complex(slope, -slope).conj().imag,
+        "subclass": slope.as_subclass(Marked),
+    }
+    for a, e in zip(found(others[kind], kind == "without"), found(slope)):
+        torch.testing.assert_close(a.as_subclass(Tensor), e, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("names", [("0.weight",), ("1.weight",), ("1.bias",)], ids=str)
+def test_parameters_of_a_subclass(names: tuple[str, ...]) -> None:
+    given = [noise(41, 2, 3, 3), noise(41), noise(41)]
+    marked = {"0.weight": 0, "1.weight": 1, "1.bias": 2}
+    for name in names:
+        given[marked[name]] = given[marked[name]].as_subclass(Marked)
+    x = noise(1, 3, 2, 5, 7)
+    assert pooling.can_pool(x, *map(noise_like, given), (2, 2))
+    assert not pooling.can_pool(x, *given, (2, 2))
+
+
+def noise_like(v: Tensor) -> Tensor:
+    return noise(*v.shape)
