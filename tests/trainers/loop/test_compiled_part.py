@@ -625,7 +625,7 @@ def test_before_a_long_compilation_a_checkpoint_is_saved(
         compiling(self, *args, **rest)
 
     monkeypatch.setattr(CompiledFunction, "compile", noted)
-    monkeypatch.setattr(compiled_part, "_PATIENCE", 0.0)
+    monkeypatch.setattr(compiled_part, "PATIENCE", 0.0)
     sinusoid_trainer(steps=9, folder=tmp_path, checkpoint_every=100).fit()
     assert steps == [2]
 
