@@ -97,8 +97,8 @@ class CompiledUpdate(Callback):
         self._open = None
         course = self._part.course
         if self._now.over or (course.over and not course.graph):
-            self._now = _Decided(over=True)  # with the gradient, which is not compiled any more
-            self._code, self._graph = None, ""
+            self._now = replace(self._now, graph="", over=True)  # with the gradient, if not before
+            self._code, self._flat, self._graph = None, None, ""
             return None
         if self._code is None and (self._now.graph or self._is_due()):
             with self._loop.clock.paused():
