@@ -105,15 +105,17 @@ class NormTangent(NamedTuple):
     """Of dβ."""
     dy: Tensor
     y: Tensor | None
-    """Which is above 0 where a ReLU passes; None without one."""
+    """Which is above 0 where a ReLU is open; None without one."""
     centred: Tensor
     """z − m."""
     gamma: Tensor | None
     r: Tensor
     s1: Tensor
-    """Σg, g being dy where y is above 0."""
+    """Σg, g being dy, and leak·dy where the ReLU is closed."""
     s2: Tensor
     """Σ(g·(z − m))."""
+    leak: float
+    """The slope of the ReLU where it is closed."""
 
 
 class Kernels:
@@ -129,10 +131,10 @@ class Kernels:
         self._functions, self._dtype = functions, dtype
         self._to_columns = self._function("to_columns", 3, "qp")
         self._add_up = self._function("add_up", 3, "qp")
-        self._norm = self._function("norm", 6, "qqqdi")
-        self._norm_backward = self._function("norm_backward", 8, "qqq")
-        self._norm_second = self._function("norm_second", 13, "qqq")
-        self._pool = self._function("pool", 3, "qqqqqq")
+        self._norm = self._function("norm", 6, "qqqdd")
+        self._norm_backward = self._function("norm_backward", 8, "qqqd")
+        self._norm_second = self._function("norm_second", 13, "qqqd")
+        self._pool = self._function("pool", 3, "qqqqqqi")
         self._pool_take = self._function("pool_take", 3, "qqqqqq")
         self._pool_back = self._function("pool_back", 3, "qqqqqq")
 
@@ -153,12 +155,22 @@ class Kernels:
         self._add_up(*given, count, numbers, _threads(columns))
 
     def norm(
-        self, z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, dim: int, relu: bool
+        self,
+        z: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        *,
+        eps: float,
+        dim: int,
+        leak: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Y, z − m and r of contiguous z; gamma, beta and r have 1 in the place of ``dim``."""
+        """Y, z − m and r of contiguous z; gamma, beta and r have 1 in the place of ``dim``.
+
+        y below 0 is multiplied by ``leak``.
+        """
         y, centred, r = torch.empty_like(z), torch.empty_like(z), _groups(z, dim)
         given = self._at(z, gamma, beta, y, centred, r)
-        self._norm(*given, *_sizes(z, dim), eps, int(relu), _threads(z))
+        self._norm(*given, *_sizes(z, dim), eps, leak, _threads(z))
         return y, centred, r
 
     def norm_backward(
@@ -170,28 +182,32 @@ class Kernels:
         r: Tensor,
         *,
         dim: int,
+        leak: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Dz, Σg and Σ(g·(z − m)), of groups, g being dy where y is above 0."""
+        """Dz, Σg and Σ(g·(z − m)), of groups, g being dy, and leak·dy where y is not above 0."""
         dz, s1, s2 = torch.empty_like(centred), torch.empty_like(r), torch.empty_like(r)
         given = self._at(dy, y, centred, gamma, r, dz, s1, s2)
-        self._norm_backward(*given, *_sizes(centred, dim), _threads(centred))
+        self._norm_backward(*given, *_sizes(centred, dim), leak, _threads(centred))
         return dz, s1, s2
 
     def norm_second(self, at: NormTangent, *, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """The cotangents of dy, z and, of groups, γ."""
         like, r = at.centred, at.r
         gdy, gz, ggamma = torch.empty_like(like), torch.empty_like(like), torch.empty_like(r)
-        self._norm_second(*self._at(*at, gdy, gz, ggamma), *_sizes(like, dim), _threads(like))
+        given = self._at(*at[:-1], gdy, gz, ggamma)
+        self._norm_second(*given, *_sizes(like, dim), at.leak, _threads(like))
         return gdy, gz, ggamma
 
-    def pool(self, z: Tensor, size: tuple[int, int], y: Tensor, codes: Tensor) -> None:
-        """Write max(0, ·) of the largest of each window of contiguous z ``[n, H, W, C]``.
+    def pool(
+        self, z: Tensor, size: tuple[int, int], y: Tensor, codes: Tensor, *, rectify: bool
+    ) -> None:
+        """Write the largest of each window of contiguous z ``[n, H, W, C]``, or of max(0, z).
 
         Windows of that size, at most 255 places, lie side by side. The codes, bytes, of
-        ``[n, H', W', C]`` as y is, are the largest's place in its window, 255 where y is 0.
+        ``[n, H', W', C]`` as y is, are the largest's place in its window, 255 where a ReLU gave 0.
         """
         given = (*self._at(z, y), *self._at(codes, dtype=torch.uint8))
-        self._pool(*given, *z.shape, *size, _threads(z))
+        self._pool(*given, *z.shape, *size, int(rectify), _threads(z))
 
     def pool_take(self, z: Tensor, size: tuple[int, int], codes: Tensor, y: Tensor) -> None:
         """Write to y what z has where the codes of `pool` point, 0 where that gave 0."""

@@ -32,7 +32,8 @@ _SOURCES = [
     Path(__file__).with_name(name) for name in ("columns.cpp", "moments.cpp", "pooling.cpp")
 ]
 _FLAGS = shlex.split(
-    "-O3 -march=native -std=c++17 -fno-math-errno -fopenmp -shared -fPIC -fvisibility=default"
+    "-O3 -march=native -std=c++17 -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC"
+    " -fvisibility=default"
 )
 _PATIENCE = 120.0  # seconds for what takes four
 _LARGEST = 2**24  # bytes of what is loaded, some 60 kB

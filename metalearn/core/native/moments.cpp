@@ -1,10 +1,11 @@
-// Normalisation by moments with an optional ReLU, and its first two derivatives; formulas stand in
-// core/ops/normalization.py. A group stays in the cache from one pass over it to the next.
+// Normalisation by moments with an optional leaky ReLU, and its first two derivatives; formulas
+// stand in core/ops/normalization.py. A group stays in the cache from one pass to the next.
 //
 // Axes: [n, N, C]; a group is the N elements of one n and one channel.
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 namespace {
 
@@ -49,16 +50,34 @@ void each_strip(Int outer, Int channels, int threads, Strip strip) {
         }
 }
 
+// x where a result y of a leaky ReLU is above 0, else what that makes of x: 0 if nothing leaks, also
+// of what is not finite. Of selected factors, so that no branch keeps a loop from being vectorised.
 template <typename T>
-inline T gated(T x, const T* y, Int k) { return y && y[k] <= T(0) ? T(0) : x; }
+inline T gated(T x, T y, T leak) {
+    const T product = x * (y <= T(0) ? leak : T(1));
+    return leak == T(0) && y <= T(0) ? T(0) : product;
+}
 
-template <typename T>
+// The same at k where there is an activation (`acts`), else x.
+template <bool acts, typename T>
+inline T gated(T x, const T* y, Int k, T leak) {
+    if constexpr (acts) return gated(x, y[k], leak);
+    return x;
+}
+
+// `run(std::bool_constant<…>())`: whether such a slope below 0 is an activation.
+template <typename Run>
+void by_leak(double leak, Run run) {
+    if (leak == 1) run(std::false_type());
+    else run(std::true_type());
+}
+
+template <typename T, bool acts>
 struct Forward {
     const T *z, *gamma, *beta;  // gamma, beta [n, C] or null
     T *y, *centred, *r;         // r [n, C]
     Int count, channels;
-    T eps;
-    bool relu;
+    T eps, leak;
 
     template <int L>
     void run(Int n, Int c0) const {
@@ -68,11 +87,13 @@ struct Forward {
         T* __restrict to = y + n * count * channels + c0;
         Sums<T, L, 1> first, second;
         first.over(count, [&](Int i, T(&sum)[1][L]) {
+#pragma omp simd
             for (int c = 0; c < L; ++c) sum[0][c] += from[i * channels + c];
         });
         T mean[L], slope[L], shift[L];
         for (int c = 0; c < L; ++c) mean[c] = T(first.total[0][c] / double(count));
         second.over(count, [&](Int i, T(&sum)[1][L]) {
+#pragma omp simd
             for (int c = 0; c < L; ++c) {
                 const T value = from[i * channels + c] - mean[c];
                 mid[i * channels + c] = value;
@@ -85,29 +106,32 @@ struct Forward {
             shift[c] = beta ? beta[at + c] : T(0);
         }
         for (Int i = 0; i < count; ++i)
+#pragma omp simd
             for (int c = 0; c < L; ++c) {
                 const T value = mid[i * channels + c] * slope[c] + shift[c];
-                to[i * channels + c] = relu && value < T(0) ? T(0) : value;
+                to[i * channels + c] = acts ? gated(value, value, leak) : value;
             }
     }
 };
 
-template <typename T>
+template <typename T, bool acts>
 struct Backward {
-    const T *dy, *y, *centred, *gamma, *r;  // y null without a ReLU
+    const T *dy, *y, *centred, *gamma, *r;  // y read where there is something behind
     T *dz, *s1, *s2;                        // s1, s2 [n, C]
     Int count, channels;
+    T leak;
 
     template <int L>
     void run(Int n, Int c0) const {
         const Int at = n * channels + c0, begin = n * count * channels + c0;
-        const T *g = dy + begin, *gate = y ? y + begin : nullptr, *x = centred + begin;
+        const T *g = dy + begin, *gate = acts ? y + begin : y, *x = centred + begin;
         T* __restrict to = dz + begin;
         Sums<T, L, 2> sums;
         sums.over(count, [&](Int i, T(&sum)[2][L]) {
+#pragma omp simd
             for (int c = 0; c < L; ++c) {
                 const Int k = i * channels + c;
-                const T value = gated(g[k], gate, k);
+                const T value = gated<acts>(g[k], gate, k, leak);
                 sum[0][c] += value;
                 sum[1][c] += value * x[k];
             }
@@ -122,24 +146,26 @@ struct Backward {
             c1_[c] = -a[c] * scale * scale * s2[at + c] / T(count);
         }
         for (Int i = 0; i < count; ++i)
+#pragma omp simd
             for (int c = 0; c < L; ++c) {
                 const Int k = i * channels + c;
-                to[k] = c0_[c] + x[k] * c1_[c] + gated(g[k], gate, k) * a[c];
+                to[k] = c0_[c] + x[k] * c1_[c] + gated<acts>(g[k], gate, k, leak) * a[c];
             }
     }
 };
 
-template <typename T>
+template <typename T, bool acts>
 struct Second {
     const T *u, *ugamma, *ubeta;  // cotangents of dz, dγ, dβ, null where there is none
     const T *dy, *y, *centred, *gamma, *r, *s1, *s2;
     T *gdy, *gz, *ggamma;  // ggamma [n, C]
     Int count, channels;
+    T leak;
 
     template <int L>
     void run(Int n, Int c0) const {
         const Int at = n * channels + c0, begin = n * count * channels + c0;
-        const T *g = dy + begin, *gate = y ? y + begin : nullptr, *x = centred + begin;
+        const T *g = dy + begin, *gate = acts ? y + begin : y, *x = centred + begin;
         const T* along = u ? u + begin : nullptr;
         T *__restrict to_dy = gdy + begin, *__restrict to_z = gz + begin;
         Sums<T, L, 1> first;
@@ -147,15 +173,17 @@ struct Second {
         T mean[L] = {}, a[L], a_[L], b_[L], c0_[L], c1[L], c1_[L];
         if (along) {
             first.over(count, [&](Int i, T(&sum)[1][L]) {
+#pragma omp simd
                 for (int c = 0; c < L; ++c) sum[0][c] += along[i * channels + c];
             });
             for (int c = 0; c < L; ++c) mean[c] = T(first.total[0][c] / double(count));
             sums.over(count, [&](Int i, T(&sum)[2][L]) {
+#pragma omp simd
                 for (int c = 0; c < L; ++c) {
                     const Int k = i * channels + c;
                     const T tangent = along[k] - mean[c];
                     sum[0][c] += tangent * x[k];
-                    sum[1][c] += tangent * gated(g[k], gate, k);
+                    sum[1][c] += tangent * gated<acts>(g[k], gate, k, leak);
                 }
             });
         }
@@ -173,11 +201,13 @@ struct Second {
             ggamma[at + c] = s2_ * scale + s2[at + c] * r_;
         }
         for (Int i = 0; i < count; ++i)
+#pragma omp simd
             for (int c = 0; c < L; ++c) {
                 const Int k = i * channels + c;
                 const T tangent = along ? along[k] - mean[c] : T(0);
-                to_dy[k] = gated(b_[c] + tangent * a[c] + x[k] * a_[c], gate, k);
-                to_z[k] = c0_[c] + x[k] * c1_[c] + tangent * c1[c] + gated(g[k], gate, k) * a_[c];
+                to_dy[k] = gated<acts>(b_[c] + tangent * a[c] + x[k] * a_[c], gate, k, leak);
+                to_z[k] = c0_[c] + x[k] * c1_[c] + tangent * c1[c] +
+                          gated<acts>(g[k], gate, k, leak) * a_[c];
             }
     }
 };
@@ -186,24 +216,33 @@ struct Second {
 
 #define FOR_TYPE(T, NAME)                                                                        \
     extern "C" void norm_##NAME(const T* z, const T* gamma, const T* beta, T* y, T* centred,     \
-                                T* r, Int outer, Int count, Int channels, double eps, int relu,  \
-                                int threads) {                                                   \
-        each_strip(outer, channels, threads,                                                     \
-                   Forward<T>{z, gamma, beta, y, centred, r, count, channels, T(eps), relu != 0}); \
+                                T* r, Int outer, Int count, Int channels, double eps,            \
+                                double leak, int threads) {                                      \
+        by_leak(leak, [&](auto acts) {                                                           \
+            each_strip(outer, channels, threads,                                                 \
+                       Forward<T, acts>{z, gamma, beta, y, centred, r, count, channels, T(eps),  \
+                                       T(leak)});                                                \
+        });                                                                                      \
     }                                                                                            \
     extern "C" void norm_backward_##NAME(const T* dy, const T* y, const T* centred,              \
                                          const T* gamma, const T* r, T* dz, T* s1, T* s2,        \
-                                         Int outer, Int count, Int channels, int threads) {      \
-        each_strip(outer, channels, threads,                                                     \
-                   Backward<T>{dy, y, centred, gamma, r, dz, s1, s2, count, channels});          \
+                                         Int outer, Int count, Int channels, double leak,        \
+                                         int threads) {                                          \
+        by_leak(leak, [&](auto acts) {                                                           \
+            each_strip(outer, channels, threads,                                                 \
+                       Backward<T, acts>{dy, y, centred, gamma, r, dz, s1, s2, count, channels,  \
+                                        T(leak)});                                               \
+        });                                                                                      \
     }                                                                                            \
     extern "C" void norm_second_##NAME(                                                          \
         const T* u, const T* ugamma, const T* ubeta, const T* dy, const T* y, const T* centred,  \
         const T* gamma, const T* r, const T* s1, const T* s2, T* gdy, T* gz, T* ggamma,          \
-        Int outer, Int count, Int channels, int threads) {                                       \
-        each_strip(outer, channels, threads,                                                     \
-                   Second<T>{u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2, gdy, gz,        \
-                             ggamma, count, channels});                                          \
+        Int outer, Int count, Int channels, double leak, int threads) {                          \
+        by_leak(leak, [&](auto acts) {                                                           \
+            each_strip(outer, channels, threads,                                                 \
+                       Second<T, acts>{u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2, gdy,  \
+                                      gz, ggamma, count, channels, T(leak)});                    \
+        });                                                                                      \
     }
 
 FOR_TYPE(float, float32)

@@ -1,8 +1,8 @@
-// max(0, ·), then the largest of each window, windows side by side, of channels-last pictures; and
-// the linear passes that go with it, for which a code says where in a window the largest lies.
+// The largest of each window, or 0 if that is more, windows side by side, of channels-last pictures;
+// and the linear passes that go with it, for which a code says where in a window the largest lies.
 //
 // Axes: n pictures, [H, W, C] of a picture, [H', W'] windows of [kh, kw] within it. Codes
-// [n, H', W', C]: r * kw + c of the place (r, c), kClosed where the largest is not above 0.
+// [n, H', W', C]: r * kw + c of the place (r, c), kClosed where 0 was taken.
 
 #include <algorithm>
 #include <cstdint>
@@ -50,6 +50,7 @@ struct Largest {
     T* y;
     Code* codes;
     const Grid& grid;
+    bool rectify;
 
     template <int L>
     void run(Int c0) const {
@@ -66,7 +67,7 @@ struct Largest {
             }
         });
         for (int c = 0; c < L; ++c) {
-            const bool closed = best[c] <= T(0);
+            const bool closed = rectify && best[c] <= T(0);
             y[c0 + c] = closed ? T(0) : best[c];
             codes[c0 + c] = Code(closed ? kClosed : code[c]);
         }
@@ -118,9 +119,9 @@ void each_window(Int count, const Grid& g, int threads, Visit visit) {
 }
 
 template <typename T>
-void pool(const T* z, T* y, Code* codes, Int count, const Grid& g, int threads) {
+void pool(const T* z, T* y, Code* codes, Int count, const Grid& g, bool rectify, int threads) {
     each_window(count, g, threads, [&](Int at, Int to) {
-        each_strip(g.channels, Largest<T>{z + at, y + to, codes + to, g});
+        each_strip(g.channels, Largest<T>{z + at, y + to, codes + to, g, rectify});
     });
 }
 
@@ -151,8 +152,8 @@ void pool_back(const T* dy, const Code* codes, T* dz, Int count, const Grid& g, 
 
 #define FOR_TYPE(T, NAME)                                                                        \
     extern "C" void pool_##NAME(const T* z, T* y, Code* codes, Int count, Int height, Int width, \
-                                Int channels, Int rows, Int cols, int threads) {                 \
-        pool(z, y, codes, count, Grid{height, width, channels, rows, cols}, threads);            \
+                                Int channels, Int rows, Int cols, int rectify, int threads) {    \
+        pool(z, y, codes, count, Grid{height, width, channels, rows, cols}, rectify, threads);   \
     }                                                                                            \
     extern "C" void pool_take_##NAME(const T* z, const Code* codes, T* y, Int count, Int height, \
                                      Int width, Int channels, Int rows, Int cols, int threads) { \

@@ -17,6 +17,7 @@ from metalearn.core.ops.columns import Columns
 __all__ = ["Block", "Blocks"]
 
 _BLOCK = 2**20  # bytes of a block and thread on a CPU; less costs barriers
+_ROWS = 256  # of a product, that are worth a thread
 _LARGE = 2**22  # bytes of a task that no cache holds: samples of it are taken apart
 
 
@@ -33,11 +34,28 @@ class Block(NamedTuple):
         return tensor[self.tasks, self.positions]
 
     def add_product(self, a: Tensor, b: Tensor, total: Tensor) -> None:
-        """Write a · b to its tasks' part of a total, or add it to what samples before have left."""
+        """Write aᵀ·b to its tasks' part of a total, or add it to what samples before have left.
+
+        a ``[t, n, ...]`` and b ``[t, n, ...]`` have many rows n and few columns, so that a product
+        for one task has no parts for several threads: each takes some of its rows.
+        """
+        own, pieces = total[self.tasks], torch.get_num_threads() if len(a) == 1 else 1
+        each = a.shape[1] // pieces
+        if pieces == 1 or each < _ROWS:
+            if self.samples.start:
+                own.baddbmm_(a.mT, b)
+            else:
+                torch.bmm(a.mT, b, out=own)
+            return
+        main = each * pieces
+        parts = (rows[0, :main].view(pieces, each, rows.shape[-1]) for rows in (a, b))
+        product = torch.bmm(next(parts).mT, next(parts)).sum(0, keepdim=True)
+        if main < a.shape[1]:
+            product.baddbmm_(a[:, main:].mT, b[:, main:])
         if self.samples.start:
-            total[self.tasks].baddbmm_(a, b)
+            own += product
         else:
-            torch.bmm(a, b, out=total[self.tasks])
+            own.copy_(product)
 
 
 @dataclass(frozen=True)

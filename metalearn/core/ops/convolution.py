@@ -132,6 +132,18 @@ class _Blocks:
         return pictures.transpose(0, 1) if self._apart else pictures
 
 
+def _of_weight(
+    dz: Tensor, pictures: Tensor, gate: Tensor, weight: Tensor, settings: _Settings
+) -> Tensor:
+    """The cotangent of the weight by columns, with a ReLU of pictures where ``gate`` is above 0."""
+    blocks = _Blocks(None, weight, settings, pictures, dz)
+    dweight = weight.new_empty(weight.shape)
+    for block in blocks:
+        columns = blocks.columns(blocks.pictures(pictures, block), blocks.pictures(gate, block))
+        block.add_product(block.of(dz), columns, dweight)
+    return dweight
+
+
 class _Convolution(Function):
     """``(x, w, b) → z [T, N, O]``."""
 
@@ -185,18 +197,21 @@ class _ConvolutionBackward(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dz, x, weight, rows)
         dbias = dz.sum(1, keepdim=True) if want[2] else None
+        wanted = want[0], want[1] and not unread
         direct = settings.direct(rows, weight)
         if direct is not None:
-            dx, dweight = direct.backward(dz, x, weight, (want[0], want[1] and not unread))
+            dx, dweight = direct.backward(dz, x, weight, wanted)
+            if wanted[1] and dweight is None:
+                dweight = _of_weight(dz, x, x, weight, settings)
             return dx, zeros_in_place(weight) if want[1] and unread else dweight, dbias
         blocks = _Blocks(rows, weight, settings, x, dz)
-        dx = x.new_empty(x.shape) if want[0] else None
-        dweight = x.new_empty(weight.shape) if want[1] and not unread else None
+        dx = x.new_empty(x.shape) if wanted[0] else None
+        dweight = x.new_empty(weight.shape) if wanted[1] else None
         for block in blocks:
             pictures = blocks.pictures(x, block)
             if dweight is not None:
                 columns = blocks.columns(pictures, pictures)
-                block.add_product(block.of(dz).mT, columns, dweight)
+                block.add_product(block.of(dz), columns, dweight)
             if dx is not None:
                 blocks.back(dz, weight, pictures, dx, block)
         return dx, zeros_in_place(weight) if want[1] and unread else dweight, dbias
@@ -214,7 +229,10 @@ class _ConvolutionBackward(Function):
         direct = ctx.settings.direct(rows, weight)
         if direct is not None:
             wanted = to_dz, to_x and ctx.want[0], to_weight
-            return *direct.second((ux, uw, ub), dz, x, weight, wanted), None, None, None
+            gdz, gx, gweight = direct.second((ux, uw, ub), dz, x, weight, wanted)
+            if gweight is None and to_weight and ux is not None:
+                gweight = _of_weight(dz, ux, x, weight, ctx.settings)
+            return gdz, gx, gweight, None, None, None
         blocks = _Blocks(rows, weight, ctx.settings, x, dz, ux, uw)
         gdz = gx = gweight = None
         if to_dz:
@@ -232,7 +250,7 @@ class _ConvolutionBackward(Function):
             if ux is not None:
                 columns = blocks.columns(blocks.pictures(ux, block), pictures)
                 if gweight is not None:
-                    block.add_product(block.of(dz).mT, columns, gweight)
+                    block.add_product(block.of(dz), columns, gweight)
                 if gdz is not None:
                     block.of(gdz).baddbmm_(columns, weight[block.tasks].mT, beta=int(kept))
                     kept = True

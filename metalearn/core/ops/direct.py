@@ -3,7 +3,8 @@
 Of channels-last pictures that one needs no columns, which large pictures have too many of for a
 cache; some samples at a time, so that what it gives is in the cache when it is copied to its place.
 It is taken in float32, where windows overlap, positions are many beside the weights of an output
-and outputs few; other layers are faster by columns.
+and outputs few; other layers are faster by columns, and so is the cotangent of the weight of many
+channels.
 Values and derivatives are those of `metalearn.core.ops.convolution`, which explains the arguments.
 Axes: T tasks, B samples, [H, W, C] of a picture, N = B·H'·W' positions, K = kh·kw·C, O output
 channels.
@@ -24,7 +25,8 @@ from metalearn.core.ops.windows import Window
 __all__ = ["Direct", "direct_for"]
 
 _WORTH = 2**20  # bytes of a task's columns: of fewer, products are as fast
-_OUTPUTS = 256  # at most: losses of 1.2-3 times were measured from 320 on, wins up to 128
+_OUTPUTS = 128  # at most: losses of 1.1-3 times were measured from 160 on, wins up to 128
+_MANY = 1024  # weights of a place in the window, from which their cotangents are faster by columns
 _BLOCK = 2**20  # bytes of pictures at a time and thread
 _TYPES = {torch.float32}  # those that the library of torch's convolutions has
 
@@ -42,7 +44,7 @@ def direct_for(
     if (
         positions * length * like.element_size() < _WORTH
         or math.prod(window.size) < 2 * math.prod(window.stride)  # columns are not much more than x
-        or 2 * positions < length
+        or positions < length
         or not 1 <= outputs <= _OUTPUTS
         or like.device.type != "cpu"
         or like.dtype not in _TYPES
@@ -63,11 +65,16 @@ class _Part(NamedTuple):
 
 
 class Direct:
-    """A convolution of pictures of one shape and its derivatives."""
+    """A convolution of pictures of one shape and its derivatives.
+
+    Attributes:
+        weighs: whether it gives cotangents of the weight, which are faster by columns elsewhere.
+    """
 
     def __init__(self, window: Window, rectify: bool, shape: tuple[int, ...], outputs: int) -> None:
         self.window, self.rectify, self.shape, self.outputs = window, rectify, shape, outputs
         self._positions = window.positions(*shape[2:4])
+        self.weighs = shape[4] * outputs < _MANY
         padding = [before for before, _ in window.padding]
         lists = [list(window.stride), padding, list(window.dilation)]
         self._how = (*lists, False, [0, 0], 1)
@@ -85,9 +92,11 @@ class Direct:
     def backward(
         self, dz: Tensor, x: Tensor, weight: Tensor, want: tuple[bool, ...]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Dx and dw, those that are wanted."""
+        """Dx and dw, those that are wanted; dw only if it `weighs`."""
         dx = x.new_empty(self.shape) if want[0] else None
-        dweight = torch.zeros_like(weight) if want[1] else None
+        dweight = torch.zeros_like(weight) if want[1] and self.weighs else None
+        if dx is None and dweight is None:
+            return None, None
         for part in self._parts(x):
             if dweight is not None:
                 dweight[part.task] += self._of_weight(dz, self._seen(x, x, part), part)
@@ -103,11 +112,15 @@ class Direct:
         weight: Tensor,
         wanted: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Cotangents of dz, x and w along u, those of dx, dw and db; where they are wanted."""
+        """Cotangents of dz, x and w along u, those of dx, dw and db; where they are wanted.
+
+        That of w only if it `weighs`.
+        """
         ux, uw, ub = u
         gdz = self._new_slopes(x) if wanted[0] else None
         gx = x.new_empty(self.shape) if wanted[1] and uw is not None else None
-        gweight = torch.zeros_like(weight) if wanted[2] and ux is not None else None
+        needs_gweight = wanted[2] and ux is not None and self.weighs
+        gweight = torch.zeros_like(weight) if needs_gweight else None
         for part in self._parts(x):
             total: Tensor | None = None
             if ux is not None:

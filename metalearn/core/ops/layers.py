@@ -10,15 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.functional import leaky_relu
 
 from metalearn.core.ops.convolution import Product, convolution
 from metalearn.core.ops.data_cache import cached
 from metalearn.core.ops.folding import fold, fold_in_blocks, is_shared, task_columns
+from metalearn.core.ops.max_pool import can_max_pool, max_pool
 from metalearn.core.ops.normalization import normalize
 from metalearn.core.ops.pooling import pooled_product
-from metalearn.core.ops.windows import Window
+from metalearn.core.ops.windows import Window, tiles_of
 
 __all__ = [
     "batch_norm",
@@ -30,8 +32,13 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "linear",
+    "max_pool2d",
     "pooled_conv_batch_norm",
 ]
+
+
+_NARROW = 8
+"""Channels below which torch pools as fast."""
 
 
 def conv2d(
@@ -61,23 +68,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def batch_norm(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, *, eps: float, relu: bool = False
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, *, eps: float, leak: float = 1.0
 ) -> Tensor:
-    """``x [T, B, C, ...]`` by the moments of its batch; ``gamma``, ``beta`` ``[T, C]``."""
+    """``x [T, B, C, ...]`` by the moments of its batch; ``gamma``, ``beta`` ``[T, C]``.
+
+    ``leak`` times what is below 0.
+    """
     last = _channels_last(x)
     rows = last.flatten(1, -2)
-    y = normalize(rows, _row(gamma), _row(beta), dim=1, eps=eps, relu=relu)
+    y = normalize(rows, _row(gamma), _row(beta), dim=1, eps=eps, leak=leak)
     return y.view(last.shape).movedim(-1, 2)
 
 
 def instance_norm(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, *, eps: float, relu: bool = False
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, *, eps: float, leak: float = 1.0
 ) -> Tensor:
-    """``x [T, B, C, ...]`` by the moments of each sample's channels; ``gamma`` ``[T, C]``."""
+    """``x [T, B, C, ...]`` by the moments of each sample's channels; ``gamma`` ``[T, C]``.
+
+    ``leak`` times what is below 0.
+    """
     last = _channels_last(x)
     rows = last.flatten(2, -2)
     gamma, beta = (None if p is None else p[:, None, None] for p in (gamma, beta))
-    y = normalize(rows, gamma, beta, dim=2, eps=eps, relu=relu)
+    y = normalize(rows, gamma, beta, dim=2, eps=eps, leak=leak)
     return y.view(last.shape).movedim(-1, 2)
 
 
@@ -109,15 +122,30 @@ def conv_batch_norm(
     window: Window,
     *,
     eps: float,
-    relu: bool,
+    leak: float,
     rectify: bool = False,
 ) -> Tensor:
-    """Convolution, batch norm and ReLU in one; shapes as in `conv2d` and `batch_norm`.
+    """Convolution, batch norm and leaky ReLU in one; shapes as in `conv2d` and `batch_norm`.
 
     A bias of the convolution would cancel.
     """
     z = conv2d(x, weight, None, window, rectify=rectify)
-    return batch_norm(z, gamma, beta, eps=eps, relu=relu)
+    return batch_norm(z, gamma, beta, eps=eps, leak=leak)
+
+
+def max_pool2d(x: Tensor, layer: nn.MaxPool2d, *, leak: float = 1.0) -> Tensor:
+    """``x [T, B, C, H, W]``: the largest of each window, and ``leak`` times what is below 0 of it.
+
+    Which is what a leaky ReLU in front would lead to, of fewer elements.
+    """
+    size = tiles_of(layer, *x.shape[3:])
+    if size is not None and x.shape[2] >= _NARROW and can_max_pool(x, size):
+        y = max_pool(_channels_last(x).flatten(0, 1), size, rectify=leak == 0)
+        y, leak = y.movedim(-1, 1), leak or 1.0
+    else:
+        y = layer(x.flatten(0, 1))
+    y = torch.relu(y) if leak == 0 else y if leak == 1 else leaky_relu(y, leak)
+    return y.view(*x.shape[:2], *y.shape[1:])
 
 
 def can_fold(x: Tensor, weight: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Normalisation by the moments of groups, with an optional ReLU, in closed form.
+"""Normalisation by the moments of groups, with an optional leaky ReLU, in closed form.
 
 y = act(γ·(z − m)·r + β), m the mean and r = (var + eps)^(−1/2) of a group, var with divisor N, γ
 constant within a group. Torch's own batch, layer and instance norms cannot be relied on here: their
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import leaky_relu_
 
 from metalearn.core.native import Kernels, NormTangent, kernels_for
 
 __all__ = ["normalize"]
 
-_mask = torch.ops.aten.threshold_backward
 _OF_ELEMENTS = ("u", "dy", "y", "centred")
 """Of a `NormTangent`, what has a number for each element; the others have one for each group."""
 _NARROW = 8
@@ -35,7 +35,7 @@ def normalize(
     *,
     dim: int,
     eps: float,
-    relu: bool = False,
+    leak: float = 1.0,
 ) -> Tensor:
     """act(γ·(z − m)·r + β) over groups along ``dim``.
 
@@ -45,10 +45,26 @@ def normalize(
         beta: as gamma, and of its shape; None is 0.
         dim: the axis over which the moments are taken.
         eps: added to the variance.
-        relu: whether act is max(0, ·) or nothing.
+        leak: act is this times what is below 0, at least 0: 1 is nothing, 0 a ReLU.
     """
-    y: Tensor = _Normalize.apply(z, gamma, beta, dim, eps, relu)[0]
+    y: Tensor = _Normalize.apply(z, gamma, beta, dim, eps, leak)[0]
     return y
+
+
+def _act_(y: Tensor, leak: float) -> Tensor:
+    """Leak times what is below 0, in place."""
+    if leak == 1:
+        return y
+    return y.relu_() if leak == 0 else leaky_relu_(y, leak)
+
+
+def _act_backward(dy: Tensor, y: Tensor, leak: float) -> Tensor:
+    """Leak times the cotangents of results that are not above 0."""
+    if leak == 0:
+        g: Tensor = torch.ops.aten.threshold_backward(dy, y, 0)
+    else:
+        g = torch.ops.aten.leaky_relu_backward(dy, y, leak, True)  # True: of results
+    return g
 
 
 class _Normalize(Function):
@@ -66,7 +82,7 @@ class _Normalize(Function):
         beta: Tensor | None,
         dim: int,
         eps: float,
-        relu: bool,
+        leak: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         passes = _passes(dim, z, gamma, beta)
         if passes is None:
@@ -74,13 +90,13 @@ class _Normalize(Function):
             r = (centred * centred).mean(dim, keepdim=True).add_(eps).rsqrt_()
             slope = r if gamma is None else r * gamma
             y = centred * slope if beta is None else torch.addcmul(beta, centred, slope)
-            y = y.relu_() if relu else y
+            y = _act_(y, leak)
         else:
-            y, centred, r = passes.norm(z, gamma, beta, eps, relu)
-        ctx.dim = dim
+            y, centred, r = passes.norm(z, gamma, beta, eps, leak)
+        ctx.dim, ctx.leak = dim, leak
         ctx.mark_non_differentiable(r)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(gamma, y if relu else None, centred, r)
+        ctx.save_for_backward(gamma, None if leak == 1 else y, centred, r)
         return y, centred, r
 
     @staticmethod
@@ -93,8 +109,8 @@ class _Normalize(Function):
         dz, dgamma, dbeta = dcentred, None, None
         if dy is not None:
             dy = dy.contiguous() if dy.stride() != centred.stride() else dy
-            given = (dy, centred, gamma, r, None if y is None else y.detach(), ctx.dim)
-            dz, dgamma, dbeta = _NormalizeBackward.apply(*given)[:3]
+            given = (dy, centred, gamma, r, None if y is None else y.detach())
+            dz, dgamma, dbeta = _NormalizeBackward.apply(*given, ctx.dim, ctx.leak)[:3]
             if dcentred is not None:
                 dz = dcentred.add_(dz)  # ours alone: made by _NormalizeBackward for this call
         has_gamma, has_beta = ctx.needs_input_grad[1:3]
@@ -104,7 +120,7 @@ class _Normalize(Function):
 class _NormalizeBackward(Function):
     """``(dy, z − m, γ) → (dz, dγ, dβ)``.
 
-    With g = dy where act passes and a = r·γ:
+    With g = dy·act′ and a = r·γ:
     dz = a·g − a·Σg/N − a·r²·Σ(g·(z−m))/N·(z−m), dγ = r·Σ(g·(z−m)), dβ = Σg.
     """
 
@@ -117,22 +133,23 @@ class _NormalizeBackward(Function):
         r: Tensor,
         y: Tensor | None,
         dim: int,
+        leak: float,
     ) -> tuple[Tensor, ...]:
         passes = _passes(dim, centred, gamma, r, dy, y)
         if passes is None:
-            g = dy if y is None else _mask(dy, y, 0)
+            g = dy if y is None else _act_backward(dy, y, leak)
             count = centred.shape[dim]
             a = r if gamma is None else r * gamma
             s1, s2 = g.sum(dim, keepdim=True), (g * centred).sum(dim, keepdim=True)
             dz = torch.addcmul((a * s1).div_(-count), centred, (a * r * r * s2).div_(-count))
             dz.addcmul_(g, a)
         else:
-            dz, s1, s2 = passes.backward(dy, y, centred, gamma, r)
+            dz, s1, s2 = passes.backward(dy, y, centred, gamma, r, leak)
         dgamma, dbeta = s2 * r, s1
         if gamma is not None:  # gamma may be shared by several groups
             dgamma, dbeta = (d.sum_to_size(gamma.shape) for d in (dgamma, dbeta))
         sums = torch.stack([s1, s2])  # a copy: an output must not be another one as well
-        ctx.dim = dim
+        ctx.dim, ctx.leak = dim, leak
         ctx.mark_non_differentiable(sums)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dy, centred, gamma, r, y, sums)
@@ -147,18 +164,18 @@ class _NormalizeBackward(Function):
         dy, centred, gamma, r, y, (s1, s2) = ctx.saved_tensors
         small = (gamma, r, s1, s2, ugamma, ubeta)
         passes = _passes(ctx.dim, centred, *small, dy, y, u)
-        at = NormTangent(u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2)
+        at = NormTangent(u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2, ctx.leak)
         second = _second_by_torch(at, ctx.dim) if passes is None else passes.second(at)
         gdy, gz, ggamma = second
         own = None if gamma is None else ggamma.sum_to_size(gamma.shape)
-        return gdy, gz, own, None, None, None
+        return gdy, gz, own, None, None, None, None
 
 
 def _second_by_torch(at: NormTangent, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cotangents of dy and z, and of γ before the sum over groups that share it."""
-    u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2 = at
+    u, ugamma, ubeta, dy, y, centred, gamma, r, s1, s2, leak = at
     count = centred.shape[dim]
-    g = dy if y is None else _mask(dy, y, 0)
+    g = dy if y is None else _act_backward(dy, y, leak)
     a = r if gamma is None else r * gamma
     r2 = r * r
     if u is None:
@@ -171,7 +188,7 @@ def _second_by_torch(at: NormTangent, dim: int) -> tuple[Tensor, Tensor, Tensor]
     work = tangent * a if ubeta is None else torch.addcmul(ubeta, tangent, a)
     gdy = work.addcmul_(centred, a_)
     if y is not None:
-        gdy = _mask(gdy, y, 0)
+        gdy = _act_backward(gdy, y, leak)
     s2_ = (g * tangent).sum(dim, keepdim=True)
     c0 = (a_ * s1).div_(-count)
     c1 = (a * r2 * s2).div_(-count)
@@ -205,26 +222,33 @@ class _Passes:
         self._groups = (*shape[:dim], 1, *shape[dim + 1 :])
 
     def norm(
-        self, z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, relu: bool
+        self, z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, leak: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Y, z − m and r."""
         given = _whole(z), self._each(gamma), self._each(beta)
-        return self._kernels.norm(*given, eps, self._dim, relu)
+        return self._kernels.norm(*given, eps=eps, dim=self._dim, leak=leak)
 
     def backward(
-        self, dy: Tensor, y: Tensor | None, centred: Tensor, gamma: Tensor | None, r: Tensor
+        self,
+        dy: Tensor,
+        y: Tensor | None,
+        centred: Tensor,
+        gamma: Tensor | None,
+        r: Tensor,
+        leak: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Dz, Σg and Σ(g·(z − m))."""
         given = (*map(_whole, (dy, y, centred)), *map(self._each, (gamma, r)))
-        return self._kernels.norm_backward(*given, dim=self._dim)
+        return self._kernels.norm_backward(*given, dim=self._dim, leak=leak)
 
     def second(self, at: NormTangent) -> tuple[Tensor, Tensor, Tensor]:
         """As `_second_by_torch`."""
         laid = {
             name: _whole(value) if name in _OF_ELEMENTS else self._each(value)
             for name, value in at._asdict().items()
+            if name != "leak"
         }
-        return self._kernels.norm_second(NormTangent(**laid), dim=self._dim)
+        return self._kernels.norm_second(NormTangent(**laid, leak=at.leak), dim=self._dim)
 
     def _each(self, tensor: Tensor | None) -> Any:
         """A number for each group, contiguous."""

@@ -11,21 +11,19 @@ Axes: T tasks, B samples, [H, W] of a picture, N = B·H·W positions, K columns,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.native import Kernels, kernels_for
+from metalearn.core.native import kernels_for
 from metalearn.core.ops.blocks import Block, Blocks
 from metalearn.core.ops.columns import Columns
 from metalearn.core.ops.folding import Rows
+from metalearn.core.ops.max_pool import has_codes, put_back, take
 
 __all__ = ["can_pool", "pooled_product"]
-
-_MOST = 255  # places of a window: more have no code
 
 
 def can_pool(
@@ -33,7 +31,7 @@ def can_pool(
 ) -> bool:
     """Whether `pooled_product` is there for such pictures, parameters and windows."""
     parameters = [None if p is None else p.detach() for p in (weight, gamma, beta)]
-    return math.prod(size) <= _MOST and kernels_for(x, *parameters) is not None
+    return has_codes(size) and kernels_for(x, *parameters) is not None
 
 
 def pooled_product(
@@ -112,11 +110,11 @@ class _Products:
         own = total[block.tasks]
         z = z.view(len(own), math.prod(z.shape[:3]) // len(own), z.shape[-1])
         if self._held is not None:
-            block.add_product(block.of(self._held).mT, z, total)
+            block.add_product(block.of(self._held), z, total)
             return
         rows = self._rows(block)
         length = rows.shape[-1]
-        block.add_product(rows.mT, z, total[:, :length])
+        block.add_product(rows, z, total[:, :length])
         if own.shape[1] > length:
             bias = z.sum(1, keepdim=True)
             if block.samples.start:
@@ -135,38 +133,6 @@ class _Products:
 def _part(tensor: Tensor, block: Block) -> Tensor:
     """A block of ``[T, B, ...]``, as ``[n, ...]``."""
     return tensor[block.tasks, block.samples].flatten(0, 1)
-
-
-def _places(z: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Of each window its first place, then its second …: views ``[n, H', W', C]`` of z."""
-    height, width = (length // side * side for length, side in zip(z.shape[1:3], size))
-    for row in range(size[0]):
-        for column in range(size[1]):
-            yield z[:, row : height : size[0], column : width : size[1]]
-
-
-def _pool_take(
-    kernels: Kernels | None, z: Tensor, size: tuple[int, int], codes: Tensor, y: Tensor
-) -> None:
-    """`Kernels.pool_take`, also where a backward pass may have no kernels."""
-    if kernels is not None:
-        kernels.pool_take(z, size, codes, y)
-        return
-    y.zero_()
-    for code, place in enumerate(_places(z, size)):
-        y.copy_(torch.where(codes == code, place, y))
-
-
-def _pool_back(
-    kernels: Kernels | None, dy: Tensor, size: tuple[int, int], codes: Tensor, z: Tensor
-) -> None:
-    """`Kernels.pool_back`, likewise."""
-    if kernels is not None:
-        kernels.pool_back(dy, size, codes, z)
-        return
-    z.zero_()
-    for code, place in enumerate(_places(z, size)):
-        place.copy_(torch.where(codes == code, dy, 0))
 
 
 class _Pooled(Function):
@@ -189,7 +155,7 @@ class _Pooled(Function):
         codes = torch.empty(settings.pooled, dtype=torch.uint8, device=matrix.device)
         for block in products.blocks:
             z = products.times(matrix, block)
-            kernels.pool(z, settings.size, _part(y, block), _part(codes, block))
+            kernels.pool(z, settings.size, _part(y, block), _part(codes, block), rectify=True)
         ctx.settings = settings
         ctx.mark_non_differentiable(codes)
         ctx.save_for_backward(codes, *kept)
@@ -222,7 +188,7 @@ class _PooledBackward(Function):
         total = dy.new_empty(len(dy), settings.length, dy.shape[-1])
         for block in products.blocks:
             z = products.memory(block)
-            _pool_back(products.kernels, _part(dy, block), settings.size, _part(codes, block), z)
+            put_back(products.kernels, _part(dy, block), settings.size, _part(codes, block), z)
             products.add_back(z, block, total)
         return total
 
@@ -237,5 +203,5 @@ class _PooledBackward(Function):
         for block in products.blocks:
             z = products.times(u, block)
             to = _part(gdy, block)
-            _pool_take(products.kernels, z, ctx.settings.size, _part(codes, block), to)
+            take(products.kernels, z, ctx.settings.size, _part(codes, block), to)
         return gdy, None, None, None, None, None

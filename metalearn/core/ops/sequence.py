@@ -22,7 +22,7 @@ from metalearn.core.ops.convolution import Product
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
 from metalearn.core.ops.pooling import can_pool
 from metalearn.core.ops.substitution import is_read_only
-from metalearn.core.ops.windows import Window, window_of
+from metalearn.core.ops.windows import Window, tiles_of, window_of
 
 __all__ = ["runs_over_tasks"]
 
@@ -179,7 +179,10 @@ def _run_over_tasks(
     """A run on ``x [T, B, ...]`` with parameters ``[T, ...]``."""
     i, activation = 0, _Activation(x)
     while i < len(run) and _fits(run[i], activation.shape):
-        if type(run[i]) is nn.ReLU:
+        pooled = _max_pool(run[i:], activation)
+        if pooled is not None:
+            taken, activation = pooled
+        elif type(run[i]) is nn.ReLU:
             taken, activation = 1, activation._replace(rectify=True)
         elif type(run[i]) is nn.Conv2d:
             taken, activation = _convolution(run[i:], parameters[i:], activation)
@@ -193,7 +196,7 @@ def _run_over_tasks(
 def _convolution(
     run: Sequence[Any], parameters: Sequence[dict[str, Any]], activation: _Activation
 ) -> tuple[int, _Activation]:
-    """A convolution with the batch norm and the ReLU that may follow it."""
+    """A convolution with the batch norm and the leaky ReLU that may follow it."""
     layer, weight, (x, rectify) = run[0], parameters[0]["weight"], activation
     window = _window(layer)
     shape = activation.shape[0], layer.out_channels, *window.positions(*activation.shape[2:])
@@ -203,27 +206,27 @@ def _convolution(
     norm, eps = parameters[1], run[1].eps
     given = weight, norm["weight"], norm["bias"], window
     if isinstance(x, Tensor) and not rectify and layers.can_fold(x, weight):
-        size = _pooling(run[2:4], shape)
+        pools = [type(behind) for behind in run[2:4]] == [nn.ReLU, nn.MaxPool2d]
+        size = tiles_of(run[3], *shape[2:]) if pools else None
         if size is not None and can_pool(x, *given[:3], size):
             return 4, _Activation(layers.pooled_conv_batch_norm(x, *given, size, eps=eps))
         return 2, _Activation(layers.folded_conv_batch_norm(x, *given, eps=eps))
-    relu = _relu_joins(run, 2)
-    y = layers.conv_batch_norm(x, *given, eps=eps, relu=relu, rectify=rectify)
-    return 2 + relu, _Activation(y)
+    leak = _joining(run, 2)
+    y = layers.conv_batch_norm(x, *given, eps=eps, leak=leak, rectify=rectify)
+    return 2 + (leak != 1), _Activation(y)
 
 
 def _layer(run: Sequence[Any], own: dict[str, Any], x: Tensor) -> tuple[int, Tensor]:
-    """Any other layer, a batch norm with the ReLU that may follow it."""
+    """Any other layer, a norm with the leaky ReLU that may follow it."""
     layer, kind = run[0], type(run[0])
     weight: Any = own.get("weight")
     bias = own.get("bias")
     if kind is nn.Linear:
         return 1, layers.linear(x, weight, bias)
-    if kind in _BATCH_NORMS:
-        relu = _relu_joins(run, 1)
-        return 1 + relu, layers.batch_norm(x, weight, bias, eps=layer.eps, relu=relu)
-    if kind in _INSTANCE_NORMS:
-        return 1, layers.instance_norm(x, weight, bias, eps=layer.eps)
+    if kind in _BATCH_NORMS or kind in _INSTANCE_NORMS:
+        norm = layers.batch_norm if kind in _BATCH_NORMS else layers.instance_norm
+        leak = _joining(run, 1)
+        return 1 + (leak != 1), norm(x, weight, bias, eps=layer.eps, leak=leak)
     if kind is nn.LayerNorm:
         axes = len(layer.normalized_shape)
         return 1, layers.layer_norm(x, axes, weight, bias, eps=layer.eps)
@@ -232,22 +235,33 @@ def _layer(run: Sequence[Any], own: dict[str, Any], x: Tensor) -> tuple[int, Ten
     return 1, _sample_by_sample(layer, x)
 
 
-def _pooling(run: Sequence[Any], shape: Sequence[int]) -> tuple[int, int] | None:
-    """The windows of a max-pooling behind a ReLU, if they lie side by side within the pictures."""
-    if [type(layer) for layer in run] != [nn.ReLU, nn.MaxPool2d]:
+def _leak(layer: nn.Module) -> float | None:
+    """By what an activation multiplies what is below 0, where that is all that it does."""
+    if type(layer) is nn.LeakyReLU and layer.negative_slope >= 0:
+        return float(layer.negative_slope)
+    return 0.0 if type(layer) is nn.ReLU else None
+
+
+def _joining(run: Sequence[Any], i: int) -> float:
+    """The slope of an activation at i that is best taken with what is before it; 1 if none is.
+
+    A convolution behind takes a ReLU, and pooling leaves fewer elements to any.
+    """
+    leak = _leak(run[i]) if i < len(run) else None
+    behind = type(run[i + 1]) if i + 1 < len(run) else None
+    if leak is None or behind is nn.MaxPool2d or (behind is nn.Conv2d and leak == 0):
+        return 1.0
+    return leak
+
+
+def _max_pool(run: Sequence[Any], activation: _Activation) -> tuple[int, _Activation] | None:
+    """A max-pooling with the activation in front that it may have; None if none comes."""
+    leak = _leak(run[0])
+    taken, leak = (1, 1.0) if leak is None else (2, leak)
+    pool = run[taken - 1 : taken]
+    if [type(layer) for layer in pool] != [nn.MaxPool2d] or not _fits(pool[0], activation.shape):
         return None
-    pool = run[1]
-    window = window_of(pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-    plain = window_of(window.size, window.size, 0, 1)
-    return (
-        window.size if window == plain and not pool.ceil_mode and window.fits(*shape[2:]) else None
-    )
-
-
-def _relu_joins(run: Sequence[Any], i: int) -> bool:
-    """Whether layer i is a ReLU that is best taken with what is before it."""
-    kinds = [type(layer) for layer in run[i : i + 2]]
-    return kinds[:1] == [nn.ReLU] and kinds[1:] != [nn.Conv2d]
+    return taken, _Activation(layers.max_pool2d(activation.whole(), pool[0], leak=leak))
 
 
 def _fits(layer: Any, shape: Sequence[int]) -> bool:

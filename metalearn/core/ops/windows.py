@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Window", "window_of"]
+from torch import nn
+
+__all__ = ["Window", "tiles_of", "window_of"]
 
 
 class Window(NamedTuple):
@@ -68,6 +70,16 @@ def window_of(size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
     else:
         pads = tuple((p, p) for p in _pair(padding))
     return Window(size, stride, pads, dilation)
+
+
+def tiles_of(pool: nn.MaxPool2d, height: int, width: int) -> tuple[int, int] | None:
+    """The size of windows that lie side by side within pictures of that size; None if they do not.
+
+    What is left of a picture, less than a window, is read by none.
+    """
+    window = window_of(pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    is_plain = window == window_of(window.size, window.size, 0, 1) and not pool.ceil_mode
+    return window.size if is_plain and window.fits(height, width) else None
 
 
 class _Reach(NamedTuple):

@@ -252,7 +252,7 @@ def test_what_has_no_memory_is_never_read() -> None:
     ours = kernels_for(torch.zeros(1))
     assert ours is not None
     with pytest.raises(RuntimeError, match="with memory of its own"):
-        ours.norm(x, None, None, 1e-5, 1, False)
+        ours.norm(x, None, None, eps=1e-5, dim=1, leak=1.0)
 
 
 @with_a_compiler
@@ -291,9 +291,9 @@ def test_memory_that_would_be_misread_is_refused() -> None:
     functions = kernels_for(torch.zeros(1))
     assert functions is not None
     with pytest.raises(RuntimeError, match="contiguous"):
-        functions.norm(torch.zeros(4, 10, 16).mT, None, None, 1e-5, 1, False)
+        functions.norm(torch.zeros(4, 10, 16).mT, None, None, eps=1e-5, dim=1, leak=1.0)
     with pytest.raises(RuntimeError, match="float32"):
-        functions.norm(torch.zeros(4, 10, 16).double(), None, None, 1e-5, 1, False)
+        functions.norm(torch.zeros(4, 10, 16).double(), None, None, eps=1e-5, dim=1, leak=1.0)
 
 
 @with_a_compiler
@@ -311,7 +311,7 @@ def test_the_number_of_threads_changes_no_bit(
         pictures = columns.add_up(torch.empty_like(z), z).clone()
         with torch.enable_grad():
             leaf = z.flatten(1, 3).clone().requires_grad_()
-            y = normalize(leaf, None, None, dim=1, eps=1e-5, relu=True)
+            y = normalize(leaf, None, None, dim=1, eps=1e-5, leak=0.0)
             (first,) = torch.autograd.grad((y**3).sum(), leaf, create_graph=True)
             (second,) = torch.autograd.grad((first**2).sum(), leaf)
         return [one, pictures, y.detach(), first.detach(), second]

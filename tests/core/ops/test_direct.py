@@ -27,12 +27,13 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=oracles.generator(seed), dtype=torch.float64)
 
 
-@pytest.fixture(params=["whole", "sample_by_sample"])
+@pytest.fixture(params=["whole", "sample_by_sample", "weights_by_columns"])
 def taken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """However small pictures are, and in float64, in which torch has another way."""
     monkeypatch.setattr(direct, "_WORTH", 0)
     monkeypatch.setattr(direct, "_TYPES", {torch.float64})
-    monkeypatch.setattr(direct, "_BLOCK", 2**20 if request.param == "whole" else 1)
+    monkeypatch.setattr(direct, "_BLOCK", 1 if request.param == "sample_by_sample" else 2**20)
+    monkeypatch.setattr(direct, "_MANY", 0 if request.param == "weights_by_columns" else math.inf)
 
 
 def operands(window: Window, bias: bool) -> list[Tensor]:
@@ -109,6 +110,8 @@ LAYERS: dict[str, tuple[int, int, int, int, Window, bool]] = {
     "patches": (25, 80, 3, 192, window_of(16, 16, 0, 1), False),
     "side_by_side": (25, 84, 64, 64, window_of(2, 2, 0, 1), False),
     "many_outputs": (5, 21, 320, 320, window_of(3, 1, 1, 1), False),
+    "more_outputs": (5, 21, 64, 160, window_of(3, 1, 1, 1), False),
+    "few_positions": (5, 10, 64, 128, window_of(3, 1, 1, 1), False),
     "no_outputs": (5, 84, 32, 0, window_of(3, 1, 1, 1), False),
     "first": (25, 84, 3, 32, window_of(3, 1, 1, 1), True),
     "second": (25, 42, 32, 32, window_of(3, 1, 1, 1), True),
@@ -124,6 +127,12 @@ def test_layers_that_are_faster_are_taken(layer: str) -> None:
     shape = (4, samples, side, side, channels)
     way = direct.direct_for(torch.zeros(0), window, False, shape, outputs)
     assert (way is not None) == (expected and torch.backends.mkldnn.is_available())
+
+
+@pytest.mark.parametrize(("channels", "outputs", "expected"), [(16, 16, True), (32, 32, False)])
+def test_cotangents_of_few_weights_are_taken(channels: int, outputs: int, expected: bool) -> None:
+    way = direct.Direct(window_of(3, 1, 1, 1), False, (4, 5, 42, 42, channels), outputs)
+    assert way.weighs == expected
 
 
 def test_large_pictures_in_float32() -> None:

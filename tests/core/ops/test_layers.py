@@ -66,7 +66,7 @@ def assert_same(
 affine = pytest.mark.parametrize(
     "affine", [(1, 1), (1, 0), (0, 1), (0, 0)], ids=["affine", "scale", "shift", "plain"]
 )
-relus = pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+leaks = pytest.mark.parametrize("leak", [1.0, 0.0, 0.1], ids=["plain", "relu", "leaky"])
 
 
 def parameters(affine: tuple[int, int], *shape: int) -> list[Tensor | None]:
@@ -78,8 +78,8 @@ def scale_of(gamma: Tensor | None, beta: Tensor | None) -> Tensor | None:
     return torch.ones_like(beta) if gamma is None and beta is not None else gamma
 
 
-def after(relu: bool, y: Tensor) -> Tensor:
-    return y.relu() if relu else y
+def after(leak: float, y: Tensor) -> Tensor:
+    return y if leak == 1 else F.leaky_relu(y, leak)
 
 
 @pytest.mark.parametrize("data", [(), (0,)], ids=["through_x", "x_is_data"])
@@ -110,28 +110,28 @@ def test_linear(batch: tuple[int, ...], bias: bool) -> None:
 
 
 @affine
-@relus
+@leaks
 @pytest.mark.parametrize("space", [(), (4,), (3, 2), (2, 2, 2)], ids=str)
-def test_batch_norm(space: tuple[int, ...], relu: bool, affine: tuple[int, int]) -> None:
+def test_batch_norm(space: tuple[int, ...], leak: float, affine: tuple[int, int]) -> None:
     given = [noise(3, 4, 2, *space), *parameters(affine, 3, 2)]
 
     def composite(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-        return after(relu, F.batch_norm(x, None, None, scale_of(gamma, beta), beta, True, eps=EPS))
+        return after(leak, F.batch_norm(x, None, None, scale_of(gamma, beta), beta, True, eps=EPS))
 
-    assert_same(lambda *v: layers.batch_norm(*v, eps=EPS, relu=relu), over_loop(composite), given)
+    assert_same(lambda *v: layers.batch_norm(*v, eps=EPS, leak=leak), over_loop(composite), given)
 
 
 @affine
-@relus
+@leaks
 @pytest.mark.parametrize("space", [(4,), (3, 2), (2, 2, 2)], ids=str)
-def test_instance_norm(space: tuple[int, ...], relu: bool, affine: tuple[int, int]) -> None:
+def test_instance_norm(space: tuple[int, ...], leak: float, affine: tuple[int, int]) -> None:
     given = [noise(3, 4, 2, *space), *parameters(affine, 3, 2)]
 
     def composite(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-        return after(relu, F.instance_norm(x, None, None, scale_of(gamma, beta), beta, eps=EPS))
+        return after(leak, F.instance_norm(x, None, None, scale_of(gamma, beta), beta, eps=EPS))
 
     assert_same(
-        lambda *v: layers.instance_norm(*v, eps=EPS, relu=relu), over_loop(composite), given
+        lambda *v: layers.instance_norm(*v, eps=EPS, leak=leak), over_loop(composite), given
     )
 
 
@@ -167,14 +167,14 @@ def test_layer_norm(
 
 
 @affine
-@relus
+@leaks
 @pytest.mark.parametrize("data", [(), (0,)], ids=["through_x", "x_is_data"])
 @pytest.mark.parametrize(
     ("filters", "size", "stride", "padding"),
     [(12, (1, 2), 1, 0), (9, 3, 2, 1), (5, 2, (1, 2), (0, 1)), (2, 1, 1, 0), (3, 3, 1, 1)],
 )
 def test_conv_batch_norm(
-    filters: int, size: Any, stride: Any, padding: Any, data: tuple[int, ...], relu: bool,
+    filters: int, size: Any, stride: Any, padding: Any, data: tuple[int, ...], leak: float,
     affine: tuple[int, int],
 ) -> None:  # fmt: skip
     """With x as data the first, second and fourth of the windows fold the norm into weights."""
@@ -186,21 +186,21 @@ def test_conv_batch_norm(
     def composite(x: Tensor, w: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
         z = F.conv2d(x, w, None, stride, padding)
         y = F.batch_norm(z, None, None, scale_of(gamma, beta), beta, True, eps=EPS)
-        return after(relu, y)
+        return after(leak, y)
 
     assert_same(
-        lambda *v: conv_batch_norm(*v, window=window, relu=relu), over_loop(composite), given, data
+        lambda *v: conv_batch_norm(*v, window=window, leak=leak), over_loop(composite), given, data
     )
 
 
 def conv_batch_norm(
-    x: Tensor, weight: Tensor, *affine: Tensor | None, window: Window, relu: bool
+    x: Tensor, weight: Tensor, *affine: Tensor | None, window: Window, leak: float
 ) -> Tensor:
     """As a run of layers takes it."""
     if not layers.can_fold(x, weight):
-        return layers.conv_batch_norm(x, weight, *affine, window, eps=EPS, relu=relu)
+        return layers.conv_batch_norm(x, weight, *affine, window, eps=EPS, leak=leak)
     z = layers.folded_conv_batch_norm(x, weight, *affine, window, eps=EPS).whole()
-    return after(relu, z.movedim(-1, 2))
+    return after(leak, z.movedim(-1, 2))
 
 
 @pytest.mark.parametrize("rectify", [True, False], ids=["relu", "linear"])
@@ -222,7 +222,7 @@ def test_a_convolution_of_a_folded_product(
     def composite(x: Tensor, w: Tensor, gamma: Any, beta: Any, w2: Tensor, b2: Tensor) -> Tensor:
         z = F.conv2d(x, w, None, 1, 1)
         y = F.batch_norm(z, None, None, scale_of(gamma, beta), beta, True, eps=EPS)
-        return F.conv2d(after(rectify, y), w2, b2, 1, 1)
+        return F.conv2d(y.relu() if rectify else y, w2, b2, 1, 1)
 
     assert_same(ours, lambda *v: over_loop(composite)(x, *v), given, ())
 
@@ -309,7 +309,7 @@ def test_operands_that_tasks_share_by_expansion() -> None:
     def composite(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         return F.batch_norm(F.conv2d(x, w, padding=1), None, None, gamma, beta, True, eps=EPS)
 
-    found = layers.conv_batch_norm(x, *given, window, eps=EPS, relu=False)
+    found = layers.conv_batch_norm(x, *given, window, eps=EPS, leak=1.0)
     torch.testing.assert_close(found, over_loop(composite)(x, *given), rtol=1e-10, atol=1e-10)
 
 

@@ -48,7 +48,9 @@ EPS = 1e-2  # large enough to be seen in every derivative
 
 cases = pytest.mark.parametrize("case", CASES)
 all_cases = pytest.mark.parametrize("case", [*CASES, *WIDE])
-relus = pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+leaks = pytest.mark.parametrize(
+    "leak", [1.0, 0.0, 0.1, 2.0], ids=["plain", "relu", "leaky", "steep"]
+)
 
 
 def case_of(name: str) -> Case:
@@ -70,36 +72,36 @@ def operands(case: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
 
 
 def composite(
-    z: Tensor, gamma: Tensor | None, beta: Tensor | None, *, dim: int, eps: float, relu: bool
+    z: Tensor, gamma: Tensor | None, beta: Tensor | None, *, dim: int, eps: float, leak: float
 ) -> Tensor:
     """The definition, differentiable any number of times."""
     variance = z.var(dim, correction=0, keepdim=True)
     y = (z - z.mean(dim, keepdim=True)) / (variance + eps).sqrt()
     y = y if gamma is None else y * gamma
     y = y if beta is None else y + beta
-    return y.relu() if relu else y
+    return y if leak == 1 else torch.where(y > 0, y, leak * y)
 
 
 @all_cases
-@relus
-def test_values_are_the_definition(case: str, relu: bool) -> None:
-    settings = {"dim": case_of(case).dim, "eps": EPS, "relu": relu}
+@leaks
+def test_values_are_the_definition(case: str, leak: float) -> None:
+    settings = {"dim": case_of(case).dim, "eps": EPS, "leak": leak}
     given = operands(case)
     actual, expected = normalize(*given, **settings), composite(*given, **settings)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-    assert bool((actual == 0).any()) == relu
+    assert bool((actual == 0).any()) == (leak == 0)
 
 
 @cases
-@relus
-def test_first_and_second_derivatives_by_finite_differences(case: str, relu: bool) -> None:
+@leaks
+def test_first_and_second_derivatives_by_finite_differences(case: str, leak: float) -> None:
     given = operands(case)
     present = [v for v in given if v is not None]
 
     def function(*values: Tensor) -> Tensor:
         supply = iter(values)
         full = [None if v is None else next(supply) for v in given]
-        return normalize(*full, dim=case_of(case).dim, eps=EPS, relu=relu)
+        return normalize(*full, dim=case_of(case).dim, eps=EPS, leak=leak)
 
     assert gradcheck(function, present)
     assert gradgradcheck(function, present)
@@ -116,12 +118,12 @@ def derivatives(function: Any, case: str, wanted: tuple[int, ...], **settings: A
 
 
 @all_cases
-@relus
+@leaks
 @pytest.mark.parametrize("wanted", [(0,), (0, 1), (0, 2), (0, 1, 2)], ids=str)
 def test_second_order_whatever_is_wanted_of_it(
-    case: str, relu: bool, wanted: tuple[int, ...]
+    case: str, leak: float, wanted: tuple[int, ...]
 ) -> None:
-    settings = {"dim": case_of(case).dim, "eps": EPS, "relu": relu}
+    settings = {"dim": case_of(case).dim, "eps": EPS, "leak": leak}
     actual = derivatives(normalize, case, wanted, **settings)
     expected = derivatives(composite, case, wanted, **settings)
     for a, e in zip(actual, expected):
@@ -130,13 +132,13 @@ def test_second_order_whatever_is_wanted_of_it(
         )
 
 
-@relus
+@leaks
 @pytest.mark.parametrize("wanted", [(1,), (2,), (1, 2)], ids=str)
 def test_second_order_through_gradients_of_scale_and_shift_alone(
-    relu: bool, wanted: tuple[int, ...]
+    leak: float, wanted: tuple[int, ...]
 ) -> None:
     for case in ("batch", "instance", "all_share", "fewer_axes"):
-        settings = {"dim": case_of(case).dim, "eps": EPS, "relu": relu}
+        settings = {"dim": case_of(case).dim, "eps": EPS, "leak": leak}
         actual = derivatives(normalize, case, wanted, **settings)
         expected = derivatives(composite, case, wanted, **settings)
         for a, e in zip(actual, expected):
@@ -145,10 +147,10 @@ def test_second_order_through_gradients_of_scale_and_shift_alone(
             )
 
 
-@relus
+@leaks
 @pytest.mark.parametrize("data", [(0,), (1,), (2,), (0, 1), (1, 2)], ids=str)
-def test_operands_that_are_data_have_no_gradient(relu: bool, data: tuple[int, ...]) -> None:
-    settings = {"dim": 1, "eps": EPS, "relu": relu}
+def test_operands_that_are_data_have_no_gradient(leak: float, data: tuple[int, ...]) -> None:
+    settings = {"dim": 1, "eps": EPS, "leak": leak}
     results = []
     for function in (normalize, composite):
         given = [v.detach().requires_grad_(i not in data) for i, v in enumerate(operands("batch"))]
@@ -183,7 +185,7 @@ def test_third_derivatives_by_scale_are_refused() -> None:
 def test_a_graph_that_is_used_twice_gives_the_same() -> None:
     """Cotangents written in place are nobody else's."""
     given = operands("batch")
-    loss = (normalize(*given, dim=1, eps=EPS, relu=True) ** 3).sum()
+    loss = (normalize(*given, dim=1, eps=EPS, leak=0.0) ** 3).sum()
     found = []
     for _ in range(2):
         first = torch.autograd.grad(loss, given, create_graph=True)
@@ -198,7 +200,7 @@ def test_an_activation_in_place_on_the_result() -> None:
     results = []
     for function in (normalize, composite):
         given = operands("batch")
-        y = function(*given, dim=1, eps=EPS, relu=False)
+        y = function(*given, dim=1, eps=EPS, leak=1.0)
         first = torch.autograd.grad((y.tanh_() ** 2).sum(), given, create_graph=True)
         results.append(torch.autograd.grad(sum((g**2).sum() for g in first), given))
     for a, e in zip(*results):
@@ -213,7 +215,7 @@ def test_any_order_of_memory_and_of_the_cotangent(order: tuple[int, ...]) -> Non
     results = []
     for function, start in ((normalize, strided), (composite, z)):
         start = start.requires_grad_()
-        y = function(start, gamma, beta, dim=1, eps=EPS, relu=False)
+        y = function(start, gamma, beta, dim=1, eps=EPS, leak=1.0)
         (first,) = torch.autograd.grad((y.sin() * weight).sum(), start, create_graph=True)
         results.append((first, *torch.autograd.grad((first * weight).square().sum(), start)))
     for a, e in zip(*results):

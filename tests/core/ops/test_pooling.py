@@ -101,7 +101,7 @@ def test_places_are_those_of_torch(
     (slope,) = torch.autograd.grad(expected, x, dy)
     expected, slope, dy = (t.detach().movedim(1, -1).contiguous() for t in (expected, slope, dy))
     y, codes = torch.empty_like(dy), torch.empty_like(dy, dtype=torch.uint8)
-    kernels.pool(z, size, y, codes)
+    kernels.pool(z, size, y, codes, rectify=True)
     assert torch.equal(y.nan_to_num(7.0), expected.nan_to_num(7.0))
     back, taken = torch.full_like(z, float("nan")), torch.empty_like(y)
     kernels.pool_back(dy, size, codes, back)
