@@ -1,9 +1,10 @@
 """Clipping and the step of the outer optimiser as one function of tensors, so that it may compile.
 
-The parameters of a group of the optimiser lie in rows, one of each network, and so do their
+The small parameters of a group of the optimiser lie in rows, one of each network, and so do their
 gradients and what the optimiser keeps of them: a few operations for all, whatever their number.
+Large ones are alone: what is put side by side is read by code that compilers do not vectorise.
 
-Axes: M networks; K numbers of a network in a group.
+Axes: M networks; K numbers of a network in a bundle.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from metalearn.core.compilation import CompiledFunction
 from metalearn.core.float64 import has_float64
@@ -41,9 +43,35 @@ from metalearn.trainers.members.trained import trained_parameters
 
 __all__ = ["FlatUpdate", "agrees"]
 
+T = TypeVar("T")
+
+_LARGE = 2**10
+"""Numbers of a parameter that are worth operations of their own."""
 _ROUNDING = 8.0
 """Steps of the type, by which a parameter may differ beside a share of its own step."""
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
+
+
+class _Bundle(NamedTuple):
+    """Parameters of a group that are stepped as one."""
+
+    where: list[int]
+
+    def of(self, values: Sequence[T]) -> list[T]:
+        """Those of all of the group's."""
+        return [values[i] for i in self.where]
+
+    def put(self, own: Sequence[T], values: list[T]) -> None:
+        """The inverse."""
+        for i, value in zip(self.where, own):
+            values[i] = value
+
+
+def _bundles_of(params: Sequence[Tensor]) -> list[_Bundle]:
+    """Each large parameter, and all others together."""
+    large = [i for i, value in enumerate(params) if value.numel() >= _LARGE]
+    small = [i for i, value in enumerate(params) if value.numel() < _LARGE]
+    return [_Bundle([i]) for i in large] + ([_Bundle(small)] if small else [])
 
 
 class FlatUpdate:
@@ -85,6 +113,7 @@ class FlatUpdate:
             group_of(update.optimizer, group, {n: owners[n] for n in grads}, params)
             for group in update.optimizer.param_groups
         ]
+        self._bundles = [_bundles_of(group.params) for group in self.groups]
         self.places = [place for group in self.groups for place in places_of(group)]
         """What changes, in the order of the function's results."""
         like = next(iter(grads.values()))
@@ -151,9 +180,12 @@ class FlatUpdate:
     ) -> Any:
         """Norms and losses, clipped gradients, and new values of what changes."""
         by_name = dict(zip(self.names, grads))
-        rows = [self._flat([by_name[name] for name in group.names]) for group in self.groups]
-        each = torch.stack([torch.linalg.vector_norm(flat, dim=1) for flat in rows])
-        norms = torch.linalg.vector_norm(each, dim=0)
+        rows = [
+            [self._flat([by_name[name] for name in bundle.of(group.names)]) for bundle in bundles]
+            for group, bundles in zip(self.groups, self._bundles)
+        ]
+        each = [torch.linalg.vector_norm(flat, dim=1) for group in rows for flat in group]
+        norms = torch.linalg.vector_norm(torch.stack(each), dim=0)
         factors = torch.ones_like(norms)
         if self.clip is not None:
             factors = (self.clip / (norms + 1e-6)).clamp(max=1.0)
@@ -162,35 +194,40 @@ class FlatUpdate:
         column = factors[:, None]
         clipped: dict[str, Tensor] = {}
         new = []
-        for group, flat, rate, (params, kept, counts) in zip(self.groups, rows, rates, fixed):
-            flat = flat * column
+        for group, bundles, flats, rate, now in zip(self.groups, self._bundles, rows, rates, fixed):
+            flats = [flat * column for flat in flats]
             if self.stacked:
-                flat = torch.where(column == 0, 0.0, flat)
-            clipped |= dict(zip(group.names, self._cut(flat, params)))
-            new.append(self._stepped(group, flat, rate, active, params, kept, counts))
+                flats = [torch.where(column == 0, 0.0, flat) for flat in flats]
+            for bundle, flat in zip(bundles, flats):
+                names, params = bundle.of(group.names), bundle.of(now[0])
+                clipped |= dict(zip(names, self._cut(flat, params)))
+            new.append(self._stepped(group, bundles, flats, rate, active, now))
         return above(norms, losses), [clipped[name] for name in self.names], new
 
     def _stepped(
         self,
         group: Group,
-        grad: Tensor,
+        bundles: list[_Bundle],
+        flats: list[Tensor],
         rate: Tensor,
         active: Tensor,
-        params: list[Tensor],
-        kept: dict[str, list[Tensor]],
-        counts: dict[str, list[Tensor]],
+        now: tuple[list[Tensor], dict[str, list[Tensor]], dict[str, list[Tensor]]],
     ) -> Any:
         """New values of a group, in the order of `places_of`."""
-        old, grad = self.update.decayed(self._flat(params), grad, rate, active)
-        state = {key: self._flat(values) for key, values in kept.items()}
-        state |= {key: values[0].to(self.exact) for key, values in counts.items()}
-        value = _step_of(self.update.optimizer, group.options, old, grad, rate, state)
-        value = self.update.moved(old, value, active)
-        return (
-            self._cut(value, params),
-            [self._cut(state[key], params) for key in kept],
-            [[state[key].to(v.dtype) for v in values] for key, values in counts.items()],
-        )
+        params, kept, counts = now
+        values, states, numbers = list(params), {k: list(v) for k, v in kept.items()}, {}
+        for bundle, grad in zip(bundles, flats):
+            own = bundle.of(params)
+            old, grad = self.update.decayed(self._flat(own), grad, rate, active)
+            state = {key: self._flat(bundle.of(row)) for key, row in kept.items()}
+            state |= {key: row[0].to(self.exact) for key, row in counts.items()}
+            value = _step_of(self.update.optimizer, group.options, old, grad, rate, state)
+            bundle.put(self._cut(self.update.moved(old, value, active), own), values)
+            for key, row in states.items():
+                bundle.put(self._cut(state[key], own), row)
+            numbers = {key: state[key] for key in counts}  # the same by every bundle
+        steps = [[numbers[key].to(v.dtype) for v in row] for key, row in counts.items()]
+        return values, list(states.values()), steps
 
     def _flat(self, values: Sequence[Tensor]) -> Tensor:
         return torch.cat([value.reshape(self.rows, -1) for value in values], dim=1)
@@ -215,6 +252,20 @@ def agrees(found: Sequence[Tensor], before: Sequence[Tensor], now: Sequence[Tens
     return True
 
 
+class _NumbersOnce(TorchFunctionMode):
+    """A block in which every number that is computed has a place in the program's memory.
+
+    Else a compiler works bias corrections out anew wherever they are read: powers and roots for
+    each few elements of a parameter, which took nine tenths of a step of Adam.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.dim() == 0:
+            return torch.as_strided(found, (), ())  # which the compiler reads from memory
+        return found
+
+
 def _kinds(grads: Mapping[str, Tensor], losses: Tensor) -> list[Any]:
     return [(v.stride(), v.dtype) for v in (*grads.values(), losses)]
 
@@ -237,7 +288,8 @@ def _step_of(
     plain = {name: False for name in ("foreach", "fused", "capturable") if name in options}
     group = {**options, **plain, "differentiable": True, "params": [parameter], "lr": rate}
     trial.param_groups = [group]
-    inspect.unwrap(type(optimizer).step)(trial)  # without its notes for torch's profiler
+    with _NumbersOnce():
+        inspect.unwrap(type(optimizer).step)(trial)  # without its notes for torch's profiler
     if own.keys() != state.keys():
         raise CompilationError("the optimiser has kept nothing yet")
     state.update({key: kept.detach() for key, kept in own.items()})

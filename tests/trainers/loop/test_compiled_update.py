@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.checkpoint import load_checkpoint
+from metalearn.core.compilation import CompiledFunction
 from metalearn.errors import CompilationError, DataError, NonFiniteError
 from metalearn.models import MLP, Ensemble
 from metalearn.trainers import EnsembleTrainer
-from metalearn.trainers.loop import assembly, compile_cost, compiled_part
+from metalearn.trainers.loop import assembly, compile_cost, compiled_part, flat_update
 from metalearn.trainers.loop.compiled_part import CompiledPart
 from metalearn.trainers.loop.compiled_update import CompiledUpdate
 from metalearn.trainers.loop.flat_update import FlatUpdate, agrees
@@ -75,6 +76,12 @@ def _made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Proposal, "make", noted)
     return seen
+
+
+@pytest.fixture(params=[1, 8, 2**10], ids=["each_alone", "large_alone", "together"])
+def bundles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which parameters are stepped as one."""
+    monkeypatch.setattr(flat_update, "_LARGE", request.param)
 
 
 def problem(
@@ -135,12 +142,14 @@ def assert_is_the_step(made: tuple[nn.Module, Any, Population]) -> None:
     assert agrees(found, before, flat.places)
 
 
+@pytest.mark.usefixtures("bundles")
 @pytest.mark.parametrize("clip", [None, 0.5, 1e6])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_of_one_network_it_is_the_optimisers_step(name: str, clip: float | None) -> None:
     assert_is_the_step(problem(OPTIMIZERS[name], clip=clip))
 
 
+@pytest.mark.usefixtures("bundles")
 @pytest.mark.parametrize("own", [
     {}, {"rates": [0.01, 0.02, 0.005]}, {"decays": [0.0, 0.1, 0.3]},
     {"rates": [0.01, 0.0, 0.005], "decays": [0.2, 0.1, 0.3]},
@@ -159,6 +168,20 @@ def test_of_members_it_is_each_ones_own(name: str, own: dict[str, Any]) -> None:
     assert_is_the_step((module, update, population))
 
 
+def test_numbers_have_a_place_in_memory() -> None:
+    """What is computed of step counts is read from there, and not worked out for each element."""
+    module, update, population = problem(OPTIMIZERS["adam"])
+    params = {name: p.detach() for name, p in module.named_parameters()}
+    grads, losses = gradients(module, 3), torch.zeros(1)
+    flat = FlatUpdate(update, population, params, grads, losses)
+    trace = CompiledFunction(flat.function).trace(*flat.trees(grads, losses, 1.0))
+    powers = [n for n in trace.graph.graph.nodes if n.target is torch.ops.aten.pow.Scalar]
+    assert len(powers) == 2
+    readers = {reader.target for power in powers for reader in power.users}
+    assert readers == {torch.ops.aten.as_strided.default}
+
+
+@pytest.mark.usefixtures("bundles")
 def test_groups_have_their_own_rates_and_options() -> None:
     def factory(parameters: Any) -> torch.optim.Optimizer:
         first, *rest = parameters
