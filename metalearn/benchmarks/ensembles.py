@@ -104,7 +104,7 @@ class EnsembleTiming:
     jax_ratio: float
     """Median over rounds of JAX ÷ the fastest of ours."""
     memory: int
-    """Most bytes of tensors alive at once in a step of the stack."""
+    """Most bytes of tensors alive at once in a step of the stack that is not compiled."""
 
 
 def ensemble_race(name: str, *, rounds: int) -> list[EnsembleTiming]:
@@ -258,7 +258,7 @@ def ensemble_table(timings: Sequence[EnsembleTiming]) -> str:
     """Markdown: one row for each workload and M."""
     lines = [
         "| networks | M | loop, ms | vmap(grad), ms | ours, ms | vmap(grad): gain | ours: gain "
-        "| ours: MB | JAX, ms | JAX ÷ ours |",
+        "| batched: MB | JAX, ms | JAX ÷ ours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for t in timings:

@@ -27,6 +27,7 @@ __all__ = [
     "Kernels",
     "NormTangent",
     "WindowNumbers",
+    "has_kernels",
     "kernels_for",
     "window_numbers",
     "without_kernels",
@@ -63,6 +64,12 @@ def kernels_for(*operands: Tensor | None) -> Kernels | None:
     return _kernels(dtype)
 
 
+def has_kernels(*operands: Tensor | None) -> bool:
+    """Whether there are functions for such tensors where no graph is made, as in a `Function`."""
+    with torch.no_grad():
+        return kernels_for(*operands) is not None
+
+
 def _is_plain(tensor: Tensor, dtype: torch.dtype, graphs: bool) -> bool:
     """Whether its values are those in its memory, and nobody follows what becomes of them."""
     return (
@@ -70,6 +77,7 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype, graphs: bool) -> bool:
         and tensor.dtype == dtype
         and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
+        and torch._C._has_storage(tensor)
         and not (graphs and tensor.requires_grad)
         and not is_functorch_wrapped_tensor(tensor)
         and not torch._is_functional_tensor(tensor)
@@ -122,8 +130,8 @@ class Kernels:
     """The functions for one type of numbers, of tensors for which `kernels_for` gave them.
 
     Raises:
-        RuntimeError: a tensor of another type, or one that is not contiguous or has no memory,
-            which would be misread.
+        RuntimeError: a tensor of another type, or one that is not contiguous, is negated or has no
+            memory, which would be misread.
     Building it, AttributeError: the library lacks a function.
     """
 
@@ -185,6 +193,7 @@ class Kernels:
         leak: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Dz, Σg and Σ(g·(z − m)), of groups, g being dy, and leak·dy where y is not above 0."""
+        _check_gate(y, leak)
         dz, s1, s2 = torch.empty_like(centred), torch.empty_like(r), torch.empty_like(r)
         given = self._at(dy, y, centred, gamma, r, dz, s1, s2)
         self._norm_backward(*given, *_sizes(centred, dim), leak, _threads(centred))
@@ -192,6 +201,7 @@ class Kernels:
 
     def norm_second(self, at: NormTangent, *, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """The cotangents of dy, z and, of groups, γ."""
+        _check_gate(at.y, at.leak)
         like, r = at.centred, at.r
         gdy, gz, ggamma = torch.empty_like(like), torch.empty_like(like), torch.empty_like(r)
         given = self._at(*at[:-1], gdy, gz, ggamma)
@@ -231,7 +241,7 @@ class Kernels:
             if not (tensor.dtype == wanted and tensor.is_contiguous() and kind in _PLAIN):
                 given = f"{tensor.dtype} in a {kind.__name__}"
                 raise RuntimeError(f"contiguous {wanted} is needed, not {given}")
-            if tensor.numel() and not tensor.data_ptr():
+            if tensor.is_neg() or (tensor.numel() and not tensor.data_ptr()):
                 raise RuntimeError("a tensor with memory of its own is needed")
         return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
@@ -258,6 +268,11 @@ def _kernels(dtype: torch.dtype) -> Kernels | None:
     except AttributeError as error:  # of a compiler that hides, or leaves out
         _log.info(WITHOUT, error)
         return None
+
+
+def _check_gate(y: Tensor | None, leak: float) -> None:
+    if (y is None) != (leak == 1):
+        raise RuntimeError(f"y is needed where something is behind a norm, leak is {leak}")
 
 
 def _sizes(z: Tensor, dim: int) -> tuple[int, int, int]:

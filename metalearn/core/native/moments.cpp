@@ -54,8 +54,8 @@ void each_strip(Int outer, Int channels, int threads, Strip strip) {
 // of what is not finite. Of selected factors, so that no branch keeps a loop from being vectorised.
 template <typename T>
 inline T gated(T x, T y, T leak) {
-    const T product = x * (y <= T(0) ? leak : T(1));
-    return leak == T(0) && y <= T(0) ? T(0) : product;
+    const T leaky = x * (y > T(0) ? T(1) : leak), closed = y <= T(0) ? T(0) : x;
+    return leak == T(0) ? closed : leaky;
 }
 
 // The same at k where there is an activation (`acts`), else x.

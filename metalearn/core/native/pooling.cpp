@@ -1,8 +1,8 @@
-// The largest of each window, or 0 if that is more, windows side by side, of channels-last pictures;
+// The largest of each window, windows side by side, of channels-last pictures, with a ReLU on demand;
 // and the linear passes that go with it, for which a code says where in a window the largest lies.
 //
 // Axes: n pictures, [H, W, C] of a picture, [H', W'] windows of [kh, kw] within it. Codes
-// [n, H', W', C]: r * kw + c of the place (r, c), kClosed where 0 was taken.
+// [n, H', W', C]: r * kw + c of the place (r, c), kClosed where a ReLU gave 0.
 
 #include <algorithm>
 #include <cstdint>

@@ -18,6 +18,7 @@ __all__ = ["Block", "Blocks"]
 
 _BLOCK = 2**20  # bytes of a block and thread on a CPU; less costs barriers
 _ROWS = 256  # of a product, that are worth a thread
+_SUMS = 2**22  # numbers of sums that threads have at most
 _LARGE = 2**22  # bytes of a task that no cache holds: samples of it are taken apart
 
 
@@ -39,9 +40,12 @@ class Block(NamedTuple):
         a ``[t, n, ...]`` and b ``[t, n, ...]`` have many rows n and few columns, so that a product
         for one task has no parts for several threads: each takes some of its rows.
         """
-        own, pieces = total[self.tasks], torch.get_num_threads() if len(a) == 1 else 1
+        own, pieces = total[self.tasks], 1
+        if len(a) == 1 and a.device.type == "cpu":
+            most = min(a.shape[1] // _ROWS, _SUMS // max(1, a.shape[2] * b.shape[2]))
+            pieces = max(1, min(torch.get_num_threads(), most))
         each = a.shape[1] // pieces
-        if pieces == 1 or each < _ROWS:
+        if pieces == 1:
             if self.samples.start:
                 own.baddbmm_(a.mT, b)
             else:

@@ -136,7 +136,7 @@ def _of_weight(
     dz: Tensor, pictures: Tensor, gate: Tensor, weight: Tensor, settings: _Settings
 ) -> Tensor:
     """The cotangent of the weight by columns, with a ReLU of pictures where ``gate`` is above 0."""
-    blocks = _Blocks(None, weight, settings, pictures, dz)
+    blocks = _Blocks(None, weight, settings, pictures, gate, dz)
     dweight = weight.new_empty(weight.shape)
     for block in blocks:
         columns = blocks.columns(blocks.pictures(pictures, block), blocks.pictures(gate, block))

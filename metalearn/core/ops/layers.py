@@ -134,17 +134,17 @@ def conv_batch_norm(
 
 
 def max_pool2d(x: Tensor, layer: nn.MaxPool2d, *, leak: float = 1.0) -> Tensor:
-    """``x [T, B, C, H, W]``: the largest of each window, and ``leak`` times what is below 0 of it.
+    """``x [T, B, C, H, W]``: the largest of each window of x, what is below 0 times ``leak``.
 
-    Which is what a leaky ReLU in front would lead to, of fewer elements.
+    Where windows lie side by side the leaky ReLU is taken of what is pooled: of fewer elements.
     """
     size = tiles_of(layer, *x.shape[3:])
     if size is not None and x.shape[2] >= _NARROW and can_max_pool(x, size):
-        y = max_pool(_channels_last(x).flatten(0, 1), size, rectify=leak == 0)
-        y, leak = y.movedim(-1, 1), leak or 1.0
+        y = max_pool(_channels_last(x).flatten(0, 1), size, rectify=leak == 0).movedim(-1, 1)
+        y = y if leak in (0, 1) else leaky_relu(y, leak)
     else:
+        x = torch.relu(x) if leak == 0 else x if leak == 1 else leaky_relu(x, leak)
         y = layer(x.flatten(0, 1))
-    y = torch.relu(y) if leak == 0 else y if leak == 1 else leaky_relu(y, leak)
     return y.view(*x.shape[:2], *y.shape[1:])
 
 

@@ -46,7 +46,12 @@ def normalize(
         dim: the axis over which the moments are taken.
         eps: added to the variance.
         leak: act is this times what is below 0, at least 0: 1 is nothing, 0 a ReLU.
+
+    Raises:
+        ValueError: ``leak`` is below 0, which y would not show.
     """
+    if leak < 0:
+        raise ValueError(f"a slope of at least 0 is needed below 0, not {leak}")
     y: Tensor = _Normalize.apply(z, gamma, beta, dim, eps, leak)[0]
     return y
 

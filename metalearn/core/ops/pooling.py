@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalearn.core.native import kernels_for
+from metalearn.core.native import has_kernels, kernels_for
 from metalearn.core.ops.blocks import Block, Blocks
 from metalearn.core.ops.columns import Columns
 from metalearn.core.ops.folding import Rows
@@ -30,8 +30,7 @@ def can_pool(
     x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Tensor | None, size: tuple[int, int]
 ) -> bool:
     """Whether `pooled_product` is there for such pictures, parameters and windows."""
-    parameters = [None if p is None else p.detach() for p in (weight, gamma, beta)]
-    return has_codes(size) and kernels_for(x, *parameters) is not None
+    return has_codes(size) and has_kernels(x, weight, gamma, beta)
 
 
 def pooled_product(

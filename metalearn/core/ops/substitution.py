@@ -222,6 +222,10 @@ def _view(self: Tensor, *shape: Any, **dtype: Any) -> Tensor | None:
         return self.reshape(*shape)  # of a shape that does not fit, it says so in torch's words
 
 
+def _view_as(self: Tensor, other: Tensor) -> Tensor | None:
+    return _view(self, *other.shape)
+
+
 def _sized(size: int, *vectors: Tensor | None) -> bool:
     return all(v is None or tuple(v.shape) == (size,) for v in vectors)
 
@@ -235,4 +239,5 @@ _SUBSTITUTES: dict[Any, Callable[..., Tensor | None]] = {
     F.group_norm: _group_norm,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     torch.Tensor.view: _view,
+    torch.Tensor.view_as: _view_as,
 }

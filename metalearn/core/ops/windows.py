@@ -5,6 +5,7 @@ Axes: [H', W'] positions of the window, [kh, kw] of the window.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -77,7 +78,13 @@ def tiles_of(pool: nn.MaxPool2d, height: int, width: int) -> tuple[int, int] | N
 
     What is left of a picture, less than a window, is read by none.
     """
-    window = window_of(pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    stride = pool.kernel_size if pool.stride is None else pool.stride
+    try:
+        window = window_of(pool.kernel_size, stride, pool.padding, pool.dilation)
+    except TypeError:
+        return None  # torch is the judge
+    if len(window.size) != 2:
+        return None
     is_plain = window == window_of(window.size, window.size, 0, 1) and not pool.ceil_mode
     return window.size if is_plain and window.fits(height, width) else None
 
@@ -98,5 +105,5 @@ def _reach(
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    both = (value, value) if isinstance(value, int) else tuple(value)
+    both = (int(value), int(value)) if isinstance(value, Integral) else tuple(value)
     return both if len(both) == 2 else both * 2

@@ -46,7 +46,9 @@ __all__ = ["FlatUpdate", "agrees"]
 T = TypeVar("T")
 
 _LARGE = 2**10
-"""Numbers of a parameter that are worth operations of their own."""
+"""Numbers of a parameter that are worth operations of their own, on a processor."""
+_ALONE = 32
+"""Parameters that have them at most: each is some sixty operations to be compiled."""
 _ROUNDING = 8.0
 """Steps of the type, by which a parameter may differ beside a share of its own step."""
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
@@ -69,9 +71,10 @@ class _Bundle(NamedTuple):
 
 def _bundles_of(params: Sequence[Tensor]) -> list[_Bundle]:
     """Each large parameter, and all others together."""
-    large = [i for i, value in enumerate(params) if value.numel() >= _LARGE]
-    small = [i for i, value in enumerate(params) if value.numel() < _LARGE]
-    return [_Bundle([i]) for i in large] + ([_Bundle(small)] if small else [])
+    large = [i for i, p in enumerate(params) if p.device.type == "cpu" and p.numel() >= _LARGE]
+    alone = sorted(large, key=lambda i: params[i].numel(), reverse=True)[:_ALONE]
+    rest = [i for i in range(len(params)) if i not in alone]
+    return [_Bundle([i]) for i in alone] + ([_Bundle(rest)] if rest else [])
 
 
 class FlatUpdate:
@@ -261,7 +264,7 @@ class _NumbersOnce(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and found.dim() == 0:
+        if isinstance(found, Tensor) and found.dim() == 0 and not found._is_view():
             return torch.as_strided(found, (), ())  # which the compiler reads from memory
         return found
 

@@ -294,6 +294,12 @@ def test_memory_that_would_be_misread_is_refused() -> None:
         functions.norm(torch.zeros(4, 10, 16).mT, None, None, eps=1e-5, dim=1, leak=1.0)
     with pytest.raises(RuntimeError, match="float32"):
         functions.norm(torch.zeros(4, 10, 16).double(), None, None, eps=1e-5, dim=1, leak=1.0)
+    with pytest.raises(RuntimeError, match="memory of its own"):
+        negated = torch._neg_view(torch.zeros(4, 10, 16))
+        functions.norm(negated, None, None, eps=1e-5, dim=1, leak=1.0)
+    whole, groups = torch.zeros(4, 10, 16), torch.zeros(4, 1, 16)
+    with pytest.raises(RuntimeError, match="leak is 0.0"):
+        functions.norm_backward(whole, None, whole, None, groups, dim=1, leak=0.0)
 
 
 @with_a_compiler

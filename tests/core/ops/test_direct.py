@@ -151,3 +151,17 @@ def test_large_pictures_in_float32() -> None:
         results.append([z, *first, *torch.autograd.grad(total, [slope, *given])])
     for a, e in zip(*results):
         assert float((a.detach().double() - e.detach()).norm() / e.detach().norm()) < 3e-6
+
+
+def test_a_gate_that_is_negated() -> None:
+    """Of which kernels would read the memory."""
+    window, results = WINDOWS["same"], []
+    x, weight = noise(1, 1, 32, 32, 32).float(), noise(1, 32, 9 * 32, seed=1).float()
+    slope, u = (noise(1, 1, 32, 32, 32, seed=s).float() for s in (2, 3))
+    for pictures in (x, torch._neg_view(-x)):
+        given = [v.detach().requires_grad_() for v in (pictures, weight, slope)]
+        z = convolution(*given[:2], None, window, rectify=True)
+        (first,) = torch.autograd.grad(z, given[0], given[2], create_graph=True)
+        results.append(torch.autograd.grad(first, given[1:], u))
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from metalearn.core.native import kernels_for, without_kernels
 from metalearn.core.ops import layers, sequence
@@ -114,7 +115,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], float | None]] = {
     "relu": (nn.ReLU, 0.0),
     "leaky": (lambda: nn.LeakyReLU(0.1), 0.1),
     "leaky_in_place": (lambda: nn.LeakyReLU(0.3, inplace=True), 0.3),
-    "closed": (lambda: nn.LeakyReLU(0.0), 0.0),
+    "closed": (lambda: nn.LeakyReLU(0.0), None),
     "open": (lambda: nn.LeakyReLU(1.0), 1.0),
     "steep": (lambda: nn.LeakyReLU(2.0), 2.0),
     "falling": (lambda: nn.LeakyReLU(-0.5), None),
@@ -126,9 +127,16 @@ POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "overlapping": lambda: nn.MaxPool2d(3, 2),
     "padded": lambda: nn.MaxPool2d(2, padding=1),
     "rounded_up": lambda: nn.MaxPool2d(2, ceil_mode=True),
+    "stride_of_its_size": lambda: _without_stride(nn.MaxPool2d(2)),
+    "numbers_of_numpy": lambda: nn.MaxPool2d(np.int64(2), np.int64(2)),
     "mean": lambda: nn.AvgPool2d(2),
     "none": nn.Identity,
 }
+
+
+def _without_stride(pool: nn.MaxPool2d) -> nn.MaxPool2d:
+    pool.stride = None  # type: ignore[assignment]
+    return pool
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
@@ -187,7 +195,11 @@ def test_a_pooling_at_the_start_of_a_run(kind: str) -> None:
         ([norm(9), nn.MaxPool2d(2), nn.ReLU()], [1.0], [1.0]),
         ([norm(9), nn.Softplus(), nn.MaxPool2d(2)], [1.0], [1.0]),
         ([norm(9), nn.ReLU(), nn.Identity(), nn.MaxPool2d(2)], [0.0], [1.0]),
-        ([nn.Conv2d(9, 9, 1), norm(9), nn.LeakyReLU(0.1)], [0.1], []),
+        ([nn.Conv2d(9, 9, 1), norm(9), nn.LeakyReLU(0.1)], [1.0], []),  # its input is kept
+        ([nn.Conv2d(9, 9, 1), norm(9), nn.LeakyReLU(0.1), nn.Identity()], [1.0], []),
+        ([nn.Conv2d(9, 9, 1), norm(9), nn.LeakyReLU(0.1, inplace=True)], [0.1], []),
+        ([nn.Conv2d(9, 9, 1), norm(9), nn.LeakyReLU(0.1), nn.GELU()], [0.1], []),
+        ([norm(9), nn.ReLU(), nn.MaxPool2d(3, 2)], [0.0], [1.0]),  # windows overlap
     ],
     ids=str,
 )
@@ -214,3 +226,68 @@ def test_who_takes_an_activation(
     assert found == {"batch_norm": leaks, "max_pool2d": pooled}
     expected = nn.Sequential(*stack)(x[0])
     torch.testing.assert_close(y[0], expected, rtol=1e-4, atol=1e-5)
+
+
+WRITTEN: dict[str, list[nn.Module]] = {
+    "leaky": [nn.Conv2d(2, 9, 3, padding=1), norm(9), nn.LeakyReLU(0.1)],
+    "leaky_and_nothing": [norm(2), nn.LeakyReLU(0.1), nn.Identity()],
+    "pooled": [nn.Conv2d(2, 9, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
+    "pooled_by_torch": [nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
+    "overlapping": [nn.Conv2d(2, 9, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)],
+    "leaky_pooled": [norm(2), nn.LeakyReLU(0.1), nn.MaxPool2d(2)],
+}
+
+
+class WritesInPlace(nn.Module):
+    """As ``out += shortcut`` of residual networks."""
+
+    def __init__(self, stack: list[nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*stack)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        y += y.detach().mean()
+        y = torch.nn.functional.relu6(y, inplace=True)
+        return y.mean((2, 3))[:, :2]
+
+
+@exact_methods
+@pytest.mark.parametrize("ways", ["kernels", "torch"])
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_results_that_are_written_to(kind: str, ways: str, method: str) -> None:
+    module = oracles.draw(WritesInPlace(WRITTEN[kind]))
+    with without_kernels() if ways == "torch" else nullcontext():
+        both(oracles.classification(module, (2, 6, 7)), method=method)
+
+
+def test_a_view_as_another_of_what_was_pooled() -> None:
+    """Whose memory is channels-last now."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(2, 9, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+            self.head = nn.Linear(81, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.body(x)
+            return self.head(y.view_as(torch.empty(len(y), 81)))  # type: ignore[no-any-return]
+
+    both(oracles.classification(oracles.draw(Net()), (2, 6, 7)))
+
+
+@needs_kernels
+def test_several_cotangents_at_once() -> None:
+    x = noise(2, 4, 4, 9).requires_grad_()
+    y = max_pool(x, (2, 2))
+    slopes = noise(3, *y.shape, seed=1)
+    (found,) = torch.autograd.grad(y, x, slopes, is_grads_batched=True, retain_graph=True)
+    expected = [torch.autograd.grad(y, x, slope, retain_graph=True)[0] for slope in slopes]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_tangents_are_left_to_torch() -> None:
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(noise(1, 9, 4, 4), noise(1, 9, 4, 4, seed=1))
+        assert not can_max_pool(dual, (2, 2))

@@ -233,3 +233,8 @@ def test_groups_of_equal_elements_have_finite_derivatives() -> None:
     torch.testing.assert_close(first, expected)
     (second,) = torch.autograd.grad((first**2).sum(), z)
     assert torch.equal(second, torch.zeros_like(z))  # by symmetry of z − m in its sign
+
+
+def test_a_slope_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        normalize(noise((2, 3), 0), None, None, dim=0, eps=EPS, leak=-0.1)

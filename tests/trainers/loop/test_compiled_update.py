@@ -168,6 +168,16 @@ def test_of_members_it_is_each_ones_own(name: str, own: dict[str, Any]) -> None:
     assert_is_the_step((module, update, population))
 
 
+def test_the_largest_parameters_are_stepped_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there may be; all others together, so that a program does not become long."""
+    monkeypatch.setattr(flat_update, "_ALONE", 2)
+    sizes = [1024, 3, 4096, 2048, 1023]
+    found = flat_update._bundles_of([torch.zeros(size) for size in sizes])
+    assert [bundle.where for bundle in found] == [[2], [3], [0, 1, 4]]
+    elsewhere = flat_update._bundles_of([torch.zeros(size, device="meta") for size in sizes])
+    assert [bundle.where for bundle in elsewhere] == [[0, 1, 2, 3, 4]]
+
+
 def test_numbers_have_a_place_in_memory() -> None:
     """What is computed of step counts is read from there, and not worked out for each element."""
     module, update, population = problem(OPTIMIZERS["adam"])
