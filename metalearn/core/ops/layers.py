@@ -7,6 +7,7 @@ Axes: T tasks, B samples, C channels, [H, W] of a picture, O output channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "folded_conv_batch_norm",
     "group_norm",
     "instance_norm",
+    "is_pooled",
     "layer_norm",
     "linear",
     "max_pool2d",
@@ -134,18 +136,24 @@ def conv_batch_norm(
 
 
 def max_pool2d(x: Tensor, layer: nn.MaxPool2d, *, leak: float = 1.0) -> Tensor:
-    """``x [T, B, C, H, W]``: the largest of each window of x, what is below 0 times ``leak``.
+    """``x [T, B, C, H, W]``: the largest of each window, and ``leak`` times what is below 0 of it.
 
-    Where windows lie side by side the leaky ReLU is taken of what is pooled: of fewer elements.
+    Which is what a leaky ReLU in front would lead to, of fewer elements. Torch's own ReLU is taken
+    in front: it would keep the result, which others may write to.
     """
     size = tiles_of(layer, *x.shape[3:])
-    if size is not None and x.shape[2] >= _NARROW and can_max_pool(x, size):
+    if size is not None and is_pooled(x, layer, x.shape[1:]):
         y = max_pool(_channels_last(x).flatten(0, 1), size, rectify=leak == 0).movedim(-1, 1)
-        y = y if leak in (0, 1) else leaky_relu(y, leak)
     else:
-        x = torch.relu(x) if leak == 0 else x if leak == 1 else leaky_relu(x, leak)
-        y = layer(x.flatten(0, 1))
+        y = layer((torch.relu(x) if leak == 0 else x).flatten(0, 1))
+    y = y if leak in (0, 1) else leaky_relu(y, leak)
     return y.view(*x.shape[:2], *y.shape[1:])
+
+
+def is_pooled(like: Tensor, layer: nn.MaxPool2d, shape: Sequence[int]) -> bool:
+    """Whether a pooling of pictures ``[B, C, H, W]`` is not left to torch."""
+    size = tiles_of(layer, *shape[2:]) if len(shape) == 4 and shape[1] >= _NARROW else None
+    return size is not None and can_max_pool(like, size)
 
 
 def can_fold(x: Tensor, weight: Tensor) -> bool:

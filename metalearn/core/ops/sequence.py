@@ -211,7 +211,7 @@ def _convolution(
         if size is not None and can_pool(x, *given[:3], size):
             return 4, _Activation(layers.pooled_conv_batch_norm(x, *given, size, eps=eps))
         return 2, _Activation(layers.folded_conv_batch_norm(x, *given, eps=eps))
-    leak = _joining(run, 2, shape)
+    leak = _joining(run, 2, weight, shape)
     y = layers.conv_batch_norm(x, *given, eps=eps, leak=leak, rectify=rectify)
     return 2 + (leak != 1), _Activation(y)
 
@@ -225,7 +225,7 @@ def _layer(run: Sequence[Any], own: dict[str, Any], x: Tensor) -> tuple[int, Ten
         return 1, layers.linear(x, weight, bias)
     if kind in _BATCH_NORMS or kind in _INSTANCE_NORMS:
         norm = layers.batch_norm if kind in _BATCH_NORMS else layers.instance_norm
-        leak = _joining(run, 1, x.shape[1:])
+        leak = _joining(run, 1, x, x.shape[1:])
         return 1 + (leak != 1), norm(x, weight, bias, eps=layer.eps, leak=leak)
     if kind is nn.LayerNorm:
         axes = len(layer.normalized_shape)
@@ -242,18 +242,18 @@ def _leak(layer: nn.Module) -> float | None:
     return 0.0 if type(layer) is nn.ReLU else None
 
 
-def _joining(run: Sequence[Any], i: int, shape: Sequence[int]) -> float:
+def _joining(run: Sequence[Any], i: int, like: Tensor, shape: Sequence[int]) -> float:
     """The slope of an activation at i that is best taken with the norm before it; 1 if none is.
 
-    A convolution behind takes a ReLU, and pooling leaves fewer elements to any. A norm keeps the
-    result for its gradient, which torch does of a ReLU too, but of a leaky one only in place: what
-    nobody outside sees may be kept.
+    ``shape`` is that of one task in front of it. A convolution behind takes a ReLU, and pooling
+    leaves fewer elements to any. A norm keeps the result for its gradient, which torch does of a
+    ReLU too, but of a leaky one only in place: what nobody outside sees may be kept.
     """
     leak = _leak(run[i]) if i < len(run) else None
     behind = type(run[i + 1]) if i + 1 < len(run) else None
     if leak is None or (behind is nn.Conv2d and leak == 0):
         return 1.0
-    if behind is nn.MaxPool2d and len(shape) == 4 and tiles_of(run[i + 1], *shape[2:]) is not None:
+    if behind is nn.MaxPool2d and (leak > 0 or layers.is_pooled(like, run[i + 1], shape)):
         return 1.0
     kept = leak == 0 or run[i].inplace
     makes_another = (not isinstance(r, nn.Identity | nn.Flatten) for r in run[i + 1 :])

@@ -223,7 +223,7 @@ def _view(self: Tensor, *shape: Any, **dtype: Any) -> Tensor | None:
 
 
 def _view_as(self: Tensor, other: Tensor) -> Tensor | None:
-    return _view(self, *other.shape)
+    return _view(self, other.shape)
 
 
 def _sized(size: int, *vectors: Tensor | None) -> bool:

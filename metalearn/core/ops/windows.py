@@ -79,14 +79,15 @@ def tiles_of(pool: nn.MaxPool2d, height: int, width: int) -> tuple[int, int] | N
     What is left of a picture, less than a window, is read by none.
     """
     stride = pool.kernel_size if pool.stride is None else pool.stride
+    if isinstance(pool.padding, str):
+        return None  # that is of convolutions
     try:
         window = window_of(pool.kernel_size, stride, pool.padding, pool.dilation)
+        is_plain = window == window_of(window.size, window.size, 0, 1) and not pool.ceil_mode
+        fits = is_plain and len(window.size) == 2 and window.fits(height, width)
     except TypeError:
-        return None  # torch is the judge
-    if len(window.size) != 2:
-        return None
-    is_plain = window == window_of(window.size, window.size, 0, 1) and not pool.ceil_mode
-    return window.size if is_plain and window.fits(height, width) else None
+        return None  # torch says what is wrong
+    return window.size if fits else None
 
 
 class _Reach(NamedTuple):

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metalearn.core.native import kernels, kernels_for, library, without_kernels
+from metalearn.core.native import NormTangent, kernels, kernels_for, library, without_kernels
 from metalearn.core.ops.columns import Columns, to_columns
 from metalearn.core.ops.normalization import normalize
 from metalearn.core.ops.windows import window_of
@@ -300,6 +300,9 @@ def test_memory_that_would_be_misread_is_refused() -> None:
     whole, groups = torch.zeros(4, 10, 16), torch.zeros(4, 1, 16)
     with pytest.raises(RuntimeError, match="leak is 0.0"):
         functions.norm_backward(whole, None, whole, None, groups, dim=1, leak=0.0)
+    at = NormTangent(None, None, None, whole, whole, whole, None, *3 * [groups], 1.0)
+    with pytest.raises(RuntimeError, match="leak is 1.0"):
+        functions.norm_second(at, dim=1)
 
 
 @with_a_compiler

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metalearn.core.ops import blocks
 from metalearn.core.ops.blocks import Block
 from tests.support import oracles
 
@@ -25,11 +26,15 @@ def noise(*shape: int, seed: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("sums", [10, 40, 2**22])
 @pytest.mark.parametrize("columns", [1, 5])
 @pytest.mark.parametrize("rows", [1, 7, 511, 512, 768, 1025])
 @pytest.mark.parametrize("tasks", [1, 2])
-def test_products_of_rows_are_added_up(tasks: int, rows: int, columns: int) -> None:
+def test_products_of_rows_are_added_up(
+    tasks: int, rows: int, columns: int, sums: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first samples write, those behind add; other tasks are left alone."""
+    monkeypatch.setattr(blocks, "_SUMS", sums)
     a, b = noise(tasks, 2 * rows, 4, seed=0), noise(tasks, 2 * rows, columns, seed=1)
     total = torch.full((tasks + 1, 4, columns), float("nan"), dtype=torch.float64)
     total[0] = 3.0

@@ -156,6 +156,8 @@ def test_large_pictures_in_float32() -> None:
 def test_a_gate_that_is_negated() -> None:
     """Of which kernels would read the memory."""
     window, results = WINDOWS["same"], []
+    way = direct.direct_for(torch.zeros(0), window, True, (1, 1, 32, 32, 32), 32)
+    assert torch.backends.mkldnn.is_available() == (way is not None and not way.weighs)
     x, weight = noise(1, 1, 32, 32, 32).float(), noise(1, 32, 9 * 32, seed=1).float()
     slope, u = (noise(1, 1, 32, 32, 32, seed=s).float() for s in (2, 3))
     for pictures in (x, torch._neg_view(-x)):

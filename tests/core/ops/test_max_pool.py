@@ -16,6 +16,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from metalearn.core.native import kernels_for, without_kernels
 from metalearn.core.ops import layers, sequence
 from metalearn.core.ops.max_pool import can_max_pool, max_pool
+from metalearn.core.ops.windows import tiles_of
 from tests.core.ops.test_layers import noise
 from tests.support import oracles
 from tests.support.layer_cases import both, exact_methods, norm
@@ -128,6 +129,7 @@ POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "padded": lambda: nn.MaxPool2d(2, padding=1),
     "rounded_up": lambda: nn.MaxPool2d(2, ceil_mode=True),
     "stride_of_its_size": lambda: _without_stride(nn.MaxPool2d(2)),
+    "list_of_one": lambda: nn.MaxPool2d([2]),  # type: ignore[arg-type]
     "numbers_of_numpy": lambda: nn.MaxPool2d(np.int64(2), np.int64(2)),
     "mean": lambda: nn.AvgPool2d(2),
     "none": nn.Identity,
@@ -230,12 +232,17 @@ def test_who_takes_an_activation(
 
 WRITTEN: dict[str, list[nn.Module]] = {
     "leaky": [nn.Conv2d(2, 9, 3, padding=1), norm(9), nn.LeakyReLU(0.1)],
-    "leaky_and_nothing": [norm(2), nn.LeakyReLU(0.1), nn.Identity()],
+    "leaky_and_nothing": [
+        nn.Conv2d(2, 9, 3, padding=1), norm(9), nn.LeakyReLU(0.1), nn.Identity(),
+    ],
     "pooled": [nn.Conv2d(2, 9, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
     "pooled_by_torch": [nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
     "overlapping": [nn.Conv2d(2, 9, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)],
-    "leaky_pooled": [norm(2), nn.LeakyReLU(0.1), nn.MaxPool2d(2)],
-}
+    "leaky_pooled": [
+        nn.Conv2d(2, 9, 3, padding=1), norm(9), nn.LeakyReLU(0.1), nn.MaxPool2d(2),
+    ],
+    "leaky_pooled_by_torch": [norm(2), nn.LeakyReLU(0.1), nn.MaxPool2d(2)],
+}  # fmt: skip
 
 
 class WritesInPlace(nn.Module):
@@ -272,7 +279,8 @@ def test_a_view_as_another_of_what_was_pooled() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = self.body(x)
-            return self.head(y.view_as(torch.empty(len(y), 81)))  # type: ignore[no-any-return]
+            z: Tensor = self.head(y.view_as(torch.empty(len(y), 81)))
+            return z * z.mean((0, 1), keepdim=True).view_as(z.new_empty(()))
 
     both(oracles.classification(oracles.draw(Net()), (2, 6, 7)))
 
@@ -287,7 +295,16 @@ def test_several_cotangents_at_once() -> None:
     torch.testing.assert_close(found, torch.stack(expected))
 
 
+@needs_kernels
 def test_tangents_are_left_to_torch() -> None:
+    x = noise(1, 9, 4, 4)
+    assert can_max_pool(x, (2, 2))
     with forward_ad.dual_level():
-        dual = forward_ad.make_dual(noise(1, 9, 4, 4), noise(1, 9, 4, 4, seed=1))
+        dual = forward_ad.make_dual(x, noise(1, 9, 4, 4, seed=1))
         assert not can_max_pool(dual, (2, 2))
+
+
+@pytest.mark.parametrize("size", [2.0, (2, 2, 2), "2"], ids=str)
+def test_pools_that_torch_refuses_are_left_to_it(size: Any) -> None:
+    assert tiles_of(nn.MaxPool2d(size), 4, 4) is None
+    assert tiles_of(nn.MaxPool2d(2, padding="valid"), 4, 4) is None  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -238,3 +239,17 @@ def test_groups_of_equal_elements_have_finite_derivatives() -> None:
 def test_a_slope_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 0"):
         normalize(noise((2, 3), 0), None, None, dim=0, eps=EPS, leak=-0.1)
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.1])
+def test_results_that_are_no_numbers(leak: float) -> None:
+    """Torch's leaky ReLU is closed there, its ReLU open."""
+    z, beta = noise((2, 5, 9), 0), noise((2, 1, 9), 1).detach()
+    beta[:, :, 3] = float("nan")
+    act = (lambda y: y.relu()) if leak == 0 else (lambda y: F.leaky_relu(y, leak))
+    y = normalize(z, None, beta, dim=1, eps=EPS, leak=leak)
+    expected = act(composite(z, None, beta, dim=1, eps=EPS, leak=1.0))
+    torch.testing.assert_close(y, expected, equal_nan=True)
+    slope = noise((2, 5, 9), 2).detach()
+    found = [torch.autograd.grad(v, z, slope)[0] for v in (y, expected)]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-10)

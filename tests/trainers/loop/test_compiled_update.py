@@ -189,6 +189,10 @@ def test_numbers_have_a_place_in_memory() -> None:
     assert len(powers) == 2
     readers = {reader.target for power in powers for reader in power.users}
     assert readers == {torch.ops.aten.as_strided.default}
+    with flat_update._NumbersOnce():
+        numbers = torch.arange(3.0)
+        assert numbers[2].storage_offset() == 2 == numbers[2].item()  # views stay as they are
+        assert (2 * numbers[2])._is_view()
 
 
 @pytest.mark.usefixtures("bundles")
