@@ -40,7 +40,7 @@ __all__ = [
 
 
 _NARROW = 8
-"""Channels below which torch pools as fast."""
+"""Channels below which the kernels of pooling take one at a time."""
 
 
 def conv2d(

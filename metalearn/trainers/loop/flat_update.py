@@ -2,7 +2,7 @@
 
 The small parameters of a group of the optimiser lie in rows, one of each network, and so do their
 gradients and what the optimiser keeps of them: a few operations for all, whatever their number.
-Large ones are alone: what is put side by side is read by code that compilers do not vectorise.
+Large ones are alone, so that they are not copied to lie side by side.
 
 Axes: M networks; K numbers of a network in a bundle.
 """
@@ -259,7 +259,7 @@ class _NumbersOnce(TorchFunctionMode):
     """A block in which every number that is computed has a place in the program's memory.
 
     Else a compiler works bias corrections out anew wherever they are read: powers and roots for
-    each few elements of a parameter, which took nine tenths of a step of Adam.
+    each few elements of a parameter, which took most of a step of Adam.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
