@@ -108,7 +108,15 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 MIXING = {
     "batch norm": lambda: Pictures(lambda: nn.BatchNorm2d(4, track_running_stats=False)),
     "instance norm": lambda: Pictures(lambda: nn.InstanceNorm2d(4, affine=True)),
-}
+    "layers in a row": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 5)), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ),
+    "columns of data": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 5)), nn.Conv2d(1, 9, 3), nn.BatchNorm2d(9, track_running_stats=False),
+        nn.ReLU(), nn.Conv2d(9, 4, 3), nn.Flatten(), nn.Linear(8, 3),
+    ),
+}  # fmt: skip
 
 
 PAIRS = [*((name, torch.bfloat16) for name in NETWORKS), ("sequences", torch.float16)]

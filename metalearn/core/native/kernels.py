@@ -113,17 +113,17 @@ class NormTangent(NamedTuple):
     """Of dβ."""
     dy: Tensor
     y: Tensor | None
-    """Which is above 0 where a ReLU is open; None without one."""
+    """Which is above 0, or NaN, where a leaky ReLU is open; None without one."""
     centred: Tensor
     """z − m."""
     gamma: Tensor | None
     r: Tensor
     s1: Tensor
-    """Σg, g being dy, and leak·dy where the ReLU is closed."""
+    """Σg, g being dy, and leak·dy where it is closed."""
     s2: Tensor
     """Σ(g·(z − m))."""
     leak: float
-    """The slope of the ReLU where it is closed."""
+    """The slope of the leaky ReLU where it is closed; 0 of a ReLU."""
 
 
 class Kernels:
@@ -192,7 +192,7 @@ class Kernels:
         dim: int,
         leak: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Dz, Σg and Σ(g·(z − m)), of groups, g being dy, and leak·dy where y is not above 0."""
+        """Dz, Σg and Σ(g·(z − m)), of groups, g being dy, and leak·dy where y closes."""
         _check_gate(y, leak)
         dz, s1, s2 = torch.empty_like(centred), torch.empty_like(r), torch.empty_like(r)
         given = self._at(dy, y, centred, gamma, r, dz, s1, s2)

@@ -32,7 +32,7 @@ struct Grid {
     }
 };
 
-// `visit.template run<L>(n, i, j, c)` for channels c … c + L - 1 of each window.
+// `visit.template run<L>(c)` for channels c … c + L - 1 of a window, in strips of L.
 template <typename Visit>
 inline void each_strip(Int channels, Visit visit) {
     Int c = 0;

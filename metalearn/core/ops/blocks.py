@@ -53,7 +53,8 @@ class Block(NamedTuple):
             return
         main = each * pieces
         parts = (rows[0, :main].view(pieces, each, rows.shape[-1]) for rows in (a, b))
-        product = torch.bmm(next(parts).mT, next(parts)).sum(0, keepdim=True)
+        sums = own.new_empty(pieces, *own.shape[1:])  # of its type, under autocast too
+        product = torch.bmm(next(parts).mT, next(parts), out=sums).sum(0, keepdim=True)
         if main < a.shape[1]:
             product.baddbmm_(a[:, main:].mT, b[:, main:])
         if self.samples.start:

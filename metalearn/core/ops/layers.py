@@ -31,11 +31,12 @@ __all__ = [
     "folded_conv_batch_norm",
     "group_norm",
     "instance_norm",
-    "is_pooled",
     "layer_norm",
+    "leak_of",
     "linear",
     "max_pool2d",
     "pooled_conv_batch_norm",
+    "pooled_size",
 ]
 
 
@@ -135,14 +136,21 @@ def conv_batch_norm(
     return batch_norm(z, gamma, beta, eps=eps, leak=leak)
 
 
+def leak_of(layer: nn.Module) -> float | None:
+    """By what an activation multiplies what is below 0, where that is all that it does."""
+    if type(layer) is nn.LeakyReLU and layer.negative_slope > 0:  # of 0 torch has NaNs of its own
+        return float(layer.negative_slope)
+    return 0.0 if type(layer) is nn.ReLU else None
+
+
 def max_pool2d(x: Tensor, layer: nn.MaxPool2d, *, leak: float = 1.0) -> Tensor:
     """``x [T, B, C, H, W]``: the largest of each window, and ``leak`` times what is below 0 of it.
 
     Which is what a leaky ReLU in front would lead to, of fewer elements. Torch's own ReLU is taken
     in front: it would keep the result, which others may write to.
     """
-    size = tiles_of(layer, *x.shape[3:])
-    if size is not None and is_pooled(x, layer, x.shape[1:]):
+    size = pooled_size(x, layer, x.shape[1:])
+    if size is not None:
         y = max_pool(_channels_last(x).flatten(0, 1), size, rectify=leak == 0).movedim(-1, 1)
     else:
         y = layer((torch.relu(x) if leak == 0 else x).flatten(0, 1))
@@ -150,10 +158,12 @@ def max_pool2d(x: Tensor, layer: nn.MaxPool2d, *, leak: float = 1.0) -> Tensor:
     return y.view(*x.shape[:2], *y.shape[1:])
 
 
-def is_pooled(like: Tensor, layer: nn.MaxPool2d, shape: Sequence[int]) -> bool:
-    """Whether a pooling of pictures ``[B, C, H, W]`` is not left to torch."""
+def pooled_size(
+    like: Tensor, layer: nn.MaxPool2d, shape: Sequence[int]
+) -> tuple[int, int] | None:
+    """The size of windows of a pooling of pictures ``[B, C, H, W]``; None if it is left to torch."""
     size = tiles_of(layer, *shape[2:]) if len(shape) == 4 and shape[1] >= _NARROW else None
-    return size is not None and can_max_pool(like, size)
+    return size if size is not None and can_max_pool(like, size) else None
 
 
 def can_fold(x: Tensor, weight: Tensor) -> bool:

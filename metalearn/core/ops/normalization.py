@@ -64,7 +64,7 @@ def _act_(y: Tensor, leak: float) -> Tensor:
 
 
 def _act_backward(dy: Tensor, y: Tensor, leak: float) -> Tensor:
-    """Leak times the cotangents of results that are not above 0."""
+    """Leak times the cotangents of results that are not above 0, those that are NaN aside."""
     if leak == 0:
         g: Tensor = torch.ops.aten.threshold_backward(dy, y, 0)
     else:
@@ -73,7 +73,7 @@ def _act_backward(dy: Tensor, y: Tensor, leak: float) -> Tensor:
 
 
 class _Normalize(Function):
-    """``(z, γ, β) → (y, z − m)``.
+    """``(z, γ, β) → (y, z − m, r)``, r without derivatives.
 
     The centred input comes out as well so that `_NormalizeBackward` can send cotangents to it:
     those have mean zero over a group, so they are cotangents of z too.

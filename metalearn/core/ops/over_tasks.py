@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch._C import DisableTorchFunction
 from torch.autograd import Function
@@ -29,6 +30,7 @@ __all__ = [
     "carries_tasks",
     "counting_operations",
     "first_row",
+    "has_task_axis",
     "outside_transforms",
     "over_tasks",
     "task_count",
@@ -70,6 +72,15 @@ def counting_operations() -> Iterator[OperationCount]:
 
 
 def carries_tasks(*operands: Tensor | None) -> bool:
+    """Whether any operand has the task axis, and operations over tasks give what torch's would.
+
+    Not under autocast, by which torch's own layers choose the types that they compute in.
+    """
+    kinds = {x.device.type for x in operands if x is not None and not x.is_meta}
+    return has_task_axis(*operands) and not any(map(torch.is_autocast_enabled, kinds))
+
+
+def has_task_axis(*operands: Tensor | None) -> bool:
     """Whether any operand has the task axis, the outermost that vmap batches.
 
     Not where a gradient or a tangent is taken inside the task: autograd and vmap of torch carry
@@ -86,7 +97,7 @@ def carries_tasks(*operands: Tensor | None) -> bool:
 
 
 def task_count(*operands: Tensor | None) -> int:
-    """T of operands that `carries_tasks`."""
+    """T of operands that `has_task_axis`."""
     for operand in operands:
         wrappers, plain = unwrap(operand) if operand is not None else ([], None)
         if wrappers and plain is not None:
@@ -143,7 +154,7 @@ class _OverTasks(Function):
                 else:
                     operand = operand.movedim(dim, 0)
             moved.append(operand)
-        if carries_tasks(*moved):  # inside a further vmap: fold the two axes
+        if has_task_axis(*moved):  # inside a further vmap: fold the two axes
             return over_tasks(partial(_folded, function, info.batch_size), *moved), 0
         return function(*moved), 0
 

@@ -98,7 +98,7 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 
 def _is_faster(layer: nn.Module) -> bool:
-    """Whether the layer is faster over tasks than under vmap."""
+    """Whether the layer is faster over tasks than under vmap, or leaves data alone only there."""
     return type(layer) in _FASTER_OVER_TASKS or getattr(layer, "inplace", False)
 
 
@@ -177,18 +177,21 @@ def _run_over_tasks(
     run: Sequence[Any], parameters: Sequence[dict[str, Any]], x: Tensor
 ) -> tuple[int, Tensor]:
     """A run on ``x [T, B, ...]`` with parameters ``[T, ...]``."""
-    i, activation = 0, _Activation(x)
+    i, activation, own = 0, _Activation(x), False
     while i < len(run) and _fits(run[i], activation.shape):
         pooled = _max_pool(run[i:], activation)
         if pooled is not None:
             taken, activation = pooled
         elif type(run[i]) is nn.ReLU:
-            taken, activation = 1, activation._replace(rectify=True)
+            # what came from outside may be written to once its ReLU is taken
+            due = activation._replace(rectify=True)
+            taken, activation = 1, due if own else _Activation(due.whole())
         elif type(run[i]) is nn.Conv2d:
             taken, activation = _convolution(run[i:], parameters[i:], activation)
         else:
             taken, y = _layer(run[i:], parameters[i], activation.whole())
             activation = _Activation(y)
+        own = own or not isinstance(run[i], nn.Identity | nn.Flatten)
         i += taken
     return i, activation.whole()
 
@@ -235,13 +238,6 @@ def _layer(run: Sequence[Any], own: dict[str, Any], x: Tensor) -> tuple[int, Ten
     return 1, _sample_by_sample(layer, x)
 
 
-def _leak(layer: nn.Module) -> float | None:
-    """By what an activation multiplies what is below 0, where that is all that it does."""
-    if type(layer) is nn.LeakyReLU and layer.negative_slope > 0:  # of 0 torch has NaNs of its own
-        return float(layer.negative_slope)
-    return 0.0 if type(layer) is nn.ReLU else None
-
-
 def _joining(run: Sequence[Any], i: int, like: Tensor, shape: Sequence[int]) -> float:
     """The slope of an activation at i that is best taken with the norm before it; 1 if none is.
 
@@ -249,11 +245,11 @@ def _joining(run: Sequence[Any], i: int, like: Tensor, shape: Sequence[int]) -> 
     leaves fewer elements to any. A norm keeps the result for its gradient, which torch does of a
     ReLU too, but of a leaky one only in place: what nobody outside sees may be kept.
     """
-    leak = _leak(run[i]) if i < len(run) else None
+    leak = layers.leak_of(run[i]) if i < len(run) else None
     behind = type(run[i + 1]) if i + 1 < len(run) else None
     if leak is None or (behind is nn.Conv2d and leak == 0):
         return 1.0
-    if behind is nn.MaxPool2d and (leak > 0 or layers.is_pooled(like, run[i + 1], shape)):
+    if behind is nn.MaxPool2d and (leak > 0 or layers.pooled_size(like, run[i + 1], shape)):
         return 1.0
     kept = leak == 0 or run[i].inplace
     makes_another = (not isinstance(r, nn.Identity | nn.Flatten) for r in run[i + 1 :])
@@ -262,7 +258,7 @@ def _joining(run: Sequence[Any], i: int, like: Tensor, shape: Sequence[int]) -> 
 
 def _max_pool(run: Sequence[Any], activation: _Activation) -> tuple[int, _Activation] | None:
     """A max-pooling with the activation in front that it may have; None if none comes."""
-    leak = _leak(run[0])
+    leak = layers.leak_of(run[0])
     taken, leak = (1, 1.0) if leak is None else (2, leak)
     pool = run[taken - 1 : taken]
     if [type(layer) for layer in pool] != [nn.MaxPool2d] or not _fits(pool[0], activation.shape):

@@ -20,7 +20,13 @@ from torch.overrides import TorchFunctionMode
 from metalearn.core.ops import layers
 from metalearn.core.ops.decomposed_norms import decomposed_norm
 from metalearn.core.ops.decomposed_operations import decomposed_operation
-from metalearn.core.ops.over_tasks import carries_tasks, over_tasks, task_count, unwrap
+from metalearn.core.ops.over_tasks import (
+    carries_tasks,
+    has_task_axis,
+    over_tasks,
+    task_count,
+    unwrap,
+)
 from metalearn.core.ops.windows import window_of
 from metalearn.core.tree import leaves
 
@@ -176,6 +182,7 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> Tensor | None:
     fits = input.dim() >= 2 and num_groups >= 1 and input.shape[1] % num_groups == 0
+    fits = fits and input.numel() > input.shape[0] * num_groups  # else torch may refuse
     fits = fits and _sized(input.shape[1], weight, bias)
     return _over(
         fits, lambda x, w, b: layers.group_norm(x, num_groups, w, b, eps=eps), input, weight, bias
@@ -214,7 +221,7 @@ def _over(fits: bool, function: Callable[..., Tensor], *operands: Tensor | None)
 
 def _view(self: Tensor, *shape: Any, **dtype: Any) -> Tensor | None:
     """Pictures are channels-last here and products may be transposed, which a view cannot read."""
-    if dtype or isinstance(next(iter(shape), None), torch.dtype) or not carries_tasks(self):
+    if dtype or isinstance(next(iter(shape), None), torch.dtype) or not has_task_axis(self):
         return None
     try:
         return self.view(*shape)

@@ -44,3 +44,16 @@ def test_products_of_rows_are_added_up(
         Block(own, slice(i, i + 1), part).add_product(a[:, part], b[:, part], total)
     torch.testing.assert_close(total[own], torch.einsum("tno,tnk->tok", a, b))
     assert bool((total[0] == 3).all())
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("rows", [1024, 1125])
+def test_products_have_the_type_of_their_place_under_autocast(rows: int) -> None:
+    """A loss may leave autocast for a part, whose backward pass is under it all the same."""
+    a, b = (noise(1, rows, 4, seed=i).float() for i in range(2))
+    block, wanted = Block(slice(0, 1), slice(0, 1), slice(0, rows)), torch.empty(1, 4, 4)
+    block.add_product(a, b, wanted)
+    total = torch.empty(1, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        block.add_product(a, b, total)
+    assert torch.equal(total, wanted)

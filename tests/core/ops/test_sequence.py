@@ -67,6 +67,10 @@ REFUSED: dict[str, tuple[list[nn.Module], str]] = {
          nn.BatchNorm1d(3, track_running_stats=False)],
         r"more than 1 value per channel",
     ),
+    "one_value_a_group": (
+        [nn.Flatten(0), nn.Linear(180, 4), nn.Unflatten(0, (1, 4)), nn.GroupNorm(4, 4)],
+        r"more than 1 value per channel",
+    ),
 }  # fmt: skip
 
 
@@ -165,6 +169,26 @@ class Skip(nn.Module):
 )
 def test_a_block_that_starts_in_place_changes_what_its_caller_holds(start: Any) -> None:
     both(oracles.classification(oracles.draw(Skip(*start)), PICTURE))
+
+
+class AddedToInput(nn.Module):
+    """A residual block that writes its sum to what it was given, as torch allows behind a ReLU."""
+
+    def __init__(self, *start: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 3, padding=1)
+        self.block = nn.Sequential(*start, nn.Conv2d(3, 3, 3, padding=1))
+        self.head = nn.Sequential(*head(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x += self.block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("start", [[nn.ReLU()], [nn.Identity(), nn.ReLU()]], ids=["relu", "behind"])
+def test_what_a_block_that_starts_with_a_relu_was_given_may_be_written_to(start: Any) -> None:
+    both(oracles.classification(oracles.draw(AddedToInput(*start)), PICTURE))
 
 
 @pytest.mark.parametrize("where", ["0", "2", "3.0"])
