@@ -158,10 +158,8 @@ def max_pool2d(x: Tensor, layer: nn.MaxPool2d, *, leak: float = 1.0) -> Tensor:
     return y.view(*x.shape[:2], *y.shape[1:])
 
 
-def pooled_size(
-    like: Tensor, layer: nn.MaxPool2d, shape: Sequence[int]
-) -> tuple[int, int] | None:
-    """The size of windows of a pooling of pictures ``[B, C, H, W]``; None if it is left to torch."""
+def pooled_size(like: Tensor, layer: nn.MaxPool2d, shape: Sequence[int]) -> tuple[int, int] | None:
+    """The windows of a pooling of pictures ``[B, C, H, W]``; None if it is left to torch."""
     size = tiles_of(layer, *shape[2:]) if len(shape) == 4 and shape[1] >= _NARROW else None
     return size if size is not None and can_max_pool(like, size) else None
 
