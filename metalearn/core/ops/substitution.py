@@ -209,8 +209,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor | None:
-    if output_size not in (1, (1, 1), [1, 1]) or not carries_tasks(input):
-        return None
+    if output_size not in (1, (1, 1), [1, 1]) or not has_task_axis(input):
+        return None  # torch's own lays channels-last pictures out in place, which vmap cannot
     return input.mean((-2, -1), keepdim=True)
 
 

@@ -144,7 +144,7 @@ def _without_stride(pool: nn.MaxPool2d) -> nn.MaxPool2d:
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_slopes_of_activations(kind: str) -> None:
     make, leak = ACTIVATIONS[kind]
-    assert sequence._leak(make()) == leak
+    assert layers.leak_of(make()) == leak
 
 
 @exact_methods
