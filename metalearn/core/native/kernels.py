@@ -192,7 +192,10 @@ class Kernels:
         dim: int,
         leak: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Dz, Σg and Σ(g·(z − m)), of groups, g being dy, and leak·dy where y closes."""
+        """Dz, Σg and Σ(g·(z − m)), of groups.
+
+        g is dy, and leak·dy where y is neither above 0 nor NaN.
+        """
         _check_gate(y, leak)
         dz, s1, s2 = torch.empty_like(centred), torch.empty_like(r), torch.empty_like(r)
         given = self._at(dy, y, centred, gamma, r, dz, s1, s2)
