@@ -24,6 +24,7 @@ from metalearn.core.compilation.folder import (
     remembered_seconds,
 )
 from metalearn.core.compilation.forms import filled, form_of, same_form
+from metalearn.core.compilation.products import with_wide_products
 from metalearn.core.compilation.trace import LIMIT, Trace, traced
 from metalearn.core.memory import is_out_of_memory
 from metalearn.core.precision import network_type
@@ -234,7 +235,8 @@ def _compiled(
     try:
         with torch.no_grad(), nullcontext() if folder is None else keeping_compiled(folder):
             with _of_these_shapes(given):
-                run: Callable[..., Any] = lookup_backend(compiler)(graph, list(given))
+                wide = with_wide_products(graph)
+                run: Callable[..., Any] = lookup_backend(compiler)(wide, list(given))
             run(*given)
     except Exception as error:
         if is_out_of_memory(error):
