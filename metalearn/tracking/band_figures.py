@@ -6,9 +6,11 @@ Axes: none.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from metalearn.percent import is_accuracy
@@ -20,13 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["BandFigures"]
 
 _GROWTH = 1.5  # of the records between two drawings of one figure
+_SHARE = 0.03  # of the time that drawing may take, beside the first and the last
 _DPI = 150
 
 
 class BandFigures:
     """Figures of the numbers that have bands, which are drawn again as their records grow.
 
-    Drawings become rarer as a training grows longer, so that they take a small share of it.
+    Drawings become rarer as a training grows longer, and wait where steps are so fast that they
+    would take more than a small share of its time.
 
     Args:
         bands: title to names of numbers with ends ``<name>_low`` and ``<name>_high``.
@@ -38,6 +42,7 @@ class BandFigures:
         self._kept = {n + end for n in self._titles for end in ("", "_low", "_high")}
         self._records: list[dict[str, float | None]] = []
         self._drawn = 0
+        self._began, self._ended = 0.0, -math.inf
         if self._titles:
             for line in path.read_bytes().splitlines():
                 with suppress(ValueError, RecursionError):
@@ -59,7 +64,7 @@ class BandFigures:
     def due(self) -> dict[str, tuple[int, Figure]]:
         """Step and figure by TensorBoard's name, where there is enough that is new."""
         enough = len(self._records) >= max(2.0, _GROWTH * self._drawn)
-        return self.left() if enough else {}
+        return self.left() if enough and self._rested() else {}
 
     def left(self) -> dict[str, tuple[int, Figure]]:
         """The same, where there is anything new."""
@@ -67,7 +72,7 @@ class BandFigures:
             return {}
         from metalearn.tracking.run_curves import curve_figure, curves_of
 
-        self._drawn = len(self._records)
+        self._drawn, self._began = len(self._records), perf_counter()
         step = int(self._records[-1]["step"] or 0)
         found = {}
         for key, parts in curves_of(self._records).items():
@@ -79,6 +84,17 @@ class BandFigures:
             figure.set_dpi(_DPI)
             found[self._tag(names[-1], title)] = (step, figure)
         return found
+
+    def drawn(self) -> None:
+        """Say that the figures given last have been drawn, so that the time it took is known."""
+        self._ended = perf_counter()
+
+    def _rested(self) -> bool:
+        """Whether drawing took a small share of the time that has gone by since it began."""
+        if self._ended < self._began:  # nobody drew them
+            return True
+        took = self._ended - self._began
+        return took <= _SHARE * (perf_counter() - self._began)
 
     def _tag(self, name: str, title: str) -> str:
         """The first number stands in the first section, others where their records do."""

@@ -223,7 +223,9 @@ class RunTracker:
             for tag, (step, figure) in figures.items():
                 backend.band_figure(step, tag, figure)
 
-        self._tell(tell)
+        if figures:
+            self._tell(tell)
+            self._bands.drawn()
 
     def _line(self, step: int, values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         """Write a line of ``metrics.jsonl``; its time and numbers."""

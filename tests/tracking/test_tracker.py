@@ -16,7 +16,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from metalearn.errors import SettingError
-from metalearn.tracking import NullTracker, RunTracker, Tracker
+from metalearn.tracking import NullTracker, RunTracker, Tracker, band_figures
+from metalearn.tracking.band_figures import BandFigures
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -220,8 +221,11 @@ def test_curves_share_a_chart_and_so_do_training_and_validation(tmp_path: Path) 
     assert _lines(tmp_path)[0]["validation_by_step/accuracy_0"] == 0.2
 
 
-def test_bands_are_figures_and_their_ends_no_curves(tmp_path: Path) -> None:
+def test_bands_are_figures_and_their_ends_no_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Drawn again as they grow, ever more rarely, and at the end with all that there is."""
+    monkeypatch.setattr(band_figures, "_SHARE", math.inf)  # however little time goes by
     bands = {"95% confidence intervals": ["train/loss_after", "validation/loss_after"]}
     for first, last in ((0, 40), (40, 60)):
         tracker = RunTracker(tmp_path, bands=bands, resume_step=first)
@@ -235,6 +239,30 @@ def test_bands_are_figures_and_their_ends_no_curves(tmp_path: Path) -> None:
     assert name == "1 overview/loss, 95% confidence intervals"
     steps = [event.step for event in events.Images(name)]
     assert steps[-1] == 60 and 40 in steps and 4 < len(steps) < 15
+
+
+@pytest.mark.parametrize(
+    ("seconds", "drawn"),
+    [(0.0, [2]), (1.0, [2, 35, 68]), (100.0, [2, 3, 5, 8, 12, 18, 27, 41, 62, 93])],
+)
+def test_bands_wait_where_drawing_them_would_take_more_than_a_small_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, drawn: list[int]
+) -> None:
+    """A drawing takes a second, and the next one waits until that is 3 % of the time since."""
+    now, name, found = [0.0], "validation/loss_after", []
+    monkeypatch.setattr(band_figures, "perf_counter", lambda: now[0])
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    figures = BandFigures({"": [name]}, path)
+    for step in range(1, 101):
+        figures.take(step, {name: 1.0, f"{name}_low": 0.5, f"{name}_high": 1.5})
+        if figures.due():
+            now[0] += 1.0
+            figures.drawn()
+            found.append(step)
+        now[0] += seconds
+    assert found == drawn
+    assert [step for step, _ in figures.left().values()] == [100]
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_its_events_are(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -37,8 +36,7 @@ _SECONDS_PER_OPERATION = 0.02
 """Of compiling it for the first time: most operations are views of a parameter."""
 
 
-@dataclass(frozen=True)
-class _Decided:
+class _Decided(NamedTuple):
     graph: str = ""
     """Name of the graph that is compiled; empty where none is."""
     over: bool = False
@@ -97,7 +95,7 @@ class CompiledUpdate(Callback):
         self._open = None
         course = self._part.course
         if self._now.over or (course.over and not course.graph):
-            self._now = replace(self._now, graph="", over=True)  # with the gradient, if not before
+            self._now = self._now._replace(graph="", over=True)  # with the gradient, if not before
             self._code, self._flat, self._graph = None, None, ""
             return None
         if self._code is None and (self._now.graph or self._is_due()):
@@ -110,7 +108,7 @@ class CompiledUpdate(Callback):
         found = self._run(grads, losses, factor)
         if found is None:
             return None
-        self._now = replace(self._now, calls=self._now.calls + 1)
+        self._now = self._now._replace(calls=self._now.calls + 1)
         if not is_checked(self._now.calls):
             return found
         try:
@@ -129,7 +127,7 @@ class CompiledUpdate(Callback):
         elif self._part.code is not None and self._code is None and not self._now.over:
             synchronize(loop.device)
             self._seconds = min(self._seconds, time.perf_counter() - self._since)
-            self._now = replace(self._now, seen=self._now.seen + 1)
+            self._now = self._now._replace(seen=self._now.seen + 1)
         self._kept = self._now
 
     def _compare(self, found: Proposal, before: list[Tensor]) -> None:
@@ -146,7 +144,7 @@ class CompiledUpdate(Callback):
         """The graph that is compiled, and whether there will be another, once that is known."""
         if self._part.wanted == "never" or self._kept == _Decided():
             return {}
-        return {"compiled_update": dict(vars(self._kept))}
+        return {"compiled_update": self._kept._asdict()}
 
     def state_kinds(self) -> list[Kind]:
         """The same, where there is some."""
@@ -227,7 +225,7 @@ class CompiledUpdate(Callback):
         log.info("compiled in %.1f s", code.seconds)
         self._code, self._flat = code, flat
         self._graph = code.digest(*given)
-        self._now = replace(self._now, graph=self._graph)
+        self._now = self._now._replace(graph=self._graph)
 
     def _leave(self, reason: str) -> None:
         """Make all further updates as they are."""

@@ -146,11 +146,12 @@ def places_of(group: Group) -> list[Tensor]:
 def is_kept(optimizer: torch.optim.Optimizer, group: Group) -> bool:
     """Whether the optimiser still keeps the same tensors."""
     rows = [*group.kept.items(), *group.counts.items()]
-    return all(
-        optimizer.state[owner].get(key) is value
-        for key, values in rows
-        for owner, value in zip(group.owners, values)
-    )
+    for place, owner in enumerate(group.owners):
+        now = optimizer.state[owner]
+        for key, values in rows:
+            if now.get(key) is not values[place]:
+                return False
+    return True
 
 
 def _is_like(value: Any, owner: Tensor) -> bool:

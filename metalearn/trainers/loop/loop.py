@@ -228,8 +228,10 @@ class Loop:
                 callback.after_gradient(self, batch, gradient.grads)
         factor = self.schedule(step)
         grads, loss, norm, proposal = self._clip(gradient, factor)
-        with clock.paused():
-            records = self._records(batch, gradient) if due else {}
+        records: dict[str, float] = {}
+        if due:
+            with clock.paused():
+                records = self._records(batch, gradient)
         make_update(self, grads, gradient.buffers, factor, proposal)
         clock.count(gradient.count if gradient.processed is None else gradient.processed)
         for name, label in _IN_BAR.items():

@@ -138,6 +138,8 @@ def finish(gradient: StepGradient) -> StepGradient:
     """
     count = max(gradient.count, 1)
     wanted = count if gradient.normalizer is None else gradient.normalizer
+    if gradient.noise is None and not gradient.beside and wanted == count == gradient.divisor:
+        return gradient  # they are means
     grads, losses = gradient.grads, gradient.losses
     if gradient.noise is not None:
         grads = {**grads, **gradient.beside}
