@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -125,7 +125,9 @@ PAIRS = [*((name, torch.bfloat16) for name in NETWORKS), ("sequences", torch.flo
 class Problem:
     """A cross-entropy in float32 of a network's outputs; ``scale`` makes gradients large."""
 
-    def __init__(self, name: str, autocast: torch.dtype | None = None, scale: float = 1.0) -> None:
+    def __init__(
+        self, name: str, autocast: torch.dtype | Literal["off"] | None = None, scale: float = 1.0
+    ) -> None:
         self.apply, params, self.buffers = functionalize(draw({**NETWORKS, **MIXING}[name]()))
         self.params = {n: 0.5 * v for n, v in params.items()}
         self.x = torch.randn(6, 5, 6, generator=generator(1), dtype=torch.float64)
@@ -133,8 +135,9 @@ class Problem:
         self.autocast, self.scale = autocast, scale
 
     def loss(self, params: Any, batch: Any) -> Tensor:
-        inside = nullcontext() if self.autocast is None else torch.autocast("cpu", self.autocast)
-        with inside:
+        dtype = self.autocast if isinstance(self.autocast, torch.dtype) else torch.bfloat16
+        inside = torch.autocast("cpu", dtype, enabled=self.autocast != "off")
+        with nullcontext() if self.autocast is None else inside:
             outputs = self.apply(params, self.buffers, batch[0])
         wide = outputs if outputs.dtype == torch.float64 else outputs.float()
         return self.scale * F.cross_entropy(wide, batch[1])
@@ -258,11 +261,12 @@ def test_autocast_over_samples(name: str, where: str, dtype: torch.dtype, method
 
 
 @pytest.mark.parametrize("engine", ["batched", "vmap", "loop"])
-@pytest.mark.parametrize("where", ["inside", "around"])
+@pytest.mark.parametrize("where", ["inside", "around", "around, left"])
 @pytest.mark.parametrize(("name", "dtype"), [*PAIRS, *((n, torch.bfloat16) for n in MIXING)])
 def test_autocast_over_tasks_and_members(
     name: str, where: str, dtype: torch.dtype, engine: Any
 ) -> None:
+    """A loss may leave autocast, whose backward pass is under it all the same."""
     loss, params, (x, y) = Problem(name).cast(torch.float64)
     tasks = TaskBatch(
         (x.view(2, 3, 5, 6), y.view(2, 3)), (x.flip(0).view(2, 3, 5, 6), y.view(2, 3))
@@ -270,11 +274,12 @@ def test_autocast_over_tasks_and_members(
     settings: dict[str, Any] = {"optimizer": sgd(0.1), "steps": 2}
     exact = meta_gradient(loss, params, tasks, engine="loop", **settings)
 
-    narrow = Problem(name, dtype if where == "inside" else None)
+    inside: dict[str, Any] = {"inside": dtype, "around": None, "around, left": "off"}
+    narrow = Problem(name, inside[where])
     loss32, params32, _ = narrow.cast(torch.float32)
     tasks32 = TaskBatch(*((a.float(), b) for a, b in tasks))
     rows = stack([params32, {n: 2 * v for n, v in params32.items()}])
-    with torch.autocast("cpu", dtype) if where == "around" else nullcontext():
+    with torch.autocast("cpu", dtype, enabled=where != "inside"):
         found = meta_gradient(loss32, params32, tasks32, engine=engine, **settings)
         members = member_gradients(loss32, rows, (x.float(), y), in_dims=None, engine=engine)
     assert all(g.dtype == torch.float32 for g in found.grads.values())

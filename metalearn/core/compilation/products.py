@@ -36,7 +36,7 @@ def with_wide_products(graph: fx.GraphModule) -> fx.GraphModule:
     Args:
         graph: of operations of torch, with what each gave when it was traced; not changed.
     """
-    if not torch.backends.mkl.is_available():
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return graph
     found = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     for node in [node for node in found.graph.nodes if _is_narrow(node)]:
@@ -68,7 +68,7 @@ def _turn(graph: fx.Graph, node: fx.Node) -> None:
         for value in added:
             found = graph.call_function(_aten.add.Tensor, (found, value))
         # laid out as it was, which views rely on; compiled, it is a part of what reads it
-        rows = {"memory_format": torch.contiguous_format}
+        rows: dict[str, Any] = {"memory_format": torch.contiguous_format}
         found = graph.call_function(_aten.clone.default, (found,), rows)
     node.replace_all_uses_with(found)
     graph.erase_node(node)

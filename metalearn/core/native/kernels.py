@@ -113,7 +113,7 @@ class NormTangent(NamedTuple):
     """Of dβ."""
     dy: Tensor
     y: Tensor | None
-    """Which is above 0, or NaN, where a leaky ReLU is open; None without one."""
+    """Which is above 0 where a leaky ReLU is open, or NaN where nothing leaks; None without one."""
     centred: Tensor
     """z − m."""
     gamma: Tensor | None
@@ -194,7 +194,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Dz, Σg and Σ(g·(z − m)), of groups.
 
-        g is dy, and leak·dy where y is neither above 0 nor NaN.
+        g is dy where y is above 0, else leak·dy; where nothing leaks it is dy of a NaN too.
         """
         _check_gate(y, leak)
         dz, s1, s2 = torch.empty_like(centred), torch.empty_like(r), torch.empty_like(r)

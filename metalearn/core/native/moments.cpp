@@ -50,8 +50,9 @@ void each_strip(Int outer, Int channels, int threads, Strip strip) {
         }
 }
 
-// x where a result y of a leaky ReLU is above 0, else what that makes of x: 0 if nothing leaks, also
-// of what is not finite. Of selected factors, so that no branch keeps a loop from being vectorised.
+// x where a result y of a leaky ReLU is above 0, else leak·x. If nothing leaks it is 0, also of an x
+// that is not finite, and x where y is NaN, as torch has it. Of selected factors, so that no branch
+// keeps a loop from being vectorised.
 template <typename T>
 inline T gated(T x, T y, T leak) {
     const T leaky = x * (y > T(0) ? T(1) : leak), closed = y <= T(0) ? T(0) : x;

@@ -22,6 +22,7 @@ from torch.autograd import Function
 from metalearn.core.ops.blocks import Block, Blocks
 from metalearn.core.ops.columns import Columns
 from metalearn.core.ops.direct import Direct, direct_for
+from metalearn.core.ops.over_tasks import typed_as_forward
 from metalearn.core.ops.unread import Unread, leaf_unread, zeros_in_place
 from metalearn.core.ops.windows import Window
 
@@ -173,6 +174,7 @@ class _Convolution(Function):
         return z
 
     @staticmethod
+    @typed_as_forward
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         want = ctx.needs_input_grad[:3]
         grads = _ConvolutionBackward.apply(dz, *ctx.saved_tensors, ctx.settings, want)
@@ -217,6 +219,7 @@ class _ConvolutionBackward(Function):
         return dx, zeros_in_place(weight) if want[1] and unread else dweight, dbias
 
     @staticmethod
+    @typed_as_forward
     def backward(
         ctx: Any, ux: Tensor | None, uw: Tensor | None, ub: Tensor | None
     ) -> tuple[Tensor | None, ...]:

@@ -19,6 +19,7 @@ from metalearn.core.float64 import widest
 from metalearn.core.ops.blocks import Blocks
 from metalearn.core.ops.columns import Columns, to_columns
 from metalearn.core.ops.data_cache import cached
+from metalearn.core.ops.over_tasks import typed_as_forward
 from metalearn.core.ops.windows import Window
 
 __all__ = ["Rows", "fold", "fold_in_blocks", "is_shared", "task_columns"]
@@ -150,6 +151,7 @@ class _Fold(Function):
         return folded
 
     @staticmethod
+    @typed_as_forward
     def backward(ctx: Any, dm: Tensor) -> tuple[Tensor | None, ...]:
         has_gamma, has_beta = ctx.needs_input_grad[1:3]
         dw, dgamma, dbeta = _FoldBackward.apply(dm, *ctx.saved_tensors)
@@ -179,6 +181,7 @@ class _FoldBackward(Function):
         return dw, r * p, dbeta.clone()
 
     @staticmethod
+    @typed_as_forward
     def backward(ctx: Any, u: Tensor, ugamma: Tensor, ubeta: Tensor) -> tuple[Tensor | None, ...]:
         """The tangent along (u, uγ, uβ): the Hessian of the fold is symmetric."""
         if torch.is_grad_enabled():

@@ -20,6 +20,7 @@ from metalearn.core.ops.data_cache import cached
 from metalearn.core.ops.folding import fold, fold_in_blocks, is_shared, task_columns
 from metalearn.core.ops.max_pool import can_max_pool, max_pool
 from metalearn.core.ops.normalization import normalize
+from metalearn.core.ops.over_tasks import typed_as_forward
 from metalearn.core.ops.pooling import pooled_product
 from metalearn.core.ops.windows import Window, tiles_of
 
@@ -214,6 +215,7 @@ class _Linear(Function):
         return torch.baddbmm(bias[:, None], x, weight.mT)
 
     @staticmethod
+    @typed_as_forward
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad

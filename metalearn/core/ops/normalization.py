@@ -19,6 +19,7 @@ from torch.autograd import Function
 from torch.nn.functional import leaky_relu_
 
 from metalearn.core.native import Kernels, NormTangent, kernels_for
+from metalearn.core.ops.over_tasks import typed_as_forward
 
 __all__ = ["normalize"]
 
@@ -64,7 +65,7 @@ def _act_(y: Tensor, leak: float) -> Tensor:
 
 
 def _act_backward(dy: Tensor, y: Tensor, leak: float) -> Tensor:
-    """Leak times the cotangents of results that are not above 0, those that are NaN aside."""
+    """Leak times the cotangents of results that are not above 0; of NaN, 1 if nothing leaks."""
     if leak == 0:
         g: Tensor = torch.ops.aten.threshold_backward(dy, y, 0)
     else:
@@ -105,6 +106,7 @@ class _Normalize(Function):
         return y, centred, r
 
     @staticmethod
+    @typed_as_forward
     def backward(
         ctx: Any, dy: Tensor | None, dcentred: Tensor | None, _: Any
     ) -> tuple[Tensor | None, ...]:
@@ -161,6 +163,7 @@ class _NormalizeBackward(Function):
         return dz, dgamma, dbeta, sums
 
     @staticmethod
+    @typed_as_forward
     def backward(
         ctx: Any, u: Tensor | None, ugamma: Tensor | None, ubeta: Tensor | None, _: Any
     ) -> tuple[Tensor | None, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, wraps
 from typing import Any, cast
 
 import torch
@@ -34,6 +34,7 @@ __all__ = [
     "outside_transforms",
     "over_tasks",
     "task_count",
+    "typed_as_forward",
     "unwrap",
 ]
 
@@ -74,7 +75,7 @@ def counting_operations() -> Iterator[OperationCount]:
 def carries_tasks(*operands: Tensor | None) -> bool:
     """Whether any operand has the task axis, and operations over tasks give what torch's would.
 
-    Not under autocast, by which torch's own layers choose the types that they compute in.
+    Not under autocast, where types are torch's own affair.
     """
     kinds = {x.device.type for x in operands if x is not None and not x.is_meta}
     return has_task_axis(*operands) and not any(map(torch.is_autocast_enabled, kinds))
@@ -94,6 +95,23 @@ def has_task_axis(*operands: Tensor | None) -> bool:
                 return False
             found = found or (bool(wrappers) and maybe_get_level(wrappers[-1]) == 1)
     return found
+
+
+def typed_as_forward(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The backward pass of an operation over tasks, without autocast as its forward pass was.
+
+    A loss may leave autocast for a part, whose backward pass is under it all the same.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *cotangents: Tensor | None) -> Any:
+        kinds = {u.device.type for u in cotangents if u is not None}
+        for kind in filter(torch.is_autocast_enabled, kinds):
+            with torch.autocast(kind, enabled=False):
+                return backward(ctx, *cotangents)
+        return backward(ctx, *cotangents)
+
+    return run
 
 
 def task_count(*operands: Tensor | None) -> int:

@@ -22,6 +22,7 @@ from metalearn.core.ops.blocks import Block, Blocks
 from metalearn.core.ops.columns import Columns
 from metalearn.core.ops.folding import Rows
 from metalearn.core.ops.max_pool import has_codes, put_back, take
+from metalearn.core.ops.over_tasks import typed_as_forward
 
 __all__ = ["can_pool", "pooled_product"]
 
@@ -161,6 +162,7 @@ class _Pooled(Function):
         return y, codes
 
     @staticmethod
+    @typed_as_forward
     def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         dm = _PooledBackward.apply(dy, *ctx.saved_tensors, ctx.settings)
         return dm, None, None, None, None
@@ -192,6 +194,7 @@ class _PooledBackward(Function):
         return total
 
     @staticmethod
+    @typed_as_forward
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("third derivatives of a pooled convolution of data")

@@ -21,7 +21,7 @@ from metalearn.core.ops import layers
 from metalearn.core.ops.convolution import Product
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
 from metalearn.core.ops.pooling import can_pool
-from metalearn.core.ops.substitution import is_read_only
+from metalearn.core.ops.substitution import is_read_only, unshared
 from metalearn.core.ops.windows import Window, tiles_of, window_of
 
 __all__ = ["runs_over_tasks"]
@@ -76,7 +76,8 @@ def _forward(self: nn.Sequential, input: Any) -> Any:
         if faster and (not _writes_input(run) or is_read_only(input)):
             taken, input = _run(run, input)
         if taken == 0:  # unknown, or not fitting: the layer is its own judge
-            taken, input = 1, children[start](input)
+            layer = children[start]
+            taken, input = 1, layer(unshared(input) if getattr(layer, "inplace", False) else input)
         start += taken
     return input
 
@@ -177,7 +178,7 @@ def _run_over_tasks(
     run: Sequence[Any], parameters: Sequence[dict[str, Any]], x: Tensor
 ) -> tuple[int, Tensor]:
     """A run on ``x [T, B, ...]`` with parameters ``[T, ...]``."""
-    i, activation, own = 0, _Activation(x), False
+    i, activation, ours = 0, _Activation(x), False
     while i < len(run) and _fits(run[i], activation.shape):
         pooled = _max_pool(run[i:], activation)
         if pooled is not None:
@@ -185,13 +186,13 @@ def _run_over_tasks(
         elif type(run[i]) is nn.ReLU:
             # what came from outside may be written to once its ReLU is taken
             due = activation._replace(rectify=True)
-            taken, activation = 1, due if own else _Activation(due.whole())
+            taken, activation = 1, due if ours else _Activation(due.whole())
         elif type(run[i]) is nn.Conv2d:
             taken, activation = _convolution(run[i:], parameters[i:], activation)
         else:
             taken, y = _layer(run[i:], parameters[i], activation.whole())
             activation = _Activation(y)
-        own = own or not isinstance(run[i], nn.Identity | nn.Flatten)
+        ours = ours or not isinstance(run[i], nn.Identity | nn.Flatten)
         i += taken
     return i, activation.whole()
 

@@ -30,7 +30,7 @@ from metalearn.core.ops.over_tasks import (
 from metalearn.core.ops.windows import window_of
 from metalearn.core.tree import leaves
 
-__all__ = ["is_read_only", "task_operations", "task_operations_active"]
+__all__ = ["is_read_only", "task_operations", "task_operations_active", "unshared"]
 
 
 _MUCH = 2**21  # products of a layer for all tasks, beside which the call over them costs nothing
@@ -63,6 +63,11 @@ def is_read_only(tensor: Tensor) -> bool:
     return any(
         isinstance(x, Tensor) and _memory(x) == memory for x in leaves(_read_only.get() or ())
     )
+
+
+def unshared(value: Any) -> Any:
+    """A copy of a tensor that `is_read_only`, for what writes to it; anything else as it is."""
+    return value.clone() if isinstance(value, Tensor) and is_read_only(value) else value
 
 
 def _memory(tensor: Tensor) -> int:
@@ -209,7 +214,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor | None:
-    if output_size not in (1, (1, 1), [1, 1]) or not has_task_axis(input):
+    if output_size not in (1, (1, 1), [1, 1]) or input.dim() < 3 or not has_task_axis(input):
         return None  # torch's own lays channels-last pictures out in place, which vmap cannot
     return input.mean((-2, -1), keepdim=True)
 

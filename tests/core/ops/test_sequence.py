@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.core import functionalize, meta_gradient, sgd
+from metalearn.core.ops import layers as operations
 from metalearn.core.ops import runs_over_tasks, task_operations, task_operations_active
+from metalearn.core.tree import leaves, tree_map
 from metalearn.types import TaskBatch
 from tests.support import oracles
 from tests.support.layer_cases import PICTURE, STACKS, both, head, noise, norm
@@ -136,12 +140,37 @@ def test_a_sequential_with_a_forward_of_its_own_keeps_it() -> None:
     both(oracles.classification(oracles.draw(module), PICTURE))
 
 
-def test_layers_that_work_in_place_leave_the_data_alone() -> None:
-    net = nn.Sequential(nn.LeakyReLU(inplace=True), nn.Flatten(), nn.Linear(4, 2)).double()
-    case = oracles.classification(net, (2, 2))
-    before = case.tasks.support[0].clone()
-    meta_gradient(*case, optimizer=sgd(0.1), steps=1, engine="batched")
-    assert torch.equal(case.tasks.support[0], before)
+IN_PLACE: dict[str, Callable[[bool], list[nn.Module]]] = {
+    "leaky": lambda inplace: [nn.LeakyReLU(0.3, inplace)],
+    "behind_flatten": lambda inplace: [nn.Flatten(2), nn.SiLU(inplace), nn.Unflatten(2, (6, 5))],
+    "nested": lambda inplace: [nn.Sequential(nn.Identity(), nn.ELU(inplace=inplace))],
+    "unknown": lambda inplace: [nn.Identity(), nn.Hardswish(inplace)],
+}
+
+
+@pytest.mark.parametrize("start", IN_PLACE)
+@pytest.mark.parametrize("autocast", ["nowhere", "inside", "around"])
+def test_layers_that_work_in_place_leave_the_data_alone(start: str, autocast: str) -> None:
+    """And what follows is as of layers that do not, whether the engine takes them or torch."""
+    found = {}
+    for inplace in (False, True):
+        module = nn.Sequential(*IN_PLACE[start](inplace), nn.Conv2d(2, 3, 3), norm(3), *head(3))
+        case = oracles.classification(oracles.draw(module), (2, 6, 5))
+        loss, params, tasks = case
+
+        def within(params: Any, batch: Any, loss: Any = loss) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast == "inside"):
+                return loss(params, batch)
+
+        before = tree_map(Tensor.clone, tasks)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast == "around"):
+            taken = meta_gradient(
+                loss if autocast == "around" else within, params, tasks,
+                optimizer=sgd(0.1), steps=2, engine="batched",
+            )  # fmt: skip
+        assert all(map(torch.equal, leaves(tasks), leaves(before)))
+        found[inplace] = taken.grads
+    oracles.assert_trees(found[True], found[False])
 
 
 class Skip(nn.Module):
@@ -189,6 +218,65 @@ class AddedToInput(nn.Module):
 @pytest.mark.parametrize("start", [[nn.ReLU()], [nn.Identity(), nn.ReLU()]], ids=["relu", "behind"])
 def test_what_a_block_that_starts_with_a_relu_was_given_may_be_written_to(start: Any) -> None:
     both(oracles.classification(oracles.draw(AddedToInput(*start)), PICTURE))
+
+
+@pytest.mark.parametrize(
+    ("start", "joined"),
+    [([], [False]), ([nn.Conv2d(2, 2, 3)], [False, True]), ([nn.Identity()], [False])],
+    ids=["given", "made", "behind_identity"],
+)
+def test_a_relu_joins_the_convolution_behind_it_where_its_input_is_the_runs_own(
+    start: list[nn.Module], joined: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was given may be written to by others once the ReLU is taken."""
+    seen: list[bool] = []
+    real = operations.conv2d
+
+    def watching(*given: Any, rectify: bool = False) -> Tensor:
+        seen.append(rectify)
+        return real(*given, rectify=rectify)
+
+    monkeypatch.setattr(operations, "conv2d", watching)
+    module = nn.Sequential(*start, nn.ReLU(), nn.Conv2d(2, 3, 3), *head(3))
+    case = oracles.classification(oracles.draw(module), PICTURE)
+    meta_gradient(*case, optimizer=sgd(0.1), steps=1, engine="batched")
+    assert seen == joined * 2  # one pass over all support sets, one over all query sets
+
+
+class Scaled(nn.Module):
+    """A weight that is divided by the norms of its rows, which a view shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 3, 3), nn.Sequential(*head(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        rows = weight.view(3, -1).norm(dim=1).view(3, 1, 1, 1)
+        return self.head(torch.conv2d(x, weight / rows, self.conv.bias))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_weights_may_be_viewed(autocast: bool) -> None:
+    """Under autocast too, where the engine leaves layers to torch; of float64 it changes none."""
+    loss, params, tasks = oracles.classification(oracles.draw(Scaled()), PICTURE)
+
+    def within(params: Any, batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return loss(params, batch)
+
+    both(oracles.Problem(within, params, tasks))
+
+
+def test_adaptive_pooling_of_too_few_axes_is_refused_as_by_torch() -> None:
+    loss = lambda params, batch: F.adaptive_avg_pool2d(batch[0] * params["w"], (1, 1)).mean()  # noqa: E731
+    half = noise(2, 4, 5), noise(2, 4)
+    for engine in ("loop", "batched"):
+        with pytest.raises(ValueError, match="should be at least 3"):
+            meta_gradient(
+                loss, {"w": noise(5)}, TaskBatch(half, half),
+                optimizer=sgd(0.1), steps=1, engine=engine,
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("where", ["0", "2", "3.0"])
