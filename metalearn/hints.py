@@ -114,6 +114,6 @@ def _all_fit(values: Sequence[Any], origin: Any, arguments: tuple[Any, ...]) -> 
     if origin is tuple and Ellipsis not in arguments:
         return len(values) == len(arguments) and all(map(fits, values, arguments))
     test = test_of(arguments[0])
-    if isinstance(values, range):  # of whole numbers, perhaps of very many
+    if isinstance(values, range) and arguments[0] in (int, float):  # all fit, or none does
         values = values[:1]
     return test is None or all(map(test, values))

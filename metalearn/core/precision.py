@@ -7,7 +7,7 @@ factors and eigenvalues of such tensors are computed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "to_type",
     "widened",
     "widened_tree",
+    "without_autocast",
 ]
 
 _NETWORK_TYPE: ContextVar[torch.dtype | None] = ContextVar("network_type", default=None)
@@ -95,3 +96,10 @@ def norms_of(squares: Sequence[Tensor]) -> Tensor:
         widest = max(kinds, key=lambda kind: torch.finfo(kind).bits)
         squares = [s.to(widest) for s in squares]
     return torch.stack(list(squares)).sum(0).clamp_min(0).sqrt()
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """A block in which autocast is off on the device of a tensor."""
+    kind = like.device.type
+    enabled = not like.is_meta and torch.is_autocast_enabled(kind)  # it knows no such device
+    return torch.autocast(kind, enabled=False) if enabled else nullcontext()

@@ -7,7 +7,6 @@ Axes: P parameters (all elements of all leaves).
 from __future__ import annotations
 
 import fnmatch
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -246,12 +245,13 @@ def is_row(kind: type) -> bool:
     """Whether a type is list, tuple or a named tuple, whose values are a tree's branches."""
     if kind is list or kind is tuple:
         return True
-    return _is_named_row(kind)
+    known = _NAMED_ROWS.get(kind)
+    if known is None:
+        known = _NAMED_ROWS[kind] = issubclass(kind, tuple) and pytree.is_namedtuple_class(kind)
+    return known
 
 
-@functools.lru_cache(256)  # every step asks for a few types, many times
-def _is_named_row(kind: type) -> bool:
-    return issubclass(kind, tuple) and pytree.is_namedtuple_class(kind)
+_NAMED_ROWS: dict[type, bool] = {}  # every step asks for a few types, many times
 
 
 def _key_name(key: Any) -> str:

@@ -29,8 +29,8 @@ _DPI = 150
 class BandFigures:
     """Figures of the numbers that have bands, which are drawn again as their records grow.
 
-    Drawings become rarer as a training grows longer, and wait where steps are so fast that they
-    would take more than a small share of its time.
+    Drawings become rarer as a training grows longer. Where steps are fast each waits until the one
+    before has taken a small share of the time.
 
     Args:
         bands: title to names of numbers with ends ``<name>_low`` and ``<name>_high``.
@@ -90,10 +90,8 @@ class BandFigures:
         self._ended = perf_counter()
 
     def _rested(self) -> bool:
-        """Whether drawing took a small share of the time that has gone by since it began."""
-        if self._ended < self._began:  # nobody drew them
-            return True
-        took = self._ended - self._began
+        """Whether the last drawing took a small share of the time since its beginning."""
+        took = self._ended - self._began  # below 0 where nobody drew them
         return took <= _SHARE * (perf_counter() - self._began)
 
     def _tag(self, name: str, title: str) -> str:

@@ -289,6 +289,46 @@ def test_autocast_over_tasks_and_members(
     assert gap(members.grads, right.grads) < rounding(dtype)
 
 
+def _picture(*layers: nn.Module) -> Callable[[], nn.Module]:
+    """Layers on the sequence as a picture of one channel, with three outputs."""
+    return lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), *layers, nn.Flatten())
+
+
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, track_running_stats=False)
+
+
+LEAVING: dict[str, Callable[[], nn.Module]] = {
+    "products": _picture(nn.Conv2d(1, 9, 3), _batch_norm(9), nn.ReLU(), nn.Conv2d(9, 3, (3, 4))),
+    "bias": _picture(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 3, (3, 4))),
+    "pooled": _picture(
+        nn.Conv2d(1, 40, 2), _batch_norm(40), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(40, 3, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEAVING)
+@pytest.mark.parametrize("method", ["reverse", "mixed", "first_order"])
+def test_convolutions_and_norms_of_a_loss_that_leaves_autocast_have_its_type(
+    name: str, method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their backward passes too, which autograd takes under autocast.
+
+    Not of linear layers, nor of a first convolution that is folded with its norm without pooling:
+    torch's products there have torch's own backward passes, which are narrow.
+    """
+    monkeypatch.setitem(MIXING, name, LEAVING[name])
+    loss, params, (x, y) = Problem(name, "off").cast(torch.float32)
+    tasks = TaskBatch(
+        (x.view(2, 3, 5, 6), y.view(2, 3)), (x.flip(0).view(2, 3, 5, 6), y.view(2, 3))
+    )
+    settings: dict[str, Any] = {"optimizer": sgd(0.1), "steps": 2, "method": method}
+    wanted = meta_gradient(loss, params, tasks, engine="batched", **settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = meta_gradient(loss, params, tasks, engine="batched", **settings)
+    assert gap(found.grads, wanted.grads) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_spectra_of_low_precision_are_computed_in_float32(dtype: torch.dtype) -> None:
     problem = Problem("sequences")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -263,6 +264,21 @@ def test_bands_wait_where_drawing_them_would_take_more_than_a_small_share(
         now[0] += seconds
     assert found == drawn
     assert [step for step, _ in figures.left().values()] == [100]
+
+
+def test_the_tracker_says_when_bands_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that goes on by a second whenever it is read: at each look, and by each drawing."""
+    monkeypatch.setattr(band_figures, "perf_counter", itertools.count().__next__)
+    name = "validation/loss_after"
+    tracker = RunTracker(tmp_path, bands={"95% confidence intervals": [name]})
+    for step in range(1, 41):
+        tracker.scalars(step, {name: 1.0, f"{name}_low": 0.5, f"{name}_high": 1.5})
+    tracker.close()
+    events = _events(tmp_path)
+    (tag,) = events.Tags()["images"]
+    assert [event.step for event in events.Images(tag)] == [2, 35, 40]
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_its_events_are(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def _act_(y: Tensor, leak: float) -> Tensor:
 
 
 def _act_backward(dy: Tensor, y: Tensor, leak: float) -> Tensor:
-    """Leak times the cotangents of results that are not above 0; of NaN, 1 if nothing leaks."""
+    """Cotangents, times the leak where results are not above 0; NaN is open to a ReLU alone."""
     if leak == 0:
         g: Tensor = torch.ops.aten.threshold_backward(dy, y, 0)
     else:

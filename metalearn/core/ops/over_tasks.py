@@ -6,7 +6,7 @@ Axes: T tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any, cast
@@ -24,6 +24,7 @@ from metalearn.core._functorch import (
     maybe_get_level,
     temporarily_clear_interpreter_stack,
 )
+from metalearn.core.precision import without_autocast
 
 __all__ = [
     "OperationCount",
@@ -105,11 +106,9 @@ def typed_as_forward(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(backward)
     def run(ctx: Any, *cotangents: Tensor | None) -> Any:
-        kinds = {u.device.type for u in cotangents if u is not None}
-        for kind in filter(torch.is_autocast_enabled, kinds):
-            with torch.autocast(kind, enabled=False):
-                return backward(ctx, *cotangents)
-        return backward(ctx, *cotangents)
+        like = next((u for u in cotangents if u is not None), None)
+        with nullcontext() if like is None else without_autocast(like):
+            return backward(ctx, *cotangents)
 
     return run
 

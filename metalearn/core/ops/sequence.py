@@ -21,7 +21,7 @@ from metalearn.core.ops import layers
 from metalearn.core.ops.convolution import Product
 from metalearn.core.ops.over_tasks import carries_tasks, over_tasks
 from metalearn.core.ops.pooling import can_pool
-from metalearn.core.ops.substitution import is_read_only, unshared
+from metalearn.core.ops.substitution import is_read_only, writable
 from metalearn.core.ops.windows import Window, tiles_of, window_of
 
 __all__ = ["runs_over_tasks"]
@@ -77,7 +77,7 @@ def _forward(self: nn.Sequential, input: Any) -> Any:
             taken, input = _run(run, input)
         if taken == 0:  # unknown, or not fitting: the layer is its own judge
             layer = children[start]
-            taken, input = 1, layer(unshared(input) if getattr(layer, "inplace", False) else input)
+            taken, input = 1, layer(writable(input) if getattr(layer, "inplace", False) else input)
         start += taken
     return input
 

@@ -30,7 +30,7 @@ from metalearn.core.ops.over_tasks import (
 from metalearn.core.ops.windows import window_of
 from metalearn.core.tree import leaves
 
-__all__ = ["is_read_only", "task_operations", "task_operations_active", "unshared"]
+__all__ = ["is_read_only", "task_operations", "task_operations_active", "writable"]
 
 
 _MUCH = 2**21  # products of a layer for all tasks, beside which the call over them costs nothing
@@ -65,8 +65,8 @@ def is_read_only(tensor: Tensor) -> bool:
     )
 
 
-def unshared(value: Any) -> Any:
-    """A copy of a tensor that `is_read_only`, for what writes to it; anything else as it is."""
+def writable(value: Any) -> Any:
+    """What may be written to: a copy of a tensor that `is_read_only`, anything else as it is."""
     return value.clone() if isinstance(value, Tensor) and is_read_only(value) else value
 
 

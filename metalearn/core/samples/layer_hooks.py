@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from metalearn.core.precision import without_autocast
 from metalearn.core.samples.layer_calls import ParameterView
 from metalearn.core.samples.layer_rules import LayerCall
 from metalearn.core.samples.sample_gradients import SampleGradients
@@ -93,7 +93,7 @@ class LayerHooks:
         dz, *inputs = tensors
         # as autocast gave them to the layer
         inputs = [x.to(dz.dtype) if x.is_floating_point() else x for x in inputs]
-        with _without_autocast(dz):
+        with without_autocast(dz):
             for view, gradients_of in zip(told, call.gradients):
                 if view is not None:
                     found = gradients_of(dz, *inputs)
@@ -117,9 +117,3 @@ def _refuse_written(name: str, x: Tensor, version: int) -> None:
             f"the input of {name} was modified by an inplace operation after the call, which needs "
             "it for the gradients of single samples"
         )
-
-
-def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
-    kind = like.device.type
-    enabled = torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if enabled else nullcontext()

@@ -147,7 +147,7 @@ def is_kept(optimizer: torch.optim.Optimizer, group: Group) -> bool:
     """Whether the optimiser still keeps the same tensors."""
     rows = [*group.kept.items(), *group.counts.items()]
     for place, owner in enumerate(group.owners):
-        now = optimizer.state[owner]
+        now = optimizer.state.get(owner, {})
         for key, values in rows:
             if now.get(key) is not values[place]:
                 return False
