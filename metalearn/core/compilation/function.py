@@ -204,7 +204,7 @@ class CompiledFunction:
         given = [*values, *trace.captured]
         folder = compiled_folder() if self._compiler == "inductor" else None
         start = time.perf_counter()
-        run = _compiled(trace.graph, given, self._compiler, folder)
+        run = _compiled(with_wide_products(trace.graph), given, self._compiler, folder)
         self.seconds = time.perf_counter() - start
         check_agreement(filled(trace.outputs, run(*given)), wanted)
         self._run = run
@@ -235,8 +235,7 @@ def _compiled(
     try:
         with torch.no_grad(), nullcontext() if folder is None else keeping_compiled(folder):
             with _of_these_shapes(given):
-                wide = with_wide_products(graph)
-                run: Callable[..., Any] = lookup_backend(compiler)(wide, list(given))
+                run: Callable[..., Any] = lookup_backend(compiler)(graph, list(given))
             run(*given)
     except Exception as error:
         if is_out_of_memory(error):
